@@ -1,0 +1,124 @@
+"""Scaled dot-product attention over packed sequences, and the one-query form that decoding needs.
+
+Packed means: sequences lie end to end along the token axis, and `cu_seqlens` = (0, len_0, len_0 + len_1, ...) says where
+each begins. Tokens attend within their own sequence only, so there is no padding and no mask tensor.
+
+Shape letters: T query tokens, S key tokens, H query heads, K key/value heads, D head dim, B sequences.
+Grouped queries: key head j serves query heads j*H/K .. (j+1)*H/K - 1.
+"""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+
+IMPLEMENTATIONS = ("torch",)
+
+
+def default_impl(device: torch.device | str) -> str:
+    """The implementation that `impl=None` means on this device."""
+    return "torch"
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    causal: bool = True,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen: int | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v within each sequence; (T, H, D) in q's dtype.
+
+    Args:
+        q: (T, H, D). k, v: (S, K, D), K divides H.
+        cu_seqlens: (B+1,) int32 starts of the query sequences; empty sequences are allowed.
+        causal: the last query of a sequence sees all its keys, the one before all but the last, and so on.
+        cu_seqlens_k: (B+1,) int32 starts of the key sequences, where they differ from the queries'.
+        max_seqlen: longest query sequence; kernels that plan a grid use it, the torch form ignores it.
+        impl: "torch", or None for the device's default.
+    """
+    impl = impl or default_impl(q.device)
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl is {impl!r}, must be one of {', '.join(IMPLEMENTATIONS)}")
+    if q.shape[1] % k.shape[1] or q.shape[2] != k.shape[2] or k.shape != v.shape:
+        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: heads must divide, head sizes must be equal")
+    return attention_torch(q, k, v, cu_seqlens, causal, cu_seqlens_k)
+
+
+def attention_torch(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, causal: bool, cu_seqlens_k: Tensor | None = None) -> Tensor:
+    """The definition of `attention`, on torch's scaled_dot_product_attention, one call per group of like-sized sequences."""
+    spans = _spans(cu_seqlens, q.shape[0])
+    spans_k = spans if cu_seqlens_k is None else _spans(cu_seqlens_k, k.shape[0])
+    if len(set(spans)) == 1 and cu_seqlens_k is None:  # all sequences equally long: the packed tensors are already a batch
+        out = _sdpa(*(x.unflatten(0, (len(spans), spans[0])) for x in (q, k, v)), causal)
+        return out.flatten(0, 1)
+
+    # Sequences of one group are padded to the group's longest. Self-attention that is causal hides the padding by itself
+    # (it comes after every real query), so lengths up to a factor of two share a group; all others need equal lengths.
+    groups: dict[tuple, list[tuple[int, int]]] = {}
+    start, start_k = 0, 0
+    starts = []
+    for row, (length, length_k) in enumerate(zip(spans, spans_k, strict=True)):
+        starts.append((start, start_k))
+        key = (length.bit_length(),) if causal and cu_seqlens_k is None else (length, length_k)
+        if length:
+            groups.setdefault(key, []).append(row)
+        start, start_k = start + length, start_k + length_k
+
+    outputs, order = [], []
+    for rows in groups.values():
+        lengths = torch.tensor([spans[row] for row in rows])
+        ranks = torch.arange(int(lengths.max()))
+        index = torch.tensor([starts[row][0] for row in rows])[:, None] + torch.minimum(ranks, lengths[:, None] - 1)  # (rows, longest)
+        real = ranks < lengths[:, None]
+        if cu_seqlens_k is None:
+            index_k = index
+        else:
+            index_k = torch.tensor([starts[row][1] for row in rows])[:, None] + torch.arange(spans_k[rows[0]])
+        device_index, device_index_k = index.to(q.device), index_k.to(q.device)
+        out = _sdpa(q[device_index], k[device_index_k], v[device_index_k], causal)
+        outputs.append(out[real.to(q.device)])
+        order.append(index[real])
+    if not outputs:
+        return torch.zeros_like(q)
+    return torch.cat(outputs)[torch.cat(order).argsort().to(q.device)]
+
+
+def _spans(cu_seqlens: Tensor, tokens: int) -> list[int]:
+    bounds = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != tokens:
+        raise ValueError(f"cu_seqlens runs from {bounds[0]} to {bounds[-1]}, but there are {tokens} tokens")
+    return [end - begin for begin, end in pairwise(bounds)]
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """(B, L, H, D), (B, S, K, D) twice -> (B, L, H, D)."""
+    grouped = q.shape[2] != k.shape[2]
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    if causal and q.shape[2] != k.shape[2]:
+        bias = causal_lower_right(q.shape[2], k.shape[2])
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=grouped)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
+    return out.transpose(1, 2)
+
+
+def decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+    """Each row's one query over the first `lengths[b]` keys of its cache row; (B, H, D) in q's dtype.
+
+    Args:
+        q: (B, H, D). k_cache, v_cache: (B, K, S, D), rows of which only the first lengths[b] (at least 1) positions are filled.
+        lengths: (B,) int.
+    """
+    rows, heads, dim = q.shape
+    key_heads, cached = k_cache.shape[1], k_cache.shape[2]
+    hidden = torch.arange(cached, device=q.device) >= lengths[:, None]  # (B, S)
+    q = q.view(rows, key_heads, heads // key_heads, dim)  # the queries of one key head side by side
+    scores = (q @ k_cache.mT).float() * dim**-0.5  # (B, K, H/K, S)
+    weights = scores.masked_fill(hidden[:, None, None], float("-inf")).softmax(-1).to(q.dtype)
+    return (weights @ v_cache).view(rows, heads, dim)

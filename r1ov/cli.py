@@ -1,0 +1,103 @@
+"""Command lines from frozen dataclasses: one field, one flag, one line of help."""
+
+import argparse
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Callable
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from r1ov.errors import UserError
+
+C = TypeVar("C")
+
+
+def option(default: Any = dataclasses.MISSING, help: str = "", **more: Any) -> Any:
+    """A dataclass field that carries its flag's help; without a default the flag is required.
+
+    Args:
+        more: further keyword arguments for argparse's `add_argument`, `metavar` say.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, **more})
+
+
+def parse_cli(cls: type[C], argv: list[str] | None = None, *, prog: str, description: str) -> C:
+    """The instance of the keyword-only dataclass `cls` that the command line describes.
+
+    Field `max_new_tokens: int` becomes `--max-new-tokens N`, a bool `--x/--no-x`, a Literal its choices, `tuple[str, ...]` a flag that
+    may be repeated, and `T | None` a `T` that may be left out.
+
+    Args:
+        argv: the words after the program's name; None means `sys.argv[1:]`.
+    Raises:
+        SystemExit: status 2 and one line on stderr for an unknown, abbreviated, missing, or malformed flag; 0 after `--help`.
+        UserError: whatever `cls.__post_init__` finds wrong.
+    """
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    types = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        more = dict(field.metadata)
+        text = more.pop("help", "").replace("%", "%%")
+        more |= _argument(types[field.name])
+        if field.default is dataclasses.MISSING:
+            more["required"] = True
+        elif field.default not in (None, ()):
+            text = f"{text} (default: {str(field.default).replace('%', '%%')})"
+        parser.add_argument("--" + field.name.replace("_", "-"), dest=field.name, default=argparse.SUPPRESS, help=text, **more)
+    given = vars(parser.parse_args(argv))
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+
+
+def run(main: Callable[[], None]) -> int:
+    """The exit status of a program: 0 when done, 2 for a mistake of the user's (one line on stderr), 130 after Ctrl-C.
+
+    141, as a program that died of SIGPIPE, when whoever reads stdout has gone away. Anything else is a crash and propagates.
+    """
+    try:
+        main()
+        sys.stdout.flush()
+    except UserError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit, into the same broken pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Exits with status 2 and one line; argparse would print the whole usage."""
+        self.exit(2, f"error: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
+def _argument(kind: Any) -> dict[str, Any]:
+    """What `add_argument` needs to read a value of this type."""
+    if get_origin(kind) in (Union, UnionType):
+        (kind,) = [member for member in get_args(kind) if member is not NoneType]
+    if get_origin(kind) is Literal:
+        return {"choices": get_args(kind), "type": type(get_args(kind)[0])}
+    if get_origin(kind) is tuple:
+        return {"action": "append", "type": get_args(kind)[0]}
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if kind is float:
+        return {"type": _finite_float, "metavar": "X"}
+    if kind is int:
+        return {"type": int, "metavar": "N"}
+    assert kind is str, f"parse_cli does not know fields of type {kind}"
+    return {"type": str}
+
+
+def _finite_float(text: str) -> float:
+    """The number, or an error that argparse reports: `nan` and `inf` are no setting of anything here."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"invalid number: {text!r}")
+    return value

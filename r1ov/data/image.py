@@ -1,0 +1,248 @@
+"""Pictures in, patches out: any picture that Pillow opens becomes what the vision encoder reads."""
+
+import base64
+import binascii
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps
+
+from r1ov.data.fetch import fetch, shown
+from r1ov.errors import UserError
+
+MAX_ASPECT_RATIO = 200
+
+
+def open_image(source: str | Path | bytes | Image.Image, name: str | None = None) -> Image.Image:
+    """The picture upright, on white where it is transparent, 8 bits a channel, mode RGB; the first frame of an animation.
+
+    Args:    source: a path, an http(s) URL, a data: URL, a file's bytes, or a picture already open.
+             name: what errors call the picture; by default its path or URL.
+    Raises:  UserError, one line that names the picture.
+    Source:  transformers 5 image_transforms.py `convert_to_rgb`. Different here: EXIF orientation is always applied, and grey
+             pictures of 16 and 32 bits are scaled to 8 bits, where Pillow's convert("RGB") clips every value above 255 to white.
+    """
+    if isinstance(source, Image.Image | bytes):
+        return _decode(source, name or "the picture")
+    if not isinstance(source, str | Path):
+        raise UserError(f"{name or 'a picture'}: expected a path, a URL, bytes or a PIL image, found {type(source).__name__}")
+    scheme = source.partition(":")[0].lower() if isinstance(source, str) else ""
+    if scheme == "data":
+        return _decode(_data_url(source, name or "data: URL"), name or "data: URL")
+    name = name or shown(str(source))
+    if scheme in ("http", "https"):
+        return _decode(fetch(source), name)
+    if scheme.isalnum() and source[len(scheme) :].startswith("://"):
+        raise UserError(f"{name}: only http:// and https:// URLs are fetched; a file on this machine is given by its path")
+    return _decode(_existing_file(Path(source), name), name)
+
+
+def _data_url(text: str, name: str) -> bytes:
+    header, comma, body = text.partition(",")
+    if not comma or not header.lower().endswith(";base64"):
+        raise UserError(f"{name}: expected data:image/...;base64,..., found {header[:60]!r}")
+    try:
+        return base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise UserError(f"{name}: the base64 text is broken ({error})") from error
+
+
+def _existing_file(path: Path, name: str) -> Path:
+    try:
+        if path.is_dir():
+            raise UserError(f"{name}: is a folder, not a picture")
+        if not path.exists():
+            raise UserError(f"{name}: no such file")
+        if not path.is_file():
+            raise UserError(f"{name}: is not an ordinary file")
+        if path.stat().st_size == 0:
+            raise UserError(f"{name}: the file is empty")
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    return path
+
+
+def _decode(source: Image.Image | Path | bytes, name: str) -> Image.Image:
+    if source == b"":
+        raise UserError(f"{name}: the file is empty")
+    # A frombytes-like picture in memory is the playground's case: nothing to decode, nothing to turn.
+    if isinstance(source, Image.Image) and source.mode == "RGB" and not source.info and not hasattr(source, "fp"):
+        return _not_empty(source, name)
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns from 89 million pixels on and refuses from twice as many; its refusal is enough.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            if isinstance(source, Image.Image):
+                return _not_empty(_to_rgb(source), name)
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                if image.format == "EPS":
+                    raise UserError(f"{name}: an EPS file is a program, which is not run; convert it to PNG")
+                return _not_empty(_to_rgb(image), name)
+    except UserError as error:
+        raise error if str(error).startswith(name) else UserError(f"{name}: {error}") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name}: too large a picture ({error})".replace("\n", " ")) from error
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"{name}: not a picture in any format that Pillow knows") from error
+    except Exception as error:  # on broken files Pillow's decoders raise whatever comes: struct.error, SyntaxError, KeyError, ...
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{name}: the picture cannot be decoded ({reason})") from error
+
+
+def _not_empty(image: Image.Image, name: str) -> Image.Image:
+    if 0 in image.size:
+        raise UserError(f"{name}: the picture is {image.width}x{image.height} pixels")
+    return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _to_8_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits (I;16), 32 bits (I) or floats (F), as grey of 8 bits.
+
+    16 bits are divided by 257. I is read as 0..255, or 0..65535 if a value exceeds 255; F as 0..1, or 0..255 if a value exceeds 1.
+    Values outside all of these widen the range: the smallest is then black, the largest white.
+    """
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise UserError("the picture has values that are not finite")
+    low, high = values.min(initial=0), values.max(initial=0)
+    scales = {"F": (1, 255), "I": (255, 65535)}.get(image.mode, (65535,))
+    high = next((scale for scale in scales if high <= scale), high)
+    return Image.fromarray(np.rint((values - low) * (255 / (high - low))).astype(np.uint8))
+
+
+def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """(height, width) in multiples of `factor`, within the pixel limits, the aspect ratio kept as nearly as possible.
+
+    Raises:  UserError beyond an aspect ratio of 200.
+    Source:  transformers qwen2_vl/image_processing_qwen2_vl.py `smart_resize`, whose quirk is kept: a side below half a factor rounds
+             to 0, and the enlarging branch then ignores the other side's rounding (qwen-vl-utils clamps to one factor instead).
+    """
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise UserError(f"one side of a {width}x{height} picture is more than {MAX_ASPECT_RATIO} times the other; crop it")
+    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+    if new_height * new_width > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        new_height = max(factor, math.floor(height / shrink / factor) * factor)
+        new_width = max(factor, math.floor(width / shrink / factor) * factor)
+    elif new_height * new_width < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        new_height, new_width = math.ceil(height * grow / factor) * factor, math.ceil(width * grow / factor) * factor
+    return new_height, new_width
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageProcessor:
+    """Pictures to the vision encoder's patches, as `preprocessor_config.json` says; the defaults are Qwen2.5-VL's."""
+
+    min_pixels: int = 56 * 56
+    max_pixels: int = 28 * 28 * 1280
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    merge_size: int = 2
+    rescale_factor: float = 1 / 255
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self) -> None:
+        for name in ("min_pixels", "max_pixels", "patch_size", "temporal_patch_size", "merge_size"):
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value < 2**31:
+                raise UserError(f"{name} is {value!r}, expected a positive whole number")
+        if self.min_pixels > self.max_pixels:
+            raise UserError(f"min_pixels is {self.min_pixels}, above max_pixels, which is {self.max_pixels}")
+        if not _is_number(self.rescale_factor) or self.rescale_factor <= 0:
+            raise UserError(f"rescale_factor is {self.rescale_factor!r}, expected a positive number")
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            if not isinstance(value, Sequence) or len(value) != 3 or not all(map(_is_number, value)):
+                raise UserError(f"{name} is {value!r}, expected three numbers")
+        if min(self.image_std) <= 0:
+            raise UserError(f"image_std is {self.image_std!r}, expected three positive numbers")
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> Self:
+        """From a `preprocessor_config.json`, or the `image_processor` part of transformers 5's `processor_config.json`.
+
+        Raises:  UserError that names the field; a setting under which other pictures would come out is refused, not ignored.
+        """
+        config = {name: value for name, value in config.items() if value is not None}
+        expected = dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), True) | {"resample": 3}
+        for name, value in expected.items():
+            if config.get(name, value) != value:
+                raise UserError(f"{name} is {config[name]!r}, only {value!r} is supported")
+        size = config.get("size", {})
+        if not isinstance(size, Mapping) or not size.keys() <= {"shortest_edge", "longest_edge", "min_pixels", "max_pixels"}:
+            raise UserError(f"size is {size!r}, expected shortest_edge and longest_edge")
+        # Areas in pixels, whatever the names say; min_pixels and max_pixels win where both are given.
+        spelled = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge"), **size, **config}
+        known = {field.name: spelled[field.name] for field in fields(cls) if spelled.get(field.name) is not None}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
+
+    @cached_property
+    def _normalised(self) -> np.ndarray:
+        """(3, 256) float32: what each byte becomes in each channel, in Hugging Face's order of operations and precision."""
+        scaled = (np.arange(256, dtype=np.float64) * self.rescale_factor).astype(np.float32)
+        mean, std = (np.array(values, dtype=np.float32)[:, None] for values in (self.image_mean, self.image_std))
+        return (scaled - mean) / std
+
+    def _resize(self, image: Image.Image, name: str) -> Image.Image:
+        try:
+            height, width = smart_resize(image.height, image.width, self.patch_size * self.merge_size, self.min_pixels, self.max_pixels)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+        # One axis a call, width first: what Pillow up to 12 does in one call. Pillow 13 may take the height first, and rounds differently.
+        if image.width != width:
+            image = image.resize((width, image.height), Image.Resampling.BICUBIC)
+        if image.height != height:
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        return image
+
+    def _patches(self, image: Image.Image) -> tuple[np.ndarray, tuple[int, int, int]]:
+        """(P, 3 * temporal_patch_size * patch_size^2) float32, and the grid (1, rows, columns), of a picture of the right size."""
+        m, p, t = self.merge_size, self.patch_size, self.temporal_patch_size
+        rows, columns = image.height // p, image.width // p
+        pixels = np.asarray(image).reshape(rows // m, m, p, columns // m, m, p, 3)
+        pixels = pixels.transpose(6, 0, 3, 1, 4, 2, 5).reshape(3, rows * columns, p * p)  # (3, P, p*p), patches in blocks of m x m
+        patches = np.empty((rows * columns, 3, t, p * p), dtype=np.float32)
+        for channel in range(3):
+            # A still picture is a film of t equal frames.
+            patches[:, channel] = self._normalised[channel][pixels[channel]][:, None]
+        return patches.reshape(rows * columns, -1), (1, rows, columns)
+
+    def __call__(self, images: Sequence[Image.Image], names: Sequence[str] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(pixel_values (P, 1176) float32, image_grid_thw (N, 3) int64): resized, normalised, cut into patches.
+
+        Args:    images: N >= 1 RGB pictures, as `open_image` gives them; names: what errors call them.
+        Source:  transformers qwen2_vl/image_processing_pil_qwen2_vl.py. Different here: the resize runs as two one-axis calls.
+        """
+        if not images:
+            raise ValueError("no pictures were given")
+        names = names or [f"picture {number}" for number in range(1, len(images) + 1)]
+        parts = [self._patches(self._resize(image, name)) for image, name in zip(images, names, strict=True)]
+        return torch.from_numpy(np.concatenate([patches for patches, _ in parts])), torch.tensor([grid for _, grid in parts])
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

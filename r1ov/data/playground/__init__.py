@@ -1,0 +1,76 @@
+"""The playground: pictures drawn on the fly, each with a question, a formal description, a chain of thought, a gold answer.
+
+It mirrors how the R1-Onevision data was made (cross-modal formalization) in seven small families. A sample is a pure
+function of (seed, split, index). Which split a scene may appear in is decided by a hash of its formal description,
+so no scene is ever shared between splits, whatever the seeds.
+"""
+
+import hashlib
+import random
+from dataclasses import dataclass
+from itertools import count
+
+from PIL import Image
+
+from r1ov.data.playground import charts, counting, geometry, locate, pattern, spatial, text
+from r1ov.data.playground.scene import Canvas, Scene
+
+FAMILIES = {
+    "counting": counting.make,
+    "charts": charts.make,
+    "geometry": geometry.make,
+    "text": text.make,
+    "spatial": spatial.make,
+    "pattern": pattern.make,
+    "locate": locate.make,
+}
+SPLITS = {"train": "normal", "rl": "hard", "test": "normal", "generalisation": "beyond"}  # and each one's level
+_SHARES = {"test": range(0, 2), "generalisation": range(2, 4), "rl": range(4, 8), "train": range(8, 16)}  # of 16 hash values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    image: Image.Image  # (112, 112) RGB
+    question: str
+    description: str
+    reasoning: str | None  # None in the split "rl"
+    answer: str
+    kind: str  # how the answer is compared: mcq | yes_no | number | text | bbox
+    family: str
+
+
+def split_of(family: str, scene: Scene) -> str:
+    """The only split that may hold this scene."""
+    share = hashlib.sha256(f"{family}\n{scene.description}".encode()).digest()[0] % 16
+    return next(split for split, shares in _SHARES.items() if share in shares)
+
+
+def sample(split: str = "train", index: int = 0, seed: int = 0) -> Sample:
+    """Sample number `index` of an endless split; the families take turns."""
+    if split not in SPLITS:
+        raise ValueError(f"no playground split is called {split!r}; there are {', '.join(SPLITS)}")
+    family = list(FAMILIES)[index % len(FAMILIES)]
+    for attempt in count():
+        scene = FAMILIES[family](random.Random(f"{seed}/{split}/{index}/{attempt}"), SPLITS[split])
+        if split_of(family, scene) == split:
+            break
+    canvas = Canvas(scene.paper)
+    scene.draw(canvas)
+    return Sample(
+        image=canvas.finish(),
+        question=scene.question,
+        description=scene.description,
+        reasoning=None if split == "rl" else scene.reasoning,
+        answer=scene.answer,
+        kind=scene.kind,
+        family=family,
+    )
+
+
+def messages(sample: Sample) -> list[dict]:
+    """The sample as a conversation: picture and question, then thought and answer (left out where there is no thought)."""
+    user = {"role": "user", "content": [{"type": "image", "image": sample.image}, {"type": "text", "text": sample.question}]}
+    if sample.reasoning is None:
+        return [user]
+    reply = f"<think>{sample.reasoning}</think>\n<answer>{sample.answer}</answer>"
+    return [user, {"role": "assistant", "content": reply}]

@@ -1,0 +1,235 @@
+"""Plane geometry: measures of rectangles, areas on a unit grid, sides of polygons, angles between rays and in triangles."""
+
+import json
+import math
+import random
+from functools import partial
+
+from r1ov.data.playground.scene import COLOURS, GRID, INK, PAPER, SIZE, Canvas, Level, Scene
+
+SIDES = {"normal": range(2, 10), "hard": range(2, 13), "beyond": range(11, 16)}  # of a rectangle
+GRID_SIDE = {"normal": 5, "hard": 6, "beyond": 7}  # longest side of a shape on the grid
+CELLS = 7  # the grid is CELLS x CELLS
+CORNERS = {"normal": range(3, 9), "hard": range(3, 9), "beyond": range(9, 11)}
+ANGLES = {"normal": (30, 45, 60, 90, 120, 135, 150), "hard": (30, 45, 60, 90, 120, 135, 150), "beyond": (15, 75, 105, 165)}
+TRIANGLE_ANGLES = {
+    "normal": range(30, 101, 10),
+    "hard": range(25, 116, 5),
+    "beyond": [angle for angle in range(25, 116) if angle % 5],
+}
+DRAWABLE = tuple(colour for colour in COLOURS if colour != "yellow")  # thin yellow lines are hard to see
+QUESTIONS = {
+    "area": (
+        "What is the area of the rectangle?",
+        "Find the area of this rectangle.",
+        "How large is the area of the rectangle?",
+        "Compute the rectangle's area.",
+    ),
+    "perimeter": (
+        "What is the perimeter of the rectangle?",
+        "Find the perimeter of this rectangle.",
+        "How long is the way around the rectangle?",
+        "Compute the rectangle's perimeter.",
+    ),
+    "grid": (
+        "How many squares does the {colour} shape cover?",
+        "What is the area of the {colour} shape, in squares?",
+        "How many squares of the grid are {colour}?",
+        "Find the area of the shape on the grid.",
+    ),
+    "polygon": (
+        "How many sides does the polygon have?",
+        "How many corners does this shape have?",
+        "Count the sides of the polygon.",
+        "What is the number of sides of this polygon?",
+    ),
+    "rays": (
+        "What is the angle between the two rays, in degrees?",
+        "How many degrees is the marked angle?",
+        "How large is the angle between the lines, in degrees?",
+        "Find the marked angle, in degrees.",
+    ),
+    "triangle": (
+        "What is the third angle of the triangle, in degrees?",
+        "How many degrees is the angle marked with a question mark?",
+        "Find the missing angle of the triangle.",
+        "How large is the unknown angle, in degrees?",
+    ),
+}
+
+
+def make(rng: random.Random, level: Level) -> Scene:
+    """One figure with one question about it."""
+    topic = rng.choice(list(QUESTIONS))
+    figures = {"area": _rectangle, "perimeter": _rectangle, "grid": _grid, "polygon": _polygon, "rays": _rays, "triangle": _triangle}
+    figure, draw = figures[topic](rng, level)
+    figure |= {"colour": rng.choice(DRAWABLE), "paper": rng.randrange(len(PAPER))}
+    reasoning, answer = _solve(topic, figure)
+    return Scene(
+        draw=partial(draw, figure=figure),
+        paper=PAPER[figure["paper"]],
+        question=rng.choice(QUESTIONS[topic]).format(**figure),
+        description=json.dumps(figure),
+        reasoning=reasoning,
+        answer=str(answer),
+        kind="number",
+    )
+
+
+def _solve(topic: str, figure: dict) -> tuple[str, int]:
+    """The thought, and the answer it comes to."""
+    if topic in ("area", "perimeter"):
+        w, h = figure["sides"]
+        seen = f"The sides are {w} and {h}."
+        if topic == "area":
+            return f"{seen} Area = {w} x {h} = {w * h}.", w * h
+        return f"{seen} Perimeter = 2 x ({w} + {h}) = 2 x {w + h} = {2 * (w + h)}.", 2 * (w + h)
+    if topic == "grid":
+        if len(figure["parts"]) == 1:
+            [(w, h)] = figure["parts"]
+            return f"The shape is {w} wide and {h} high. Area = {w} x {h} = {w * h}.", w * h
+        (w, h), (v, k) = figure["parts"]
+        seen = f"The upper part is {w} wide and {h} high, the lower part {v} wide and {k} high."
+        return f"{seen} Area = {w} x {h} + {v} x {k} = {w * h} + {v * k} = {w * h + v * k}.", w * h + v * k
+    if topic == "polygon":
+        number = len(figure["corners"])
+        return f"Counting the corners: {', '.join(str(corner + 1) for corner in range(number))}. That makes {number}.", number
+    if topic == "rays":
+        first, second = figure["directions"]
+        return f"The rays point to {second} and {first} degrees. {second} - {first} = {second - first}.", second - first
+    a, b = (angle for angle in figure["angles"] if angle is not None)
+    return f"The angles are {a} and {b}. {a} + {b} = {a + b}. 180 - {a + b} = {180 - a - b}.", 180 - a - b
+
+
+def _rectangle(rng: random.Random, level: Level):
+    w, h = rng.choice(SIDES[level]), rng.choice(SIDES[level])
+    longest = rng.randint(52, 64)
+    width, height = (max(18, round(longest * side / max(w, h))) for side in (w, h))
+    x, y = ((SIZE - length) // 2 + rng.randint(-3, 3) for length in (width, height))
+    where = [rng.choice(("above", "below")), rng.choice(("left", "right"))]
+    return {"figure": "rectangle", "sides": [w, h], "box": [x, y, x + width, y + height], "labels": where}, _draw_rectangle
+
+
+def _draw_rectangle(canvas: Canvas, figure: dict) -> None:
+    x1, y1, x2, y2 = figure["box"]
+    canvas.rectangle(figure["box"], _tint(figure["colour"]), COLOURS[figure["colour"]], 2)
+    (w, h), (over, beside) = figure["sides"], figure["labels"]
+    canvas.text((x1 + x2) / 2, y1 - 10 if over == "above" else y2 + 10, str(w), 15)
+    canvas.text(x1 - 11 if beside == "left" else x2 + 11, (y1 + y2) / 2, str(h), 15)
+
+
+def _grid(rng: random.Random, level: Level):
+    most = GRID_SIDE[level]
+    least = most if level == "beyond" else 2  # beyond: every shape is as wide as no shape before
+    if rng.random() < 0.5:
+        parts = [[rng.randint(least, most), rng.randint(2, most)]]
+    else:
+        wide = rng.randint(least, most)
+        widths = [wide, rng.randint(1, wide - 1)]
+        rng.shuffle(widths)
+        height = rng.randint(2, most)
+        upper = rng.randint(1, height - 1)
+        parts = [[widths[0], upper], [widths[1], height - upper]]
+    width, height = max(w for w, _ in parts), sum(h for _, h in parts)
+    cell = rng.randint(13, 14)
+    figure = {
+        "figure": "shape on a grid",
+        "parts": parts,  # from top to bottom: [width, height]
+        "flush": rng.choice(("left", "right")),
+        "cell": cell,
+        "corner": [(SIZE - CELLS * cell) // 2 + rng.randint(-2, 2) for _ in "xy"],
+        "place": [rng.randint(0, CELLS - width), rng.randint(0, CELLS - height)],
+    }
+    return figure, _draw_grid
+
+
+def _draw_grid(canvas: Canvas, figure: dict) -> None:
+    cell, (x, y), (column, row) = figure["cell"], figure["corner"], figure["place"]
+    widest = max(w for w, _ in figure["parts"])
+    colour = COLOURS[figure["colour"]]
+    for w, h in figure["parts"]:
+        start = column if figure["flush"] == "left" else column + widest - w
+        canvas.rectangle((x + start * cell, y + row * cell, x + (start + w) * cell, y + (row + h) * cell), colour)
+        row += h
+    for line in range(CELLS + 1):
+        canvas.line([(x + line * cell, y), (x + line * cell, y + CELLS * cell)], GRID, 1)
+        canvas.line([(x, y + line * cell), (x + CELLS * cell, y + line * cell)], GRID, 1)
+
+
+def _polygon(rng: random.Random, level: Level):
+    number = rng.choice(CORNERS[level])
+    x, y, radius, turn = 56 + rng.randint(-5, 5), 56 + rng.randint(-5, 5), rng.randint(36, 43), rng.randrange(360)
+    corners = []
+    for corner in range(number):
+        angle = math.radians(turn + (corner + rng.uniform(-0.1, 0.1)) * 360 / number)
+        corners.append([round(x + radius * math.sin(angle)), round(y - radius * math.cos(angle))])
+    return {"figure": "polygon", "corners": corners}, _draw_polygon
+
+
+def _draw_polygon(canvas: Canvas, figure: dict) -> None:
+    colour = COLOURS[figure["colour"]]
+    canvas.polygon(figure["corners"], _tint(figure["colour"]))
+    canvas.line([*figure["corners"], figure["corners"][0]], colour, 2)
+    for x, y in figure["corners"]:
+        canvas.ellipse((x - 3.5, y - 3.5, x + 3.5, y + 3.5), colour)
+
+
+def _rays(rng: random.Random, level: Level):
+    angle = rng.choice(ANGLES[level])
+    start = rng.choice(range(0, 181 - angle, 15) if level == "hard" else (0, 180 - angle))
+    directions, lengths = [start, start + angle], [rng.randint(42, 50), rng.randint(42, 50)]
+    tips = [_step((0, 0), *ray) for ray in zip(directions, lengths, strict=True)]
+    vertex = []
+    for offsets in zip((0, 0), *tips, strict=True):  # in the middle, then shifted a little
+        vertex.append(round((SIZE - min(offsets) - max(offsets)) / 2) + rng.randint(-4, 4))
+    # degrees, anticlockwise from the right
+    return {"figure": "two rays", "directions": directions, "lengths": lengths, "vertex": vertex}, _draw_rays
+
+
+def _draw_rays(canvas: Canvas, figure: dict) -> None:
+    (x, y), (first, second), colour = figure["vertex"], figure["directions"], COLOURS[figure["colour"]]
+    if second - first == 90:  # the usual mark of a right angle
+        corner = _step((x, y), (first + second) / 2, 12 * math.sqrt(2))
+        canvas.line([_step((x, y), first, 12), corner, _step((x, y), second, 12)], colour, 2)
+    else:
+        canvas.arc((x - 16, y - 16, x + 16, y + 16), 360 - second, 360 - first, colour, 2)
+    for direction, length in zip(figure["directions"], figure["lengths"], strict=True):
+        canvas.line([(x, y), _step((x, y), direction, length)], INK, 2.25)
+    canvas.ellipse((x - 2.5, y - 2.5, x + 2.5, y + 2.5), INK)
+
+
+def _triangle(rng: random.Random, level: Level):
+    allowed = TRIANGLE_ANGLES[level]
+    third = rng.choice(allowed)
+    first = rng.choice([angle for angle in allowed if 180 - third - angle in allowed])
+    angles = [first, 180 - third - first]
+    unknown = rng.randrange(3)
+    angles.insert(unknown, third)  # lower left, lower right, top
+    left, right, top = angles
+    reach = math.sin(math.radians(right)) / math.sin(math.radians(top))  # lower left corner to the top, where the base is 1
+    x, y = _step((0, 0), left, reach)
+    width, start = max(1, x) - min(0, x), min(0, x)
+    scale = min(74 / width, 66 / -y) * rng.uniform(0.88, 1)
+    x0 = round((SIZE - width * scale) / 2 - start * scale) + rng.randint(-2, 2)
+    y0 = round(56 - y * scale / 2) + rng.randint(-2, 2)
+    corners = [[x0, y0], [round(x0 + scale), y0], [round(x0 + x * scale), round(y0 + y * scale)]]
+    angles[unknown] = None
+    return {"figure": "triangle", "angles": angles, "corners": corners}, _draw_triangle
+
+
+def _draw_triangle(canvas: Canvas, figure: dict) -> None:
+    canvas.polygon(figure["corners"], _tint(figure["colour"]))
+    canvas.line([*figure["corners"], *figure["corners"][:2]], COLOURS[figure["colour"]], 2)
+    for (x, y), angle, shift in zip(figure["corners"], figure["angles"], (11, 11, -10), strict=True):
+        canvas.text(x, y + shift, "?" if angle is None else f"{angle}°", 14)
+
+
+def _step(start: tuple[float, float], direction: float, length: float) -> tuple[float, float]:
+    """Where one comes from `start`; degrees run anticlockwise from the right."""
+    angle = math.radians(direction)
+    return start[0] + length * math.cos(angle), start[1] - length * math.sin(angle)
+
+
+def _tint(colour: str) -> tuple[int, int, int]:
+    red, green, blue = ((3 * 255 + channel) // 4 for channel in COLOURS[colour])
+    return red, green, blue

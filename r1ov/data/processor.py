@@ -1,0 +1,294 @@
+"""Conversations in, packed batches out: what AutoProcessor does for Qwen2.5-VL, on `tokenizers`, Pillow and jinja2 alone."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from r1ov.data.image import ImageProcessor
+from r1ov.data.messages import Messages, split_pictures
+from r1ov.data.template import Render, choose_template, compile_template
+from r1ov.errors import UserError
+from r1ov.model.config import Config
+from r1ov.model.rope import mrope_positions
+
+# What may lie in a checkpoint's folder beside its config and weights; kept as text, so that `save` gives back what was read.
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+IGNORED = -100  # the label of a token that is not trained
+
+
+class Batch(dict):
+    """B sequences end to end: input_ids (T,), position_ids (3, T), cu_seqlens (B+1,) int32; with pictures also pixel_values
+    (P, 1176) and image_grid_thw (N, 3); with labels also labels (T,), -100 where not trained."""
+
+    def to(self, device: str | torch.device) -> "Batch":
+        return Batch({name: tensor.to(device, non_blocking=True) for name, tensor in self.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processor:
+    tokenizer: Tokenizer
+    image_processor: ImageProcessor
+    chat_template: str
+    generation_config: dict[str, Any]
+    config: Config  # for the token ids that frame a picture and end a reply
+    special_tokens: dict[str, str]  # what the template may use by name: eos_token, ...
+    files: dict[str, str]  # name -> text, as read
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Self:
+        """From a checkpoint's folder in Hugging Face's layout, of any transformers from 4.49 to 5.
+
+        Raises:  UserError that names the file at fault.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise UserError(f"{folder}: {'is not a folder' if folder.exists() else 'no such folder'}; expected a Hugging Face checkpoint")
+        config = Config.from_file(folder / "config.json")
+        files = {name: _text(folder / name) for name in FILES if (folder / name).exists()}
+        parsed = {name: _json_object(folder / name, text) for name, text in files.items() if name.endswith(".json")}
+        if "tokenizer.json" not in files:
+            raise UserError(f"{folder / 'tokenizer.json'}: no such file; expected beside config.json")
+        tokenizer_config = parsed.get("tokenizer_config.json", {})
+        return cls(
+            tokenizer=_tokenizer(folder, files["tokenizer.json"], config),
+            image_processor=_image_processor(folder, parsed, config),
+            chat_template=_chat_template(folder, files, parsed),
+            generation_config=parsed.get("generation_config.json", {}),
+            config=config,
+            special_tokens=_special_tokens(tokenizer_config),
+            files=files,
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Writes back the files that were read, unchanged."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, text in self.files.items():
+            (Path(folder) / name).write_text(text, encoding="utf-8", newline="")
+
+    def with_pixel_limits(self, min_pixels: int | None = None, max_pixels: int | None = None) -> Self:
+        """The same processor with other limits on a picture's size, which `save` writes too."""
+        limits = {name: value for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)) if value is not None}
+        files = dict(self.files)
+        for name, text in self.files.items():
+            raw = json.loads(text) if name in ("preprocessor_config.json", "processor_config.json") else {}
+            section = raw.get("image_processor", {}) if name == "processor_config.json" else raw
+            if section:
+                size = section.get("size") or {}
+                new = {"shortest_edge": min_pixels or size.get("shortest_edge"), "longest_edge": max_pixels or size.get("longest_edge")}
+                section |= limits | ({"size": new} if size else {})
+                files[name] = json.dumps(raw, indent=2)
+        return replace(self, image_processor=replace(self.image_processor, **limits), files=files)
+
+    @cached_property
+    def _render(self) -> Render:
+        return compile_template(self.chat_template, self.special_tokens)
+
+    @cached_property
+    def _stop_texts(self) -> list[str]:
+        """The tokens that end a reply, as text."""
+        stop_ids = []
+        for ids in (self.config.eos_token_id, self.generation_config.get("eos_token_id")):
+            stop_ids += ids if isinstance(ids, list | tuple) else [ids] if ids is not None else []
+        return [text for i in stop_ids if (text := self.tokenizer.id_to_token(i)) is not None]
+
+    def decode(self, ids: Sequence[int] | Tensor, skip_special_tokens: bool = True) -> str:
+        return self.tokenizer.decode(ids.tolist() if isinstance(ids, Tensor) else list(ids), skip_special_tokens=skip_special_tokens)
+
+    def __call__(
+        self, messages: Messages | Sequence[Messages], return_labels: bool = False, add_generation_prompt: bool | None = None
+    ) -> Batch:
+        """One conversation, or several packed end to end in the order given.
+
+        Args:
+            messages: Hugging Face's form: {"role", "content"}, content a text or a list of {"type": "text", "text"} and
+                {"type": "image", "image": path, URL, data: URL, bytes or PIL image} (also {"type": "image_url", "image_url": {"url"}}).
+            return_labels: the assistant's replies, each with the token that ends it, are trained, all else is -100. A reply is
+                tokenised apart from what stands before it, as in generation, where the prompt's tokens are there first.
+            add_generation_prompt: None: where the last message is not the assistant's.
+        Raises: UserError, one line, that names the picture or the conversation.
+        """
+        if not isinstance(messages, list | tuple) or not messages:
+            raise UserError("no messages were given; expected a list of {'role': ..., 'content': ...}")
+        conversations = [messages] if isinstance(messages[0], Mapping) else messages
+        plain, pictures, names, counts = [], [], [], []
+        for number, conversation in enumerate(conversations, 1):
+            where = f"conversation {number}, " if len(conversations) > 1 else ""
+            texts, found = split_pictures(conversation, where)
+            plain.append(texts)
+            counts.append(len(found))
+            names += [name for name, _ in found]
+            pictures += [picture for _, picture in found]
+        pixel_values, grids = self.image_processor(pictures, names) if pictures else (None, None)
+        merged_tokens = grids.prod(1) // self.image_processor.merge_size**2 if pictures else None  # (N,)
+
+        ids, labels, positions, first = [], [], [], 0
+        for number, (texts, count) in enumerate(zip(plain, counts, strict=True), 1):
+            try:
+                segments = self._segments(texts, return_labels, add_generation_prompt)
+                row_ids, row_labels = self._tokenise(segments)
+                here = slice(first, first + count)
+                row_ids, row_labels = self._expand(row_ids, row_labels, merged_tokens[here] if count else torch.empty(0, dtype=torch.int64))
+            except UserError as error:
+                raise UserError(f"conversation {number}: {error}" if len(conversations) > 1 else str(error)) from error
+            ids.append(row_ids)
+            labels.append(row_labels)
+            positions.append(
+                mrope_positions(row_ids, grids[here] if count else None, self.config.image_token_id, self.image_processor.merge_size)
+            )
+            first += count
+        lengths = torch.tensor([0] + [len(row) for row in ids])
+        batch = Batch(input_ids=torch.cat(ids), position_ids=torch.cat(positions, dim=1), cu_seqlens=lengths.cumsum(0).int())
+        if pictures:
+            batch |= {"pixel_values": pixel_values, "image_grid_thw": grids}
+        if return_labels:
+            batch["labels"] = torch.cat(labels)
+        return batch
+
+    def _segments(self, messages: Messages, mark_replies: bool, add_generation_prompt: bool | None) -> list[tuple[str, bool]]:
+        """The rendered conversation cut into (text, is it trained?)."""
+        if add_generation_prompt is None:
+            add_generation_prompt = messages[-1]["role"] != "assistant"
+        text = self._render(messages, add_generation_prompt)
+        if not mark_replies:
+            return [(text, False)]
+        segments, done = [], 0
+        for turn, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = self._render(messages[:turn], True)
+            upto = text if turn == len(messages) - 1 else self._render(messages[: turn + 1], False)
+            end = max((upto.rfind(stop) + len(stop) for stop in self._stop_texts if stop in upto[len(prompt) :]), default=0)
+            if not (upto.startswith(prompt) and text.startswith(upto[:end]) and len(prompt) < end):
+                raise UserError(f"the chat template does not write message {turn + 1} as prompt, reply, stop token: no labels can be made")
+            segments += [(text[done : len(prompt)], False), (text[len(prompt) : end], True)]
+            done = end
+        if not segments:
+            raise UserError("there is no assistant message to learn from")
+        return [*segments, (text[done:], False)]
+
+    def _tokenise(self, segments: list[tuple[str, bool]]) -> tuple[Tensor, Tensor]:
+        """(T,) ids and (T,) labels of one conversation, its pictures still one placeholder each."""
+        ids: list[int] = []
+        labels: list[int] = []
+        for text, is_trained in segments:
+            try:
+                piece = self.tokenizer.encode(text, add_special_tokens=False).ids
+            except (TypeError, UnicodeEncodeError) as error:  # a lone surrogate, from a wrongly decoded file or command line
+                raise UserError(f"the text is not valid Unicode near {text.encode('utf-8', 'replace')[:60]!r}") from error
+            ids += piece
+            labels += piece if is_trained else [IGNORED] * len(piece)
+        return torch.tensor(ids, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64)
+
+    def _expand(self, ids: Tensor, labels: Tensor, merged_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Each picture's one placeholder repeated to as many as it has merged tokens (N,)."""
+        if (ids == self.config.video_token_id).any():
+            raise UserError(f"the text holds {self._token(self.config.video_token_id)}, but videos are not supported")
+        is_picture = ids == self.config.image_token_id
+        if (found := int(is_picture.sum())) != len(merged_tokens):
+            placeholder = self._token(self.config.image_token_id)
+            raise UserError(
+                f"there are {found} {placeholder} placeholders for {len(merged_tokens)} pictures; "
+                f"leave {placeholder} out of the text and give each picture as a part of its own"
+            )
+        if not len(merged_tokens):
+            return ids, labels
+        repeats = torch.ones_like(ids)
+        repeats[is_picture] = merged_tokens
+        return ids.repeat_interleave(repeats), labels.repeat_interleave(repeats)
+
+    def _token(self, token_id: int) -> str:
+        return self.tokenizer.id_to_token(token_id) or f"token {token_id}"
+
+
+def _text(path: Path) -> str:
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+def _json_object(path: Path, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); download it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def _tokenizer(folder: Path, text: str, config: Config) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # tokenizers raises plain Exception
+        raise UserError(f"{path}: not a tokenizer ({' '.join(str(error).split())[:200]})") from error
+    # Files saved in the midst of a training can ask for both.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if (size := tokenizer.get_vocab_size()) > config.text.vocab_size:
+        raise UserError(f"{path}: {size} tokens, but config.json has vocab_size {config.text.vocab_size}")
+    added = tokenizer.get_added_tokens_decoder()
+    for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
+        if getattr(config, name) not in added:
+            raise UserError(f"{path}: no added token has the id {getattr(config, name)}, which config.json calls {name}")
+    return tokenizer
+
+
+def _image_processor(folder: Path, parsed: Mapping[str, dict[str, Any]], config: Config) -> ImageProcessor:
+    # transformers 5 nests it in processor_config.json, and that one wins; older files of this name have no such part.
+    settings, name = parsed.get("processor_config.json", {}).get("image_processor"), "processor_config.json"
+    if settings is None:
+        settings, name = parsed.get("preprocessor_config.json"), "preprocessor_config.json"
+    if settings is None:
+        raise UserError(f"{folder / name}: no such file; expected beside config.json")
+    if not isinstance(settings, dict):
+        raise UserError(f"{folder / name}: image_processor is {settings!r:.60}, expected an object")
+    try:
+        processor = ImageProcessor.from_dict(settings)
+    except UserError as error:
+        raise UserError(f"{folder / name}: {error}") from error
+    pairs = {"patch_size": "patch_size", "temporal_patch_size": "temporal_patch_size", "merge_size": "spatial_merge_size"}
+    for mine, theirs in pairs.items():
+        if getattr(processor, mine) != getattr(config.vision, theirs):
+            raise UserError(
+                f"{folder / name}: {mine} is {getattr(processor, mine)}, but config.json has {theirs} {getattr(config.vision, theirs)}"
+            )
+    return processor
+
+
+def _chat_template(folder: Path, files: Mapping[str, str], parsed: Mapping[str, dict[str, Any]]) -> str:
+    """The template, from the first place that has one, in the order in which transformers' processors look."""
+    for name in ("chat_template.json", "chat_template.jinja", "tokenizer_config.json"):
+        try:
+            template = files.get(name) if name.endswith(".jinja") else choose_template(parsed.get(name, {}).get("chat_template"))
+            if template is not None:
+                compile_template(template)
+                return template
+        except UserError as error:
+            raise UserError(f"{folder / name}: {error}") from error
+    raise UserError(f"{folder}: no chat template; expected chat_template.json, chat_template.jinja or one in tokenizer_config.json")
+
+
+def _special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
+    tokens = {name: tokenizer_config.get(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    tokens = {name: value.get("content") if isinstance(value, dict) else value for name, value in tokens.items()}
+    return {name: value for name, value in tokens.items() if isinstance(value, str)}

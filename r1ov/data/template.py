@@ -1,0 +1,78 @@
+"""The chat template that a checkpoint brings with it, rendered as Hugging Face renders it."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from r1ov.errors import UserError
+
+Render = Callable[[Sequence[Mapping[str, Any]], bool], str]  # (messages, add_generation_prompt) -> text
+
+
+class _Generation(Extension):
+    """{% generation %} marks replies in templates made for training; it prints what is inside."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2 wants a plain set)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def compile_template(source: str, special_tokens: Mapping[str, str] | None = None) -> Render:
+    """A function (messages, add_generation_prompt) -> text.
+
+    Args:    special_tokens: what the template may use by name (bos_token, eos_token, ...).
+    Raises:  UserError, then and whenever the template fails or calls raise_exception.
+    Source:  transformers utils/chat_template_utils.py `_compile_jinja_template`, without its tools, documents and masks.
+    """
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    try:
+        template = environment.from_string(source)
+    except jinja2.TemplateError as error:
+        raise UserError(f"the chat template is broken: {_one_line(error)}") from error
+    known = dict(special_tokens or {}) | {"tools": None, "documents": None}
+
+    def render(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
+        try:
+            return template.render(messages=messages, add_generation_prompt=add_generation_prompt, **known)
+        except Exception as error:  # the template is a program that came with the checkpoint: it can fail in any way
+            raise UserError(f"the chat template refuses these messages: {_one_line(error)}") from error
+
+    return render
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def choose_template(template: Any) -> str | None:
+    """The template's text out of a `chat_template` value: a string, None, or a list of {"name", "template"} with one named default.
+
+    Raises:  UserError for anything else.
+    """
+    if template is None or isinstance(template, str):
+        return template
+    if isinstance(template, list) and all(isinstance(item, dict) for item in template):
+        template = {item.get("name"): item.get("template") for item in template}
+    if isinstance(template, dict) and isinstance(template.get("default"), str):
+        return template["default"]
+    raise UserError('chat_template is neither a text nor a list with one that is named "default"')

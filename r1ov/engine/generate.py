@@ -1,0 +1,271 @@
+"""From conversations to completions: prefill every prompt once, then decode all rows together, one token a step."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r1ov.data.processor import Batch, Processor
+from r1ov.engine.cache import KVCache
+from r1ov.engine.sampling import SamplingParams, row_seeds, row_uniforms, sample
+from r1ov.errors import UserError
+from r1ov.model.config import Config
+from r1ov.model.model import Qwen2_5_VL
+from r1ov.reward import split_reply
+
+DEFAULT_MAX_NEW_TOKENS = 2048
+
+Messages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """One answer. `token_ids` ends with the stop id where there is one (a policy must learn to stop); `text` shows no special token."""
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[float]  # of each token, in nats; which distribution: `r1ov.engine.sampling.sample`
+    finish_reason: str  # "stop": a stop id; "length": max_new_tokens, or the model's last position
+    prompt_tokens: int
+    completion_tokens: int
+    thinking: str | None  # what stands in <think>, None if there is none
+    answer: str | None  # what stands in <answer>, None if there is none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Where the time of one `complete` went. The prompts' first tokens belong to the prefill."""
+
+    prefill_tokens: int
+    prefill_seconds: float
+    decode_tokens: int
+    decode_seconds: float
+
+
+def generate(
+    model: Qwen2_5_VL, processor: Processor, messages: Messages | list[Messages], *, num_samples: int = 1, **options: Any
+) -> Completion | list[Completion] | list[list[Completion]]:
+    """The model's completion of a conversation; a list of conversations is decoded as one batch.
+
+    One conversation gives a Completion, a list of conversations a list with one entry each; where num_samples is above 1, each entry is
+    itself a list of that many completions.
+
+    Args:
+        options: `max_new_tokens`, `temperature`, `top_p`, `top_k`, `repetition_penalty`, `seed`, `stream`: see `complete`.
+    """
+    single = bool(messages) and isinstance(messages[0], dict)
+    completions, _ = complete(model, processor, [messages] if single else messages, num_samples=num_samples, **options)
+    entries = [samples[0] for samples in completions] if num_samples == 1 else completions
+    return entries[0] if single else entries
+
+
+@torch.inference_mode()
+def complete(
+    model: Qwen2_5_VL,
+    processor: Processor,
+    conversations: list[Messages],
+    *,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    repetition_penalty: float | None = None,
+    seed: int = 0,
+    num_samples: int = 1,
+    stream: Callable[[str], None] | None = None,
+) -> tuple[list[list[Completion]], Timing]:
+    """`num_samples` completions of each conversation, and where the time went.
+
+    Settings left at None come from the checkpoint's generation_config.json (how: `SamplingParams.resolve`). A prompt with its pictures is
+    encoded and prefilled once, however many samples it has. Samples are reproducible from the seed, whatever else is in the batch.
+
+    Args:
+        max_new_tokens: None and no such setting in the file: 2048. A row also ends at the model's last position.
+        temperature: 0 is greedy.
+        stream: called with each new piece of the text, for one conversation and one sample; the pieces add up to `text`.
+    Raises:
+        UserError: a setting out of its range, a prompt longer than the model's positions, or what the processor finds wrong.
+    """
+    if not conversations:
+        return [], Timing(prefill_tokens=0, prefill_seconds=0.0, decode_tokens=0, decode_seconds=0.0)
+    defaults = processor.generation_config
+    params = SamplingParams.resolve(defaults, temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty)
+    if max_new_tokens is None:
+        max_new_tokens = defaults.get("max_new_tokens") or DEFAULT_MAX_NEW_TOKENS
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens is {max_new_tokens}; it must be 1 or above")
+    if num_samples < 1:
+        raise UserError(f"num_samples is {num_samples}; it must be 1 or above")
+    if stream and (len(conversations) > 1 or num_samples > 1):
+        raise UserError("stream follows one conversation and one sample; leave it out for more")
+
+    batch = processor(conversations, add_generation_prompt=True)
+    prompt_lengths = batch["cu_seqlens"].diff().tolist()
+    max_positions = model.config.text.max_position_embeddings
+    if max(prompt_lengths) >= max_positions:
+        raise UserError(
+            f"a prompt has {max(prompt_lengths)} tokens, which leaves no room for an answer in the model's {max_positions} positions; "
+            "shorten the text or lower max_pixels"
+        )
+    limits = [min(max_new_tokens, max_positions - length) for length in prompt_lengths for _ in range(num_samples)]
+    seeds = row_seeds(_digests(batch, model.config), num_samples, seed) if params.temperature else None
+    rows, timing = _decode(model, processor, batch, params, seeds, limits, stream)
+    completions = [row.completion(processor) for row in rows]
+    return [completions[i : i + num_samples] for i in range(0, len(completions), num_samples)], timing
+
+
+def prefill(model: Qwen2_5_VL, batch: Batch, cache: KVCache) -> Tensor:
+    """(N, V) logits of the first new token of each packed prompt; fills the cache.
+
+    Only the last token of a prompt goes through the head: a 152-thousand-word row for every prompt token would be the largest tensor here.
+    """
+    hidden = model.hidden_states(**batch, attend=cache.prefill(batch["cu_seqlens"]))
+    return model.logits(hidden[batch["cu_seqlens"][1:].long() - 1])
+
+
+def decode_one_token(model: Qwen2_5_VL, cache: KVCache, tokens: Tensor, positions: Tensor) -> Tensor:
+    """(B, V) logits of the token after `tokens` (B,), which stand at `positions` (B,) on all three streams; the cache grows by them."""
+    hidden = model.hidden_states(tokens, positions.expand(3, -1), None, attend=cache.decode())
+    return model.logits(hidden)
+
+
+@dataclass
+class _Row:
+    """What is known of one completion while it is being decoded."""
+
+    prompt_tokens: int
+    limit: int
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: str = ""
+
+    def append(self, token_id: int, logprob: float, stop_ids: frozenset[int]) -> bool:
+        """Adds a token; whether the row goes on."""
+        self.token_ids.append(token_id)
+        self.logprobs.append(logprob)
+        if token_id in stop_ids:
+            self.finish_reason = "stop"
+        elif len(self.token_ids) == self.limit:
+            self.finish_reason = "length"
+        return not self.finish_reason
+
+    def completion(self, processor: Processor) -> Completion:
+        text = processor.decode(self.token_ids[:-1] if self.finish_reason == "stop" else self.token_ids)
+        thinking, answer = split_reply(text)
+        return Completion(
+            text=text,
+            token_ids=self.token_ids,
+            logprobs=self.logprobs,
+            finish_reason=self.finish_reason,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=len(self.token_ids),
+            thinking=thinking,
+            answer=answer,
+        )
+
+
+def _decode(
+    model: Qwen2_5_VL,
+    processor: Processor,
+    batch: Batch,
+    params: SamplingParams,
+    seeds: list[int] | None,
+    limits: list[int],
+    stream: Callable[[str], None] | None,
+) -> tuple[list[_Row], Timing]:
+    """All rows from their prompts to their ends. limits: (B,) new tokens at most; rows of one prompt stand together."""
+    device, dtype = model.head_weight.device, model.head_weight.dtype
+    prompt_lengths = batch["cu_seqlens"].diff().tolist()
+    num_samples = len(limits) // len(prompt_lengths)
+    lengths = [length for length in prompt_lengths for _ in range(num_samples)]
+    rows = [_Row(prompt_tokens=length, limit=limit) for length, limit in zip(lengths, limits, strict=True)]
+    stop_ids, banned = _stop_ids(model, processor), _banned_ids(model, processor).to(device)
+    uniforms = None if seeds is None else row_uniforms(seeds, max(limits)).to(device)  # (B, most new tokens)
+    text = _TextStream(processor, stream) if stream else None
+
+    started = time.perf_counter()
+    capacity = max(length + limit for length, limit in zip(lengths, limits, strict=True))
+    cache = KVCache(model.config.text, prompt_lengths, num_samples, capacity, dtype, device)
+    prompts = list(zip(batch["input_ids"].split(prompt_lengths), batch["position_ids"].split(prompt_lengths, dim=1), strict=True))
+    positions = torch.stack([position_ids.max() + 1 for _, position_ids in prompts]).repeat_interleave(num_samples).to(device)  # (B,)
+    logits = prefill(model, batch.to(device), cache).repeat_interleave(num_samples, dim=0)  # (B, V)
+    seen = None
+    if params.repetition_penalty != 1.0:
+        seen = torch.zeros(logits.shape, dtype=torch.bool, device=device)
+        for row in range(len(rows)):
+            seen[row, prompts[row // num_samples][0].to(device)] = True
+
+    live = list(range(len(rows)))  # which of `rows` stands in each place of the tensors above
+    prefilled = None
+    for step in range(max(limits)):
+        tokens, logprobs = sample(logits, params, banned, seen, None if uniforms is None else uniforms[:, step])
+        new = zip(live, tokens.tolist(), logprobs.tolist(), strict=True)  # the one place where the host waits for the device
+        prefilled = prefilled or time.perf_counter()
+        going = [place for place, (row, token, logprob) in enumerate(new) if rows[row].append(token, logprob, stop_ids)]
+        if text:
+            text.update(rows[0])
+        if not going:
+            break
+        if len(going) < len(live):
+            former = cache.keep(going)
+            live = [live[place] for place in former]
+            tokens, positions = tokens[former], positions[former]
+            seen = None if seen is None else seen[former]
+            uniforms = None if uniforms is None else uniforms[former]
+        if seen is not None:
+            seen.scatter_(1, tokens[:, None], True)
+        logits = decode_one_token(model, cache, tokens, positions)
+        positions = positions + 1
+
+    return rows, Timing(
+        prefill_tokens=sum(prompt_lengths),
+        prefill_seconds=prefilled - started,
+        decode_tokens=sum(len(row.token_ids) for row in rows) - len(rows),
+        decode_seconds=time.perf_counter() - prefilled,
+    )
+
+
+class _TextStream:
+    """Passes on the text of a growing row piece by piece, holding back while it ends in the middle of a character."""
+
+    def __init__(self, processor: Processor, emit: Callable[[str], None]):
+        self.processor, self.emit, self.passed = processor, emit, 0
+
+    def update(self, row: _Row) -> None:
+        end = len(row.token_ids) - (row.finish_reason == "stop")
+        piece = self.processor.decode(row.token_ids[self.passed : end])
+        if piece and (row.finish_reason or not piece.endswith("\N{REPLACEMENT CHARACTER}")):
+            self.emit(piece)
+            self.passed = end
+
+
+def _stop_ids(model: Qwen2_5_VL, processor: Processor) -> frozenset[int]:
+    """The ids that end an answer: generation_config.json's, or config.json's where that names none, as in Hugging Face."""
+    ids = processor.generation_config.get("eos_token_id")
+    ids = model.config.eos_token_id if ids is None else ids
+    return frozenset(() if ids is None else (ids,) if isinstance(ids, int) else ids)
+
+
+def _banned_ids(model: Qwen2_5_VL, processor: Processor) -> Tensor:
+    """(b,) ids that must not be sampled: the placeholders of pictures and videos, and rows of the head that stand for no token."""
+    tokenizer, vocab_size = processor.tokenizer, model.config.text.vocab_size
+    unused = [id for id in range(tokenizer.get_vocab_size(), vocab_size) if tokenizer.id_to_token(id) is None]
+    placeholders = [id for id in (model.config.image_token_id, model.config.video_token_id) if id < vocab_size]
+    return torch.tensor(sorted({*placeholders, *unused}), dtype=torch.int64)
+
+
+def _digests(batch: Batch, config: Config) -> list[bytes]:
+    """What tells each prompt of the batch from any other: a digest of its ids and its pictures' patches."""
+    digests, patches = [], 0
+    for ids in batch["input_ids"].split(batch["cu_seqlens"].diff().tolist()):
+        digest = hashlib.blake2b(ids.numpy().tobytes(), digest_size=16)
+        count = int((ids == config.image_token_id).sum()) * config.vision.spatial_merge_size**2
+        if count:
+            digest.update(batch["pixel_values"][patches : patches + count].numpy())
+        patches += count
+        digests.append(digest.digest())
+    return digests

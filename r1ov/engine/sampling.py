@@ -1,0 +1,143 @@
+"""From a row of logits to its next token: penalty, temperature, top-k, top-p, in Hugging Face's order, and the token's log-prob."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r1ov.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How a token is chosen. Temperature 0 is greedy: top-k, top-p and the seed then change nothing; the penalty still does."""
+
+    temperature: float = 0.0
+    top_k: int = 0  # 0 keeps every token
+    top_p: float = 1.0  # 1 keeps every token
+    repetition_penalty: float = 1.0  # 1 changes nothing
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a value outside its range."""
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
+        if self.top_k < 0:
+            raise UserError(f"top_k is {self.top_k}; it must be 0 (off) or above")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (off)")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise UserError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0 (1 is off)")
+
+    @classmethod
+    def resolve(cls, generation_config: Mapping[str, Any], **given: float | None) -> "SamplingParams":
+        """The settings given, those left at None taken from `generation_config.json`.
+
+        As in Hugging Face, the file's temperature counts only where it says `do_sample: true`; otherwise decoding is greedy. Unlike there,
+        a file without top_k means no top-k (transformers would use 50, a default that nobody wrote down for these models).
+        """
+        if not generation_config.get("do_sample"):
+            generation_config = {**generation_config, "temperature": 0.0}
+        elif generation_config.get("temperature") is None:
+            generation_config = {**generation_config, "temperature": 1.0}
+        names = ("temperature", "top_k", "top_p", "repetition_penalty")
+        values = {name: generation_config.get(name) if given.get(name) is None else given[name] for name in names}
+        return cls(**{name: value for name, value in values.items() if value is not None})
+
+
+def sample(logits: Tensor, params: SamplingParams, banned: Tensor, seen: Tensor | None, uniforms: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Each row's next token and its log-probability.
+
+    The log-prob is the model's own, at the temperature of the sampling (at 1 when greedy): log_softmax(logits / temperature) before bans,
+    penalty, top-k and top-p. It is what TRL and vLLM call the token's log-prob, and what scoring the finished text gives again.
+
+    Args:
+        logits: (B, V), any float dtype; not modified.
+        banned: (b,) ids that are never chosen.
+        seen: (B, V) bool, the ids in the row's prompt and output so far; only read where there is a repetition penalty.
+        uniforms: (B,) float64 in [0, 1), each row's own random number; only read where the temperature is above 0.
+    Returns:
+        (B,) int64 tokens and (B,) float32 log-probs, in nats.
+    """
+    logits = logits.float()
+    scores = logits.index_fill(-1, banned, -math.inf)
+    if params.repetition_penalty != 1.0:
+        scores = penalise_repetition(scores, seen, params.repetition_penalty)
+    if params.temperature == 0.0:
+        tokens = scores.argmax(-1)
+    else:
+        scores = scores / params.temperature
+        logits = logits / params.temperature
+        if params.top_k:
+            scores = keep_top_k(scores, params.top_k)
+        if params.top_p < 1.0:
+            scores = keep_top_p(scores, params.top_p)
+        tokens = draw(scores, uniforms)
+    logprobs = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+    return tokens, logprobs
+
+
+def penalise_repetition(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """(B, V) scores, made less likely by `penalty` where `seen` (B, V): divided when positive, multiplied when negative.
+
+    Source: Keskar et al. 2019 (CTRL) section 4.1; as in transformers, over the distinct ids of the prompt and the output.
+    """
+    return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+
+
+def keep_top_k(scores: Tensor, top_k: int) -> Tensor:
+    """(B, V) scores, -inf where below the row's k-th best. Ties with the k-th best all stay, as in transformers."""
+    kth_best = scores.topk(min(top_k, scores.shape[-1])).values[:, -1:]
+    return scores.masked_fill(scores < kth_best, -math.inf)
+
+
+def keep_top_p(scores: Tensor, top_p: float) -> Tensor:
+    """(B, V) scores, -inf outside the smallest set of likeliest tokens whose probability reaches `top_p`; the best always stays.
+
+    Source: Holtzman et al. 2020 section 3.1; the boundary is transformers': from the least likely up, tokens go while their cumulated
+    probability is at most 1 - top_p.
+    """
+    ascending, order = scores.sort(dim=-1)
+    removed = ascending.softmax(-1).cumsum(-1) <= 1.0 - top_p
+    removed[:, -1] = False
+    return scores.masked_fill(removed.scatter(-1, order, removed), -math.inf)
+
+
+def draw(scores: Tensor, uniforms: Tensor) -> Tensor:
+    """(B,) tokens drawn from softmax(scores), (B, V), by inverting its cumulative sum at `uniforms` (B,).
+
+    One random number a row, so that a row's draw depends on nothing else in the batch, and drawing costs no more than the softmax.
+    """
+    # In float64, because 150 thousand float32 additions would shift the boundaries by more than rare tokens are wide.
+    cumulative = scores.double().softmax(-1).cumsum(-1)
+    # The first entry above the threshold, so never a token of probability 0.
+    return torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
+
+
+def row_uniforms(seeds: list[int], count: int) -> Tensor:
+    """(B, count) float64 in [0, 1): each row's random numbers from its own generator, on the CPU and thus the same on every device."""
+    rows = [torch.rand(count, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows).double()
+
+
+def row_seeds(prompts: list[bytes], num_samples: int, seed: int) -> list[int]:
+    """One seed a row, `num_samples` rows a prompt, made of the seed, the prompt itself, and which sample of that prompt it is.
+
+    So a row's samples do not depend on the other prompts, on its place among them, or on the size of the batch; and the same prompt given
+    twice gets two different samples, the ones that num_samples=2 gives.
+
+    Args:
+        prompts: what tells the prompts apart: a digest of their ids and pictures.
+    """
+    seeds: list[int] = []
+    counts: dict[bytes, int] = {}
+    for prompt in prompts:
+        for _ in range(num_samples):
+            index = counts.get(prompt, 0)
+            counts[prompt] = index + 1
+            digest = hashlib.blake2b(repr((seed, prompt, index)).encode(), digest_size=8).digest()
+            seeds.append(int.from_bytes(digest, "little") >> 1)
+    return seeds

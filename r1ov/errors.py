@@ -1,0 +1,8 @@
+"""The one exception that means "the user can mend this": its message is a single line for a person to read."""
+
+
+class UserError(ValueError):
+    """A mistake in what was given to r1ov: what was found, what was expected, what to do, in one line.
+
+    The command lines print the message and exit with status 2; any other exception is a crash (status 1).
+    """

@@ -1,0 +1,75 @@
+"""The language model: a Qwen2 decoder over embeddings of text and picture tokens, packed end to end.
+
+Mirrors transformers' `Qwen2_5_VLTextModel`. It differs in one thing: how a layer attends is handed in as a function, so that training
+(packed causal attention) and decoding (the engine's KV cache) run the same few lines.
+
+Shape letters: T packed tokens, C hidden size, H query heads, K key/value heads, D head dim.
+"""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from r1ov.model.config import TextConfig
+from r1ov.model.rope import rotate, text_angles
+from r1ov.model.vision import RMSNorm
+
+# (layer index, q (T, H, D), k (T, K, D), v (T, K, D)) -> (T, H, D); q and k are already turned to their positions.
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: TextConfig, layer_index: int):
+        super().__init__()
+        self.layer_index, self.head_dim = layer_index, config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * config.head_dim)
+        self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim)
+        self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim)
+        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))  # (T, H | K, D)
+        return self.o_proj(attend(self.layer_index, rotate(q, cos, sin), rotate(k, cos, sin), v).flatten(1))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: TextConfig, layer_index: int):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = SelfAttention(config, layer_index)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class LanguageModel(nn.Module):
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
+        """(T, C) hidden states after the final norm, from embeddings x (T, C) at position_ids (3, T)."""
+        config = self.config
+        cos, sin = text_angles(position_ids, config.head_dim, config.rope_theta, config.mrope_section)
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)  # unlike the vision encoder, the turn itself runs in x's dtype
+        for layer in self.layers:
+            x = layer(x, cos, sin, attend)
+        return self.norm(x)

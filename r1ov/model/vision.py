@@ -1,0 +1,163 @@
+"""The vision encoder: a picture's patches in, one embedding per 2x2 block of patches out.
+
+Mirrors transformers' `Qwen2_5_VisionTransformerPretrainedModel`. Most blocks attend within windows of `window_size` pixels, a few over
+the whole picture. Patches are put in window order once, so both kinds are plain packed sequences with their own `cu_seqlens`.
+
+Shape letters: P patches, M = P / spatial_merge_size^2 merged tokens, C hidden size, H heads, D head dim, N pictures.
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels import attention
+from r1ov.model.config import VisionConfig
+from r1ov.model.rope import rotate, vision_angles
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, the statistics in float32, rounded to x's dtype before the weight (Qwen2RMSNorm's order)."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+class PatchEmbed(nn.Module):
+    """A convolution whose stride is its kernel: a linear map of each flattened patch. The weight keeps the convolution's shape."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
+        self.proj = nn.Conv3d(config.in_channels, config.hidden_size, kernel, stride=kernel, bias=False)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return F.linear(pixel_values.to(self.proj.weight.dtype), self.proj.weight.flatten(1))  # (P, C)
+
+
+class VisionAttention(nn.Module):
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # (P, H, D) each
+        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)  # turned in float32
+        return self.proj(attention(q, k, v, cu_seqlens, causal=False).flatten(1))
+
+
+class VisionMLP(nn.Module):
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class VisionBlock(nn.Module):
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.norm1 = RMSNorm(config.hidden_size, eps=1e-6)  # not the text model's eps: fixed in the original
+        self.norm2 = RMSNorm(config.hidden_size, eps=1e-6)
+        self.attn = VisionAttention(config)
+        self.mlp = VisionMLP(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x), cos, sin, cu_seqlens)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerger(nn.Module):
+    """Joins the patches of each block (top left, top right, bottom left, bottom right) into one embedding of the language model."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.merged_size = config.hidden_size * config.spatial_merge_size**2
+        self.ln_q = RMSNorm(config.hidden_size, eps=1e-6)
+        self.mlp = nn.Sequential(
+            nn.Linear(self.merged_size, self.merged_size), nn.GELU(), nn.Linear(self.merged_size, config.out_hidden_size)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(self.ln_q(x).view(-1, self.merged_size))  # (M, out_hidden_size)
+
+
+class VisionEncoder(nn.Module):
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
+        self.merger = PatchMerger(config)
+
+    def forward(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
+        """(M, out_hidden_size) embeddings of all pictures' blocks, in reading order.
+
+        Args:
+            pixel_values: (P, patch_dim) patches in 2x2-block order (see r1ov/data/image.py), any float dtype.
+            image_grid_thw: (N, 3) int64, each picture's patches in time, height and width.
+        """
+        config = self.config
+        grids = [tuple(grid) for grid in image_grid_thw.tolist()]
+        patches = sum(t * h * w for t, h, w in grids)
+        if pixel_values.shape != (patches, config.patch_dim):
+            raise ValueError(f"pixel_values is {tuple(pixel_values.shape)}, but the grids {grids} need ({patches}, {config.patch_dim})")
+        positions, order, cu_window, cu_full = (x.to(pixel_values.device) for x in layout(tuple(grids), config))
+        unit = config.spatial_merge_size**2
+
+        x = self.patch_embed(pixel_values)  # (P, C)
+        x = x.unflatten(0, (-1, unit))[order].flatten(0, 1)  # into window order, whole blocks at a time
+        cos, sin = vision_angles(positions.unflatten(0, (-1, unit))[order].flatten(0, 1), config.head_dim)
+        for index, block in enumerate(self.blocks):
+            x = block(x, cos, sin, cu_full if index in config.fullatt_block_indexes else cu_window)
+        return self.merger(x)[order.argsort()]
+
+
+@lru_cache(maxsize=64)
+def layout(grids: tuple[tuple[int, int, int], ...], config: VisionConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where every patch sits, and how attention is cut up, for pictures of these (time, height, width) patch grids.
+
+    Returns:
+        positions: (P, 2) row and column of each patch, in the order of `pixel_values`.
+        order: (M,) the merged blocks in window order.
+        cu_window, cu_full: int32 starts of the windows, and of the whole frames, in patches, in window order.
+    """
+    parts = [_picture_layout(grid, config) for grid in grids]
+    unit = config.spatial_merge_size**2
+    offset, order = 0, []
+    for positions, blocks, *_ in parts:
+        order.append(blocks + offset)
+        offset += len(positions) // unit
+    lengths = [torch.cat([part[which] for part in parts]) for which in (2, 3)]
+    cu_window, cu_full = (F.pad(length.cumsum(0), (1, 0)).int() for length in lengths)
+    return torch.cat([part[0] for part in parts]), torch.cat(order), cu_window, cu_full
+
+
+@lru_cache(maxsize=256)
+def _picture_layout(grid: tuple[int, int, int], config: VisionConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`layout` of one picture: positions, block order, and the lengths of its windows and frames in patches."""
+    t, h, w = grid
+    m = config.spatial_merge_size
+    side = config.window_size // m // config.patch_size  # of a window, in blocks
+    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    positions = torch.stack((rows, columns), dim=-1)  # (h, w, 2)
+    positions = positions.view(h // m, m, w // m, m, 2).transpose(1, 2).reshape(h * w, 2).repeat(t, 1)
+
+    rows, columns = torch.meshgrid(torch.arange(h // m), torch.arange(w // m), indexing="ij")
+    windows_across = -(-(w // m) // side)
+    window = (rows // side * windows_across + columns // side).flatten()  # (blocks of a frame,)
+    per_frame, frame = window.argsort(stable=True), (h // m) * (w // m)
+    order = torch.cat([per_frame + index * frame for index in range(t)])
+    return positions, order, (window.bincount() * m * m).repeat(t), torch.full((t,), h * w)

@@ -1,0 +1,50 @@
+"""The shape of a reply: `<think>...</think>` then `<answer>...</answer>`, each once, nothing outside."""
+
+from typing import Literal
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+
+def split_reply(text: str) -> tuple[str | None, str | None]:
+    """(thinking, answer) of a reply, stripped; None for a part that is absent or not unique.
+
+    The thinking may be cut off by the token limit: then it runs to the end. The answer counts only after the last `</think>`,
+    and only if there is exactly one `<answer>` block there: nothing inside the thought is ever taken for the answer.
+
+    Example: "<think>2+2</think>\\n<answer>4</answer>" -> ("2+2", "4")
+    """
+    thinking = None
+    if "<think>" in text:
+        thinking = text.split("<think>", 1)[1].rsplit("</think>", 1)[0].strip()
+    tail = text.rsplit("</think>", 1)[-1]
+    if "<think>" in tail or tail.count("<answer>") != 1 or tail.count("</answer>") != 1:
+        return thinking, None
+    before, _, after = tail.partition("<answer>")
+    if "</answer>" in before:
+        return thinking, None
+    return thinking, after.split("</answer>")[0].strip()
+
+
+def format_reward(completion: str, mode: Literal["strict", "soft"] = "strict") -> float:
+    """1.0 if all four tags stand exactly once, in order, around bodies that are not blank, with nothing outside; else 0.0.
+
+    "soft" gives a quarter for each tag that stands exactly once and after the ones before it; blank bodies still give 0.
+    It never depends on whether the answer is right.
+    """
+    if mode not in ("strict", "soft"):
+        raise ValueError(f"mode is {mode!r}, must be 'strict' or 'soft'")
+    text = completion.strip()
+    places = [text.find(tag) if text.count(tag) == 1 else -1 for tag in TAGS]
+    in_order, last = [], -1
+    for place in places:
+        in_order.append(place > last)
+        last = max(last, place)
+    complete = all(in_order)
+    if complete:
+        thinking, between, answer = (text[places[i] + len(TAGS[i]) : places[i + 1]] for i in range(3))
+        if not thinking.strip() or not answer.strip():
+            return 0.0
+        outside = text[: places[0]] + between + text[places[3] + len(TAGS[3]) :]
+        if not outside.strip():
+            return 1.0
+    return 0.25 * sum(in_order) if mode == "soft" else 0.0

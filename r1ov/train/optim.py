@@ -1,0 +1,82 @@
+"""The optimizers and the learning-rate schedule."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is made orthogonal: every direction of a matrix moves by the same amount.
+
+    Mirrors torch.optim.Muon (Nesterov momentum, five Newton-Schulz steps, update scaled by sqrt(max(1, rows/columns)), decoupled
+    weight decay). It differs in two things, both for speed on CPUs: it computes in the gradient's dtype where torch's always takes
+    bfloat16, and matrices of one shape are handled as one batch. A step of r1ov-tiny's 50 matrices took 4.7 s with torch's.
+
+    Args:
+        params: matrices, (rows, columns). lr: size of the update, 0.02 is usual. momentum: of the gradient.
+    Source: https://kellerjordan.github.io/posts/muon
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape.setdefault(tuple(parameter.shape), []).append(parameter)
+            for (rows, columns), parameters in by_shape.items():
+                updates = []
+                for parameter in parameters:
+                    momentum = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+                    momentum.lerp_(parameter.grad, 1 - group["momentum"])
+                    updates.append(parameter.grad.lerp(momentum, group["momentum"]))
+                scale = group["lr"] * math.sqrt(max(1.0, rows / columns))
+                for parameter, update in zip(parameters, orthogonalise(torch.stack(updates)), strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=scale)
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """(N, rows, columns) -> the same, each with all its singular values moved near 1 by quintic Newton-Schulz steps."""
+    a, b, c = 3.4445, -4.7750, 2.0315  # steepest at zero: values land in about 0.7 .. 1.2 rather than at 1
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = matrices if wide else matrices.mT
+    x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x if wide else x.mT
+
+
+def build_optimizers(
+    model: nn.Module, optim: str, learning_rate: float, muon_learning_rate: float, betas: tuple[float, float], weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    """AdamW for everything ("adamw"), or Muon for the inner matrices and AdamW for the rest ("muon"). Norms and biases never decay."""
+    inner, outer, vectors = [], [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if parameter.ndim == 1:
+            vectors.append(parameter)
+        elif optim == "muon" and parameter.ndim == 2 and "embed_tokens" not in name and "lm_head" not in name:
+            inner.append(parameter)
+        else:
+            outer.append(parameter)
+    groups = [{"params": outer, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=1e-8)]
+    if inner:
+        optimizers.append(Muon(inner, lr=muon_learning_rate, weight_decay=weight_decay))
+    return optimizers
+
+
+def learning_rate_factor(step: int, max_steps: int, warmup_steps: int, kind: str = "cosine", floor: float = 0.0) -> float:
+    """What the peak learning rate is multiplied by at `step` (from 0): linear warm-up, then "cosine", "linear" or "constant" to `floor`."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
+    shape = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}[kind]
+    return floor + (1 - floor) * shape

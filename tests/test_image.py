@@ -1,0 +1,270 @@
+"""r1ov.data.image against transformers' Qwen2VLImageProcessorPil, and against pictures that are broken or hostile."""
+
+import base64
+import io
+import math
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers.image_transforms import convert_to_rgb
+from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as hf
+
+from r1ov.data.image import ImageProcessor, open_image, smart_resize
+from r1ov.errors import UserError
+
+SIZES = [
+    (1, 1), (1, 200), (200, 1), (5, 7), (13, 300), (14, 14), (27, 29), (28, 28), (28, 300), (42, 70), (55, 57), (56, 56), (63, 131), (98, 98),
+    (100, 31), (112, 112), (113, 111), (127, 640), (150, 150), (224, 224), (255, 3), (300, 200), (331, 77), (412, 333), (500, 499), (640, 480),
+]  # fmt: skip
+MODES = ["RGB", "L", "1", "P", "CMYK", "RGBA", "LA", "PA", "YCbCr", "HSV", "P with transparency", "L with transparency"]
+
+
+def noise(width: int, height: int, seed: int, mode: str = "RGB") -> Image.Image:
+    """Smooth colours with noise on top, so that both kinds of rounding show."""
+    rng = np.random.default_rng(seed)
+    x, y = np.meshgrid(np.linspace(0, 5, width), np.linspace(0, 3, height))
+    smooth = np.stack([127 + 120 * np.sin(x + k) * np.cos(y - k) for k in range(4)], axis=-1)
+    pixels = np.clip(smooth + rng.normal(0, 25, smooth.shape), 0, 255).astype(np.uint8)
+    rgba = Image.fromarray(pixels)
+    match mode:
+        case "P with transparency":
+            image = rgba.convert("RGB").quantize(16)
+            image.info["transparency"] = bytes(range(0, 256, 16))
+        case "L with transparency":
+            image = rgba.convert("RGB").convert("L")
+            image.info["transparency"] = int(np.asarray(image)[0, 0])
+        case "PA":
+            image = rgba.convert("P").convert("PA")
+        case "CMYK":
+            image = Image.fromarray(pixels, "CMYK")
+        case "RGBA":
+            image = rgba
+        case "LA":
+            image = rgba.convert("LA")
+        case _:
+            image = rgba.convert("RGB").convert(mode)
+    return image
+
+
+def pictures() -> list[Image.Image]:
+    return [noise(*size, seed, MODES[(seed + shift) % len(MODES)]) for shift in (0, 5) for seed, size in enumerate(SIZES)]
+
+
+def width_then_height(image: Image.Image, min_pixels: int, max_pixels: int) -> Image.Image:
+    height, width = hf.smart_resize(image.height, image.width, 28, min_pixels, max_pixels)
+    return image.resize((width, image.height), Image.Resampling.BICUBIC).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(("min_pixels", "max_pixels"), [(3136, 12544), (3136, 12845056), (50176, 100352)])
+def test_pixel_values_and_grids_equal_transformers_over_52_pictures_of_odd_sizes_and_modes(min_pixels: int, max_pixels: int) -> None:
+    # transformers is handed the picture already resized, width first: what Pillow up to 12 does, and Pillow 13 not always.
+    images = [open_image(picture) for picture in pictures()]
+    assert len(images) >= 50
+    values, grids = ImageProcessor(min_pixels=min_pixels, max_pixels=max_pixels)(images)
+    judge = hf.Qwen2VLImageProcessorPil(min_pixels=min_pixels, max_pixels=max_pixels)
+    expected = judge([width_then_height(image, min_pixels, max_pixels) for image in images], return_tensors="pt")
+    assert torch.equal(grids, expected["image_grid_thw"])
+    # Exact: the same float64 and float32 operations in the same order, only tabulated.
+    assert torch.equal(values, expected["pixel_values"])
+    assert (values.dtype, grids.dtype) == (torch.float32, torch.int64)
+
+
+def test_resizing_is_transformers_own_wherever_pillow_takes_the_width_first() -> None:
+    judge, processor, compared = hf.Qwen2VLImageProcessorPil(), ImageProcessor(), 0
+    for image in map(open_image, pictures()):
+        upright = width_then_height(image, 3136, 28 * 28 * 1280)
+        if np.array_equal(np.asarray(image.resize(upright.size, Image.Resampling.BICUBIC)), np.asarray(upright)):
+            assert torch.equal(processor([image])[0], judge([image], return_tensors="pt")["pixel_values"])
+            compared += 1
+    assert compared >= 10
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_conversion_to_rgb_equals_transformers(mode: str) -> None:
+    picture = noise(31, 47, 3, mode)
+    before = picture.tobytes()
+    # transformers 5's own rule: any alpha on white. PIL keeps the flag of a colour key, so both see the same picture.
+    assert np.array_equal(np.asarray(open_image(picture)), convert_to_rgb(picture, return_numpy=True))
+    assert picture.tobytes() == before
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        (1, 1, (56, 56)), (14, 14, (56, 56)), (42, 42, (56, 56)), (70, 70, (56, 56)), (98, 98, (112, 112)), (20, 56, (56, 112)),
+        (480, 640, (476, 644)), (1000, 300, (1008, 308)), (5000, 5000, (3556, 3556)), (27, 5400, (28, 5404)), (10, 2000, (28, 812)),
+    ],
+)  # fmt: skip
+def test_smart_resize_gives_the_known_sizes(height: int, width: int, expected: tuple[int, int]) -> None:
+    assert smart_resize(height, width, 28, 3136, 12845056) == expected
+
+
+def test_smart_resize_equals_transformers_on_random_sizes() -> None:
+    rng = np.random.default_rng(0)
+    for height, width in np.exp(rng.uniform(0, 8.5, (5000, 2))).astype(int).tolist():
+        if max(height, width) <= 200 * min(height, width):
+            assert smart_resize(height, width, 28, 3136, 200704) == hf.smart_resize(height, width, 28, 3136, 200704)
+
+
+def test_a_row_of_pixel_values_is_one_patch_in_the_order_block_row_column_channel_time() -> None:
+    image = noise(112, 56, 1)
+    processor = ImageProcessor(rescale_factor=1.0, image_mean=(0, 0, 0), image_std=(1, 1, 1))
+    values, grid = processor([image])
+    assert grid.tolist() == [[1, 4, 8]]
+    pixels = np.asarray(image)
+    # Patches go through 2x2 blocks: 0 1 4 5 ... / 2 3 6 7 ...
+    order = [(2 * r + i, 2 * c + j) for r in range(2) for c in range(4) for i in range(2) for j in range(2)]
+    for row, (i, j) in enumerate(order):
+        patch = pixels[14 * i : 14 * i + 14, 14 * j : 14 * j + 14].transpose(2, 0, 1)  # (3, 14, 14)
+        assert np.array_equal(values[row].numpy().reshape(3, 2, 14, 14), np.stack([patch, patch], axis=1))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_turned_upright_by_its_exif_orientation(orientation: int) -> None:
+    upright = Image.new("RGB", (48, 32), "white")
+    upright.paste("red", (0, 0, 16, 16))
+    back = [None, 0, 3, 1, 5, 2, 6, 4][orientation - 1]  # Pillow's Transpose method that undoes each orientation's own
+    stored = upright if back is None else upright.transpose(Image.Transpose(back))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    stored.save(file, "PNG", exif=exif)
+    assert np.array_equal(np.asarray(open_image(file.getvalue())), np.asarray(upright))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_16_bit_grey_is_divided_by_257_where_pillow_would_clip_it_to_white(mode: str) -> None:
+    levels = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    if mode == "I":
+        image = Image.fromarray(levels.astype(np.int32))
+    else:
+        image = Image.frombytes(mode, (16, 16), levels.astype(">u2" if mode == "I;16B" else "<u2").tobytes())
+    assert np.array_equal(np.asarray(open_image(image))[..., 0].ravel(), np.arange(256))
+
+
+def test_16_bit_png_files_of_every_colour_type_open() -> None:
+    for colour_type, channels in ((0, 1), (2, 3), (4, 2), (6, 4)):
+        row = b"\0" + struct.pack(">H", 65535) * channels * 32
+        png = png_file(32, 32, 16, colour_type, zlib.compress(row * 32))
+        assert np.asarray(open_image(png)).min() == 255
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [([0, 0.5, 1], [0, 128, 255]), ([0, 100, 255], [0, 100, 255]), ([-100, 0, 300], [0, 64, 255])]
+)
+def test_float_pictures_are_scaled_by_the_range_they_use(values: list[float], expected: list[int]) -> None:
+    image = Image.fromarray(np.array([values], dtype=np.float32))
+    assert np.asarray(open_image(image))[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_an_animation_shows_its_first_frame(format: str) -> None:
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
+    file = io.BytesIO()
+    frames[0].save(file, format, save_all=True, append_images=frames[1:], **({"lossless": True} if format == "WEBP" else {}))
+    assert open_image(file.getvalue()).getpixel((5, 5)) == (255, 0, 0)
+
+
+def png_file(width: int, height: int, bits: int, colour_type: int, data: bytes) -> bytes:
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)), (b"IDAT", data), (b"IEND", b"")]
+    body = b"".join(struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def saved(format: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    noise(64, 64, 0).save(file, format, **options)
+    return file.getvalue()
+
+
+BROKEN = {
+    "empty file": b"",
+    "text": b"hello, I am not a picture",
+    "html": b"<!doctype html><html><body>404</body></html>",
+    "zeros": bytes(1000),
+    "truncated png": saved("PNG")[:900],
+    "truncated jpeg": saved("JPEG")[:700],
+    "truncated webp": saved("WEBP")[:300],
+    "truncated tiff": saved("TIFF")[:5000],
+    "png header alone": saved("PNG")[:8],
+    "png with broken data": png_file(64, 64, 8, 2, b"no zlib stream at all"),
+    "decompression bomb": png_file(60000, 60000, 8, 2, zlib.compress(bytes(1000))),
+    "zero wide": png_file(0, 10, 8, 2, zlib.compress(b"")),
+    "eps program": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n",
+    "svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
+    "pdf": b"%PDF-1.4\n1 0 obj\n",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_file_is_refused_in_one_line_that_names_it(kind: str, tmp_path, capfd) -> None:
+    path = tmp_path / "drawing.png"
+    path.write_bytes(BROKEN[kind])
+    for source, name in ((path, str(path)), (str(path), str(path)), (BROKEN[kind], "picture 7")):
+        with pytest.raises(UserError) as caught:
+            open_image(source, name)
+        assert str(caught.value).startswith(name)
+        assert "\n" not in str(caught.value)
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "no/such/file.png", "", ".", "/dev/null", "a\0b.png", "x" * 5000, "file:///etc/hostname", "ftp://example.org/x.png",
+        "data:image/png;base64,????", "data:image/png,hello", "data:image/png;base64,", None, 7, ["x.png"], Image.new("RGB", (0, 5)),
+        Image.fromarray(np.array([[0.0, math.nan]], dtype=np.float32)),
+    ],
+    ids=lambda source: repr(source)[:20],
+)  # fmt: skip
+def test_a_source_that_is_no_picture_is_refused_in_one_line(source: object) -> None:
+    with pytest.raises(UserError) as caught:
+        open_image(source)
+    assert "\n" not in str(caught.value)
+    assert "\0" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_data_url_and_bytes_and_a_path_give_the_same_picture(tmp_path) -> None:
+    data = saved("PNG")
+    (tmp_path / "x.png").write_bytes(data)
+    sources = [data, tmp_path / "x.png", str(tmp_path / "x.png"), "data:image/png;base64," + base64.b64encode(data).decode()]
+    assert {open_image(source).tobytes() for source in sources} == {noise(64, 64, 0).tobytes()}
+
+
+def test_an_aspect_ratio_beyond_200_is_refused_by_the_pictures_name() -> None:
+    with pytest.raises(UserError, match=r"^long.png: one side of a 201x1 picture is more than 200 times the other"):
+        ImageProcessor()([Image.new("RGB", (201, 1))], ["long.png"])
+    assert ImageProcessor()([Image.new("RGB", (200, 1))])[1].tolist() == [[1, 2, 58]]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"min_pixels": 784, "max_pixels": 7840},
+        {"size": {"shortest_edge": 784, "longest_edge": 7840}},
+        {"size": {"min_pixels": 784, "max_pixels": 7840}},
+        {"size": {"shortest_edge": 1, "longest_edge": 9}, "min_pixels": 784, "max_pixels": 7840},
+        {"min_pixels": 784, "size": {"longest_edge": 7840}, "max_pixels": None},
+    ],
+)
+def test_the_pixel_limits_are_read_in_every_spelling(config: dict) -> None:
+    processor = ImageProcessor.from_dict(config)
+    assert (processor.min_pixels, processor.max_pixels) == (784, 7840)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("do_resize", False), ("do_rescale", False), ("do_normalize", False), ("do_convert_rgb", False), ("resample", 2), ("size", 448),
+        ("size", {"height": 2, "width": 2}), ("min_pixels", 0), ("min_pixels", "4"), ("max_pixels", 3), ("patch_size", 14.0), ("merge_size", True),
+        ("image_mean", 0.5), ("image_mean", [0.5, 0.5]), ("image_std", [1, 1, 0]), ("image_std", ["a", 1, 1]), ("rescale_factor", math.nan),
+    ],
+)  # fmt: skip
+def test_a_setting_that_is_not_supported_is_refused_by_its_name(field: str, value: object) -> None:
+    with pytest.raises(UserError, match=field):
+        ImageProcessor.from_dict({field: value})

@@ -1,0 +1,16 @@
+"""Trains a model: `torchrun train.py --stage sft`, or `python train.py --stage sft` as one process.
+
+With no other flag it draws r1ov-tiny's architecture afresh and teaches it the playground, on a laptop's CPU in minutes.
+"""
+
+from r1ov.cli import parse_cli, run
+from r1ov.train.config import SFTConfig
+from r1ov.train.sft import train
+
+
+def main() -> None:
+    train(parse_cli(SFTConfig, prog="train.py", description=__doc__))
+
+
+if __name__ == "__main__":
+    run(main)
