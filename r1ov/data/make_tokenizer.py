@@ -1,23 +1,24 @@
 """Writes tokenizer.json and tokenizer_config.json: r1ov-tiny's small vocabulary, or Qwen2.5's own from its published ranks.
 
-    python -m r1ov.data.make_tokenizer train OUT_FOLDER             # a byte-level BPE of 1,024 tokens, from playground text
-    python -m r1ov.data.make_tokenizer qwen OUT_FOLDER --ranks F    # F: qwen.tiktoken, as shipped in the PyPI package dashscope
+    python -m r1ov.data.make_tokenizer --out FOLDER                   # a byte-level BPE of 1,024 tokens, from playground text
+    python -m r1ov.data.make_tokenizer --out FOLDER --qwen-ranks FILE # qwen.tiktoken, as shipped in the PyPI package dashscope
 
 Both have Qwen2.5's pipeline (NFC, its regex with single digits, byte-level BPE) and its 22 added tokens, in its order, behind the
 ordinary ones. `<think>`, `</think>`, `<answer>` and `</answer>` are ordinary text, as they are for R1-Onevision.
 """
 
-import argparse
 import base64
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from r1ov.cli import run
+from r1ov.cli import option, parse_cli, run
 from r1ov.data.playground import messages, sample
 from r1ov.errors import UserError
 
@@ -162,19 +163,23 @@ def write(tokenizer: Tokenizer, folder: Path, model_max_length: int) -> None:
         (folder / name).write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    out: str = option(help="folder to write tokenizer.json and tokenizer_config.json to")
+    qwen_ranks: str | None = option(None, help="rebuild Qwen2.5's tokenizer from this file, qwen.tiktoken, instead of training one")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m r1ov.data.make_tokenizer", description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("kind", choices=("train", "qwen"))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--ranks", type=Path, help="qwen.tiktoken (kind qwen)")
-    args = parser.parse_args()
-    if args.kind == "train":
-        write(train(playground_texts(TINY_SAMPLES), TINY_VOCAB_SIZE), args.folder, model_max_length=4096)
-    elif args.ranks is None or not args.ranks.is_file():
-        raise UserError(f"--ranks is {args.ranks}, expected the file qwen.tiktoken")
-    else:
-        write(qwen(args.ranks.read_bytes()), args.folder, model_max_length=131072)
+    options = parse_cli(Options, prog="python -m r1ov.data.make_tokenizer", description=__doc__.split("\n")[0])
+    if options.qwen_ranks is None:
+        write(train(playground_texts(TINY_SAMPLES), TINY_VOCAB_SIZE), Path(options.out), model_max_length=2048)
+        return
+    try:
+        data = Path(options.qwen_ranks).read_bytes()
+    except OSError as error:
+        raise UserError(f"{options.qwen_ranks}: {error.strerror}; expected the file qwen.tiktoken") from error
+    write(qwen(data), Path(options.out), model_max_length=131072)
 
 
 if __name__ == "__main__":
-    run(main)
+    sys.exit(run(main))

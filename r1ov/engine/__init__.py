@@ -1,5 +1,5 @@
 """Prompts to completions with their log-probs."""
 
-from r1ov.engine.generate import Completion, complete, generate
+from r1ov.engine.generate import Completion, Plan, Timing, decode, generate, prepare
 
-__all__ = ["Completion", "complete", "generate"]
+__all__ = ["Completion", "Plan", "Timing", "decode", "generate", "prepare"]

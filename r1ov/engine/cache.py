@@ -53,7 +53,7 @@ class KVCache:
 
     def decode(self) -> Attend:
         """Opens the next step: the attention of one new token a row, which appends the token's key and value and then reads them all."""
-        size, heads, capacity, dim = self.keys[0].shape
+        heads, capacity, dim = self.keys[0].shape[1:]
         rows = len(self.lengths)
         self.longest = min(self.longest + 1, capacity)
         first = torch.arange(rows * heads, device=self.lengths.device).view(rows, heads) * capacity

@@ -38,7 +38,7 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Where the time of one `complete` went. The prompts' first tokens belong to the prefill."""
+    """Where the time of one `decode` went. The prompts' first tokens belong to the prefill."""
 
     prefill_tokens: int
     prefill_seconds: float
@@ -46,28 +46,21 @@ class Timing:
     decode_seconds: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that is settled before the first token: `prepare` makes it and finds every mistake of the user's, `decode` carries it out."""
+
+    batch: Batch  # N prompts
+    params: SamplingParams
+    num_samples: int
+    limits: list[int]  # of new tokens, one a row; the samples of a prompt stand together
+    seeds: list[int] | None  # one a row; None when greedy
+
+
 def generate(
-    model: Qwen2_5_VL, processor: Processor, messages: Messages | list[Messages], *, num_samples: int = 1, **options: Any
-) -> Completion | list[Completion] | list[list[Completion]]:
-    """The model's completion of a conversation; a list of conversations is decoded as one batch.
-
-    One conversation gives a Completion, a list of conversations a list with one entry each; where num_samples is above 1, each entry is
-    itself a list of that many completions.
-
-    Args:
-        options: `max_new_tokens`, `temperature`, `top_p`, `top_k`, `repetition_penalty`, `seed`, `stream`: see `complete`.
-    """
-    single = bool(messages) and isinstance(messages[0], dict)
-    completions, _ = complete(model, processor, [messages] if single else messages, num_samples=num_samples, **options)
-    entries = [samples[0] for samples in completions] if num_samples == 1 else completions
-    return entries[0] if single else entries
-
-
-@torch.inference_mode()
-def complete(
     model: Qwen2_5_VL,
     processor: Processor,
-    conversations: list[Messages],
+    messages: Messages | list[Messages],
     *,
     max_new_tokens: int | None = None,
     temperature: float | None = None,
@@ -77,32 +70,57 @@ def complete(
     seed: int = 0,
     num_samples: int = 1,
     stream: Callable[[str], None] | None = None,
-) -> tuple[list[list[Completion]], Timing]:
-    """`num_samples` completions of each conversation, and where the time went.
+) -> Completion | list[Completion] | list[list[Completion]]:
+    """The model's completion of a conversation; a list of conversations is decoded as one batch.
 
-    Settings left at None come from the checkpoint's generation_config.json (how: `SamplingParams.resolve`). A prompt with its pictures is
-    encoded and prefilled once, however many samples it has. Samples are reproducible from the seed, whatever else is in the batch.
+    One conversation gives a Completion, a list of conversations a list with one entry each; where num_samples is above 1, each entry is
+    itself a list of that many completions. Settings left at None come from the checkpoint's generation_config.json (how:
+    `SamplingParams.resolve`). Samples are reproducible from the seed, whatever else is in the batch.
 
     Args:
         max_new_tokens: None and no such setting in the file: 2048. A row also ends at the model's last position.
         temperature: 0 is greedy.
+        num_samples: for each conversation; its pictures are encoded and its prompt prefilled once.
         stream: called with each new piece of the text, for one conversation and one sample; the pieces add up to `text`.
     Raises:
         UserError: a setting out of its range, a prompt longer than the model's positions, or what the processor finds wrong.
     """
-    if not conversations:
-        return [], Timing(prefill_tokens=0, prefill_seconds=0.0, decode_tokens=0, decode_seconds=0.0)
-    defaults = processor.generation_config
-    params = SamplingParams.resolve(defaults, temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty)
-    if max_new_tokens is None:
-        max_new_tokens = defaults.get("max_new_tokens") or DEFAULT_MAX_NEW_TOKENS
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens is {max_new_tokens}; it must be 1 or above")
-    if num_samples < 1:
-        raise UserError(f"num_samples is {num_samples}; it must be 1 or above")
-    if stream and (len(conversations) > 1 or num_samples > 1):
-        raise UserError("stream follows one conversation and one sample; leave it out for more")
+    is_single = bool(messages) and isinstance(messages[0], dict)
+    plan = prepare(
+        model,
+        processor,
+        [messages] if is_single else messages,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        num_samples=num_samples,
+    )
+    rows, _ = decode(model, processor, plan, stream)
+    entries = rows if num_samples == 1 else [rows[i : i + num_samples] for i in range(0, len(rows), num_samples)]
+    return entries[0] if is_single else entries
 
+
+def prepare(
+    model: Qwen2_5_VL,
+    processor: Processor,
+    conversations: list[Messages],
+    *,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+    num_samples: int = 1,
+    **sampling: float | None,
+) -> Plan:
+    """Reads the pictures, tokenises, and settles what was left open; arguments and errors as in `generate`."""
+    params = SamplingParams.resolve(processor.generation_config, **sampling)
+    if max_new_tokens is None:
+        max_new_tokens = processor.generation_config.get("max_new_tokens") or DEFAULT_MAX_NEW_TOKENS
+    for name, value in {"max_new_tokens": max_new_tokens, "num_samples": num_samples}.items():
+        if type(value) is not int or value < 1:
+            raise UserError(f"{name} is {value!r}; it must be an integer, 1 or above")
+    stop_ids_of(model, processor)  # a mistake in the file shows now, not after the prefill
     batch = processor(conversations, add_generation_prompt=True)
     prompt_lengths = batch["cu_seqlens"].diff().tolist()
     max_positions = model.config.text.max_position_embeddings
@@ -113,9 +131,7 @@ def complete(
         )
     limits = [min(max_new_tokens, max_positions - length) for length in prompt_lengths for _ in range(num_samples)]
     seeds = row_seeds(_digests(batch, model.config), num_samples, seed) if params.temperature else None
-    rows, timing = _decode(model, processor, batch, params, seeds, limits, stream)
-    completions = [row.completion(processor) for row in rows]
-    return [completions[i : i + num_samples] for i in range(0, len(completions), num_samples)], timing
+    return Plan(batch=batch, params=params, num_samples=num_samples, limits=limits, seeds=seeds)
 
 
 def prefill(model: Qwen2_5_VL, batch: Batch, cache: KVCache) -> Tensor:
@@ -153,8 +169,13 @@ class _Row:
             self.finish_reason = "length"
         return not self.finish_reason
 
+    @property
+    def text_ids(self) -> list[int]:
+        """Without the stop id."""
+        return self.token_ids[:-1] if self.finish_reason == "stop" else self.token_ids
+
     def completion(self, processor: Processor) -> Completion:
-        text = processor.decode(self.token_ids[:-1] if self.finish_reason == "stop" else self.token_ids)
+        text = processor.decode(self.text_ids)
         thinking, answer = split_reply(text)
         return Completion(
             text=text,
@@ -168,24 +189,21 @@ class _Row:
         )
 
 
-def _decode(
-    model: Qwen2_5_VL,
-    processor: Processor,
-    batch: Batch,
-    params: SamplingParams,
-    seeds: list[int] | None,
-    limits: list[int],
-    stream: Callable[[str], None] | None,
-) -> tuple[list[_Row], Timing]:
-    """All rows from their prompts to their ends. limits: (B,) new tokens at most; rows of one prompt stand together."""
+@torch.inference_mode()
+def decode(
+    model: Qwen2_5_VL, processor: Processor, plan: Plan, stream: Callable[[str], None] | None = None
+) -> tuple[list[Completion], Timing]:
+    """The completions of all rows, the samples of a prompt one after another, and where the time went."""
+    if stream and len(plan.limits) > 1:
+        raise UserError("stream follows one conversation and one sample; leave it out for more")
     device, dtype = model.head_weight.device, model.head_weight.dtype
+    batch, params, num_samples, limits = plan.batch, plan.params, plan.num_samples, plan.limits
     prompt_lengths = batch["cu_seqlens"].diff().tolist()
-    num_samples = len(limits) // len(prompt_lengths)
     lengths = [length for length in prompt_lengths for _ in range(num_samples)]
     rows = [_Row(prompt_tokens=length, limit=limit) for length, limit in zip(lengths, limits, strict=True)]
-    stop_ids, banned = _stop_ids(model, processor), _banned_ids(model, processor).to(device)
-    uniforms = None if seeds is None else row_uniforms(seeds, max(limits)).to(device)  # (B, most new tokens)
-    text = _TextStream(processor, stream) if stream else None
+    stop_ids, banned = stop_ids_of(model, processor), banned_ids(model, processor).to(device)
+    uniforms = None if plan.seeds is None else row_uniforms(plan.seeds, max(limits)).to(device)  # (B, most new tokens)
+    text = TextStream(processor, stream) if stream else None
 
     started = time.perf_counter()
     capacity = max(length + limit for length, limit in zip(lengths, limits, strict=True))
@@ -207,7 +225,7 @@ def _decode(
         prefilled = prefilled or time.perf_counter()
         going = [place for place, (row, token, logprob) in enumerate(new) if rows[row].append(token, logprob, stop_ids)]
         if text:
-            text.update(rows[0])
+            text.update(rows[0].text_ids, is_finished=bool(rows[0].finish_reason))
         if not going:
             break
         if len(going) < len(live):
@@ -221,7 +239,7 @@ def _decode(
         logits = decode_one_token(model, cache, tokens, positions)
         positions = positions + 1
 
-    return rows, Timing(
+    return [row.completion(processor) for row in rows], Timing(
         prefill_tokens=sum(prompt_lengths),
         prefill_seconds=prefilled - started,
         decode_tokens=sum(len(row.token_ids) for row in rows) - len(rows),
@@ -229,28 +247,31 @@ def _decode(
     )
 
 
-class _TextStream:
+class TextStream:
     """Passes on the text of a growing row piece by piece, holding back while it ends in the middle of a character."""
 
     def __init__(self, processor: Processor, emit: Callable[[str], None]):
         self.processor, self.emit, self.passed = processor, emit, 0
 
-    def update(self, row: _Row) -> None:
-        end = len(row.token_ids) - (row.finish_reason == "stop")
-        piece = self.processor.decode(row.token_ids[self.passed : end])
-        if piece and (row.finish_reason or not piece.endswith("\N{REPLACEMENT CHARACTER}")):
+    def update(self, token_ids: list[int], is_finished: bool) -> None:
+        """token_ids: all of the row so far, without its stop id."""
+        piece = self.processor.decode(token_ids[self.passed :])
+        if piece and (is_finished or not piece.endswith("\N{REPLACEMENT CHARACTER}")):
             self.emit(piece)
-            self.passed = end
+            self.passed = len(token_ids)
 
 
-def _stop_ids(model: Qwen2_5_VL, processor: Processor) -> frozenset[int]:
+def stop_ids_of(model: Qwen2_5_VL, processor: Processor) -> frozenset[int]:
     """The ids that end an answer: generation_config.json's, or config.json's where that names none, as in Hugging Face."""
     ids = processor.generation_config.get("eos_token_id")
     ids = model.config.eos_token_id if ids is None else ids
-    return frozenset(() if ids is None else (ids,) if isinstance(ids, int) else ids)
+    ids = () if ids is None else ids if isinstance(ids, list | tuple) else (ids,)
+    if not all(type(id) is int for id in ids):
+        raise UserError(f"generation_config.json: eos_token_id is {ids!r}, expected integers")
+    return frozenset(ids)
 
 
-def _banned_ids(model: Qwen2_5_VL, processor: Processor) -> Tensor:
+def banned_ids(model: Qwen2_5_VL, processor: Processor) -> Tensor:
     """(b,) ids that must not be sampled: the placeholders of pictures and videos, and rows of the head that stand for no token."""
     tokenizer, vocab_size = processor.tokenizer, model.config.text.vocab_size
     unused = [id for id in range(tokenizer.get_vocab_size(), vocab_size) if tokenizer.id_to_token(id) is None]

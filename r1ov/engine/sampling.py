@@ -45,6 +45,9 @@ class SamplingParams:
             generation_config = {**generation_config, "temperature": 1.0}
         names = ("temperature", "top_k", "top_p", "repetition_penalty")
         values = {name: generation_config.get(name) if given.get(name) is None else given[name] for name in names}
+        for name, value in values.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise UserError(f"{name} is {value!r}, expected a number")
         return cls(**{name: value for name, value in values.items() if value is not None})
 
 

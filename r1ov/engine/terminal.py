@@ -10,8 +10,7 @@ from dataclasses import asdict
 from typing import Any, TextIO
 
 from kernels.attention import default_impl
-from r1ov.engine.generate import Timing, complete
-from r1ov.engine.sampling import SamplingParams
+from r1ov.engine.generate import Timing, decode, prepare
 from r1ov.pretrained import load
 
 TINY_NOTE = (
@@ -33,40 +32,35 @@ def answer(options: Any) -> None:
     model, processor = load(options.model, options.device, options.dtype)
     if options.min_pixels or options.max_pixels:
         processor = processor.with_pixel_limits(options.min_pixels, options.max_pixels)
+    sampling = {name: getattr(options, name) for name in ("temperature", "top_p", "top_k", "max_new_tokens", "seed", "num_samples")}
+    plan = prepare(model, processor, [_messages(options)], **sampling)
+
+    # Not before here: a mistake of the user's gives one line, its own.
     head = model.head_weight
     parameters = _count(sum(parameter.numel() for parameter in model.parameters()))
     dtype = str(head.dtype).removeprefix("torch.")
     _say(f"{options.model} | {parameters} parameters | {head.device} | {dtype} | attention {default_impl(head.device)}")
     if options.model == "r1ov-tiny":
         _say(TINY_NOTE)
-
-    sampling = {name: getattr(options, name) for name in ("temperature", "top_p", "top_k")}
-    greedy = SamplingParams.resolve(processor.generation_config, **sampling).temperature == 0
-    if greedy and (options.num_samples > 1 or options.top_p is not None or options.top_k is not None):
+    if plan.params.temperature == 0 and (options.num_samples > 1 or options.top_p is not None or options.top_k is not None):
         _say("greedy: --num-samples, --top-p and --top-k change nothing without a --temperature above 0")
-    sampling |= {"max_new_tokens": options.max_new_tokens, "seed": options.seed, "num_samples": options.num_samples}
-    messages = _messages(options)
+
     if options.json:
-        samples, timing = complete(model, processor, [messages], **sampling)
-        for completion in samples[0]:
+        completions, timing = decode(model, processor, plan)
+        for completion in completions:
             print(json.dumps(asdict(completion), ensure_ascii=False))
     else:
         with painter(sys.stdout) as paint:
-            timing = _show(paint, lambda stream: complete(model, processor, [messages], stream=stream, **sampling), options.num_samples)
+            if options.num_samples == 1:
+                _, timing = decode(model, processor, plan, stream=paint)
+            else:
+                completions, timing = decode(model, processor, plan)
+                for number, completion in enumerate(completions, 1):
+                    paint.line(f"--- {number}/{len(completions)} ---")
+                    paint(completion.text)
+                    paint.end()
     sys.stdout.flush()
     _say(closing_line(timing))
-
-
-def _show(paint: "Painter", run: Any, num_samples: int) -> Timing:
-    """One sample streams; several are decoded together and printed one below the other."""
-    if num_samples == 1:
-        return run(paint)[1]
-    samples, timing = run(None)
-    for number, completion in enumerate(samples[0], 1):
-        paint.line(f"--- {number}/{num_samples} ---")
-        paint(completion.text)
-        paint.end()
-    return timing
 
 
 class Painter:

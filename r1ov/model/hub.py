@@ -32,9 +32,8 @@ def resolve(name: str | Path) -> Path:
         raise UserError(f"{shown}: no such folder")
     match = _HUB_NAME.fullmatch(text)
     if not match:
-        raise UserError(
-            f"{shown or repr(shown)}: not a model; expected {SHIPPED}, a folder, or a hub name such as Fancy-MLLM/R1-Onevision-7B"
-        )
+        example = "a hub name such as Fancy-MLLM/R1-Onevision-7B"
+        raise UserError(f"{shown or repr(shown)}: not a model; expected {SHIPPED}, a folder, or {example}")
     return _download(text, match["repo"], match["revision"])
 
 

@@ -1,0 +1,1 @@
+"""A model to a table of scores."""

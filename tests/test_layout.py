@@ -1,0 +1,114 @@
+"""The plan of the house: who may import whom, how long a file may be, and the names that other people's scripts rely on."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kernels
+import r1ov
+from r1ov.data import playground
+
+ROOT = Path(__file__).parent.parent
+FLOORS = {  # longest matching prefix wins; a module imports only from floors below its own, or from its own room
+    "kernels": 0,
+    "r1ov": 0,
+    "r1ov.errors": 0,
+    "r1ov.cli": 0.5,
+    "r1ov.model": 1,
+    "r1ov.reward": 1,
+    "r1ov.data": 2,
+    "r1ov.pretrained": 2.5,
+    "r1ov.engine": 3,
+    "r1ov.train": 4,
+    "r1ov.evaluate": 4,
+    "train": 5,
+    "generate": 5,
+}
+SOURCES = sorted(path for folder in ("kernels", "r1ov") for path in (ROOT / folder).rglob("*.py")) + [ROOT / "train.py", ROOT / "generate.py"]
+
+
+def room(module: str) -> str:
+    return max((name for name in FLOORS if module == name or module.startswith(name + ".")), key=len)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_imports_only_from_floors_below(path):
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    home = room(module)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import"
+            # `from r1ov import pretrained` names a module of its own
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "r1ov" else [node.module]
+        for name in names:
+            if name.split(".")[0] in ("kernels", "r1ov", "train", "generate") and module != "r1ov":
+                other = room(name)
+                assert other == home or FLOORS[other] < FLOORS[home], f"{module} (floor {FLOORS[home]}) imports {name} (floor {FLOORS[other]})"
+                assert not (home == "kernels" and other != "kernels"), "kernels knows nothing of r1ov"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_is_longer_than_a_reader_can_hold(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 350
+
+
+def test_the_whole_stays_small():
+    """design: the whole below about 8,000 lines, tests apart."""
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES) < 8000
+
+
+def test_top_level_holds_what_the_design_names():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    top = {line.split("/")[0] for line in tracked if line and not line.startswith(".")}
+    assert top <= {"README.md", "requirements.txt", "train.py", "generate.py", "r1ov", "kernels", "tests", "LICENSE", "pyproject.toml"}
+
+
+def parameters(function) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def test_public_python_names_are_frozen():
+    from r1ov.engine.generate import complete
+    from r1ov.model.model import Qwen2_5_VL
+    from r1ov.reward import accuracy_reward, format_reward
+    from r1ov.train.loss import sft_loss
+
+    assert parameters(r1ov.load) == ["name", "device", "dtype"]
+    assert parameters(r1ov.save) == ["model", "processor", "folder", "dtype", "max_shard_size"]
+    assert parameters(r1ov.generate)[:3] == ["model", "processor", "messages"]
+    for name in ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "num_samples"):
+        assert name in parameters(complete)
+    assert parameters(Qwen2_5_VL.forward)[1:6] == ["input_ids", "position_ids", "cu_seqlens", "pixel_values", "image_grid_thw"]
+    assert parameters(playground.sample) == ["split", "index", "seed"]
+    fields = ["image", "question", "description", "reasoning", "answer", "kind", "family"]
+    assert list(playground.Sample.__dataclass_fields__) == fields
+    assert parameters(kernels.attention) == ["q", "k", "v", "cu_seqlens", "causal", "cu_seqlens_k", "max_seqlen", "impl"]
+    assert parameters(kernels.token_logprobs) == ["hidden", "weight", "targets", "temperature", "return_entropy", "impl"]
+    assert parameters(accuracy_reward) == ["completion", "gold", "kind"]
+    assert parameters(format_reward) == ["completion", "mode"]
+    assert parameters(sft_loss)[:3] == ["hidden", "weight", "labels"]
+
+
+FLAGS = {
+    ("generate.py",): "image prompt system model max-new-tokens temperature top-p top-k seed num-samples min-pixels max-pixels device dtype json",
+    ("train.py",): "stage model data out max-steps learning-rate per-device-train-batch-size gradient-accumulation-steps save-steps logging-steps seed",
+    ("-m", "r1ov.evaluate"): "bench model split out limit predictions",
+}
+
+
+@pytest.mark.parametrize("command", FLAGS, ids=" ".join)
+def test_public_flags_are_frozen(command):
+    shown = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for flag in FLAGS[command].split():
+        assert f"--{flag}" in shown
+
+
+def test_importing_does_no_work():
+    """`import r1ov` loads neither torch nor anything that would probe a GPU, and no import starts a thread or opens a socket."""
+    code = "import sys, r1ov; assert 'torch' not in sys.modules; import threading; assert threading.active_count() == 1"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

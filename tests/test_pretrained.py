@@ -1,0 +1,164 @@
+"""r1ov.load and r1ov.save whole: a folder in, a folder out, and what the caller can get wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+import r1ov
+from r1ov.errors import UserError
+from r1ov.model.weights import write_json
+from r1ov.pretrained import choose_device, choose_dtype
+from tests.weight_files import SMALL, assert_logits_equal, write_checkpoint
+
+SPECIAL = ["<|endoftext|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A whole folder: weights, config, and a tokenizer of ninety words and the special tokens that config.json names."""
+    folder = tmp_path / "checkpoint"
+    reference = write_checkpoint(folder, "untied")
+    tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(90)}, unk_token="w0"))
+    tokenizer.add_special_tokens(SPECIAL)  # ids 90 to 96
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"})
+    write_json(
+        folder / "preprocessor_config.json", {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136, "max_pixels": 12845056}
+    )
+    (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message['content'] }}<|im_end|>{% endfor %}")
+    write_json(folder / "generation_config.json", {"eos_token_id": [91, 90], "repetition_penalty": 1.05, "do_sample": True})
+    return folder, reference
+
+
+def test_load_gives_a_model_for_evaluation_and_its_processor(checkpoint):
+    folder, reference = checkpoint
+    model, processor = r1ov.load(str(folder), device="cpu", dtype=torch.float32)
+    assert not model.training
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+    assert_logits_equal(model, reference)
+    batch = processor([{"role": "user", "content": "w1"}])
+    assert model(**batch).shape == (len(batch["input_ids"]), 100)
+
+
+@pytest.mark.parametrize("max_shard_size", [SMALL, 5_000_000_000])
+def test_what_save_writes_loads_here_and_in_transformers(checkpoint, max_shard_size, tmp_path):
+    model, processor = r1ov.load(checkpoint[0])
+    r1ov.save(model, processor, tmp_path / "out", dtype=torch.float32, max_shard_size=max_shard_size)
+    again, processor_again = r1ov.load(tmp_path / "out")
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+    assert processor_again.generation_config == processor.generation_config
+
+    theirs, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()), info
+    assert theirs.dtype == torch.float32  # by config.json
+    assert theirs.generation_config.repetition_penalty == 1.05
+    assert_logits_equal(again, theirs.eval())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.convert_tokens_to_ids(SPECIAL) == list(range(90, 97))
+    assert "message" in tokenizer.chat_template
+    Qwen2VLImageProcessorPil.from_pretrained(tmp_path / "out")
+
+
+def test_save_writes_bfloat16_unless_told_otherwise_and_changes_nothing_in_the_model(checkpoint, tmp_path):
+    model, processor = r1ov.load(checkpoint[0])
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    r1ov.save(model, processor, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    again, _ = r1ov.load(tmp_path / "out")
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])
+        assert torch.equal(again.state_dict()[key], before[key].bfloat16().float())
+
+
+def test_a_model_can_be_saved_over_the_folder_it_came_from(checkpoint):
+    folder, reference = checkpoint
+    model, processor = r1ov.load(folder)
+    r1ov.save(model, processor, folder, dtype=torch.float32, max_shard_size=SMALL)
+    assert not (folder / "model.safetensors").exists()
+    assert_logits_equal(r1ov.load(folder)[0], reference)
+
+
+def test_a_save_whose_processor_fails_leaves_no_config(checkpoint, tmp_path):
+    model, processor = r1ov.load(checkpoint[0])
+    r1ov.save(model, processor, tmp_path / "out")
+    (tmp_path / "out" / "tokenizer.json").unlink()
+    (tmp_path / "out" / "tokenizer.json").mkdir()
+    with pytest.raises(UserError, match="cannot be saved there"):
+        r1ov.save(model, processor, tmp_path / "out")
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_the_dtype_follows_the_device_unless_it_is_given():
+    assert choose_dtype(None, torch.device("cpu")) == torch.float32
+    assert choose_dtype(None, torch.device("cuda")) == torch.bfloat16
+    assert choose_dtype("bfloat16", torch.device("cpu")) == choose_dtype(torch.bfloat16, torch.device("cpu")) == torch.bfloat16
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+WRONG = {
+    "half precision": (dict(dtype=torch.float16), "overflows"),
+    "half precision by name": (dict(dtype="float16"), "overflows"),
+    "doubles": (dict(dtype=torch.float64), "not one of float32, bfloat16"),
+    "no dtype": (dict(dtype="fast"), "not one of float32, bfloat16"),
+    "a number as dtype": (dict(dtype=16), "not one of float32, bfloat16"),
+    "no device": (dict(device="toaster"), "device 'toaster' cannot be used here"),
+    "no such GPU": (dict(device="cuda:99"), "device 'cuda:99' cannot be used here"),
+    "another maker's": (dict(device="xpu:99"), "device 'xpu:99' cannot be used here"),
+    "device without numbers": (dict(device="meta"), "holds no numbers"),
+    "empty device": (dict(device=""), "cannot be used here"),
+    "list of devices": (dict(device=["cpu"]), "cannot be used here"),
+    "no such folder": (dict(name="/no/such/folder"), "no such folder"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_load_refuses_what_it_cannot_do_in_one_line(case, checkpoint):
+    arguments, message = WRONG[case]
+    with pytest.raises(UserError) as caught:
+        r1ov.load(**{"name": checkpoint[0], **arguments})
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_load_names_the_file_that_is_missing(missing, checkpoint):
+    (checkpoint[0] / missing).unlink()
+    with pytest.raises(UserError, match=missing) as caught:
+        r1ov.load(checkpoint[0])
+    assert "\n" not in str(caught.value)
+
+
+def test_save_refuses_what_it_cannot_do_in_one_line(checkpoint, tmp_path):
+    model, processor = r1ov.load(checkpoint[0])
+    (tmp_path / "file").write_text("")
+    for arguments, message in (
+        (dict(folder=tmp_path / "file"), "cannot be saved there"),
+        (dict(folder=tmp_path / "file" / "below"), "cannot be saved there"),
+        (dict(folder=tmp_path / "out", dtype=torch.float16), "overflows"),
+        (dict(folder=tmp_path / "out", max_shard_size=0), "expected a number of bytes"),
+        (dict(folder=tmp_path / "out", max_shard_size="5GB"), "expected a number of bytes"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            r1ov.save(model, processor, **arguments)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_importing_r1ov_imports_nothing_heavy():
+    code = "import sys, r1ov; print(r1ov.__version__, *sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'PIL', 'huggingface_hub'}))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent, env=os.environ
+    )
+    assert run.stdout.split() == ["0.1.0"]
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        _ = r1ov.lode
