@@ -27,6 +27,7 @@ from r1ov.engine.sampling import (
     row_uniforms,
     sample,
 )
+from r1ov.engine.step import Step
 from r1ov.errors import UserError
 from r1ov.pretrained import load
 from tests.checkpoint import write_checkpoint
@@ -128,6 +129,7 @@ def test_logits_with_the_cache_equal_logits_without_for_rows_that_leave_early(tr
     batch = processor(CONVERSATIONS[:4])
     lengths = batch["cu_seqlens"].diff().tolist()
     cache = KVCache(model.config.text, lengths, 2, max(lengths) + 9, torch.float32, torch.device("cpu"))
+    one_token = Step(model, max(lengths) + 9)
     first = prefill(model, batch, cache)
     torch.testing.assert_close(first, model(**batch)[batch["cu_seqlens"][1:].long() - 1], atol=1e-4, rtol=1e-4)
 
@@ -141,7 +143,7 @@ def test_logits_with_the_cache_equal_logits_without_for_rows_that_leave_early(tr
         for place, token in zip(places, tokens, strict=True):
             texts[place].append(token)
         positions = torch.tensor([starts[place] + step for place in places])
-        logits = decode_one_token(model, cache, torch.tensor(tokens), positions)
+        logits = decode_one_token(one_token, cache, torch.tensor(tokens), positions)
         for place, row in zip(places, logits, strict=True):
             alone = processor(CONVERSATIONS[place // 2])
             extra = torch.arange(starts[place], starts[place] + step + 1).expand(3, -1)

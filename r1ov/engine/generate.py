@@ -12,6 +12,7 @@ from torch import Tensor
 from r1ov.data.processor import Batch, Processor
 from r1ov.engine.cache import KVCache
 from r1ov.engine.sampling import SamplingParams, row_seeds, row_uniforms, sample
+from r1ov.engine.step import Step
 from r1ov.errors import UserError
 from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL
@@ -143,10 +144,9 @@ def prefill(model: Qwen2_5_VL, batch: Batch, cache: KVCache) -> Tensor:
     return model.logits(hidden[batch["cu_seqlens"][1:].long() - 1])
 
 
-def decode_one_token(model: Qwen2_5_VL, cache: KVCache, tokens: Tensor, positions: Tensor) -> Tensor:
+def decode_one_token(step: Step, cache: KVCache, tokens: Tensor, positions: Tensor) -> Tensor:
     """(B, V) logits of the token after `tokens` (B,), which stand at `positions` (B,) on all three streams; the cache grows by them."""
-    hidden = model.hidden_states(tokens, positions.expand(3, -1), None, attend=cache.decode())
-    return model.logits(hidden)
+    return step(tokens, positions, cache.decode())
 
 
 @dataclass
@@ -210,6 +210,7 @@ def decode(
     cache = KVCache(model.config.text, prompt_lengths, num_samples, capacity, dtype, device)
     prompts = list(zip(batch["input_ids"].split(prompt_lengths), batch["position_ids"].split(prompt_lengths, dim=1), strict=True))
     positions = torch.stack([position_ids.max() + 1 for _, position_ids in prompts]).repeat_interleave(num_samples).to(device)  # (B,)
+    step = Step(model, capacity)
     logits = prefill(model, batch.to(device), cache).repeat_interleave(num_samples, dim=0)  # (B, V)
     seen = None
     if params.repetition_penalty != 1.0:
@@ -219,8 +220,8 @@ def decode(
 
     live = list(range(len(rows)))  # which of `rows` stands in each place of the tensors above
     prefilled = None
-    for step in range(max(limits)):
-        tokens, logprobs = sample(logits, params, banned, seen, None if uniforms is None else uniforms[:, step])
+    for index in range(max(limits)):
+        tokens, logprobs = sample(logits, params, banned, seen, None if uniforms is None else uniforms[:, index])
         new = zip(live, tokens.tolist(), logprobs.tolist(), strict=True)  # the one place where the host waits for the device
         prefilled = prefilled or time.perf_counter()
         going = [place for place, (row, token, logprob) in enumerate(new) if rows[row].append(token, logprob, stop_ids)]
@@ -236,7 +237,7 @@ def decode(
             uniforms = None if uniforms is None else uniforms[former]
         if seen is not None:
             seen.scatter_(1, tokens[:, None], True)
-        logits = decode_one_token(model, cache, tokens, positions)
+        logits = decode_one_token(step, cache, tokens, positions)
         positions = positions + 1
 
     return [row.completion(processor) for row in rows], Timing(

@@ -79,8 +79,7 @@ def sample(logits: Tensor, params: SamplingParams, banned: Tensor, seen: Tensor 
         if params.top_p < 1.0:
             scores = keep_top_p(scores, params.top_p)
         tokens = draw(scores, uniforms)
-    logprobs = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
-    return tokens, logprobs
+    return tokens, logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
 
 
 def penalise_repetition(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:

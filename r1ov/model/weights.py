@@ -56,8 +56,9 @@ def load_weights(model: Qwen2_5_VL, folder: str | Path, device: torch.device | s
         with _opened(file) as reader:
             for name, tensor in stored.items():
                 if tensor.file == file:
-                    # Copied even where nothing changes: the model must not hang on the mapped file.
-                    _assign(model, name, reader.get_tensor(tensor.name).to(device=device, dtype=dtype, copy=True))
+                    # Copied even where nothing changes: the model must not hang on the mapped file. (`.to` is half as fast.)
+                    value = torch.empty(tensor.shape, dtype=dtype, device=device).copy_(reader.get_tensor(tensor.name))
+                    _assign(model, name, value)
 
 
 def save_weights(model: Qwen2_5_VL, folder: str | Path, dtype: torch.dtype, max_shard_size: int) -> None:

@@ -25,7 +25,7 @@ QUESTIONS = {
         "Which category has the lowest value?",
         "Which letter has the smallest value?",
         "Where is the value lowest?",
-        "Which category is the least?",
+        "Where is the smallest value?",
     ),
     "difference": (
         "What is the difference between {x} and {y}?",

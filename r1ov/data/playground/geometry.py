@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from collections.abc import Callable
 from functools import partial
 
 from r1ov.data.playground.scene import COLOURS, GRID, INK, PAPER, SIZE, Canvas, Level, Scene
@@ -17,6 +18,7 @@ TRIANGLE_ANGLES = {
     "hard": range(25, 116, 5),
     "beyond": [angle for angle in range(25, 116) if angle % 5],
 }
+Figure = tuple[dict, Callable[..., None]]  # what is drawn, and how
 DRAWABLE = tuple(colour for colour in COLOURS if colour != "yellow")  # thin yellow lines are hard to see
 QUESTIONS = {
     "area": (
@@ -101,7 +103,7 @@ def _solve(topic: str, figure: dict) -> tuple[str, int]:
     return f"The angles are {a} and {b}. {a} + {b} = {a + b}. 180 - {a + b} = {180 - a - b}.", 180 - a - b
 
 
-def _rectangle(rng: random.Random, level: Level):
+def _rectangle(rng: random.Random, level: Level) -> Figure:
     w, h = rng.choice(SIDES[level]), rng.choice(SIDES[level])
     longest = rng.randint(52, 64)
     width, height = (max(18, round(longest * side / max(w, h))) for side in (w, h))
@@ -118,7 +120,7 @@ def _draw_rectangle(canvas: Canvas, figure: dict) -> None:
     canvas.text(x1 - 11 if beside == "left" else x2 + 11, (y1 + y2) / 2, str(h), 15)
 
 
-def _grid(rng: random.Random, level: Level):
+def _grid(rng: random.Random, level: Level) -> Figure:
     most = GRID_SIDE[level]
     least = most if level == "beyond" else 2  # beyond: every shape is as wide as no shape before
     if rng.random() < 0.5:
@@ -156,7 +158,7 @@ def _draw_grid(canvas: Canvas, figure: dict) -> None:
         canvas.line([(x, y + line * cell), (x + CELLS * cell, y + line * cell)], GRID, 1)
 
 
-def _polygon(rng: random.Random, level: Level):
+def _polygon(rng: random.Random, level: Level) -> Figure:
     number = rng.choice(CORNERS[level])
     x, y, radius, turn = 56 + rng.randint(-5, 5), 56 + rng.randint(-5, 5), rng.randint(36, 43), rng.randrange(360)
     corners = []
@@ -174,14 +176,13 @@ def _draw_polygon(canvas: Canvas, figure: dict) -> None:
         canvas.ellipse((x - 3.5, y - 3.5, x + 3.5, y + 3.5), colour)
 
 
-def _rays(rng: random.Random, level: Level):
+def _rays(rng: random.Random, level: Level) -> Figure:
     angle = rng.choice(ANGLES[level])
     start = rng.choice(range(0, 181 - angle, 15) if level == "hard" else (0, 180 - angle))
     directions, lengths = [start, start + angle], [rng.randint(42, 50), rng.randint(42, 50)]
     tips = [_step((0, 0), *ray) for ray in zip(directions, lengths, strict=True)]
-    vertex = []
-    for offsets in zip((0, 0), *tips, strict=True):  # in the middle, then shifted a little
-        vertex.append(round((SIZE - min(offsets) - max(offsets)) / 2) + rng.randint(-4, 4))
+    offsets = zip((0, 0), *tips, strict=True)
+    vertex = [round((SIZE - min(each) - max(each)) / 2) + rng.randint(-4, 4) for each in offsets]  # near where it is centred
     # degrees, anticlockwise from the right
     return {"figure": "two rays", "directions": directions, "lengths": lengths, "vertex": vertex}, _draw_rays
 
@@ -198,7 +199,7 @@ def _draw_rays(canvas: Canvas, figure: dict) -> None:
     canvas.ellipse((x - 2.5, y - 2.5, x + 2.5, y + 2.5), INK)
 
 
-def _triangle(rng: random.Random, level: Level):
+def _triangle(rng: random.Random, level: Level) -> Figure:
     allowed = TRIANGLE_ANGLES[level]
     third = rng.choice(allowed)
     first = rng.choice([angle for angle in allowed if 180 - third - angle in allowed])

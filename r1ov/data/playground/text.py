@@ -135,4 +135,5 @@ def _draw(canvas: Canvas, picture: dict) -> None:
 
 def _extent(items: list[dict]) -> tuple[float, float]:
     """Where the board or card that carries the items begins and ends, from top to bottom."""
-    return min(item["y"] - item["size"] for item in items), max(item["y"] + item["size"] for item in items)
+    top, bottom = min(item["y"] - item["size"] for item in items), max(item["y"] + item["size"] for item in items)
+    return max(3, top), min(SIZE - 4, bottom)  # with room for the card's shadow

@@ -1,0 +1,180 @@
+"""The training loop: its loss and optimizers against torch and transformers, its invariances, and a run from end to end."""
+
+import json
+
+import pytest
+import torch
+from transformers.loss.loss_utils import ForCausalLMLoss
+
+from r1ov import pretrained
+from r1ov.data.playground import messages, sample
+from r1ov.data.processor import Processor
+from r1ov.errors import UserError
+from r1ov.model.config import Config
+from r1ov.model.hub import resolve
+from r1ov.model.model import Qwen2_5_VL, init_weights
+from r1ov.train.config import SFTConfig
+from r1ov.train.loss import sft_loss
+from r1ov.train.optim import Muon, build_optimizers, learning_rate_factor, orthogonalise
+from r1ov.train.sft import PlaygroundBatches, train
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return Processor.from_folder(resolve("r1ov-tiny"))
+
+
+def fresh_model(seed=0):
+    model = Qwen2_5_VL(Config.from_file(resolve("r1ov-tiny") / "config.json"))
+    init_weights(model, torch.Generator().manual_seed(seed))
+    return model
+
+
+def loss_and_gradients(model, batches, num_items):
+    model.zero_grad()
+    total = 0.0
+    for batch in batches:
+        rest = {name: value for name, value in batch.items() if name != "labels"}
+        loss = sft_loss(model.hidden_states(**rest), model.head_weight, batch["labels"], num_items)
+        loss.backward()
+        total += loss.item()
+    return total, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def test_sft_loss_equals_transformers_on_each_sequence(processor):
+    model = fresh_model()
+    conversations = [messages(sample("train", index)) for index in range(3)]
+    batches = [processor(conversation, return_labels=True) for conversation in conversations]
+    num_items = sum(int((batch["labels"] != -100).sum()) for batch in batches)
+    actual, _ = loss_and_gradients(model, [processor(conversations, return_labels=True)], num_items)
+    expected = 0.0
+    for batch in batches:
+        labels = batch.pop("labels")
+        logits = model(**batch)
+        expected += ForCausalLMLoss(logits[None], labels[None], logits.shape[-1], num_items_in_batch=num_items).item()
+    assert actual == pytest.approx(expected, rel=1e-5)  # float32 sums in another order
+
+
+def test_loss_and_gradients_do_not_depend_on_packing_or_accumulation(processor):
+    model = fresh_model()
+    conversations = [messages(sample("train", index)) for index in range(6)]
+    num_items = int((processor(conversations, return_labels=True)["labels"] != -100).sum())
+    cuts = {"one pack": [6], "two": [2, 4], "alone": [1] * 6}
+    results = {}
+    for name, cut in cuts.items():
+        begin, batches = 0, []
+        for length in cut:
+            batches.append(processor(conversations[begin : begin + length], return_labels=True))
+            begin += length
+        results[name] = loss_and_gradients(model, batches, num_items)
+    loss, gradients = results.pop("one pack")
+    for other_loss, other_gradients in results.values():
+        assert other_loss == pytest.approx(loss, rel=1e-5)
+        for name, gradient in gradients.items():
+            scale = gradient.abs().max()
+            assert (gradient - other_gradients[name]).abs().max() <= 1e-4 * scale, name  # float32 sums in another order
+
+
+def test_only_the_reply_and_its_stop_token_are_trained(processor):
+    one = sample("train", 3)
+    batch = processor(messages(one), return_labels=True)
+    trained = batch["labels"] != -100
+    assert processor.decode(batch["input_ids"][trained], skip_special_tokens=False) == messages(one)[1]["content"] + "<|im_end|>"
+    assert not trained[0]
+
+
+def test_muon_moves_like_torch_muon():
+    torch.manual_seed(0)
+    shapes = [(48, 32), (32, 48), (40, 40), (48, 32)]
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [torch.nn.Parameter(parameter.detach().clone()) for parameter in ours]
+    mine, reference = Muon(ours, lr=0.02, weight_decay=0.1), torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95)
+    for _ in range(4):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape)
+            b.grad = a.grad.clone()
+        mine.step()
+        reference.step()
+    for a, b in zip(ours, theirs, strict=True):
+        # four updates of about 0.02 * 0.15 an element; torch's five Newton-Schulz steps run in bfloat16, 8 bits
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=0)
+
+
+def test_orthogonalise_moves_all_singular_values_near_one():
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(3, 30, 50, generator=torch.Generator().manual_seed(0))))
+    assert values.min() > 0.3  # the steps are tuned for slope, not for convergence
+    assert values.max() < 1.3
+
+
+def test_every_parameter_has_one_optimizer():
+    model = fresh_model()
+    for optim in ("adamw", "muon"):
+        optimizers = build_optimizers(model, optim, 1e-3, 0.02, (0.9, 0.98), 0.1)
+        held = [parameter for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]]
+        assert sorted(map(id, held)) == sorted(map(id, model.parameters()))
+
+
+def test_the_learning_rate_climbs_then_falls():
+    factors = [learning_rate_factor(step, 100, 10) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert max(factors) == factors[9] == factors[10] == 1.0
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert learning_rate_factor(100, 100, 10, floor=0.1) == pytest.approx(0.1)
+    assert learning_rate_factor(55, 100, 10, "linear") == pytest.approx(0.5)
+    assert learning_rate_factor(99, 100, 10, "constant") == 1.0
+
+
+def test_micro_batches_are_a_function_of_seed_and_number(processor):
+    first, again, other = (PlaygroundBatches(processor, 3, seed)[5] for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["input_ids"], other["input_ids"])
+
+
+def test_a_fresh_model_learns_one_batch_by_heart(processor):
+    model = fresh_model()
+    batch = PlaygroundBatches(processor, 7, 0)[0]
+    num_items = int((batch["labels"] != -100).sum())
+    optimizers = build_optimizers(model, "muon", 2e-3, 0.02, (0.9, 0.98), 0.0)
+    for _ in range(40):
+        loss, _ = loss_and_gradients(model, [batch], num_items)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert loss < 0.3  # it starts near log(1046) = 7
+
+
+def test_a_run_leaves_a_model_that_loads_and_a_log_with_the_fields_names(tmp_path, capsys):
+    out = tmp_path / "run"
+    config = SFTConfig(
+        max_steps=2, per_device_train_batch_size=7, eval_steps=2, eval_samples=7, save_steps=1, dataloader_num_workers=0, out=str(out), num_threads=1
+    )
+    train(config)
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == [1, 2]
+    assert {"loss", "mean_token_accuracy", "learning_rate", "grad_norm", "num_tokens"} <= set(steps[0])
+    assert [row["step"] for row in rows if "eval_accuracy" in row] == [0, 2]
+    assert json.loads((out / "config.json").read_text())["max_steps"] == 2
+    assert (out / "curves.png").stat().st_size > 0
+    assert len(list((out / "samples").iterdir())) == 2
+    for folder in ("checkpoints/step-1", "final"):
+        model, _ = pretrained.load(str(out / folder))
+        assert all(parameter.isfinite().all() for parameter in model.parameters())
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "step 2/2 | loss" in shown.err
+    with pytest.raises(UserError, match="already holds a finished run"):
+        train(config)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"max_steps": 0}, "--max-steps is 0"),
+        ({"warmup_ratio": 2.0}, "--warmup-ratio is 2.0"),
+        ({"learning_rate": -1.0}, "--learning-rate is -1.0"),
+        ({"data": "other"}, "--data is 'other'"),
+    ],
+)
+def test_options_out_of_range_are_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        SFTConfig(**flags)
