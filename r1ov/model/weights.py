@@ -75,6 +75,8 @@ def save_weights(model: Qwen2_5_VL, folder: str | Path, dtype: torch.dtype, max_
     for file, names in zip(files, shards, strict=True):
         tensors = {name: state[name].to("cpu", dtype).contiguous() for name in names}
         save_file(tensors, folder / f"{file}.tmp", metadata={"format": "pt"})
+        # safetensors writes for the owner's eyes only; a checkpoint is as readable as its folder.
+        os.chmod(folder / f"{file}.tmp", folder.stat().st_mode & 0o666)
     if len(shards) > 1:
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         total_size = sum(tensor.numel() for tensor in state.values()) * dtype.itemsize
