@@ -12,7 +12,6 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 IMPLEMENTATIONS = ("torch",)
 
@@ -101,24 +100,36 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     grouped = q.shape[2] != k.shape[2]
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if causal and q.shape[2] != k.shape[2]:
-        bias = causal_lower_right(q.shape[2], k.shape[2])
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=grouped)
+        # torch.nn.attention.bias.causal_lower_right is the same mask, but importing it takes a second (it brings torch._dynamo).
+        visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=grouped)
     else:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
     return out.transpose(1, 2)
 
 
-def decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+def decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, bias: Tensor | None = None) -> Tensor:
     """Each row's one query over the first `lengths[b]` keys of its cache row; (B, H, D) in q's dtype.
 
     Args:
         q: (B, H, D). k_cache, v_cache: (B, K, S, D), rows of which only the first lengths[b] (at least 1) positions are filled.
         lengths: (B,) int.
+        bias: `decode_bias(lengths, k_cache)`, which a caller with many layers makes once a step; None makes it here.
     """
     rows, heads, dim = q.shape
-    key_heads, cached = k_cache.shape[1], k_cache.shape[2]
-    hidden = torch.arange(cached, device=q.device) >= lengths[:, None]  # (B, S)
-    q = q.view(rows, key_heads, heads // key_heads, dim)  # the queries of one key head side by side
-    scores = (q @ k_cache.mT).float() * dim**-0.5  # (B, K, H/K, S)
-    weights = scores.masked_fill(hidden[:, None, None], float("-inf")).softmax(-1).to(q.dtype)
-    return (weights @ v_cache).view(rows, heads, dim)
+    key_heads = k_cache.shape[1]
+    if bias is None:
+        bias = decode_bias(lengths, k_cache)
+    # The queries of one key head side by side, and one small product for each row and key head.
+    q = q.reshape(rows * key_heads, heads // key_heads, dim)
+    scores = torch.baddbmm(bias, q, k_cache.flatten(0, 1).mT, alpha=dim**-0.5)  # (B*K, H/K, S)
+    weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+    return torch.bmm(weights, v_cache.flatten(0, 1)).view(rows, heads, dim)
+
+
+def decode_bias(lengths: Tensor, k_cache: Tensor) -> Tensor:
+    """(B*K, 1, S) in the cache's dtype: 0 where a row's key is filled, -inf behind it."""
+    rows, key_heads, cached = k_cache.shape[:3]
+    unfilled = torch.arange(cached, device=lengths.device) >= lengths[:, None]  # (B, S)
+    bias = torch.zeros(rows, cached, dtype=k_cache.dtype, device=k_cache.device).masked_fill_(unfilled, float("-inf"))
+    return bias[:, None].expand(rows, key_heads, cached).reshape(rows * key_heads, 1, cached).contiguous()

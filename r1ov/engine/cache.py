@@ -1,14 +1,44 @@
 """The keys and values of every token so far: written once, read by every later token. Allocated once, at the size the answers may reach."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from kernels import attention, decode_attention
+from kernels import attention, decode_attention, decode_bias
 from r1ov.model.config import TextConfig
 from r1ov.model.language import Attend
 
-# Decoding reads the cache up to its longest row, rounded up to this, so that the views of it change only now and then.
-_ROUND_UP = 64
+# How many columns beyond the longest row a step reads, at first: what depends on their number is made anew only when they are used up.
+_GROWTH = 64
+
+
+@dataclass
+class _Window:
+    """The part of the cache that a step reads, and where it writes: all that its layers share."""
+
+    columns: int
+    layers: list[tuple[Tensor, ...]]  # keys and values to read, (B, K, columns, D), and to write, (rows*K*S, D)
+    places: Tensor  # (B*K,) where the new keys go among the latter
+    bias: Tensor  # (B*K, 1, columns): 0 where a row is filled, the new token included, -inf behind it
+    newest: Tensor  # (B*K,) the new token's places in the bias, flattened
+
+    @classmethod
+    def cut(cls, keys: list[Tensor], values: list[Tensor], lengths: Tensor, columns: int) -> "_Window":
+        """Args: keys, values: (at least B, K, S, D) a layer. lengths: (B,) before the new token."""
+        rows, key_heads, capacity = len(lengths), *keys[0].shape[1:3]
+        read = [[cached[:rows, :, :columns] for cached in layers] for layers in (keys, values)]
+        write = [[cached.flatten(0, 2) for cached in layers] for layers in (keys, values)]
+        starts = torch.arange(rows * key_heads, device=lengths.device)
+        ends = lengths.repeat_interleave(key_heads)
+        bias = decode_bias(lengths + 1, read[0][0])
+        return cls(columns, list(zip(*read, *write, strict=True)), starts * capacity + ends, bias, starts * columns + ends)
+
+    def advance(self) -> None:
+        """One token further in every row."""
+        self.places += 1
+        self.newest += 1
+        self.bias.view(-1).index_fill_(0, self.newest, 0.0)
 
 
 class KVCache:
@@ -31,7 +61,7 @@ class KVCache:
         # Zeros and not `empty`: a masked position has weight 0, and 0 * NaN is NaN.
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
-        self._views: tuple[tuple[int, int], list[tuple[Tensor, Tensor]]] | None = None
+        self._window: _Window | None = None
 
     def prefill(self, cu_seqlens: Tensor) -> Attend:
         """The attention of a prefill over packed prompts, which also writes each prompt's keys and values into its rows.
@@ -53,18 +83,19 @@ class KVCache:
 
     def decode(self) -> Attend:
         """Opens the next step: the attention of one new token a row, which appends the token's key and value and then reads them all."""
-        heads, capacity, dim = self.keys[0].shape[1:]
-        rows = len(self.lengths)
-        self.longest = min(self.longest + 1, capacity)
-        first = torch.arange(rows * heads, device=self.lengths.device).view(rows, heads) * capacity
-        index = (first + self.lengths[:, None]).flatten()  # (B*K,) where the new token goes in the cache as (B*K*S, D)
+        if self._window is None or self.longest == self._window.columns:
+            self._window = _Window.cut(self.keys, self.values, self.lengths, min(self.longest + _GROWTH, self.keys[0].shape[2]))
+        else:
+            self._window.advance()
+        self.longest += 1
         self.lengths = lengths = self.lengths + 1
-        views = self._live_views(rows, min(-(-self.longest // _ROUND_UP) * _ROUND_UP, capacity))
+        window, dim = self._window, self.keys[0].shape[-1]
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            self.keys[layer].view(-1, dim).index_copy_(0, index, k.reshape(-1, dim))
-            self.values[layer].view(-1, dim).index_copy_(0, index, v.reshape(-1, dim))
-            return decode_attention(q, *views[layer], lengths)
+            keys, values, all_keys, all_values = window.layers[layer]
+            all_keys.index_copy_(0, window.places, k.reshape(-1, dim))
+            all_values.index_copy_(0, window.places, v.reshape(-1, dim))
+            return decode_attention(q, keys, values, lengths, window.bias)
 
         return attend
 
@@ -83,11 +114,5 @@ class KVCache:
             for cached in (*self.keys, *self.values):
                 cached[holes] = cached[movers]
         self.lengths = self.lengths[former]
+        self._window = None
         return former
-
-    def _live_views(self, rows: int, columns: int) -> list[tuple[Tensor, Tensor]]:
-        """Each layer's keys and values, (rows, K, columns, D) each, cut anew only when the size changes."""
-        if self._views is None or self._views[0] != (rows, columns):
-            cut = [(k[:rows, :, :columns], v[:rows, :, :columns]) for k, v in zip(self.keys, self.values, strict=True)]
-            self._views = ((rows, columns), cut)
-        return self._views[1]

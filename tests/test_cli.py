@@ -1,0 +1,305 @@
+"""The command line of dataclasses, and `generate.py` from its flags to what it prints."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from PIL import Image
+
+import generate
+from r1ov.cli import option, parse_cli, run
+from r1ov.engine.terminal import BOLD, DIM, RESET, Painter
+from r1ov.errors import UserError
+from tests.checkpoint import write_checkpoint
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    learning_rate: float = option(1e-3, "100% of it")
+    max_steps: int | None = option(None, "how many")
+    stage: Literal["sft", "grpo"] = option("sft", "which")
+    image: tuple[str, ...] = option((), "pictures")
+    bf16: bool = option(False, "precision")
+    resume: bool = option(True, "go on")
+    name: str | None = option(None, "a name")
+
+
+def parsed(*argv: str) -> Settings:
+    return parse_cli(Settings, list(argv), prog="train.py", description="d")
+
+
+def test_every_kind_of_field_is_a_flag():
+    assert parsed() == Settings()
+    words = "--learning-rate 2e-4 --max-steps 5 --stage grpo --image a --image b --bf16 --no-resume --name x"
+    expected = Settings(learning_rate=2e-4, max_steps=5, stage="grpo", image=("a", "b"), bf16=True, resume=False, name="x")
+    assert parsed(*words.split()) == expected
+
+
+def test_a_field_without_a_default_is_required(capsys):
+    @dataclass(frozen=True, kw_only=True)
+    class Required:
+        out: str = option(help="folder")
+
+    with pytest.raises(SystemExit) as stop:
+        parse_cli(Required, [], prog="p", description="d")
+    assert stop.value.code == 2
+    assert "--out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--learn 1",
+        "--bogus",
+        "stray",
+        "--max-steps 1.5",
+        "--max-steps",
+        "--learning-rate nan",
+        "--stage dpo",
+        "--bf16 yes",
+        "--learning_rate 1",
+    ],
+)
+def test_a_wrong_flag_is_one_line_on_stderr_and_status_2(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parsed(*words.split())
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def test_help_names_every_flag_with_its_default(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parsed("--help")
+    out = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert "100% of it (default: 0.001)" in out
+    assert "--resume, --no-resume" in out
+
+
+def fails_with(error: BaseException) -> int:
+    def main() -> None:
+        raise error
+
+    return run(main)
+
+
+def test_run_turns_what_happens_into_an_exit_status(capsys):
+    assert run(lambda: None) == 0
+    assert fails_with(UserError("found x,\nexpected y")) == 2
+    assert capsys.readouterr().err == "error: found x, expected y\n"
+    assert fails_with(KeyboardInterrupt()) == 130
+    with pytest.raises(ZeroDivisionError):
+        fails_with(ZeroDivisionError())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A random checkpoint and a picture x.png."""
+    folder = tmp_path_factory.mktemp("random")
+    write_checkpoint(folder)
+    Image.effect_noise((90, 60), 80).convert("RGB").save(folder / "x.png")
+    return folder
+
+
+def called(monkeypatch, capsys, *argv: str) -> tuple[int, str, str]:
+    """`python generate.py argv` without a new process: status, stdout, stderr."""
+    monkeypatch.setattr(sys, "argv", ["generate.py", *argv])
+    try:
+        status = run(generate.main)
+    except SystemExit as stop:
+        status = stop.code
+    return status, *capsys.readouterr()
+
+
+def test_text_goes_to_stdout_and_all_else_to_stderr(folder, monkeypatch, capsys):
+    argv = ["--model", str(folder), "--image", str(folder / "x.png"), "--max-new-tokens", "6", "--device", "cpu"]
+    status, out, err = called(monkeypatch, capsys, *argv)
+    assert status == 0
+    assert out.endswith("\n")
+    assert "\x1b" not in out
+    first, last = err.splitlines()
+    assert re.search(r"cpu \| float32 \| attention torch", first)
+    assert re.search(r"prefill \d+ tokens in .* tokens/s \| decode 5 tokens in .* tokens/s", last)
+
+
+def test_json_prints_one_object_a_sample_with_the_documented_fields(folder, monkeypatch, capsys):
+    argv = ["--model", str(folder), "--prompt", "hi", "--max-new-tokens", "5", "--temperature", "1", "--num-samples", "3", "--json"]
+    status, out, _ = called(monkeypatch, capsys, *argv)
+    assert status == 0
+    samples = [json.loads(line) for line in out.splitlines()]
+    fields = "text token_ids logprobs finish_reason prompt_tokens completion_tokens thinking answer"
+    assert [set(sample) for sample in samples] == [set(fields.split())] * 3
+    assert len({tuple(sample["token_ids"]) for sample in samples}) == 3
+    again = called(monkeypatch, capsys, *argv)[1]
+    assert again == out
+
+
+def test_several_pictures_and_a_system_prompt_reach_the_model(folder, monkeypatch, capsys):
+    picture = str(folder / "x.png")
+    base = ["--model", str(folder), "--max-new-tokens", "1", "--json", "--prompt", "hi", "--image", picture]
+    variants = ([], ["--image", picture], ["--system", "red circle " * 9], ["--max-pixels", "3136"])
+    lengths = [json.loads(called(monkeypatch, capsys, *base, *more)[1])["prompt_tokens"] for more in variants]
+    assert lengths[1] > lengths[0]
+    assert lengths[2] > lengths[0]
+    assert lengths[3] < lengths[0]
+
+
+def test_greedy_samples_are_announced_to_be_all_the_same(folder, monkeypatch, capsys):
+    argv = ["--model", str(folder), "--prompt", "hi", "--max-new-tokens", "3", "--num-samples", "2"]
+    status, out, err = called(monkeypatch, capsys, *argv)
+    assert status == 0
+    assert "--- 1/2 ---" in out
+    assert "greedy" in err
+
+
+MISTAKES = [
+    "",
+    "--bogus",
+    "--prompt",
+    "--temp 1 --prompt hi",
+    "--prompt= ",
+    "--prompt hi --max-new-tokens 0",
+    "--prompt hi --max-new-tokens -5",
+    "--prompt hi --max-new-tokens many",
+    "--prompt hi --temperature -0.1",
+    "--prompt hi --temperature inf",
+    "--prompt hi --top-p 0",
+    "--prompt hi --top-p 1.01",
+    "--prompt hi --top-k -1",
+    "--prompt hi --seed -1",
+    "--prompt hi --num-samples 0",
+    "--prompt hi --min-pixels 0",
+    "--prompt hi --min-pixels 5000 --max-pixels 4000",
+    "--prompt hi --dtype float16",
+    "--prompt hi --dtype int8",
+    "--prompt hi --device tpu",
+    "--prompt hi --device cuda:99",
+    "--prompt hi --device meta",
+    "--prompt hi --model {folder}/nowhere/at/all",
+    "--prompt hi --model {folder}/x.png",
+    "--prompt hi --model {folder}/empty",
+    "--image {folder}/nowhere.png",
+    "--image {folder}",
+    "--image {folder}/config.json",
+    "--image {folder}/cut.png",
+    "--image {folder}/none.png",
+    "--image {folder}/thin.png",
+    "--image {folder}/x.png --image {folder}/nowhere.png",
+    "--image http://127.0.0.1:9/x.png",
+    "--image ftp://127.0.0.1/x.png",
+    "--image=",
+    "--prompt <|image_pad|>",
+    "--prompt <|video_pad|>",
+    "--image {folder}/x.png --prompt <|image_pad|>",
+    "--prompt {long}",
+    "--image {folder}/x.png --system {long}",
+    "--prompt \udcff",
+]
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_gives_one_line_on_stderr_and_status_2(words, folder, monkeypatch, capsys):
+    (folder / "empty").mkdir(exist_ok=True)
+    (folder / "cut.png").write_bytes((folder / "x.png").read_bytes()[:1000])
+    (folder / "none.png").touch()
+    Image.new("RGB", (1, 300)).save(folder / "thin.png")
+    argv = [word.format(folder=folder, long="circle," * 600) for word in words.split(" ") if word]
+    argv = argv if "--model" in argv else ["--model", str(folder), *argv]
+    status, out, err = called(monkeypatch, capsys, *argv)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def painted(pieces: list[str], is_terminal: bool = True, in_colour: bool = True) -> str:
+    out = StringIO()
+    paint = Painter(out, is_terminal, in_colour)
+    for piece in pieces:
+        paint(piece)
+    paint.end()
+    return out.getvalue()
+
+
+REPLY = "<think>1 < 2, a<b></think>\n<answer>4</answer>"
+
+
+def test_in_colour_the_thought_is_dim_and_the_answer_bold_wherever_the_pieces_are_cut():
+    expected = f"{DIM}1 < 2, a<b>{RESET}\n{BOLD}4{RESET}{RESET}\n"
+    for length in range(1, len(REPLY) + 1):
+        assert painted([REPLY[i : i + length] for i in range(0, len(REPLY), length)]) == expected
+
+
+def test_without_colour_the_text_is_as_it_is():
+    assert painted([REPLY], in_colour=False) == REPLY + "\n"
+    assert painted([REPLY], is_terminal=False, in_colour=False) == REPLY + "\n"
+
+
+def test_what_is_held_back_as_a_possible_tag_comes_out_at_the_end():
+    assert painted(["a <thi"]) == f"a <thi{RESET}\n"
+
+
+def test_a_model_cannot_send_control_sequences_to_the_terminal():
+    assert painted(["a\x1b[31mb\x07\x9b2J\n\tc"]) == f"a[31mb2J\n\tc{RESET}\n"
+    assert painted(["a\x1b[31mb"], is_terminal=False, in_colour=False) == "a\x1b[31mb\n"
+
+
+def test_nothing_is_written_when_there_was_no_text():
+    assert painted([]) == ""
+
+
+def on_a_terminal(folder: Path, interrupt: bool, **environment: str) -> tuple[int, str]:
+    """`generate.py` with its stdout on a terminal of its own: exit status, and what the terminal got."""
+    master, slave = pty.openpty()
+    argv = [sys.executable, "generate.py", "--model", str(folder), "--prompt", "hi", "--max-new-tokens", "400", "--device", "cpu"]
+    argv += ["--temperature", "3"]  # at random it hardly ever stops
+    process = subprocess.Popen(argv, cwd=ROOT, stdout=slave, stderr=subprocess.DEVNULL, env={**os.environ, **environment})
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(master, 65536)
+        except OSError:  # Linux says so when the other end is closed
+            break
+        if not piece:
+            break
+        if interrupt and not shown:
+            process.send_signal(signal.SIGINT)
+        shown += piece
+    os.close(master)
+    return process.wait(), shown.decode()
+
+
+def test_ctrl_c_ends_with_130_and_leaves_the_terminal_clean(folder):
+    status, shown = on_a_terminal(folder, interrupt=True, TERM="xterm")
+    assert status == 130
+    assert shown.endswith(RESET + "\r\n")
+
+
+def test_no_color_is_honoured_on_a_terminal(folder):
+    status, shown = on_a_terminal(folder, interrupt=False, NO_COLOR="1", TERM="xterm")
+    assert status == 0
+    assert "\x1b" not in shown
+
+
+def test_help_and_mistakes_come_before_torch_is_imported():
+    started = time.perf_counter()
+    code = "import sys, generate; sys.argv = ['generate.py']; s = generate.run(generate.main); print(s, 'torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert shown == "2 False\n"
+    # Nothing is imported but argparse and dataclasses: a tenth of a second, here with room for a busy machine.
+    assert time.perf_counter() - started < 5
