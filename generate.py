@@ -12,6 +12,7 @@ from r1ov.cli import option, parse_cli, run
 from r1ov.errors import UserError
 
 DEFAULT_PROMPT = "How many objects are there?"
+MAX_SAMPLES = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,10 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be {least} or above")
-        if self.temperature is not None and self.temperature < 0:
-            raise UserError(f"--temperature is {self.temperature}; it must be 0 (greedy) or above")
+        if self.num_samples > MAX_SAMPLES:
+            raise UserError(f"--num-samples is {self.num_samples}; at most {MAX_SAMPLES} are decoded together")
+        if self.temperature and not 1e-6 <= self.temperature <= 1e6:
+            raise UserError(f"--temperature is {self.temperature}; it must be 0 (greedy), or from 1e-6 to 1e6")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"--top-p is {self.top_p}; it must be above 0 and at most 1 (off)")
         if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:

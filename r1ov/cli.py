@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 import math
 import os
 import sys
@@ -55,11 +56,16 @@ def run(main: Callable[[], None]) -> int:
 
     141, as a program that died of SIGPIPE, when whoever reads stdout has gone away. Anything else is a crash and propagates.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell (`>&-`)
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        # A pipe or console that is not UTF-8 shows what it cannot write as \\uXXXX; Python would stop in mid-answer.
+        getattr(sys, name).reconfigure(errors="backslashreplace")
     try:
         main()
         sys.stdout.flush()
     except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        print("error:", one_line(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(file=sys.stderr)
@@ -68,13 +74,26 @@ def run(main: Callable[[], None]) -> int:
         # Python flushes stdout once more at exit, into the same broken pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("error:", one_line(f"{error.strerror}, writing {error.filename or 'the output'}"), file=sys.stderr)
+        return 2
     return 0
+
+
+def one_line(text: str) -> str:
+    """The text on one line that is safe on a terminal: white space closed up, control characters escaped, at most 2,000 characters."""
+    text = " ".join(text[:10_000].split())
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    return text if len(text) <= 2000 else text[:1997] + "..."
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exits with status 2 and one line; argparse would print the whole usage."""
-        self.exit(2, f"error: {' '.join(message.split())} (see {self.prog} --help)\n")
+        self.exit(2, f"error: {one_line(message)} (see {self.prog} --help)\n")
 
 
 def _argument(kind: Any) -> dict[str, Any]:
@@ -90,14 +109,24 @@ def _argument(kind: Any) -> dict[str, Any]:
     if kind is float:
         return {"type": _finite_float, "metavar": "X"}
     if kind is int:
-        return {"type": int, "metavar": "N"}
+        return {"type": _whole_number, "metavar": "N"}
     assert kind is str, f"parse_cli does not know fields of type {kind}"
     return {"type": str}
 
 
 def _finite_float(text: str) -> float:
     """The number, or an error that argparse reports: `nan` and `inf` are no setting of anything here."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"invalid number: {text!r}")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number")
     return value
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number") from None

@@ -1,6 +1,7 @@
 """A model and its processor from a Hugging Face folder, and back into one that transformers and vLLM load."""
 
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,8 +75,10 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of devices that torch has forgotten, on the way to its error
+            chosen = torch.device(device)
+            torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError, TypeError, ImportError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"device {str(device)!r} cannot be used here ({reason}); try cpu{_gpus()}") from None

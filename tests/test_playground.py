@@ -140,7 +140,7 @@ def test_thoughts_end_in_the_answer_and_rl_has_none(split):
             assert not reply
         else:
             assert reply[0]["content"] == f"<think>{each.reasoning}</think>\n<answer>{each.answer}</answer>"
-            assert len(each.reasoning) <= (260 if SPLITS[split] == "normal" else 400)
+            assert len(each.reasoning) <= (320 if SPLITS[split] == "normal" else 400)
             if each.kind == "bbox":
                 assert set(re.findall(r"\d+", each.answer)) <= set(re.findall(r"\d+", each.reasoning))
             else:

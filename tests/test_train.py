@@ -1,6 +1,9 @@
 """The training loop: its loss and optimizers against torch and transformers, its invariances, and a run from end to end."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +20,9 @@ from r1ov.train.config import SFTConfig
 from r1ov.train.loss import sft_loss
 from r1ov.train.optim import Muon, build_optimizers, learning_rate_factor, orthogonalise
 from r1ov.train.sft import PlaygroundBatches, train
+
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +151,14 @@ def test_a_fresh_model_learns_one_batch_by_heart(processor):
 def test_a_run_leaves_a_model_that_loads_and_a_log_with_the_fields_names(tmp_path, capsys):
     out = tmp_path / "run"
     config = SFTConfig(
-        max_steps=2, per_device_train_batch_size=7, eval_steps=2, eval_samples=7, save_steps=1, dataloader_num_workers=0, out=str(out), num_threads=1
+        max_steps=2,
+        per_device_train_batch_size=7,
+        eval_steps=2,
+        eval_samples=7,
+        save_steps=1,
+        dataloader_num_workers=0,
+        out=str(out),
+        num_threads=1,
     )
     train(config)
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
@@ -178,3 +191,26 @@ def test_a_run_leaves_a_model_that_loads_and_a_log_with_the_fields_names(tmp_pat
 def test_options_out_of_range_are_refused(flags, message):
     with pytest.raises(UserError, match=message):
         SFTConfig(**flags)
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    flags = "--stage sft --max-steps 3 --eval-steps 0 --dataloader-num-workers 0 --num-threads 1 --per-device-train-batch-size 5".split()
+    one = [sys.executable, "train.py", *flags, "--gradient-accumulation-steps", "2", "--out", str(tmp_path / "one")]
+    two = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "train.py",
+        *flags,
+        "--out",
+        str(tmp_path / "two"),
+    ]
+    for command in (one, two):
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two")]
+    for a, b in zip(*logs, strict=True):
+        for name in ("loss", "grad_norm", "mean_token_accuracy", "num_tokens"):
+            assert b[name] == pytest.approx(a[name], rel=1e-4), name  # float32 sums in another order, over three steps

@@ -100,7 +100,8 @@ def fetch(url: str, timeout_seconds: float = 20, max_bytes: int = 32 * 1024 * 10
         case TimeoutError() | urllib.error.URLError(reason=TimeoutError()):
             raise UserError(f"{name}: no complete answer within {timeout_seconds:g} s; try again, or save the picture and give its path")
         case OSError() | HTTPException() | ValueError():
-            reason = " ".join(str(getattr(result, "reason", result)).split()) or type(result).__name__
+            cause = getattr(result, "reason", result)
+            reason = " ".join(str(getattr(cause, "strerror", None) or cause).split()) or type(result).__name__
             raise UserError(f"{name}: cannot be fetched ({reason}); check the address and the network")
         case _:
             raise result

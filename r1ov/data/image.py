@@ -37,6 +37,8 @@ def open_image(source: str | Path | bytes | Image.Image, name: str | None = None
     scheme = source.partition(":")[0].lower() if isinstance(source, str) else ""
     if scheme == "data":
         return _decode(_data_url(source, name or "data: URL"), name or "data: URL")
+    if str(source) == "":
+        raise UserError("a picture's path is empty; expected a path or a URL")
     name = name or shown(str(source))
     if scheme in ("http", "https"):
         return _decode(fetch(source), name)
@@ -207,11 +209,16 @@ class ImageProcessor:
         mean, std = (np.array(values, dtype=np.float32)[:, None] for values in (self.image_mean, self.image_std))
         return (scaled - mean) / std
 
-    def _resize(self, image: Image.Image, name: str) -> Image.Image:
+    def _resize(self, image: Image.Image, name: str, max_tokens: int | None) -> Image.Image:
         try:
             height, width = smart_resize(image.height, image.width, self.patch_size * self.merge_size, self.min_pixels, self.max_pixels)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
+        tokens = height * width // (self.patch_size * self.merge_size) ** 2
+        if max_tokens is not None and tokens > max_tokens:
+            raise UserError(
+                f"{name}: at {width}x{height} pixels it is {tokens} tokens, above {max_tokens}, the model's most; lower max_pixels"
+            )
         # One axis a call, width first: what Pillow up to 12 does in one call. Pillow 13 may take the height first, and rounds differently.
         if image.width != width:
             image = image.resize((width, image.height), Image.Resampling.BICUBIC)
@@ -231,16 +238,19 @@ class ImageProcessor:
             patches[:, channel] = self._normalised[channel][pixels[channel]][:, None]
         return patches.reshape(rows * columns, -1), (1, rows, columns)
 
-    def __call__(self, images: Sequence[Image.Image], names: Sequence[str] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, images: Sequence[Image.Image], names: Sequence[str] | None = None, max_tokens: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(pixel_values (P, 1176) float32, image_grid_thw (N, 3) int64): resized, normalised, cut into patches.
 
-        Args:    images: N >= 1 RGB pictures, as `open_image` gives them; names: what errors call them.
+        Args:    images: N >= 1 RGB pictures, as `open_image` gives them; names: what errors call them; max_tokens: a picture that would
+                 make more merged tokens is refused before memory is taken for it.
         Source:  transformers qwen2_vl/image_processing_pil_qwen2_vl.py. Different here: the resize runs as two one-axis calls.
         """
         if not images:
             raise ValueError("no pictures were given")
         names = names or [f"picture {number}" for number in range(1, len(images) + 1)]
-        parts = [self._patches(self._resize(image, name)) for image, name in zip(images, names, strict=True)]
+        parts = [self._patches(self._resize(image, name, max_tokens)) for image, name in zip(images, names, strict=True)]
         return torch.from_numpy(np.concatenate([patches for patches, _ in parts])), torch.tensor([grid for _, grid in parts])
 
 

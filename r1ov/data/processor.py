@@ -135,7 +135,7 @@ class Processor:
             counts.append(len(found))
             names += [name for name, _ in found]
             pictures += [picture for _, picture in found]
-        pixel_values, grids = self.image_processor(pictures, names) if pictures else (None, None)
+        pixel_values, grids = self.image_processor(pictures, names, self.config.text.max_position_embeddings) if pictures else (None, None)
         merged_tokens = grids.prod(1) // self.image_processor.merge_size**2 if pictures else None  # (N,)
 
         ids, labels, positions, first = [], [], [], 0
@@ -191,7 +191,8 @@ class Processor:
             try:
                 piece = self.tokenizer.encode(text, add_special_tokens=False).ids
             except (TypeError, UnicodeEncodeError) as error:  # a lone surrogate, from a wrongly decoded file or command line
-                raise UserError(f"the text is not valid Unicode near {text.encode('utf-8', 'replace')[:60]!r}") from error
+                bad = next(place for place, letter in enumerate(text) if "\ud800" <= letter <= "\udfff")
+                raise UserError(f"the text is not valid Unicode at {text[max(bad - 20, 0) : bad + 20]!r}") from error
             ids += piece
             labels += piece if is_trained else [IGNORED] * len(piece)
         return torch.tensor(ids, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64)

@@ -46,9 +46,7 @@ def evaluate(config: EvaluateConfig) -> None:
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     model, processor = pretrained.load(config.model, device=config.device)
-    questions = answer(
-        model, processor, config.split, config.limit, config.batch_size, config.max_new_tokens, config.swap_pictures
-    )
+    questions = answer(model, processor, config.split, config.limit, config.batch_size, config.max_new_tokens, config.swap_pictures)
     folder = Path(config.out) if config.out else None
     if folder:
         folder.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,9 @@ class Row:
     completion_tokens: int
 
 
-def answer(model: Qwen2_5_VL, processor: Processor, split: str, limit: int, batch_size: int, max_new_tokens: int, swap: bool) -> Iterator[Row]:
+def answer(
+    model: Qwen2_5_VL, processor: Processor, split: str, limit: int, batch_size: int, max_new_tokens: int, swap: bool
+) -> Iterator[Row]:
     """Rows 0 .. limit-1 of the split, in order.
 
     `swap` shows each question with the picture of the family's next question: a control that must fall to guessing, because

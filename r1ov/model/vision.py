@@ -125,7 +125,9 @@ class VisionEncoder(nn.Module):
         return self.merger(x)[order.argsort()]
 
 
+# Kept over calls, so never inference tensors: training may ask for a layout that decoding asked for first.
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def layout(grids: tuple[tuple[int, int, int], ...], config: VisionConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Where every patch sits, and how attention is cut up, for pictures of these (time, height, width) patch grids.
 
@@ -146,6 +148,7 @@ def layout(grids: tuple[tuple[int, int, int], ...], config: VisionConfig) -> tup
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)
 def _picture_layout(grid: tuple[int, int, int], config: VisionConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`layout` of one picture: positions, block order, and the lengths of its windows and frames in patches."""
     t, h, w = grid

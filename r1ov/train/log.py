@@ -30,6 +30,7 @@ class Log:
 
     def __init__(self, folder: Path, max_steps: int):
         self.folder, self.max_steps, self.rows = folder, max_steps, []
+        folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / "log.jsonl").open("w", encoding="utf-8")
 
     def step(self, metrics: dict[str, float], seconds_left: float) -> None:

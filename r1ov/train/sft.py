@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from kernels.attention import default_impl
 from r1ov import pretrained
 from r1ov.data.playground import FAMILIES, messages, sample
 from r1ov.data.processor import Batch, Processor
@@ -18,6 +19,7 @@ from r1ov.model.hub import resolve
 from r1ov.model.model import Qwen2_5_VL, init_weights
 from r1ov.reward import accuracy_reward, format_reward
 from r1ov.train.config import SFTConfig
+from r1ov.train.distributed import World, joined
 from r1ov.train.log import Log, duration, say
 from r1ov.train.loss import sft_loss
 from r1ov.train.optim import build_optimizers, learning_rate_factor
@@ -53,9 +55,12 @@ def train(config: SFTConfig) -> None:
     out = Path(config.out)
     if (out / "final").exists():
         raise UserError(f"{out} already holds a finished run; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+    with joined(device) as world:
+        run(config, device, out, world)
 
+
+def run(config: SFTConfig, device: str, out: Path, world: World) -> None:
+    """The loop, in each process alike; the main one also prints and writes."""
     model, processor = build(config, device)
     optimizers = build_optimizers(
         model,
@@ -70,23 +75,26 @@ def train(config: SFTConfig) -> None:
     accumulation, rows = config.gradient_accumulation_steps, config.per_device_train_batch_size
     loader = DataLoader(
         PlaygroundBatches(processor, rows, config.seed),
-        sampler=range(config.max_steps * accumulation),
+        sampler=range(world.rank, config.max_steps * accumulation * world.size, world.size),
         batch_size=None,
         num_workers=config.dataloader_num_workers,
         prefetch_factor=4 if config.dataloader_num_workers else None,
     )
     batches = iter(loader)
-    log = Log(out, config.max_steps)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    say(
-        f"sft     {config.model or f'from scratch, as {config.config_name}'}, {count / 1e6:.2f} M parameters, on the {config.data} -> {out}/"
-    )
-    say(f"run     {device}, float32, torch attention, {torch.get_num_threads()} thread(s), seed {config.seed}")
-    say(f"step    {rows * accumulation} conversations, {config.optim}, peak learning rate {config.peak_learning_rate:g}")
+    if world.is_main:
+        log = Log(out, config.max_steps)
+        (out / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+        count = sum(parameter.numel() for parameter in model.parameters())
+        source = config.model or f"from scratch, as {config.config_name}"
+        threads = f"{world.size} process(es) of {torch.get_num_threads()} thread(s)"
+        say(f"sft     {source}, {count / 1e6:.2f} M parameters, on the {config.data} -> {out}/")
+        say(f"run     {device}, float32, {default_impl(device)} attention, {threads}, seed {config.seed}")
+        say(f"step    {rows * accumulation * world.size} conversations, {config.optim}, peak learning rate {config.peak_learning_rate:g}")
 
-    started, num_tokens, since = time.perf_counter(), 0, time.perf_counter()
+    started = since = time.perf_counter()
+    num_tokens = 0
     for step in range(config.max_steps):
-        if config.eval_steps and step % config.eval_steps == 0:
+        if world.is_main and config.eval_steps and step % config.eval_steps == 0:
             log.event({"step": step, **evaluate(model, processor, config, out / "samples" / f"step-{step:06d}.txt")})
             since = time.perf_counter()
         factor = learning_rate_factor(step, config.max_steps, config.warmup_steps, config.lr_scheduler_type, config.min_lr_rate)
@@ -95,48 +103,54 @@ def train(config: SFTConfig) -> None:
                 group["lr"] = peak * factor
 
         micro_batches = [next(batches).to(device) for _ in range(accumulation)]
-        num_items = sum(int((batch["labels"] != -100).sum()) for batch in micro_batches)
+        step_items, step_tokens = world.sum(
+            sum(int((batch["labels"] != -100).sum()) for batch in micro_batches), sum(len(batch["labels"]) for batch in micro_batches)
+        )
         is_logged = (step + 1) % config.logging_steps == 0 or step + 1 == config.max_steps
         loss, correct = 0.0, 0
         for batch in micro_batches:
             labels = batch.pop("labels")
             hidden = model.hidden_states(**batch)
-            micro_loss = sft_loss(hidden, model.head_weight, labels, num_items)
+            micro_loss = sft_loss(hidden, model.head_weight, labels, step_items)
             micro_loss.backward()
             loss += micro_loss.item()
             if is_logged:
                 correct += correct_tokens(model, hidden.detach(), labels)
+        world.sum_gradients(parameters)
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
 
-        step_tokens = sum(len(batch["input_ids"]) for batch in micro_batches)
+        loss, correct = world.sum(loss, correct)
         num_tokens += step_tokens
         seconds, since = time.perf_counter() - since, time.perf_counter()
-        if is_logged:
+        if world.is_main and is_logged:
             metrics = {
                 "step": step + 1,
                 "loss": loss,
-                "mean_token_accuracy": correct / num_items,
+                "mean_token_accuracy": correct / step_items,
                 "learning_rate": config.peak_learning_rate * factor,
                 "grad_norm": grad_norm,
                 "num_tokens": num_tokens,
                 "step_ms": 1000 * seconds,
                 "tokens_per_second": step_tokens / seconds,
-                "samples_per_second": rows * accumulation / seconds,
+                "samples_per_second": rows * accumulation * world.size / seconds,
             }
             log.step(metrics, (config.max_steps - step - 1) * (since - started) / (step + 1))
-        if config.save_steps and (step + 1) % config.save_steps == 0 and step + 1 < config.max_steps:
+        if world.is_main and config.save_steps and (step + 1) % config.save_steps == 0 and step + 1 < config.max_steps:
             pretrained.save(model, processor, out / "checkpoints" / f"step-{step + 1}", dtype=torch.float32)
 
-    if config.eval_steps:
-        log.event({"step": config.max_steps, **evaluate(model, processor, config, out / "samples" / f"step-{config.max_steps:06d}.txt")})
-    pretrained.save(model, processor, out / "final", dtype=torch.float32)
-    log.draw()
-    log.close()
-    say(f"done    {duration(time.perf_counter() - started)}; model in {out}/final, curves in {out}/curves.png")
-    say(f"try it  python generate.py --model {out}/final --image PICTURE")
+    if world.is_main:
+        if config.eval_steps:
+            log.event(
+                {"step": config.max_steps, **evaluate(model, processor, config, out / "samples" / f"step-{config.max_steps:06d}.txt")}
+            )
+        pretrained.save(model, processor, out / "final", dtype=torch.float32)
+        log.draw()
+        log.close()
+        say(f"done    {duration(time.perf_counter() - started)}; model in {out}/final, curves in {out}/curves.png")
+        say(f"try it  python generate.py --model {out}/final --image PICTURE")
 
 
 @torch.no_grad()
@@ -164,7 +178,9 @@ def evaluate(model: Qwen2_5_VL, processor: Processor, config: SFTConfig, path: P
     say(f"test    {sum(right):.0f} of {len(right)} right, {sum(formed):.0f} well-formed ({duration(time.perf_counter() - started)})")
     for index in range(0, min(len(FAMILIES), len(samples)), 3):
         one, text = samples[index], " ".join(completions[index].text.split())
-        say(
-            f"        {one.family:<8} {one.question}\n          gold   {one.answer}\n          model  {text if len(text) < 160 else text[:157] + '...'}"
-        )
+        say(f"        {one.family:<8} {one.question}\n          gold   {one.answer}\n          model  {shortened(text)}")
     return result
+
+
+def shortened(text: str, length: int = 160) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."

@@ -58,8 +58,13 @@ def in_reading_order(things: list[Thing]) -> list[Thing]:
 
 
 def listing(things: list[Thing]) -> str:
-    """What is seen, in reading order: "a1 red circle, c2 blue star."."""
-    return ", ".join(f"{thing.cell} {thing.name}" for thing in in_reading_order(things)) + "."
+    """What is seen, row by row: "Row 1: a1 red circle, c1 blue star. Row 2: none. Row 3: none. Row 4: d4 red cross."
+
+    Every row is named, also an empty one. Without, the next object had to be searched for in all that is left of the picture,
+    and in that search a small model was still guessing after 30 thousand samples.
+    """
+    rows = [[f"{thing.cell} {thing.name}" for thing in in_reading_order(things) if thing.place[1] == row] for row in range(4)]
+    return " ".join(f"Row {number}: {', '.join(seen) or 'none'}." for number, seen in enumerate(rows, 1))
 
 
 def describe(paper: tuple[int, int, int], things: list[Thing]) -> str:

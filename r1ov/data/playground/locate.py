@@ -2,7 +2,7 @@
 
 import random
 
-from r1ov.data.playground.grid import Thing, describe, listing, painter
+from r1ov.data.playground.grid import Thing, describe, painter
 from r1ov.data.playground.scene import PAPER, SIZE, Level, Scene, pairs
 
 _TOTAL = {"normal": (1, 3), "hard": (4, 4), "beyond": (5, 5)}  # objects in a picture
@@ -35,7 +35,7 @@ def make(rng: random.Random, level: Level) -> Scene:
         paper=paper,
         question=rng.choice(_WHERE).format(rng.choice(asked)),
         description=describe(paper, things),
-        reasoning=f"{listing(things)} The {target.name} at {target.cell} spans x {x1} to {x2} and y {y1} to {y2}.",
+        reasoning=f"The {target.name} at {target.cell} spans x {x1} to {x2} and y {y1} to {y2}.",
         answer=f"[{x1}, {y1}, {x2}, {y2}]",
         kind="bbox",
     )

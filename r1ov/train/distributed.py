@@ -1,0 +1,59 @@
+"""Several processes, one training step: each computes its share of the micro-batches, gradients are summed over all.
+
+Started by torchrun, which sets RANK, WORLD_SIZE and LOCAL_RANK; without it there is one process and nothing to do. Every process holds
+the whole model.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """The one process that prints and writes."""
+        return self.rank == 0
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Each parameter's gradient becomes the sum over all processes, in float32, in place."""
+        if self.size == 1:
+            return
+        gradients = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in parameters]
+        flat = torch.cat([gradient.flatten().float() for gradient in gradients])
+        dist.all_reduce(flat)
+        for parameter, gradient, total in zip(parameters, gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            parameter.grad = total.view_as(gradient).to(gradient.dtype)
+
+    def sum(self, *values: float) -> list[float]:
+        """Each number summed over all processes."""
+        if self.size == 1:
+            return list(values)
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        total = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+
+@contextmanager
+def joined(device_type: str) -> Iterator[World]:
+    """The processes that torchrun started, or this one alone; gloo on CPUs, NCCL on GPUs."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield World()
+        return
+    if device_type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
