@@ -3,6 +3,8 @@
 With no other flag it draws r1ov-tiny's architecture afresh and teaches it the playground, on a laptop's CPU in minutes.
 """
 
+import sys
+
 from r1ov.cli import parse_cli, run
 from r1ov.train.config import SFTConfig
 from r1ov.train.sft import train
@@ -13,4 +15,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    sys.exit(run(main))

@@ -44,7 +44,7 @@ def parse_cli(cls: type[C], argv: list[str] | None = None, *, prog: str, descrip
         more |= _argument(types[field.name])
         if field.default is dataclasses.MISSING:
             more["required"] = True
-        elif field.default not in (None, ()):
+        elif field.default not in (None, (), False):
             text = f"{text} (default: {str(field.default).replace('%', '%%')})"
         parser.add_argument("--" + field.name.replace("_", "-"), dest=field.name, default=argparse.SUPPRESS, help=text, **more)
     given = vars(parser.parse_args(argv))

@@ -80,8 +80,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
             chosen = torch.device(device)
             torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError, TypeError, ImportError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"device {str(device)!r} cannot be used here ({reason}); try cpu{_gpus()}") from None
+        raise UserError(f"device {str(device)!r} cannot be used by this torch on this machine; try cpu{_gpus()}") from error
     if chosen.type == "meta":
         raise UserError("device 'meta' holds no numbers; try cpu")
     return chosen

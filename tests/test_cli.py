@@ -134,7 +134,7 @@ def test_text_goes_to_stdout_and_all_else_to_stderr(folder, monkeypatch, capsys)
     assert "\x1b" not in out
     first, last = err.splitlines()
     assert re.search(r"cpu \| float32 \| attention torch", first)
-    assert re.search(r"prefill \d+ tokens in .* tokens/s \| decode 5 tokens in .* tokens/s", last)
+    assert re.search(r"prefill \d+ tokens in .* tokens/s\) \| decode 5 tokens in .* tokens/s", last)
 
 
 def test_json_prints_one_object_a_sample_with_the_documented_fields(folder, monkeypatch, capsys):

@@ -21,9 +21,8 @@ def test_logprobs_and_gradients_equal_cross_entropy():
     torch.testing.assert_close(actual, expected)
     assert actual.dtype == torch.float32
     mix = torch.linspace(-1, 1, 37)
-    for ours, theirs in zip(
-        torch.autograd.grad((actual * mix).sum(), (hidden, weight)), torch.autograd.grad((expected * mix).sum(), (hidden, weight)), strict=True
-    ):
+    grads, expected_grads = (torch.autograd.grad((x * mix).sum(), (hidden, weight)) for x in (actual, expected))
+    for ours, theirs in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 

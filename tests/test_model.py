@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.rope import mrope_positions

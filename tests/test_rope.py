@@ -40,6 +40,9 @@ def test_windows_of_a_picture_that_does_not_divide():
     assert cu_full.tolist() == [0, 120]
 
 
-@pytest.mark.parametrize(("grid", "expected"), [((1, 4, 6), [0, 24]), ((1, 16, 16), [0, 64, 128, 192, 256]), ((3, 12, 18), [0, 64, 128, 144, 176, 208, 216, 280])])
+@pytest.mark.parametrize(
+    ("grid", "expected"),
+    [((1, 4, 6), [0, 24]), ((1, 16, 16), [0, 64, 128, 192, 256]), ((3, 12, 18), [0, 64, 128, 144, 176, 208, 216, 280])],
+)
 def test_windows_of_other_pictures(grid, expected):
     assert layout((grid,), VisionConfig())[2].tolist()[: len(expected)] == expected

@@ -21,7 +21,6 @@ from r1ov.train.loss import sft_loss
 from r1ov.train.optim import Muon, build_optimizers, learning_rate_factor, orthogonalise
 from r1ov.train.sft import PlaygroundBatches, train
 
-
 ROOT = Path(__file__).parent.parent
 
 
@@ -194,7 +193,15 @@ def test_options_out_of_range_are_refused(flags, message):
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
-    flags = "--stage sft --max-steps 3 --eval-steps 0 --dataloader-num-workers 0 --num-threads 1 --per-device-train-batch-size 5".split()
+    options = {
+        "stage": "sft",
+        "max-steps": 3,
+        "eval-steps": 0,
+        "dataloader-num-workers": 0,
+        "num-threads": 1,
+        "per-device-train-batch-size": 5,
+    }
+    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     one = [sys.executable, "train.py", *flags, "--gradient-accumulation-steps", "2", "--out", str(tmp_path / "one")]
     two = [
         sys.executable,

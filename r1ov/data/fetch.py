@@ -1,5 +1,6 @@
 """A picture from the web: the bytes behind an http(s) URL, within limits of time and size."""
 
+import re
 import string
 import threading
 import time
@@ -58,7 +59,8 @@ def _read(response: HTTPResponse, deadline: float, max_bytes: int) -> bytes:
 
 
 def shown(address: str) -> str:
-    """A URL or path as errors show it: on one line, not too long."""
+    """A URL or path as errors show it: on one line, not too long, without a password."""
+    address = re.sub(r"(?<=://)[^/@]*@", "", address)
     address = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in address)
     return address if len(address) <= 200 else address[:197] + "..."
 

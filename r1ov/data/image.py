@@ -173,7 +173,7 @@ class ImageProcessor:
             if type(value) is not int or not 1 <= value < 2**31:
                 raise UserError(f"{name} is {value!r}, expected a positive whole number")
         if self.min_pixels > self.max_pixels:
-            raise UserError(f"min_pixels is {self.min_pixels}, above max_pixels, which is {self.max_pixels}")
+            raise UserError(f"min_pixels is {self.min_pixels}, above max_pixels, which is {self.max_pixels}; give both, or other ones")
         if not _is_number(self.rescale_factor) or self.rescale_factor <= 0:
             raise UserError(f"rescale_factor is {self.rescale_factor!r}, expected a positive number")
         for name in ("image_mean", "image_std"):

@@ -128,7 +128,7 @@ def prepare(
     if max(prompt_lengths) >= max_positions:
         raise UserError(
             f"a prompt has {max(prompt_lengths)} tokens, which leaves no room for an answer in the model's {max_positions} positions; "
-            "shorten the text or lower max_pixels"
+            f"shorten the text{' or lower max_pixels' if 'pixel_values' in batch else ''}"
         )
     limits = [min(max_new_tokens, max_positions - length) for length in prompt_lengths for _ in range(num_samples)]
     seeds = row_seeds(_digests(batch, model.config), num_samples, seed) if params.temperature else None
@@ -273,10 +273,11 @@ def stop_ids_of(model: Qwen2_5_VL, processor: Processor) -> frozenset[int]:
 
 
 def banned_ids(model: Qwen2_5_VL, processor: Processor) -> Tensor:
-    """(b,) ids that must not be sampled: the placeholders of pictures and videos, and rows of the head that stand for no token."""
+    """(b,) ids that must not be sampled: what frames or stands for a picture or video, and rows of the head that stand for no token."""
     tokenizer, vocab_size = processor.tokenizer, model.config.text.vocab_size
     unused = [id for id in range(tokenizer.get_vocab_size(), vocab_size) if tokenizer.id_to_token(id) is None]
-    placeholders = [id for id in (model.config.image_token_id, model.config.video_token_id) if id < vocab_size]
+    names = ("vision_start_token_id", "vision_end_token_id", "vision_token_id", "image_token_id", "video_token_id")
+    placeholders = {id for name in names if (id := getattr(model.config, name)) < vocab_size}
     return torch.tensor(sorted({*placeholders, *unused}), dtype=torch.int64)
 
 

@@ -23,8 +23,8 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         """Raises UserError for a value outside its range."""
-        if not 0 <= self.temperature < math.inf:
-            raise UserError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
+        if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:  # beyond, the logits would overflow
+            raise UserError(f"temperature is {self.temperature}; it must be 0 (greedy), or from 1e-6 to 1e6")
         if self.top_k < 0:
             raise UserError(f"top_k is {self.top_k}; it must be 0 (off) or above")
         if not 0 < self.top_p <= 1:

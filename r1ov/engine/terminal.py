@@ -11,11 +11,12 @@ from typing import Any, TextIO
 
 from kernels.attention import default_impl
 from r1ov.engine.generate import Timing, decode, prepare
+from r1ov.errors import UserError
 from r1ov.pretrained import load
 
 TINY_NOTE = (
-    "r1ov-tiny: a few million parameters, trained on drawn pictures only (counting, charts, geometry, text and sums, positions, patterns, "
-    "boxes; see r1ov/data/playground). For real pictures: --model Fancy-MLLM/R1-Onevision-7B"
+    "it knows drawn pictures only: counts, charts, geometry, letters and sums, positions, patterns, boxes. "
+    "For photos: --model Fancy-MLLM/R1-Onevision-7B"
 )
 
 DIM, BOLD, RESET = "\x1b[2m", "\x1b[1m", "\x1b[0m"
@@ -35,6 +36,9 @@ def answer(options: Any) -> None:
     sampling = {name: getattr(options, name) for name in ("temperature", "top_p", "top_k", "max_new_tokens", "seed", "num_samples")}
     plan = prepare(model, processor, [_messages(options)], **sampling)
 
+    if plan.params.temperature == 0 and options.num_samples > 1:
+        raise UserError(f"greedy decoding gives {options.num_samples} times the same answer; give a --temperature above 0")
+
     # Not before here: a mistake of the user's gives one line, its own.
     head = model.head_weight
     parameters = _count(sum(parameter.numel() for parameter in model.parameters()))
@@ -42,8 +46,6 @@ def answer(options: Any) -> None:
     _say(f"{options.model} | {parameters} parameters | {head.device} | {dtype} | attention {default_impl(head.device)}")
     if options.model == "r1ov-tiny":
         _say(TINY_NOTE)
-    if plan.params.temperature == 0 and (options.num_samples > 1 or options.top_p is not None or options.top_k is not None):
-        _say("greedy: --num-samples, --top-p and --top-k change nothing without a --temperature above 0")
 
     if options.json:
         completions, timing = decode(model, processor, plan)
@@ -52,7 +54,7 @@ def answer(options: Any) -> None:
     else:
         with painter(sys.stdout) as paint:
             if options.num_samples == 1:
-                _, timing = decode(model, processor, plan, stream=paint)
+                completions, timing = decode(model, processor, plan, stream=paint)
             else:
                 completions, timing = decode(model, processor, plan)
                 for number, completion in enumerate(completions, 1):
@@ -60,6 +62,8 @@ def answer(options: Any) -> None:
                     paint(completion.text)
                     paint.end()
     sys.stdout.flush()
+    if cut := [completion for completion in completions if completion.finish_reason == "length"]:
+        _say(f"cut off after {cut[0].completion_tokens:,} tokens (--max-new-tokens, or the model's last position)")
     _say(closing_line(timing))
 
 
@@ -68,7 +72,7 @@ class Painter:
 
     def __init__(self, out: TextIO, is_terminal: bool, in_colour: bool):
         self.out, self.is_terminal, self.in_colour = out, is_terminal, in_colour
-        self.held, self.is_open = "", False
+        self.held, self.is_open, self.is_styled = "", False, False
 
     def __call__(self, piece: str) -> None:
         self.is_open = True
@@ -79,6 +83,8 @@ class Painter:
             # What may be the beginning of a tag waits for the rest of it.
             self.held = re.search("(<[/a-z]{0,8})?$", parts[-1])[0]
             parts[-1] = parts[-1].removesuffix(self.held) if self.held else parts[-1]
+            for part in parts:
+                self.is_styled = STYLES[part] != RESET if part in STYLES else self.is_styled
             piece = "".join(STYLES.get(part, part) for part in parts)
         self.out.write(piece)
         self.out.flush()
@@ -90,9 +96,9 @@ class Painter:
         """Ends the text, if there was any: nothing stays held back, no style stays on."""
         if not self.is_open:
             return
-        self.out.write(self.held + (RESET if self.in_colour else "") + "\n")
+        self.out.write(self.held + (RESET if self.is_styled else "") + "\n")
         self.out.flush()
-        self.held, self.is_open = "", False
+        self.held, self.is_open, self.is_styled = "", False, False
 
 
 @contextmanager
@@ -109,18 +115,14 @@ def painter(out: TextIO) -> Iterator[Painter]:
 
 def closing_line(timing: Timing) -> str:
     """How fast it went, in one line."""
-    parts = [
-        f"prefill {timing.prefill_tokens} tokens in {timing.prefill_seconds:.2f} s{_rate(timing.prefill_tokens, timing.prefill_seconds)}"
-    ]
+    parts = [_rate("prefill", timing.prefill_tokens, timing.prefill_seconds)]
     if timing.decode_tokens:
-        parts.append(
-            f"decode {timing.decode_tokens} tokens in {timing.decode_seconds:.2f} s{_rate(timing.decode_tokens, timing.decode_seconds)}"
-        )
+        parts.append(_rate("decode", timing.decode_tokens, timing.decode_seconds))
     return " | ".join(parts)
 
 
-def _rate(tokens: int, seconds: float) -> str:
-    return f", {tokens / max(seconds, 1e-9):,.0f} tokens/s"
+def _rate(what: str, tokens: int, seconds: float) -> str:
+    return f"{what} {tokens:,} token{'s' * (tokens != 1)} in {seconds:.2f} s ({tokens / max(seconds, 1e-9):,.0f} tokens/s)"
 
 
 def _messages(options: Any) -> list[dict[str, Any]]:

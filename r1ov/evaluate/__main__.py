@@ -1,5 +1,6 @@
 """Scores a model: `python -m r1ov.evaluate --bench playground --split test --limit 1000`."""
 
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    sys.exit(run(main))
