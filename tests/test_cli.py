@@ -132,7 +132,8 @@ def test_text_goes_to_stdout_and_all_else_to_stderr(folder, monkeypatch, capsys)
     assert status == 0
     assert out.endswith("\n")
     assert "\x1b" not in out
-    first, last = err.splitlines()
+    first, cut, last = err.splitlines()
+    assert cut.startswith("cut off after 6 tokens")
     assert re.search(r"cpu \| float32 \| attention torch", first)
     assert re.search(r"prefill \d+ tokens in .* tokens/s\) \| decode 5 tokens in .* tokens/s", last)
 

@@ -2,6 +2,8 @@
 
 import ast
 import inspect
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +114,32 @@ def test_importing_does_no_work():
     """`import r1ov` loads neither torch nor anything that would probe a GPU, and no import starts a thread or opens a socket."""
     code = "import sys, r1ov; assert 'torch' not in sys.modules; import threading; assert threading.active_count() == 1"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_names_every_module_and_nothing_else():
+    named = set(re.findall(r"^((?:r1ov|kernels)/\S+\.py)\s", README, re.MULTILINE))
+    there = {str(path.relative_to(ROOT)) for path in SOURCES if not path.name.startswith("__") and "playground/" not in str(path)}
+    assert named == (there - {"generate.py", "train.py"}) | {"r1ov/evaluate/playground.py"}
+    for path in re.findall(r"\]\((r1ov/[^)]+)\)|--image (r1ov/\S+)", README):
+        assert (ROOT / (path[0] or path[1])).exists(), path
+
+
+def test_the_readmes_commands_parse():
+    from generate import Options
+    from r1ov.cli import parse_cli
+    from r1ov.evaluate.__main__ import EvaluateConfig
+    from r1ov.train.config import SFTConfig
+
+    programs = {"generate.py": Options, "train.py": SFTConfig, "r1ov.evaluate": EvaluateConfig}
+    seen = set()
+    for line in re.findall(r"^    ((?:pip|python|torchrun|OMP).*)$", README, re.MULTILINE):
+        for command in line.split(" && "):
+            words = shlex.split(command)
+            for program, options in programs.items():
+                if program in words:
+                    parse_cli(options, words[words.index(program) + 1 :], prog=program, description="")
+                    seen.add(program)
+    assert seen >= {"generate.py", "train.py"}
