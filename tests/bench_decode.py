@@ -44,9 +44,8 @@ def main() -> None:
     config = model.config
     stops = processor.generation_config["eos_token_id"]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {options.model}, float32, greedy, medians of {options.repeats}")
-    print(
-        "| sequences | answers | r1ov s | transformers s | ratio | r1ov tokens/s | transformers tokens/s |\n|---:|---|---:|---:|---:|---:|---:|"
-    )
+    print("| sequences | answers | r1ov s | transformers s | ratio | r1ov tokens/s | transformers tokens/s |")
+    print("|---:|---|---:|---:|---:|---:|---:|")
     for count in (1, 16):
         prompts = [messages(sample("test", index))[:1] for index in range(count)]
         for answers in ("to the end", "64 tokens"):
