@@ -30,7 +30,7 @@ class Options:
     min_pixels: int | None = option(None, "smaller pictures are enlarged to this many pixels (default: the checkpoint's)")
     max_pixels: int | None = option(None, "larger pictures are shrunk to this many pixels (default: the checkpoint's)")
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda where there is one)")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = option(None, "default: float32 on a CPU, the checkpoint's own on a GPU")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = option(None, "default: float32 on a CPU, bfloat16 on a GPU")
     json: bool = option(False, "print one JSON object a sample")
 
     def __post_init__(self) -> None:

@@ -7,11 +7,13 @@ import sys
 
 from r1ov.cli import parse_cli, run
 from r1ov.train.config import SFTConfig
-from r1ov.train.sft import train
 
 
 def main() -> None:
-    train(parse_cli(SFTConfig, prog="train.py", description=__doc__))
+    config = parse_cli(SFTConfig, prog="train.py", description=__doc__)
+    from r1ov.train.sft import train  # torch takes seconds to import: not before the command line is known to be right
+
+    train(config)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ Shape letters: T query tokens, S key tokens, H query heads, K key/value heads, D
 Grouped queries: key head j serves query heads j*H/K .. (j+1)*H/K - 1.
 """
 
-from itertools import pairwise
+from functools import lru_cache
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -52,47 +53,55 @@ def attention(
 def attention_torch(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, causal: bool, cu_seqlens_k: Tensor | None = None) -> Tensor:
     """The definition of `attention`, on torch's scaled_dot_product_attention, one call per group of like-sized sequences."""
     spans = _spans(cu_seqlens, q.shape[0])
-    spans_k = spans if cu_seqlens_k is None else _spans(cu_seqlens_k, k.shape[0])
     if len(set(spans)) == 1 and cu_seqlens_k is None:  # all sequences equally long: the packed tensors are already a batch
         out = _sdpa(*(x.unflatten(0, (len(spans), spans[0])) for x in (q, k, v)), causal)
         return out.flatten(0, 1)
+    groups, order = _plan(spans, None if cu_seqlens_k is None else _spans(cu_seqlens_k, k.shape[0]), causal, q.device)
+    if not groups:
+        return torch.zeros_like(q)
+    outputs = [_sdpa(q[index], k[index_k], v[index_k], causal).flatten(0, 1)[real] for index, index_k, real in groups]
+    return torch.cat(outputs)[order]
 
-    # Sequences of one group are padded to the group's longest. Self-attention that is causal hides the padding by itself
-    # (it comes after every real query), so lengths up to a factor of two share a group; all others need equal lengths.
-    groups: dict[tuple, list[tuple[int, int]]] = {}
-    start, start_k = 0, 0
-    starts = []
-    for row, (length, length_k) in enumerate(zip(spans, spans_k, strict=True)):
-        starts.append((start, start_k))
-        key = (length.bit_length(),) if causal and cu_seqlens_k is None else (length, length_k)
+
+@lru_cache(maxsize=32)  # all layers of a model ask for the same one
+@torch.inference_mode(False)
+def _plan(
+    spans: tuple[int, ...], spans_k: tuple[int, ...] | None, causal: bool, device: torch.device
+) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
+    """How sequences of these lengths are gathered into batches.
+
+    A group's sequences are padded to its longest. Self-attention that is causal hides the padding by itself (it comes after every
+    real query), so lengths up to a factor of two share a group; all others need equal lengths.
+
+    Returns: for each group the tokens to gather for queries (B, L) and for keys (B, S), and which of its B*L outputs are real; and
+        (T,) the order that brings the real outputs of all groups back in place.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    starts = [0, *accumulate(spans)]
+    starts_k = [0, *accumulate(spans_k or spans)]
+    for row, length in enumerate(spans):
+        key = (length.bit_length(),) if causal and spans_k is None else (length, (spans_k or spans)[row])
         if length:
             groups.setdefault(key, []).append(row)
-        start, start_k = start + length, start_k + length_k
-
-    outputs, order = [], []
+    plan, order = [], []
     for rows in groups.values():
         lengths = torch.tensor([spans[row] for row in rows])
         ranks = torch.arange(int(lengths.max()))
-        index = torch.tensor([starts[row][0] for row in rows])[:, None] + torch.minimum(ranks, lengths[:, None] - 1)  # (rows, longest)
-        real = ranks < lengths[:, None]
-        if cu_seqlens_k is None:
-            index_k = index
-        else:
-            index_k = torch.tensor([starts[row][1] for row in rows])[:, None] + torch.arange(spans_k[rows[0]])
-        device_index, device_index_k = index.to(q.device), index_k.to(q.device)
-        out = _sdpa(q[device_index], k[device_index_k], v[device_index_k], causal)
-        outputs.append(out[real.to(q.device)])
-        order.append(index[real])
-    if not outputs:
-        return torch.zeros_like(q)
-    return torch.cat(outputs)[torch.cat(order).argsort().to(q.device)]
+        index = torch.tensor([starts[row] for row in rows])[:, None] + torch.minimum(ranks, lengths[:, None] - 1)  # (B, L)
+        index_k = index
+        if spans_k is not None:
+            index_k = torch.tensor([starts_k[row] for row in rows])[:, None] + torch.arange(spans_k[rows[0]])
+        real = (ranks < lengths[:, None]).flatten().nonzero().squeeze(1)
+        plan.append((index.to(device), index_k.to(device), real.to(device)))
+        order.append(index.flatten()[real])
+    return plan, (torch.cat(order).argsort() if order else torch.empty(0, dtype=torch.int64)).to(device)
 
 
-def _spans(cu_seqlens: Tensor, tokens: int) -> list[int]:
+def _spans(cu_seqlens: Tensor, tokens: int) -> tuple[int, ...]:
     bounds = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != tokens:
         raise ValueError(f"cu_seqlens runs from {bounds[0]} to {bounds[-1]}, but there are {tokens} tokens")
-    return [end - begin for begin, end in pairwise(bounds)]
+    return tuple(end - begin for begin, end in pairwise(bounds))
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
@@ -120,11 +129,14 @@ def decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tenso
     key_heads = k_cache.shape[1]
     if bias is None:
         bias = decode_bias(lengths, k_cache)
+    if q.dtype != torch.float32:  # a product in q's dtype would round the scores before their softmax
+        bias = bias.view(rows, key_heads, 1, -1).expand(-1, -1, heads // key_heads, -1)
+        grouped = q.reshape(rows, key_heads, heads // key_heads, dim)
+        return F.scaled_dot_product_attention(grouped, k_cache, v_cache, attn_mask=bias).reshape(rows, heads, dim)
     # The queries of one key head side by side, and one small product for each row and key head.
     q = q.reshape(rows * key_heads, heads // key_heads, dim)
     scores = torch.baddbmm(bias, q, k_cache.flatten(0, 1).mT, alpha=dim**-0.5)  # (B*K, H/K, S)
-    weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
-    return torch.bmm(weights, v_cache.flatten(0, 1)).view(rows, heads, dim)
+    return torch.bmm(scores.softmax(-1), v_cache.flatten(0, 1)).view(rows, heads, dim)
 
 
 def decode_bias(lengths: Tensor, k_cache: Tensor) -> Tensor:

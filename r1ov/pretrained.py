@@ -80,9 +80,9 @@ def choose_device(device: str | torch.device | None) -> torch.device:
             chosen = torch.device(device)
             torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError, TypeError, ImportError) as error:
-        raise UserError(f"device {str(device)!r} cannot be used by this torch on this machine; try cpu{_gpus()}") from error
-    if chosen.type == "meta":
-        raise UserError("device 'meta' holds no numbers; try cpu")
+        raise UserError(f"device {str(device)!r} cannot be used here, by this torch on this machine; try cpu{_gpus()}") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise UserError(f"device {str(device)!r} cannot be used here: r1ov runs on cpu and cuda; try cpu{_gpus()}")
     return chosen
 
 

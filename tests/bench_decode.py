@@ -50,7 +50,7 @@ def main() -> None:
         prompts = [messages(sample("test", index))[:1] for index in range(count)]
         for answers in ("to the end", "64 tokens"):
             forced = answers == "64 tokens"
-            plan = prepare(model, processor, prompts, max_new_tokens=64 if forced else 256, temperature=0.0, repetition_penalty=1.0)
+            plan = prepare(processor, prompts, max_new_tokens=64 if forced else 256, temperature=0.0, repetition_penalty=1.0)
             inputs = reference_inputs(plan.batch, config)
             # A stop id that no model ever makes keeps every row going to its limit.
             ours = replace(processor, generation_config={"eos_token_id": [config.text.vocab_size]}) if forced else processor

@@ -142,7 +142,7 @@ LINES = {
     "device unknown": (["--prompt", "x", "--device", "toaster"], "device 'toaster' cannot be used here"),
     "device with a line break": (["--prompt", "x", "--device", "cpu\ncuda"], r"device 'cpu\ncuda'"),
     "device cuda:99": (["--prompt", "x", "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
-    "device without numbers": (["--prompt", "x", "--device", "meta"], "holds no numbers"),
+    "device without numbers": (["--prompt", "x", "--device", "meta"], "runs on cpu and cuda"),
     "device that torch has forgotten": (["--prompt", "x", "--device", "mkldnn"], "device 'mkldnn' cannot be used here"),
     # pictures
     "picture missing": (["--image", "{dir}/none.png"], "none.png: no such file"),

@@ -70,7 +70,7 @@ def theirs(trio, messages, max_new_tokens=64, **options) -> list[int]:
     ids = batch["input_ids"][None]
     pictures = {name: batch[name] for name in ("pixel_values", "image_grid_thw") if name in batch}
     kinds = (ids == model.config.image_token_id).long()  # transformers 5 gives pictures their 3-D positions only where told so
-    options = {"suppress_tokens": banned_ids(model, processor).tolist(), "max_new_tokens": max_new_tokens, "do_sample": False} | options
+    options = {"suppress_tokens": banned_ids(processor).tolist(), "max_new_tokens": max_new_tokens, "do_sample": False} | options
     options |= {"eos_token_id": processor.generation_config["eos_token_id"], "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
         return reference.generate(input_ids=ids, mm_token_type_ids=kinds, **pictures, **options)[0, ids.shape[1] :].tolist()
@@ -251,21 +251,18 @@ def test_a_stop_id_ends_the_row_stays_in_its_ids_and_not_in_its_text(trio, greed
 
 def test_without_a_stop_id_in_generation_config_the_models_own_counts(trio, greedy):
     _, model, processor = trio
-    bare = replace(processor, generation_config={})
     stop = greedy[0].token_ids[3]
-    eos, model.config = model.config, replace(model.config, eos_token_id=stop)
-    try:
-        completion = generate(model, bare, CONVERSATIONS[0], max_new_tokens=64)
-    finally:
-        model.config = eos
+    bare = replace(processor, generation_config={}, config=replace(processor.config, eos_token_id=stop))
+    completion = generate(model, bare, CONVERSATIONS[0], max_new_tokens=64)
     assert completion.token_ids == greedy[0].token_ids[: greedy[0].token_ids.index(stop) + 1]
 
 
 def test_placeholders_and_ids_beyond_the_tokenizer_are_never_sampled(trio):
     _, model, processor = trio
     config = model.config
-    banned = banned_ids(model, processor).tolist()
-    assert {config.image_token_id, config.video_token_id} <= set(banned)
+    banned = banned_ids(processor).tolist()
+    frame = {config.vision_start_token_id, config.vision_end_token_id, config.vision_token_id}
+    assert {config.image_token_id, config.video_token_id, *frame} <= set(banned)
     size = processor.tokenizer.get_vocab_size()
     assert set(range(size, config.text.vocab_size)) <= set(banned)
     logits = torch.zeros(2, config.text.vocab_size)
@@ -281,7 +278,7 @@ def test_streamed_pieces_add_up_to_the_text_and_never_split_a_character(trio):
     for number in range(4):
         pieces: list[str] = []
         options = {"max_new_tokens": 60, "temperature": 1.5, "seed": number}
-        plan = prepare(model, processor, [CONVERSATIONS[number]], **options)
+        plan = prepare(processor, [CONVERSATIONS[number]], **options)
         (completion,), timing = decode(model, processor, plan, stream=pieces.append)
         assert completion == generate(model, processor, CONVERSATIONS[number], **options)
         assert "".join(pieces) == completion.text

@@ -50,7 +50,7 @@ def _read(response: HTTPResponse, deadline: float, max_bytes: int) -> bytes:
         if len(body) > max_bytes:
             raise UserError(f"the file has more bytes than the limit of {max_bytes:,}")
         if time.monotonic() > deadline:
-            return bytes(body)  # nobody waits any more
+            raise TimeoutError
     if expected is not None and len(body) < expected:
         raise UserError(f"the connection ended after {len(body):,} of {expected:,} bytes; try again")
     if not body:

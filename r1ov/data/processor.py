@@ -38,7 +38,7 @@ class Batch(dict):
     (P, 1176) and image_grid_thw (N, 3); with labels also labels (T,), -100 where not trained."""
 
     def to(self, device: str | torch.device) -> "Batch":
-        return Batch({name: tensor.to(device, non_blocking=True) for name, tensor in self.items()})
+        return Batch({name: tensor.to(device) for name, tensor in self.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,13 @@
 """The keys and values of every token so far: written once, read by every later token. Allocated once, at the size the answers may reach."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kernels import attention, decode_attention, decode_bias
+from r1ov.errors import UserError
 from r1ov.model.config import TextConfig
 from r1ov.model.language import Attend
 
@@ -57,10 +59,19 @@ class KVCache:
         self.num_samples = num_samples
         self.prompt_lengths = prompt_lengths
         self.lengths = torch.tensor(lengths, device=device)  # (B,)
-        self.longest = max(lengths)  # as known on the host, where reading `lengths` would wait for the device
+        self._host_lengths = lengths  # the same on the host, where reading `lengths` would wait for the device
         # Zeros and not `empty`: a masked position has weight 0, and 0 * NaN is NaN.
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+        try:
+            self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+            self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+        except RuntimeError as error:  # a GPU raises OutOfMemoryError, which is one; the CPU's allocator the plain one
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
+                raise
+            gigabytes = 2 * config.num_hidden_layers * math.prod(shape) * dtype.itemsize / 1e9
+            raise UserError(
+                f"the cache for {len(lengths)} rows of {capacity:,} tokens takes {gigabytes:.1f} GB, more than is free on {device}; "
+                "lower max_new_tokens or num_samples"
+            ) from None
         self._window: _Window | None = None
 
     def prefill(self, cu_seqlens: Tensor) -> Attend:
@@ -83,11 +94,12 @@ class KVCache:
 
     def decode(self) -> Attend:
         """Opens the next step: the attention of one new token a row, which appends the token's key and value and then reads them all."""
-        if self._window is None or self.longest == self._window.columns:
-            self._window = _Window.cut(self.keys, self.values, self.lengths, min(self.longest + _GROWTH, self.keys[0].shape[2]))
+        longest = max(self._host_lengths)
+        if self._window is None or longest == self._window.columns:
+            self._window = _Window.cut(self.keys, self.values, self.lengths, min(longest + _GROWTH, self.keys[0].shape[2]))
         else:
             self._window.advance()
-        self.longest += 1
+        self._host_lengths = [length + 1 for length in self._host_lengths]
         self.lengths = lengths = self.lengths + 1
         window, dim = self._window, self.keys[0].shape[-1]
 
@@ -114,5 +126,6 @@ class KVCache:
             for cached in (*self.keys, *self.values):
                 cached[holes] = cached[movers]
         self.lengths = self.lengths[former]
+        self._host_lengths = [self._host_lengths[row] for row in former]
         self._window = None
         return former

@@ -2,13 +2,13 @@
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from r1ov.data.messages import Messages
 from r1ov.data.processor import Batch, Processor
 from r1ov.engine.cache import KVCache
 from r1ov.engine.sampling import SamplingParams, row_seeds, row_uniforms, sample
@@ -19,8 +19,6 @@ from r1ov.model.model import Qwen2_5_VL
 from r1ov.reward import split_reply
 
 DEFAULT_MAX_NEW_TOKENS = 2048
-
-Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +59,7 @@ class Plan:
 def generate(
     model: Qwen2_5_VL,
     processor: Processor,
-    messages: Messages | list[Messages],
+    messages: Messages | Sequence[Messages],
     *,
     max_new_tokens: int | None = None,
     temperature: float | None = None,
@@ -76,7 +74,8 @@ def generate(
 
     One conversation gives a Completion, a list of conversations a list with one entry each; where num_samples is above 1, each entry is
     itself a list of that many completions. Settings left at None come from the checkpoint's generation_config.json (how:
-    `SamplingParams.resolve`). Samples are reproducible from the seed, whatever else is in the batch.
+    `SamplingParams.resolve`). A sample's random numbers depend on the seed and its prompt alone, not
+    on what else is in the batch.
 
     Args:
         max_new_tokens: None and no such setting in the file: 2048. A row also ends at the model's last position.
@@ -86,9 +85,8 @@ def generate(
     Raises:
         UserError: a setting out of its range, a prompt longer than the model's positions, or what the processor finds wrong.
     """
-    is_single = bool(messages) and isinstance(messages[0], dict)
+    is_single = bool(messages) and isinstance(messages[0], Mapping)
     plan = prepare(
-        model,
         processor,
         [messages] if is_single else messages,
         max_new_tokens=max_new_tokens,
@@ -105,9 +103,8 @@ def generate(
 
 
 def prepare(
-    model: Qwen2_5_VL,
     processor: Processor,
-    conversations: list[Messages],
+    conversations: Sequence[Messages],
     *,
     max_new_tokens: int | None = None,
     seed: int = 0,
@@ -121,17 +118,17 @@ def prepare(
     for name, value in {"max_new_tokens": max_new_tokens, "num_samples": num_samples}.items():
         if type(value) is not int or value < 1:
             raise UserError(f"{name} is {value!r}; it must be an integer, 1 or above")
-    stop_ids_of(model, processor)  # a mistake in the file shows now, not after the prefill
+    stop_ids_of(processor)  # a mistake in the file shows now, not after the prefill
     batch = processor(conversations, add_generation_prompt=True)
     prompt_lengths = batch["cu_seqlens"].diff().tolist()
-    max_positions = model.config.text.max_position_embeddings
+    max_positions = processor.config.text.max_position_embeddings
     if max(prompt_lengths) >= max_positions:
         raise UserError(
             f"a prompt has {max(prompt_lengths)} tokens, which leaves no room for an answer in the model's {max_positions} positions; "
             f"shorten the text{' or lower max_pixels' if 'pixel_values' in batch else ''}"
         )
     limits = [min(max_new_tokens, max_positions - length) for length in prompt_lengths for _ in range(num_samples)]
-    seeds = row_seeds(_digests(batch, model.config), num_samples, seed) if params.temperature else None
+    seeds = row_seeds(_digests(batch, processor.config), num_samples, seed) if params.temperature else None
     return Plan(batch=batch, params=params, num_samples=num_samples, limits=limits, seeds=seeds)
 
 
@@ -201,7 +198,7 @@ def decode(
     prompt_lengths = batch["cu_seqlens"].diff().tolist()
     lengths = [length for length in prompt_lengths for _ in range(num_samples)]
     rows = [_Row(prompt_tokens=length, limit=limit) for length, limit in zip(lengths, limits, strict=True)]
-    stop_ids, banned = stop_ids_of(model, processor), banned_ids(model, processor).to(device)
+    stop_ids, banned = stop_ids_of(processor), banned_ids(processor).to(device)
     uniforms = None if plan.seeds is None else row_uniforms(plan.seeds, max(limits)).to(device)  # (B, most new tokens)
     text = TextStream(processor, stream) if stream else None
 
@@ -212,6 +209,8 @@ def decode(
     positions = torch.stack([position_ids.max() + 1 for _, position_ids in prompts]).repeat_interleave(num_samples).to(device)  # (B,)
     step = Step(model, capacity)
     logits = prefill(model, batch.to(device), cache).repeat_interleave(num_samples, dim=0)  # (B, V)
+    if not logits.isfinite().all():
+        raise UserError("the model's logits are not finite: its weights are damaged, or its dtype is too narrow")
     seen = None
     if params.repetition_penalty != 1.0:
         seen = torch.zeros(logits.shape, dtype=torch.bool, device=device)
@@ -222,7 +221,7 @@ def decode(
     prefilled = None
     for index in range(max(limits)):
         tokens, logprobs = sample(logits, params, banned, seen, None if uniforms is None else uniforms[:, index])
-        new = zip(live, tokens.tolist(), logprobs.tolist(), strict=True)  # the one place where the host waits for the device
+        new = zip(live, tokens.tolist(), logprobs.tolist(), strict=True)  # the one place in a step where the host waits for the device
         prefilled = prefilled or time.perf_counter()
         going = [place for place, (row, token, logprob) in enumerate(new) if rows[row].append(token, logprob, stop_ids)]
         if text:
@@ -262,22 +261,22 @@ class TextStream:
             self.passed = len(token_ids)
 
 
-def stop_ids_of(model: Qwen2_5_VL, processor: Processor) -> frozenset[int]:
+def stop_ids_of(processor: Processor) -> frozenset[int]:
     """The ids that end an answer: generation_config.json's, or config.json's where that names none, as in Hugging Face."""
     ids = processor.generation_config.get("eos_token_id")
-    ids = model.config.eos_token_id if ids is None else ids
+    ids = processor.config.eos_token_id if ids is None else ids
     ids = () if ids is None else ids if isinstance(ids, list | tuple) else (ids,)
     if not all(type(id) is int for id in ids):
         raise UserError(f"generation_config.json: eos_token_id is {ids!r}, expected integers")
     return frozenset(ids)
 
 
-def banned_ids(model: Qwen2_5_VL, processor: Processor) -> Tensor:
+def banned_ids(processor: Processor) -> Tensor:
     """(b,) ids that must not be sampled: what frames or stands for a picture or video, and rows of the head that stand for no token."""
-    tokenizer, vocab_size = processor.tokenizer, model.config.text.vocab_size
+    tokenizer, config, vocab_size = processor.tokenizer, processor.config, processor.config.text.vocab_size
     unused = [id for id in range(tokenizer.get_vocab_size(), vocab_size) if tokenizer.id_to_token(id) is None]
     names = ("vision_start_token_id", "vision_end_token_id", "vision_token_id", "image_token_id", "video_token_id")
-    placeholders = {id for name in names if (id := getattr(model.config, name)) < vocab_size}
+    placeholders = {id for name in names if (id := getattr(config, name)) < vocab_size}
     return torch.tensor(sorted({*placeholders, *unused}), dtype=torch.int64)
 
 

@@ -25,6 +25,8 @@ class SamplingParams:
         """Raises UserError for a value outside its range."""
         if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:  # beyond, the logits would overflow
             raise UserError(f"temperature is {self.temperature}; it must be 0 (greedy), or from 1e-6 to 1e6")
+        if type(self.top_k) is not int:
+            raise UserError(f"top_k is {self.top_k!r}, expected a whole number")
         if self.top_k < 0:
             raise UserError(f"top_k is {self.top_k}; it must be 0 (off) or above")
         if not 0 < self.top_p <= 1:

@@ -1,14 +1,13 @@
 """One new token a row through the language model, written flat.
 
-The same arithmetic as `r1ov.model.language`, layer by layer, on the model's own weights (only q, k and v are copied, into
-one matrix). Decoding runs it once a token, where
-for a small model the calls from module to module and the many small operations would take longer than the arithmetic: written so, a step
-of r1ov-tiny takes less than half the time. A test holds the two to the same logits.
+The same arithmetic as `r1ov.model.language`, layer by layer, on the model's own weights (up to fused roundings in bfloat16). Decoding
+runs it once a token, where for a small model the calls from module to module and the many small operations would take longer than
+the arithmetic: written so, a step of r1ov-tiny takes less than half the time. A test holds the two to the same logits.
 """
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from r1ov.model.language import Attend, DecoderLayer
 from r1ov.model.model import Qwen2_5_VL
@@ -34,14 +33,15 @@ class Step:
         self.eps = torch.full((1, 1), config.rms_norm_eps, device=weight.device)
         self.mean = torch.full((config.hidden_size, 1), 1 / config.hidden_size, device=weight.device)
 
-        def projections(layer: DecoderLayer) -> tuple[nn.Linear, ...]:
-            return (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
+        def projections(layer: DecoderLayer) -> list[tuple[Tensor, Tensor]]:
+            """q, k and v side by side; as one matrix where the calls cost more than the copy's memory."""
+            qkv = [(proj.weight, proj.bias) for proj in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)]
+            return [tuple(torch.cat(parts) for parts in zip(*qkv, strict=True))] if config.hidden_size <= 1024 else qkv
 
         self.layers = [
             (
                 layer.input_layernorm.weight,
-                torch.cat([proj.weight for proj in projections(layer)]),
-                torch.cat([proj.bias for proj in projections(layer)]),
+                projections(layer),
                 layer.self_attn.o_proj.weight.t(),
                 layer.post_attention_layernorm.weight,
                 layer.mlp.gate_proj.weight,
@@ -56,9 +56,10 @@ class Step:
         rows = len(tokens)
         x = self.embed[tokens]  # (B, C)
         cos, sin = self.cos[positions], self.sin[positions]  # (B, 1, D)
-        for index, (norm, qkv_proj, qkv_bias, o_proj, mlp_norm, gate_proj, up_proj, down_proj) in enumerate(self.layers):
+        for index, (norm, projections, o_proj, mlp_norm, gate_proj, up_proj, down_proj) in enumerate(self.layers):
             normed = self._norm(x, norm)
-            qkv = F.linear(normed, qkv_proj, qkv_bias).view(rows, -1, self.head_dim)  # (B, H + 2K, D)
+            parts = [F.linear(normed, weight, bias) for weight, bias in projections]
+            qkv = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).view(rows, -1, self.head_dim)  # (B, H + 2K, D)
             turned = self._rotate(qkv[:, : -self.key_heads], cos, sin)
             out = attend(index, turned[:, : self.heads], turned[:, self.heads :], qkv[:, -self.key_heads :])  # (B, H, D)
             x = torch.addmm(x, out.view(rows, -1), o_proj)

@@ -10,8 +10,10 @@ from dataclasses import asdict
 from typing import Any, TextIO
 
 from kernels.attention import default_impl
+from r1ov.data.processor import Processor
 from r1ov.engine.generate import Timing, decode, prepare
 from r1ov.errors import UserError
+from r1ov.model.hub import resolve
 from r1ov.pretrained import load
 
 TINY_NOTE = (
@@ -30,14 +32,17 @@ def answer(options: Any) -> None:
 
     Args: options: the fields of `generate.py`'s Options.
     """
-    model, processor = load(options.model, options.device, options.dtype)
+    folder = resolve(options.model)
+    processor = Processor.from_folder(folder)
     if options.min_pixels or options.max_pixels:
         processor = processor.with_pixel_limits(options.min_pixels, options.max_pixels)
     sampling = {name: getattr(options, name) for name in ("temperature", "top_p", "top_k", "max_new_tokens", "seed", "num_samples")}
-    plan = prepare(model, processor, [_messages(options)], **sampling)
+    plan = prepare(processor, [_messages(options)], **sampling)
 
     if plan.params.temperature == 0 and options.num_samples > 1:
         raise UserError(f"greedy decoding gives {options.num_samples} times the same answer; give a --temperature above 0")
+
+    model, _ = load(folder, options.device, options.dtype)
 
     # Not before here: a mistake of the user's gives one line, its own.
     head = model.head_weight
@@ -81,7 +86,7 @@ class Painter:
         if self.in_colour:
             parts = re.split("(</?think>|</?answer>)", self.held + piece)
             # What may be the beginning of a tag waits for the rest of it.
-            self.held = re.search("(<[/a-z]{0,8})?$", parts[-1])[0]
+            self.held = re.search(r"(<[/a-z]{0,8})?\Z", parts[-1])[0]  # not `$`, which also matches before a last newline
             parts[-1] = parts[-1].removesuffix(self.held) if self.held else parts[-1]
             for part in parts:
                 self.is_styled = STYLES[part] != RESET if part in STYLES else self.is_styled

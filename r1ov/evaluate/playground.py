@@ -59,13 +59,19 @@ def answer(
 
 def rescore(path: Path) -> list[Row]:
     """Rows scored anew from a file of `id` ("test/12") and `text`; no model is run."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    if not lines:
+        raise UserError(f"{path}: there are no predictions in it")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         try:
             written = json.loads(line)
             split, _, index = written["id"].partition("/")
-            one, text = sample(split, int(index)), str(written["text"])
-        except (ValueError, KeyError, TypeError):
+            one, text, tokens = sample(split, int(index)), str(written["text"]), int(written.get("completion_tokens", 0))
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f'{path}, line {number}: expected an object such as {{"id": "test/0", "text": "<think>..."}}') from None
         rows.append(
             Row(
@@ -77,7 +83,7 @@ def rescore(path: Path) -> list[Row]:
                 kind=one.kind,
                 right=accuracy_reward(text, one.answer, one.kind),
                 well_formed=format_reward(text),
-                completion_tokens=written.get("completion_tokens", 0),
+                completion_tokens=tokens,
             )
         )
     return rows
@@ -96,7 +102,7 @@ def wilson(right: float, count: int) -> tuple[float, float]:
     """
     z, share = 1.96, right / count
     middle, spread = share + z * z / (2 * count), z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return (middle - spread) / (1 + z * z / count), (middle + spread) / (1 + z * z / count)
+    return max(0.0, middle - spread) / (1 + z * z / count), (middle + spread) / (1 + z * z / count)
 
 
 def table(rows: list[Row]) -> str:

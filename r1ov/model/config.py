@@ -193,12 +193,19 @@ def _rope(text: dict[str, Any]) -> dict[str, Any]:
 
 
 def _token_id(value: Any, name: str) -> Any:
-    if isinstance(value, list):
+    if isinstance(value, list) and name == "eos_token_id":
         value = tuple(value)
+    if value is None and name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        return None
     for item in value if isinstance(value, tuple) else (value,):
-        if item is not None and type(item) is not int:
+        if type(item) is not int or item < 0:
             raise UserError(f"{name} is {item!r}, expected an integer")
     return value
+
+
+def _listed(value: Any) -> list:
+    """The value's items as text, whatever JSON it is."""
+    return [] if value is None else [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
 def _refuse_unsupported(config: Config, raw: dict[str, Any], text: dict[str, Any], vision: dict[str, Any]) -> None:
@@ -213,7 +220,7 @@ def _refuse_unsupported(config: Config, raw: dict[str, Any], text: dict[str, Any
         (vision.get("hidden_act", "silu") == "silu", f"vision_config.hidden_act is {vision.get('hidden_act')!r}; r1ov computes silu only"),
         (not text.get("attention_dropout"), f"attention_dropout is {text.get('attention_dropout')!r}; r1ov has no dropout"),
         (
-            all(kind == "full_attention" for kind in text.get("layer_types") or ()),
+            set(_listed(text.get("layer_types"))) <= {"full_attention"},
             f"layer_types is {text.get('layer_types')!r}; r1ov computes full_attention only",
         ),
         (

@@ -66,7 +66,7 @@ def read_yes_no(text: str) -> str | None:
 def read_number(text: str) -> Fraction | None:
     """An integer, decimal, or fraction, exactly; thousands commas and a leading `x =` are allowed."""
     match = re.fullmatch(rf"(?:[A-Za-z]\s*=\s*)?({_NUMBER})\s*°?\.?", text.strip())
-    if not match:
+    if not match or len(match[1]) > 1000:  # Python refuses to read more than 4,300 digits
         return None
     whole, _, below = match[1].replace(",", "").replace(" ", "").partition("/")
     return None if below and int(below) == 0 else Fraction(whole) / (int(below) if below else 1)

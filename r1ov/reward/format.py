@@ -6,10 +6,10 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def split_reply(text: str) -> tuple[str | None, str | None]:
-    """(thinking, answer) of a reply, stripped; None for a part that is absent or not unique.
+    """(thinking, answer) of a reply, stripped; None for a thought that is absent, or an answer that is absent or not unique.
 
-    The thinking may be cut off by the token limit: then it runs to the end. The answer counts only after the last `</think>`,
-    and only if there is exactly one `<answer>` block there: nothing inside the thought is ever taken for the answer.
+    The thinking runs from the first `<think>` to the last `</think>`, or to the end where it was cut off. The answer counts only
+    after the last `</think>`, and only if there is exactly one `<answer>` block there: nothing inside the thought is taken for it.
 
     Example: "<think>2+2</think>\\n<answer>4</answer>" -> ("2+2", "4")
     """

@@ -25,7 +25,7 @@ class SFTConfig:
 
     optim: Literal["adamw", "muon"] = option("adamw", "adamw, or muon for the inner matrices and adamw for the rest")
     learning_rate: float | None = option(None, "peak, of adamw; default: 2e-3 from scratch, 1e-5 from a model")
-    muon_learning_rate: float = option(0.02, "peak, of muon")
+    muon_learning_rate: float = option(0.008, "peak, of muon; at 0.02 a small model's attention hardens within a thousand steps")
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = option("cosine", "what follows the warm-up")
     min_lr_rate: float = option(0.0, "where cosine and linear end, as a share of the peak")
     warmup_ratio: float = option(0.05, "share of the steps in which the learning rate climbs")
@@ -46,7 +46,12 @@ class SFTConfig:
         for name in ("dataloader_num_workers", "save_steps", "eval_steps", "weight_decay"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must not be negative")
-        for name in ("warmup_ratio", "min_lr_rate", "adam_beta1", "adam_beta2"):
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be from 0 to below 1")
+        if self.num_threads is not None and self.num_threads < 1:
+            raise UserError(f"--num-threads is {self.num_threads}; it must be 1 or more")
+        for name in ("warmup_ratio", "min_lr_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be from 0 to 1")
         for name in ("learning_rate", "muon_learning_rate", "max_grad_norm"):

@@ -8,10 +8,14 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from r1ov.errors import UserError
+from r1ov.pretrained import choose_device
 
 
 @dataclass(frozen=True)
@@ -45,15 +49,25 @@ class World:
 
 
 @contextmanager
-def joined(device_type: str) -> Iterator[World]:
-    """The processes that torchrun started, or this one alone; gloo on CPUs, NCCL on GPUs."""
+def joined(device: str | None) -> Iterator[tuple[World, torch.device]]:
+    """The processes that torchrun started, or this one alone, and the device of this one; gloo on CPUs, NCCL on GPUs.
+
+    Args: device: cpu, cuda, or with one process cuda:N; None is cuda where there is one.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield World()
+        yield World(), choose_device(device)
         return
-    if device_type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    if device not in (None, "cpu", "cuda"):
+        raise UserError(f"--device is {device!r}; torchrun gives each process its own, so it must be cpu or cuda")
+    on_gpu = device == "cuda" or (device is None and torch.cuda.is_available())
+    if on_gpu:
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
+            raise UserError(f"process {local} of this node has no GPU: there are {torch.cuda.device_count()}; lower --nproc-per-node")
+        torch.cuda.set_device(local)
+    # The main process evaluates and saves while the others wait.
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=2))
     try:
-        yield World(dist.get_rank(), dist.get_world_size())
+        yield World(dist.get_rank(), dist.get_world_size()), torch.device("cuda" if on_gpu else "cpu")
     finally:
         dist.destroy_process_group()

@@ -54,7 +54,7 @@ class Log:
         self._file.close()
 
     def draw(self) -> Path:
-        """Draws curves.png: loss, token accuracy, learning rate, and test accuracy where it was measured."""
+        """Draws curves.png: loss, token accuracy, gradient norm, and held-out accuracy where it was measured."""
         import matplotlib  # slow to import, and only needed here
 
         matplotlib.use("Agg")

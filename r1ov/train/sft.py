@@ -1,6 +1,7 @@
 """Supervised fine-tuning: learn to write the assistant's replies, thought and answer, given what stands before them."""
 
 import json
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +37,7 @@ class PlaygroundBatches(Dataset):
         return self.processor([messages(sample("train", row, self.seed)) for row in rows], return_labels=True)
 
 
-def build(config: SFTConfig, device: str) -> tuple[Qwen2_5_VL, Processor]:
+def build(config: SFTConfig, device: torch.device) -> tuple[Qwen2_5_VL, Processor]:
     """The model to train, in float32, with its processor: loaded, or drawn afresh in the shape of `config_name`."""
     if config.model:
         return pretrained.load(config.model, device=device, dtype=torch.float32)
@@ -48,18 +49,21 @@ def build(config: SFTConfig, device: str) -> tuple[Qwen2_5_VL, Processor]:
 
 def train(config: SFTConfig) -> None:
     """Runs the whole of it, and leaves the trained model in `out`/final."""
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     torch.set_flush_denormal(True)  # gradients of a peaked softmax are full of denormals: ten times slower without
     out = Path(config.out)
-    if (out / "final").exists():
+    if (out / "final" / "config.json").exists():
         raise UserError(f"{out} already holds a finished run; choose another --out")
-    with joined(device) as world:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be made ({error.strerror}); choose another folder") from error
+    with joined(config.device) as (world, device):
         run(config, device, out, world)
 
 
-def run(config: SFTConfig, device: str, out: Path, world: World) -> None:
+def run(config: SFTConfig, device: torch.device, out: Path, world: World) -> None:
     """The loop, in each process alike; the main one also prints and writes."""
     model, processor = build(config, device)
     optimizers = build_optimizers(
@@ -82,8 +86,11 @@ def run(config: SFTConfig, device: str, out: Path, world: World) -> None:
     )
     batches = iter(loader)
     if world.is_main:
+        if (out / "log.jsonl").exists():
+            say(f"note    {out}/ holds an unfinished run; it is written over")
         log = Log(out, config.max_steps)
-        (out / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+        resolved = asdict(config) | {"learning_rate": config.peak_learning_rate, "device": str(device), "world_size": world.size}
+        (out / "config.json").write_text(json.dumps(resolved, indent=2) + "\n", encoding="utf-8")
         count = sum(parameter.numel() for parameter in model.parameters())
         source = config.model or f"from scratch, as {config.config_name}"
         threads = f"{world.size} process(es) of {torch.get_num_threads()} thread(s)"
@@ -102,28 +109,31 @@ def run(config: SFTConfig, device: str, out: Path, world: World) -> None:
             for group, peak in zip(optimizer.param_groups, group_peaks, strict=True):
                 group["lr"] = peak * factor
 
-        micro_batches = [next(batches).to(device) for _ in range(accumulation)]
+        micro_batches = [next(batches) for _ in range(accumulation)]
         step_items, step_tokens = world.sum(
             sum(int((batch["labels"] != -100).sum()) for batch in micro_batches), sum(len(batch["labels"]) for batch in micro_batches)
         )
         is_logged = (step + 1) % config.logging_steps == 0 or step + 1 == config.max_steps
-        loss, correct = 0.0, 0
+        loss, correct = torch.zeros((), device=device), torch.zeros((), device=device)  # read once, after the step
         for batch in micro_batches:
+            batch = batch.to(device)
             labels = batch.pop("labels")
             hidden = model.hidden_states(**batch)
             micro_loss = sft_loss(hidden, model.head_weight, labels, step_items)
             micro_loss.backward()
-            loss += micro_loss.item()
+            loss += micro_loss.detach()
             if is_logged:
                 correct += correct_tokens(model, hidden.detach(), labels)
         world.sum_gradients(parameters)
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
+        if not math.isfinite(grad_norm):  # the same on all ranks
+            raise UserError(f"step {step + 1}: the gradient's length is {grad_norm}; lower the learning rate, or warm up longer")
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
 
-        loss, correct = world.sum(loss, correct)
-        num_tokens += step_tokens
+        loss, correct = world.sum(loss.item(), correct.item())
+        num_tokens += int(step_tokens)
         seconds, since = time.perf_counter() - since, time.perf_counter()
         if world.is_main and is_logged:
             metrics = {
@@ -154,14 +164,14 @@ def run(config: SFTConfig, device: str, out: Path, world: World) -> None:
 
 
 @torch.no_grad()
-def correct_tokens(model: Qwen2_5_VL, hidden: torch.Tensor, labels: torch.Tensor) -> int:
+def correct_tokens(model: Qwen2_5_VL, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """How many trained tokens the model would have chosen itself."""
     trained = labels[1:] != -100
-    return int((model.logits(hidden[:-1][trained]).argmax(-1) == labels[1:][trained]).sum())
+    return (model.logits(hidden[:-1][trained]).argmax(-1) == labels[1:][trained]).sum()
 
 
 def evaluate(model: Qwen2_5_VL, processor: Processor, config: SFTConfig, path: Path) -> dict[str, float]:
-    """Greedy answers to held-out questions: all written to `path`, one a third of the families shown, shares right and well-formed."""
+    """The shares of held-out questions answered right, and in the right form, greedily; all are written to `path`, three are shown."""
     started = time.perf_counter()
     samples = [sample("test", index) for index in range(config.eval_samples)]
     prompts = [messages(one)[:1] for one in samples]
