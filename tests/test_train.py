@@ -216,7 +216,8 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
         str(tmp_path / "two"),
     ]
     for command in (one, two):
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two")]
     for a, b in zip(*logs, strict=True):
         for name in ("loss", "grad_norm", "mean_token_accuracy", "num_tokens"):
