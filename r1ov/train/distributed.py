@@ -69,5 +69,6 @@ def joined(device: str | None) -> Iterator[tuple[World, torch.device]]:
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=2))
     try:
         yield World(dist.get_rank(), dist.get_world_size()), torch.device("cuda" if on_gpu else "cpu")
+        dist.barrier()  # a process that left early would cut off the others' last exchange
     finally:
         dist.destroy_process_group()
