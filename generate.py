@@ -31,6 +31,7 @@ class Options:
     max_pixels: int | None = option(None, "larger pictures are shrunk to this many pixels (default: the checkpoint's)")
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda where there is one)")
     dtype: Literal["float32", "bfloat16", "float16"] | None = option(None, "default: float32 on a CPU, bfloat16 on a GPU")
+    kernels: Literal["torch", "triton"] | None = option(None, "attention and log-probs (default: triton on a GPU, torch elsewhere)")
     json: bool = option(False, "print one JSON object a sample")
 
     def __post_init__(self) -> None:

@@ -1,6 +1,19 @@
-"""Attention and log-probs, each beside its plain-PyTorch definition. Knows nothing of r1ov."""
+"""Attention and log-probs: on CPUs each runs as its plain-PyTorch definition, on GPUs as Triton kernels. Knows nothing of r1ov."""
 
-from kernels.attention import attention, decode_attention, decode_bias
-from kernels.logprobs import token_logprobs
+from kernels.attention import attention
+from kernels.decode import decode_attention, decode_attention_shared, decode_bias
+from kernels.dispatch import IMPLEMENTATIONS, check_impl, default_impl, use
+from kernels.logprobs import logprobs_from_logits, token_logprobs
 
-__all__ = ["attention", "decode_attention", "decode_bias", "token_logprobs"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "attention",
+    "check_impl",
+    "decode_attention",
+    "decode_attention_shared",
+    "decode_bias",
+    "default_impl",
+    "logprobs_from_logits",
+    "token_logprobs",
+    "use",
+]

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention over packed sequences, and the one-query form that decoding needs.
+"""Scaled dot-product attention over packed sequences.
 
 Packed means: sequences lie end to end along the token axis, and `cu_seqlens` = (0, len_0, len_0 + len_1, ...) says where
 each begins. Tokens attend within their own sequence only, so there is no padding and no mask tensor.
@@ -14,12 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IMPLEMENTATIONS = ("torch",)
-
-
-def default_impl(device: torch.device | str) -> str:
-    """The implementation that `impl=None` means on this device."""
-    return "torch"
+from kernels.dispatch import check_impl
 
 
 def attention(
@@ -37,16 +32,20 @@ def attention(
     Args:
         q: (T, H, D). k, v: (S, K, D), K divides H.
         cu_seqlens: (B+1,) int32 starts of the query sequences; empty sequences are allowed.
-        causal: the last query of a sequence sees all its keys, the one before all but the last, and so on.
+        causal: the last query of a sequence sees all its keys, the one before all but the last, and so on. A query that sees no key
+            at all gets 0.
         cu_seqlens_k: (B+1,) int32 starts of the key sequences, where they differ from the queries'.
-        max_seqlen: longest query sequence; kernels that plan a grid use it, the torch form ignores it.
-        impl: "torch", or None for the device's default.
+        max_seqlen: no sequence is longer. The kernels do without it, but full attention up to 64 tokens takes a faster one if told so;
+            a sequence that is longer after all is then cut. The torch form ignores it.
+        impl: "torch", "triton" (head sizes 32, 64, 80, 128; deterministic, backward too), or None for the device's default.
     """
-    impl = impl or default_impl(q.device)
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl is {impl!r}, must be one of {', '.join(IMPLEMENTATIONS)}")
+    impl = check_impl(impl, q.device)
     if q.shape[1] % k.shape[1] or q.shape[2] != k.shape[2] or k.shape != v.shape:
         raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: heads must divide, head sizes must be equal")
+    if impl == "triton":
+        from kernels.triton_attention import attention_triton
+
+        return attention_triton(q, k, v, cu_seqlens, causal, cu_seqlens_k, max_seqlen)
     return attention_torch(q, k, v, cu_seqlens, causal, cu_seqlens_k)
 
 
@@ -115,33 +114,3 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     else:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
     return out.transpose(1, 2)
-
-
-def decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Each row's one query over the first `lengths[b]` keys of its cache row; (B, H, D) in q's dtype.
-
-    Args:
-        q: (B, H, D). k_cache, v_cache: (B, K, S, D), rows of which only the first lengths[b] (at least 1) positions are filled.
-        lengths: (B,) int.
-        bias: `decode_bias(lengths, k_cache)`, which a caller with many layers makes once a step; None makes it here.
-    """
-    rows, heads, dim = q.shape
-    key_heads = k_cache.shape[1]
-    if bias is None:
-        bias = decode_bias(lengths, k_cache)
-    if q.dtype != torch.float32:  # a product in q's dtype would round the scores before their softmax
-        bias = bias.view(rows, key_heads, 1, -1).expand(-1, -1, heads // key_heads, -1)
-        grouped = q.reshape(rows, key_heads, heads // key_heads, dim)
-        return F.scaled_dot_product_attention(grouped, k_cache, v_cache, attn_mask=bias).reshape(rows, heads, dim)
-    # The queries of one key head side by side, and one small product for each row and key head.
-    q = q.reshape(rows * key_heads, heads // key_heads, dim)
-    scores = torch.baddbmm(bias, q, k_cache.flatten(0, 1).mT, alpha=dim**-0.5)  # (B*K, H/K, S)
-    return torch.bmm(scores.softmax(-1), v_cache.flatten(0, 1)).view(rows, heads, dim)
-
-
-def decode_bias(lengths: Tensor, k_cache: Tensor) -> Tensor:
-    """(B*K, 1, S) in the cache's dtype: 0 where a row's key is filled, -inf behind it."""
-    rows, key_heads, cached = k_cache.shape[:3]
-    unfilled = torch.arange(cached, device=lengths.device) >= lengths[:, None]  # (B, S)
-    bias = torch.zeros(rows, cached, dtype=k_cache.dtype, device=k_cache.device).masked_fill_(unfilled, float("-inf"))
-    return bias[:, None].expand(rows, key_heads, cached).reshape(rows * key_heads, 1, cached).contiguous()

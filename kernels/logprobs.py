@@ -1,12 +1,18 @@
-"""Log-probs of chosen tokens over a large vocabulary, straight from the hidden states.
+"""Log-probs of chosen tokens over a large vocabulary, from the hidden states or from logits.
 
-Shape letters: T tokens, C hidden size, V vocabulary.
+With impl="torch" a call is the definition below, over rows a few at a time; kernels/triton_logprobs.py is its Triton side.
+
+Shape letters: T tokens, C hidden size, V vocabulary, R rows that have a target.
 """
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-IMPLEMENTATIONS = ("torch",)
+from kernels.dispatch import check_impl
+
+IGNORED = -100  # torch's own mark for "no target"
+CHUNK = 2**26  # logits that the torch form holds at once, 256 MB of float32
 
 
 def token_logprobs(
@@ -19,23 +25,73 @@ def token_logprobs(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """log softmax(hidden weight^T / temperature) at each row's target; (T,) float32, in nats.
 
+    The (T, V) logits are never held as a whole: they come and go in chunks, in the backward once more.
+
     Args:
         hidden: (T, C), after the final norm. weight: (V, C), the output head.
         targets: (T,) int64; -100 marks rows without a target. They cost nothing and give 0.
         temperature: divides the logits; the sampling temperature when scoring samples.
         return_entropy: also give each row's entropy in nats, (T,) float32, 0 where there is no target.
-        impl: "torch", or None for the device's default.
+        impl: "torch" or "triton"; None: by device.
     """
-    if (impl or "torch") not in IMPLEMENTATIONS:
-        raise ValueError(f"impl is {impl!r}, must be one of {', '.join(IMPLEMENTATIONS)}")
-    if hidden.shape[0] != targets.shape[0]:
-        raise ValueError(f"{hidden.shape[0]} rows of hidden states, but {targets.shape[0]} targets: they must be as many")
-    rows = (targets != -100).nonzero().squeeze(1)  # (R,)
-    logits = (hidden[rows] @ weight.mT).float() / temperature  # (R, V)
-    logprobs = logits.log_softmax(-1)
-    chosen = logprobs.gather(1, targets[rows, None]).squeeze(1)
-    zeros = torch.zeros(targets.shape, dtype=torch.float32, device=hidden.device)
-    chosen = zeros.index_put((rows,), chosen)
+    impl = check_impl(impl, hidden.device)
+    _check(hidden, "hidden states", targets, temperature)
+    if impl == "triton":
+        from kernels import triton_logprobs
+
+        logprobs, entropy = triton_logprobs.token_logprobs(hidden, weight, targets, temperature)[:2]
+        return (logprobs, entropy) if return_entropy else logprobs
+
+    def score(hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        return definition(hidden @ weight.mT, targets, temperature, return_entropy)
+
+    rows = (targets != IGNORED).nonzero().squeeze(1)  # (R,)
+    chunks = rows.split(max(1, CHUNK // weight.shape[0]))
+    if len(chunks) == 1:
+        return _place(score(hidden[rows], targets[rows]), rows, targets)
+    scored = [checkpoint(score, hidden[chunk], targets[chunk], use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    return _place([torch.cat(parts) for parts in zip(*scored, strict=True)], rows, targets)
+
+
+def logprobs_from_logits(
+    logits: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    return_entropy: bool = False,
+    impl: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`token_logprobs` where the logits (T, V) are at hand already; the other arguments and the results are the same."""
+    impl = check_impl(impl, logits.device)
+    _check(logits, "logits", targets, temperature)
+    if impl == "triton":
+        from kernels import triton_logprobs
+
+        logprobs, entropy = triton_logprobs.logprobs_from_logits(logits, targets, temperature)[:2]
+        return (logprobs, entropy) if return_entropy else logprobs
+    rows = (targets != IGNORED).nonzero().squeeze(1)  # (R,)
+    return _place(definition(logits[rows], targets[rows], temperature, return_entropy), rows, targets)
+
+
+def definition(
+    logits: Tensor, targets: Tensor, temperature: float, return_entropy: bool, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, ...]:
+    """(R, V), (R,) -> log-prob of each row's target (R,) and, if asked for, the row's entropy (R,), computed in `dtype`."""
+    logprobs = (logits.to(dtype) / temperature).log_softmax(-1)  # (R, V)
+    chosen = logprobs.gather(1, targets[:, None]).squeeze(1)
     if not return_entropy:
-        return chosen
-    return chosen, zeros.index_put((rows,), -(logprobs.exp() * logprobs).sum(-1))
+        return (chosen,)
+    return chosen, -(logprobs.exp() * logprobs.clamp(min=-1e30)).sum(-1)  # clamped, for 0 log 0 is 0
+
+
+def _place(values: tuple[Tensor, ...] | list[Tensor], rows: Tensor, targets: Tensor) -> Tensor | tuple[Tensor, ...]:
+    """Each (R,) put into zeros (T,) at `rows`; one tensor if there is one."""
+    zeros = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
+    placed = tuple(zeros.index_put((rows,), value) for value in values)
+    return placed if len(placed) > 1 else placed[0]
+
+
+def _check(x: Tensor, what: str, targets: Tensor, temperature: float) -> None:
+    if x.shape[0] != targets.shape[0]:
+        raise ValueError(f"{x.shape[0]} rows of {what}, but {targets.shape[0]} targets: they must be as many")
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}, must be above 0")

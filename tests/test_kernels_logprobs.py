@@ -1,9 +1,11 @@
 """Log-probs of targets against torch's own cross entropy and entropy, forward and gradients."""
 
+import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import token_logprobs
+from kernels import logprobs, logprobs_from_logits, token_logprobs
 
 
 def inputs():
@@ -40,3 +42,55 @@ def test_rows_without_a_target_give_zero_and_no_gradient():
     assert (logprobs[targets == -100] == 0).all()
     assert (grad[targets == -100] == 0).all()
     assert token_logprobs(hidden, weight, torch.full((37,), -100)).abs().sum() == 0
+
+
+def test_chunks_change_nothing_and_keep_the_logits_small(monkeypatch):
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            self.numel = max(self.numel, out.numel() if isinstance(out, torch.Tensor) else 0)
+            return out
+
+    hidden, weight, targets = inputs()
+    hidden, weight = (x.detach()[:, :8].clone().requires_grad_() for x in (hidden, weight))
+
+    def scored():
+        values, entropy = token_logprobs(hidden, weight, targets, 0.7, return_entropy=True)
+        mix = torch.linspace(-1, 1, 37)
+        return [values, entropy, *torch.autograd.grad((values * mix).sum() + (entropy * mix).sum(), (hidden, weight))]
+
+    expected = scored()
+    monkeypatch.setattr(logprobs, "CHUNK", 5 * 101)
+    with Largest() as seen:
+        actual = scored()
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert seen.numel == 101 * 8  # the weight's gradient; all logits at once would be about 2,000
+
+
+def test_from_logits_is_the_same():
+    hidden, weight, targets = inputs()
+    expected = token_logprobs(hidden, weight, targets, 0.7, return_entropy=True)
+    for ours, theirs in zip(logprobs_from_logits(hidden @ weight.T, targets, 0.7, return_entropy=True), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_impossible_tokens_add_nothing_to_the_entropy():
+    logits = torch.tensor([[0.0, 0.0, float("-inf")]], requires_grad=True)
+    values, entropy = logprobs_from_logits(logits, torch.tensor([1]), return_entropy=True)
+    torch.testing.assert_close(values.exp(), torch.tensor([0.5]))
+    torch.testing.assert_close(entropy.exp(), torch.tensor([2.0]))
+    (grad,) = torch.autograd.grad((values + entropy).sum(), logits)
+    torch.testing.assert_close(grad, torch.tensor([[-0.5, 0.5, 0.0]]))
+
+
+def test_wrong_arguments_are_refused():
+    hidden, weight, targets = inputs()
+    with pytest.raises(ValueError, match="37 rows of hidden states, but 36 targets"):
+        token_logprobs(hidden, weight, targets[1:])
+    with pytest.raises(ValueError, match="temperature is 0, must be above 0"):
+        token_logprobs(hidden, weight, targets, temperature=0)
+    with pytest.raises(ValueError, match="impl is 'magic'"):
+        token_logprobs(hidden, weight, targets, impl="magic")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from kernels.attention import default_impl
+from kernels import default_impl, use
 from r1ov.data.processor import Processor
 from r1ov.engine.generate import Timing, decode, prepare
 from r1ov.errors import UserError
@@ -32,6 +32,7 @@ def answer(options: Any) -> None:
 
     Args: options: the fields of `generate.py`'s Options.
     """
+    use(options.kernels)
     folder = resolve(options.model)
     processor = Processor.from_folder(folder)
     if options.min_pixels or options.max_pixels:
@@ -48,7 +49,7 @@ def answer(options: Any) -> None:
     head = model.head_weight
     parameters = _count(sum(parameter.numel() for parameter in model.parameters()))
     dtype = str(head.dtype).removeprefix("torch.")
-    _say(f"{options.model} | {parameters} parameters | {head.device} | {dtype} | attention {default_impl(head.device)}")
+    _say(f"{options.model} | {parameters} parameters | {head.device} | {dtype} | {default_impl(head.device)} kernels")
     if options.model == "r1ov-tiny":
         _say(TINY_NOTE)
 

@@ -49,10 +49,10 @@ class VisionAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor, max_seqlen: int | None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # (P, H, D) each
         q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)  # turned in float32
-        return self.proj(attention(q, k, v, cu_seqlens, causal=False).flatten(1))
+        return self.proj(attention(q, k, v, cu_seqlens, causal=False, max_seqlen=max_seqlen).flatten(1))
 
 
 class VisionMLP(nn.Module):
@@ -74,8 +74,8 @@ class VisionBlock(nn.Module):
         self.attn = VisionAttention(config)
         self.mlp = VisionMLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x), cos, sin, cu_seqlens)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor, max_seqlen: int | None) -> Tensor:
+        x = x + self.attn(self.norm1(x), cos, sin, cu_seqlens, max_seqlen)
         return x + self.mlp(self.norm2(x))
 
 
@@ -120,8 +120,9 @@ class VisionEncoder(nn.Module):
         x = self.patch_embed(pixel_values)  # (P, C)
         x = x.unflatten(0, (-1, unit))[order].flatten(0, 1)  # into window order, whole blocks at a time
         cos, sin = vision_angles(positions.unflatten(0, (-1, unit))[order].flatten(0, 1), config.head_dim)
+        whole, window = (cu_full, None), (cu_window, (config.window_size // config.patch_size) ** 2)  # None: any length
         for index, block in enumerate(self.blocks):
-            x = block(x, cos, sin, cu_full if index in config.fullatt_block_indexes else cu_window)
+            x = block(x, cos, sin, *(whole if index in config.fullatt_block_indexes else window))
         return self.merger(x)[order.argsort()]
 
 

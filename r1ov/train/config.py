@@ -16,6 +16,7 @@ class SFTConfig:
     out: str = option("runs/sft", "folder of the run: config.json, log.jsonl, curves.png, samples/, final/")
     seed: int = option(0, "decides the weights drawn, and which samples are seen in which order")
     device: str | None = option(None, "default: cuda if there is one, else cpu")
+    kernels: Literal["torch", "triton"] | None = option(None, "attention and log-probs; default: triton on a GPU, torch elsewhere")
     num_threads: int | None = option(None, "CPU threads; default: torch's own choice")
 
     max_steps: int = option(200, "optimiser steps")

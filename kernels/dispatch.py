@@ -1,0 +1,27 @@
+"""Which implementation a kernel's public function runs: an explicit argument, or the device's default; never a caught exception."""
+
+import torch
+
+IMPLEMENTATIONS = ("torch", "triton")
+
+
+_chosen: str | None = None  # what `use` named
+
+
+def use(impl: str | None) -> None:
+    """The one switch: what every call with `impl=None` runs from now on, whatever the device; None: the device's default again."""
+    global _chosen
+    _chosen = None if impl is None else check_impl(impl, "cpu")
+
+
+def default_impl(device: torch.device | str) -> str:
+    """The implementation that `impl=None` means on this device: the one named to `use`, else "triton" on a GPU, "torch" elsewhere."""
+    return _chosen or ("triton" if torch.device(device).type == "cuda" else "torch")
+
+
+def check_impl(impl: str | None, device: torch.device | str) -> str:
+    """`impl`, or the device's default for None. ValueError if there is no such implementation."""
+    impl = impl or default_impl(device)
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl is {impl!r}, must be one of {', '.join(IMPLEMENTATIONS)}")
+    return impl

@@ -1,0 +1,225 @@
+"""The Triton log-probs against the definition in float64, under Triton's interpreter: values, entropies and every gradient."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from kernels import logprobs_from_logits, token_logprobs
+from kernels.logprobs import definition
+
+pytest.importorskip("triton")  # there is none for macOS and Windows
+from kernels import triton_logprobs
+
+# float32 sums in another order, relative to the largest entry
+TOLERANCE = 1e-5
+# several tiles along rows and vocabulary, the last ones ragged
+SMALL_TILES = {"forward": (4, 320), "backward": (8, 192)}
+
+
+@pytest.fixture(autouse=True)
+def _unwritten_memory_holds_nan(monkeypatch):
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        make = getattr(owner, name)
+
+        def poisoned(*args, _make=make, **kwargs):
+            made = _make(*args, **kwargs)
+            return made.fill_(float("nan")) if made.is_floating_point() else made
+
+        monkeypatch.setattr(owner, name, poisoned)
+
+
+def inputs(rows, vocabulary, width=8, dtype=torch.float32, ignored=0.3):
+    generator = torch.Generator().manual_seed(rows)
+    hidden = torch.randn(rows, width, generator=generator).to(dtype)
+    weight = torch.randn(vocabulary, width, generator=generator).to(dtype)
+    targets = torch.randint(0, vocabulary, (rows,), generator=generator)
+    targets[torch.rand(rows, generator=generator) < ignored] = -100
+    return hidden, weight, targets
+
+
+def everything(score, tensors, targets):
+    """Log-probs, entropies, and the gradients of a mixture of both for each of the tensors, which must come back unchanged."""
+    leaves = [x.clone().requires_grad_() for x in tensors]
+    logprobs, entropy = score(*leaves)
+    mix, mix_entropy = torch.linspace(0.5, 1, len(targets)), torch.linspace(-1, 1, len(targets))
+    grads = torch.autograd.grad((logprobs * mix).sum() + (entropy * mix_entropy).sum(), leaves)
+    for before, after in zip(tensors, leaves, strict=True):
+        assert torch.equal(before, after), "an input was written to"
+    return [x.double() for x in (logprobs.detach(), entropy.detach(), *grads)]
+
+
+def exact(hidden, weight, targets, temperature):
+    """The same from all logits at once, in float64."""
+
+    def score(hidden, weight):
+        wanted = targets != -100
+        scored = definition(hidden @ weight.mT, targets.clamp(min=0), temperature, return_entropy=True, dtype=torch.float64)
+        return [x.where(wanted, 0) for x in scored]
+
+    return everything(score, (hidden.double(), weight.double()), targets)
+
+
+def scored(hidden, weight, targets, temperature, impl):
+    return everything(lambda h, w: token_logprobs(h, w, targets, temperature, True, impl), (hidden, weight), targets)
+
+
+def assert_near(actual, expected, bounds):
+    for name, ours, truth, bound in zip(("logprobs", "entropy", "d hidden", "d weight"), actual, expected, bounds, strict=False):
+        error = (ours - truth).abs().max() / truth.abs().max()
+        assert error < bound, f"{name}: off by {error:.2g} of the largest entry, allowed {bound:.2g}"
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+@pytest.mark.parametrize(("rows", "vocabulary"), [(1, 7), (19, 1000), (11, 2049)])
+def test_values_and_gradients_equal_the_definition(monkeypatch, rows, vocabulary, temperature):
+    monkeypatch.setattr(triton_logprobs, "TILES", SMALL_TILES)
+    hidden, weight, targets = inputs(rows, vocabulary, ignored=0.3 if rows > 1 else 0.0)
+    actual = scored(hidden, weight, targets, temperature, "triton")
+    assert_near(actual, exact(hidden, weight, targets, temperature), [TOLERANCE] * 4)
+
+
+def test_a_vocabulary_of_152_thousand(monkeypatch):
+    monkeypatch.setattr(triton_logprobs, "TILES", {"forward": (4, 65536), "backward": (4, 4096)})
+    hidden, weight, targets = inputs(5, 151_936, width=4)
+    assert_near(scored(hidden, weight, targets, 0.7, "triton"), exact(hidden, weight, targets, 0.7), [TOLERANCE] * 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_is_as_exact_as_the_torch_form(monkeypatch, dtype):
+    monkeypatch.setattr(triton_logprobs, "TILES", SMALL_TILES)
+    hidden, weight, targets = inputs(13, 1000, dtype=dtype)
+    truth = exact(hidden, weight, targets, 0.7)
+    bounds = [
+        2 * (ours - x).abs().max() / x.abs().max() for ours, x in zip(scored(hidden, weight, targets, 0.7, "torch"), truth, strict=True)
+    ]
+    assert_near(scored(hidden, weight, targets, 0.7, "triton"), truth, bounds)
+
+
+def test_large_hidden_states_lose_nothing(monkeypatch):
+    monkeypatch.setattr(triton_logprobs, "TILES", SMALL_TILES)
+    hidden, weight, targets = inputs(6, 1000, width=1)
+    hidden, weight = torch.full_like(hidden, 1e4), 1 + torch.round(weight * 64) / 1e4  # logits near 1e4, a few apart
+    assert_near(scored(hidden, weight, targets, 1.0, "triton")[:2], exact(hidden, weight, targets, 1.0)[:2], [1e-3, 1e-3])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_logits_of_any_size(temperature):
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(9, 2049, generator=generator)
+    targets = torch.randint(0, 2049, (9,), generator=generator)
+    logits[1, ::2] = float("-inf")
+    logits[2] += 1e4
+    logits[3] -= 1e4
+    logits[4, 5], targets[4] = 1e4, 5
+    logits[5], logits[5, 2048], targets[5] = float("-inf"), 3.0, 2048  # one token is certain, the last
+    logits[6, :2048] = float("-inf")  # nothing in the first block
+    targets[1], targets[6], targets[7] = 1, 2048, -100
+    wanted = targets != -100
+
+    def truth(logits):
+        scored = definition(logits, targets.clamp(min=0), temperature, return_entropy=True, dtype=torch.float64)
+        return [x.where(wanted, 0) for x in scored]
+
+    expected = everything(truth, (logits.double(),), targets)
+    actual = everything(lambda x: logprobs_from_logits(x, targets, temperature, True, "triton"), (logits,), targets)
+    for ours, x in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, x, atol=TOLERANCE, rtol=TOLERANCE)
+    assert (actual[2][7] == 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")  # numpy, of inf - inf
+def test_an_impossible_target_is_minus_infinity_and_a_broken_logit_is_nan():
+    logits = torch.zeros(4, 5)
+    logits[0, 2], logits[1, 3], logits[2, 3] = float("-inf"), float("nan"), float("inf")
+    targets = torch.tensor([2, 0, 0, 5])  # the last one is beyond the vocabulary
+    values = logprobs_from_logits(logits, targets, impl="triton")
+    assert values[0] == float("-inf")
+    assert values[1:].isnan().all()
+
+
+def test_rows_of_a_larger_tensor_need_no_copy():
+    logits = torch.randn(7, 40, generator=torch.Generator().manual_seed(4))
+    targets = torch.arange(7)
+    expected = logprobs_from_logits(logits[:, 3:30].contiguous(), targets, impl="torch")
+    torch.testing.assert_close(logprobs_from_logits(logits[:, 3:30], targets, impl="triton"), expected)
+    torch.testing.assert_close(logprobs_from_logits(logits[:, 3:30].T.contiguous().T, targets, impl="triton"), expected)
+
+
+def test_rows_without_a_target_are_never_read():
+    hidden, weight, targets = inputs(9, 100)
+    expected = scored(hidden, weight, targets, 1.0, "triton")
+    hidden[targets == -100] = float("nan")
+    leaves = hidden.requires_grad_(), weight.requires_grad_()
+    logprobs, entropy = token_logprobs(*leaves, targets, return_entropy=True, impl="triton")
+    assert torch.equal(logprobs.double(), expected[0])
+    assert torch.equal(entropy.double(), expected[1])
+    grad_hidden, grad_weight = torch.autograd.grad(logprobs.sum(), leaves)
+    assert (grad_hidden[targets == -100] == 0).all()
+    assert grad_weight.isfinite().all()
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_no_target_at_all(rows):
+    hidden, weight = (torch.randn(n, 4, requires_grad=True) for n in (rows, 10))
+    targets = torch.full((rows,), -100)
+    logprobs, entropy = token_logprobs(hidden, weight, targets, return_entropy=True, impl="triton")
+    assert (logprobs == 0).all()
+    assert (entropy == 0).all()
+    for grad in torch.autograd.grad((logprobs + entropy).sum(), (hidden, weight)):
+        assert (grad == 0).all()
+    assert logprobs_from_logits(torch.zeros(rows, 5), targets, impl="triton").tolist() == [0.0] * rows
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_either_side_may_be_frozen(frozen):
+    hidden, weight, targets = inputs(9, 100)
+    expected = scored(hidden, weight, targets, 1.0, "triton")
+    leaf = (weight if frozen == "hidden" else hidden).requires_grad_()
+    logprobs, entropy = token_logprobs(hidden, weight, targets, return_entropy=True, impl="triton")
+    loss = (logprobs * torch.linspace(0.5, 1, 9)).sum() + (entropy * torch.linspace(-1, 1, 9)).sum()
+    (grad,) = torch.autograd.grad(loss, leaf)
+    assert torch.equal(grad.double(), expected[3 if frozen == "hidden" else 2])
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor of floats that any operation gives."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(x, torch.Tensor) and x.is_floating_point():
+                self.numel = max(self.numel, x.numel())
+        return out
+
+
+def test_the_logits_are_never_held_whole(monkeypatch):
+    monkeypatch.setattr(triton_logprobs, "TILES", {"forward": (8, 192), "backward": (8, 192)})
+    hidden, weight, targets = inputs(24, 1000, width=2, ignored=0.0)
+    with Largest() as forward:
+        _, entropy, peak, log_sum = triton_logprobs.forward(hidden, weight, targets, 1.0)
+    state = torch.stack([peak, log_sum, entropy, torch.ones(24), torch.ones(24)])
+    with Largest() as backward:
+        triton_logprobs.backward(hidden, weight, targets, state, 1.0, True, True)
+    assert forward.numel == 8 * 192  # a tile; all logits would be 24,000
+    assert backward.numel == weight.numel()  # its gradient
+
+
+@pytest.mark.parametrize("name", ["token_logprobs", "logprobs_from_logits"])
+def test_torch_library_accepts_the_operators(name):
+    hidden, weight, targets = inputs(5, 33)
+    tensors = (hidden, weight) if name == "token_logprobs" else (hidden @ weight.mT,)
+    torch.library.opcheck(getattr(triton_logprobs, name), (*(x.requires_grad_() for x in tensors), targets, 0.7))
+
+
+def test_checkpointing_changes_nothing():
+    hidden, weight, targets = inputs(9, 100)
+    expected = scored(hidden, weight, targets, 0.7, "triton")
+
+    def score(hidden, weight):
+        return checkpoint(token_logprobs, hidden, weight, targets, 0.7, True, "triton", use_reentrant=False)
+
+    for ours, theirs in zip(everything(score, (hidden, weight), targets), expected, strict=True):
+        assert torch.equal(ours, theirs)
