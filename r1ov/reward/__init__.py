@@ -1,6 +1,19 @@
 """From a reply's text to a score: one home for "is this answer right?", shared by training and evaluation."""
 
-from r1ov.reward.accuracy import accuracy_reward
+from r1ov.reward.accuracy import KINDS, Grade, accuracy_reward, grade, score_answer
+from r1ov.reward.combine import soft_overlong, total_reward
+from r1ov.reward.compare import Rules
 from r1ov.reward.format import format_reward, split_reply
 
-__all__ = ["accuracy_reward", "format_reward", "split_reply"]
+__all__ = [
+    "KINDS",
+    "Grade",
+    "Rules",
+    "accuracy_reward",
+    "format_reward",
+    "grade",
+    "score_answer",
+    "soft_overlong",
+    "split_reply",
+    "total_reward",
+]

@@ -1,90 +1,160 @@
 """Whether a reply's answer is right. The kind of answer comes from the row or the gold, never from the prediction.
 
-Kinds here: mcq (a choice letter), yes_no, number (compared exactly, as fractions), text, bbox (overlap of at least a half).
+Kinds: mcq (a choice letter), yes_no, number, math (any expression), tuple (ordered), set (unordered), text, bbox, boxes.
 """
 
 import re
-from fractions import Fraction
+from collections.abc import Callable
+from typing import NamedTuple
 
-from r1ov.reward.format import split_reply
+from r1ov.reward.boxes import Box, iou, match_score, read_box, read_boxes, scaled
+from r1ov.reward.choice import read_choice, read_text, read_yes_no
+from r1ov.reward.compare import UNORDERED, Rules, same_math, same_number
+from r1ov.reward.expression import FUNCTIONS, Group, Unreadable, read
+from r1ov.reward.extract import extract_answer
+from r1ov.reward.number import read_number
+from r1ov.reward.spelling import boxed, plain
 
-KINDS = ("mcq", "yes_no", "number", "text", "bbox")
-_NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*/\s*\d+)?"
+KINDS = ("mcq", "yes_no", "number", "math", "tuple", "set", "text", "bbox", "boxes")
+DEFAULT = Rules()
+Verify = Callable[[str, str], bool | None]  # (gold, answer): a judge for what our rules leave open; None: it cannot say
+
+
+class Grade(NamedTuple):
+    """score: as `accuracy_reward`. answer: what was read from the reply. method: how, see `extract.Extraction`."""
+
+    score: float | None
+    answer: str | None
+    method: str
 
 
 def accuracy_reward(completion: str, gold: str, kind: str | None = None) -> float | None:
     """1.0 if the answer in the completion's `<answer>` block is right, 0.0 if not, None if the gold itself cannot be read.
 
+    Boxes are right from an overlap of a half; lists of boxes score in between. `grade` has all the options.
+
     Args:
         completion: the whole reply, thought included. gold: the right answer.
         kind: one of KINDS; None takes it from the gold.
     """
+    return grade(completion, gold, kind).score
+
+
+def grade(
+    completion: str, gold: str, kind: str | None = None, rules: Rules = DEFAULT, verify: Verify | None = None, finished: bool = True
+) -> Grade:
+    """The reply's answer and its score by these rules. finished: the reply ended by itself, not at the length limit."""
+    answer, method = extract_answer(completion, rules.answer_from, finished)
+    return Grade(score_answer(answer, gold, kind, rules, verify), answer, method)
+
+
+def score_answer(
+    answer: str | None, gold: str, kind: str | None = None, rules: Rules = DEFAULT, verify: Verify | None = None
+) -> float | None:
+    """The score, in [0, 1], of an answer already taken out of its reply; None if the gold cannot be read.
+
+    An answer with several different `\\boxed{}` is none: it does not commit itself.
+    """
+    gold = _unboxed(re.sub(r"</?answer>", " ", gold)) or ""
     kind = kind or kind_of(gold)
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, must be one of {', '.join(KINDS)}")
-    right = _READERS[kind](gold)
+    answer = _unboxed(answer or "")
+    if kind in ("math", "tuple", "set"):
+        return _score_math(answer, gold, kind, rules, verify)
+    if kind == "mcq":
+        right, found = (_choice(text, rules) if text else None for text in (gold, answer))
+    else:
+        right, found = (_READERS[kind](text) if text else None for text in (gold, answer))
     if right is None:
         return None
-    _, answer = split_reply(completion)
-    found = None if answer is None else _READERS[kind](answer)
     if found is None:
         return 0.0
-    if kind == "bbox":
-        return float(iou(found, right) >= 0.5)
+    if kind == "number":
+        return float(same_number(found, right, rules))
+    if kind in ("bbox", "boxes"):
+        return _score_boxes(found, right, rules)
     return float(found == right)
 
 
 def kind_of(gold: str) -> str:
     """The kind of a gold answer whose row does not say.
 
-    Examples: "B" -> mcq; "Yes" -> yes_no; "1,024" -> number; "[1, 2, 30, 40]" -> bbox; "blue star" -> text
+    Examples: "B" -> mcq; "Yes" -> yes_no; "1,024" -> number; "[1, 2, 30, 40]" -> bbox; "(1, 2)" -> tuple; "1, 2" -> set;
+    "2\\\\sqrt{3}" -> math; "blue star" -> text
     """
-    for kind in ("yes_no", "mcq", "bbox", "number"):
-        if _READERS[kind](gold) is not None:
-            return kind
+    if read_yes_no(gold) is not None and len(gold) <= 5:
+        return "yes_no"
+    if re.fullmatch(r"[*\s(\[]*[A-Za-z][*\s)\].:]*", gold):
+        return "mcq"
+    if (found := read_boxes(gold)) is not None and gold.strip()[:1] in ("[", "{", "`"):
+        return "bbox" if len(found) == 1 else "boxes"
+    if read_number(gold) is not None:
+        return "number"
+    if re.search(r"[\d\\√π]", gold):
+        try:
+            value = read(gold)
+        except Unreadable:
+            return "text"
+        if not isinstance(value, Group):
+            return "math"
+        return "set" if value.brackets in UNORDERED else "tuple" if value.brackets == "()" else "math"
     return "text"
 
 
-def iou(a: tuple[Fraction, ...], b: tuple[Fraction, ...]) -> float:
-    """Overlap of two boxes (x1, y1, x2, y2): intersection over union, in [0, 1]."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(width, 0) * max(height, 0)
-    return float(shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared))
+def _score_math(answer: str | None, gold: str, kind: str, rules: Rules, verify: Verify | None) -> float | None:
+    """By our rules, else letter by letter, else by the judge. A gold that our parser cannot read needs the judge, or has no score."""
+    try:
+        verdict = same_math(answer or "0", gold, rules, kind)
+    except Unreadable:
+        if verify is None:
+            return None
+        verdict = None
+    if not answer:
+        return 0.0
+    if verdict is None and _bare(answer) == _bare(gold):
+        return 1.0
+    if verdict is None and verify and _is_one_formula(answer, gold):
+        verdict = verify(gold, answer)
+    return float(verdict is True)
 
 
-def read_letter(text: str) -> str | None:
-    """The one choice letter in forms such as `B`, `(b)`, `B.`, `**B**`, `B. blue star`; None if there is none or several."""
-    match = re.fullmatch(r"[*\s(\[]*(?:option\s+)?([A-Za-z])[*\s)\].:]*(?:(?<=[.):])\s*\S.*)?", text.strip(), re.IGNORECASE | re.DOTALL)
-    return match[1].upper() if match else None
+def _score_boxes(found: list | Box, right: list | Box, rules: Rules) -> float:
+    threshold = rules.iou_threshold if rules.iou_mode == "threshold" else None
+    if isinstance(right, list):
+        return match_score([one._replace(box=scaled(one.box, rules.box_scale)) for one in found], right, threshold)
+    overlap = iou(scaled(found, rules.box_scale), right)
+    return overlap if threshold is None else float(overlap >= threshold)
 
 
-def read_yes_no(text: str) -> str | None:
-    words = set(re.findall(r"[a-z]+", text.lower())) & {"yes", "no"}
-    return words.pop() if len(words) == 1 else None
+def _choice(text: str, rules: Rules) -> str | None:
+    exact = Rules(rel_tol=0.0)
+    return read_choice(text, rules.choices, rules.num_choices, lambda a, b: _is_same(a, b, exact))
 
 
-def read_number(text: str) -> Fraction | None:
-    """An integer, decimal, or fraction, exactly; thousands commas and a leading `x =` are allowed."""
-    match = re.fullmatch(rf"(?:[A-Za-z]\s*=\s*)?({_NUMBER})\s*°?\.?", text.strip())
-    if not match or len(match[1]) > 1000:  # Python refuses to read more than 4,300 digits
-        return None
-    whole, _, below = match[1].replace(",", "").replace(" ", "").partition("/")
-    return None if below and int(below) == 0 else Fraction(whole) / (int(below) if below else 1)
+def _is_same(found: str, gold: str, rules: Rules) -> bool:
+    try:
+        return same_math(found, gold, rules) is True
+    except Unreadable:
+        return False
 
 
-def read_text(text: str) -> str | None:
-    """Lower case, single spaces, no articles, no final punctuation."""
-    words = re.sub(r"\b(?:the|a|an)\s+", "", " ".join(text.lower().split())).strip(" .!\"'")
-    return words or None
+def _unboxed(text: str) -> str | None:
+    """The body of the text's only `\\boxed{}`, the text without one, None with several different ones."""
+    bodies = set(boxed(text))
+    return text.strip() if not bodies else bodies.pop() if len(bodies) == 1 else None
 
 
-def read_box(text: str) -> tuple[Fraction, ...] | None:
-    """Four numbers in brackets, x1 < x2 and y1 < y2."""
-    match = re.search(r"\[([^\[\]]*)\]", text)
-    numbers = [read_number(part) for part in match[1].split(",")] if match else []
-    if len(numbers) != 4 or None in numbers or numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
-        return None
-    return tuple(numbers)
+def _is_one_formula(answer: str, gold: str) -> bool:
+    """Whether the answer is a single formula, fit for a judge that would pick one out of "5 or maybe 7"."""
+    text = plain(answer)
+    words = re.findall(r"[A-Za-z]{2,}", re.sub(r"\\[A-Za-z]+", " ", text))
+    is_row = re.search(r"\d\s+\d|\\\\|\?|[.!]\s", text)
+    return not set(words) - {*FUNCTIONS, "pi"} and not is_row and all(text.count(sign) == plain(gold).count(sign) for sign in ",;=")
 
 
-_READERS = {"mcq": read_letter, "yes_no": read_yes_no, "number": read_number, "text": read_text, "bbox": read_box}
+def _bare(text: str) -> str:
+    return re.sub(r"\s", "", plain(text))
+
+
+_READERS = {"yes_no": read_yes_no, "number": read_number, "text": read_text, "bbox": read_box, "boxes": read_boxes}

@@ -3,6 +3,7 @@
 from typing import Literal
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+MAX_REPLY = 1_000_000  # characters; longer than any model's budget, short enough to search in a millisecond
 
 
 def split_reply(text: str) -> tuple[str | None, str | None]:
@@ -33,6 +34,8 @@ def format_reward(completion: str, mode: Literal["strict", "soft"] = "strict") -
     """
     if mode not in ("strict", "soft"):
         raise ValueError(f"mode is {mode!r}, must be 'strict' or 'soft'")
+    if len(completion) > MAX_REPLY:
+        return 0.0
     text = completion.strip()
     places = [text.find(tag) if text.count(tag) == 1 else -1 for tag in TAGS]
     in_order, last = [], -1

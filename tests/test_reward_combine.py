@@ -1,0 +1,63 @@
+"""Several scores to one reward, and the check of all golds before training."""
+
+import pytest
+
+from r1ov.errors import UserError
+from r1ov.reward import Rules, soft_overlong, total_reward
+from r1ov.reward.check import Gold, check_golds, unscorable
+
+
+def test_scores_are_summed_by_their_weights():
+    assert total_reward({"accuracy": 1.0, "format": 1.0}, {}) == 2.0
+    assert total_reward({"accuracy": 1.0, "format": 0.5}, {"accuracy": 0.9, "format": 0.1}) == pytest.approx(0.95)
+    assert total_reward({"accuracy": 0.0, "format": 1.0}, {"accuracy": 2.0}, wrong_reward=-1.0) == -1.0
+    assert total_reward({"accuracy": 0.5}, {}, wrong_reward=-1.0) == 0.5
+
+
+def test_an_unscorable_gold_leaves_the_baseline_and_another_reward_without_a_say_is_left_out():
+    assert total_reward({"accuracy": None, "format": 1.0}, {}) is None
+    assert total_reward({"accuracy": 1.0, "mine": None}, {}) == 1.0
+    assert total_reward({"mine": None}, {}) is None
+    assert total_reward({}, {}) is None
+
+
+def test_the_overlong_penalty_is_daponian():
+    """DAPO's own numbers: maximum 20,480 with a cache of 4,096."""
+    lengths = {0: 0.0, 16_384: 0.0, 18_432: -0.5, 20_480: -1.0, 30_000: -1.0}
+    assert {length: soft_overlong(length, 20_480, 4_096) for length in lengths} == lengths
+    with pytest.raises(ValueError, match="cache is 0"):
+        soft_overlong(1, 10, 0)
+
+
+def test_golds_that_answer_themselves_pass():
+    golds = [
+        Gold("row 1", "4", "number"),
+        Gold("row 2", "<answer> B </answer>"),
+        Gold("row 3", r"2\sqrt{3}"),
+        Gold("row 4", "[1, 2, 3, 4]"),
+    ]
+    assert check_golds(golds) == []
+    assert check_golds([gold._replace(rules=Rules(answer_from="boxed")) for gold in golds]) == []
+
+
+def test_a_golds_own_box_is_not_moved_to_another_frame():
+    assert check_golds([Gold("row", "[100, 100, 200, 200]", "bbox", Rules(box_scale=(2, 2)))]) == []
+
+
+def test_a_few_bad_golds_are_told_and_many_stop_the_run():
+    good, bad = [Gold(f"row {i}", str(i), "number") for i in range(95)], [Gold(f"bad {i}", "four", "number") for i in range(6)]
+    assert [gold.name for gold, _ in check_golds(good + bad[:5])] == [f"bad {i}" for i in range(5)]
+    with pytest.raises(UserError, match=r"6 of 101 gold .* bad 0: 'four' as number cannot be read; bad 1") as caught:
+        check_golds(good + bad)
+    assert "bad 4" in str(caught.value)
+    assert "bad 5" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="0 of 0"):
+        check_golds([])
+
+
+def test_a_gold_that_reads_yet_does_not_answer_itself_is_found():
+    assert unscorable([Gold("row", "B", "mcq", Rules(choices=("B", "C"), num_choices=2))])[0] == []
+    failed, count = unscorable([Gold("row", "2", "number"), Gold("row", "a <think> tag", "text")])
+    assert (len(failed), count) == (1, 2)
+    assert failed[0][1] == "scores 0"

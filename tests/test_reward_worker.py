@@ -1,0 +1,157 @@
+"""Functions in processes of their own: killed when overdue, with all that they started; and what is built on them."""
+
+import os
+import time
+
+import pytest
+
+from r1ov.errors import UserError
+from r1ov.reward import score_answer
+from r1ov.reward.user import MAX_TIMEOUTS, UserReward
+from r1ov.reward.verify import MathVerify
+from r1ov.reward.worker import Worker, WorkerError, WorkerTimeout
+
+SOURCE = """
+import os, subprocess, sys, time
+
+def double(x): print("noise"); return 2 * x
+def pid(): return os.getpid()
+def hang():
+    while True: pass
+def hang_with_child():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    open(os.path.join(os.path.dirname(__file__), "child"), "w").write(str(child.pid))
+    time.sleep(600)
+def fail(): raise KeyError("colour")
+def die(): os._exit(3)
+def call(name, *arguments): return globals()[name](*arguments)
+def nan(): return float("nan")
+
+def judge(gold, answer):
+    if "9^9" in answer: hang()
+    if answer == "\\\\boom": fail()
+    return gold == "\\\\sin^2 x" and answer == "1 - \\\\cos^2 x"
+
+def mine(prompt, completion, row, info):
+    if completion == "hang": hang()
+    if completion == "fail": fail()
+    if completion == "text": return "good"
+    if completion == "parts": return {"length": len(prompt), "none": None}
+    return {"gold": row["answer"], "none": None, "one": 1}.get(completion, info["step"])
+"""
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(SOURCE)
+    return path
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] != "Z"
+
+
+def gone(pid: int) -> bool:
+    """Within a few seconds: the system takes a moment to end a killed process."""
+    for _ in range(100):
+        if not is_running(pid):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_results_come_back_and_overdue_or_dead_processes_are_replaced(source):
+    with Worker(f"{source}:call", timeout=60) as worker:
+        assert worker("double", 21) == 42
+        assert worker("double", "ab" * 100_000) == "ab" * 200_000  # more than a pipe holds, both ways
+        first = worker("pid")
+        assert worker("pid") == first != os.getpid()
+        with pytest.raises(WorkerError, match=r"KeyError: 'colour' \(mine.py, line \d+\)"):
+            worker("fail")
+        with pytest.raises(WorkerError, match="not JSON compliant"):
+            worker("nan")
+        assert worker("pid") == first  # a mistake of the function's does not cost the process
+        worker.timeout = 1
+        with pytest.raises(WorkerTimeout):
+            worker("hang")
+        assert gone(first)
+        worker.timeout = 60
+        second = worker("pid")
+        assert second != first
+        with pytest.raises(WorkerError, match="its process ended"):
+            worker("die")
+        third = worker("pid")
+    assert gone(third)
+
+
+def test_what_the_function_started_is_killed_with_it(source):
+    with Worker(f"{source}:hang_with_child", timeout=60) as worker:
+        worker.start()
+        worker.timeout = 5
+        with pytest.raises(WorkerTimeout):
+            worker()
+    assert gone(int((source.parent / "child").read_text()))
+
+
+def test_symbolic_equality_is_asked_only_where_the_rules_leave_it_open_and_never_pays_for_a_failure(source):
+    verify = MathVerify(seconds=60, target=f"{source}:judge")
+    assert score_answer("3", "4", "math", verify=verify) == 0.0
+    assert score_answer(r"2\sqrt{3}", r"\sqrt{12}", "math", verify=verify) == 1.0
+    assert verify.calls == 0
+    assert score_answer(r"1 - \cos^2 x", r"\sin^2 x", "math", verify=verify) == 1.0
+    assert score_answer(r"1 - \cos x", r"\sin^2 x", "math", verify=verify) == 0.0
+    assert score_answer(r"\int x", r"\oint x", "math", verify=verify) == 0.0
+    assert score_answer(r"\boom", r"\oint x", "math", verify=verify) == 0.0
+    assert (verify.calls, verify.timeouts, verify.errors) == (4, 0, 1)
+    for hedge in (r"1 or \sin^2 x", r"\cos x, 1 - \cos^2 x", "5 7", r"\oint x? \int x", r"a = \oint x"):
+        assert score_answer(hedge, r"\oint x", "math", verify=verify) == 0.0
+    assert verify.calls == 4  # a judge that picks one formula out of several is not asked
+    verify.worker.timeout = 1
+    assert score_answer("9^9^9", r"\sqrt{2}", "math", verify=verify) == 0.0
+    assert verify.timeouts == 1
+    verify.close()
+
+
+def test_a_users_reward_gives_scores_by_name(source):
+    mine = UserReward(f"{source}:mine", seconds=60)
+    assert mine("abc", "gold", {"answer": 0.5}, {"step": 3}) == {"mine": 0.5}
+    assert mine("abc", "none", {"answer": 0}, {"step": 3}) == {"mine": None}
+    assert mine("abc", "other", {"answer": 0}, {"step": 3}) == {"mine": 3.0}
+    assert mine("abc", "parts", {"answer": 0}, {"step": 3}) == {"mine/length": 3.0, "mine/none": None}
+    with pytest.raises(UserError, match="mine is 'good'; expected a number"):
+        mine("abc", "text", {"answer": 0}, {"step": 3})
+    with pytest.raises(UserError, match=r"--reward: .*KeyError: 'colour'"):
+        mine("abc", "fail", {"answer": 0}, {"step": 3})
+    mine.close()
+
+
+def test_a_users_reward_that_is_always_overdue_stops_the_run(source, monkeypatch):
+    mine = UserReward(f"{source}:mine", seconds=60)
+
+    def overdue(*_):
+        raise WorkerTimeout("no result in time")
+
+    monkeypatch.setattr(mine, "worker", type("Overdue", (), {"timeout": 60.0, "__call__": overdue})())
+    for _ in range(MAX_TIMEOUTS - 1):
+        assert mine("abc", "hang", {}, {}) == {"mine": None}
+    with pytest.raises(UserError, match=f"{MAX_TIMEOUTS} calls in a row"):
+        mine("abc", "hang", {}, {})
+    assert mine.timeouts == MAX_TIMEOUTS
+
+
+def test_a_users_reward_that_cannot_be_loaded_stops_the_run_at_once(source, tmp_path):
+    for target in ("nowhere.py:mine", str(source), f"{source}:", "json:dumps"):
+        with pytest.raises(UserError, match=r"expected FILE\.py:function"):
+            UserReward(target)
+    with pytest.raises(UserError, match="has no function 'yours'"):
+        UserReward(f"{source}:yours")
+    broken = tmp_path / "broken.py"
+    broken.write_text("import nothing_of_this_name\ndef mine(*_): return 1")
+    with pytest.raises(UserError, match="ModuleNotFoundError"):
+        UserReward(f"{broken}:mine")
