@@ -1,0 +1,132 @@
+"""A look at a data set: `python -m r1ov.data FILE` tells what was recognised, what is wrong, how long it is, and shows one example."""
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from r1ov.cli import one_line, option, parse_cli, run
+from r1ov.errors import UserError
+
+if TYPE_CHECKING:
+    from r1ov.data.processor import Batch, Processor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookConfig:
+    data: str = option(help="file, folder, hub data set, or a mixture a.parquet:0.7,b.jsonl:0.3; it may also stand first, without --data")
+    model: str = option("r1ov-tiny", "model folder, hub name or r1ov-tiny, for its tokenizer and chat template")
+    split: str = option("train", "taken where files are named after splits")
+    need: Literal["any", "reply", "solution"] = option("any", "what a row must have: a reply for SFT, a solution for GRPO")
+    clean: bool = option(False, "bring replies to <think>...</think> and <answer>...</answer>")
+    limit: int = option(1000, "rows looked at, evenly spread; 0: all")
+    image_folder: str | None = option(None, "where pictures' paths begin and must lie; default: each data file's folder")
+    allow_outside: bool = option(False, "pictures may lie anywhere on this machine")
+    max_bad_share: float = option(0.05, "more bad rows than this share are an error")
+
+    def __post_init__(self):
+        if self.limit < 0:
+            raise UserError(f"--limit is {self.limit}; it must be 0 (all) or more")
+        if not 0 <= self.max_bad_share <= 1:
+            raise UserError(f"--max-bad-share is {self.max_bad_share}; it must be from 0 to 1")
+
+
+def look(config: LookConfig) -> None:
+    # torch takes seconds to import: not before the command line is known to be right.
+    from r1ov.data.processor import Processor
+    from r1ov.data.reader import Bad, Tally, open_data
+    from r1ov.model.hub import resolve
+
+    processor = Processor.from_folder(resolve(config.model))
+    data = open_data(
+        config.data,
+        split=config.split,
+        need=None if config.need == "any" else config.need,
+        clean=config.clean,
+        image_folder=config.image_folder,
+        allow_outside=config.allow_outside,
+    )
+    for reader in data.readers:
+        for file in reader.files:
+            print(f"file      {one_line(str(file.path))}")
+    tally = Tally(1.0)
+    lengths: dict[str, list[int]] = {"tokens": [], "of them trained": [], "of them picture": []}
+    kinds: dict[str, int] = {"with pictures": 0, "with a reply": 0, "with a solution": 0}
+    example = None
+    for reader in data.readers:
+        step = max(1, len(reader) // config.limit) if config.limit else 1
+        for number in range(0, len(reader), step):
+            item = reader[number]
+            if not isinstance(item, Bad):
+                try:
+                    batch = processor(item.messages, return_labels=item.reply is not None)
+                except UserError as error:
+                    item = Bad(reason="the processor refuses it", detail=one_line(f"{item.where}: {error}")[:500])
+            tally.add(item)
+            if isinstance(item, Bad):
+                continue
+            lengths["tokens"].append(len(batch["input_ids"]))
+            lengths["of them trained"].append(int((batch["labels"] != -100).sum()) if "labels" in batch else 0)
+            lengths["of them picture"].append(int((batch["input_ids"] == processor.config.image_token_id).sum()))
+            kinds["with pictures"] += bool(item.images)
+            kinds["with a reply"] += item.reply is not None
+            kinds["with a solution"] += item.solution is not None
+            if example is None or (example[0].reply is None and item.reply is not None):
+                example = item, batch
+    print(f"rows      {len(data):,}, looked at {tally.rows:,}")
+    print(f"format    {', '.join(f'{name} {count:,}' for name, count in tally.formats.most_common()) or 'none'}")
+    print(f"records   {', '.join(f'{count:,} {name}' for name, count in kinds.items())}")
+    if config.clean:
+        print(f"cleaned   {tally.kept:,} kept as they are, {tally.repaired:,} repaired, {tally.dropped.total():,} dropped")
+        for what, count in tally.repairs.most_common():
+            print(f"          {count:>7,}  {what}")
+    for title, counts in (("dropped", tally.dropped), ("bad rows", tally.bad)):
+        if counts:
+            print(f"{title:<9} {counts.total():,} ({counts.total() / tally.rows:.1%})")
+        for reason, count in counts.most_common():
+            print(f"          {count:>7,}  {one_line(tally.first[reason])}")
+    if example:
+        print(f"{'length':<17} {'mean':>8} {'least':>8} {'median':>8} {'95%':>8} {'most':>8}")
+        for name, values in lengths.items():
+            print(f"{name:<17} {statistics(values)}")
+        record, batch = example
+        print(f"\nexample   {one_line(record.where)}; solution {one_line(str(record.solution))}; what lies between [[ and ]] is trained\n")
+        print(rendered(processor, batch))
+    tally.max_bad_share = config.max_bad_share
+    tally.finish()
+
+
+def statistics(values: list[int]) -> str:
+    """Mean, least, median, 95th percentile and most, in columns."""
+    ordered = sorted(values)
+    picked = [ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0, 0.5, 0.95, 1)]
+    return " ".join(f"{value:>8,}" for value in [round(sum(values) / len(values)), *picked])
+
+
+def rendered(processor: "Processor", batch: "Batch") -> str:
+    """The batch as the model sees it, trained spans between [[ and ]], a picture's tokens as one with their number."""
+    ids, spans = batch["input_ids"].tolist(), []
+    trained = (batch["labels"] != -100).tolist() if "labels" in batch else [False] * len(ids)
+    picture = processor.config.image_token_id
+    begin = 0
+    for end in range(1, len(ids) + 1):
+        same = end < len(ids) and trained[end] == trained[begin] and (ids[end] == picture) == (ids[begin] == picture)
+        if same:
+            continue
+        one = ids[begin : begin + 1] if ids[begin] == picture else ids[begin:end]
+        text = processor.decode(one, skip_special_tokens=False)
+        text = "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)
+        if ids[begin] == picture:
+            text += f" x {end - begin}"
+        spans.append(f"[[{text}]]" if trained[begin] else text)
+        begin = end
+    return "".join(spans)
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    words = ["--data", *words] if words and not words[0].startswith("-") else words
+    look(parse_cli(LookConfig, words, prog="python -m r1ov.data", description=__doc__))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
