@@ -23,7 +23,7 @@ GOLDEN = (  # split, seed, index, question, answer
     ("train", 0, 0, "How many objects are there?", "3"),
     ("train", 0, 5, "Which object continues the pattern?", "orange circle"),
     ("rl", 1, 11, "In which direction is the red triangle from the red diamond: left, right, above or below?", "right"),
-    ("test", 0, 20, "Which box [x1, y1, x2, y2] holds the square?", "[21, 13, 43, 35]"),
+    ("test", 0, 20, "Give the box [x1, y1, x2, y2] of the orange object.", "[7, 42, 35, 70]"),
     ("test", 2, 7, "How many more blue objects than green objects do you see?", "1"),
     ("generalisation", 0, 705, "Choose what belongs in place of the question mark: A, B, C or D.", "B"),
 )

@@ -2,6 +2,8 @@
 
 import random
 from functools import partial
+from itertools import count
+from typing import Any
 
 from r1ov.data.playground.scene import COLOURS, GRID, INK, PAPER, SIZE, Canvas, Level, Scene
 
@@ -73,13 +75,13 @@ def make(rng: random.Random, level: Level) -> Scene:
         paper=PAPER[chart["paper"]],
         question=rng.choice(QUESTIONS[topic]).format(**slots),
         description="\n".join([f"# {header}", "category,value", *(f"{name},{value}" for name, value in zip(names, values, strict=True))]),
-        reasoning=", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True)) + f". {conclusion}",
+        reasoning=f"{_read_off(names, values, slots.get('limit'))} {conclusion}",
         answer=answer,
         kind="text" if topic in ("highest", "lowest") else "number",
     )
 
 
-def _task(rng: random.Random, topic: str, names: str) -> tuple[list[int], dict[str, str | int], str, str]:
+def _task(rng: random.Random, topic: str, names: str) -> tuple[list[int], dict[str, Any], str, str]:
     """The values, what fills the question's blanks, the last step of the thought, and the answer; the answer is drawn first."""
     values = [rng.randint(1, TOP) for _ in names]
     i, j = rng.sample(range(len(names)), 2)
@@ -107,8 +109,14 @@ def _task(rng: random.Random, topic: str, names: str) -> tuple[list[int], dict[s
     limit = rng.randint(2, TOP - 2)
     above = set(rng.sample(range(len(names)), rng.randint(0, len(names))))
     values = [rng.randint(limit + 1, TOP) if k in above else rng.randint(1, limit) for k in range(len(names))]
-    listed = ", ".join(names[k] for k in sorted(above)) or "none"
-    return values, {"limit": limit}, f"Above {limit}: {listed}. That is {len(above)}.", str(len(above))
+    return values, {"limit": limit}, f"That makes {len(above)}.", str(len(above))
+
+
+def _read_off(names: str, values: list[int], limit: int | None) -> str:
+    """A 4, B 7, C 2.; with a limit, those above it are counted on the way: A 4, B 7 (1), C 2."""
+    number = count(1)
+    counted = [f" ({next(number)})" if limit is not None and value > limit else "" for value in values]
+    return ", ".join(f"{name} {value}{remark}" for name, value, remark in zip(names, values, counted, strict=True)) + "."
 
 
 def _draw(canvas: Canvas, chart: dict, names: str, values: list[int]) -> None:

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
 
 from r1ov.data.playground.grid import CELLS, Thing, describe, in_reading_order, listing, painter, plural, put
 from r1ov.data.playground.scene import COLOURS, PAPER, SHAPES, Level, Scene, pairs
@@ -60,17 +61,15 @@ def _how_many(rng: random.Random, level: Level, name: str, fits: Callable[[Pair]
     near = [pair for pair in others if any(pair[0] == colour or pair[1] == shape for colour, shape in fitting)]
     chosen = rng.choices(fitting, k=gold) + [rng.choice(near if rng.random() < 0.5 else others) for _ in range(total - gold)]
     things = _scatter(rng, chosen)
-    counted = [thing for thing in things if fits((thing.colour, thing.shape))]
-    steps = f"{_tally(name, counted)} That makes {gold}."
-    return _scene(rng, things, rng.choice(_HOW_MANY).format(name), steps, str(gold), "number")
+    reasoning = f"{_counted(things, lambda thing: fits((thing.colour, thing.shape)))} That makes {gold}."
+    return _scene(rng, things, rng.choice(_HOW_MANY).format(name), reasoning, str(gold), "number")
 
 
 def _count_all(rng: random.Random, level: Level) -> Scene:
     total = rng.randint(*_TOTAL[level])
     things = _scatter(rng, rng.choices(pairs(level), k=total))
-    return _scene(
-        rng, things, rng.choice(_HOW_MANY).format("objects"), f"{_tally('objects', things)} That makes {total}.", str(total), "number"
-    )
+    reasoning = f"{_counted(things, lambda thing: True)} That makes {total}."
+    return _scene(rng, things, rng.choice(_HOW_MANY).format("objects"), reasoning, str(total), "number")
 
 
 def _more(rng: random.Random, level: Level) -> Scene:
@@ -81,18 +80,16 @@ def _more(rng: random.Random, level: Level) -> Scene:
     which = rng.randrange(2)
     first, second = rng.sample((list(COLOURS), SHAPES)[which], 2)
 
-    def choose(count: int, fits: Callable[[str], bool]) -> list[Pair]:
-        return rng.choices([pair for pair in pairs(level) if fits(pair[which])], k=count)
+    def choose(number: int, fits: Callable[[str], bool]) -> list[Pair]:
+        return rng.choices([pair for pair in pairs(level) if fits(pair[which])], k=number)
 
     chosen = choose(fewer + gold, lambda value: value == first) + choose(fewer, lambda value: value == second)
     chosen += choose(total - len(chosen), lambda value: value not in (first, second))
     things = _scatter(rng, chosen)
     names = [(f"{value} objects", plural(value))[which] for value in (first, second)]
-    tallies = [
-        _tally(name, [t for t in things if (t.colour, t.shape)[which] == value]) for name, value in zip(names, (first, second), strict=True)
-    ]
-    steps = f"{' '.join(tallies)} {fewer + gold} - {fewer} = {gold}."
-    return _scene(rng, things, rng.choice(_MORE).format(*names), steps, str(gold), "number")
+    seen = _counted_by_value(things, which, (first, second))
+    reasoning = f"{seen} So {first} {fewer + gold}, {second} {fewer}. {fewer + gold} - {fewer} = {gold}."
+    return _scene(rng, things, rng.choice(_MORE).format(*names), reasoning, str(gold), "number")
 
 
 def _most_common(rng: random.Random, level: Level) -> Scene:
@@ -107,31 +104,40 @@ def _most_common(rng: random.Random, level: Level) -> Scene:
         counts[rng.choice([value for value in values if counts[value] < most - 1])] += 1
     chosen = [rng.choice([pair for pair in pairs(level) if pair[which] == value]) for value in counts.elements()]
     things = _scatter(rng, chosen)
-    groups: dict[str, list[Thing]] = {}
-    for thing in things:
-        groups.setdefault((thing.colour, thing.shape)[which], []).append(thing)
-    tallies = [_tally((value, plural(value))[which], group) for value, group in groups.items()]
-    question = rng.choice(_COMMON).format(("colour", "shape")[which])
-    return _scene(rng, things, question, f"{' '.join(tallies)} The most common is {winner}.", winner, "text")
+    reasoning = f"{_counted_by_value(things, which, tuple(values))} The most common is {winner}."
+    return _scene(rng, things, rng.choice(_COMMON).format(("colour", "shape")[which]), reasoning, winner, "text")
 
 
 def _scatter(rng: random.Random, chosen: list[Pair]) -> list[Thing]:
     return in_reading_order([put(rng, pair, place) for pair, place in zip(chosen, rng.sample(CELLS, len(chosen)), strict=True)])
 
 
-def _tally(name: str, things: list[Thing]) -> str:
-    counted = ", ".join(f"{thing.cell} ({number})" for number, thing in enumerate(things, 1))
-    return f"{name.capitalize()}: {counted or 'none (0)'}."
+def _counted(things: list[Thing], fits: Callable[[Thing], bool]) -> str:
+    """Row 1: a1 red circle (1), b1 blue star. Row 2: c2 red cross (2). ..."""
+    number = count(1)
+    return listing(things, lambda thing: f" ({next(number)})" if fits(thing) else "")
 
 
-def _scene(rng: random.Random, things: list[Thing], question: str, steps: str, answer: str, kind: str) -> Scene:
+def _counted_by_value(things: list[Thing], which: int, values: tuple[str, ...]) -> str:
+    """Row 1: a1 red circle (red 1), b1 blue star (blue 1). Row 2: c2 red cross (red 2). ...; `which`: 0 colour, 1 shape."""
+    counts: Counter[str] = Counter()
+
+    def remark(thing: Thing) -> str:
+        value = (thing.colour, thing.shape)[which]
+        counts[value] += 1
+        return f" ({value} {counts[value]})" if value in values else ""
+
+    return listing(things, remark)
+
+
+def _scene(rng: random.Random, things: list[Thing], question: str, reasoning: str, answer: str, kind: str) -> Scene:
     paper = rng.choice(PAPER)
     return Scene(
         draw=painter(things),
         paper=paper,
         question=question,
         description=describe(paper, things),
-        reasoning=f"{listing(things)} {steps}",
+        reasoning=reasoning,
         answer=answer,
         kind=kind,
     )

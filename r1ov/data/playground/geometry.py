@@ -4,13 +4,15 @@ import json
 import math
 import random
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from itertools import combinations
 
+from r1ov.data.playground.grid import CELL, CELLS, cell_name
 from r1ov.data.playground.scene import COLOURS, GRID, INK, PAPER, SIZE, Canvas, Level, Scene
 
 SIDES = {"normal": range(2, 10), "hard": range(2, 13), "beyond": range(11, 16)}  # of a rectangle
-GRID_SIDE = {"normal": 5, "hard": 6, "beyond": 7}  # longest side of a shape on the grid
-CELLS = 7  # the grid is CELLS x CELLS
+GRID_SIDE = {"normal": 4, "hard": 6, "beyond": 7}  # longest side of a shape on the grid
+UNIT = 14  # pixels; the grid has SIZE / UNIT squares a side
 CORNERS = {"normal": range(3, 9), "hard": range(3, 9), "beyond": range(9, 11)}
 ANGLES = {"normal": (30, 45, 60, 90, 120, 135, 150), "hard": (30, 45, 60, 90, 120, 135, 150), "beyond": (15, 75, 105, 165)}
 TRIANGLE_ANGLES = {
@@ -60,6 +62,22 @@ QUESTIONS = {
 }
 
 
+@cache
+def _convex(number: int) -> list[list[tuple[int, int]]]:
+    """All polygons of so many corners, in order around them, whose corners are cells of the 4 x 4 grid; no corner is flat."""
+    found = []
+    for corners in combinations(CELLS, number):
+        x, y = (sum(corner[axis] for corner in corners) / number for axis in (0, 1))
+        ring = sorted(corners, key=lambda corner: math.atan2(corner[1] - y, corner[0] - x))
+        turns = [
+            (b[0] - a[0]) * (c[1] - b[1]) - (b[1] - a[1]) * (c[0] - b[0])
+            for a, b, c in zip(ring, ring[1:] + ring[:1], ring[2:] + ring[:2], strict=True)
+        ]
+        if min(turns) > 0:
+            found.append(ring)
+    return found
+
+
 def make(rng: random.Random, level: Level) -> Scene:
     """One figure with one question about it."""
     topic = rng.choice(list(QUESTIONS))
@@ -94,8 +112,10 @@ def _solve(topic: str, figure: dict) -> tuple[str, int]:
         seen = f"The upper part is {w} wide and {h} high, the lower part {v} wide and {k} high."
         return f"{seen} Area = {w} x {h} + {v} x {k} = {w * h} + {v * k} = {w * h + v * k}.", w * h + v * k
     if topic == "polygon":
-        number = len(figure["corners"])
-        return f"Counting the corners: {', '.join(str(corner + 1) for corner in range(number))}. That makes {number}.", number
+        places = sorted((min(y // CELL, 3), min(x // CELL, 3)) for x, y in figure["corners"])
+        counted = [(row, f"{cell_name(column, row)} ({number})") for number, (row, column) in enumerate(places, 1)]
+        rows = [", ".join(corner for at, corner in counted if at == row) or "none" for row in range(4)]
+        return f"Row 1: {rows[0]}. Row 2: {rows[1]}. Row 3: {rows[2]}. Row 4: {rows[3]}. That makes {len(places)}.", len(places)
     if topic == "rays":
         first, second = figure["directions"]
         return f"The rays point to {second} and {first} degrees. {second} - {first} = {second - first}.", second - first
@@ -105,19 +125,21 @@ def _solve(topic: str, figure: dict) -> tuple[str, int]:
 
 def _rectangle(rng: random.Random, level: Level) -> Figure:
     w, h = rng.choice(SIDES[level]), rng.choice(SIDES[level])
-    longest = rng.randint(52, 64)
-    width, height = (max(18, round(longest * side / max(w, h))) for side in (w, h))
-    x, y = ((SIZE - length) // 2 + rng.randint(-3, 3) for length in (width, height))
-    where = [rng.choice(("above", "below")), rng.choice(("left", "right"))]
-    return {"figure": "rectangle", "sides": [w, h], "box": [x, y, x + width, y + height], "labels": where}, _draw_rectangle
+    longest = rng.randint(60, 76)
+    width, height = (max(28, round(longest * side / max(w, h))) for side in (w, h))
+    over, beside = rng.choice(("above", "below")), rng.choice(("left", "right"))
+    x = 31 if beside == "left" else 81 - width  # a column and a row of cells are left to the numbers
+    y = 31 if over == "above" else 81 - height
+    box = [x, y, x + width, y + height]
+    return {"figure": "rectangle", "sides": [w, h], "box": box, "labels": [over, beside]}, _draw_rectangle
 
 
 def _draw_rectangle(canvas: Canvas, figure: dict) -> None:
     x1, y1, x2, y2 = figure["box"]
     canvas.rectangle(figure["box"], _tint(figure["colour"]), COLOURS[figure["colour"]], 2)
     (w, h), (over, beside) = figure["sides"], figure["labels"]
-    canvas.text((x1 + x2) / 2, y1 - 10 if over == "above" else y2 + 10, str(w), 15)
-    canvas.text(x1 - 11 if beside == "left" else x2 + 11, (y1 + y2) / 2, str(h), 15)
+    canvas.text(*_centre((x1 + x2) // 2, 0 if over == "above" else SIZE - 1), str(w), 18)
+    canvas.text(*_centre(0 if beside == "left" else SIZE - 1, (y1 + y2) // 2), str(h), 18)
 
 
 def _grid(rng: random.Random, level: Level) -> Figure:
@@ -133,33 +155,34 @@ def _grid(rng: random.Random, level: Level) -> Figure:
         upper = rng.randint(1, height - 1)
         parts = [[widths[0], upper], [widths[1], height - upper]]
     width, height = max(w for w, _ in parts), sum(h for _, h in parts)
-    cell = rng.randint(13, 14)
     figure = {
         "figure": "shape on a grid",
         "parts": parts,  # from top to bottom: [width, height]
         "flush": rng.choice(("left", "right")),
-        "cell": cell,
-        "corner": [(SIZE - CELLS * cell) // 2 + rng.randint(-2, 2) for _ in "xy"],
-        "place": [rng.randint(0, CELLS - width), rng.randint(0, CELLS - height)],
+        "place": [rng.randrange(0, SIZE // UNIT - side + 1, 2) for side in (width, height)],
     }
     return figure, _draw_grid
 
 
 def _draw_grid(canvas: Canvas, figure: dict) -> None:
-    cell, (x, y), (column, row) = figure["cell"], figure["corner"], figure["place"]
+    column, row = figure["place"]
     widest = max(w for w, _ in figure["parts"])
     colour = COLOURS[figure["colour"]]
     for w, h in figure["parts"]:
         start = column if figure["flush"] == "left" else column + widest - w
-        canvas.rectangle((x + start * cell, y + row * cell, x + (start + w) * cell, y + (row + h) * cell), colour)
+        canvas.rectangle((start * UNIT, row * UNIT, (start + w) * UNIT, (row + h) * UNIT), colour)
         row += h
-    for line in range(CELLS + 1):
-        canvas.line([(x + line * cell, y), (x + line * cell, y + CELLS * cell)], GRID, 1)
-        canvas.line([(x, y + line * cell), (x + CELLS * cell, y + line * cell)], GRID, 1)
+    for line in range(UNIT, SIZE, UNIT):
+        canvas.line([(line, 0), (line, SIZE)], GRID, 1)
+        canvas.line([(0, line), (SIZE, line)], GRID, 1)
 
 
 def _polygon(rng: random.Random, level: Level) -> Figure:
     number = rng.choice(CORNERS[level])
+    if number <= 8:  # one corner to a cell
+        places = rng.choice(_convex(number))
+        corners = [[CELL * column + 14 + rng.randint(-2, 2), CELL * row + 14 + rng.randint(-2, 2)] for column, row in places]
+        return {"figure": "polygon", "corners": corners}, _draw_polygon
     x, y, radius, turn = 56 + rng.randint(-5, 5), 56 + rng.randint(-5, 5), rng.randint(36, 43), rng.randrange(360)
     corners = []
     for corner in range(number):
@@ -210,9 +233,9 @@ def _triangle(rng: random.Random, level: Level) -> Figure:
     reach = math.sin(math.radians(right)) / math.sin(math.radians(top))  # lower left corner to the top, where the base is 1
     x, y = _step((0, 0), left, reach)
     width, start = max(1, x) - min(0, x), min(0, x)
-    scale = min(74 / width, 66 / -y) * rng.uniform(0.88, 1)
-    x0 = round((SIZE - width * scale) / 2 - start * scale) + rng.randint(-2, 2)
-    y0 = round(56 - y * scale / 2) + rng.randint(-2, 2)
+    scale = min(88 / width, 54 / -y)
+    x0 = round((SIZE - width * scale) / 2 - start * scale) + rng.randint(-3, 3)
+    y0 = 83 + rng.randint(-1, 1)  # the numbers below it fill the lowest row of cells
     corners = [[x0, y0], [round(x0 + scale), y0], [round(x0 + x * scale), round(y0 + y * scale)]]
     angles[unknown] = None
     return {"figure": "triangle", "angles": angles, "corners": corners}, _draw_triangle
@@ -221,8 +244,15 @@ def _triangle(rng: random.Random, level: Level) -> Figure:
 def _draw_triangle(canvas: Canvas, figure: dict) -> None:
     canvas.polygon(figure["corners"], _tint(figure["colour"]))
     canvas.line([*figure["corners"], *figure["corners"][:2]], COLOURS[figure["colour"]], 2)
-    for (x, y), angle, shift in zip(figure["corners"], figure["angles"], (11, 11, -10), strict=True):
-        canvas.text(x, y + shift, "?" if angle is None else f"{angle}°", 14)
+    (left, _), (right, _), (top, height) = figure["corners"]
+    right = max(right, left // CELL * CELL + CELL)  # never in the left one's cell
+    for place, angle in zip(((left, SIZE - 1), (right, SIZE - 1), (top, height - 24)), figure["angles"], strict=True):
+        canvas.text(*_centre(*place), "?" if angle is None else f"{angle}°", 14)
+
+
+def _centre(x: int, y: int) -> tuple[int, int]:
+    """The middle of the cell that holds a pixel, where a number is read best: a cell is what one vision token sees."""
+    return x // CELL * CELL + CELL // 2, y // CELL * CELL + CELL // 2
 
 
 def _step(start: tuple[float, float], direction: float, length: float) -> tuple[float, float]:

@@ -6,9 +6,9 @@ from r1ov.data.playground.grid import Thing, describe, painter
 from r1ov.data.playground.scene import PAPER, SIZE, Level, Scene, pairs
 
 _TOTAL = {"normal": (1, 3), "hard": (4, 4), "beyond": (5, 5)}  # objects in a picture
-_SIDES = {"normal": (20, 44), "hard": (20, 44), "beyond": (16, 50)}  # pixels
+_SIDES = {"normal": (21, 42), "hard": (20, 44), "beyond": (16, 50)}  # pixels
+_STEP = {"normal": 7, "hard": 1, "beyond": 1}  # sides and corners are multiples of so many pixels (7: half a patch)
 _GAP = 3  # pixels between two boxes, at least
-_MARGIN = 2  # pixels between a box and the picture's border, at least
 _WHERE = (
     "Where is the {}? Answer with its box [x1, y1, x2, y2].",
     "Find the {} and give its box [x1, y1, x2, y2].",
@@ -20,7 +20,7 @@ _WHERE = (
 
 def make(rng: random.Random, level: Level) -> Scene:
     names = rng.sample(pairs(level), rng.randint(*_TOTAL[level]))
-    boxes = _boxes(rng, len(names), _SIDES[level])
+    boxes = _boxes(rng, len(names), _SIDES[level], _STEP[level])
     things = [Thing(colour=colour, shape=shape, box=box) for (colour, shape), box in zip(names, boxes, strict=True)]
     target = things[0]
     asked = [target.name]
@@ -41,13 +41,13 @@ def make(rng: random.Random, level: Level) -> Scene:
     )
 
 
-def _boxes(rng: random.Random, count: int, sides: tuple[int, int]) -> list[tuple[int, int, int, int]]:
+def _boxes(rng: random.Random, count: int, sides: tuple[int, int], step: int) -> list[tuple[int, int, int, int]]:
     """Square boxes that keep their distance, in no order; the large ones are placed first, or they would rarely find room."""
     while True:
         boxes: list[tuple[int, int, int, int]] = []
-        for side in sorted((rng.randint(*sides) for _ in range(count)), reverse=True):
+        for side in sorted((rng.randrange(sides[0], sides[1] + 1, step) for _ in range(count)), reverse=True):
             for _ in range(10):
-                x, y = (rng.randint(_MARGIN, SIZE - _MARGIN - side) for _ in range(2))
+                x, y = (rng.randrange(step, SIZE - side, step) for _ in range(2))
                 box = (x, y, x + side, y + side)
                 if all(_apart(box, other) for other in boxes):
                     boxes.append(box)

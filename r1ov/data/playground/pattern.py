@@ -96,7 +96,7 @@ def _repeating(rng: random.Random, level: Level) -> Scene:
         unit = rng.sample(pairs(level), period)
         length = rng.randint(period + 2, {"normal": 6, "hard": 7, "beyond": 8}[level])
         cells = [unit[at % period] for at in range(length)]
-        steps = f"It repeats every {period}, so {length} is like {length - period}: {' '.join(cells[-1])}."
+        steps = ""
     else:  # colours and shapes each have a period of their own
         periods = rng.sample((2, 3) if level == "hard" else (3, 4), 2)
         length = rng.randint(max(periods) + 2, 8)
@@ -106,13 +106,12 @@ def _repeating(rng: random.Random, level: Level) -> Scene:
             if set(cells) <= set(pairs(level)):
                 break
         each = zip(("Colours", "Shapes"), periods, cells[-1], strict=True)
-        steps = [f"{what} repeat every {period}, so {length} is like {length - period}: {value}." for what, period, value in each]
-        steps = f"{' '.join(steps)} So {' '.join(cells[-1])}."
+        steps = "".join(f" {what} repeat every {period}: {value}." for what, period, value in each)
     tiles = [Tile("shape", *pair) for pair in cells]
-    seen = ", ".join(f"{number} {tile.name}" for number, tile in enumerate(tiles[:-1], 1))
+    seen = ", ".join(tile.name for tile in tiles[:-1])
     gold, others = cells[-1], [pair for pair in pairs(level) if pair != cells[-1]]
     near = [pair for pair in others if pair in cells or pair[0] == gold[0] or pair[1] == gold[1]]
-    return _sequence(rng, tiles, [Tile("shape", *pair) for pair in near], f"{seen}. {steps}", "text")
+    return _sequence(rng, tiles, [Tile("shape", *pair) for pair in near], f"{seen}.{steps} Next: {tiles[-1].name}.", "text")
 
 
 def _growing(rng: random.Random, level: Level) -> Scene:
@@ -159,13 +158,15 @@ def _sequence(rng: random.Random, tiles: list[Tile], others: list[Tile], steps: 
         shown = rng.sample(others, 3)
         shown.insert("ABCD".index(letter), gold)
         options = dict(zip("ABCD", shown, strict=True))
-        steps += f" {', '.join(f'{each} is {tile.name}' for each, tile in options.items())}. So {letter}."
+        # Up to the right one: a small model learns to compare each with what comes next, but not to search a finished list.
+        tried = ", ".join(f"{each} {options[each].name}" for each in "ABCD"[: "ABCD".index(letter) + 1])
+        steps += f" Options: {tried}. So {letter}."
         question, answer, kind = rng.choice(_WHICH_OPTION), letter, "mcq"
     else:
         first_row, options = 1, {}
         question, answer = rng.choice(_WHICH[gold.kind]), gold.name
     corners = [(at % 4 * CELL, (first_row + at // 4) * CELL) for at in range(len(tiles))]
-    return _scene(rng, corners, CELL, tiles, len(tiles) - 1, options, question, steps, answer, kind)
+    return _scene(rng, corners, tiles, len(tiles) - 1, options, question, steps, answer, kind)
 
 
 def _matrix(rng: random.Random, level: Level) -> Scene:
@@ -197,16 +198,20 @@ def _matrix(rng: random.Random, level: Level) -> Scene:
         else:
             reasons.append(f"the row has {values[0]} and {values[1]}, not yet {values[2]}")
     seen = [", ".join(tile.name for tile in line) for line in (in_row, in_column)]
-    steps = f"The gap is in row {row + 1}, column {column + 1}. Row {row + 1}: {seen[0]}. Column {column + 1}: {seen[1]}."
-    steps += f" {reasons[0].capitalize()}, {reasons[1]}: {gold.name}."
-    corners = [(2 + at % 3 * 36, 2 + at // 3 * 36) for at in range(9)]
-    return _scene(rng, corners, 36, tiles, missing, {}, rng.choice(_WHICH["matrix"]), steps, gold.name, "text")
+    steps = f"The gap is in row {row + 1}, column {column + 1}."
+    if level == "normal":  # one rule each: said where it is seen
+        by_kind = dict(zip(kinds, (gold.colour, plural(str(gold.form))), strict=True))
+        steps += f" Row {row + 1}: {seen[0]}: all {by_kind['row']}. Column {column + 1}: {seen[1]}: all {by_kind['column']}."
+        steps += f" So {gold.name}."
+    else:
+        steps += f" Row {row + 1}: {seen[0]}. Column {column + 1}: {seen[1]}. {reasons[0].capitalize()}, {reasons[1]}: {gold.name}."
+    corners = [(at % 3 * CELL, at // 3 * CELL) for at in range(9)]
+    return _scene(rng, corners, tiles, missing, {}, rng.choice(_WHICH["matrix"]), steps, gold.name, "text")
 
 
 def _scene(
     rng: random.Random,
     corners: list[tuple[int, int]],
-    cell: int,
     tiles: list[Tile],
     missing: int,
     options: dict[str, Tile],
@@ -215,17 +220,17 @@ def _scene(
     answer: str,
     kind: str,
 ) -> Scene:
-    """`corners`: top left of each cell, `cell` its side, in pixels; options stand below, in a row of their own."""
+    """`corners`: top left of each cell in pixels; options stand below, in a row of their own."""
     paper = rng.choice(PAPER)
-    side = rng.choice((20, 22) if cell == CELL else (24, 26, 28))
-    boxes = [_middle(x, y, cell, side) for x, y in corners]
-    option_boxes = {letter: _middle(CELL * at, 2 * CELL + 1, CELL, side) for at, letter in enumerate(options)}
+    side = rng.choice((20, 22))
+    boxes = [_middle(x, y, side) for x, y in corners]
+    option_boxes = {letter: _middle(CELL * at, 2 * CELL + 1, side) for at, letter in enumerate(options)}
 
     def draw(canvas: Canvas) -> None:
         for at, (x, y) in enumerate(corners):
-            canvas.rectangle((x + 1.5, y + 1.5, x + cell - 1.5, y + cell - 1.5), None, GRID, 1, radius=3)
+            canvas.rectangle((x + 1.5, y + 1.5, x + CELL - 1.5, y + CELL - 1.5), None, GRID, 1, radius=3)
             if at == missing:
-                canvas.text(x + cell / 2, y + cell / 2, "?", 0.65 * cell, INK)
+                canvas.text(x + CELL / 2, y + CELL / 2, "?", 0.65 * CELL, INK)
             else:
                 tiles[at].paint(canvas, boxes[at])
         for letter, tile in options.items():
@@ -248,8 +253,8 @@ def _scene(
     )
 
 
-def _middle(x: int, y: int, cell: int, side: int) -> tuple[int, int, int, int]:
-    left, top = x + (cell - side) // 2, y + (cell - side) // 2
+def _middle(x: int, y: int, side: int) -> tuple[int, int, int, int]:
+    left, top = x + (CELL - side) // 2, y + (CELL - side) // 2
     return left, top, left + side, top + side
 
 

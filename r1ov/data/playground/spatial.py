@@ -2,7 +2,7 @@
 
 import random
 
-from r1ov.data.playground.grid import CELLS, Thing, cell_name, describe, in_reading_order, listing, painter, put
+from r1ov.data.playground.grid import CELLS, Thing, cell_name, describe, in_reading_order, painter, put
 from r1ov.data.playground.scene import PAPER, Level, Scene, pairs
 
 _TOTAL = {"normal": (3, 5), "hard": (6, 7), "beyond": (8, 9)}  # objects in a picture
@@ -107,7 +107,7 @@ def _scene(rng: random.Random, things: list[Thing], question: str, steps: str, a
         paper=paper,
         question=question,
         description=describe(paper, things),
-        reasoning=f"{listing(things)} {steps}",
+        reasoning=steps,
         answer=answer,
         kind=kind,
     )
