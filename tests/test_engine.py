@@ -275,6 +275,7 @@ def test_placeholders_and_ids_beyond_the_tokenizer_are_never_sampled(trio):
 
 def test_streamed_pieces_add_up_to_the_text_and_never_split_a_character(trio):
     _, model, processor = trio
+    streamed = 0
     for number in range(4):
         pieces: list[str] = []
         options = {"max_new_tokens": 60, "temperature": 1.5, "seed": number}
@@ -282,9 +283,10 @@ def test_streamed_pieces_add_up_to_the_text_and_never_split_a_character(trio):
         (completion,), timing = decode(model, processor, plan, stream=pieces.append)
         assert completion == generate(model, processor, CONVERSATIONS[number], **options)
         assert "".join(pieces) == completion.text
-        assert len(pieces) > 10
+        streamed += len(pieces)
         assert timing.decode_tokens == completion.completion_tokens - 1
         assert timing.prefill_tokens == completion.prompt_tokens
+    assert streamed > 40  # a random model may stop early once, not four times
 
 
 def test_a_character_of_several_tokens_arrives_whole(trio):
