@@ -2,7 +2,7 @@
 
 from kernels.attention import attention
 from kernels.decode import decode_attention, decode_attention_shared, decode_bias
-from kernels.dispatch import IMPLEMENTATIONS, check_impl, default_impl, use
+from kernels.dispatch import IMPLEMENTATIONS, check_impl, default_impl, unavailable, use
 from kernels.logprobs import logprobs_from_logits, token_logprobs
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "default_impl",
     "logprobs_from_logits",
     "token_logprobs",
+    "unavailable",
     "use",
 ]

@@ -1,9 +1,11 @@
 """Which implementation a kernel's public function runs: an explicit argument, or the device's default; never a caught exception."""
 
+import importlib.util
+import os
+
 import torch
 
 IMPLEMENTATIONS = ("torch", "triton")
-
 
 _chosen: str | None = None  # what `use` named
 
@@ -25,3 +27,14 @@ def check_impl(impl: str | None, device: torch.device | str) -> str:
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl is {impl!r}, must be one of {', '.join(IMPLEMENTATIONS)}")
     return impl
+
+
+def unavailable(impl: str, device: torch.device | str) -> str | None:
+    """Why this implementation cannot run on this device, and what to do; None if it can."""
+    if impl != "triton":
+        return None
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (on Linux: pip install triton); torch does without"
+    if torch.device(device).type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"Triton's kernels need a GPU, found {device}; use torch, or set TRITON_INTERPRET=1 to have them interpreted, slowly"
+    return None

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from kernels import default_impl, unavailable, use
 from r1ov.data.processor import Processor
 from r1ov.errors import UserError
 from r1ov.model.config import Config
@@ -96,6 +97,15 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     if name not in DTYPES:
         raise UserError(f"dtype {name!r} is not one of {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def choose_kernels(impl: str | None, device: torch.device) -> str:
+    """Switches everything to this implementation of attention and log-probs, and names it; None: the device's default. Raises UserError."""
+    chosen = impl or default_impl(device)
+    if reason := unavailable(chosen, device):
+        raise UserError(f"--kernels {chosen}: {reason}")
+    use(impl)
+    return chosen
 
 
 def _name(dtype: torch.dtype) -> str:

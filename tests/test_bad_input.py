@@ -325,6 +325,7 @@ PROCESSES = {
         {},
         "No space left",
     ),
+    "a kernel without a GPU": ("{generate} --prompt x --device cpu --kernels triton", {"TRITON_INTERPRET": "0"}, "kernels need a GPU"),
     "a hub name, offline": ("{generate} --prompt x --model nobody/nothing", {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
 }
 

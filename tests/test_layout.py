@@ -77,7 +77,7 @@ def parameters(function) -> list[str]:
 def test_public_python_names_are_frozen():
     from r1ov.model.model import Qwen2_5_VL
     from r1ov.reward import accuracy_reward, format_reward
-    from r1ov.train.loss import sft_loss
+    from r1ov.train.loss import group_advantages, grpo_loss, sft_loss
 
     assert parameters(r1ov.load) == ["name", "device", "dtype"]
     assert parameters(r1ov.save) == ["model", "processor", "folder", "dtype", "max_shard_size"]
@@ -92,6 +92,8 @@ def test_public_python_names_are_frozen():
     assert parameters(accuracy_reward) == ["completion", "gold", "kind"]
     assert parameters(format_reward) == ["completion", "mode"]
     assert parameters(sft_loss)[:3] == ["hidden", "weight", "labels"]
+    assert parameters(group_advantages)[:3] == ["rewards", "num_generations", "scale_rewards"]
+    assert parameters(grpo_loss)[:4] == ["logprobs", "advantages", "cu_seqlens", "completion_mask"]
 
 
 FLAGS = {

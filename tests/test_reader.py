@@ -90,6 +90,7 @@ def test_every_row_comes_once_an_epoch_and_a_loader_can_begin_anywhere(tmp_path)
     fresh = open_data(spec, seed=5)
     for number in (149, 3, 77, 50, 0):  # any order, any epoch, a new process
         assert fresh[number].id == ids[number]
+    # Pickled as DataLoader does to hand it to a worker that is spawned, not forked.
     assert pickle.loads(pickle.dumps(fresh))[60].id == ids[60]
     assert [open_data(spec, seed=6)[number].id for number in range(50)] != ids[:50]
     assert [open_data(spec, shuffle=False)[number].id for number in range(60)] == [f"row-{number % 50}" for number in range(60)]

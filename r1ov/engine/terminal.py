@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from kernels import default_impl, use
 from r1ov.data.processor import Processor
 from r1ov.engine.generate import Timing, decode, prepare
 from r1ov.errors import UserError
 from r1ov.model.hub import resolve
-from r1ov.pretrained import load
+from r1ov.pretrained import choose_device, choose_kernels, load
 
 TINY_NOTE = (
     "it knows drawn pictures only: counts, charts, geometry, letters and sums, positions, patterns, boxes. "
@@ -32,7 +31,8 @@ def answer(options: Any) -> None:
 
     Args: options: the fields of `generate.py`'s Options.
     """
-    use(options.kernels)
+    device = choose_device(options.device)
+    kernels = choose_kernels(options.kernels, device)
     folder = resolve(options.model)
     processor = Processor.from_folder(folder)
     if options.min_pixels or options.max_pixels:
@@ -43,13 +43,13 @@ def answer(options: Any) -> None:
     if plan.params.temperature == 0 and options.num_samples > 1:
         raise UserError(f"greedy decoding gives {options.num_samples} times the same answer; give a --temperature above 0")
 
-    model, _ = load(folder, options.device, options.dtype)
+    model, _ = load(folder, device, options.dtype)
 
     # Not before here: a mistake of the user's gives one line, its own.
     head = model.head_weight
     parameters = _count(sum(parameter.numel() for parameter in model.parameters()))
     dtype = str(head.dtype).removeprefix("torch.")
-    _say(f"{options.model} | {parameters} parameters | {head.device} | {dtype} | {default_impl(head.device)} kernels")
+    _say(f"{options.model} | {parameters} parameters | {head.device} | {dtype} | {kernels} kernels")
     if options.model == "r1ov-tiny":
         _say(TINY_NOTE)
 

@@ -1,8 +1,11 @@
-"""The losses, as pure functions of tensors."""
+"""The losses, as pure functions of tensors. GRPO's stand in a file of their own; their names are here too."""
 
 from torch import Tensor
 
 from kernels import token_logprobs
+from r1ov.train.grpo_loss import group_advantages, grpo_loss
+
+__all__ = ["group_advantages", "grpo_loss", "sft_loss"]
 
 
 def sft_loss(hidden: Tensor, weight: Tensor, labels: Tensor, num_items_in_batch: int) -> Tensor:

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from kernels import default_impl, use
 from r1ov import pretrained
 from r1ov.data.playground import FAMILIES, messages, sample
 from r1ov.data.processor import Batch, Processor
@@ -18,6 +17,7 @@ from r1ov.errors import UserError
 from r1ov.model.config import Config
 from r1ov.model.hub import resolve
 from r1ov.model.model import Qwen2_5_VL, init_weights
+from r1ov.pretrained import choose_kernels
 from r1ov.reward import accuracy_reward, format_reward
 from r1ov.train.config import SFTConfig
 from r1ov.train.distributed import World, joined
@@ -49,7 +49,6 @@ def build(config: SFTConfig, device: torch.device) -> tuple[Qwen2_5_VL, Processo
 
 def train(config: SFTConfig) -> None:
     """Runs the whole of it, and leaves the trained model in `out`/final."""
-    use(config.kernels)
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     torch.set_flush_denormal(True)  # gradients of a peaked softmax are full of denormals: ten times slower without
@@ -66,6 +65,7 @@ def train(config: SFTConfig) -> None:
 
 def run(config: SFTConfig, device: torch.device, out: Path, world: World) -> None:
     """The loop, in each process alike; the main one also prints and writes."""
+    kernels = choose_kernels(config.kernels, device)
     model, processor = build(config, device)
     optimizers = build_optimizers(
         model,
@@ -96,7 +96,7 @@ def run(config: SFTConfig, device: torch.device, out: Path, world: World) -> Non
         source = config.model or f"from scratch, as {config.config_name}"
         threads = f"{world.size} process(es) of {torch.get_num_threads()} thread(s)"
         say(f"sft     {source}, {count / 1e6:.2f} M parameters, on the {config.data} -> {out}/")
-        say(f"run     {device}, float32, {default_impl(device)} kernels, {threads}, seed {config.seed}")
+        say(f"run     {device}, float32, {kernels} kernels, {threads}, seed {config.seed}")
         say(f"step    {rows * accumulation * world.size} conversations, {config.optim}, peak learning rate {config.peak_learning_rate:g}")
 
     started = since = time.perf_counter()

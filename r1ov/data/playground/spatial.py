@@ -80,8 +80,9 @@ def _is_it(rng: random.Random, names: list[tuple[str, str]]) -> Scene:
     places = [(along, rng.randrange(4)) if right else (rng.randrange(4), along) for along in (first_along, second_along)]
     things = _scatter(rng, names, places)
     first, second = things[:2]
-    comparison = _compare(first, second, true_side)
-    steps = f"The {first.name} is at {first.cell}, the {second.name} at {second.cell}. {comparison.capitalize()}, so {answer}."
+    where = f"The {first.name} is at {first.cell}, the {second.name} at {second.cell}."
+    comparison = _compare(first, second, true_side).capitalize()
+    steps = f"{where} {comparison}. Asked: {asked.removesuffix(' of')}. Seen: {true_side.removesuffix(' of')}. So {answer}."
     question = rng.choice(_IS_IT).format(first=first.name, side=asked, second=second.name)
     return _scene(rng, things, question, steps, answer, "yes_no")
 
