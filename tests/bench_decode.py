@@ -18,7 +18,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 import r1ov
 from r1ov.data.playground import messages, sample
-from r1ov.engine.generate import decode, prepare
+from r1ov.engine import decode, prepare
 from r1ov.model.hub import resolve
 
 

@@ -16,7 +16,8 @@ from transformers.generation import (
 
 from r1ov.engine import decode, generate, prepare
 from r1ov.engine.cache import KVCache
-from r1ov.engine.generate import TextStream, banned_ids, decode_one_token, prefill
+from r1ov.engine.decode import TextStream, decode_one_token, prefill
+from r1ov.engine.plan import banned_ids, join_prompts, split_prompts
 from r1ov.engine.sampling import (
     SamplingParams,
     draw,
@@ -123,14 +124,42 @@ def test_logprobs_equal_a_forward_over_the_whole_text_without_a_cache(trio):
         assert completion.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
 
 
+@pytest.mark.parametrize("max_num_seqs", [3, 4, 7, 12])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_batch_refilled_as_rows_finish_gives_what_all_at_once_gives(trio, max_num_seqs, temperature):
+    _, model, processor = trio
+    options = {"temperature": temperature, "num_samples": 3, "seed": 5, "repetition_penalty": 1.1}
+    plans = [prepare(processor, CONVERSATIONS[:6], max_new_tokens=24, max_num_seqs=most, **options) for most in (None, max_num_seqs)]
+    limits = [1 + 5 * row % 24 for row in range(18)]  # rows that leave one after another
+    (together, timing), (refilled, same) = (decode(model, processor, replace(plan, limits=limits)) for plan in plans)
+    assert [row.token_ids for row in refilled] == [row.token_ids for row in together]
+    for one, other in zip(refilled, together, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)  # float32 sums in another order for another batch size
+    assert (same.prefill_tokens, same.decode_tokens) == (timing.prefill_tokens, timing.decode_tokens)
+
+
+def test_prompts_taken_apart_and_joined_are_the_batch_they_were(trio):
+    _, model, processor = trio
+    batch = processor(CONVERSATIONS)
+    prompts = split_prompts(batch, model.config)
+    for prompt, conversation in zip(prompts, CONVERSATIONS, strict=True):
+        alone = processor(conversation)
+        assert prompt.keys() == alone.keys()
+        assert all(torch.equal(prompt[name], alone[name]) for name in alone)
+    joined = join_prompts(prompts)
+    assert all(torch.equal(joined[name], batch[name]) for name in batch)
+    with pytest.raises(UserError, match="max_num_seqs is 2"):
+        prepare(processor, CONVERSATIONS, num_samples=3, max_num_seqs=2)
+
+
 @torch.inference_mode()
 def test_logits_with_the_cache_equal_logits_without_for_rows_that_leave_early(trio):
     _, model, processor = trio
     batch = processor(CONVERSATIONS[:4])
     lengths = batch["cu_seqlens"].diff().tolist()
-    cache = KVCache(model.config.text, lengths, 2, max(lengths) + 9, torch.float32, torch.device("cpu"))
+    cache = KVCache(model.config.text, 8, max(lengths) + 9, torch.float32, torch.device("cpu"))
     one_token = Step(model, max(lengths) + 9)
-    first = prefill(model, batch, cache)
+    first = prefill(model, batch, cache, 2)[::2]
     torch.testing.assert_close(first, model(**batch)[batch["cu_seqlens"][1:].long() - 1], atol=1e-4, rtol=1e-4)
 
     places = list(range(8))  # two rows a prompt

@@ -1,12 +1,13 @@
 """GRPO's loss, token by token: against numbers worked by hand and exact expectations."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
 from r1ov.errors import UserError
-from r1ov.train.grpo_loss import combine_metrics, grpo_loss, kl_estimate
+from r1ov.train.grpo_loss import combine_metrics, group_advantages, grpo_loss, kl_estimate
 from tests.grpo_batch import close, tensor
 
 

@@ -9,7 +9,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 import r1ov
 from r1ov.data.playground import messages, sample
-from r1ov.engine.generate import decode, prepare
+from r1ov.engine import decode, prepare
 from r1ov.evaluate.playground import answer
 from r1ov.model.hub import resolve
 from tests.bench_decode import reference_inputs

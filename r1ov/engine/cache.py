@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import attention, decode_attention, decode_bias
@@ -46,20 +47,15 @@ class _Window:
 class KVCache:
     """Per layer keys and values (B, K, S, D). Row b holds `lengths[b]` tokens from its start; what lies behind is zeros or unread.
 
-    A prompt is prefilled once and written into each of its `num_samples` rows. Rows whose answer is finished leave by `keep`, so that
-    a step costs what its live rows cost.
+    A prompt is prefilled once and written into each of its rows (`admit`). Rows whose answer is finished leave (`keep`), so that a step
+    costs what its live rows cost, and others can be admitted in their places.
     """
 
-    def __init__(
-        self, config: TextConfig, prompt_lengths: list[int], num_samples: int, capacity: int, dtype: torch.dtype, device: torch.device
-    ):
-        """Args: capacity: S, the most tokens a row may come to hold, prompt included."""
-        lengths = [length for length in prompt_lengths for _ in range(num_samples)]
-        shape = (len(lengths), config.num_key_value_heads, capacity, config.head_dim)
-        self.num_samples = num_samples
-        self.prompt_lengths = prompt_lengths
-        self.lengths = torch.tensor(lengths, device=device)  # (B,)
-        self._host_lengths = lengths  # the same on the host, where reading `lengths` would wait for the device
+    def __init__(self, config: TextConfig, max_rows: int, capacity: int, dtype: torch.dtype, device: torch.device):
+        """Args: max_rows: B is never larger. capacity: S, the most tokens a row may come to hold, prompt included."""
+        shape = (max_rows, config.num_key_value_heads, capacity, config.head_dim)
+        self.lengths = torch.zeros(0, dtype=torch.int64, device=device)  # (B,) of the live rows, which are the first
+        self._host_lengths: list[int] = []  # the same on the host, where reading `lengths` would wait for the device
         # Zeros and not `empty`: a masked position has weight 0, and 0 * NaN is NaN.
         try:
             self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
@@ -69,21 +65,25 @@ class KVCache:
                 raise
             gigabytes = 2 * config.num_hidden_layers * math.prod(shape) * dtype.itemsize / 1e9
             raise UserError(
-                f"the cache for {len(lengths)} rows of {capacity:,} tokens takes {gigabytes:.1f} GB, more than is free on {device}; "
+                f"the cache for {max_rows} rows of {capacity:,} tokens takes {gigabytes:.1f} GB, more than is free on {device}; "
                 "lower max_new_tokens or num_samples"
             ) from None
         self._window: _Window | None = None
 
-    def prefill(self, cu_seqlens: Tensor) -> Attend:
-        """The attention of a prefill over packed prompts, which also writes each prompt's keys and values into its rows.
+    def admit(self, prompt_lengths: list[int], num_samples: int) -> Attend:
+        """Adds `num_samples` rows for each of N prompts behind the live ones.
 
-        Args: cu_seqlens: (N+1,) int32 starts of the N prompts.
+        Returns: the attention of a prefill over these prompts packed, which also writes each one's keys and values into its rows.
         """
-        device = self.lengths.device
-        lengths = torch.tensor(self.prompt_lengths)
+        device, live = self.lengths.device, len(self._host_lengths)
+        lengths = torch.tensor(prompt_lengths)
+        cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).int().to(device)
         prompt = torch.repeat_interleave(lengths)  # (T,) which prompt each token belongs to
-        columns = torch.cat([torch.arange(length) for length in self.prompt_lengths]).to(device)
-        rows = (prompt * self.num_samples + torch.arange(self.num_samples)[:, None]).to(device)  # (num_samples, T)
+        columns = torch.cat([torch.arange(length) for length in prompt_lengths]).to(device)
+        rows = (live + prompt * num_samples + torch.arange(num_samples)[:, None]).to(device)  # (num_samples, T)
+        self.lengths = torch.cat((self.lengths, lengths.repeat_interleave(num_samples).to(device)))
+        self._host_lengths = self._host_lengths + [length for length in prompt_lengths for _ in range(num_samples)]
+        self._window = None
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             self.keys[layer][rows, :, columns] = k  # k (T, K, D), once for each sample

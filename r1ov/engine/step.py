@@ -7,9 +7,9 @@ the arithmetic: written so, a step of r1ov-tiny takes less than half the time. A
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from r1ov.model.language import Attend, DecoderLayer
+from r1ov.model.language import Attend
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.rope import text_angles
 
@@ -33,19 +33,22 @@ class Step:
         self.eps = torch.full((1, 1), config.rms_norm_eps, device=weight.device)
         self.mean = torch.full((config.hidden_size, 1), 1 / config.hidden_size, device=weight.device)
 
-        def projections(layer: DecoderLayer) -> list[tuple[Tensor, Tensor]]:
-            """q, k and v side by side; as one matrix where the calls cost more than the copy's memory."""
-            qkv = [(proj.weight, proj.bias) for proj in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)]
-            return [tuple(torch.cat(parts) for parts in zip(*qkv, strict=True))] if config.hidden_size <= 1024 else qkv
+        # Where the calls cost more than the copy's memory, matrices with the same input become one, and take the norm before them in.
+        joined = config.hidden_size <= 1024 and weight.dtype == torch.float32
+
+        def behind(norm: Tensor, projections: list[nn.Linear]) -> tuple[Tensor | None, list[tuple[Tensor, Tensor | None]]]:
+            """The weight of the norm, if it is still to be applied, and (weight, bias) of each matrix behind it."""
+            pairs = [(projection.weight, projection.bias) for projection in projections]
+            if not joined:
+                return norm, pairs
+            weights, biases = zip(*pairs, strict=True)
+            return None, [(torch.cat(weights) * norm, None if biases[0] is None else torch.cat(biases))]
 
         self.layers = [
             (
-                layer.input_layernorm.weight,
-                projections(layer),
+                behind(layer.input_layernorm.weight, [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]),
                 layer.self_attn.o_proj.weight.t(),
-                layer.post_attention_layernorm.weight,
-                layer.mlp.gate_proj.weight,
-                layer.mlp.up_proj.weight,
+                behind(layer.post_attention_layernorm.weight, [layer.mlp.gate_proj, layer.mlp.up_proj]),
                 layer.mlp.down_proj.weight.t(),
             )
             for layer in model.model.layers
@@ -56,20 +59,25 @@ class Step:
         rows = len(tokens)
         x = self.embed[tokens]  # (B, C)
         cos, sin = self.cos[positions], self.sin[positions]  # (B, 1, D)
-        for index, (norm, projections, o_proj, mlp_norm, gate_proj, up_proj, down_proj) in enumerate(self.layers):
-            normed = self._norm(x, norm)
-            parts = [F.linear(normed, weight, bias) for weight, bias in projections]
+        for index, (qkv_proj, o_proj, gate_up_proj, down_proj) in enumerate(self.layers):
+            parts = self._project(x, *qkv_proj)
             qkv = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).view(rows, -1, self.head_dim)  # (B, H + 2K, D)
             turned = self._rotate(qkv[:, : -self.key_heads], cos, sin)
             out = attend(index, turned[:, : self.heads], turned[:, self.heads :], qkv[:, -self.key_heads :])  # (B, H, D)
             x = torch.addmm(x, out.view(rows, -1), o_proj)
-            normed = self._norm(x, mlp_norm)
-            x = torch.addmm(x, F.silu(F.linear(normed, gate_proj)).mul_(F.linear(normed, up_proj)), down_proj)
+            parts = self._project(x, *gate_up_proj)
+            gate, up = parts if len(parts) == 2 else parts[0].chunk(2, dim=-1)
+            x = torch.addmm(x, F.silu(gate).mul_(up), down_proj)
         return F.linear(self._norm(x, self.final_norm), self.head)
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+    def _project(self, x: Tensor, norm: Tensor | None, projections: list[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
+        normed = self._norm(x, norm)
+        return [F.linear(normed, weight, bias) for weight, bias in projections]
+
+    def _norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
         wide = x.float()
-        return (wide * torch.addmm(self.eps, wide * wide, self.mean).rsqrt_()).to(x.dtype).mul_(weight)
+        normed = (wide * torch.addmm(self.eps, wide * wide, self.mean).rsqrt_()).to(x.dtype)
+        return normed if weight is None else normed.mul_(weight)
 
     def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return torch.addcmul(x * cos, x.roll(self.half, -1), sin)

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any, TextIO
 
 from r1ov.data.processor import Processor
-from r1ov.engine.generate import Timing, decode, prepare
+from r1ov.engine import Timing, decode, prepare
 from r1ov.errors import UserError
 from r1ov.model.hub import resolve
 from r1ov.pretrained import choose_device, choose_kernels, load
