@@ -15,7 +15,7 @@ from r1ov.model.hub import resolve
 from tests.bench_decode import reference_inputs
 
 FOLDER = resolve("r1ov-tiny")
-LEAST_RIGHT = 0.75  # of a thousand it gets more right; seventy scatter
+LEAST_RIGHT = 0.9  # of a thousand it gets more right; seventy scatter
 
 
 @pytest.fixture(scope="module")
