@@ -6,7 +6,7 @@ import errno
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -24,7 +24,14 @@ def option(default: Any = dataclasses.MISSING, help: str = "", **more: Any) -> A
     return dataclasses.field(default=default, metadata={"help": help, **more})
 
 
-def parse_cli(cls: type[C], argv: list[str] | None = None, *, prog: str, description: str) -> C:
+def parse_cli(
+    cls: type[C],
+    argv: list[str] | None = None,
+    *,
+    prog: str,
+    description: str,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+) -> C:
     """The instance of the keyword-only dataclass `cls` that the command line describes.
 
     Field `max_new_tokens: int` becomes `--max-new-tokens N`, a bool `--x/--no-x`, a Literal its choices, `tuple[str, ...]` a flag that
@@ -32,6 +39,7 @@ def parse_cli(cls: type[C], argv: list[str] | None = None, *, prog: str, descrip
 
     Args:
         argv: the words after the program's name; None means `sys.argv[1:]`.
+        presets: what the field `preset` may name: values of other fields, which flags on the command line override.
     Raises:
         SystemExit: status 2 and one line on stderr for an unknown, abbreviated, missing, or malformed flag; 0 after `--help`.
         UserError: whatever `cls.__post_init__` finds wrong.
@@ -48,6 +56,10 @@ def parse_cli(cls: type[C], argv: list[str] | None = None, *, prog: str, descrip
             text = f"{text} (default: {str(field.default).replace('%', '%%')})"
         parser.add_argument("--" + field.name.replace("_", "-"), dest=field.name, default=argparse.SUPPRESS, help=text, **more)
     given = vars(parser.parse_args(argv))
+    if (preset := given.get("preset")) is not None:
+        if preset not in (presets or {}):
+            parser.error(f"--preset is {preset!r}; there are {', '.join(presets or {}) or 'none'}")
+        given = {**presets[preset], **given}
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 

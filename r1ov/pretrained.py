@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from r1ov.errors import UserError
 from r1ov.model.config import Config
 from r1ov.model.hub import resolve
 from r1ov.model.model import Qwen2_5_VL
+from r1ov.model.shard import in_first_process, is_sharded
 from r1ov.model.weights import load_weights, save_weights, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -30,6 +32,13 @@ def load(
         dtype: of the weights and the arithmetic, whatever the files hold; None: float32 on a CPU, bfloat16 elsewhere.
     Raises: UserError, in one line, for whatever is wrong with any of these.
     """
+    return load_prepared(name, device, dtype, lambda model: None)
+
+
+def load_prepared(
+    name: str | Path, device: str | torch.device | None, dtype: str | torch.dtype | None, prepare: Callable[[Qwen2_5_VL], None]
+) -> tuple[Qwen2_5_VL, Processor]:
+    """`load`, with something done to the model while it has no weights yet: sharded there, each process reads its own rows alone."""
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
     folder = resolve(name)
@@ -37,6 +46,7 @@ def load(
     processor = Processor.from_folder(folder)
     with torch.device("meta"):
         model = Qwen2_5_VL(config)
+    prepare(model)
     try:
         load_weights(model, folder, device, dtype)
     except torch.OutOfMemoryError:
@@ -54,7 +64,8 @@ def save(
 ) -> None:
     """Writes the published layout: weights, config, tokenizer, image processor and chat template.
 
-    Files of these names are replaced, others stay. config.json comes last: a folder without it was not finished.
+    Files of these names are replaced, others stay. config.json comes last: a folder without it was not finished. Of a sharded
+    model all processes call this, and the first writes.
 
     Args:
         max_shard_size: bytes; larger weights are split over several files with an index.
@@ -62,11 +73,15 @@ def save(
     folder, dtype = Path(folder), choose_dtype(dtype, torch.device("cpu"))
     if type(max_shard_size) is not int or max_shard_size <= 0:
         raise UserError(f"max_shard_size is {max_shard_size!r}, expected a number of bytes")
-    try:
-        save_weights(model, folder, dtype, max_shard_size)
+
+    def write_rest() -> None:
         processor.save(folder)
         write_json(folder / "config.json.tmp", replace(model.config, torch_dtype=_name(dtype)).to_dict())
         os.replace(folder / "config.json.tmp", folder / "config.json")
+
+    try:
+        save_weights(model, folder, dtype, max_shard_size)
+        in_first_process(is_sharded(model), write_rest)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder}: the model cannot be saved there ({' '.join(str(error).split())})") from error
 

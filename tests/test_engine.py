@@ -16,7 +16,7 @@ from transformers.generation import (
 
 from r1ov.engine import decode, generate, prepare
 from r1ov.engine.cache import KVCache
-from r1ov.engine.decode import TextStream, decode_one_token, prefill
+from r1ov.engine.decode import TextStream, prefill
 from r1ov.engine.plan import banned_ids, join_prompts, split_prompts
 from r1ov.engine.sampling import (
     SamplingParams,
@@ -28,7 +28,7 @@ from r1ov.engine.sampling import (
     row_uniforms,
     sample,
 )
-from r1ov.engine.step import Step
+from r1ov.engine.step import FlatStep, ModuleStep
 from r1ov.errors import UserError
 from r1ov.pretrained import load
 from tests.checkpoint import write_checkpoint
@@ -152,13 +152,14 @@ def test_prompts_taken_apart_and_joined_are_the_batch_they_were(trio):
         prepare(processor, CONVERSATIONS, num_samples=3, max_num_seqs=2)
 
 
+@pytest.mark.parametrize("kind", ["flat", "modules"])
 @torch.inference_mode()
-def test_logits_with_the_cache_equal_logits_without_for_rows_that_leave_early(trio):
+def test_logits_with_the_cache_equal_logits_without_for_rows_that_leave_early(trio, kind):
     _, model, processor = trio
     batch = processor(CONVERSATIONS[:4])
     lengths = batch["cu_seqlens"].diff().tolist()
-    cache = KVCache(model.config.text, 8, max(lengths) + 9, torch.float32, torch.device("cpu"))
-    one_token = Step(model, max(lengths) + 9)
+    one_token = FlatStep(model, max(lengths) + 9) if kind == "flat" else ModuleStep(model)
+    cache = KVCache(model.config.text, 8, max(lengths) + 9, torch.float32, torch.device("cpu"), one_token.key_order)
     first = prefill(model, batch, cache, 2)[::2]
     torch.testing.assert_close(first, model(**batch)[batch["cu_seqlens"][1:].long() - 1], atol=1e-4, rtol=1e-4)
 
@@ -172,7 +173,7 @@ def test_logits_with_the_cache_equal_logits_without_for_rows_that_leave_early(tr
         for place, token in zip(places, tokens, strict=True):
             texts[place].append(token)
         positions = torch.tensor([starts[place] + step for place in places])
-        logits = decode_one_token(one_token, cache, torch.tensor(tokens), positions)
+        logits = one_token(torch.tensor(tokens), positions, cache)
         for place, row in zip(places, logits, strict=True):
             alone = processor(CONVERSATIONS[place // 2])
             extra = torch.arange(starts[place], starts[place] + step + 1).expand(3, -1)

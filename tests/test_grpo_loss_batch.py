@@ -8,7 +8,7 @@ import torch
 
 from r1ov.errors import UserError
 from r1ov.train.grpo_loss import check_loss_options, combine_metrics, group_advantages, grpo_loss
-from r1ov.train.presets import PRESETS
+from r1ov.train.presets import GRPO
 from tests.grpo_batch import COMPLETIONS, LOSS_TYPES, MAX_LENGTH, NAN, OPTIONS, Ragged, close, options_for, padded, tensor
 
 
@@ -218,12 +218,12 @@ def test_defaults_are_those_of_trl():
 
 
 def loss_options(preset):
-    return {name: value for name, value in PRESETS[preset].items() if name in inspect.signature(grpo_loss).parameters}
+    return {name: value for name, value in GRPO[preset].items() if name in inspect.signature(grpo_loss).parameters}
 
 
 def test_the_r1_onevision_preset_is_the_loss_of_its_trainer():
     """Mean over completions of the token mean of -(A - beta k3), as the authors' code has it: neither clip nor ratio before the KL."""
-    preset = PRESETS["r1-onevision"]
+    preset = GRPO["r1-onevision"]
     assert (preset["num_generations"], preset["beta"], preset["epsilon"], preset["temperature"]) == (8, 0.04, 0.2, 1.0)
     assert dict(zip(preset["reward_funcs"], preset["reward_weights"], strict=True)) == {"accuracy": 1.0, "format": 1.0}
     batch = Ragged()
@@ -242,5 +242,5 @@ def test_the_r1_onevision_preset_is_the_loss_of_its_trainer():
 def test_the_dapo_preset_is_dapo():
     options = loss_options("dapo")
     assert options == {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.0}
-    assert PRESETS["dapo"]["dynamic_sampling"]
+    assert GRPO["dapo"]["dynamic_sampling"]
     check_loss_options(**options)

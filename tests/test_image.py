@@ -13,7 +13,7 @@ from PIL import Image
 from transformers.image_transforms import convert_to_rgb
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as hf
 
-from r1ov.data.image import ImageProcessor, open_image, smart_resize
+from r1ov.data.image import ImageProcessor, LazyImage, lazy_image, open_image, smart_resize
 from r1ov.errors import UserError
 
 SIZES = [
@@ -270,3 +270,85 @@ def test_the_pixel_limits_are_read_in_every_spelling(config: dict) -> None:
 def test_a_setting_that_is_not_supported_is_refused_by_its_name(field: str, value: object) -> None:
     with pytest.raises(UserError, match=field):
         ImageProcessor.from_dict({field: value})
+
+
+def oriented(format: str, orientation: int) -> bytes:
+    """A file of 48 x 32 stored pixels that says how it is to be turned."""
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    noise(48, 32, 1).save(file, format, exif=exif)
+    return file.getvalue()
+
+
+def moved_to_the_end(png: bytes, kind: bytes) -> bytes:
+    """The PNG file with its chunk of this kind after the pixels, as the standard allows."""
+    begin = png.index(kind) - 4
+    end = begin + 12 + struct.unpack(">I", png[begin : begin + 4])[0]
+    return png[:begin] + png[end:-12] + png[begin:end] + png[-12:]
+
+
+@pytest.mark.parametrize("orientation", [None, *range(1, 9)])
+@pytest.mark.parametrize("format", ["PNG", "PNG, told at the end", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "ICO"])
+def test_a_picture_is_measured_as_it_is_decoded(format: str, orientation: int | None, tmp_path) -> None:
+    name, _, at_the_end = format.partition(",")
+    if orientation is None or name in ("GIF", "BMP", "ICO"):
+        data = saved(name) if name != "ICO" else saved(name, sizes=[(16, 16), (48, 48)])
+    else:
+        data = oriented(name, orientation)
+        data = moved_to_the_end(data, b"eXIf") if at_the_end else data
+    (tmp_path / "x").write_bytes(data)
+    expected = open_image(data)
+    for source in (data, tmp_path / "x", "data:x;base64," + base64.b64encode(data).decode(), Image.open(io.BytesIO(data))):
+        picture = lazy_image(source)
+        assert picture.size == expected.size
+        assert picture.load().tobytes() == expected.tobytes()
+    if orientation in (5, 6, 7, 8) and name in ("PNG", "JPEG", "WEBP", "TIFF"):
+        assert expected.size == (32, 48)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_picture_in_memory_is_measured_as_it_is(mode: str) -> None:
+    image = noise(31, 47, 3, mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.info["exif"] = exif.tobytes()
+    picture = lazy_image(image)
+    assert picture.size == picture.load().size == open_image(image).size == (47, 31)
+
+
+DAMAGED_BEHIND_THE_HEADER = ["truncated png", "truncated jpeg", "png with broken data"]
+
+
+@pytest.mark.parametrize("kind", DAMAGED_BEHIND_THE_HEADER)
+def test_measuring_reads_the_header_alone_and_what_cannot_be_decoded_is_told_when_it_is(kind: str, tmp_path) -> None:
+    path = tmp_path / "drawing.png"
+    path.write_bytes(BROKEN[kind])
+    for source, name in ((path, str(path)), (BROKEN[kind], "picture 7")):
+        picture = lazy_image(source, name)
+        assert picture.size == (64, 64)
+        with pytest.raises(UserError, match="cannot be decoded") as caught:
+            picture.load()
+        assert str(caught.value).startswith(f"{name}: ")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in BROKEN if kind not in DAMAGED_BEHIND_THE_HEADER])
+def test_what_is_no_picture_is_told_at_once(kind: str) -> None:
+    with pytest.raises(UserError, match=r"^picture 7: "):
+        lazy_image(BROKEN[kind], "picture 7")
+
+
+def test_a_lazy_picture_stays_what_it_is() -> None:
+    picture = LazyImage((3, 4), lambda: Image.new("RGB", (3, 4)))
+    assert lazy_image(picture, "other") is picture
+
+
+def test_a_grid_is_known_before_the_pixels_and_they_fill_it() -> None:
+    processor, image = ImageProcessor(), noise(100, 31, 5)
+    grid = processor.grid(image.size)
+    values, grids = processor([image])
+    assert grids.tolist() == [list(grid)]
+    assert np.array_equal(processor.patches(image, grid), values.numpy())
+    assert processor.patches(image, (1, 2, 2)).shape == (4, 1176)  # smaller than any picture of its own would become
+    with pytest.raises(UserError, match=r"^x: at 112x28 pixels it is 4 tokens, above 3"):
+        processor.grid(image.size, "x", 3)

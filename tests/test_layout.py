@@ -59,9 +59,18 @@ def test_no_file_is_longer_than_a_reader_can_hold(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 350
 
 
-def test_the_whole_stays_small():
-    """The whole, tests apart: the core that one reads to understand it; data formats, answer comparison, drawing, benchmarks beside it."""
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES) < 12_000
+# What one need not read to understand the whole: formats of data and benchmarks, the algebra behind answer comparison, drawn pictures,
+# the files of checkpoints, and how the kernels are compiled, measured and written in Triton.
+BESIDE = re.compile(
+    r"kernels/(bench|gate|triton)|r1ov/data/(playground/|records|pictures|files|onevision|reader|fetch|make_tokenizer|__main__)"
+    r"|r1ov/reward/(?!format|extract|accuracy|combine)|r1ov/evaluate/|r1ov/train/(storage|state|samples|presets)|r1ov/engine/terminal"
+)
+
+
+def test_the_core_stays_readable_and_the_whole_small():
+    lines = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    assert sum(count for name, count in lines.items() if not BESIDE.match(name)) < 7_000
+    assert sum(lines.values()) < 16_000
 
 
 def test_top_level_holds_what_the_design_names():
@@ -100,7 +109,8 @@ FLAGS = {
     ("generate.py",): "image prompt system model max-new-tokens temperature top-p top-k seed num-samples min-pixels max-pixels "
     "device dtype kernels json",
     ("train.py",): "stage model data out max-steps learning-rate per-device-train-batch-size gradient-accumulation-steps "
-    "save-steps logging-steps seed kernels",
+    "save-steps logging-steps seed kernels preset",
+    ("train.py", "--stage", "grpo"): "stage model data out preset max-steps learning-rate num-generations beta epsilon temperature",
     ("-m", "r1ov.evaluate"): "bench model split out limit predictions",
 }
 
@@ -133,15 +143,17 @@ def test_the_readmes_commands_parse():
     from generate import Options
     from r1ov.cli import parse_cli
     from r1ov.evaluate.__main__ import EvaluateConfig
-    from r1ov.train.config import SFTConfig
+    from r1ov.train.config import GRPOConfig, SFTConfig
 
     programs = {"generate.py": Options, "train.py": SFTConfig, "r1ov.evaluate": EvaluateConfig}
+    presets = {"r1-onevision": {}, "dapo": {}}
     seen = set()
     for line in re.findall(r"^    ((?:pip|python|torchrun|OMP).*)$", README, re.MULTILINE):
         for command in line.split(" && "):
             words = shlex.split(command)
             for program, options in programs.items():
                 if program in words:
-                    parse_cli(options, words[words.index(program) + 1 :], prog=program, description="")
+                    options = GRPOConfig if "grpo" in words else options
+                    parse_cli(options, words[words.index(program) + 1 :], prog=program, description="", presets=presets)
                     seen.add(program)
     assert seen >= {"generate.py", "train.py"}

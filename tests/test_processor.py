@@ -1,7 +1,9 @@
 """r1ov.data.processor: conversations against transformers' template, tokenizer and image processor; labels worked by hand."""
 
 import json
+import pickle
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import r1ov.model
+from r1ov.data.image import LazyImage
 from r1ov.data.processor import Processor
 from r1ov.data.template import compile_template
 from r1ov.errors import UserError
@@ -108,6 +111,43 @@ def test_packed_conversations_are_each_one_alone_end_to_end(processor: Processor
     moved = packed.to("cpu")
     assert moved.keys() == packed.keys()
     assert type(moved) is type(packed)
+
+
+def test_a_conversation_is_encoded_without_decoding_its_pictures_and_packed_with_them(processor: Processor, tmp_path: Path) -> None:
+    loaded = []
+    lazy = [LazyImage(picture.size, partial(lambda p: loaded.append(p) or p, picture)) for picture in (PICTURE, TALL)]
+    for labels in (False, True):
+        eager, late = ([user("a ", one, two), assistant(REPLY)] for one, two in ((PICTURE, TALL), lazy))
+        encoded = [processor.encode(late, labels), processor.encode([user("x"), assistant("y")], labels)]
+        assert not loaded
+        assert [len(row) for row in encoded] == [len(row.input_ids) for row in encoded]
+        batch, expected = processor.pack(encoded), processor([eager, [user("x"), assistant("y")]], return_labels=labels)
+        assert loaded == [PICTURE, TALL]
+        assert batch.keys() == expected.keys()
+        assert all(torch.equal(batch[name], expected[name]) for name in batch)
+        ready = processor.with_pixels(encoded[0])
+        loaded.clear()
+        assert torch.equal(processor.pack([ready])["pixel_values"], batch["pixel_values"])
+        assert not loaded
+        assert encoded[0].pixel_values is None
+    path = tmp_path / "cut.png"
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:900])
+    encoded = processor.encode([user(path), assistant("x")])
+    with pytest.raises(UserError, match=r"^\S+cut.png: the picture cannot be decoded") as caught:
+        processor.pack([encoded])
+    with pytest.raises(UserError) as directly:
+        processor([user(path), assistant("x")])
+    assert str(caught.value) == str(directly.value)
+    with pytest.raises(UserError, match=r"^row 3, message 1: content is 3"):
+        processor.encode([{"role": "user", "content": 3}], name="row 3")
+
+
+def test_a_processor_that_was_used_can_be_sent_to_another_process(processor: Processor) -> None:
+    expected = processor(CONVERSATIONS["answered"])
+    other = pickle.loads(pickle.dumps(processor))
+    assert torch.equal(other(CONVERSATIONS["answered"])["input_ids"], expected["input_ids"])
+    assert other.files == processor.files
 
 
 def test_only_replies_and_the_token_that_ends_each_are_labelled(processor: Processor) -> None:

@@ -11,7 +11,9 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from r1ov import pretrained
 from r1ov.data.playground import messages, sample
+from r1ov.data.playground.source import Playground
 from r1ov.data.processor import Processor
+from r1ov.data.steps import Steps
 from r1ov.errors import UserError
 from r1ov.model.config import Config
 from r1ov.model.hub import resolve
@@ -19,7 +21,7 @@ from r1ov.model.model import Qwen2_5_VL, init_weights
 from r1ov.train.config import SFTConfig
 from r1ov.train.loss import sft_loss
 from r1ov.train.optim import Muon, build_optimizers, learning_rate_factor, orthogonalise
-from r1ov.train.sft import PlaygroundBatches, train
+from r1ov.train.sft import train
 
 ROOT = Path(__file__).parent.parent
 
@@ -129,15 +131,9 @@ def test_the_learning_rate_climbs_then_falls():
     assert learning_rate_factor(99, 100, 10, "constant") == 1.0
 
 
-def test_micro_batches_are_a_function_of_seed_and_number(processor):
-    first, again, other = (PlaygroundBatches(processor, 3, seed)[5] for seed in (0, 0, 1))
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["input_ids"], other["input_ids"])
-
-
 def test_a_fresh_model_learns_one_batch_by_heart(processor):
     model = fresh_model()
-    batch = PlaygroundBatches(processor, 7, 0)[0]
+    (batch,) = Steps(Playground(), processor, 7, 8192)[0].batches
     num_items = int((batch["labels"] != -100).sum())
     optimizers = build_optimizers(model, "muon", 2e-3, 0.02, (0.9, 0.98), 0.0)
     for _ in range(40):
@@ -163,14 +159,17 @@ def test_a_run_leaves_a_model_that_loads_and_a_log_with_the_fields_names(tmp_pat
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2]
+    assert all("eval_loss" in row for row in rows if "eval_accuracy" in row)
     assert {"loss", "mean_token_accuracy", "learning_rate", "grad_norm", "num_tokens"} <= set(steps[0])
     assert [row["step"] for row in rows if "eval_accuracy" in row] == [0, 2]
     assert json.loads((out / "config.json").read_text())["max_steps"] == 2
     assert (out / "curves.png").stat().st_size > 0
-    assert len(list((out / "samples").iterdir())) == 2
-    for folder in ("checkpoints/step-1", "final"):
-        model, _ = pretrained.load(str(out / folder))
-        assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert sorted(path.name for path in (out / "samples").iterdir()) == [
+        f"step-00000{n}.{kind}" for n in (0, 2) for kind in ("html", "jsonl")
+    ]
+    assert [path.name for path in sorted((out / "checkpoints").iterdir())] == ["step-1", "step-2"]
+    model, _ = pretrained.load(str(out / "final"))
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "step 2/2 | loss" in shown.err
@@ -184,7 +183,7 @@ def test_a_run_leaves_a_model_that_loads_and_a_log_with_the_fields_names(tmp_pat
         ({"max_steps": 0}, "--max-steps is 0"),
         ({"warmup_ratio": 2.0}, "--warmup-ratio is 2.0"),
         ({"learning_rate": -1.0}, "--learning-rate is -1.0"),
-        ({"data": "other"}, "--data is 'other'"),
+        ({"max_length": 3}, "--max-length is 3"),
     ],
 )
 def test_options_out_of_range_are_refused(flags, message):
@@ -200,6 +199,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
         "dataloader-num-workers": 0,
         "num-threads": 1,
         "per-device-train-batch-size": 5,
+        "max-length": 300,
     }
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     one = [sys.executable, "train.py", *flags, "--gradient-accumulation-steps", "2", "--out", str(tmp_path / "one")]

@@ -4,12 +4,13 @@ import base64
 import binascii
 import io
 import math
+import struct
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,19 @@ from r1ov.data.fetch import fetch, shown
 from r1ov.errors import UserError
 
 MAX_ASPECT_RATIO = 200
+# Their headers tell the size that decoding gives; None: a picture made in memory. The others are decoded to be measured: TIFF turns
+# itself, ICO chooses among its pictures, and so on.
+_MEASURED_BY_HEADER = (None, "JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LazyImage:
+    """A picture that is known by its size and decoded when it is needed."""
+
+    size: tuple[int, int]  # (width, height), upright
+    load: Callable[[], Image.Image]  # the picture as `open_image` gives it; raises UserError, as that does
 
 
 def open_image(source: str | Path | bytes | Image.Image, name: str | None = None) -> Image.Image:
@@ -30,21 +44,34 @@ def open_image(source: str | Path | bytes | Image.Image, name: str | None = None
     Source:  transformers 5 image_transforms.py `convert_to_rgb`. Different here: EXIF orientation is always applied, and grey
              pictures of 16 and 32 bits are scaled to 8 bits, where Pillow's convert("RGB") clips every value above 255 to white.
     """
+    return _read(*_found(source, name), _to_rgb)
+
+
+def lazy_image(source: str | Path | bytes | Image.Image | LazyImage, name: str | None = None) -> LazyImage:
+    """`open_image` in two parts: what is missing, or not a picture, is told at once; what cannot be decoded, by `load`."""
+    if isinstance(source, LazyImage):
+        return source
+    source, name = _found(source, name)
+    return LazyImage(_read(source, name, _upright_size), partial(_read, source, name, _to_rgb))
+
+
+def _found(source: str | Path | bytes | Image.Image, name: str | None) -> tuple[Path | bytes | Image.Image, str]:
+    """What Pillow can open, and what errors call it."""
     if isinstance(source, Image.Image | bytes):
-        return _decode(source, name or "the picture")
+        return source, name or "the picture"
     if not isinstance(source, str | Path):
         raise UserError(f"{name or 'a picture'}: expected a path, a URL, bytes or a PIL image, found {type(source).__name__}")
     scheme = source.partition(":")[0].lower() if isinstance(source, str) else ""
     if scheme == "data":
-        return _decode(_data_url(source, name or "data: URL"), name or "data: URL")
+        return _data_url(source, name or "data: URL"), name or "data: URL"
     if str(source) == "":
         raise UserError("a picture's path is empty; expected a path or a URL")
     name = name or shown(str(source))
     if scheme in ("http", "https"):
-        return _decode(fetch(source), name)
+        return fetch(source), name
     if scheme.isalnum() and source[len(scheme) :].startswith("://"):
         raise UserError(f"{name}: only http:// and https:// URLs are fetched; a file on this machine is given by its path")
-    return _decode(_existing_file(Path(source), name), name)
+    return _existing_file(Path(source), name), name
 
 
 def _data_url(text: str, name: str) -> bytes:
@@ -74,24 +101,22 @@ def _existing_file(path: Path, name: str) -> Path:
     return path
 
 
-def _decode(source: Image.Image | Path | bytes, name: str) -> Image.Image:
+def _read(source: Image.Image | Path | bytes, name: str, look: Callable[[Image.Image], T]) -> T:
+    """`look` at the opened picture; whatever goes wrong is a UserError that begins with its name."""
     if source == b"":
         raise UserError(f"{name}: the file is empty")
-    # A frombytes-like picture in memory is the playground's case: nothing to decode, nothing to turn.
-    if isinstance(source, Image.Image) and source.mode == "RGB" and not source.info and not hasattr(source, "fp"):
-        return _not_empty(source, name)
     try:
         with warnings.catch_warnings():
             # Pillow warns from 89 million pixels on and refuses from twice as many; its refusal is enough.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if isinstance(source, Image.Image):
-                return _not_empty(_to_rgb(source), name)
+                return look(_not_empty(source))
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 if image.format == "EPS":
-                    raise UserError(f"{name}: an EPS file is a program, which is not run; convert it to PNG")
-                return _not_empty(_to_rgb(image), name)
+                    raise UserError("an EPS file is a program, which is not run; convert it to PNG")
+                return look(_not_empty(image))
     except UserError as error:
-        raise error if str(error).startswith(name) else UserError(f"{name}: {error}") from error
+        raise UserError(f"{name}: {error}") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{name}: too large a picture ({error})".replace("\n", " ")) from error
     except Image.UnidentifiedImageError as error:
@@ -101,13 +126,39 @@ def _decode(source: Image.Image | Path | bytes, name: str) -> Image.Image:
         raise UserError(f"{name}: the picture cannot be decoded ({reason})") from error
 
 
-def _not_empty(image: Image.Image, name: str) -> Image.Image:
+def _not_empty(image: Image.Image) -> Image.Image:
     if 0 in image.size:
-        raise UserError(f"{name}: the picture is {image.width}x{image.height} pixels")
+        raise UserError(f"the picture is {image.width}x{image.height} pixels")
     return image
 
 
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of what `_to_rgb` gives, without decoding where the header tells."""
+    if image.format not in _MEASURED_BY_HEADER:
+        return _to_rgb(image).size
+    # Pillow's own getexif of a PNG decodes the whole of it, for the sake of a note that may stand after the pixels.
+    is_told = image.format == "PNG" and getattr(image, "fp", None) is not None and not _has_afterword(image.fp)
+    exif = Image.Image.getexif(image) if is_told else image.getexif()
+    return image.size[::-1] if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8) else image.size
+
+
+def _has_afterword(file: BinaryIO) -> bool:
+    """Whether a PNG file has anything but its end after its pixels. The file's place stays where it was."""
+    place, last, has_afterword = file.tell(), b"", False
+    file.seek(8)
+    while len(head := file.read(8)) == 8 and not has_afterword:
+        length, kind = struct.unpack(">I4s", head)
+        has_afterword = last == b"IDAT" and kind not in (b"IDAT", b"IEND")
+        last = kind
+        file.seek(length + 4, 1)  # over the data and their checksum
+    file.seek(place)
+    return has_afterword
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
+    # A picture made in memory: nothing to decode, nothing to turn.
+    if image.mode == "RGB" and not image.info and not hasattr(image, "fp"):
+        return image
     image.load()
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
@@ -209,9 +260,14 @@ class ImageProcessor:
         mean, std = (np.array(values, dtype=np.float32)[:, None] for values in (self.image_mean, self.image_std))
         return (scaled - mean) / std
 
-    def _resize(self, image: Image.Image, name: str, max_tokens: int | None) -> Image.Image:
+    def grid(self, size: tuple[int, int], name: str = "the picture", max_tokens: int | None = None) -> tuple[int, int, int]:
+        """(1, rows, columns) of the patches that a picture of this size, (width, height), is cut into.
+
+        Args:    max_tokens: a picture that would make more merged tokens is refused before memory is taken for it.
+        Raises:  UserError that begins with `name`.
+        """
         try:
-            height, width = smart_resize(image.height, image.width, self.patch_size * self.merge_size, self.min_pixels, self.max_pixels)
+            height, width = smart_resize(size[1], size[0], self.patch_size * self.merge_size, self.min_pixels, self.max_pixels)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
         tokens = height * width // (self.patch_size * self.merge_size) ** 2
@@ -219,39 +275,40 @@ class ImageProcessor:
             raise UserError(
                 f"{name}: at {width}x{height} pixels it is {tokens} tokens, above {max_tokens}, the model's most; lower max_pixels"
             )
+        return 1, height // self.patch_size, width // self.patch_size
+
+    def patches(self, image: Image.Image, grid: tuple[int, int, int]) -> np.ndarray:
+        """(P, 3 * temporal_patch_size * patch_size^2) float32: an RGB picture resized to fill this grid, normalised, cut into patches."""
+        m, p, t = self.merge_size, self.patch_size, self.temporal_patch_size
+        _, rows, columns = grid
+        width, height = columns * p, rows * p
         # One axis a call, width first: what Pillow up to 12 does in one call. Pillow 13 may take the height first, and rounds differently.
         if image.width != width:
             image = image.resize((width, image.height), Image.Resampling.BICUBIC)
         if image.height != height:
             image = image.resize((width, height), Image.Resampling.BICUBIC)
-        return image
-
-    def _patches(self, image: Image.Image) -> tuple[np.ndarray, tuple[int, int, int]]:
-        """(P, 3 * temporal_patch_size * patch_size^2) float32, and the grid (1, rows, columns), of a picture of the right size."""
-        m, p, t = self.merge_size, self.patch_size, self.temporal_patch_size
-        rows, columns = image.height // p, image.width // p
         pixels = np.asarray(image).reshape(rows // m, m, p, columns // m, m, p, 3)
         pixels = pixels.transpose(6, 0, 3, 1, 4, 2, 5).reshape(3, rows * columns, p * p)  # (3, P, p*p), patches in blocks of m x m
         patches = np.empty((rows * columns, 3, t, p * p), dtype=np.float32)
         for channel in range(3):
             # A still picture is a film of t equal frames.
             patches[:, channel] = self._normalised[channel][pixels[channel]][:, None]
-        return patches.reshape(rows * columns, -1), (1, rows, columns)
+        return patches.reshape(rows * columns, -1)
 
     def __call__(
         self, images: Sequence[Image.Image], names: Sequence[str] | None = None, max_tokens: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(pixel_values (P, 1176) float32, image_grid_thw (N, 3) int64): resized, normalised, cut into patches.
 
-        Args:    images: N >= 1 RGB pictures, as `open_image` gives them; names: what errors call them; max_tokens: a picture that would
-                 make more merged tokens is refused before memory is taken for it.
+        Args:    images: N >= 1 RGB pictures, as `open_image` gives them; names: what errors call them; max_tokens: see `grid`.
         Source:  transformers qwen2_vl/image_processing_pil_qwen2_vl.py. Different here: the resize runs as two one-axis calls.
         """
         if not images:
             raise ValueError("no pictures were given")
         names = names or [f"picture {number}" for number in range(1, len(images) + 1)]
-        parts = [self._patches(self._resize(image, name, max_tokens)) for image, name in zip(images, names, strict=True)]
-        return torch.from_numpy(np.concatenate([patches for patches, _ in parts])), torch.tensor([grid for _, grid in parts])
+        grids = [self.grid(image.size, name, max_tokens) for image, name in zip(images, names, strict=True)]
+        patches = [self.patches(image, grid) for image, grid in zip(images, grids, strict=True)]
+        return torch.from_numpy(np.concatenate(patches)), torch.tensor(grids)
 
 
 def _is_number(value: object) -> bool:

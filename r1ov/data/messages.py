@@ -5,10 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from r1ov.data.fetch import shown
-from r1ov.data.image import open_image
+from r1ov.data.image import LazyImage, lazy_image
 from r1ov.errors import UserError
 
 Messages = Sequence[Mapping[str, Any]]
@@ -16,12 +14,15 @@ Messages = Sequence[Mapping[str, Any]]
 SOURCE_KEYS = ("image", "image_url", "url", "path", "base64")  # of a picture, in Hugging Face's and OpenAI's messages
 
 
-def split_pictures(messages: Any, where: str) -> tuple[list[dict[str, Any]], list[tuple[str, Image.Image]]]:
-    """The messages with bare {"type": "image"} in the place of each picture, and (name, picture) in their order."""
+def split_pictures(messages: Any, where: str) -> tuple[list[dict[str, Any]], list[tuple[str, LazyImage]]]:
+    """The messages with bare {"type": "image"} in the place of each picture, and (name, picture) in their order.
+
+    Args:    where: what errors begin with.
+    """
     if not isinstance(messages, list | tuple) or not messages:
         raise UserError(f"{where}expected a list of messages, found {messages!r:.60}")
     plain: list[dict[str, Any]] = []
-    pictures: list[tuple[str, Image.Image]] = []
+    pictures: list[tuple[str, LazyImage]] = []
     for turn, message in enumerate(messages, 1):
         at = f"{where}message {turn}"
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
@@ -35,7 +36,7 @@ def split_pictures(messages: Any, where: str) -> tuple[list[dict[str, Any]], lis
                     name = f"{where}picture {len(pictures) + 1}"
                     is_named = isinstance(value, str | Path) and not str(value).startswith("data:")
                     name = shown(str(value)) if is_named else name
-                    pictures.append((name, open_image(value, name)))
+                    pictures.append((name, lazy_image(value, name)))
                 parts.append({"type": "image"} if kind == "image" else {"type": "text", "text": value})
             content = parts
         elif not isinstance(content, str):

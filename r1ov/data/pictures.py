@@ -3,14 +3,14 @@
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from r1ov.data.fetch import shown
-from r1ov.data.image import open_image
+from r1ov.data.image import LazyImage, lazy_image
 from r1ov.data.records import BadRow
 from r1ov.errors import UserError
 
@@ -19,9 +19,16 @@ MAX_BASE64 = 128 * 1024 * 1024  # letters
 _BASE64 = re.compile(r"iVBORw0KGgo|/9j/|R0lGOD|UklGR|SUkqA|TU0AK|Qk.{6}AAAA")
 _SHORTEST_BASE64 = 64
 
+T = TypeVar("T")
+
 
 def picture(source: Any, folder: Path, inside: Path | None, name: str = "the picture") -> Image.Image:
-    """The picture of one of the forms in which data sets keep it, upright and RGB.
+    """The picture of one of the forms in which data sets keep it, upright and RGB. Arguments and errors are `lazy_picture`'s."""
+    return lazy_picture(source, folder, inside, name).load()
+
+
+def lazy_picture(source: Any, folder: Path, inside: Path | None, name: str = "the picture") -> LazyImage:
+    """The same, found and measured but not yet decoded; its `load` raises BadRow where that fails.
 
     Args:
         source: a path, a file's bytes, {"bytes", "path"} as `datasets` writes it, base64, a data: URL, or a PIL picture.
@@ -31,21 +38,21 @@ def picture(source: Any, folder: Path, inside: Path | None, name: str = "the pic
     if isinstance(source, Mapping):
         source = source.get("bytes") or source.get("path")
     if isinstance(source, Image.Image):
-        return _opened(source, name)
+        return _lazy(source, name)
     if isinstance(source, bytes | bytearray):
-        return _opened(bytes(source), name)
+        return _lazy(bytes(source), name)
     if not isinstance(source, str) or not source:
         raise BadRow("a picture in no form that is known", f"a {type(source).__name__}; expected a path, bytes, base64 or a data: URL")
     if source[:5].lower() == "data:":
         header, _, body = source.partition(",")
         if not header.lower().endswith(";base64"):
             raise BadRow("a picture's data: URL is not base64", f"{header[:60]!r}")
-        return _opened(_decoded(body), name)
+        return _lazy(_decoded(body), name)
     if len(source) >= _SHORTEST_BASE64 and _BASE64.match(source):
-        return _opened(_decoded(source), name)
+        return _lazy(_decoded(source), name)
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", source):
         raise BadRow("a picture is given by its URL, and nothing is fetched", f"{shown(source)}; download it and give its path")
-    return _opened(_confined(source, folder, inside), shown(source))
+    return _lazy(_confined(source, folder, inside), shown(source))
 
 
 def _decoded(text: str) -> bytes:
@@ -71,8 +78,13 @@ def _confined(path: str, folder: Path, inside: Path | None) -> Path:
     return place
 
 
-def _opened(source: Path | bytes | Image.Image, name: str) -> Image.Image:
+def _lazy(source: Path | bytes | Image.Image, name: str) -> LazyImage:
+    found = _or_bad_row(lambda: lazy_image(source, name))
+    return LazyImage(found.size, lambda: _or_bad_row(found.load))
+
+
+def _or_bad_row(opened: Callable[[], T]) -> T:
     try:
-        return open_image(source, name)
+        return opened()
     except UserError as error:
         raise BadRow("a picture cannot be opened", str(error)) from error

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from r1ov.data.image import ImageProcessor
+from r1ov.data.image import ImageProcessor, LazyImage
 from r1ov.data.messages import Messages, split_pictures
 from r1ov.data.template import Render, choose_template, compile_template
 from r1ov.errors import UserError
@@ -39,6 +39,22 @@ class Batch(dict):
 
     def to(self, device: str | torch.device) -> "Batch":
         return Batch({name: tensor.to(device) for name, tensor in self.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """One conversation as numbers; its pictures are measured, but not decoded before `Processor.pack` or `with_pixels` needs them."""
+
+    input_ids: Tensor  # (T,) int64
+    labels: Tensor | None = None  # (T,) int64
+    position_ids: Tensor  # (3, T) int64
+    image_grid_thw: Tensor | None = None  # (N, 3) int64
+    pictures: tuple[LazyImage, ...] = ()  # N
+    pixel_values: tuple[Tensor, ...] | None = None  # N times (t * h * w, 1176), once decoded
+
+    def __len__(self) -> int:
+        """T."""
+        return len(self.input_ids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +112,10 @@ class Processor:
                 files[name] = json.dumps(raw, indent=2)
         return replace(self, image_processor=replace(self.image_processor, **limits), files=files)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is cached: a compiled template cannot be sent to another process."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     @cached_property
     def _render(self) -> Render:
         return compile_template(self.chat_template, self.special_tokens)
@@ -127,38 +147,67 @@ class Processor:
         if not isinstance(messages, list | tuple) or not messages:
             raise UserError("no messages were given; expected a list of {'role': ..., 'content': ...}")
         conversations = [messages] if isinstance(messages[0], Mapping) else messages
-        plain, pictures, names, counts = [], [], [], []
-        for number, conversation in enumerate(conversations, 1):
-            where = f"conversation {number}, " if len(conversations) > 1 else ""
-            texts, found = split_pictures(conversation, where)
-            plain.append(texts)
-            counts.append(len(found))
-            names += [name for name, _ in found]
-            pictures += [picture for _, picture in found]
-        pixel_values, grids = self.image_processor(pictures, names, self.config.text.max_position_embeddings) if pictures else (None, None)
-        merged_tokens = grids.prod(1) // self.image_processor.merge_size**2 if pictures else None  # (N,)
+        names = [f"conversation {number}" if len(conversations) > 1 else "" for number in range(1, len(conversations) + 1)]
+        return self.pack(
+            [
+                self.encode(conversation, return_labels, add_generation_prompt, name)
+                for conversation, name in zip(conversations, names, strict=True)
+            ]
+        )
 
-        ids, labels, positions, first = [], [], [], 0
-        for number, (texts, count) in enumerate(zip(plain, counts, strict=True), 1):
-            try:
-                segments = self._segments(texts, return_labels, add_generation_prompt)
-                row_ids, row_labels = self._tokenise(segments)
-                here = slice(first, first + count)
-                row_ids, row_labels = self._expand(row_ids, row_labels, merged_tokens[here] if count else torch.empty(0, dtype=torch.int64))
-            except UserError as error:
-                raise UserError(f"conversation {number}: {error}" if len(conversations) > 1 else str(error)) from error
-            ids.append(row_ids)
-            labels.append(row_labels)
-            positions.append(
-                mrope_positions(row_ids, grids[here] if count else None, self.config.image_token_id, self.image_processor.merge_size)
-            )
-            first += count
-        lengths = torch.tensor([0] + [len(row) for row in ids])
-        batch = Batch(input_ids=torch.cat(ids), position_ids=torch.cat(positions, dim=1), cu_seqlens=lengths.cumsum(0).int())
-        if pictures:
-            batch |= {"pixel_values": pixel_values, "image_grid_thw": grids}
-        if return_labels:
-            batch["labels"] = torch.cat(labels)
+    def encode(self, messages: Messages, return_labels: bool = False, add_generation_prompt: bool | None = None, name: str = "") -> Encoded:
+        """One conversation, ready to be packed. Of its pictures only the headers are read, for their sizes.
+
+        Args:    as `__call__`'s. name: what errors call the conversation.
+        Raises:  UserError, as `__call__`; for a picture that cannot be decoded only `pack` does.
+        """
+        texts, found = split_pictures(messages, f"{name}, " if name else "")
+        max_tokens, merge_size = self.config.text.max_position_embeddings, self.image_processor.merge_size
+        grids = [self.image_processor.grid(picture.size, called, max_tokens) for called, picture in found]
+        image_grid_thw = torch.tensor(grids) if grids else None  # (N, 3)
+        try:
+            ids, labels = self._tokenise(self._segments(texts, return_labels, add_generation_prompt))
+            ids, labels = self._expand(ids, labels, torch.tensor([t * h * w // merge_size**2 for t, h, w in grids], dtype=torch.int64))
+            position_ids = mrope_positions(ids, image_grid_thw, self.config.image_token_id, merge_size)
+        except UserError as error:
+            raise UserError(f"{name}: {error}" if name else str(error)) from error
+        return Encoded(
+            input_ids=ids,
+            labels=labels if return_labels else None,
+            position_ids=position_ids,
+            image_grid_thw=image_grid_thw,
+            pictures=tuple(picture for _, picture in found),
+        )
+
+    def with_pixels(self, encoded: Encoded) -> Encoded:
+        """The same conversation with its pictures decoded and cut into patches.
+
+        Raises:  UserError that names the picture.
+        """
+        if encoded.image_grid_thw is None or encoded.pixel_values is not None:
+            return encoded
+        pairs = zip(encoded.pictures, encoded.image_grid_thw.tolist(), strict=True)
+        return replace(
+            encoded, pixel_values=tuple(torch.from_numpy(self.image_processor.patches(picture.load(), grid)) for picture, grid in pairs)
+        )
+
+    def pack(self, encoded: Sequence[Encoded]) -> Batch:
+        """One conversation or more end to end, in the order given; with labels if they were encoded with labels.
+
+        Raises:  UserError that names the picture.
+        """
+        rows = [self.with_pixels(row) for row in encoded]
+        lengths = torch.tensor([0] + [len(row) for row in rows])
+        batch = Batch(
+            input_ids=torch.cat([row.input_ids for row in rows]),
+            position_ids=torch.cat([row.position_ids for row in rows], dim=1),
+            cu_seqlens=lengths.cumsum(0).int(),
+        )
+        if pictured := [row for row in rows if row.pixel_values is not None]:
+            batch["pixel_values"] = torch.cat([patches for row in pictured for patches in row.pixel_values])
+            batch["image_grid_thw"] = torch.cat([row.image_grid_thw for row in pictured])
+        if rows[0].labels is not None:
+            batch["labels"] = torch.cat([row.labels for row in rows])
         return batch
 
     def _segments(self, messages: Messages, mark_replies: bool, add_generation_prompt: bool | None) -> list[tuple[str, bool]]:

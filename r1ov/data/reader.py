@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 
 from r1ov.cli import one_line
 from r1ov.data.files import GROUPS_AT_HAND, DataFile, find_files, open_rows
+from r1ov.data.image import LazyImage
 from r1ov.data.onevision import Dropped, clean
-from r1ov.data.pictures import picture
+from r1ov.data.pictures import lazy_picture
 from r1ov.data.records import BadRow, Record, read_row
 from r1ov.errors import UserError
 
@@ -42,6 +44,7 @@ class Reader:
         clean: bool = False,
         image_folder: str | Path | None = None,
         allow_outside: bool = False,
+        lazy: bool = False,
     ):
         """
         Args:
@@ -49,9 +52,11 @@ class Reader:
             clean: replies are brought to `<think>...</think>` and `<answer>...</answer>`, see r1ov/data/onevision.py.
             image_folder: where the pictures' paths begin and must lie; default: each data file's own folder.
             allow_outside: pictures may lie anywhere on this machine.
+            lazy: a record's pictures are found and measured, but decoded only by their `load`, so that rows can be dealt out first;
+                one that cannot be decoded is then a BadRow that `load` raises, with file and row.
         """
         self.files, self.need, self.clean = list(files), need, clean
-        self.image_folder, self.allow_outside = image_folder and Path(image_folder), allow_outside
+        self.image_folder, self.allow_outside, self.lazy = image_folder and Path(image_folder), allow_outside, lazy
         self._rows = [open_rows(file.path) for file in self.files]
         self._begins = list(accumulate(map(len, self._rows), initial=0))
 
@@ -90,11 +95,24 @@ class Reader:
                 for part in content:
                     if part["type"] == "image":
                         count += 1
-                        part = {"type": "image", "image": picture(part["image"], folder, inside, f"picture {count}")}
+                        found = lazy_picture(part["image"], folder, inside, f"picture {count}")
+                        part = {"type": "image", "image": _located(found, where) if self.lazy else found.load()}
                     parts.append(part)
                 content = parts
             messages.append({"role": message["role"], "content": content})
         return replace(record, messages=messages)
+
+
+def _located(picture: LazyImage, where: str) -> LazyImage:
+    """The picture, whose `load` names file and row: it fails long after the row was read."""
+
+    def load() -> Image.Image:
+        try:
+            return picture.load()
+        except BadRow as error:
+            raise BadRow(error.reason, f"{where}: {error.__cause__}") from error
+
+    return LazyImage(picture.size, load)
 
 
 def shuffled(group_sizes: Sequence[int], seed: Sequence[int]) -> np.ndarray:
@@ -210,6 +228,10 @@ class Tally:
         self._check(self.rows)
         if not self.formats:
             raise UserError(f"none of {self.rows} rows can be used; {self._reasons(self.dropped)}")
+
+    def summary(self) -> str:
+        """What became of the rows that cannot be used: counts, and the first of each reason."""
+        return self._reasons(self.dropped + self.bad) or "there were none"
 
     def _check(self, rows: int) -> None:
         if self.bad.total() > self.max_bad_share * rows:

@@ -14,7 +14,7 @@ from r1ov.data.processor import Batch, Processor
 from r1ov.engine.cache import KVCache
 from r1ov.engine.plan import Plan, banned_ids, join_prompts, split_prompts, stop_ids_of
 from r1ov.engine.sampling import row_uniforms, sample
-from r1ov.engine.step import Step
+from r1ov.engine.step import make_step
 from r1ov.errors import UserError
 from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL
@@ -48,18 +48,14 @@ class Timing:
 def prefill(model: Qwen2_5_VL, batch: Batch, cache: KVCache, num_samples: int) -> Tensor:
     """(N * num_samples, V) logits of the first new token of each row of N packed prompts, which join the cache's rows.
 
-    Only the last token of a prompt goes through the head: a 152-thousand-word row for every prompt token would be the largest tensor here.
+    Only the last token of a prompt goes through the last layer and the head: a 152-thousand-word row for every prompt token would be the
+    largest tensor here.
     """
-    hidden = model.hidden_states(**batch, attend=cache.admit(batch["cu_seqlens"].diff().tolist(), num_samples))
-    logits = model.logits(hidden[batch["cu_seqlens"][1:].long() - 1])
+    attend = cache.admit(batch["cu_seqlens"].diff().tolist(), num_samples)
+    logits = model.logits(model.hidden_states(**batch, attend=attend, only=batch["cu_seqlens"][1:].long() - 1))
     if not logits.isfinite().all():
         raise UserError("the model's logits are not finite: its weights are damaged, or its dtype is too narrow")
     return logits.repeat_interleave(num_samples, dim=0)
-
-
-def decode_one_token(step: Step, cache: KVCache, tokens: Tensor, positions: Tensor) -> Tensor:
-    """(B, V) logits of the token after `tokens` (B,), which stand at `positions` (B,) on all three streams; the cache grows by them."""
-    return step(tokens, positions, cache.decode())
 
 
 class TextStream:
@@ -159,46 +155,53 @@ def decode(
     started = time.perf_counter()
     prefill_seconds = 0.0
     capacity = max(length + limit for length, limit in zip(lengths, plan.limits, strict=True))
-    cache = KVCache(model.config.text, min(plan.max_num_seqs, len(rows)), capacity, dtype, device)
-    step = Step(model, capacity)
+    step = make_step(model, capacity)
+    cache = KVCache(model.config.text, min(plan.max_num_seqs, len(rows)), capacity, dtype, device, step.key_order)
     # Of the live rows, B of them: which of `rows` each is, the position of its next token, its logits there, and the ids it has seen.
     live: list[int] = []
     positions = torch.zeros(0, dtype=torch.int64, device=device)
     logits = torch.zeros(0, model.config.text.vocab_size, dtype=dtype, device=device)
     seen = torch.zeros(logits.shape, dtype=torch.bool, device=device) if params.repetition_penalty != 1.0 else None
-    while live or waiting:
-        since = time.perf_counter()
-        taken = waiting.take(len(live))
-        if taken:
-            batch, numbers = taken
-            prompts = batch["position_ids"].split(batch["cu_seqlens"].diff().tolist(), dim=1)
-            first = torch.stack([position_ids.max() + 1 for position_ids in prompts]).repeat_interleave(num_samples)
-            batch = batch.to(device)
-            positions = torch.cat((positions, first.to(device)))
-            logits = torch.cat((logits, prefill(model, batch, cache, num_samples)))
-            if seen is not None:
-                seen = torch.cat((seen, _seen(batch, seen.shape[1]).repeat_interleave(num_samples, dim=0)))
-            live = live + numbers
+    all_threads = torch.get_num_threads()
+    try:
+        while live or waiting:
+            since = time.perf_counter()
+            taken = waiting.take(len(live))
+            if taken:
+                batch, numbers = taken
+                prompts = batch["position_ids"].split(batch["cu_seqlens"].diff().tolist(), dim=1)
+                first = torch.stack([position_ids.max() + 1 for position_ids in prompts]).repeat_interleave(num_samples)
+                batch = batch.to(device)
+                positions = torch.cat((positions, first.to(device)))
+                torch.set_num_threads(all_threads)
+                logits = torch.cat((logits, prefill(model, batch, cache, num_samples)))
+                if seen is not None:
+                    seen = torch.cat((seen, _seen(batch, seen.shape[1]).repeat_interleave(num_samples, dim=0)))
+                live = live + numbers
 
-        random = None
-        if uniforms is not None:
-            random = uniforms[live, [len(rows[row].token_ids) for row in live]]
-        tokens, logprobs = sample(logits, params, banned, seen, random)
-        new = zip(live, tokens.tolist(), logprobs.tolist(), strict=True)  # the one place in a step where the host waits for the device
-        going = [place for place, (row, token, logprob) in enumerate(new) if rows[row].append(token, logprob, stop_ids)]
-        if taken:
-            prefill_seconds += time.perf_counter() - since
-        if text:
-            text.update(rows[0].text_ids, is_finished=bool(rows[0].finish_reason))
-        if len(going) < len(live):
-            former = cache.keep(going)
-            live = [live[place] for place in former]
-            tokens, positions = tokens[former], positions[former]
-            seen = None if seen is None else seen[former]
-        if seen is not None:
-            seen.scatter_(1, tokens[:, None], True)
-        logits = decode_one_token(step, cache, tokens, positions) if live else logits[:0]
-        positions = positions + 1
+            random = None
+            if uniforms is not None:
+                random = uniforms[live, [len(rows[row].token_ids) for row in live]]
+            tokens, logprobs = sample(logits, params, banned, seen, random)
+            new = zip(live, tokens.tolist(), logprobs.tolist(), strict=True)  # the one place in a step where the host waits for the device
+            going = [place for place, (row, token, logprob) in enumerate(new) if rows[row].append(token, logprob, stop_ids)]
+            if taken:
+                prefill_seconds += time.perf_counter() - since
+            if text:
+                text.update(rows[0].text_ids, is_finished=bool(rows[0].finish_reason))
+            if len(going) < len(live):
+                former = cache.keep(going)
+                live = [live[place] for place in former]
+                tokens, positions = tokens[former], positions[former]
+                seen = None if seen is None else seen[former]
+            if seen is not None:
+                seen.scatter_(1, tokens[:, None], True)
+            if live:
+                torch.set_num_threads(step.num_threads(len(live), all_threads))
+            logits = step(tokens, positions, cache) if live else logits[:0]
+            positions = positions + 1
+    finally:
+        torch.set_num_threads(all_threads)
 
     return [row.completion(processor) for row in rows], Timing(
         prefill_tokens=sum(waiting.lengths),

@@ -31,7 +31,7 @@ class Plan:
 
 def prepare(
     processor: Processor,
-    conversations: Sequence[Messages],
+    conversations: Sequence[Messages] | Batch,
     *,
     max_new_tokens: int | None = None,
     seed: int = 0,
@@ -42,13 +42,14 @@ def prepare(
     """Reads the pictures, tokenises, and settles what was left open; other arguments, and errors, as in `generate`.
 
     Args:
+        conversations: also as the packed batch that the processor makes of them, each ready for a reply.
         max_num_seqs: at most so many rows are decoded at once, which bounds the cache; the others follow as rows finish. vLLM's name.
     """
     params = SamplingParams.resolve(processor.generation_config, **sampling)
     if max_new_tokens is None:
         max_new_tokens = processor.generation_config.get("max_new_tokens") or DEFAULT_MAX_NEW_TOKENS
-    if max_num_seqs is None:
-        max_num_seqs = len(conversations) * num_samples
+    count = len(conversations["cu_seqlens"]) - 1 if isinstance(conversations, Batch) else len(conversations)
+    max_num_seqs = max(count * num_samples, 1) if max_num_seqs is None else max_num_seqs
     for name, value in {"max_new_tokens": max_new_tokens, "num_samples": num_samples, "max_num_seqs": max_num_seqs}.items():
         if type(value) is not int or value < 1:
             raise UserError(f"{name} is {value!r}; it must be an integer, 1 or above")
@@ -57,7 +58,7 @@ def prepare(
             f"max_num_seqs is {max_num_seqs}; the {num_samples} samples of a prompt are decoded together, so it must be as many"
         )
     stop_ids_of(processor)  # a mistake in the file shows now, not after the prefill
-    batch = processor(conversations, add_generation_prompt=True)
+    batch = conversations if isinstance(conversations, Batch) else processor(conversations, add_generation_prompt=True)
     prompt_lengths = batch["cu_seqlens"].diff().tolist()
     max_positions = processor.config.text.max_position_embeddings
     if max(prompt_lengths) >= max_positions:

@@ -1,83 +1,106 @@
-"""One new token a row through the language model, written flat.
+"""One new token a row through the language model.
 
-The same arithmetic as `r1ov.model.language`, layer by layer, on the model's own weights (up to fused roundings in bfloat16). Decoding
-runs it once a token, where for a small model the calls from module to module and the many small operations would take longer than
-the arithmetic: written so, a step of r1ov-tiny takes less than half the time. A test holds the two to the same logits.
+Large models run through their own modules. For a small one on a CPU the calls from module to module, and the many small operations,
+take longer than the arithmetic: `FlatStep` writes the same layers flat, on weights laid out for it. A test holds it to the same logits.
 """
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from r1ov.model.language import Attend
+from kernels import default_impl
+from r1ov.engine.cache import KVCache
+from r1ov.model.language import DecoderLayer
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.rope import text_angles
 
+LARGEST_FLAT = 1024  # hidden size up to which the copy of the weights is small
 
-class Step:
-    """Maps tokens (B,) at positions (B,) to the logits (B, V) of what follows them. Made anew for each decoding: it holds the weights."""
+
+def make_step(model: Qwen2_5_VL, max_positions: int) -> "ModuleStep | FlatStep":
+    """Args: max_positions: positions reach from 0 to below this."""
+    weight = model.head_weight
+    is_small = model.config.text.hidden_size <= LARGEST_FLAT and weight.dtype == torch.float32 and weight.device.type == "cpu"
+    if is_small and default_impl(weight.device) == "torch":
+        return FlatStep(model, max_positions)
+    return ModuleStep(model)
+
+
+class ModuleStep:
+    """Maps tokens (B,) at positions (B,) to the logits (B, V) of what follows them, by the model's own modules."""
+
+    key_order: Tensor | None = None
+
+    @staticmethod
+    def num_threads(rows: int, most: int) -> int:
+        """How many CPU threads a step of so many rows is best given."""
+        return most
+
+    def __init__(self, model: Qwen2_5_VL):
+        self.model = model
+
+    def __call__(self, tokens: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+        # A new token stands at the same position on all three streams.
+        x = self.model.model.embed_tokens(tokens)
+        return self.model.logits(self.model.model(x, positions.expand(3, -1), cache.decode()))
+
+
+class FlatStep:
+    """The same, each layer as few calls as possible. Made anew for each decoding: it holds the weights.
+
+    The heads stand in groups: key head j's queries, then its key, then its value, (G + 2) heads of D numbers. Each head's numbers are
+    reordered so that the pairs that rotary positions turn are neighbours, and a turn is one product of complex numbers, 1 for values.
+    Each norm's weight is part of the matrix behind it.
+    """
+
+    @staticmethod
+    def num_threads(rows: int, most: int) -> int:
+        """Few rows: one, because several would wait for each other longer than they work (one row is twice as slow with two)."""
+        return most if rows >= 8 else 1
 
     def __init__(self, model: Qwen2_5_VL, max_positions: int):
-        """Args: max_positions: positions reach from 0 to below this."""
-        config, weight = model.config.text, model.head_weight
-        self.heads, self.key_heads = (config.num_attention_heads, config.num_key_value_heads)
-        self.head_dim, self.half = config.head_dim, config.head_dim // 2
-        self.embed, self.final_norm, self.head = (model.model.embed_tokens.weight, model.model.norm.weight, weight)
-        # A new token stands at the same position on all three streams.
-        positions = torch.arange(max_positions, device=weight.device).expand(3, -1)
-        cos, sin = text_angles(positions, config.head_dim, config.rope_theta, config.mrope_section)
-        self.cos = cos.to(weight.dtype)[:, None]  # (max_positions, 1, D)
-        # `rotate` negates half of x; to negate half of the sines here once is the same.
-        self.sin = torch.cat((-sin[:, : self.half], sin[:, self.half :]), dim=-1).to(weight.dtype)[:, None]
+        config = model.config.text
+        dim, key_heads = config.head_dim, config.num_key_value_heads
+        self.key_heads, self.dim = key_heads, dim
+        self.group = config.num_attention_heads // key_heads + 2  # heads
+        self.key_order = torch.arange(dim).view(2, dim // 2).t().flatten()  # 0, D/2, 1, D/2 + 1, ...
+        positions = torch.arange(max_positions).expand(3, -1)
+        cos, sin = text_angles(positions, dim, config.rope_theta, config.mrope_section)  # (max_positions, D)
+        turns = torch.complex(cos, sin)[:, None, None, : dim // 2].repeat(1, 1, self.group, 1)  # (max_positions, 1, G + 2, D/2)
+        turns[:, :, -1] = 1
+        self.turns = turns
         # The mean of squares as a product with (C, 1), and eps as what is added to it: one call instead of three.
-        self.eps = torch.full((1, 1), config.rms_norm_eps, device=weight.device)
-        self.mean = torch.full((config.hidden_size, 1), 1 / config.hidden_size, device=weight.device)
+        self.eps = torch.full((1, 1), config.rms_norm_eps)
+        self.mean = torch.full((config.hidden_size, 1), 1 / config.hidden_size)
+        self.embedding = model.model.embed_tokens.weight
+        self.head = (model.head_weight * model.model.norm.weight).t()
+        self.layers = [self._laid_out(layer) for layer in model.model.layers]
 
-        # Where the calls cost more than the copy's memory, matrices with the same input become one, and take the norm before them in.
-        joined = config.hidden_size <= 1024 and weight.dtype == torch.float32
+    def _laid_out(self, layer: DecoderLayer) -> tuple[Tensor, ...]:
+        """A bias, and matrices (in, out); those that share an input are one."""
 
-        def behind(norm: Tensor, projections: list[nn.Linear]) -> tuple[Tensor | None, list[tuple[Tensor, Tensor | None]]]:
-            """The weight of the norm, if it is still to be applied, and (weight, bias) of each matrix behind it."""
-            pairs = [(projection.weight, projection.bias) for projection in projections]
-            if not joined:
-                return norm, pairs
-            weights, biases = zip(*pairs, strict=True)
-            return None, [(torch.cat(weights) * norm, None if biases[0] is None else torch.cat(biases))]
+        def heads(tensor: Tensor, is_turned: bool) -> Tensor:
+            heads = tensor.unflatten(0, (self.key_heads, -1, self.dim))  # (K, heads of this kind, D, ...)
+            return heads[:, :, self.key_order] if is_turned else heads
 
-        self.layers = [
-            (
-                behind(layer.input_layernorm.weight, [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]),
-                layer.self_attn.o_proj.weight.t(),
-                behind(layer.post_attention_layernorm.weight, [layer.mlp.gate_proj, layer.mlp.up_proj]),
-                layer.mlp.down_proj.weight.t(),
-            )
-            for layer in model.model.layers
-        ]
+        attention, mlp = layer.self_attn, layer.mlp
+        projections = ((attention.q_proj, True), (attention.k_proj, True), (attention.v_proj, False))
+        weight = torch.cat([heads(one.weight, is_turned) for one, is_turned in projections], dim=1).flatten(0, 2)
+        bias = torch.cat([heads(one.bias, is_turned) for one, is_turned in projections], dim=1).flatten()
+        gate_up = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)) * layer.post_attention_layernorm.weight
+        return bias, (weight * layer.input_layernorm.weight).t(), attention.o_proj.weight.t(), gate_up.t(), mlp.down_proj.weight.t()
 
-    def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Args: attend: the attention of a layer, which also writes the cache: `KVCache.decode()`."""
-        rows = len(tokens)
-        x = self.embed[tokens]  # (B, C)
-        cos, sin = self.cos[positions], self.sin[positions]  # (B, 1, D)
-        for index, (qkv_proj, o_proj, gate_up_proj, down_proj) in enumerate(self.layers):
-            parts = self._project(x, *qkv_proj)
-            qkv = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).view(rows, -1, self.head_dim)  # (B, H + 2K, D)
-            turned = self._rotate(qkv[:, : -self.key_heads], cos, sin)
-            out = attend(index, turned[:, : self.heads], turned[:, self.heads :], qkv[:, -self.key_heads :])  # (B, H, D)
-            x = torch.addmm(x, out.view(rows, -1), o_proj)
-            parts = self._project(x, *gate_up_proj)
-            gate, up = parts if len(parts) == 2 else parts[0].chunk(2, dim=-1)
+    def __call__(self, tokens: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+        rows, attend = len(tokens), cache.decode_grouped()
+        x = self.embedding.index_select(0, tokens)  # (B, C)
+        turns = self.turns.index_select(0, positions)  # (B, 1, G + 2, D/2)
+        for index, (bias, qkv_proj, o_proj, gate_up_proj, down_proj) in enumerate(self.layers):
+            qkv = torch.addmm(bias, self._norm(x), qkv_proj).view(rows, self.key_heads, self.group, -1, 2)
+            qkv = torch.view_as_real(torch.view_as_complex(qkv) * turns).view(-1, self.group, self.dim)  # (B*K, G + 2, D)
+            x = torch.addmm(x, attend(index, qkv).view(rows, -1), o_proj)
+            gate, up = (self._norm(x) @ gate_up_proj).chunk(2, dim=-1)
             x = torch.addmm(x, F.silu(gate).mul_(up), down_proj)
-        return F.linear(self._norm(x, self.final_norm), self.head)
+        return self._norm(x) @ self.head
 
-    def _project(self, x: Tensor, norm: Tensor | None, projections: list[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
-        normed = self._norm(x, norm)
-        return [F.linear(normed, weight, bias) for weight, bias in projections]
-
-    def _norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
-        wide = x.float()
-        normed = (wide * torch.addmm(self.eps, wide * wide, self.mean).rsqrt_()).to(x.dtype)
-        return normed if weight is None else normed.mul_(weight)
-
-    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return torch.addcmul(x * cos, x.roll(self.half, -1), sin)
+    def _norm(self, x: Tensor) -> Tensor:
+        return x * torch.addmm(self.eps, x * x, self.mean).rsqrt_()

@@ -18,6 +18,7 @@ from r1ov.model.vision import RMSNorm
 
 # (layer index, q (T, H, D), k (T, K, D), v (T, K, D)) -> (T, H, D); q and k are already turned to their positions.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+ALL = slice(None)
 
 
 class SelfAttention(nn.Module):
@@ -29,9 +30,11 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim)
         self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))  # (T, H | K, D)
-        return self.o_proj(attend(self.layer_index, rotate(q, cos, sin), rotate(k, cos, sin), v).flatten(1))
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, only: Tensor | slice = ALL) -> Tensor:
+        inputs = (x[only], x, x)
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (proj(y).unflatten(-1, (-1, self.head_dim)) for proj, y in zip(projections, inputs, strict=True))  # (T, H | K, D)
+        return self.o_proj(attend(self.layer_index, rotate(q, cos[only], sin[only]), rotate(k, cos, sin), v).flatten(1))
 
 
 class MLP(nn.Module):
@@ -53,8 +56,9 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, only: Tensor | slice = ALL) -> Tensor:
+        """(T, C) -> (T, C), or of the tokens `only` (n,) alone, which still see all the others."""
+        x = x[only] + self.self_attn(self.input_layernorm(x), cos, sin, attend, only)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -67,11 +71,15 @@ class LanguageModel(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
-        """(T, C) hidden states after the final norm, from embeddings x (T, C) at position_ids (3, T)."""
+    def forward(self, x: Tensor, position_ids: Tensor, attend: Attend, only: Tensor | slice = ALL) -> Tensor:
+        """(T, C) hidden states after the final norm, from embeddings x (T, C) at position_ids (3, T).
+
+        Args: only: (n,) the tokens whose states are asked for; the last layer then works on these alone.
+        """
         config = self.config
         cos, sin = text_angles(position_ids, config.head_dim, config.rope_theta, config.mrope_section)
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)  # unlike the vision encoder, the turn itself runs in x's dtype
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x = layer(x, cos, sin, attend)
+        x = self.layers[-1](x, cos, sin, attend, only)
         return self.norm(x)

@@ -4,13 +4,19 @@ Mirrors transformers' `Qwen2_5_VLForConditionalGeneration`. It differs in layout
 instead of (B, T) and a mask), and positions are always given. Attribute names are those of the published checkpoint files.
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from kernels import attention
 from r1ov.model.config import Config
-from r1ov.model.language import Attend, LanguageModel
+from r1ov.model.language import ALL, Attend, LanguageModel
+from r1ov.model.shard import local, local_rows
 from r1ov.model.vision import VisionEncoder
+
+T = TypeVar("T")
 
 
 class Qwen2_5_VL(nn.Module):
@@ -46,13 +52,14 @@ class Qwen2_5_VL(nn.Module):
         pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
         attend: Attend | None = None,
+        only: Tensor | slice = ALL,
     ) -> Tensor:
-        """(T, C) states after the final norm; arguments as in `forward`."""
+        """(T, C) states after the final norm, or those of the tokens `only` (n,); other arguments as in `forward`."""
 
         def packed(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return attention(q, k, v, cu_seqlens, causal=True)
 
-        return self.model(self.embed(input_ids, pixel_values, image_grid_thw), position_ids, attend or packed)
+        return self.model(self.embed(input_ids, pixel_values, image_grid_thw), position_ids, attend or packed, only)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(T, C) -> (T, V)."""
@@ -66,15 +73,20 @@ class Qwen2_5_VL(nn.Module):
         pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
         attend: Attend | None = None,
-    ) -> Tensor:
-        """(T, V) logits of each next token.
+        then: Callable[[Tensor, Tensor], T] | None = None,
+    ) -> Tensor | T:
+        """(T, V) logits of each next token, or what `then` makes of the states that would give them.
 
         Args:
             input_ids: (T,) int64, B sequences end to end. position_ids: (3, T) int64. cu_seqlens: (B+1,) int32 starts.
             pixel_values: (P, patch_dim) patches of all pictures in order. image_grid_thw: (N, 3) int64.
             attend: another attention for the decoder layers (the engine's cache); default causal within each sequence.
+            then: called as then(hidden (T, C), head_weight (V, C)), for instance a loss. A sharded model's parameters are whole
+                within its forward only, so a loss that needs the head must be computed here; it returns a tensor, or tensors in a
+                tuple, list or dict.
         """
-        return self.logits(self.hidden_states(input_ids, position_ids, cu_seqlens, pixel_values, image_grid_thw, attend))
+        hidden = self.hidden_states(input_ids, position_ids, cu_seqlens, pixel_values, image_grid_thw, attend)
+        return self.logits(hidden) if then is None else then(hidden, self.head_weight)
 
 
 @torch.no_grad()
@@ -83,10 +95,14 @@ def init_weights(model: Qwen2_5_VL, generator: torch.Generator) -> None:
 
     The usual constant 0.02 leaves a small model blind for tens of thousands of samples: too little of the picture survives the
     narrow layers for the language model to notice it.
+
+    Each matrix is drawn whole, on the generator's device, and a process that holds some of its rows keeps those: the numbers are the
+    same however many processes there are.
     """
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+            local(parameter).fill_(0.0 if name.endswith("bias") else 1.0)
         else:
-            fan_in = parameter[0].numel()
-            parameter.normal_(0.0, fan_in**-0.5, generator=generator)
+            drawn = torch.empty(parameter.shape, device=generator.device)
+            drawn.normal_(0.0, drawn[0].numel() ** -0.5, generator=generator)
+            local(parameter).copy_(drawn[local_rows(parameter)])

@@ -8,12 +8,14 @@ there once, in its shape, and nothing else is. Pickled weights are never opened,
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -21,6 +23,7 @@ from torch import nn
 from r1ov.errors import UserError
 from r1ov.model.config import read_json
 from r1ov.model.model import Qwen2_5_VL
+from r1ov.model.shard import in_first_process, is_sharded, local, local_rows, whole
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -42,7 +45,7 @@ class Stored:
 def load_weights(model: Qwen2_5_VL, folder: str | Path, device: torch.device | str, dtype: torch.dtype) -> None:
     """Gives a model made on the meta device its weights from a folder, each straight to its device and dtype.
 
-    Peak memory is the model and the one file that is mapped at the time.
+    Peak memory is the model and the one file that is mapped at the time. Of a sharded model each process reads its own rows only.
 
     Raises: UserError, in one line, if the files are damaged or do not hold exactly the model's tensors; then nothing was read.
     """
@@ -52,13 +55,21 @@ def load_weights(model: Qwen2_5_VL, folder: str | Path, device: torch.device | s
     _refuse_mismatch(folder, stored, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
     if head is not None:
         _refuse_other_head(head, stored[EMBEDDING])
+    if is_sharded(model):
+        model.to(dtype).to_empty(device=device)
     for file in dict.fromkeys(tensor.file for tensor in stored.values()):
         with _opened(file) as reader:
             for name, tensor in stored.items():
-                if tensor.file == file:
+                if tensor.file != file:
+                    continue
+                if is_sharded(parameter := model.get_parameter(name)):
+                    rows = local_rows(parameter)
+                    if rows.start < rows.stop:
+                        local(parameter).copy_(reader.get_slice(tensor.name)[rows])
+                else:
                     # Copied even where nothing changes: the model must not hang on the mapped file. (`.to` is half as fast.)
                     value = torch.empty(tensor.shape, dtype=dtype, device=device).copy_(reader.get_tensor(tensor.name))
-                    _assign(model, name, value)
+                    _assign(model, name, nn.Parameter(value, requires_grad=parameter.requires_grad))
 
 
 def save_weights(model: Qwen2_5_VL, folder: str | Path, dtype: torch.dtype, max_shard_size: int) -> None:
@@ -66,29 +77,47 @@ def save_weights(model: Qwen2_5_VL, folder: str | Path, dtype: torch.dtype, max_
 
     The files are written under temporary names and put in place together, replacing those of an earlier save. From that moment
     there is no config.json, so that the folder cannot be taken for complete: the caller writes it when all else is in place.
+
+    Of a sharded model all processes call this; the tensors are gathered one at a time, and the first process keeps those of one
+    file and writes it. Where it cannot, all of them raise.
     """
-    folder = Path(folder)
-    state = model.state_dict()
+    folder, state, sharded = Path(folder), model.state_dict(), is_sharded(model)
     shards = _shards({name: tensor.numel() * dtype.itemsize for name, tensor in state.items()}, max_shard_size)
     files = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)] if len(shards) > 1 else [SINGLE]
-    folder.mkdir(parents=True, exist_ok=True)
     for file, names in zip(files, shards, strict=True):
-        tensors = {name: state[name].to("cpu", dtype).contiguous() for name in names}
-        save_file(tensors, folder / f"{file}.tmp", metadata={"format": "pt"})
-        # safetensors writes for the owner's eyes only; a checkpoint is as readable as its folder.
-        os.chmod(folder / f"{file}.tmp", folder.stat().st_mode & 0o666)
-    if len(shards) > 1:
-        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        total_size = sum(tensor.numel() for tensor in state.values()) * dtype.itemsize
-        write_json(folder / f"{INDEX}.tmp", {"metadata": {"total_size": total_size}, "weight_map": weight_map})
-        files.append(INDEX)
+        in_first_process(sharded, partial(_write_shard, folder, file, gathered_state({name: state[name] for name in names}, dtype)))
 
-    (folder / "config.json").unlink(missing_ok=True)
-    for path in list(folder.iterdir()):
-        if _OURS.fullmatch(path.name) and path.name.removesuffix(".tmp") not in files:
-            path.unlink()
-    for file in files:
-        os.replace(folder / f"{file}.tmp", folder / file)
+    def put_in_place() -> None:
+        if len(shards) > 1:
+            weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+            total_size = sum(tensor.numel() for tensor in state.values()) * dtype.itemsize
+            write_json(folder / f"{INDEX}.tmp", {"metadata": {"total_size": total_size}, "weight_map": weight_map})
+            files.append(INDEX)
+        (folder / "config.json").unlink(missing_ok=True)
+        for path in list(folder.iterdir()):
+            if _OURS.fullmatch(path.name) and path.name.removesuffix(".tmp") not in files:
+                path.unlink()
+        for file in files:
+            os.replace(folder / f"{file}.tmp", folder / file)
+
+    in_first_process(sharded, put_in_place)
+
+
+def gathered_state(state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """These tensors whole, on the CPU, in this dtype. Of sharded ones all processes call this, and all but the first get none."""
+    gathered = {}
+    for name, tensor in state.items():
+        value = whole(tensor)
+        if not is_sharded(tensor) or dist.get_rank() == 0:
+            gathered[name] = value.to("cpu", dtype).contiguous()
+    return gathered
+
+
+def _write_shard(folder: Path, file: str, tensors: dict[str, torch.Tensor]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / f"{file}.tmp", metadata={"format": "pt"})
+    # safetensors writes for the owner's eyes only; a checkpoint is as readable as its folder.
+    os.chmod(folder / f"{file}.tmp", folder.stat().st_mode & 0o666)
 
 
 def write_json(path: Path, value: dict) -> None:
@@ -108,9 +137,9 @@ def _shards(sizes: dict[str, int], largest: int) -> list[list[str]]:
     return shards
 
 
-def _assign(model: nn.Module, name: str, value: torch.Tensor) -> None:
+def _assign(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
     owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
+    setattr(model.get_submodule(owner), leaf, parameter)
 
 
 def _published(name: str) -> str:

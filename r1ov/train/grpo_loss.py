@@ -240,11 +240,11 @@ def grpo_loss(
 
     trained = completion_mask.nonzero().squeeze(1)  # (N here,)
     assert len(trained) <= num_items_in_batch, f"{len(trained)} trained tokens here, {num_items_in_batch} in the whole step"
-    assert rows <= num_sequences_in_batch, f"{rows} sequences here, {num_sequences_in_batch} in the whole step"
     sequence = torch.repeat_interleave(torch.arange(rows, device=logprobs.device), cu_seqlens.diff(), output_size=len(logprobs))[trained]
     logprobs = at_least_float32(logprobs)[trained]
     old_logprobs = logprobs.detach() if old_logprobs is None else at_least_float32(old_logprobs)[trained]
     lengths = sequence_sums(torch.ones_like(old_logprobs), sequence, rows)  # (B,)
+    assert (lengths > 0).sum() <= num_sequences_in_batch, f"{rows} sequences here, {num_sequences_in_batch} in the whole step"
     advantage = advantages.to(logprobs.dtype)[sequence]
     num_items, num_sequences = max(num_items_in_batch, 1), max(num_sequences_in_batch, 1)  # all may be masked
 
@@ -324,10 +324,10 @@ def combine_metrics(parts: Sequence[Mapping[str, Tensor | float]]) -> dict[str, 
     combined = {}
     for name in dict.fromkeys(name for part in parts for name in part):
         values = [float(part[name]) for part in parts if name in part]
-        if name.endswith(("_min", "_max")):
+        if name.endswith(("min", "max")):
             values = [value for value in values if not math.isnan(value)]
             if values:
-                combined[name] = (min if name.endswith("_min") else max)(values)
+                combined[name] = (min if name.endswith("min") else max)(values)
         else:
             combined[name] = math.fsum(values)
     return combined

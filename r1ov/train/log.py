@@ -2,17 +2,41 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from r1ov.errors import UserError
+
 COLUMNS = {  # metric -> (label, format)
-    "loss": ("loss", "{:.4f}"),
+    "reward": ("reward", "{:6.3f}"),
+    "rewards/accuracy/mean": ("right", "{:.3f}"),
+    "rewards/format/mean": ("formed", "{:.3f}"),
+    "loss": ("loss", "{:7.4f}"),
     "mean_token_accuracy": ("acc", "{:.3f}"),
+    "kl": ("kl", "{:.4f}"),
+    "entropy": ("entropy", "{:.3f}"),
+    "completions/mean_length": ("length", "{:4.0f}"),
     "learning_rate": ("lr", "{:.1e}"),
     "grad_norm": ("gnorm", "{:6.2f}"),
     "step_ms": ("", "{:5.0f} ms"),
     "tokens_per_second": ("", "{:6,.0f} tok/s"),
     "samples_per_second": ("", "{:4.0f} samples/s"),
+    "mfu": ("mfu", "{:.1%}"),
+    "memory_gb": ("", "{:5.1f} GB"),
 }
+PANELS = {  # metric -> title of its curve, for those that were logged
+    "loss": "loss (nats per token)",
+    "eval_loss": "held-out loss",
+    "mean_token_accuracy": "token accuracy",
+    "reward": "reward",
+    "rewards/accuracy/mean": "completions right",
+    "eval_accuracy": "held-out answers right",
+    "kl": "KL (nats per token)",
+    "entropy": "entropy (nats per token)",
+    "completions/mean_length": "tokens of a completion",
+    "grad_norm": "gradient norm",
+}
+ON_LOG_SCALE = ("eval_loss", "grad_norm")
 
 
 def duration(seconds: float) -> str:
@@ -26,18 +50,22 @@ def say(text: str = "") -> None:
 
 
 class Log:
-    """Writes a run's steps. `rows` holds everything logged so far."""
+    """Writes a run's steps. `rows` holds everything logged so far, of an earlier part of the run too."""
 
-    def __init__(self, folder: Path, max_steps: int):
-        self.folder, self.max_steps, self.rows = folder, max_steps, []
+    def __init__(self, folder: Path, max_steps: int, step: int = 0, report_to: str = "none"):
+        """Args: step: where the run goes on; what an earlier process logged beyond it is forgotten, for it is done again."""
+        self.folder, self.max_steps = folder, max_steps
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "log.jsonl").open("w", encoding="utf-8")
+        path = folder / "log.jsonl"
+        earlier = path.read_text(encoding="utf-8").splitlines() if step and path.exists() else []
+        self.rows = [row for line in earlier if (row := _row(line)) and row["step"] <= step]
+        self._file = path.open("w", encoding="utf-8")
+        self._file.writelines(json.dumps(row) + "\n" for row in self.rows)
+        self._report = _reporter(report_to, folder)
 
     def step(self, metrics: dict[str, float], seconds_left: float) -> None:
         """`metrics` holds `step` and any of TRL's names; those of COLUMNS are shown."""
-        self.rows.append(metrics)
-        self._file.write(json.dumps(metrics) + "\n")
-        self._file.flush()
+        self.event(metrics)
         cells = [f"step {metrics['step']:>{len(str(self.max_steps))}}/{self.max_steps}"]
         for name, (label, shape) in COLUMNS.items():
             if name in metrics:
@@ -45,39 +73,63 @@ class Log:
         say(" | ".join([*cells, f"eta {duration(seconds_left)}"]))
 
     def event(self, metrics: dict) -> None:
-        """A row that is not a training step, such as an evaluation; kept in log.jsonl only."""
+        """A row that is not a training step, such as an evaluation; not shown."""
         self.rows.append(metrics)
         self._file.write(json.dumps(metrics) + "\n")
         self._file.flush()
+        self._report(metrics)
 
     def close(self) -> None:
         self._file.close()
 
     def draw(self) -> Path:
-        """Draws curves.png: loss, token accuracy, gradient norm, and held-out accuracy where it was measured."""
+        """Draws curves.png: those of PANELS that were logged."""
         import matplotlib  # slow to import, and only needed here
 
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
 
-        panels = {
-            "loss": "loss (nats per token)",
-            "mean_token_accuracy": "token accuracy",
-            "eval_accuracy": "answers right",
-            "grad_norm": "gradient norm",
-        }
-        panels = {name: title for name, title in panels.items() if any(name in row for row in self.rows)}
+        panels = {name: title for name, title in PANELS.items() if any(name in row for row in self.rows)}
+        is_log = {
+            name: name in ON_LOG_SCALE or (name == "loss" and "reward" not in panels) for name in panels
+        }  # GRPO's loss changes its sign
         figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False, layout="constrained")
         for axis, (name, title) in zip(axes[0], panels.items(), strict=True):
             points = [(row["step"], row[name]) for row in self.rows if name in row]
             axis.plot(*zip(*points, strict=True), linewidth=1.2, marker="o" if len(points) < 30 else None, markersize=3)
             axis.set(title=title, xlabel="step")
             axis.grid(alpha=0.3)
-            if name in ("loss", "grad_norm"):
+            if is_log[name]:
                 axis.set_yscale("log")
-            else:
+            elif "accuracy" in name:
                 axis.set_ylim(0, 1.02)
         path = self.folder / "curves.png"
         figure.savefig(path, dpi=120)
         plt.close(figure)
         return path
+
+
+def _row(line: str) -> dict | None:
+    """A line of log.jsonl; None for one that a killed process left half written."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def _reporter(report_to: str, folder: Path) -> Callable[[dict], None]:
+    """Hands numbers on to TensorBoard or Weights & Biases. Raises: UserError if that is not installed."""
+    if report_to == "none":
+        return lambda metrics: None
+    try:
+        if report_to == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(str(folder / "tensorboard"))
+            return lambda metrics: [writer.add_scalar(name, value, metrics["step"]) for name, value in metrics.items() if name != "step"]
+        import wandb
+    except ImportError as error:
+        raise UserError(f"--report-to {report_to}: {error}; pip install {report_to}, or leave it out") from error
+    run = wandb.init(project="r1ov", name=folder.name, dir=str(folder), resume="allow")
+    return lambda metrics: run.log(metrics, step=metrics["step"])

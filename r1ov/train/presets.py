@@ -1,11 +1,25 @@
-"""`--preset`: published recipes as options of the GRPO stage, by TRL's names where TRL has them.
-
-A preset says how to learn, not how much: batch sizes and numbers of steps stay the user's.
-"""
+"""`--preset`: published recipes as options of each stage."""
 
 from typing import Any
 
-PRESETS: dict[str, dict[str, Any]] = {
+SFT: dict[str, dict[str, Any]] = {
+    # The paper's recipe; its configuration files agree but for the pictures. "512" stands in the model card as image_resolution, which in
+    # LLaMA-Factory was first the longer side and then a number of pixels; a literal 512 makes sense as a side alone, hence a square of it.
+    "r1-onevision": {
+        "model": "Qwen/Qwen2.5-VL-7B-Instruct",
+        "learning_rate": 1e-5,
+        "lr_scheduler_type": "cosine",
+        "warmup_ratio": 0.05,
+        "num_train_epochs": 1.0,
+        "train_batch_size": 128,
+        "max_length": 8192,
+        "max_pixels": 512 * 512,
+        "adam_beta2": 0.999,
+        "optim": "adamw",
+    },
+}
+# How to learn, not how much: batch sizes and numbers of steps stay the user's. Names are TRL's where TRL has them.
+GRPO: dict[str, dict[str, Any]] = {
     # The authors' grpo_config.py and grpo_trainer.py (VLM-R1's) at the defaults that their run_grpo.sh leaves in force. They sum the
     # rewards, take the KL term without the ratio, and update once per rollout, so that the clip never binds.
     "r1-onevision": {
@@ -38,3 +52,4 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mask_truncated_completions": True,
     },
 }
+PRESETS = {"sft": SFT, "grpo": GRPO}

@@ -9,6 +9,7 @@ import hashlib
 import random
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 from PIL import Image
 
@@ -45,19 +46,29 @@ def split_of(family: str, scene: Scene) -> str:
     return next(split for split, shares in _SHARES.items() if share in shares)
 
 
-def sample(split: str = "train", index: int = 0, seed: int = 0) -> Sample:
-    """Sample number `index` of an endless split; the families take turns."""
+def invent(split: str, index: int, seed: int) -> tuple[str, Scene]:
+    """The family and the scene of a sample, not yet painted."""
     if split not in SPLITS:
         raise ValueError(f"no playground split is called {split!r}; there are {', '.join(SPLITS)}")
     family = list(FAMILIES)[index % len(FAMILIES)]
     for attempt in count():
         scene = FAMILIES[family](random.Random(f"{seed}/{split}/{index}/{attempt}"), SPLITS[split])
         if split_of(family, scene) == split:
-            break
+            return family, scene
+
+
+def paint(scene: Scene) -> Image.Image:
+    """The scene's picture, (SIZE, SIZE) RGB."""
     canvas = Canvas(scene.paper)
     scene.draw(canvas)
+    return canvas.finish()
+
+
+def sample(split: str = "train", index: int = 0, seed: int = 0) -> Sample:
+    """Sample number `index` of an endless split; the families take turns."""
+    family, scene = invent(split, index, seed)
     return Sample(
-        image=canvas.finish(),
+        image=paint(scene),
         question=scene.question,
         description=scene.description,
         reasoning=None if split == "rl" else scene.reasoning,
@@ -69,8 +80,11 @@ def sample(split: str = "train", index: int = 0, seed: int = 0) -> Sample:
 
 def messages(sample: Sample) -> list[dict]:
     """The sample as a conversation: picture and question, then thought and answer (left out where there is no thought)."""
-    user = {"role": "user", "content": [{"type": "image", "image": sample.image}, {"type": "text", "text": sample.question}]}
-    if sample.reasoning is None:
+    return conversation(sample.image, sample.question, sample.reasoning, sample.answer)
+
+
+def conversation(image: Any, question: str, reasoning: str | None, answer: str) -> list[dict]:
+    user = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}
+    if reasoning is None:
         return [user]
-    reply = f"<think>{sample.reasoning}</think>\n<answer>{sample.answer}</answer>"
-    return [user, {"role": "assistant", "content": reply}]
+    return [user, {"role": "assistant", "content": f"<think>{reasoning}</think>\n<answer>{answer}</answer>"}]

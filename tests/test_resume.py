@@ -1,0 +1,120 @@
+"""Whole runs that are killed, stopped, or moved to another number of processes, and go on by the same command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+FLAGS = [
+    "--max-steps",
+    "12",
+    "--train-batch-size",
+    "6",
+    "--eval-steps",
+    "0",
+    "--save-steps",
+    "2",
+    "--dataloader-num-workers",
+    "0",
+    "--logging-steps",
+    "1",
+    "--device",
+    "cpu",
+    "--num-threads",
+    "1",
+]
+
+
+def command(out: Path, processes: int = 1, *flags: str) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    return [sys.executable, *launcher, "train.py", "--stage", "sft", "--out", str(out), *FLAGS, *flags]
+
+
+def run(words: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+def steps(out: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def stopped_after(out: Path, step: int, number: int, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """A run that is sent a signal once it has logged a step."""
+    process = subprocess.Popen(command(out, processes), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    shown = []
+    for line in process.stderr:
+        shown.append(line)
+        if line.startswith(f"step {step:>2}/"):
+            process.send_signal(number)
+            break
+    rest = process.stderr.read()
+    return subprocess.CompletedProcess([], process.wait(timeout=120), "", "".join(shown) + rest)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The weights and the log of a run of one process that nothing interrupts."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    done = run(command(out))
+    assert done.returncode == 0, done.stderr
+    return load_file(out / "final" / "model.safetensors"), (out / "log.jsonl").read_text()
+
+
+def test_killed_20_times_at_random_a_run_ends_with_the_same_bits(tmp_path):
+    done = run([sys.executable, "-m", "tests.killed_runs", "sft", str(tmp_path), "20", "1"])
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert int(done.stdout.split()[1]) >= 10, done.stdout  # kills that met a run at work
+    for file in ("model.safetensors", "config.json"):
+        assert (tmp_path / "whole" / "final" / file).read_bytes() == (tmp_path / "killed" / "final" / file).read_bytes(), file
+    assert steps(tmp_path / "killed") == list(range(1, 31))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_saves_and_exits_0_and_the_same_command_goes_on(tmp_path, whole, number):
+    out = tmp_path / "run"
+    stopped = stopped_after(out, 3, number)
+    assert stopped.returncode == 0, stopped.stderr
+    assert "the same command goes on" in stopped.stderr
+    assert not (out / "final").exists()
+    done = run(command(out))
+    assert done.returncode == 0, done.stderr
+    assert "resume  after step" in done.stderr
+    weights = load_file(out / "final" / "model.safetensors")
+    assert all(torch.equal(weights[name], tensor) for name, tensor in whole[0].items())
+    assert steps(out) == list(range(1, 13))
+
+
+def test_two_processes_then_one_then_two_see_the_same_rows_and_end_with_the_same_weights(tmp_path, whole):
+    out = tmp_path / "run"
+    for processes, step in ((2, 2), (1, 6)):
+        stopped = stopped_after(out, step, signal.SIGTERM, processes)
+        assert "the same command goes on" in stopped.stderr, stopped.stderr
+    done = run(command(out, 2))
+    assert done.returncode == 0, done.stderr
+    weights = load_file(out / "final" / "model.safetensors")
+    for name, tensor in whole[0].items():
+        # float32 sums in another order, over twelve steps of AdamW, whose first steps divide by gradients near zero
+        torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-5 + 1e-4 * float(tensor.abs().max()))
+    mine, theirs = ([json.loads(line) for line in text.splitlines()] for text in ((out / "log.jsonl").read_text(), whole[1]))
+    for one, other in zip(mine, theirs, strict=True):
+        assert one["num_tokens"] == other["num_tokens"]  # the same rows in every step, each once
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_other_options_are_no_continuation(tmp_path):
+    out = tmp_path / "run"
+    stopped_after(out, 2, signal.SIGTERM)
+    refused = run(command(out, 1, "--learning-rate", "0.001"))
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: this run was begun with other options: --learning-rate was 0.002 and is 0.001")
+    assert refused.stderr.count("\n") == 1
+    harmless = run(command(out, 1, "--logging-steps", "3", "--save-steps", "5"))
+    assert harmless.returncode == 0, harmless.stderr
