@@ -61,7 +61,7 @@ def main() -> None:
     landed = 0
     for _ in range(kills):
         process = child(stage, folder / "killed")
-        time.sleep(rng.uniform(0.1, seconds / 4))
+        time.sleep(rng.uniform(0.1, seconds / 5))
         done, _ = os.waitpid(process, os.WNOHANG)
         if done:
             break

@@ -1,6 +1,7 @@
 """What a run shows and keeps: one aligned line a step on stderr, the same numbers in log.jsonl, and curves.png."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -59,8 +60,10 @@ class Log:
         path = folder / "log.jsonl"
         earlier = path.read_text(encoding="utf-8").splitlines() if step and path.exists() else []
         self.rows = [row for line in earlier if (row := _row(line)) and row["step"] <= step]
-        self._file = path.open("w", encoding="utf-8")
-        self._file.writelines(json.dumps(row) + "\n" for row in self.rows)
+        rest = path.with_suffix(".tmp")  # a kill in the midst of this must not cost the earlier lines
+        rest.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+        os.replace(rest, path)
+        self._file = path.open("a", encoding="utf-8")
         self._report = _reporter(report_to, folder)
 
     def step(self, metrics: dict[str, float], seconds_left: float) -> None:

@@ -22,6 +22,7 @@ from r1ov.model.config import Config
 from r1ov.model.hub import resolve
 from r1ov.model.model import Qwen2_5_VL, init_weights
 from r1ov.model.shard import is_sharded
+from r1ov.model.weights import write_json
 from r1ov.train.checkpoint import Checkpoints
 from r1ov.train.config import TrainConfig
 from r1ov.train.distributed import World, clip_grad_norm, joined
@@ -278,7 +279,8 @@ def open_run(config: TrainConfig, rows_per_epoch: int | None) -> Iterator[Run]:
             say(f"note    {out}/ holds a run without a checkpoint; it begins anew")
         log = None
         if world.is_main:
-            (out / "config.json").write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
+            write_json(out / "config.json.tmp", options)
+            os.replace(out / "config.json.tmp", out / "config.json")
             log = Log(out, max_steps, step, config.report_to)
             stack.callback(log.close)
         yield Run(
