@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from r1ov.train.config import SFTConfig
+from r1ov.train.config import GRPOConfig, SFTConfig
+from r1ov.train.grpo import train as train_grpo
 from r1ov.train.sft import train as train_sft
 
 COMMON = {
@@ -29,10 +30,25 @@ COMMON = {
     "optim": "muon",
     "device": "cpu",
 }
+GRPO = {  # rollouts whose groups often lack spread, each learned from twice
+    "max_steps": 20,
+    "train_batch_size": 8,
+    "num_generations": 4,
+    "max_completion_length": 40,
+    "temperature": 1.3,
+    "num_iterations": 2,
+    "dynamic_sampling": True,
+    "max_resamplings": 1,
+    "beta": 0.1,
+    "learning_rate": 1e-3,
+    "sample_steps": 0,
+    "optim": "adamw",
+}
 
 
 def config(stage: str, out: Path):
-    assert stage == "sft"
+    if stage == "grpo":
+        return GRPOConfig(out=str(out), **COMMON | GRPO), train_grpo
     return SFTConfig(out=str(out), **COMMON), train_sft
 
 
@@ -61,7 +77,7 @@ def main() -> None:
     landed = 0
     for _ in range(kills):
         process = child(stage, folder / "killed")
-        time.sleep(rng.uniform(0.1, seconds / 5))
+        time.sleep(rng.uniform(0.1, max(seconds / 5, 2 * seconds / kills)))
         done, _ = os.waitpid(process, os.WNOHANG)
         if done:
             break

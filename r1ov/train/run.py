@@ -220,12 +220,13 @@ def build(config: TrainConfig, world: World, device: torch.device) -> tuple[Qwen
 
 
 def set_threads(config: TrainConfig) -> None:
-    """Several processes on one machine share its cores: left alone, each would start as many threads as there are cores."""
+    """Several processes on one machine share its cores: torchrun gives each a single thread, unless OMP_NUM_THREADS says otherwise."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    elif local > 1 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
+    elif local > 1 and os.environ.get("OMP_NUM_THREADS") == "1":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // local))
     torch.set_flush_denormal(True)  # gradients of a peaked softmax are full of denormals: ten times slower without
 
 

@@ -1,0 +1,62 @@
+"""Damaged data as a training run meets it: pictures are decoded late, in `Steps`, and each row is trained or counted as bad."""
+
+import base64
+import json
+import random
+from collections import Counter
+
+from r1ov.data.files import open_rows
+from r1ov.data.processor import Processor
+from r1ov.data.reader import Tally, open_data
+from r1ov.data.records import Record
+from r1ov.data.steps import Steps
+from r1ov.model.hub import resolve
+from tests.make_data import BLUE, RED
+from tests.test_formats import FILES
+from tests.test_reader import as_json, mutated
+from tests.test_records import DATA
+
+PICTURES = {"red.png", "blue.png", *(base64.b64encode(picture).decode() for picture in (RED, BLUE))}
+
+
+def with_damaged_pictures(rng: random.Random, value: object) -> object:
+    """The value with each of its pictures cut off in its midst, or one of its bytes changed: some open, and fail only when decoded."""
+    if isinstance(value, dict):
+        return {key: with_damaged_pictures(rng, each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [with_damaged_pictures(rng, each) for each in value]
+    if not isinstance(value, str) or value.removeprefix("data:image/png;base64,") not in PICTURES:
+        return value
+    data = bytearray(rng.choice((RED, BLUE)))
+    place = rng.randrange(40, len(data))
+    if rng.random() < 0.5:
+        del data[place:]
+    else:
+        data[place] ^= 1 << rng.randrange(8)
+    return base64.b64encode(data).decode()
+
+
+def test_each_row_of_200_damaged_files_is_trained_or_counted_as_bad(tmp_path):
+    processor = Processor.from_folder(resolve("r1ov-tiny"))
+    seen: Counter[str] = Counter()
+    for seed in range(200):
+        rng = random.Random(seed)
+        source = open_rows(DATA / FILES[seed % len(FILES)])
+        rows = [as_json(source[number]) for number in range(len(source))]
+        damage = mutated if seed % 2 else with_damaged_pictures
+        path = tmp_path / f"{seed}.json"
+        path.write_text(json.dumps([damage(rng, row) for row in rows]))
+        data = open_data(str(path), need="reply", lazy=True, image_folder=DATA, shuffle=False)
+        step = Steps(data, processor, len(rows), 200)[0]
+
+        tally = Tally(max_bad_share=1.0)
+        for item in (*step.items, *step.undecoded):
+            tally.add(item)
+        trained = sum(len(batch["cu_seqlens"]) - 1 for batch in step.batches)
+        assert len(step.items) == len(data) == len(rows)
+        assert trained == tally.formats.total() - len(step.undecoded)
+        assert trained + tally.bad.total() + tally.dropped.total() == len(rows)
+        for item in (*step.items, *step.undecoded):
+            assert f"{path}, row " in (item.where if isinstance(item, Record) else item.detail)
+        seen += Counter(trained=trained, undecoded=len(step.undecoded), bad=tally.bad.total())
+    assert min(seen["trained"], seen["undecoded"], seen["bad"] - seen["undecoded"]) > 30, seen
