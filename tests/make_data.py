@@ -19,9 +19,9 @@ from PIL import Image
 FOLDER = Path(__file__).parent / "data"
 
 
-def png(colour: str) -> bytes:
+def png(colour: str, size: tuple[int, int] = (56, 28)) -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (56, 28), colour).save(file, "PNG")
+    Image.new("RGB", size, colour).save(file, "PNG")
     return file.getvalue()
 
 

@@ -105,6 +105,24 @@ def test_many_query_heads_on_one_key_head(heads, dim, dtype, causal):
     check([65, 0, 1, 70, 0], heads, 1, dim, dtype, causal)
 
 
+def test_keys_that_end_one_short_of_a_block():
+    """The last block must be masked, though only by its last column."""
+    check([1, 1, 1, 2], 1, 1, 32, torch.float32, True, lengths_k=[31, 63, 127, 64])
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp2")  # by the interpreter, of what is then masked out
+def test_a_windows_scores_far_below_zero_leave_its_gradients_finite():
+    """Keys beyond the window's end have scores of 0 there, and exp(0 - lse) would overflow."""
+    lengths = [20, 64, 1]
+    q, k, v, mix = inputs(lengths, lengths, 2, 1, 80, torch.float32)
+    q, k = 0.1 * q + 6, 0.1 * k - 6  # scores of about -320
+    exact = with_gradients(lambda *x: definition(*x, lengths, lengths, False), *(x.double() for x in (q, k, v, mix)))
+    ours = with_gradients(lambda *x: attention(*x, starts(lengths), False, None, 64, impl="triton"), q, k, v, mix)
+    for name, expected in exact.items():
+        # float32 holds scores of 320 to 3e-5, and so it does their exponentials, of which gradients are differences.
+        assert (ours[name] - expected).abs().max() <= 1e-3 * expected.abs().max(), name
+
+
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
 @pytest.mark.parametrize(("dim", "dtype"), [(64, torch.float32), (128, torch.bfloat16)], ids=str)
 def test_other_key_lengths(dim, dtype, causal):

@@ -1,0 +1,169 @@
+"""One GRPO step of r1ov-tiny on a CPU beside TRL's GRPOTrainer, with the same model, pictures, rewards and settings. Not run by pytest.
+
+    OMP_NUM_THREADS=1 python -m tests.bench_grpo [STEPS] [PROMPTS]
+
+Prints the seconds of a step by phase, and the ratio. 8 prompts x 8 completions of the playground's rl split, up to 128 tokens, AdamW,
+`dapo` loss, beta 0, one process of one thread. TRL runs as it comes: transformers' generate (its default without a vLLM server), one
+micro-batch, no gradient checkpointing. Its processor is put together here of transformers' own parts, because the published one wants
+torchvision for videos. Both leave out their first step, in which caches fill. Both models start equal and sample on their own, so that
+lengths differ a little; the tokens made are shown.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from r1ov.data.playground import sample
+from r1ov.model.hub import resolve
+from r1ov.reward import accuracy_reward, format_reward
+from r1ov.train.config import GRPOConfig
+from r1ov.train.grpo import train
+
+EACH, TOKENS, LEARNING_RATE = 8, 128, 1e-5
+
+
+def ours(steps: int, prompts: int) -> dict[str, float]:
+    """Medians of a step's phases, in seconds."""
+    with tempfile.TemporaryDirectory() as out:
+        train(
+            GRPOConfig(
+                out=out,
+                max_steps=steps,
+                train_batch_size=EACH * prompts,
+                num_generations=EACH,
+                max_completion_length=TOKENS,
+                learning_rate=LEARNING_RATE,
+                lr_scheduler_type="constant",
+                eval_steps=0,
+                sample_steps=0,
+                device="cpu",
+                num_threads=torch.get_num_threads(),
+            )
+        )
+        rows = [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()][1:]
+    return {
+        "rollout and rewards": median(row["generation_seconds"] for row in rows),
+        "update": median(row["update_seconds"] for row in rows),
+        "step": median(row["step_ms"] / 1000 for row in rows),
+        "tokens of a completion": median(row["completions/mean_length"] for row in rows),
+        "reward": sum(row["reward"] for row in rows) / len(rows),
+        "entropy": sum(row["entropy"] for row in rows) / len(rows),
+    }
+
+
+def trls(steps: int, prompts: int) -> dict[str, float]:
+    from datasets import Dataset
+    from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+    from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    from trl import GRPOConfig as TRLConfig
+    from trl import GRPOTrainer
+
+    class Processor(Qwen2_5_VLProcessor):
+        """Without a video processor."""
+
+        def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
+            self.video_processor = None
+            super(Qwen2_5_VLProcessor, self).__init__(image_processor, tokenizer, chat_template=chat_template)
+            self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+            self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+            self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+
+    folder = resolve("r1ov-tiny")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    processor = Processor(Qwen2VLImageProcessorPil.from_pretrained(folder), tokenizer, tokenizer.chat_template)
+    phases, totals, lengths = defaultdict(list), [], []
+
+    class Timed(GRPOTrainer):
+        def _generate(self, *arguments, **options):
+            return self._timed("rollout and rewards", super()._generate, *arguments, **options)
+
+        def _calculate_rewards(self, *arguments, **options):
+            return self._timed("rewards", super()._calculate_rewards, *arguments, **options)
+
+        def training_step(self, *arguments, **options):
+            return self._timed("step without the optimizer", super().training_step, *arguments, **options)
+
+        @staticmethod
+        def _timed(name, work, *arguments, **options):
+            begun = time.perf_counter()
+            result = work(*arguments, **options)
+            phases[name].append(time.perf_counter() - begun)
+            return result
+
+        def log(self, logs, *arguments, **options):
+            if "completions/mean_length" in logs:
+                lengths.append(logs)
+                totals.append(time.perf_counter())
+            super().log(logs, *arguments, **options)
+
+    def accuracy(completions, gold, kind, **_):
+        return [accuracy_reward(one[0]["content"], *rest) for one, *rest in zip(completions, gold, kind, strict=True)]
+
+    def form(completions, **_):
+        return [format_reward(one[0]["content"]) for one in completions]
+
+    rows = []
+    for number in range(steps * prompts):
+        one = sample("rl", number)
+        rows.append(
+            {"prompt": [{"role": "user", "content": one.question}], "image": one.image, "gold": one.answer, "kind": one.kind}
+        )
+    with tempfile.TemporaryDirectory() as out:
+        trainer = Timed(
+            model=Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32),
+            reward_funcs=[accuracy, form],
+            args=TRLConfig(
+                output_dir=out,
+                max_steps=steps,
+                per_device_train_batch_size=EACH * prompts,
+                num_generations=EACH,
+                max_completion_length=TOKENS,
+                learning_rate=LEARNING_RATE,
+                lr_scheduler_type="constant",
+                logging_steps=1,
+                save_strategy="no",
+                report_to="none",
+                use_cpu=True,
+                bf16=False,
+                gradient_checkpointing=False,
+                shuffle_dataset=False,
+                disable_tqdm=True,
+            ),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=processor,
+        )
+        trainer.train()
+    generated = [a + b for a, b in zip(phases["rollout and rewards"], phases["rewards"], strict=True)][1:]
+    whole = [after - before for before, after in zip(totals[:-1], totals[1:], strict=True)]  # from one line of the log to the next
+    return {
+        "rollout and rewards": median(generated),
+        "update": median(total - part for total, part in zip(whole, generated, strict=True)),
+        "step": median(whole),
+        "tokens of a completion": median(row["completions/mean_length"] for row in lengths[1:]),
+        "reward": sum(row["reward"] for row in lengths[1:]) / len(whole),
+        "entropy": sum(row["entropy"] for row in lengths[1:]) / len(whole),
+    }
+
+
+def main() -> None:
+    steps, prompts = (int(word) for word in [*sys.argv[1:], *("5", "8")[len(sys.argv) - 1 :]])
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    results = {"r1ov": ours(steps, prompts), "TRL": trls(steps, prompts)}
+    print(f"{prompts} prompts x {EACH} completions of up to {TOKENS} tokens, r1ov-tiny, {torch.get_num_threads()} thread(s), {steps} steps")
+    print(f"{'':24}{'r1ov':>9}{'TRL':>9}{'ratio':>8}")
+    for name, value in results["r1ov"].items():
+        other = results["TRL"][name]
+        ratio = f"{other / value:8.1f}" if name in ("rollout and rewards", "update", "step") else ""
+        print(f"{name:24}{value:9.3f}{other:9.3f}{ratio}")
+
+
+if __name__ == "__main__":
+    main()
