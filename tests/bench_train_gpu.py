@@ -1,0 +1,161 @@
+"""A training step at a published shape with random weights on one GPU: time, tokens/s, MFU, memory; beside transformers' model.
+
+    python -m tests.bench_train_gpu [--release 3B] [--tokens 8192] [--rows 8] [--repeats 5] [--out kernels/results/sft-h200.json]
+    python -m tests.bench_train_gpu --release tiny --tokens 512 --device cpu    # that it runs at all, where there is no GPU
+
+Rows of equal length, each with one picture, so that padding costs transformers nothing. Both keep float32 weights and AdamW moments and
+compute in bfloat16 (r1ov by FSDP2's mixed precision on a mesh of one, transformers by autocast); on a CPU both compute in float32.
+r1ov is measured with activation checkpointing off and selective, transformers (SDPA) without.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from contextlib import nullcontext
+from datetime import date
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from r1ov.data.packing import sequence_cost
+from r1ov.data.processor import Batch
+from r1ov.model.config import Config
+from r1ov.model.hub import resolve
+from r1ov.model.model import Qwen2_5_VL, init_weights
+from r1ov.model.rope import mrope_positions
+from r1ov.pretrained import choose_kernels
+from r1ov.train.distributed import World, clip_grad_norm, joined
+from r1ov.train.heldout import objective
+from r1ov.train.optim import build_optimizers
+from r1ov.train.run import peak_flops
+from r1ov.train.sharding import checkpoint_activations, make_mesh, shard
+from tests.test_published_shapes import published_config
+
+
+def rows_of(config: Config, rows: int, length: int, grid: tuple[int, int, int], generator: torch.Generator) -> tuple[Batch, dict]:
+    """The same rows packed for r1ov and as (B, T) for transformers; every token after the picture is trained."""
+    merged = grid[0] * grid[1] * grid[2] // config.vision.spatial_merge_size**2
+    special = [config.vision_start_token_id, *[config.image_token_id] * merged, config.vision_end_token_id]
+    text = torch.randint(0, min(1000, config.text.vocab_size), (rows, length - len(special)), generator=generator)
+    ids = torch.cat((torch.tensor(special).expand(rows, -1), text), dim=1)  # (B, T)
+    labels = ids.clone()
+    labels[:, : len(special) + 1] = -100
+    grids = torch.tensor([grid]).expand(rows, -1).contiguous()
+    pixels = torch.randn(rows * grid[0] * grid[1] * grid[2], config.vision.patch_dim, generator=generator)
+    positions = mrope_positions(ids[0], grids[:1], config.image_token_id, config.vision.spatial_merge_size)
+    packed = Batch(
+        input_ids=ids.flatten(),
+        position_ids=positions.repeat(1, rows),
+        cu_seqlens=torch.arange(rows + 1, dtype=torch.int32) * length,
+        pixel_values=pixels,
+        image_grid_thw=grids,
+        labels=labels.flatten(),
+    )
+    padded = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "pixel_values": pixels, "image_grid_thw": grids}
+    return packed, padded | {"mm_token_type_ids": (ids == config.image_token_id).long(), "use_cache": False}
+
+
+def measured(step, repeats: int, device: torch.device) -> tuple[float, float]:
+    """(seconds, peak GB) of a step, the median after two warm ones."""
+    times = []
+    for repeat in range(repeats + 2):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        begin = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if repeat >= 2:
+            times.append(time.perf_counter() - begin)
+    return statistics.median(times), torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else float("nan")
+
+
+def ours(config: Config, batch: Batch, mode: str, world: World, device: torch.device):
+    with torch.device("meta"):
+        model = Qwen2_5_VL(config)
+    checkpoint_activations(model, mode)
+    if device.type == "cuda":
+        shard(model, make_mesh(world, device), torch.bfloat16)
+    model = model.to_empty(device=device)
+    init_weights(model, torch.Generator(device=device).manual_seed(0))
+    optimizers = build_optimizers(model, "adamw", 1e-5, 0.0, (0.9, 0.999), 0.0)
+    batch = batch.to(device)
+    labels = batch.pop("labels")
+    num_items = int((labels != -100).sum())
+
+    def step() -> None:
+        then = partial(objective, labels=labels, num_items=num_items, count_correct=False)
+        model(**batch, then=then)["loss"].backward()
+        clip_grad_norm(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step
+
+
+def theirs(raw: dict, batch: dict, device: torch.device):
+    config = Qwen2_5_VLConfig(**{**raw, "attn_implementation": "sdpa"})
+    with device:
+        model = Qwen2_5_VLForConditionalGeneration(config).float()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    batch = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+
+    def step() -> None:
+        with torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext():
+            loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--release", default="3B")
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device")
+    parser.add_argument("--kernels")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    raw = json.loads((resolve("r1ov-tiny") / "config.json").read_text()) if options.release == "tiny" else published_config(options.release)
+    config = Config.from_dict(raw)
+    side = 8 if options.release == "tiny" else 32  # patches: 448 pixels
+    generator = torch.Generator().manual_seed(0)
+    packed, padded = rows_of(config, options.rows, options.tokens // options.rows, (1, side, side), generator)
+    trained = int((packed["labels"] != -100).sum()) // options.rows
+    cost = options.rows * sequence_cost(config, options.tokens // options.rows, trained, [(1, side, side)])
+    with joined(options.device) as (world, device):
+        kernels = choose_kernels(options.kernels, device)
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+        print(
+            f"{name}, torch {torch.__version__}, {options.release}, {options.rows} rows of {options.tokens // options.rows} tokens, {kernels} kernels"
+        )
+        print("| step | ms | tokens/s | MFU | peak GB |\n|---|---:|---:|---:|---:|")
+        cases = {f"r1ov, checkpointing {mode}": partial(ours, config, packed, mode, world, device) for mode in ("off", "selective")}
+        cases["transformers, SDPA"] = partial(theirs, raw, padded, device)
+        results = {}
+        for label, build in cases.items():
+            seconds, memory = measured(build(), options.repeats, device)
+            peak = peak_flops(device) if device.type == "cuda" else None
+            results[label] = {"seconds": seconds, "mfu": cost / seconds / peak if peak else None, "peak_gb": memory}
+            mfu = f"{results[label]['mfu']:.1%}" if peak else "-"
+            print(f"| {label} | {1000 * seconds:,.0f} | {options.tokens / seconds:,.0f} | {mfu} | {memory:.1f} |", flush=True)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+    if options.out:
+        facts = {"date": date.today().isoformat(), "device": name, "torch": torch.__version__, "command": " ".join(sys.argv[1:])}
+        options.out.write_text(json.dumps(facts | {"results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
