@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -77,9 +78,11 @@ def trls(steps: int, prompts: int) -> dict[str, float]:
             self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
 
     folder = resolve("r1ov-tiny")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, padding_side="left"
+    )  # TRL pads prompts so, and takes the pictures' places from the processor
     processor = Processor(Qwen2VLImageProcessorPil.from_pretrained(folder), tokenizer, tokenizer.chat_template)
-    phases, totals, lengths = defaultdict(list), [], []
+    phases, totals = defaultdict(list), []
 
     class Timed(GRPOTrainer):
         def _generate(self, *arguments, **options):
@@ -87,9 +90,6 @@ def trls(steps: int, prompts: int) -> dict[str, float]:
 
         def _calculate_rewards(self, *arguments, **options):
             return self._timed("rewards", super()._calculate_rewards, *arguments, **options)
-
-        def training_step(self, *arguments, **options):
-            return self._timed("step without the optimizer", super().training_step, *arguments, **options)
 
         @staticmethod
         def _timed(name, work, *arguments, **options):
@@ -99,8 +99,7 @@ def trls(steps: int, prompts: int) -> dict[str, float]:
             return result
 
         def log(self, logs, *arguments, **options):
-            if "completions/mean_length" in logs:
-                lengths.append(logs)
+            if "loss" in logs:
                 totals.append(time.perf_counter())
             super().log(logs, *arguments, **options)
 
@@ -113,9 +112,7 @@ def trls(steps: int, prompts: int) -> dict[str, float]:
     rows = []
     for number in range(steps * prompts):
         one = sample("rl", number)
-        rows.append(
-            {"prompt": [{"role": "user", "content": one.question}], "image": one.image, "gold": one.answer, "kind": one.kind}
-        )
+        rows.append({"prompt": [{"role": "user", "content": one.question}], "image": one.image, "gold": one.answer, "kind": one.kind})
     with tempfile.TemporaryDirectory() as out:
         trainer = Timed(
             model=Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32),
@@ -142,14 +139,15 @@ def trls(steps: int, prompts: int) -> dict[str, float]:
         )
         trainer.train()
     generated = [a + b for a, b in zip(phases["rollout and rewards"], phases["rewards"], strict=True)][1:]
-    whole = [after - before for before, after in zip(totals[:-1], totals[1:], strict=True)]  # from one line of the log to the next
+    lines = [row for row in trainer.state.log_history if "reward" in row][1:]
+    whole = [after - before for before, after in pairwise(totals)]  # from one line of the log to the next
     return {
         "rollout and rewards": median(generated),
         "update": median(total - part for total, part in zip(whole, generated, strict=True)),
         "step": median(whole),
-        "tokens of a completion": median(row["completions/mean_length"] for row in lengths[1:]),
-        "reward": sum(row["reward"] for row in lengths[1:]) / len(whole),
-        "entropy": sum(row["entropy"] for row in lengths[1:]) / len(whole),
+        "tokens of a completion": median(row["completions/mean_length"] for row in lines),
+        "reward": sum(row["reward"] for row in lines) / len(whole),
+        "entropy": sum(row["entropy"] for row in lines) / len(whole),
     }
 
 

@@ -137,9 +137,8 @@ def main() -> None:
     with joined(options.device) as (world, device):
         kernels = choose_kernels(options.kernels, device)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-        print(
-            f"{name}, torch {torch.__version__}, {options.release}, {options.rows} rows of {options.tokens // options.rows} tokens, {kernels} kernels"
-        )
+        shape = f"{options.rows} rows of {options.tokens // options.rows} tokens"
+        print(f"{name}, torch {torch.__version__}, {options.release}, {shape}, {kernels} kernels")
         print("| step | ms | tokens/s | MFU | peak GB |\n|---|---:|---:|---:|---:|")
         cases = {f"r1ov, checkpointing {mode}": partial(ours, config, packed, mode, world, device) for mode in ("off", "selective")}
         cases["transformers, SDPA"] = partial(theirs, raw, padded, device)

@@ -38,7 +38,7 @@ COMMON = {
     "num_generations": EACH,
     "max_completion_length": 24,
     "temperature": 0.8,
-    "steps_per_generation": 2,
+    "steps_per_generation": 3,
     "mask_truncated_completions": True,
     "importance_sampling_correction": True,
     "importance_sampling_cap": 1.1,
@@ -66,7 +66,7 @@ class Bare:
     processor: Processor
     world: World
     config: GRPOConfig
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     extra: dict = field(default_factory=dict)
 
     def update(self) -> dict:

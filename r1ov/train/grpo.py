@@ -1,5 +1,6 @@
 """Group relative policy optimisation: answer each question several times, score the answers, and learn from how they compare."""
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -16,7 +17,7 @@ from r1ov.errors import UserError
 from r1ov.reward.check import check_golds
 from r1ov.train.config import GRPOConfig
 from r1ov.train.experience import Pack, Row, make_packs, objective, with_logprobs
-from r1ov.train.grpo_loss import check_loss_options, combine_metrics, group_advantages, reward_metrics
+from r1ov.train.grpo_loss import check_loss_options, combine_metrics, group_advantages, mean_and_std, reward_metrics
 from r1ov.train.heldout import evaluate
 from r1ov.train.log import say
 from r1ov.train.rollout import Group, Scorer, encode_prompt, roll_out, sequence, texts_of
@@ -136,7 +137,10 @@ def collect(run: Run, source: Source, tally: Tally, scorer: Scorer, wanted: int)
         if missing <= 0:
             break
     if missing == wanted:  # nothing to choose from: these teach nothing but the KL term, and the run goes on
-        groups = spare
+        numbers = sorted(number for share in world.gather([group.number for group in spare]) for number in share)[:wanted]
+        groups = [group for group in spare if group.number in numbers]
+        if not numbers:
+            raise UserError(f"none of the prompts of this rollout can be used; {tally.summary()}")
     return groups, {"generation_seconds": time.perf_counter() - begun}
 
 
@@ -145,17 +149,15 @@ def compare(run: Run, groups: Sequence[Group]) -> tuple[list[Tensor], dict[str, 
     config, each = run.config, run.config.num_generations
     everything = sorted((group.summary() for group in groups), key=lambda one: one["number"])
     everything = sorted((one for share in run.world.gather(everything) for one in share), key=lambda one: one["number"])
-    if not everything:
-        raise UserError("none of the prompts of this rollout can be used")
     rewards = torch.tensor([reward for one in everything for reward in one["rewards"]], dtype=torch.float64)
     advantages = group_advantages(rewards, each, config.scale_rewards).view(-1, each)
     place = {one["number"]: index for index, one in enumerate(everything)}
     metrics = reward_metrics(rewards, each)
-    for name in everything[0]["scores"][0]:
+    for name in dict.fromkeys(name for one in everything for score in one["scores"] for name in score):
         values = torch.tensor([float("nan") if (v := score.get(name)) is None else v for one in everything for score in one["scores"]])
-        values = values[~values.isnan()].double()
-        if len(values):
-            metrics |= {f"rewards/{name}/mean": values.mean().item(), f"rewards/{name}/std": values.std(correction=0).item()}
+        if not values.isnan().all():
+            mean, std = mean_and_std(values.double())
+            metrics |= {f"rewards/{name}/mean": mean.item(), f"rewards/{name}/std": std.item()}
     lengths = torch.tensor([length for one in everything for length in one["lengths"]], dtype=torch.float64)
     ended = torch.tensor([stopped for one in everything for stopped in one["finished"]])
     metrics |= {f"completions/{name}_length": getattr(lengths, name)().item() for name in ("mean", "min", "max")}
@@ -170,11 +172,12 @@ def deal(run: Run, groups: Sequence[Group], advantages: Sequence[Tensor]) -> lis
     """This process's rows of each minibatch; which rows those are does not depend on the number of processes."""
     config, parts = run.config, run.config.steps_per_generation
     minibatches: list[list[Row]] = [[] for _ in range(parts)]
+    numbers = sorted(number for share in run.world.gather([group.number for group in groups]) for number in share)
     for group, own in zip(groups, advantages, strict=True):
         for index, (completion, advantage) in enumerate(zip(group.completions, own.tolist(), strict=True)):
             is_trained = completion.finish_reason == "stop" or not config.mask_truncated_completions
             row = Row(sequence=sequence(group.prompt, completion, is_trained), logprobs=completion.logprobs, advantage=advantage)
-            minibatches[(group.number * config.num_generations + index) % parts].append(row)
+            minibatches[(numbers.index(group.number) * config.num_generations + index) % parts].append(row)
     return minibatches
 
 
@@ -207,7 +210,7 @@ def show(run: Run, groups: Sequence[Group], advantages: Sequence[Tensor]) -> Non
     for group, own in list(zip(groups, advantages, strict=True))[:GROUPS_SHOWN]:
         texts = [part for message in texts_of(group.record.prompt) for part in _texts(message["content"])]
         written = [
-            Written(text=completion.text, scores=dict(scores), reward=reward, advantage=advantage)
+            Written(text=completion.text, scores=dict(scores), reward=None if math.isnan(reward) else reward, advantage=advantage)
             for completion, scores, reward, advantage in zip(group.completions, group.scores, group.rewards, own.tolist(), strict=True)
         ]
         images = [image.load() for image in group.prompt.pictures]

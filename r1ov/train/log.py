@@ -1,6 +1,7 @@
 """What a run shows and keeps: one aligned line a step on stderr, the same numbers in log.jsonl, and curves.png."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -77,6 +78,8 @@ class Log:
 
     def event(self, metrics: dict) -> None:
         """A row that is not a training step, such as an evaluation; not shown."""
+        # JSON has neither NaN nor infinity.
+        metrics = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in metrics.items()}
         self.rows.append(metrics)
         self._file.write(json.dumps(metrics) + "\n")
         self._file.flush()
@@ -92,17 +95,15 @@ class Log:
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
 
-        panels = {name: title for name, title in PANELS.items() if any(name in row for row in self.rows)}
-        is_log = {
-            name: name in ON_LOG_SCALE or (name == "loss" and "reward" not in panels) for name in panels
-        }  # GRPO's loss changes its sign
+        panels = {name: title for name, title in PANELS.items() if any(row.get(name) is not None for row in self.rows)}
+        on_log_scale = ON_LOG_SCALE if "reward" in panels else ("loss", *ON_LOG_SCALE)  # GRPO's loss changes its sign
         figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False, layout="constrained")
         for axis, (name, title) in zip(axes[0], panels.items(), strict=True):
-            points = [(row["step"], row[name]) for row in self.rows if name in row]
+            points = [(row["step"], row[name]) for row in self.rows if row.get(name) is not None]
             axis.plot(*zip(*points, strict=True), linewidth=1.2, marker="o" if len(points) < 30 else None, markersize=3)
             axis.set(title=title, xlabel="step")
             axis.grid(alpha=0.3)
-            if is_log[name]:
+            if name in on_log_scale and any(value > 0 for _, value in points):
                 axis.set_yscale("log")
             elif "accuracy" in name:
                 axis.set_ylim(0, 1.02)

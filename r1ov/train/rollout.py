@@ -137,6 +137,7 @@ def roll_out(
         num_samples=config.num_generations,
         max_num_seqs=config.max_num_seqs,
         seed=seed,
+        names=[str(number).encode() for number, *_ in prompts],
         temperature=config.temperature,
         top_p=config.top_p,
         top_k=config.top_k,
