@@ -4,6 +4,10 @@ import os
 from importlib.metadata import distributions
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes side by side share the cores, and so do all that they start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 if not torch.cuda.is_available():
