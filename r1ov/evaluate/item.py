@@ -1,0 +1,60 @@
+"""What is asked, what was answered, and what that is worth: the three records that every benchmark shares."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from r1ov.data.image import LazyImage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One question of a benchmark.
+
+    `error` says why it cannot be asked (a missing picture, say): such an item is never shown to the model, scores 0 and stays
+    in the denominator.
+    """
+
+    bench: str
+    split: str
+    id: str  # unique within the split
+    question: str  # as to be sent, without our prompt around it
+    images: Sequence[LazyImage] = ()
+    answer: str  # the gold, as stored
+    kind: str | None = None  # of r1ov.reward.accuracy.KINDS, from the data's type columns; None: by the gold
+    choices: Sequence[str] | None = None  # None: no options, or they stand in the text or the picture only
+    num_choices: int | None = None  # how far the letters go, where the texts are unknown
+    is_integer: bool = False  # a number that must be whole
+    precision: int | None = None  # decimals that count, for numbers
+    unit: str | None = None
+    group: str | None = None  # items of one group are not independent: intervals are clustered by it
+    tags: Mapping[str, str | Sequence[str]] = field(default_factory=dict)  # what the report has tables of
+    raw_query: str | None = None  # the official prompt, where the data has one
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One answer to an item: a line of predictions.jsonl. `--predictions` files of others need `id` and `text` only."""
+
+    id: str
+    text: str
+    sample: int = 0  # 0 .. k-1 with --num-samples k
+    finish_reason: str = "stop"  # stop | length | error
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    prompt_hash: str = ""
+    seed: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a prediction is worth, by rule. `judged` is the judge's score where one was asked, in a column of its own."""
+
+    id: str
+    sample: int = 0
+    score: float  # in [0, 1]
+    answer: str | None  # what was read from the text
+    method: str  # how it was read: see r1ov.reward.extract; "unparsed", "error" score 0
+    well_formed: float
+    judged: float | None = None

@@ -1,0 +1,1 @@
+"""Pictures and questions to training data: cross-modal formalization."""
