@@ -138,9 +138,16 @@ class _Waiting:
 
 @torch.inference_mode()
 def decode(
-    model: Qwen2_5_VL, processor: Processor, plan: Plan, stream: Callable[[str], None] | None = None
+    model: Qwen2_5_VL,
+    processor: Processor,
+    plan: Plan,
+    stream: Callable[[str], None] | None = None,
+    on_done: Callable[[int, Completion], None] | None = None,
 ) -> tuple[list[Completion], Timing]:
-    """The completions of all rows, the samples of a prompt one after another, and where the time went."""
+    """The completions of all rows, the samples of a prompt one after another, and where the time went.
+
+    Args: on_done: called with a row's number and its completion as soon as it is finished, while others go on.
+    """
     if stream and len(plan.limits) > 1:
         raise UserError("stream follows one conversation and one sample; leave it out for more")
     device, dtype = model.head_weight.device, model.head_weight.dtype
@@ -190,6 +197,9 @@ def decode(
             if text:
                 text.update(rows[0].text_ids, is_finished=bool(rows[0].finish_reason))
             if len(going) < len(live):
+                for row in live if on_done else ():
+                    if rows[row].finish_reason:
+                        on_done(row, rows[row].completion(processor))
                 former = cache.keep(going)
                 live = [live[place] for place in former]
                 tokens, positions = tokens[former], positions[former]

@@ -1,7 +1,9 @@
-"""Scores a model: `python -m r1ov.evaluate --bench playground --split test --limit 1000`."""
+"""Scores a model: `python -m r1ov.evaluate --bench playground --split test --limit 1000`.
+
+`python -m r1ov.evaluate compare A B` compares two --out folders.
+"""
 
 import sys
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,69 +12,81 @@ from r1ov.cli import option, parse_cli, run
 from r1ov.data.playground import SPLITS
 from r1ov.errors import UserError
 
+PLAYGROUND = "playground"
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    bench: Literal["playground"] = option("playground", "which benchmark")
+    bench: str = option(PLAYGROUND, "playground, mathvista, mathvision, mathverse, wemath, r1-onevision-bench, or a file of questions")
+    data: str | None = option(None, "the benchmark's file or folder (default: from the hub)")
+    split: str | None = option(None, f"default: the benchmark's own; of the playground test, or {', '.join(SPLITS)}")
     model: str = option("r1ov-tiny", "model folder, hub name or r1ov-tiny")
-    split: str = option("test", f"of the playground: {', '.join(SPLITS)}")
-    limit: int = option(1000, "questions, the first ones of the split")
-    out: str | None = option(None, "folder for predictions.jsonl and table.md")
+    limit: int | None = option(None, "only the first questions (default: all; of the playground, which has no end, 1000)")
+    out: str | None = option(None, "folder of answers and reports; the same command goes on in it (default: one in runs/evaluate)")
     predictions: str | None = option(None, "score this file of `id` and `text`, and run no model")
+    prompt: Literal["r1ov", "official", "direct", "none"] | None = option(
+        None, "r1ov: think, then answer in tags; official: the data's own; direct: the answer alone; none: the question (default: r1ov)"
+    )
+    system: str | None = option(None, "the system prompt (default: the chat template's own)")
+    num_samples: int = option(1, "answers a question, for mean@k, pass@k and maj@k; needs a temperature")
+    max_new_tokens: int | None = option(None, "longest answer (default: 4096; on the playground 256)")
+    temperature: float = option(0.0, "0 is greedy")
+    top_p: float = option(1.0, "sample from the likeliest tokens that make up this probability")
+    top_k: int = option(0, "sample from this many likeliest tokens, 0 for all")
+    repetition_penalty: float = option(1.0, "above 1, tokens that were there become less likely")
+    seed: int = option(0, "the same seed gives the same samples")
+    min_pixels: int | None = option(None, "smaller pictures are enlarged to it (default: 200704; on the playground the checkpoint's)")
+    max_pixels: int | None = option(None, "larger pictures are shrunk to it (default: 1003520; on the playground the checkpoint's)")
+    max_num_seqs: int = option(64, "answers decoded together")
     swap_pictures: bool = option(False, "control: every question with another question's picture")
-    batch_size: int = option(64, "questions answered together")
-    max_new_tokens: int = option(256, "longest answer")
-    device: str | None = option(None, "default: cuda if there is one, else cpu")
-    num_threads: int | None = option(None, "CPU threads; default: torch's own choice")
+    lenient: bool = option(False, "guess an answer from the last sentence where none else can be read; reported as method tail")
+    judge: str | None = option(None, "URL of an OpenAI-compatible endpoint, asked where rules cannot decide; key from OPENAI_API_KEY")
+    judge_model: str | None = option(None, "the judge's name there")
+    page: bool = option(True, "write page.html, the questions with pictures, answers and verdicts")
+    device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda where there is one)")
+    dtype: Literal["float32", "bfloat16"] | None = option(None, "default: float32 on a CPU, bfloat16 on a GPU")
+    kernels: Literal["torch", "triton"] | None = option(None, "default: triton on a GPU, torch elsewhere")
+    num_threads: int | None = option(None, "CPU threads (default: torch's own choice)")
 
-    def __post_init__(self):
-        if self.split not in SPLITS:
+    def __post_init__(self) -> None:
+        """Raises UserError for what can be seen to be wrong before torch is even imported."""
+        if self.bench == PLAYGROUND and self.split not in (None, *SPLITS):
             raise UserError(f"--split is {self.split!r}; the playground has {', '.join(SPLITS)}")
-        for name in ("limit", "batch_size", "max_new_tokens", "num_threads"):
-            if (getattr(self, name) or 1) < 1 or getattr(self, name) == 0:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be 1 or more")
+        least = {"limit": 1, "num_samples": 1, "max_new_tokens": 1, "top_k": 0, "seed": 0, "max_num_seqs": 1, "num_threads": 1}
+        for name, lowest in {**least, "min_pixels": 1, "max_pixels": 1}.items():
+            if (value := getattr(self, name)) is not None and value < lowest:
+                raise UserError(f"--{name.replace('_', '-')} is {value}; it must be {lowest} or above")
+        if self.num_samples > self.max_num_seqs:
+            raise UserError(
+                f"--num-samples {self.num_samples} is above --max-num-seqs {self.max_num_seqs}; those of a question are decoded together"
+            )
+        if self.num_samples > 1 and not self.temperature and not self.predictions:
+            raise UserError(f"greedy decoding gives {self.num_samples} times the same answer; give a --temperature above 0")
         if self.predictions and not Path(self.predictions).is_file():
             raise UserError(f"--predictions {self.predictions}: no such file")
-
-
-def evaluate(config: EvaluateConfig) -> None:
-    """Prints the table on stdout; with `out`, keeps it there, beside a line for each answer."""
-    # torch takes seconds to import: not before the command line is known to be right.
-    import torch
-    from tqdm import tqdm
-
-    from r1ov import pretrained
-    from r1ov.evaluate.playground import answer, rescore, table, write_row
-
-    folder = Path(config.out) if config.out else None
-    if folder:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out {folder}: cannot be made ({error.strerror}); choose another folder") from error
-    if config.predictions:
-        rows = rescore(Path(config.predictions))[: config.limit]
-    else:
-        if config.num_threads:
-            torch.set_num_threads(config.num_threads)
-        model, processor = pretrained.load(config.model, device=config.device)
-        questions = answer(model, processor, config.split, config.limit, config.batch_size, config.max_new_tokens, config.swap_pictures)
-        rows, right = [], 0.0
-        with (folder / "predictions.jsonl").open("w", encoding="utf-8") if folder else nullcontext() as file:
-            for row in (progress := tqdm(questions, total=config.limit, unit=" questions", desc=config.split)):
-                if file:
-                    write_row(file, row)
-                rows.append(row)
-                right += row.right
-                progress.set_postfix_str(f"right {right / len(rows):.1%}")
-    text = table(rows)
-    if folder:
-        (folder / "table.md").write_text(text + "\n", encoding="utf-8")
-    print(text)
+        if self.judge and not (self.judge.startswith(("http://", "https://")) and self.judge_model):
+            raise UserError("--judge needs the URL of an endpoint, http://HOST/v1 say, and --judge-model")
 
 
 def main() -> None:
-    evaluate(parse_cli(EvaluateConfig, prog="python -m r1ov.evaluate", description=__doc__))
+    if sys.argv[1:2] == ["compare"]:
+        from r1ov.evaluate.compare import CompareConfig, compare
+
+        words = sys.argv[2:]
+        names = [
+            word for flag, word in zip(("--first", "--second"), words, strict=False) if not word.startswith("-") for word in (flag, word)
+        ]
+        print(
+            compare(
+                parse_cli(CompareConfig, names + words[len(names) // 2 :], prog="python -m r1ov.evaluate compare", description="A and B")
+            )
+        )
+        return
+    config = parse_cli(EvaluateConfig, prog="python -m r1ov.evaluate", description=__doc__.splitlines()[0])
+    # torch takes seconds to import: not before the command line is known to be right.
+    from r1ov.evaluate.evaluate import evaluate
+
+    evaluate(config)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """What the model writes while it learns, for people to look at: one JSON object a line, and the same as a page with the pictures."""
 
-import base64
 import html
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from PIL import Image
+
+from r1ov.data.thumbnail import thumbnail
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
 section{display:flex;gap:1.5em;border-top:1px solid #ddd;padding:1em 0}
@@ -59,7 +59,7 @@ def _plain(sample: Shown) -> dict:
 
 
 def _section(sample: Shown) -> str:
-    pictures = "".join(f'<img alt="picture" src="data:image/png;base64,{_png(image)}">' for image in sample.images)
+    pictures = "".join(f'<img alt="picture" src="{thumbnail(image)}">' for image in sample.images)
     gold = "" if sample.gold is None else f'<p class="numbers">gold answer: {html.escape(sample.gold)}</p>'
     written = "".join(_completion(one) for one in sample.completions)
     return f"<section>{pictures}<div><p>{html.escape(sample.question)}</p>{gold}{written}</div></section>"
@@ -70,12 +70,3 @@ def _completion(one: Written) -> str:
     shown = " &middot; ".join(f"{html.escape(name)} {value:.3g}" for name, value in numbers if value is not None)
     kind = "right" if one.scores.get("accuracy") == 1 else "wrong"
     return f'<pre class="{kind}">{html.escape(one.text)}</pre><p class="numbers">{shown}</p>'
-
-
-def _png(image: Image.Image) -> str:
-    """At most 448 pixels wide or high: a page of hundreds of pictures must still open."""
-    small = image.copy()
-    small.thumbnail((448, 448))
-    file = io.BytesIO()
-    small.save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
