@@ -303,6 +303,18 @@ def test_placeholders_and_ids_beyond_the_tokenizer_are_never_sampled(trio):
         assert not set(tokens.tolist()) & set(banned)
 
 
+def test_each_row_is_told_of_once_as_soon_as_it_is_finished(trio):
+    _, model, processor = trio
+    plan = prepare(processor, CONVERSATIONS[:4], max_new_tokens=8, temperature=1.0, num_samples=2, max_num_seqs=4)
+    limits = [1 + 5 * number % 8 for number in range(8)]  # a random model seldom stops by itself
+    told = []
+    done, _ = decode(model, processor, replace(plan, limits=limits), on_done=lambda number, completion: told.append((number, completion)))
+    assert sorted(number for number, _ in told) == list(range(8))
+    assert all(completion == done[number] for number, completion in told)
+    first = [number for number, _ in told if number < 4]  # those that began together
+    assert [limits[number] for number in first] == sorted(limits[number] for number in first)
+
+
 def test_streamed_pieces_add_up_to_the_text_and_never_split_a_character(trio):
     _, model, processor = trio
     streamed = 0

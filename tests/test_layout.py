@@ -112,7 +112,9 @@ FLAGS = {
     ("train.py",): "stage model data out max-steps learning-rate per-device-train-batch-size gradient-accumulation-steps "
     "save-steps logging-steps seed kernels preset",
     ("train.py", "--stage", "grpo"): "stage model data out preset max-steps learning-rate num-generations beta epsilon temperature",
-    ("-m", "r1ov.evaluate"): "bench model split out limit predictions",
+    ("-m", "r1ov.evaluate", "compare"): "common limit",
+    ("-m", "r1ov.evaluate"): "bench model split out limit predictions data prompt system num-samples max-new-tokens temperature top-p "
+    "top-k seed min-pixels max-pixels max-num-seqs judge judge-model device dtype kernels",
 }
 
 
@@ -143,7 +145,7 @@ def test_the_readme_names_every_module_and_nothing_else():
 def test_the_readmes_commands_parse():
     from generate import Options
     from r1ov.cli import parse_cli
-    from r1ov.evaluate.__main__ import EvaluateConfig
+    from r1ov.evaluate.__main__ import EvaluateConfig, comparison
     from r1ov.train.config import GRPOConfig, SFTConfig
 
     programs = {"generate.py": Options, "train.py": SFTConfig, "r1ov.evaluate": EvaluateConfig}
@@ -155,6 +157,9 @@ def test_the_readmes_commands_parse():
             for program, options in programs.items():
                 if program in words:
                     options = GRPOConfig if "grpo" in words else options
+                    if "compare" in words:
+                        comparison(words[words.index("compare") + 1 :])
+                        continue
                     parse_cli(options, words[words.index(program) + 1 :], prog=program, description="", presets=presets)
                     seen.add(program)
     assert seen >= {"generate.py", "train.py"}

@@ -10,7 +10,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 import r1ov
 from r1ov.data.playground import messages, sample
 from r1ov.engine import decode, prepare
-from r1ov.evaluate.playground import answer
+from r1ov.evaluate.playground import playground_items
+from r1ov.evaluate.runner import Asking, answer
+from r1ov.evaluate.scoring import score
 from r1ov.model.hub import resolve
 from tests.bench_decode import reference_inputs
 
@@ -70,9 +72,12 @@ def test_it_answers_held_out_questions_and_only_by_looking(tiny):
     model, processor = tiny
     shares = {}
     for swapped in (False, True):
-        rows = list(answer(model, processor, "test", 70, 70, 256, swapped))
-        shares[swapped] = sum(row.right for row in rows) / len(rows)
-        assert sum(row.well_formed for row in rows) >= 68
+        verdicts = []
+        items = playground_items("test", 70, swap=swapped)
+        asking = Asking(prompt="none", max_new_tokens=256)
+        answer(model, processor, items, asking, lambda item, row, verdicts=verdicts: verdicts.append(score(item, row)), 70)
+        shares[swapped] = sum(one.score for one in verdicts) / len(verdicts)
+        assert sum(one.well_formed for one in verdicts) >= 68
     assert shares[False] >= LEAST_RIGHT
     assert shares[True] <= 0.33 + 0.15  # guessing, and nearly three sigma
 

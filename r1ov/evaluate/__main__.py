@@ -1,6 +1,6 @@
 """Scores a model: `python -m r1ov.evaluate --bench playground --split test --limit 1000`.
 
-`python -m r1ov.evaluate compare A B` compares two --out folders.
+`python -m r1ov.evaluate compare A B` compares two of its --out folders.
 """
 
 import sys
@@ -68,19 +68,27 @@ class EvaluateConfig:
             raise UserError("--judge needs the URL of an endpoint, http://HOST/v1 say, and --judge-model")
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    first: str = option(help="the first evaluation: its --out folder, or the verdicts.jsonl in one; `compare A B` names both")
+    second: str = option(help="the second")
+    common: bool = option(False, "compare the questions that both have, where not all are the same")
+    limit: int = option(50, "rows of the table of questions that changed")
+
+
+def comparison(words: list[str]) -> CompareConfig:
+    """Of `compare A B --flags`: the first two words are what is compared."""
+    names = [word for word in words[:2] if not word.startswith("-")]
+    flags = [word for flag, name in zip(("--first", "--second"), names, strict=False) for word in (flag, name)]
+    return parse_cli(CompareConfig, flags + words[len(names) :], prog="python -m r1ov.evaluate compare A B", description="compares A and B")
+
+
 def main() -> None:
     if sys.argv[1:2] == ["compare"]:
-        from r1ov.evaluate.compare import CompareConfig, compare
+        config = comparison(sys.argv[2:])
+        from r1ov.evaluate.compare import compare
 
-        words = sys.argv[2:]
-        names = [
-            word for flag, word in zip(("--first", "--second"), words, strict=False) if not word.startswith("-") for word in (flag, word)
-        ]
-        print(
-            compare(
-                parse_cli(CompareConfig, names + words[len(names) // 2 :], prog="python -m r1ov.evaluate compare", description="A and B")
-            )
-        )
+        print(compare(config))
         return
     config = parse_cli(EvaluateConfig, prog="python -m r1ov.evaluate", description=__doc__.splitlines()[0])
     # torch takes seconds to import: not before the command line is known to be right.

@@ -5,14 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from r1ov.data.image import LazyImage
-from r1ov.data.playground import FAMILIES, SPLITS, invent, paint
-from r1ov.data.playground.scene import SIZE
+from r1ov.data.playground import SPLITS
 from r1ov.errors import UserError
 from r1ov.evaluate import metrics
 from r1ov.evaluate.files import Pictures, Row, find, read_rows
 from r1ov.evaluate.generic import read_generic, read_onevision_bench
 from r1ov.evaluate.item import Item, Verdict
+from r1ov.evaluate.playground import playground_items
 from r1ov.evaluate.published import Published, published
 from r1ov.evaluate.readers import CONCEPTS, read_mathverse, read_mathvision, read_mathvista, read_wemath
 from r1ov.evaluate.tables import Table
@@ -153,32 +152,6 @@ def _read_path(bench: str, data: str | None, split: str | None) -> list[Item]:
     if data is not None:
         raise UserError("--data says where a named benchmark's data is; a file given as --bench is read itself")
     return read_generic(read_rows(path), Pictures(path.parent, path.parent), split or "all", path.stem)
-
-
-def playground_items(split: str, limit: int, seed: int = 0, swap: bool = False) -> list[Item]:
-    """The first questions of one of the playground's endless splits; their pictures are painted when they are needed.
-
-    swap: each with the picture of the family's next question, a control: who still scores then has not looked.
-    """
-    if split not in SPLITS:
-        raise UserError(f"--split is {split!r}; the playground has {', '.join(SPLITS)}")
-    items = []
-    for index in range(limit):
-        family, scene = invent(split, index, seed)
-        shown = index + len(FAMILIES) if swap else index
-        items.append(
-            Item(
-                bench="playground",
-                split=split,
-                id=f"{split}/{index}",
-                question=scene.question,
-                images=(LazyImage((SIZE, SIZE), lambda shown=shown: paint(invent(split, shown, seed)[1])),),
-                answer=scene.answer,
-                kind=scene.kind,
-                tags={"family": family},
-            )
-        )
-    return items
 
 
 def metrics_of(bench: str, items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Table]:

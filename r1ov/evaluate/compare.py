@@ -5,22 +5,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from r1ov.cli import option
 from r1ov.errors import UserError
 from r1ov.evaluate.report import Answered, markdown
 from r1ov.evaluate.statistics import paired
 from r1ov.evaluate.tables import Table
 
 VERDICTS = "verdicts.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    first: str = option(help="the first evaluation: its --out folder, or the verdicts.jsonl in one")
-    second: str = option(help="the second")
-    common: bool = option(False, "compare only the questions that both have, where they differ")
-    limit: int = option(50, "rows of the table of questions that changed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +76,11 @@ def read_verdicts(name: str) -> dict[str, Scored]:
     }
 
 
-def compare(config: CompareConfig) -> str:
-    """The comparison as Markdown. Raises UserError where the questions are not the same."""
+def compare(config: Any) -> str:
+    """The comparison as Markdown. Raises UserError where the questions are not the same.
+
+    Args: config: the fields of `__main__`'s CompareConfig.
+    """
     first, second = read_verdicts(config.first), read_verdicts(config.second)
     both = [id for id in first if id in second]
     missing, added = len(first) - len(both), len(second) - len(both)

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from r1ov.engine.sampling import SamplingParams
 from r1ov.errors import UserError
-from r1ov.evaluate.benchmarks import load_items, metrics_of
+from r1ov.evaluate.benchmarks import BENCHMARKS, load_items, metrics_of
 from r1ov.evaluate.compare import VERDICTS, write_verdicts
 from r1ov.evaluate.item import Item, Prediction, Verdict
 from r1ov.evaluate.judge import Judge
@@ -21,14 +22,14 @@ from r1ov.evaluate.page import write_page
 from r1ov.evaluate.playground import items_by_id, playground_items
 from r1ov.evaluate.predictions import read_predictions
 from r1ov.evaluate.prompts import check_style, swap_pictures
-from r1ov.evaluate.report import Answered, by_tag_table, errors_table, markdown, tables_of, write_report
+from r1ov.evaluate.report import Answered, floors_table, markdown, published_table, score_cells, tables_of, write_report
 from r1ov.evaluate.runner import Asking, fingerprint, run, settings_of
 from r1ov.evaluate.scoring import score
 from r1ov.evaluate.tables import Table
 from r1ov.model.hub import resolve
 from r1ov.pretrained import choose_device, choose_kernels, load
 
-PLAYGROUND = "playground"
+PLAYGROUND, PLAYGROUND_LIMIT = "playground", 1000  # which has no end
 MIN_PIXELS, MAX_PIXELS = 256 * 28 * 28, 1280 * 28 * 28  # what Qwen2.5-VL's authors advise
 
 
@@ -51,7 +52,7 @@ def evaluate(config: Any) -> None:
         settings = {**settings, "judge": config.judge_model}
     settings = {**settings, "lenient": config.lenient}
     answered = [Answered(item=by_id[one.id], prediction=one, verdict=two) for one, two in zip(predictions, verdicts, strict=True)]
-    shown, more = report(config.bench, items, answered)
+    shown, more = report(config, items, answered)
     if folder:
         title = f"{name_of(config.bench)} {items[0].split}: {config.predictions or config.model}"
         write_verdicts(folder / VERDICTS, answered)
@@ -65,9 +66,8 @@ def evaluate(config: Any) -> None:
 def questions(config: Any) -> list[Item]:
     """The benchmark's, as many as are wanted, with other pictures if that is wanted."""
     if config.bench == PLAYGROUND:
-        items = playground_items(config.split or "test", config.limit)
-    else:
-        items = load_items(config.bench, config.data, config.split)[: config.limit]
+        return playground_items(config.split or "test", config.limit or PLAYGROUND_LIMIT, swap=config.swap_pictures)
+    items = load_items(config.bench, config.data, config.split, config.limit)
     return swap_pictures(items) if config.swap_pictures else items
 
 
@@ -115,6 +115,7 @@ def asked(config: Any, items: Sequence[Item]) -> tuple[list[Prediction], Path, d
         },
     )
     check_style(items, asking.prompt)
+    SamplingParams.resolve({}, **{name: getattr(asking, name) for name in ("temperature", "top_p", "top_k", "repetition_penalty")})
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     device = choose_device(config.device)
@@ -179,13 +180,14 @@ def verdicts_of(items: Sequence[Item], predictions: Sequence[Prediction], lenien
     return [score(by_id[row.id], row, lenient) for row in predictions]
 
 
-def report(bench: str, items: Sequence[Item], answered: Sequence[Answered]) -> tuple[list[Table], list[Table]]:
-    """The tables that are printed, and those that only the report has."""
-    tables = tables_of(answered)
-    errors = errors_table(answered)
-    if bench == PLAYGROUND:
-        families = by_tag_table(answered, "family")
-        return [families], [*[table for table in tables if table.title != families.title], *([errors] if errors else [])]
-    first = [one.verdict for one in answered if one.prediction.sample == 0]
-    official = metrics_of(bench, items, first)
-    return [tables[0], *official], [*tables[1:], *([errors] if errors else [])]
+def report(config: Any, items: Sequence[Item], answered: Sequence[Answered]) -> tuple[list[Table], list[Table]]:
+    """The tables that are printed, and those that only the report has. Of the playground only its families are printed."""
+    bench = BENCHMARKS.get(config.bench)
+    shown, more = tables_of(answered, metrics_of(config.bench, items, [one.verdict for one in answered]))
+    more = [floors_table(items, bench), *more]
+    if bench and bench.published:
+        model = config.predictions or config.model
+        more = [published_table(bench, model, items[0].split, score_cells(answered)[0]), *more]
+    if config.bench == PLAYGROUND:
+        return shown[-1:], [*shown[:-1], *more]
+    return shown, more

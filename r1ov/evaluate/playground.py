@@ -3,20 +3,37 @@
 from collections.abc import Iterable
 from functools import partial
 
+from PIL import Image
+
 from r1ov.data.image import LazyImage
-from r1ov.data.playground import SPLITS, invent, paint
+from r1ov.data.playground import FAMILIES, SPLITS, invent, paint
 from r1ov.data.playground.scene import SIZE
 from r1ov.errors import UserError
 from r1ov.evaluate.item import Item
 
-DEFAULT_LIMIT = 1000
 
+def playground_items(split: str, limit: int, seed: int = 0, swap: bool = False) -> list[Item]:
+    """The first questions of one of the playground's endless splits; their pictures are painted when they are needed.
 
-def playground_items(split: str = "test", limit: int | None = None) -> list[Item]:
-    """The first questions of the split; their families take turns."""
+    swap: each with the picture of the family's next question, a control: who still scores then has not looked.
+    """
     if split not in SPLITS:
         raise UserError(f"--split is {split!r}; the playground has {', '.join(SPLITS)}")
-    return [_item(split, index) for index in range(limit or DEFAULT_LIMIT)]
+    return [playground_item(split, index, seed, swap) for index in range(limit)]
+
+
+def playground_item(split: str, index: int, seed: int = 0, swap: bool = False) -> Item:
+    family, scene = invent(split, index, seed)
+    return Item(
+        bench="playground",
+        split=split,
+        id=f"{split}/{index}",
+        question=scene.question,
+        images=(LazyImage((SIZE, SIZE), partial(_picture, split, index + len(FAMILIES) if swap else index, seed)),),
+        answer=scene.answer,
+        kind=scene.kind,
+        tags={"family": family},
+    )
 
 
 def items_by_id(ids: Iterable[str]) -> list[Item]:
@@ -25,20 +42,10 @@ def items_by_id(ids: Iterable[str]) -> list[Item]:
     for id in ids:
         split, _, index = id.partition("/")
         if split not in SPLITS or not index.isdecimal() or len(index) > 9:
-            raise UserError(f'the playground has no question {id!r}; ids are such as "test/12"')
-        items.append(_item(split, int(index)))
+            raise UserError(f'the playground has no question {id!r:.60}; ids are such as "test/12"')
+        items.append(playground_item(split, int(index)))
     return items
 
 
-def _item(split: str, index: int) -> Item:
-    family, scene = invent(split, index, seed=0)
-    return Item(
-        bench="playground",
-        split=split,
-        id=f"{split}/{index}",
-        question=scene.question,
-        images=(LazyImage((SIZE, SIZE), partial(paint, scene)),),
-        answer=scene.answer,
-        kind=scene.kind,
-        tags={"family": family},
-    )
+def _picture(split: str, index: int, seed: int) -> Image.Image:
+    return paint(invent(split, index, seed)[1])

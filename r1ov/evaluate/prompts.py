@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -47,18 +46,14 @@ def prompt_hash(messages: Sequence[dict[str, Any]]) -> str:
 
 
 def swap_pictures(items: Sequence[Item]) -> list[Item]:
-    """Every question with the pictures of the next one (of its family, where the data has such), the last with the first's.
+    """Every question with the pictures of the next one, the last with the first's.
 
     A control that must fall to guessing: a model that still scores then has not looked.
     """
-    families = defaultdict(list)
-    for number, item in enumerate(items):
-        if item.images:
-            families[item.tags.get("family")].append(number)
+    pictured = [number for number, item in enumerate(items) if item.images]
+    if len(pictured) < 2:
+        raise UserError(f"--swap-pictures: {len(pictured)} of these questions have pictures, and none to swap them with")
     swapped = list(items)
-    for family, numbers in families.items():
-        if len(numbers) == 1:
-            raise UserError(f"--swap-pictures: {family or 'the benchmark'} has one picture only, and none to swap it with; raise --limit")
-        for number, other in zip(numbers, numbers[1:] + numbers[:1], strict=True):
-            swapped[number] = replace(items[number], images=items[other].images)
+    for number, other in zip(pictured, pictured[1:] + pictured[:1], strict=True):
+        swapped[number] = replace(items[number], images=items[other].images)
     return swapped

@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from r1ov.evaluate.benchmarks import Benchmark
 from r1ov.evaluate.item import Item, Prediction, Verdict
+from r1ov.evaluate.metrics import guessing, values
 from r1ov.evaluate.predictions import write_atomically
+from r1ov.evaluate.scoring import squeezed
 from r1ov.evaluate.statistics import interval, majority, pass_at_k
 from r1ov.evaluate.tables import Table
-from r1ov.reward.accuracy import kind_of
-from r1ov.reward.choice import read_choice, read_text
 
 UNREAD = ("unparsed", "truncated", "error")  # methods of answers that were not read
 MAX_VALUES = 100  # of a tag that still gets a table
 SHOWN_ERRORS = 20
+FAMILY = "family"  # the playground's tag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +40,18 @@ class Answered:
         return "right" if self.verdict.score >= 1 else "wrong"
 
 
-def tables_of(answered: Sequence[Answered]) -> list[Table]:
-    """Everything that holds for any benchmark: the score, how answers were read, how long they are, floors, and a table for each tag."""
+def tables_of(answered: Sequence[Answered], official: Sequence[Table]) -> tuple[list[Table], list[Table]]:
+    """The tables to be printed, and those that stand in the report beside them.
+
+    Args: official: the benchmark's own metrics; of those by a tag, ours takes the place, which has intervals.
+    """
     samples = max(one.prediction.sample for one in answered) + 1
     tags = {name: None for one in answered for name in one.item.tags}
-    by_tag = [by_tag_table(answered, name) for name in tags]
-    several = [samples_table(answered, samples)] if samples > 1 else []
-    return [overall_table(answered), *several, methods_table(answered), floors_table(answered), *[table for table in by_tag if table]]
+    by_tag = {table.title: table for name in tags if (table := by_tag_table(answered, name))}
+    shown = [overall_table(answered), *([samples_table(answered, samples)] if samples > 1 else [])]
+    shown += [by_tag.pop(table.title, table) for table in official]
+    errors = errors_table(answered)
+    return shown, [methods_table(answered), *by_tag.values(), *([errors] if errors else [])]
 
 
 def score_cells(answered: Sequence[Answered]) -> tuple[float, float, float]:
@@ -58,7 +65,7 @@ def overall_table(answered: Sequence[Answered]) -> Table:
     """One line a measure."""
     count, tokens = len(answered), sorted(one.prediction.completion_tokens for one in answered)
     right, low, high = score_cells(answered)
-    whole = [one.verdict.score for one in answered if one.prediction.finish_reason == "stop"]
+    whole = [one.verdict.score for one in answered if one.prediction.finish_reason != "length"]
     rows: list[tuple[str, float | int | None]] = [
         ("questions", len({one.item.id for one in answered})),
         ("accuracy", right),
@@ -77,25 +84,26 @@ def overall_table(answered: Sequence[Answered]) -> Table:
     if judged:
         total = sum(one.verdict.score if one.verdict.judged is None else one.verdict.judged for one in answered)
         rows += [("asked of the judge", len(judged)), ("accuracy by rules and judge", total / count)]
-    return Table("Overall", ("measure", "value"), tuple(rows))
+    return Table("overall", ("measure", "value"), tuple(rows))
 
 
 def by_tag_table(answered: Sequence[Answered], tag: str) -> Table | None:
-    """A line for each value of the tag, in the order in which they come, then all; None for a tag with too many values."""
+    """A line for each value of the tag, in the order in which they come, then all; None for a tag with one value or too many."""
     chosen: dict[str, list[Answered]] = {}
     for one in answered:
-        values = one.item.tags.get(tag, ())
-        for value in dict.fromkeys([values] if isinstance(values, str) else values):
+        for value in dict.fromkeys(values(one.item, tag)):
             chosen.setdefault(value, []).append(one)
-    if not chosen or len(chosen) > MAX_VALUES:
+    if not 1 < len(chosen) <= MAX_VALUES and tag != FAMILY:
         return None
-    if tag != "family":  # the playground's stand in their own order
+    if tag != FAMILY:  # the playground's stand in their own order
         chosen = {value: chosen[value] for value in sorted(chosen)}
     rows = []
     for value, part in [*chosen.items(), ("all", answered)]:
         formed, tokens = (sum(numbers) / len(part) for numbers in zip(*map(_form_and_tokens, part), strict=True))
-        rows.append((value, len(part), *score_cells(part), formed, round(tokens)))
-    return Table(f"By {tag}", (tag, "questions", "right", "low", "high", "well-formed", "tokens"), tuple(rows))
+        rows.append((value, len({one.item.id for one in part}), *score_cells(part), formed, round(tokens)))
+    return Table(
+        f"by {tag.replace('_', ' ')}", (tag.replace("_", " "), "questions", "right", "low", "high", "well-formed", "tokens"), tuple(rows)
+    )
 
 
 def _form_and_tokens(one: Answered) -> tuple[float, int]:
@@ -107,7 +115,7 @@ def methods_table(answered: Sequence[Answered]) -> Table:
     counts = Counter(one.verdict.method for one in answered)
     scores = {method: sum(one.verdict.score for one in answered if one.verdict.method == method) for method in counts}
     rows = [(method, count, count / len(answered), scores[method] / count) for method, count in counts.most_common()]
-    return Table("How answers were read", ("method", "answers", "share", "right"), tuple(rows))
+    return Table("how answers were read", ("method", "answers", "share", "right"), tuple(rows))
 
 
 def samples_table(answered: Sequence[Answered], samples: int) -> Table:
@@ -124,30 +132,21 @@ def samples_table(answered: Sequence[Answered], samples: int) -> Table:
 
 
 def canonical(one: Answered) -> str | None:
-    """The answer that was read, so that equal ones are spelled alike: the letter of a choice, else the text without case and spaces."""
-    item, answer = one.item, one.verdict.answer
-    if answer is None or one.verdict.method in UNREAD:
-        return None
-    if (item.kind or kind_of(item.answer)) == "mcq":
-        return read_choice(answer, item.choices or (), item.num_choices, lambda a, b: a == b) or answer
-    return "".join((read_text(answer) or answer).split())
+    """The answer that was read, so that those which only look different are spelled alike."""
+    return squeezed(one.verdict.answer) if one.verdict.answer and one.verdict.method not in UNREAD else None
 
 
-def floors_table(answered: Sequence[Answered]) -> Table:
-    """What needs no model: a guess among the options, and for each kind of question the gold that is most common."""
-    items = list({one.item.id: one.item for one in answered}.values())
-    guess, golds = 0.0, {}
-    for item in items:
-        kind = item.kind or kind_of(item.answer)
-        options = len(item.choices or ()) or item.num_choices or 0
-        guess += 1 / options if kind == "mcq" and options else 0.5 if kind == "yes_no" else 0.0
-        gold = item.answer.strip()
-        if item.choices and gold in item.choices:
-            gold = chr(ord("A") + list(item.choices).index(gold))
-        golds.setdefault((kind, options), Counter())[gold] += 1
-    common = sum(counter.most_common(1)[0][1] for counter in golds.values())
-    rows = (("guess among the options", guess / len(items)), ("the most common answer of each kind", common / len(items)))
-    return Table("Without a model", ("floor", "accuracy"), rows)
+def floors_table(items: Sequence[Item], bench: Benchmark | None) -> Table:
+    """What needs no model, by these questions' own golds and as published."""
+    rows = [*guessing(items).items(), *((f"{name}, as published", score / 100) for name, score in (bench.floors if bench else {}).items())]
+    return Table("without a model", ("floor", "accuracy"), tuple(rows))
+
+
+def published_table(bench: Benchmark, model: str, split: str, accuracy: float) -> Table:
+    """Ours, then what others report; those come from other prompts, budgets and judges."""
+    ours = (model, f"accuracy, {split}", accuracy, "this evaluation, settings below")
+    rows = [(one.model, one.metric, one.score / 100, one.source) for one in bench.published]
+    return Table("beside published scores", ("model", "metric", "score", "source"), (ours, *rows))
 
 
 def share(values: Any) -> float:
@@ -156,9 +155,9 @@ def share(values: Any) -> float:
 
 
 def errors_table(answered: Sequence[Answered]) -> Table | None:
-    bad = [one for one in answered if one.verdict.method == "error"]
-    rows = [(one.item.id, " ".join((one.prediction.error or one.item.error or "").split())) for one in bad[:SHOWN_ERRORS]]
-    return Table(f"Errors, {len(rows)} of {len(bad)}", ("question", "reason"), tuple(rows)) if bad else None
+    reasons = {one.item.id: one.prediction.error or one.item.error or "" for one in answered if one.verdict.method == "error"}
+    rows = tuple((id, " ".join(reason.split())) for id, reason in list(reasons.items())[:SHOWN_ERRORS])
+    return Table(f"errors, {len(rows)} of {len(reasons)}", ("question", "reason"), rows) if rows else None
 
 
 def settings_table(settings: Mapping[str, Any]) -> Table:
@@ -166,7 +165,7 @@ def settings_table(settings: Mapping[str, Any]) -> Table:
     rows = [
         (name, value if isinstance(value, str | int) else str(value)) for name, value in flat.items() if name != "run" and value is not None
     ]
-    return Table("Settings", ("setting", "value"), tuple(rows))
+    return Table("settings", ("setting", "value"), tuple(rows))
 
 
 def cell(value: str | float | int | None) -> str:
@@ -183,12 +182,13 @@ def cell(value: str | float | int | None) -> str:
 def markdown(table: Table) -> str:
     """The table in GitHub's Markdown; columns `low` and `high` become one."""
     columns, rows = list(table.columns), [[cell(value) for value in row] for row in table.rows]
+    aligned = ["---" if any(isinstance(row[at], str) for row in table.rows) else "---:" for at in range(len(columns))]
     if "low" in columns:
         at = columns.index("low")
-        columns[at : at + 2] = ["95% interval"]
+        columns[at : at + 2], aligned[at : at + 2] = ["95% interval"], ["---:"]
         rows = [[*row[:at], f"{row[at]} to {row[at + 1]}", *row[at + 2 :]] for row in rows]
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    head, *lines = ["| " + " | ".join(line) + " |" for line in (columns, *rows)]
+    return "\n".join([head, f"|{'|'.join(aligned)}|", *lines])
 
 
 def write_report(folder: Path, title: str, tables: Sequence[Table], settings: Mapping[str, Any]) -> None:

@@ -1,0 +1,131 @@
+"""The report's numbers by hand, and its files as other programs read them."""
+
+import csv
+import json
+
+import pytest
+
+from r1ov.evaluate.benchmarks import BENCHMARKS
+from r1ov.evaluate.item import Item, Prediction, Verdict
+from r1ov.evaluate.report import Answered, by_tag_table, markdown, overall_table, published_table, samples_table, tables_of, write_report
+from r1ov.evaluate.statistics import wilson
+from r1ov.evaluate.tables import Table
+
+
+def one(id: str, score: float, answer: str | None = "1", method: str = "tag", sample: int = 0, tokens: int = 10, **item) -> Answered:
+    reason = {"error": "error", "truncated": "length"}.get(method, "stop")
+    return Answered(
+        item=Item(bench="b", split="s", id=id, question="q", answer="1", **item),
+        prediction=Prediction(
+            id=id, text="t", sample=sample, finish_reason=reason, completion_tokens=tokens, error="gone" * (method == "error") or None
+        ),
+        verdict=Verdict(id=id, sample=sample, score=score, answer=answer, method=method, well_formed=score),
+    )
+
+
+def values(table: Table) -> dict:
+    return {row[0]: row[1] for row in table.rows}
+
+
+TEN = [
+    *[one(str(number), 1.0, tokens=number + 1, tags={"level": "1", "skills": ("a", "b")}) for number in range(5)],
+    *[one(str(number), 0.0, "2", tokens=number + 1, tags={"level": "2", "skills": ("b",)}) for number in range(5, 7)],
+    one("7", 0.0, None, "unparsed", tokens=100, tags={"level": "2"}),
+    one("8", 0.0, None, "truncated", tokens=200, tags={"level": "10"}),
+    one("9", 0.0, None, "error", tokens=0, tags={"level": "10"}),
+]
+
+
+def test_the_overall_numbers_are_those_of_hand():
+    table = values(overall_table(TEN))
+    low, high = wilson(5, 10)
+    assert table == {
+        "questions": 10,
+        "accuracy": 0.5,  # errors stay in the denominator
+        "95% interval, low": pytest.approx(low),
+        "95% interval, high": pytest.approx(high),
+        "answer could be read": 0.7,
+        "cut off at the token limit": 0.1,
+        "accuracy where not cut off": pytest.approx(5 / 9),
+        "well-formed (think and answer tags)": 0.5,
+        "tokens, mean": 33,
+        "tokens, median": 4,
+        "tokens, 95th percentile": 200,
+        "errors, counted as wrong": 1,
+    }
+
+
+def test_a_tag_with_several_values_counts_for_each_and_all_is_all():
+    table = by_tag_table(TEN, "skills")
+    assert [row[:3] for row in table.rows] == [("a", 5, 1.0), ("b", 7, 5 / 7), ("all", 10, 0.5)]
+    assert by_tag_table([one("0", 1.0, tags={"x": "same"})] * 2, "x") is None
+
+
+def test_several_samples_give_mean_pass_and_majority():
+    answers = {"x": ["1", "2", "2", None], "y": ["1", "1 ", "3", "4"]}
+    rows = [
+        one(id, float((answer or "").strip() == "1"), answer, "tag" if answer else "unparsed", sample)
+        for id, texts in answers.items()
+        for sample, answer in enumerate(texts)
+    ]
+    table = values(samples_table(rows, 4))
+    # x: one of four right, its majority is 2; y: two of four, whose spelling differs by a space
+    assert table == {
+        "mean@4": 3 / 8,
+        "pass@1": pytest.approx(3 / 8),
+        "pass@2": pytest.approx((1 / 2 + 5 / 6) / 2),
+        "pass@4": 1.0,
+        "maj@4": 0.5,
+    }
+    overall = values(overall_table(rows))
+    assert (overall["questions"], overall["accuracy"]) == (2, 3 / 8)
+
+
+def test_the_judge_stands_in_rows_of_its_own():
+    judged = [
+        *TEN[:7],
+        Answered(
+            item=TEN[7].item,
+            prediction=TEN[7].prediction,
+            verdict=Verdict(id="7", score=0.0, answer=None, method="unparsed", well_formed=0, judged=1.0),
+        ),
+        *TEN[8:],
+    ]
+    table = values(overall_table(judged))
+    assert (table["accuracy"], table["asked of the judge"], table["accuracy by rules and judge"]) == (0.5, 1, 0.6)
+
+
+def test_a_benchmarks_own_table_by_a_tag_gives_way_to_ours_which_has_intervals():
+    official = [
+        Table("by level", ("level", "items", "accuracy"), (("1", 5, 1.0),)),
+        Table("loose", ("metric", "score"), (("loose", 0.25),)),
+    ]
+    shown, more = tables_of(TEN, official)
+    assert [table.title for table in shown] == ["overall", "by level", "loose"]
+    assert "low" in shown[1].columns
+    assert [table.title for table in more] == ["how answers were read", "by skills", "errors, 1 of 1"]
+
+
+def test_published_scores_stand_below_ours_with_their_source():
+    table = published_table(BENCHMARKS["mathvista"], "mine", "testmini", 0.5)
+    assert table.rows[0] == ("mine", "accuracy, testmini", 0.5, "this evaluation, settings below")
+    assert ("R1-Onevision-7B", 0.641) in [(row[0], pytest.approx(row[2])) for row in table.rows[1:]]
+    assert all(row[3] for row in table.rows)
+
+
+def test_the_three_files_say_the_same(tmp_path):
+    hostile = Table(
+        "by x|y", ("tag", "questions", "right", "low", "high"), (("a|b <b>\n", 3, 1 / 3, 0.1, 0.9), ("none", 0, None, None, None))
+    )
+    write_report(tmp_path, "b s: m", [hostile], {"seed": 0, "system": None, "run": {"device": "cpu"}})
+    text = (tmp_path / "report.md").read_text()
+    assert "| tag | questions | right | 95% interval |\n|---|---:|---:|---:|\n| a\\|b &lt;b>  | 3 | 33.3% | 10.0% to 90.0% |" in text
+    assert "| device | cpu |" in text
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert data["tables"][0]["rows"][0] == {"tag": "a|b <b>\n", "questions": 3, "right": 1 / 3, "low": 0.1, "high": 0.9}
+    rows = list(csv.DictReader((tmp_path / "report.csv").open(newline="")))
+    assert rows[1] == {"table": "by x|y", "row": "a|b <b>\n", "column": "right", "value": str(1 / 3)}
+
+
+def test_text_stands_left_and_numbers_right():
+    assert markdown(Table("", ("a", "b", "c"), (("x", 1, "y"),))).splitlines()[1] == "|---|---:|---|"
