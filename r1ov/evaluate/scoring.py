@@ -13,6 +13,7 @@ from r1ov.reward.extract import extract_answer
 from r1ov.reward.spelling import boxed, plain, unwrap
 
 REL_TOL = 1e-4
+FORM_FEED = r"\f"  # in somebody's "\frac" that was read as an escape
 MAX_MENTION = 120  # characters of an answer in which an option's text is looked for
 _MARK = r"^(?i:the\s+)?(?i:(?:correct|final|best)\s+)?(?i:option|choice|answer|选项?)?\s*[(\[]?([A-Z])[)\]]?"
 _LETTER_THEN = re.compile(_MARK + r"\s*(?:[,;(]|-\s)\s*(?=\S)(?![(\[]?[A-Z]\b|(?i:and|or)\b)")  # "B, the blue one", "B (blue)"
@@ -37,7 +38,8 @@ def score(item: Item, prediction: Prediction, lenient: bool = False) -> Verdict:
     """
     if item.error or prediction.error or prediction.finish_reason == "error":
         return Verdict(id=item.id, sample=prediction.sample, score=0.0, answer=None, method="error", well_formed=0.0)
-    found, method = extract_answer(prediction.text, "auto", prediction.finish_reason != "length", lenient)
+    text = prediction.text.replace("\f", FORM_FEED)
+    found, method = extract_answer(text, "auto", prediction.finish_reason != "length", lenient)
     answer, worth = read_answer(item, found) if found else (None, 0.0)
     formed = format_reward(prediction.text)
     return Verdict(id=item.id, sample=prediction.sample, score=worth, answer=answer, method=method, well_formed=formed)
@@ -81,7 +83,7 @@ def tidy(text: str, item: Item) -> str:
 
 def _score_free(item: Item, answer: str, kind: str) -> float:
     """1.0 for the gold's own text, spelling apart; else by the comparison, first of the gold as it is."""
-    stored = item.answer.replace("\f", r"\f")  # somebody's "\frac" that was read as an escape
+    stored = item.answer.replace("\f", FORM_FEED)
     if squeezed(answer) == squeezed(stored):
         return 1.0
     precision = 0 if item.is_integer else item.precision
