@@ -37,7 +37,9 @@ def table(name: str) -> list[list[str]]:
     return [line.replace("⏎", "\n").replace("␌", "\f").split("\t") for line in lines]
 
 
-@pytest.mark.parametrize("style", ["<think>so</think><answer>{}</answer>", "I see a circle and two lines in it.\n\nAnswer: {}", "\\boxed{{{}}}"])
+@pytest.mark.parametrize(
+    "style", ["<think>so</think><answer>{}</answer>", "I see a circle and two lines in it.\n\nAnswer: {}", "\\boxed{{{}}}"]
+)
 def test_golds_answer_themselves_in_every_kind(style):
     golds = table("evaluate_golds.tsv")
     assert len(golds) >= 200

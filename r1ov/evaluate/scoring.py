@@ -41,6 +41,7 @@ def score(item: Item, prediction: Prediction, lenient: bool = False) -> Verdict:
     text = prediction.text.replace("\f", FORM_FEED)
     found, method = extract_answer(text, "auto", prediction.finish_reason != "length", lenient)
     answer, worth = read_answer(item, found) if found else (None, 0.0)
+    worth = worth if item.answer.strip() else 0.0  # a split without golds
     formed = format_reward(prediction.text)
     return Verdict(id=item.id, sample=prediction.sample, score=worth, answer=answer, method=method, well_formed=formed)
 
