@@ -34,17 +34,32 @@ def test_mathvista_rows(tmp_path):
     ]
     parquet(tmp_path / "data" / "testmini-00000-of-00001.parquet", rows)
     no, twice, whole, decimal, pair, chinese = load_items("mathvista", str(tmp_path))
-    assert [item.id for item in (no, pair)] == ["1", "5"] and [shade(item) for item in (no, pair)] == [1, 5]
+    assert [item.id for item in (no, pair)] == ["1", "5"]
+    assert [shade(item) for item in (no, pair)] == [1, 5]
     assert (no.answer, no.kind, no.choices, no.bench, no.split) == ("B", "mcq", ("Yes", "No"), "mathvista", "testmini")
-    assert no.question == "How tall is the bar?\n(A) Yes\n(B) No" and no.raw_query.startswith("Hint:")
-    assert right(no, "B") and right(no, "No") and not right(no, "A")
-    assert right(twice, "A") and right(twice, "B") and not right(twice, "C")
-    assert whole.question == "How tall is the bar? (unit: cm)\nAnswer with a whole number." and whole.unit == "cm"
-    assert right(whole, "14 cm") and not right(whole, "14.9")
-    assert "1 decimal place" in decimal.question and right(decimal, "1.23") and not right(decimal, "1.26")
-    assert right(pair, "[0, 5]") and not right(pair, "[5, 0]")
-    assert right(chinese, "三角形") and chinese.tags["language"] == "chinese" and chinese.tags["skills"] == ("a", "b")
-    assert no.tags["source"] == "PlotQA" and "img_width" not in no.tags and no.group == "images/1.png"
+    assert no.question == "How tall is the bar?\n(A) Yes\n(B) No"
+    assert no.raw_query.startswith("Hint:")
+    assert right(no, "B")
+    assert right(no, "No")
+    assert not right(no, "A")
+    assert right(twice, "A")
+    assert right(twice, "B")
+    assert not right(twice, "C")
+    assert whole.question == "How tall is the bar? (unit: cm)\nAnswer with a whole number."
+    assert whole.unit == "cm"
+    assert right(whole, "14 cm")
+    assert not right(whole, "14.9")
+    assert "1 decimal place" in decimal.question
+    assert right(decimal, "1.23")
+    assert not right(decimal, "1.26")
+    assert right(pair, "[0, 5]")
+    assert not right(pair, "[5, 0]")
+    assert right(chinese, "三角形")
+    assert chinese.tags["language"] == "chinese"
+    assert chinese.tags["skills"] == ("a", "b")
+    assert no.tags["source"] == "PlotQA"
+    assert "img_width" not in no.tags
+    assert no.group == "images/1.png"
 
 
 def test_mathvista_json_of_ids_names_pictures_by_path(tmp_path):
@@ -55,7 +70,9 @@ def test_mathvista_json_of_ids_names_pictures_by_path(tmp_path):
     packed(tmp_path / "images.zip", {"images/2.png": png(2)})
     loose, in_zip, missing = load_items("mathvista", str(tmp_path))
     assert (shade(loose), shade(in_zip)) == (1, 2)
-    assert "missing" in missing.error and not missing.images and not right(missing, "7")
+    assert "missing" in missing.error
+    assert not missing.images
+    assert not right(missing, "7")
 
 
 def test_a_split_without_golds_scores_nothing_and_says_so(tmp_path, capsys):
@@ -77,13 +94,28 @@ def test_mathvision_rows(tmp_path):
     ]
     parquet(tmp_path / "test-00000-of-00001.parquet", rows)
     drawn, listed, fraction, spaced, degrees, letter, pictures = load_items("mathvision", str(tmp_path))
-    assert drawn.choices is None and drawn.num_choices == 5 and right(drawn, "B") and not right(drawn, "F") and not right(drawn, "A, B")
+    assert drawn.choices is None
+    assert drawn.num_choices == 5
+    assert right(drawn, "B")
+    assert not right(drawn, "F")
+    assert not right(drawn, "A, B")
     assert drawn.question == "Which piece fits?\nThe options A, B, C, D, E are in the picture."
-    assert right(listed, "D") and right(listed, "4") and not right(listed, "5") and listed.tags == {"level": "5", "subject": "counting"}
-    assert right(fraction, r"\frac{36}{13}") and right(fraction, "36/13") and fraction.kind == "math"
-    assert right(spaced, "11") and right(degrees, "69°") and right(letter, "C") and not right(letter, "B")
-    assert pictures.num_choices == 5 and right(pictures, "E") and pictures.question.startswith("See (picture 1) and (picture 2).")
-    assert all(len(item.images) == 1 for item in (drawn, pictures)) and "<image" not in drawn.question + pictures.question
+    assert right(listed, "D")
+    assert right(listed, "4")
+    assert not right(listed, "5")
+    assert listed.tags == {"level": "5", "subject": "counting"}
+    assert right(fraction, r"\frac{36}{13}")
+    assert right(fraction, "36/13")
+    assert fraction.kind == "math"
+    assert right(spaced, "11")
+    assert right(degrees, "69°")
+    assert right(letter, "C")
+    assert not right(letter, "B")
+    assert pictures.num_choices == 5
+    assert right(pictures, "E")
+    assert pictures.question.startswith("See (picture 1) and (picture 2).")
+    assert all(len(item.images) == 1 for item in (drawn, pictures))
+    assert "<image" not in drawn.question + pictures.question
 
 
 def test_mathvision_jsonl_beside_a_zip(tmp_path):
@@ -109,15 +141,31 @@ def test_mathverse_rows(tmp_path):
     ]
     parquet(tmp_path / "testmini.parquet", rows)
     bare, bracketed, seen, word, two, beyond, area, degree, metres, missing = load_items("mathverse", str(tmp_path))
-    assert right(bare, "C") and right(bare, "60°") and right(bare, "C:60°") and not right(bare, "D")
-    assert bracketed.answer == "C" and right(bracketed, "C")
-    assert seen.question == "Answer the question in the picture." and right(seen, "B") and right(seen, "50")
-    assert right(word, "B") and right(word, "False") and not right(word, "A")
-    assert two.kind == "text" and not right(two, "C") and right(two, "C D")
-    assert right(beyond, "F") and not right(beyond, "A")
-    assert right(area, "9π") and not right(area, "A") and right(degree, "118°") and right(metres, "2191.7 m")
+    assert right(bare, "C")
+    assert right(bare, "60°")
+    assert right(bare, "C:60°")
+    assert not right(bare, "D")
+    assert bracketed.answer == "C"
+    assert right(bracketed, "C")
+    assert seen.question == "Answer the question in the picture."
+    assert right(seen, "B")
+    assert right(seen, "50")
+    assert right(word, "B")
+    assert right(word, "False")
+    assert not right(word, "A")
+    assert two.kind == "text"
+    assert not right(two, "C")
+    assert right(two, "C D")
+    assert right(beyond, "F")
+    assert not right(beyond, "A")
+    assert right(area, "9π")
+    assert not right(area, "A")
+    assert right(degree, "118°")
+    assert right(metres, "2191.7 m")
     assert missing.error == "the row has no picture"
-    assert bare.group == "0" and bare.tags["problem_version"] == "Text Dominant" and bare.raw_query.startswith("Reason")
+    assert bare.group == "0"
+    assert bare.tags["problem_version"] == "Text Dominant"
+    assert bare.raw_query.startswith("Reason")
 
 
 def test_mathverse_text_only_has_no_picture(tmp_path):
@@ -139,13 +187,22 @@ def test_wemath_rows(tmp_path):
     parquet(tmp_path / "data" / "testmini-00000-of-00001.parquet", rows)
     nodes(tmp_path / "knowledge_structure_nodes.json", {"Area of Circles": "Calculation of Plane Figures"})
     first, wide, letters, other = load_items("wemath", str(tmp_path))
-    assert [item.id for item in (first, letters)] == ["2steps_1@2steps_1", "2steps_1@2steps_multi"] and first.group == letters.group
-    assert first.question == f"What is the area?\n{rows[0]['option']}" and first.choices[-1] == "No correct answer"
-    assert right(first, "B") and right(first, "4 cm") and not right(first, "D")
-    assert wide.choices == ("3 cm", "4; 5 cm", "5 cm", "6 cm", "No correct answer") and right(wide, "D") and right(wide, "D．6 cm")
-    assert letters.choices == ("F", "D", "B", "I") and right(letters, "A") and not right(letters, "B")
+    assert [item.id for item in (first, letters)] == ["2steps_1@2steps_1", "2steps_1@2steps_multi"]
+    assert first.group == letters.group
+    assert first.question == f"What is the area?\n{rows[0]['option']}"
+    assert first.choices[-1] == "No correct answer"
+    assert right(first, "B")
+    assert right(first, "4 cm")
+    assert not right(first, "D")
+    assert wide.choices == ("3 cm", "4; 5 cm", "5 cm", "6 cm", "No correct answer")
+    assert right(wide, "D")
+    assert right(wide, "D．6 cm")
+    assert letters.choices == ("F", "D", "B", "I")
+    assert right(letters, "A")
+    assert not right(letters, "B")
     assert first.tags == {"key": "2steps_1", "concept": "Area of Circles", "domain": "Calculation of Plane Figures"}
-    assert "domain" not in other.tags and shade(first) == 1
+    assert "domain" not in other.tags
+    assert shade(first) == 1
 
 
 def test_wemath_json_beside_a_zip(tmp_path):
@@ -167,9 +224,17 @@ def test_r1_onevision_bench_tsv(tmp_path):
     path = tsv(tmp_path / "r1-onevision.tsv", rows)
     letter, word, python, missing, value = load_items("r1-onevision-bench", str(path))
     assert [shade(item) for item in (letter, word, python, value)] == [7, 7, 9, 300]
-    assert letter.question == rows[0]["question"] and letter.tags == more and letter.kind == "mcq" and letter.split == "train"
-    assert right(letter, "B") and right(letter, "5 cm") and not right(letter, "C")
-    assert word.kind is None and right(word, "Blue") and right(python, "3 m") and right(value, "20")
+    assert letter.question == rows[0]["question"]
+    assert letter.tags == more
+    assert letter.kind == "mcq"
+    assert letter.split == "train"
+    assert right(letter, "B")
+    assert right(letter, "5 cm")
+    assert not right(letter, "C")
+    assert word.kind is None
+    assert right(word, "Blue")
+    assert right(python, "3 m")
+    assert right(value, "20")
     assert "missing" in missing.error
     assert load_items("r1-onevision-bench", str(tmp_path))[2].question == 'It says "5".'
 
@@ -201,9 +266,14 @@ def test_a_vlmevalkit_tsv_with_options_in_columns(tmp_path):
         },
     ]
     one, shared, several = load_items(str(tsv(tmp_path / "mine.tsv", rows)))
-    assert one.question == "Look.\nWhich?\n(A) red\n(B) blue" and one.choices == ("red", "blue") and one.bench == "mine"
-    assert shade(one) == shade(shared) == 1 and one.tags == {"l2-category": "x"}
-    assert len(several.images) == 2 and several.kind is None and right(several, "7")
+    assert one.question == "Look.\nWhich?\n(A) red\n(B) blue"
+    assert one.choices == ("red", "blue")
+    assert one.bench == "mine"
+    assert shade(one) == shade(shared) == 1
+    assert one.tags == {"l2-category": "x"}
+    assert len(several.images) == 2
+    assert several.kind is None
+    assert right(several, "7")
 
 
 def test_generic_json_lines(tmp_path):
@@ -225,9 +295,16 @@ def test_generic_json_lines(tmp_path):
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (tmp_path.parent / "secret.png").write_bytes(png(5))
     counted, text_only, outside = load_items(str(tmp_path / "mine.jsonl"))
-    assert shade(counted) == 4 and counted.tags == {"topic": "counting"} and counted.group == "g" and counted.kind == "number"
-    assert text_only.images == () and text_only.error is None and right(text_only, "A") and right(text_only, "red")
-    assert "outside" in outside.error and outside.precision == 1
+    assert shade(counted) == 4
+    assert counted.tags == {"topic": "counting"}
+    assert counted.group == "g"
+    assert counted.kind == "number"
+    assert text_only.images == ()
+    assert text_only.error is None
+    assert right(text_only, "A")
+    assert right(text_only, "red")
+    assert "outside" in outside.error
+    assert outside.precision == 1
 
 
 def test_counts_are_checked_against_the_known_ones(tmp_path, capsys):
@@ -250,7 +327,8 @@ def test_a_broken_picture_is_an_error_row_and_stays(tmp_path, capsys):
     broken = [struct(b"\x89PNG\r\n\x1a\nnothing"), struct(b""), struct(None, "images/9.png")]
     parquet(tmp_path / "test-00000-of-00001.parquet", [mathvision(n, "7", decoded_image=one) for n, one in enumerate(broken)])
     items = load_items("mathvision", str(tmp_path))
-    assert len(items) == 3 and all(item.error and not item.images for item in items)
+    assert len(items) == 3
+    assert all(item.error and not item.images for item in items)
     assert "3 of 3 items cannot be asked" in capsys.readouterr().err
 
 
@@ -299,7 +377,8 @@ def test_a_benchmark_without_data_comes_from_the_hub(tmp_path, monkeypatch):
         ("We-Math/We-Math", "dataset", None),
         ("somebody/copy", "dataset", "v2"),
     ]
-    assert "*testmini-*.parquet" in asked[0][1]["allow_patterns"] and "*knowledge_structure_nodes.json" in asked[0][1]["allow_patterns"]
+    assert "*testmini-*.parquet" in asked[0][1]["allow_patterns"]
+    assert "*knowledge_structure_nodes.json" in asked[0][1]["allow_patterns"]
 
 
 def test_the_playground_is_painted_when_it_is_looked_at(monkeypatch):
@@ -310,11 +389,15 @@ def test_the_playground_is_painted_when_it_is_looked_at(monkeypatch):
     paint = benchmarks.paint
     monkeypatch.setattr(benchmarks, "paint", lambda scene: painted.append(scene) or paint(scene))
     items = load_items("playground", split="generalisation", limit=8)
-    assert not painted and len(items) == 8
+    assert not painted
+    assert len(items) == 8
     for index, item in enumerate(items):
         one = sample("generalisation", index)
         assert (item.question, item.answer, item.kind, item.tags) == (one.question, one.answer, one.kind, {"family": one.family})
-        assert item.images[0].load().tobytes() == one.image.tobytes() and item.images[0].size == one.image.size
-    assert len(painted) == 8 and right(items[0], items[0].answer)
+        assert item.images[0].load().tobytes() == one.image.tobytes()
+        assert item.images[0].size == one.image.size
+    assert len(painted) == 8
+    assert right(items[0], items[0].answer)
     swapped = benchmarks.playground_items("test", 1, swap=True)[0]
-    assert swapped.images[0].load().tobytes() == sample("test", 7).image.tobytes() and swapped.question == sample("test", 0).question
+    assert swapped.images[0].load().tobytes() == sample("test", 7).image.tobytes()
+    assert swapped.question == sample("test", 0).question
