@@ -116,10 +116,7 @@ def load_items(bench: str, data: str | None = None, split: str | None = None, li
         if limit is None:
             raise UserError("the playground is endless; say how many questions with --limit")
         return playground_items(split or "test", limit, seed)
-    if bench not in BENCHMARKS:
-        items = _read_path(bench, data, split)
-    else:
-        items = _read(BENCHMARKS[bench], data, split)
+    items = _read(BENCHMARKS[bench], data, split) if bench in BENCHMARKS else _read_path(bench, data, split)
     ids = [item.id for item in items]
     if len(set(ids)) < len(ids):
         twice = next(id for id in ids if ids.count(id) > 1)

@@ -111,19 +111,19 @@ class Pictures:
             return {"error": str(error)}
 
     def _find(self, source: Any) -> LazyImage:
+        if isinstance(source, Mapping):
+            source = source.get("bytes") or source.get("path")
         if not source:
             raise BadRow("the row has no picture")
-        is_bytes = isinstance(source, Mapping) and source.get("bytes")
-        path = source.get("path") if isinstance(source, Mapping) and not is_bytes else source
-        if not isinstance(path, str) or not path:
+        if not isinstance(source, str):
             return lazy_picture(source, self.folder, self.inside)
         for folder in (self.folder, self.folder / "images", self.folder.parent):
             try:
-                return lazy_picture(path, folder, self.inside)
+                return lazy_picture(source, folder, self.inside)
             except BadRow as error:
                 if error.reason != MISSING and (folder != self.folder.parent or "outside" not in error.reason):
                     raise
-        return self._from_zip(path)
+        return self._from_zip(source)
 
     def _from_zip(self, path: str) -> LazyImage:
         if self._members is None:

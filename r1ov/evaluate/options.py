@@ -21,9 +21,10 @@ def lettered(text: str) -> tuple[str, ...]:
             break
         marks.append(mark)
         at = mark.end()
+    if len(marks) < 2:
+        return ()
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
-    texts = tuple(text[mark.end() : end].strip().strip(";；").strip() for mark, end in zip(marks, ends, strict=True))
-    return texts if len(texts) > 1 else ()
+    return tuple(text[mark.end() : end].strip().strip(";；").strip() for mark, end in zip(marks, ends, strict=True))
 
 
 def listed(cell: Any) -> tuple[str, ...]:

@@ -13,15 +13,18 @@ from r1ov.reward.extract import extract_answer
 from r1ov.reward.spelling import boxed, plain, unwrap
 
 REL_TOL = 1e-4
+FORM_FEED = r"\f"  # in somebody's "\frac" that was read as an escape
 MAX_MENTION = 120  # characters of an answer in which an option's text is looked for
 _MARK = r"^(?i:the\s+)?(?i:(?:correct|final|best)\s+)?(?i:option|choice|answer|选项?)?\s*[(\[]?([A-Z])[)\]]?"
 _LETTER_THEN = re.compile(_MARK + r"\s*(?:[,;(]|-\s)\s*(?=\S)(?![(\[]?[A-Z]\b|(?i:and|or)\b)")  # "B, the blue one", "B (blue)"
 _LETTER_IS = re.compile(_MARK + r"\s+is\s+(?:the\s+)?(?:correct|right|answer|best)\b.*$", re.DOTALL)
 _NEGATION = re.compile(r"\b(?:not?|nor|never|neither|none|without|except|or|cannot)\b|n't\b|不|非|或", re.IGNORECASE)
-_LEAD = re.compile(
-    r"^[^\d=<>\\(\[{]*(?<![^\W\d])(?:is|are|was|equals?|be|about|approximately|approx\.?|around|roughly|equal\s+to)\s*:?\s+(?=\S)",
+_LEAD = re.compile(  # words up to the value: "the area is", "about", "面积是"
+    r"^(?:[^\d=<>\\(\[{]*(?<![^\W\d])(?:is|are|was|equals?|be|about|approximately|approx\.?|around|roughly|equal\s+to)\s*:?\s+"
+    r"|[一-鿿]*(?<!不)(?:是|为|等于|约|选项|选择|选)\s*:?\s*)(?=\S)",
     re.IGNORECASE,
 )
+_COUNTER = re.compile(r"(?<=\d)\s*(?![^一-鿿]*[十百千万亿半倍分])[一-鿿]{1,6}$")  # "7个", not "7万"
 # "Area =", "m∠ABC =", "AB ="; not "x =" or "f(x) =", which the comparison reads itself
 _LABEL = re.compile(r"^(?:m?\s*(?:\\angle|\\triangle|∠|△)\s*\w{1,4}|[A-Za-z][A-Za-z' ]+)\s*=\s*(?=[^=])")
 _RATIO = re.compile(r"^(\d+(?:\.\d+)?)\s*(?::|\\colon|\\ratio|to)\s*(\d+(?:\.\d+)?)$")
@@ -35,8 +38,10 @@ def score(item: Item, prediction: Prediction, lenient: bool = False) -> Verdict:
     """
     if item.error or prediction.error or prediction.finish_reason == "error":
         return Verdict(id=item.id, sample=prediction.sample, score=0.0, answer=None, method="error", well_formed=0.0)
-    found, method = extract_answer(prediction.text, "auto", prediction.finish_reason != "length", lenient)
+    text = prediction.text.replace("\f", FORM_FEED)
+    found, method = extract_answer(text, "auto", prediction.finish_reason != "length", lenient)
     answer, worth = read_answer(item, found) if found else (None, 0.0)
+    worth = worth if item.answer.strip() else 0.0  # a split without golds
     formed = format_reward(prediction.text)
     return Verdict(id=item.id, sample=prediction.sample, score=worth, answer=answer, method=method, well_formed=formed)
 
@@ -44,7 +49,9 @@ def score(item: Item, prediction: Prediction, lenient: bool = False) -> Verdict:
 def read_answer(item: Item, found: str) -> tuple[str, float]:
     """(the answer in its shortest form: a letter, or the value without words around it; its score)."""
     inner = extract_answer(found, "auto")
-    texts = [found]
+    texts = [found, *(re.split(r"\\approx(?![a-z])|≈", found, maxsplit=1) if "," not in found else ())]
+    if found.count("=") > 1 and "," not in found:
+        texts.append(found.rpartition("=")[2])  # a chain: x = 3 + 4 = 7
     if inner.answer and inner.method in ("phrase", "boxed") and len(set(boxed(found))) < 2:
         texts.append(inner.answer)
     kind = kind_of(item.answer) if item.kind is None else item.kind
@@ -55,7 +62,7 @@ def read_answer(item: Item, found: str) -> tuple[str, float]:
         letter = next((letter for text in texts if (letter := _option(text, rules))), None)
         return (letter or found), float(letter is not None and letter == choice_of(item.answer, rules))
     short = tidy(texts[-1], item)
-    return short, max(_score_free(item, text, kind) for text in (*texts, short))
+    return short, max(_score_free(item, text, kind) for text in (*texts, *(tidy(text, item) for text in texts)))
 
 
 def tidy(text: str, item: Item) -> str:
@@ -64,6 +71,8 @@ def tidy(text: str, item: Item) -> str:
     text = _LABEL.sub("", _LEAD.sub("", text)).strip()
     text = re.sub(r"°\s*T$", "°", text)  # a true bearing
     text = re.sub(r"(?<=[A-Za-z])\s+\^", "^", text)
+    if not _COUNTER.search(item.answer):
+        text = _COUNTER.sub("", text)
     if ratio := _RATIO.match(text):
         return f"({ratio[1]})/({ratio[2]})"
     if text.endswith("%") and (item.unit in ("%", "percent") or re.search(r"%|percent", item.question, re.IGNORECASE)):
@@ -75,11 +84,12 @@ def tidy(text: str, item: Item) -> str:
 
 def _score_free(item: Item, answer: str, kind: str) -> float:
     """1.0 for the gold's own text, spelling apart; else by the comparison, first of the gold as it is."""
-    if squeezed(answer) == squeezed(item.answer):
+    stored = item.answer.replace("\f", FORM_FEED)
+    if squeezed(answer) == squeezed(stored):
         return 1.0
     precision = 0 if item.is_integer else item.precision
     rules = Rules(rel_tol=REL_TOL, round_to_gold=True, precision=precision)
-    golds = dict.fromkeys((item.answer, tidy(item.answer, item)))
+    golds = dict.fromkeys((stored, tidy(stored, item)))
     for gold in golds:
         worth = score_answer(answer, gold, kind, rules)
         if kind == "math" and not worth and re.search(r"\b(?:and|or)\b", gold):
