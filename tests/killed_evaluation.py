@@ -54,7 +54,16 @@ def children(model, processor, folder: Path, size: int) -> list[int]:
 
 
 def written(folder: Path) -> set[tuple[str, int]]:
-    return {(row.id, row.sample) for path in folder.glob("predictions*.jsonl") for row in read_predictions(path, may_be_torn=True)}
+    """Which answers there are, in the merged file and in the processes' parts; none may be there twice."""
+    merged, parts = (
+        [(row.id, row.sample) for path in folder.glob(f"predictions{which}.jsonl") for row in read_predictions(path, may_be_torn=True)]
+        for which in ("", ".rank*")
+    )
+    assert len(set(merged)) == len(merged)
+    assert len(set(parts)) == len(parts), "answered twice"
+    # unless it was killed when the parts were merged and not yet removed
+    assert not set(parts) & set(merged) or set(parts) <= set(merged), "answered again"
+    return {*merged, *parts}
 
 
 def lines(folder: Path) -> int:
@@ -76,7 +85,7 @@ def main() -> None:
     there, landed = set(), 0
     for size in [1] * 5 + [2] * 5:
         started = children(model, processor, folder / "killed", size)
-        wanted = min(len(there) + rng.randint(0, 6), 2 * COUNT)
+        wanted = min(len(there) + rng.randint(1, 5), 2 * COUNT)
         while lines(folder / "killed") < wanted:
             time.sleep(0.003)
         time.sleep(rng.uniform(0.0, 0.05))
