@@ -11,5 +11,5 @@ def thumbnail(image: Image.Image, side: int = 448, format: str = "PNG") -> str:
     small = image.copy()
     small.thumbnail((side, side))
     file = io.BytesIO()
-    small.save(file, format, **({"quality": 75} if format == "WEBP" else {}))
+    small.save(file, format, **({"quality": 75, "method": 1} if format == "WEBP" else {}))
     return f"data:image/{format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
