@@ -62,7 +62,8 @@ def read_answer(item: Item, found: str) -> tuple[str, float]:
         letter = next((letter for text in texts if (letter := _option(text, rules))), None)
         return (letter or found), float(letter is not None and letter == choice_of(item.answer, rules))
     short = tidy(texts[-1], item)
-    return short, max(_score_free(item, text, kind) for text in (*texts, *(tidy(text, item) for text in texts)))
+    spelled = dict.fromkeys((*texts, *(tidy(text, item) for text in texts)))
+    return short, max(_score_free(item, text, kind) for text in spelled)
 
 
 def tidy(text: str, item: Item) -> str:
@@ -112,7 +113,7 @@ def squeezed(text: str) -> str:
 def _option(text: str, rules: Rules) -> str | None:
     """The option that the text picks: as the rewards read it; by a letter with words after it; by the only option it mentions."""
     short = unwrap(plain(text))
-    for spelled in (text, _LETTER_THEN.sub(r"\1. ", short, count=1), _LETTER_IS.sub(r"\1", short), _LEAD.sub("", short)):
+    for spelled in dict.fromkeys((text, _LETTER_THEN.sub(r"\1. ", short, count=1), _LETTER_IS.sub(r"\1", short), _LEAD.sub("", short))):
         if letter := choice_of(spelled, rules):
             return letter
     return _mentioned(short, rules) if rules.choices else None
