@@ -16,7 +16,6 @@ from r1ov.evaluate.options import LETTERS, choice_fields, listed, with_options
 from r1ov.evaluate.readers import text
 from r1ov.reward import KINDS
 
-MAX_INDEX = 64  # characters; a longer cell is a picture
 MAX_TAG = 200
 _KNOWN = {"index", "id", "question", "answer", "hint", "choices", "kind", "precision", "unit", "group", "image", "images", "image_path"}
 
@@ -85,7 +84,7 @@ def _sources(row: Row, cells: Mapping[str, Any]) -> list[Any]:
     cell = next((cell for cell in given if cell), None)
     # a row that shares another's picture gives that row's index instead
     for _ in range(2):
-        if isinstance(cell, str | int) and len(str(cell)) <= MAX_INDEX and cells.get(str(cell)):
+        if isinstance(cell, str | int) and cells.get(str(cell)):
             cell = cells[str(cell)]
     if isinstance(cell, str) and cell.startswith("["):
         try:
