@@ -236,6 +236,7 @@ def test_r1_onevision_bench_tsv(tmp_path):
     assert right(letter, "B")
     assert right(letter, "5 cm")
     assert not right(letter, "C")
+    assert letter.group == word.group != python.group
     assert word.kind is None
     assert right(word, "Blue")
     assert right(python, "3 m")

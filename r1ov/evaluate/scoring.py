@@ -48,10 +48,12 @@ def score(item: Item, prediction: Prediction, lenient: bool = False) -> Verdict:
 
 def read_answer(item: Item, found: str) -> tuple[str, float]:
     """(the answer in its shortest form: a letter, or the value without words around it; its score)."""
-    inner = extract_answer(found, "auto")
-    texts = [found, *(re.split(r"\\approx(?![a-z])|≈", found, maxsplit=1) if "," not in found else ())]
-    if found.count("=") > 1 and "," not in found:
-        texts.append(found.rpartition("=")[2])  # a chain: x = 3 + 4 = 7
+    texts, inner = [found], extract_answer(found, "auto")
+    if "," not in found:
+        left, *right = re.split(r"\\approx(?![a-z])|≈", found, maxsplit=1)
+        texts += right
+        if found.count("=") > 1:
+            texts.append(found.rpartition("=")[2])  # a chain: x = 3 + 4 = 7
     if inner.answer and inner.method in ("phrase", "boxed") and len(set(boxed(found))) < 2:
         texts.append(inner.answer)
     kind = kind_of(item.answer) if item.kind is None else item.kind
@@ -59,9 +61,13 @@ def read_answer(item: Item, found: str) -> tuple[str, float]:
         kind = "tuple"  # boxes are only where the data says so
     if kind == "mcq":
         rules = Rules(choices=tuple(item.choices or ()), num_choices=item.num_choices)
-        letter = next((letter for text in texts if (letter := _option(text, rules))), None)
-        return (letter or found), float(letter is not None and letter == choice_of(item.answer, rules))
+        if gold := choice_of(item.answer, rules):
+            letter = next((letter for text in texts if (letter := _option(text, rules))), None)
+            return (letter or found), float(letter == gold)
+        kind = "text"  # a gold that is no option: "BD"
     short = tidy(texts[-1], item)
+    if "," not in found:
+        texts.append(left)  # 2√2 ≈ 2.83
     spelled = dict.fromkeys((*texts, *(tidy(text, item) for text in texts)))
     return short, max(_score_free(item, text, kind) for text in spelled)
 
