@@ -1,8 +1,12 @@
 """The five benchmarks' published formats, read from small files that hold their traps."""
 
+import base64
+import csv
+import io
 import json
 
 import pytest
+from PIL import Image
 
 from r1ov.errors import UserError
 from r1ov.evaluate.benchmarks import BENCHMARKS, load_items
@@ -52,6 +56,7 @@ def test_mathvista_rows(tmp_path):
     assert "1 decimal place" in decimal.question
     assert right(decimal, "1.23")
     assert not right(decimal, "1.26")
+    assert decimal.precision == 1
     assert right(pair, "[0, 5]")
     assert not right(pair, "[5, 0]")
     assert right(chinese, "三角形")
@@ -231,12 +236,22 @@ def test_r1_onevision_bench_tsv(tmp_path):
     assert right(letter, "B")
     assert right(letter, "5 cm")
     assert not right(letter, "C")
+    assert letter.group == word.group != python.group
     assert word.kind is None
     assert right(word, "Blue")
     assert right(python, "3 m")
     assert right(value, "20")
     assert "missing" in missing.error
     assert load_items("r1-onevision-bench", str(tmp_path))[2].question == 'It says "5".'
+
+
+def test_a_cell_may_be_longer_than_csv_reads_by_itself(tmp_path):
+    file = io.BytesIO()
+    Image.effect_noise((400, 400), 90).save(file, "PNG")
+    cell = base64.b64encode(file.getvalue()).decode()
+    assert len(cell) > csv.field_size_limit()
+    tsv(tmp_path / "mine.tsv", [{"index": 1, "image": cell, "question": "What?", "answer": "noise"}])
+    assert load_items(str(tmp_path / "mine.tsv"))[0].images[0].size == (400, 400)
 
 
 def test_a_vlmevalkit_tsv_with_options_in_columns(tmp_path):

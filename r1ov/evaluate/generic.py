@@ -5,6 +5,7 @@ list of them, or the index of the row that has it), images or image_path. Every 
 """
 
 import ast
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,6 @@ from r1ov.evaluate.options import LETTERS, choice_fields, listed, with_options
 from r1ov.evaluate.readers import text
 from r1ov.reward import KINDS
 
-MAX_INDEX = 64  # characters; a longer cell is a picture
 MAX_TAG = 200
 _KNOWN = {"index", "id", "question", "answer", "hint", "choices", "kind", "precision", "unit", "group", "image", "images", "image_path"}
 
@@ -46,7 +46,7 @@ def _item(number: int, row: Row, cells: Mapping[str, Any], pictures: Pictures, s
     choices = letters or listed(row.get("choices") or ())
     index = next((text(row[name]) for name in ("index", "id") if text(row.get(name))), str(number))
     question = with_options(text(row["question"]), choices)
-    precision = text(row.get("precision")).strip()
+    precision, sources = text(row.get("precision")).strip(), _sources(row, cells)
     if precision and not precision.removesuffix(".0").isdecimal():
         raise UserError(f"{bench}: row {number + 1}: precision is {precision!r}, must be a number of decimals")
     is_mcq = kind == "mcq" or (kind is None and bool(choices or text(row.get("choices")).strip("[] ")))
@@ -59,10 +59,10 @@ def _item(number: int, row: Row, cells: Mapping[str, Any], pictures: Pictures, s
         kind="mcq" if is_mcq else kind,
         precision=int(float(precision)) if precision else None,
         unit=row.get("unit") or None,
-        group=text(row.get("group")) or None,
+        group=text(row.get("group")) or _shared(sources),
         tags={name: _tag(cell) for name, cell in row.items() if _is_tag(name, cell)},
         **(choice_fields(choices, answer.strip()) if is_mcq else {}),
-        **pictures.of(_sources(row, cells)),
+        **pictures.of(sources),
     )
 
 
@@ -78,6 +78,11 @@ def _flat(cell: Any) -> str:
     return "".join(map(str, cell)) if isinstance(cell, list) else str(cell)
 
 
+def _shared(sources: Sequence[Any]) -> str | None:
+    """The same for questions about the same picture."""
+    return hashlib.sha256(repr(sources).encode()).hexdigest()[:16] if sources else None
+
+
 def _sources(row: Row, cells: Mapping[str, Any]) -> list[Any]:
     given = [row[name] for name in ("images", "image", "image_path") if name in row]
     if not given or given[0] == []:
@@ -85,7 +90,7 @@ def _sources(row: Row, cells: Mapping[str, Any]) -> list[Any]:
     cell = next((cell for cell in given if cell), None)
     # a row that shares another's picture gives that row's index instead
     for _ in range(2):
-        if isinstance(cell, str | int) and len(str(cell)) <= MAX_INDEX and cells.get(str(cell)):
+        if isinstance(cell, str | int) and cells.get(str(cell)):
             cell = cells[str(cell)]
     if isinstance(cell, str) and cell.startswith("["):
         try:

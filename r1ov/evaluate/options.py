@@ -46,7 +46,7 @@ def choice_fields(texts: Sequence[str], gold: str = "") -> dict[str, Any]:
     is_known = all(text.strip() and not _DRAWN.fullmatch(text.strip()) for text in texts) and list(texts) != list(LETTERS[: len(texts)])
     if texts and is_known and beyond <= len(texts):
         return {"choices": tuple(texts)}
-    return {"num_choices": max(len(texts), beyond) or None}
+    return {"num_choices": max(len(texts), beyond) if texts else None}
 
 
 def with_options(question: str, texts: Sequence[str]) -> str:

@@ -9,7 +9,9 @@ from r1ov.evaluate.item import Item, Prediction, Verdict
 from r1ov.reward import Rules, format_reward, score_answer
 from r1ov.reward.accuracy import choice_of, kind_of
 from r1ov.reward.choice import read_text
+from r1ov.reward.compare import same_number
 from r1ov.reward.extract import extract_answer
+from r1ov.reward.number import Number, read_number
 from r1ov.reward.spelling import boxed, plain, unwrap
 
 REL_TOL = 1e-4
@@ -24,9 +26,15 @@ _LEAD = re.compile(  # words up to the value: "the area is", "about", "面积是
     r"|[一-鿿]*(?<!不)(?:是|为|等于|约|选项|选择|选)\s*:?\s*)(?=\S)",
     re.IGNORECASE,
 )
-_COUNTER = re.compile(r"(?<=\d)\s*(?![^一-鿿]*[十百千万亿半倍分])[一-鿿]{1,6}$")  # "7个", not "7万"
+_SYMBOL = r"(?:[kKMmcdnpuμGh]?(?:mol|Hz|Pa|eV|Wb|cal|bar|atm|[mgsAKNJWCVFTHSLlht]|Ω|\\Omega)|min|rad|rev|r|°[CF])(?:\^?-?\d)?\)?"
+# a number and its unit, such as kg/m^3, N\cdot m or J/(kg*K); or a Chinese one ("7个"), unless that multiplies ("7万")
+_QUANTITY = re.compile(
+    r"(?P<value>[-+]?\d[\d,.]*(?:/\d+)?(?:\s*(?:\\times|\*)\s*10\s*\^\s*-?\d+)?)"
+    rf"\s*(?P<unit>{_SYMBOL}(?:(?:\s*(?:\\cdot|\\times|[*/])\s*\(?|\s+){_SYMBOL})*|(?![十百千万亿半倍分])[一-鿿]{{1,6}})?"
+)
+MAX_QUANTITY = 60  # characters
 # "Area =", "m∠ABC =", "AB ="; not "x =" or "f(x) =", which the comparison reads itself
-_LABEL = re.compile(r"^(?:m?\s*(?:\\angle|\\triangle|∠|△)\s*\w{1,4}|[A-Za-z][A-Za-z' ]+)\s*=\s*(?=[^=])")
+_LABEL = re.compile(r"^(?:m?\s*(?:\\angle|\\triangle|∠|△)\s*\w{1,4}|[A-Za-z][A-Za-z' ]+|[A-Za-z]_\{?\w+\}?)\s*=\s*(?=[^=])")
 _RATIO = re.compile(r"^(\d+(?:\.\d+)?)\s*(?::|\\colon|\\ratio|to)\s*(\d+(?:\.\d+)?)$")
 _SIGNS = ((r"\\leq?(?:slant)?(?![A-Za-z])|≤|<=", "<="), (r"\\geq?(?:slant)?(?![A-Za-z])|≥|>=", ">="), (r"\\lt(?![A-Za-z])", "<"))
 
@@ -48,10 +56,12 @@ def score(item: Item, prediction: Prediction, lenient: bool = False) -> Verdict:
 
 def read_answer(item: Item, found: str) -> tuple[str, float]:
     """(the answer in its shortest form: a letter, or the value without words around it; its score)."""
-    inner = extract_answer(found, "auto")
-    texts = [found, *(re.split(r"\\approx(?![a-z])|≈", found, maxsplit=1) if "," not in found else ())]
-    if found.count("=") > 1 and "," not in found:
-        texts.append(found.rpartition("=")[2])  # a chain: x = 3 + 4 = 7
+    texts, inner = [found], extract_answer(found, "auto")
+    if "," not in found:
+        left, *right = re.split(r"\\approx(?![a-z])|≈", found, maxsplit=1)
+        texts += right
+        if found.count("=") > 1:
+            texts.append(found.rpartition("=")[2])  # a chain: x = 3 + 4 = 7
     if inner.answer and inner.method in ("phrase", "boxed") and len(set(boxed(found))) < 2:
         texts.append(inner.answer)
     kind = kind_of(item.answer) if item.kind is None else item.kind
@@ -59,10 +69,15 @@ def read_answer(item: Item, found: str) -> tuple[str, float]:
         kind = "tuple"  # boxes are only where the data says so
     if kind == "mcq":
         rules = Rules(choices=tuple(item.choices or ()), num_choices=item.num_choices)
-        letter = next((letter for text in texts if (letter := _option(text, rules))), None)
-        return (letter or found), float(letter is not None and letter == choice_of(item.answer, rules))
+        if gold := choice_of(item.answer, rules):
+            letter = next((letter for text in texts if (letter := _option(text, rules))), None)
+            return (letter or found), float(letter == gold)
+        kind = "text"  # a gold that is no option: "BD"
     short = tidy(texts[-1], item)
-    return short, max(_score_free(item, text, kind) for text in (*texts, *(tidy(text, item) for text in texts)))
+    if "," not in found:
+        texts.append(left)  # 2√2 ≈ 2.83
+    spelled = dict.fromkeys((*texts, *(tidy(text, item) for text in texts)))
+    return short, max(_score_free(item, text, kind) for text in spelled)
 
 
 def tidy(text: str, item: Item) -> str:
@@ -70,9 +85,8 @@ def tidy(text: str, item: Item) -> str:
     text = unwrap(plain(text)) if "\\" not in text else plain(text).strip(" .")
     text = _LABEL.sub("", _LEAD.sub("", text)).strip()
     text = re.sub(r"°\s*T$", "°", text)  # a true bearing
+    text = re.sub(r"\s*\([A-Za-z ]+\)$|[;,]$", "", re.sub(r"^=\s*", "", text))  # "= 12 (twelve);"
     text = re.sub(r"(?<=[A-Za-z])\s+\^", "^", text)
-    if not _COUNTER.search(item.answer):
-        text = _COUNTER.sub("", text)
     if ratio := _RATIO.match(text):
         return f"({ratio[1]})/({ratio[2]})"
     if text.endswith("%") and (item.unit in ("%", "percent") or re.search(r"%|percent", item.question, re.IGNORECASE)):
@@ -89,6 +103,8 @@ def _score_free(item: Item, answer: str, kind: str) -> float:
         return 1.0
     precision = 0 if item.is_integer else item.precision
     rules = Rules(rel_tol=REL_TOL, round_to_gold=True, precision=precision)
+    if kind in ("number", "math", "text") and same_quantity(answer, stored, rules):
+        return 1.0
     golds = dict.fromkeys((stored, tidy(stored, item)))
     for gold in golds:
         worth = score_answer(answer, gold, kind, rules)
@@ -97,6 +113,22 @@ def _score_free(item: Item, answer: str, kind: str) -> float:
         if worth:
             return worth
     return float(kind in ("math", "text") and any(squeezed(answer) == squeezed(gold) for gold in golds))
+
+
+def same_quantity(answer: str, gold: str, rules: Rules) -> bool:
+    """Equal numbers with the same unit, or with a unit on one side only."""
+    values, units = zip(*map(_quantity, (answer, gold)), strict=True)
+    return None not in values and (not all(units) or units[0] == units[1]) and same_number(*values, rules)
+
+
+def _quantity(text: str) -> tuple[Number | None, str]:
+    """(number, unit); (None, "") for anything else."""
+    text = re.sub(r"\\(?:text|mathrm|mbox|rm)(?![a-z])|[{}]", "", plain(text)).strip(" .")
+    text = re.sub(r"\s+per\s+(hour|h|second|s|minute|min)[a-z]*$", lambda word: f"/{'min' if word[1][0] == 'm' else word[1][0]}", text)
+    match = _QUANTITY.fullmatch(text) if len(text) <= MAX_QUANTITY else None
+    if not match:
+        return None, ""
+    return read_number(match["value"]), re.sub(r"[\s^()*]|\\cdot|\\times", "", match["unit"] or "")
 
 
 def squeezed(text: str) -> str:
@@ -112,7 +144,7 @@ def squeezed(text: str) -> str:
 def _option(text: str, rules: Rules) -> str | None:
     """The option that the text picks: as the rewards read it; by a letter with words after it; by the only option it mentions."""
     short = unwrap(plain(text))
-    for spelled in (text, _LETTER_THEN.sub(r"\1. ", short, count=1), _LETTER_IS.sub(r"\1", short), _LEAD.sub("", short)):
+    for spelled in dict.fromkeys((text, _LETTER_THEN.sub(r"\1. ", short, count=1), _LETTER_IS.sub(r"\1", short), _LEAD.sub("", short))):
         if letter := choice_of(spelled, rules):
             return letter
     return _mentioned(short, rules) if rules.choices else None

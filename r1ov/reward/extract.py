@@ -12,9 +12,12 @@ TAIL = 20_000  # characters at the end of a reply in which the ladder looks
 SHORT = 40  # a reply of at most so many characters is its own answer
 
 _PHRASE = re.compile(
-    r"(?:\b(?:answer|(?:final|correct|best|right)\s+(?:option|choice))\b[\s*_]*(?:(?:is|should\s+be|would\s+be|must\s+be)\b|[:：=])"
+    r"(?:\b(?:answer(?:\s+(?:choice|option))?(?:\s+to\s+(?:this|the)\s+\w+)?|(?:final|correct|best|right)\s+(?:option|choice|result|one))\b"
+    r"[\s*_]*(?:,?\s*(?:then|therefore|thus|hence)\s*,?\s*)?(?:(?:is|should\s+be|would\s+be|must\s+be)\b(?:\s+(?:therefore|thus|hence)\b)?|[:：=\]])"
     r"|^[#*_ ]{0,9}(?:final\s+|correct\s+)?answer[*_ ]*\n|\b(?:choose|select)\s+(?=(?:option|choice)\s+\(?[A-Z]\b)"
-    r"|答案\s*(?:应该|应)?(?:是|为|选|[:：])|(?:故|应|因此|所以)[,，]?\s*选(?:择|项)?)[\s*_:：]*(?:选项?)?[\s*_:：]*(?=\S)",
+    r"|\b(?:option|choice)\s+(?=[(*]{0,3}[A-Z][)*]{0,3}\s+is\s+(?:the\s+)?(?:correct|right)\b)"
+    r"|(?<!\w)(?=[(*]{0,3}[A-Z][)*]{0,3}\s+is\s+the\s+(?:correct|right)\s+(?:answer|option|choice)\b)"
+    r"|答案\s*(?:[】\]]|(?:应该|应)?(?:是|为|选|[:：]))|(?:故|应|因此|所以)[,，]?\s*选(?:择|项)?)[\s*_:：]*(?:选项?)?[\s*_:：]*(?=\S)",
     re.IGNORECASE | re.MULTILINE,
 )
 _END = re.compile(r"\n|。|(?<!\b[A-Za-z])[.!?](?=\s|$)")  # of a sentence; the full stop of "B. blue" is none
