@@ -397,12 +397,12 @@ def test_a_benchmark_without_data_comes_from_the_hub(tmp_path, monkeypatch):
 
 
 def test_the_playground_is_painted_when_it_is_looked_at(monkeypatch):
-    import r1ov.evaluate.benchmarks as benchmarks
     from r1ov.data.playground import sample
+    from r1ov.evaluate import playground
 
     painted = []
-    paint = benchmarks.paint
-    monkeypatch.setattr(benchmarks, "paint", lambda scene: painted.append(scene) or paint(scene))
+    paint = playground.paint
+    monkeypatch.setattr(playground, "paint", lambda scene: painted.append(scene) or paint(scene))
     items = load_items("playground", split="generalisation", limit=8)
     assert not painted
     assert len(items) == 8
@@ -413,6 +413,6 @@ def test_the_playground_is_painted_when_it_is_looked_at(monkeypatch):
         assert item.images[0].size == one.image.size
     assert len(painted) == 8
     assert right(items[0], items[0].answer)
-    swapped = benchmarks.playground_items("test", 1, swap=True)[0]
+    swapped = playground.playground_items("test", 1, swap=True)[0]
     assert swapped.images[0].load().tobytes() == sample("test", 7).image.tobytes()
     assert swapped.question == sample("test", 0).question

@@ -16,7 +16,7 @@ from r1ov.engine.sampling import SamplingParams
 from r1ov.errors import UserError
 from r1ov.evaluate.benchmarks import BENCHMARKS, load_items, metrics_of
 from r1ov.evaluate.compare import VERDICTS, write_verdicts
-from r1ov.evaluate.item import Item, Prediction, Verdict
+from r1ov.evaluate.item import Item, Prediction
 from r1ov.evaluate.judge import Judge
 from r1ov.evaluate.page import write_page
 from r1ov.evaluate.playground import items_by_id, playground_items
@@ -44,8 +44,8 @@ def evaluate(config: Any) -> None:
         if answers is None:
             return  # not the first of torchrun's processes
         predictions, folder, settings = answers
-    verdicts = verdicts_of(items, predictions, config.lenient)
     by_id = {item.id: item for item in items}
+    verdicts = [score(by_id[row.id], row, config.lenient) for row in predictions]
     if config.judge:
         cache = (folder or made(Path("runs/evaluate"))) / "judge.jsonl"
         verdicts = Judge(config.judge, config.judge_model, cache)(by_id, predictions, verdicts)
@@ -173,11 +173,6 @@ def made(folder: Path) -> Path:
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be made ({error.strerror}); choose another folder") from error
     return folder
-
-
-def verdicts_of(items: Sequence[Item], predictions: Sequence[Prediction], lenient: bool) -> list[Verdict]:
-    by_id = {item.id: item for item in items}
-    return [score(by_id[row.id], row, lenient) for row in predictions]
 
 
 def report(config: Any, items: Sequence[Item], answered: Sequence[Answered]) -> tuple[list[Table], list[Table]]:
