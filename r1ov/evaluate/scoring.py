@@ -15,7 +15,6 @@ from r1ov.reward.number import Number, read_number
 from r1ov.reward.spelling import boxed, plain, unwrap
 
 REL_TOL = 1e-4
-FORM_FEED = r"\f"  # in somebody's "\frac" that was read as an escape
 MAX_MENTION = 120  # characters of an answer in which an option's text is looked for
 _MARK = r"^(?i:the\s+)?(?i:(?:correct|final|best)\s+)?(?i:option|choice|answer|选项?)?\s*[(\[]?([A-Z])[)\]]?"
 _LETTER_THEN = re.compile(_MARK + r"\s*(?:[,;(]|-\s)\s*(?=\S)(?![(\[]?[A-Z]\b|(?i:and|or)\b)")  # "B, the blue one", "B (blue)"
@@ -46,7 +45,7 @@ def score(item: Item, prediction: Prediction, lenient: bool = False) -> Verdict:
     """
     if item.error or prediction.error or prediction.finish_reason == "error":
         return Verdict(id=item.id, sample=prediction.sample, score=0.0, answer=None, method="error", well_formed=0.0)
-    text = prediction.text.replace("\f", FORM_FEED)
+    text = prediction.text.replace("\f", r"\f")  # a "\frac" that was read as an escape
     found, method = extract_answer(text, "auto", prediction.finish_reason != "length", lenient)
     answer, worth = read_answer(item, found) if found else (None, 0.0)
     worth = worth if item.answer.strip() else 0.0  # a split without golds
@@ -98,14 +97,13 @@ def tidy(text: str, item: Item) -> str:
 
 def _score_free(item: Item, answer: str, kind: str) -> float:
     """1.0 for the gold's own text, spelling apart; else by the comparison, first of the gold as it is."""
-    stored = item.answer.replace("\f", FORM_FEED)
-    if squeezed(answer) == squeezed(stored):
+    if squeezed(answer) == squeezed(item.answer):
         return 1.0
     precision = 0 if item.is_integer else item.precision
     rules = Rules(rel_tol=REL_TOL, round_to_gold=True, precision=precision)
-    if kind in ("number", "math", "text") and same_quantity(answer, stored, rules):
+    if kind in ("number", "math", "text") and same_quantity(answer, item.answer, rules):
         return 1.0
-    golds = dict.fromkeys((stored, tidy(stored, item)))
+    golds = dict.fromkeys((item.answer, tidy(item.answer, item)))
     for gold in golds:
         worth = score_answer(answer, gold, kind, rules)
         if kind == "math" and not worth and re.search(r"\b(?:and|or)\b", gold):
