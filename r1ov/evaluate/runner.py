@@ -4,7 +4,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -40,16 +40,34 @@ class Asking:
     num_samples: int = 1
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """This process's number, and how many torchrun started."""
+
+    rank: int = 0
+    size: int = 1
+
+    def wait(self) -> None:
+        """Until all have come so far."""
+        if self.size > 1:
+            dist.barrier()
+
+    def told(self, value: bool) -> bool:
+        """The first process's value."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, 0)
+        return values[0]
+
+
 @contextmanager
-def ranks() -> Iterator[tuple[int, int, Callable[[], None]]]:
-    """This process's number, how many torchrun started, and what waits until all have come so far."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        yield 0, 1, lambda: None
+def ranks() -> Iterator[Ranks]:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks()
         return
     dist.init_process_group("gloo", timeout=timedelta(days=30))  # for one waits as long as the slowest works; torchrun sees who dies
     try:
-        yield dist.get_rank(), size, dist.barrier
+        yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
 
@@ -69,20 +87,25 @@ def run(
     Returns: in the first process all rows of these items, in their order, samples of one together; None in the others.
     """
     order = {item.id: number for number, item in enumerate(items)}
-    with ranks() as (rank, size, wait), locked(folder) if rank == 0 else nullcontext():
-        if rank == 0:
-            settle(folder, settings)
-            merge(folder, order)  # what a killed run left behind
-        wait()
+    with ranks() as world, ExitStack() as stack:
+        refusal = None
+        if world.rank == 0:
+            try:
+                stack.enter_context(locked(folder))
+                settle(folder, settings)
+                _check_prompts(items, merge(folder, order), asking)  # with what a killed run left behind
+            except UserError as error:
+                refusal = error
+        if world.told(refusal is not None):
+            raise refusal or SystemExit(2)  # said once, by the first
         rows = read_predictions(folder / MERGED)
-        _check_prompts(items, rows, asking)
         done = {(row.id, row.sample) for row in rows if row.finish_reason != "error"}
         wanted = range(asking.num_samples)
-        pending = [item for item in items if any((item.id, sample) not in done for sample in wanted)][rank::size]
+        pending = [item for item in items if any((item.id, sample) not in done for sample in wanted)][world.rank :: world.size]
         left = sum((item.id, sample) not in done for item in pending for sample in wanted)
         right, count = 0.0, 0
-        # Closed before the second wait: after that, the first process removes the file.
-        with appending(folder, rank) as write, tqdm(total=left, unit=" answers", disable=rank > 0, smoothing=0.05) as progress:
+        # Closed before the wait: after that, the first process removes the file.
+        with appending(folder, world.rank) as write, tqdm(total=left, unit=" answers", disable=world.rank > 0, smoothing=0.05) as progress:
 
             def keep(item: Item, row: Prediction) -> None:
                 nonlocal right, count
@@ -94,8 +117,8 @@ def run(
                 progress.set_postfix_str(f"right {right / count:.1%}", refresh=False)
 
             answer(model, processor, pending, asking, keep, max_num_seqs)
-        wait()
-        if rank:
+        world.wait()
+        if world.rank:
             return None
         rows = merge(folder, order)
     return [row for row in rows if row.id in order and row.sample < asking.num_samples]
