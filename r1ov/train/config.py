@@ -71,6 +71,7 @@ class TrainConfig:
     save_total_limit: int | None = option(2, "keep so many checkpoints, the newest")
     eval_steps: int = option(50, "held-out loss, and on the playground answers, every so many steps; 0: never")
     eval_samples: int = option(35, "held-out samples each time")
+    eval_split: Literal["test", "rl", "generalisation"] = option("test", "of the playground, whose questions are answered")
     report_to: Literal["none", "tensorboard", "wandb"] = option("none", "also log there, if it is installed")
 
     def __post_init__(self):
@@ -116,9 +117,10 @@ class GRPOConfig(TrainConfig):
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = option("linear", "what follows the warm-up")
     warmup_ratio: float = option(0.0, "share of the steps in which the learning rate climbs")
     adam_beta2: float = option(0.999, "second moment")
-    eval_steps: int = option(25, "answers to held-out questions of the playground every so many steps; 0: never")
-    eval_samples: int = option(70, "held-out questions each time")
-    per_device_train_batch_size: int = option(64, "completions of one process; how many at once, --max-length decides")
+    eval_steps: int = option(50, "answers to held-out questions of the playground every so many steps; 0: never")
+    eval_samples: int = option(210, "held-out questions each time")
+    eval_split: Literal["test", "rl", "generalisation"] = option("rl", "of the playground: those questions, with scenes of another seed")
+    per_device_train_batch_size: int = option(128, "completions of one process; how many at once, --max-length decides")
 
     num_generations: int = option(8, "G: completions of each prompt")
     max_completion_length: int = option(256, "tokens of a completion, at most")
