@@ -27,40 +27,65 @@ class Row:
     logprobs: Sequence[float]
     advantage: float
 
+    @property
+    def num_trained(self) -> int:
+        return num_trained(self.sequence.labels)
+
+    @property
+    def teaches(self) -> bool:
+        """Whether a gradient comes from it, where there is no KL term."""
+        return bool(self.advantage and self.num_trained)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
     """Rows end to end, T tokens; what is known of a token stands at the token's own place."""
 
     batch: Batch  # with labels (T,)
-    num_sequences: int  # without the blank one
+    num_items: int  # trained tokens, those of the rows left out included
+    num_sequences: int  # as well; without the blank one
     advantages: Tensor  # (B,)
     sampler_logprobs: Tensor  # (T,)
     old_logprobs: Tensor | None = None  # (T,) of the policy before the first update; None: it is the policy that learns
     ref_logprobs: Tensor | None = None  # (T,)
 
     @property
-    def num_items(self) -> int:
-        return int((self.batch["labels"] != IGNORED).sum())
+    def num_read(self) -> int:
+        """Trained tokens that are here."""
+        return num_trained(self.batch["labels"])
 
 
-def make_packs(rows: Sequence[Row], processor: Processor, max_length: int, world: World) -> list[Pack]:
-    """The rows in packs of at most `max_length` tokens; every process gets as many, because a sharded model is called by all together."""
+def num_trained(labels: Tensor) -> int:
+    return int((labels != IGNORED).sum())
+
+
+def make_packs(rows: Sequence[Row], processor: Processor, max_length: int, world: World, skip_idle: bool = False) -> list[Pack]:
+    """The rows in packs of at most `max_length` tokens; every process gets as many, because a sharded model is called by all together.
+
+    Args: skip_idle: leave out rows that teach nothing; the first pack counts them, so that what is a mean over all stays one. Where
+        no process has any other, all are kept, and the step is as ever.
+    """
+    left_out: list[Row] = []
+    if skip_idle and any(world.gather(any(row.teaches for row in rows))):
+        rows, left_out = [row for row in rows if row.teaches], [row for row in rows if not row.teaches]
     lengths = [len(row.sequence) for row in rows]
     costs = [_cost(row.sequence, processor) for row in rows]
     bins = pack(lengths, costs, max_length)
     count = max(world.gather(len(bins)))
     if world.size > 1:
         bins = pack(lengths, costs, max_length, count) or [[] for _ in range(count)]
-    return [_pack([rows[index] for index in members], processor, needs_picture=world.size > 1) for members in bins]
+    return [
+        _pack([rows[index] for index in members], [] if number else left_out, processor, needs_picture=world.size > 1)
+        for number, members in enumerate(bins)
+    ]
 
 
 def _cost(encoded: Encoded, processor: Processor) -> int:
     grids = [] if encoded.image_grid_thw is None else encoded.image_grid_thw.tolist()
-    return sequence_cost(processor.config, len(encoded), int((encoded.labels != IGNORED).sum()), grids)
+    return sequence_cost(processor.config, len(encoded), num_trained(encoded.labels), grids)
 
 
-def _pack(rows: Sequence[Row], processor: Processor, needs_picture: bool) -> Pack:
+def _pack(rows: Sequence[Row], left_out: Sequence[Row], processor: Processor, needs_picture: bool) -> Pack:
     sequences = [row.sequence for row in rows]
     logprobs = [F.pad(torch.tensor(row.logprobs), (len(row.sequence) - len(row.logprobs), 0)) for row in rows]
     advantages = [row.advantage for row in rows]
@@ -68,7 +93,11 @@ def _pack(rows: Sequence[Row], processor: Processor, needs_picture: bool) -> Pac
         blank = blank_sequence(processor)
         sequences, logprobs, advantages = [*sequences, blank], [*logprobs, torch.zeros(len(blank))], [*advantages, 0.0]
     return Pack(
-        batch=processor.pack(sequences), num_sequences=len(rows), advantages=torch.tensor(advantages), sampler_logprobs=torch.cat(logprobs)
+        batch=processor.pack(sequences),
+        num_items=sum(row.num_trained for row in (*rows, *left_out)),
+        num_sequences=len(rows) + len(left_out),
+        advantages=torch.tensor(advantages),
+        sampler_logprobs=torch.cat(logprobs),
     )
 
 
@@ -95,7 +124,7 @@ def with_logprobs(
 
 
 def objective(
-    hidden: Tensor, weight: Tensor, pack: Pack, config: GRPOConfig, num_items: float, num_sequences: float, num_packs: int
+    hidden: Tensor, weight: Tensor, pack: Pack, config: GRPOConfig, num_items: float, num_read: float, num_sequences: float, num_packs: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """This pack's share of the step's loss and metrics. The numbers are of the whole step, over all processes."""
     device = hidden.device
@@ -113,6 +142,7 @@ def objective(
         pack.batch["cu_seqlens"].to(device),
         mask,
         num_items_in_batch=num_items,
+        num_read_in_batch=num_read,
         num_sequences_in_batch=num_sequences,
         old_logprobs=old,
         ref_logprobs=ref,
@@ -122,6 +152,6 @@ def objective(
         **config.loss_options,
     )
     gap = (before - sampler).abs()[mask]
-    metrics[f"{GAP}/mean"] = gap.sum() / max(num_items, 1)
+    metrics[f"{GAP}/mean"] = gap.sum() / max(num_read, 1)
     metrics[f"{GAP}/max"] = gap.max() if len(gap) else gap.new_tensor(float("nan"))
     return loss, metrics
