@@ -8,7 +8,6 @@ import json
 import math
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -198,7 +197,7 @@ def rolled(model, processor, prompts, **options):
 
 def rows_of(groups):
     return [
-        Row(sequence=sequence(group.prompt, completion, is_trained=True), logprobs=completion.logprobs, advantage=0.0)
+        Row(sequence=sequence(group.prompt, completion, True), logprobs=completion.logprobs, advantage=0.0, group=group.number)
         for group in groups
         for completion in group.completions
     ]
@@ -230,8 +229,7 @@ def test_the_trainers_log_probs_are_those_of_transformers(prompts):
     judge = Qwen2_5_VLForConditionalGeneration.from_pretrained(resolve("r1ov-tiny"), dtype=torch.float32).eval()
     config, groups = rolled(model, processor, prompts, temperature=1.3)
     (pack,) = with_logprobs(make_packs(rows_of(groups), processor, 10_000, ONE), model, None, config.temperature, torch.device("cpu"))
-    starts = pack.batch["cu_seqlens"].tolist()
-    packed = {tuple(pack.batch["input_ids"][a:b].tolist()): pack.old_logprobs[a:b] for a, b in pairwise(starts)}
+    packed = {ids: pack.old_logprobs[own] for ids, own, _ in worker.rows_in(pack)}
     for row in rows_of(groups)[::2]:
         encoded = row.sequence
         pictures = {}

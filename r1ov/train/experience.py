@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ class Row:
     sequence: Encoded
     logprobs: Sequence[float]
     advantage: float
+    group: int | None = None  # rows of the same number have the same prompt
 
     @property
     def num_trained(self) -> int:
@@ -39,7 +41,10 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
-    """Rows end to end, T tokens; what is known of a token stands at the token's own place."""
+    """Rows end to end, T tokens; what is known of a token stands at the token's own place.
+
+    A prompt that several rows have stands there once, as a sequence of its own without its last token, and they go on from it.
+    """
 
     batch: Batch  # with labels (T,)
     num_items: int  # trained tokens, those of the rows left out included
@@ -68,37 +73,85 @@ def make_packs(rows: Sequence[Row], processor: Processor, max_length: int, world
     left_out: list[Row] = []
     if skip_idle and any(world.gather(any(row.teaches for row in rows))):
         rows, left_out = [row for row in rows if row.teaches], [row for row in rows if not row.teaches]
-    lengths = [len(row.sequence) for row in rows]
-    costs = [_cost(row.sequence, processor) for row in rows]
+    units = _units(rows, max_length, processor.config.image_token_id)
+    lengths = [_num_tokens(unit) for unit in units]
+    costs = [_cost(unit, processor) for unit in units]
     bins = pack(lengths, costs, max_length)
     count = max(world.gather(len(bins)))
     if world.size > 1:
         bins = pack(lengths, costs, max_length, count) or [[] for _ in range(count)]
     return [
-        _pack([rows[index] for index in members], [] if number else left_out, processor, needs_picture=world.size > 1)
+        _pack([units[index] for index in members], [] if number else left_out, processor, needs_picture=world.size > 1)
         for number, members in enumerate(bins)
     ]
 
 
-def _cost(encoded: Encoded, processor: Processor) -> int:
+def _units(rows: Sequence[Row], max_length: int, image_token_id: int) -> list[list[Row]]:
+    """The rows by prompt, as many of one prompt together as a pack holds; each for itself where a prompt ends with its picture."""
+    units: list[list[Row]] = []
+    last: dict[int, list[Row]] = {}  # of each group the unit that is being filled
+    for row in rows:
+        unit = None if row.group is None else last.get(row.group)
+        if unit and _num_tokens([*unit, row]) <= max_length:
+            unit.append(row)
+            continue
+        units.append([row])
+        if row.group is not None and row.sequence.input_ids[-len(row.logprobs) - 1] != image_token_id:
+            last[row.group] = units[-1]
+    return units
+
+
+def _num_shared(unit: Sequence[Row]) -> int:
+    """How many tokens of the prompt stand in the pack once; its last one, which predicts each completion's first, is every row's own."""
+    return len(unit[0].sequence) - len(unit[0].logprobs) - 1 if len(unit) > 1 else 0
+
+
+def _num_tokens(unit: Sequence[Row]) -> int:
+    return sum(len(row.sequence) for row in unit) - (len(unit) - 1) * _num_shared(unit)
+
+
+def _cost(unit: Sequence[Row], processor: Processor) -> int:
+    """Floating-point operations; what is shared counts once."""
+    encoded, shared = unit[0].sequence, _num_shared(unit)
     grids = [] if encoded.image_grid_thw is None else encoded.image_grid_thw.tolist()
-    return sequence_cost(processor.config, len(encoded), num_trained(encoded.labels), grids)
+    whole = sum(sequence_cost(processor.config, len(row.sequence), row.num_trained) for row in unit)
+    once = sequence_cost(processor.config, shared, 0)
+    return whole - (len(unit) - 1) * once + sequence_cost(processor.config, 0, 0, grids)
 
 
-def _pack(rows: Sequence[Row], left_out: Sequence[Row], processor: Processor, needs_picture: bool) -> Pack:
-    sequences = [row.sequence for row in rows]
-    logprobs = [F.pad(torch.tensor(row.logprobs), (len(row.sequence) - len(row.logprobs), 0)) for row in rows]
-    advantages = [row.advantage for row in rows]
-    if needs_picture and all(one.pixel_values is None for one in sequences):
-        blank = blank_sequence(processor)
-        sequences, logprobs, advantages = [*sequences, blank], [*logprobs, torch.zeros(len(blank))], [*advantages, 0.0]
+def _pack(units: Sequence[Sequence[Row]], left_out: Sequence[Row], processor: Processor, needs_picture: bool) -> Pack:
+    parts: list[tuple[Encoded, Sequence[float], float, int]] = []  # sequence, log-probs of its end, advantage, prefix
+    for unit in units:
+        prefix, shared = -1, _num_shared(unit)
+        if shared:
+            prefix = len(parts)
+            parts.append((_cut(unit[0].sequence, slice(shared)), [], 0.0, -1))
+        for row in unit:
+            own = replace(_cut(row.sequence, slice(shared, None)), **NO_PICTURES) if shared else row.sequence
+            parts.append((own, row.logprobs, row.advantage, prefix))
+    if needs_picture and all(sequence.pixel_values is None for sequence, *_ in parts):
+        parts.append((blank_sequence(processor), [], 0.0, -1))
+    sequences, logprobs, advantages, prefixes = zip(*parts, strict=True)
+    batch = processor.pack(sequences)
+    if max(prefixes) >= 0:
+        batch["prefixes"] = torch.tensor(prefixes)
+    rows = [row for unit in (*units, left_out) for row in unit]
     return Pack(
-        batch=processor.pack(sequences),
-        num_items=sum(row.num_trained for row in (*rows, *left_out)),
-        num_sequences=len(rows) + len(left_out),
+        batch=batch,
+        num_items=sum(row.num_trained for row in rows),
+        num_sequences=len(rows),
         advantages=torch.tensor(advantages),
-        sampler_logprobs=torch.cat(logprobs),
+        sampler_logprobs=torch.cat(
+            [F.pad(torch.tensor(own), (len(sequence) - len(own), 0)) for sequence, own in zip(sequences, logprobs, strict=True)]
+        ),
     )
+
+
+NO_PICTURES: dict[str, Any] = {"image_grid_thw": None, "pictures": (), "pixel_values": None}
+
+
+def _cut(encoded: Encoded, part: slice) -> Encoded:
+    return replace(encoded, input_ids=encoded.input_ids[part], labels=encoded.labels[part], position_ids=encoded.position_ids[:, part])
 
 
 def completion_logprobs(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -176,7 +176,8 @@ def deal(run: Run, groups: Sequence[Group], advantages: Sequence[Tensor]) -> lis
     for group, own in zip(groups, advantages, strict=True):
         for index, (completion, advantage) in enumerate(zip(group.completions, own.tolist(), strict=True)):
             is_trained = completion.finish_reason == "stop" or not config.mask_truncated_completions
-            row = Row(sequence=sequence(group.prompt, completion, is_trained), logprobs=completion.logprobs, advantage=advantage)
+            whole = sequence(group.prompt, completion, is_trained)
+            row = Row(sequence=whole, logprobs=completion.logprobs, advantage=advantage, group=group.number)
             minibatches[(numbers.index(group.number) * config.num_generations + index) % parts].append(row)
     return minibatches
 
