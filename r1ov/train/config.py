@@ -131,7 +131,7 @@ class GRPOConfig(TrainConfig):
     max_num_seqs: int | None = option(None, "completions decoded at once, at most; the others follow as rows finish; default: all")
     num_iterations: int = option(1, "mu: how often the completions of a rollout are learned from")
     steps_per_generation: int = option(1, "optimiser steps that share a rollout, each on a part of it (TRL counts micro-batches)")
-    beta: float = option(0.0, "weight of the KL term; 0 loads no reference model")
+    beta: float = option(0.0, "weight of the KL term; 0 loads no reference model, and completions of advantage 0 cost no update")
     epsilon: float = option(0.2, "the ratio is clipped below 1 - epsilon")
     epsilon_high: float | None = option(None, "and above 1 + this; default: epsilon. With cispo: the cap of the ratio itself")
     delta: float | None = option(None, "a second cap of the ratio, for negative advantages; default: none")
@@ -173,6 +173,11 @@ class GRPOConfig(TrainConfig):
     @property
     def peak_learning_rate(self) -> float:
         return self.learning_rate or (1e-4 if self.data == PLAYGROUND else 1e-6)
+
+    @property
+    def skips_idle_rows(self) -> bool:
+        """Whether completions of advantage 0 give no gradient at all, and stay out of the update. Bnpo weighs packs, not tokens."""
+        return self.beta == 0 and self.loss_type != "bnpo"
 
     @property
     def loss_options(self) -> dict[str, Any]:
