@@ -79,7 +79,7 @@ def test_log_probs_loss_and_every_gradient_are_those_of_rows_that_share_nothing(
     assert our_logprobs.keys() == {ids for ids in logprobs if not skip or ids in our_logprobs}
     assert len(our_logprobs) == sum(row.teaches or not skip for row in rows) > 10
     for ids, own in our_logprobs.items():
-        torch.testing.assert_close(own, logprobs[ids], rtol=0, atol=2e-5)
+        torch.testing.assert_close(own, logprobs[ids], rtol=0, atol=1e-4)  # of values down to -20: some float32 roundings
     for name, gradient in gradients.items():
         assert gradient.abs().max() > 0, name
         assert (our_gradients[name] - gradient).abs().max() <= 2e-5 * gradient.abs().max(), name
