@@ -126,7 +126,7 @@ class Endpoint:
         call = _Call(time.monotonic() + self.timeout)
         try:
             output = _within(self.timeout + 1, partial(self._send, messages, call))
-            reply = self._read(output, self.estimate(question))
+            reply = self._read(output, self.estimate(question)[0])
         except _Status as body:
             raise self._sorted(call, str(body)) from None
         except _TooLong:
@@ -168,13 +168,14 @@ class Endpoint:
             hooks.append(_watch)
         return self._client.chat_completion(messages, **self._sampling)
 
-    def _read(self, output: Any, estimate: tuple[int, int]) -> Reply:
+    def _read(self, output: Any, prompt_tokens: int) -> Reply:
+        """Args: prompt_tokens: a guess, for servers that do not tell. Raises: whatever is raised by looking into odd shapes."""
         choice, usage = output.choices[0], output.usage
         text, refusal = choice.message.content, choice.message.get("refusal")
         if text is not None and not isinstance(text, str):
             raise ValueError(f"the content is a {type(text).__name__}")
-        tokens = [_count(getattr(usage, name, None)) for name in ("prompt_tokens", "completion_tokens")]
-        prompt_tokens, completion_tokens = (known if known is not None else guess for known, guess in zip(tokens, estimate, strict=True))
+        prompt_tokens = _count(getattr(usage, "prompt_tokens", None), prompt_tokens)
+        completion_tokens = _count(getattr(usage, "completion_tokens", None), len(text or "") // 3 + 1)
         failure = None
         if refusal or choice.finish_reason == "content_filter" or (text and len(text) < 400 and REFUSAL.match(text.strip())):
             failure = f"refused: {self._clean(refusal or text or 'content filter')[:200]}"
@@ -189,9 +190,9 @@ class Endpoint:
         """What a status other than 200 means."""
         status, told = call.status or 0, self._clean(body)[:300]
         reason = f"the server answered {status}" + (f" ({told})" if told else "")
-        if status == 400 and "max_completion_tokens" in body and "max_tokens" in self._sampling:  # OpenAI's name of today
-            self._sampling = {**self._sampling, "extra_body": {"max_completion_tokens": self._sampling["max_tokens"]}}
-            del self._sampling["max_tokens"]
+        if status == 400 and "max_completion_tokens" in body:  # OpenAI's name of today, which other servers do not know
+            rest = {name: value for name, value in self._sampling.items() if name != "max_tokens"}
+            self._sampling = rest | {"extra_body": {"max_completion_tokens": self.max_tokens}}
             return TryAgain(reason)
         if status in NEVER or 300 <= status < 400 or "insufficient_quota" in body:
             return NoUse(f"{self.name}: {reason}; check the address, the model's name, the key and the account")
@@ -300,9 +301,9 @@ def _number(text: str) -> float:
     return float(text) if re.fullmatch(r"\d{1,15}(\.\d{1,9})?", text) else 0.0
 
 
-def _count(value: object) -> int | None:
+def _count(value: object, guess: int) -> int:
     """A number of tokens as a server tells it, if it can be one."""
-    return value if type(value) is int and 0 <= value < 10**8 else None
+    return value if type(value) is int and 0 <= value < 10**8 else guess
 
 
 def _sendable(text: str) -> str:

@@ -63,7 +63,7 @@ def cast(config: Any) -> dict[Role, Player]:
         if spec is None and not is_playground and role != "judge":
             raise UserError(f"--data {config.data[:80]} does not bring its own descriptions: give --{role} a URL or a model")
         spec = spec or defaults[role]
-        if spec in NO_MODEL and (spec == "rules") != (role == "judge") or (spec == "playground" and not is_playground):
+        if (spec in NO_MODEL and (spec == "rules") != (role == "judge")) or (spec == "playground" and not is_playground):
             raise UserError(f"--{role} {spec} cannot be; give a URL or a model" + (", or --data playground" if role != "judge" else ""))
         player = Player(role=role, spec=spec, model=model, key_env=key_env, price=_price(role, price))
         if player.is_endpoint:
