@@ -77,7 +77,8 @@ def formalize_all(config: FormalizeConfig) -> None:
     from r1ov.formalize.output import write_outputs
     from r1ov.formalize.rows import count_rows, read_rows
     from r1ov.formalize.run import Tally, in_order, process, stopping
-    from r1ov.formalize.stages import Settings, formalize
+    from r1ov.formalize.settings import Settings
+    from r1ov.formalize.stages import formalize
 
     players, folder = cast(config), Path(config.out)
     facts = {"data": config.data, **{role: str(player) for role, player in players.items()}}

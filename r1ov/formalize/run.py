@@ -17,7 +17,7 @@ from types import FrameType
 from r1ov.cli import one_line
 from r1ov.errors import UserError
 from r1ov.formalize.journal import Journal
-from r1ov.formalize.output import row_from_dict, row_to_dict
+from r1ov.formalize.layout import row_from_dict, row_to_dict
 from r1ov.formalize.row import BudgetSpent, Row
 
 
@@ -64,6 +64,8 @@ def process(
                     after = row if row.outcome else work(row)
                 except BudgetSpent:
                     continue
+                except UserError as error:
+                    after = replace(row, outcome="failed", reason=one_line(str(error)))
                 except Exception as error:  # a defect of ours that one row in 100,000 meets must not cost the others
                     print(traceback.format_exc(), file=sys.stderr, flush=True)
                     after = replace(row, outcome="failed", reason=f"crashed: {one_line(repr(error))[:300]}")
