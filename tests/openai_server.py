@@ -18,8 +18,9 @@ class Event(NamedTuple):
     """A request, by what it asks; `answered`: whether a whole, well-formed completion was sent, a refusal or an empty one too."""
 
     content: str
-    begun: float  # time.monotonic(), the same clock in all processes
+    begun: float  # time.monotonic()
     answered: bool
+    key: str  # that came with it
 
 
 ANSWERS = {"ok", "refusal", "refusal-field", "filtered", "empty", "length", "no-usage", "odd-usage"}
@@ -110,7 +111,8 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             with server.lock:
                 server.active -= 1
-                server.events.append(Event(content, begun, answered))
+                key = self.headers.get("Authorization", "").removeprefix("Bearer ")
+                server.events.append(Event(content, begun, answered, key))
 
     def misbehave(self, kind: str, body: dict) -> None:
         if kind in ANSWERS:
@@ -170,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
         finish = "stop"
         match kind:
             case "refusal":
-                message["content"] = "I'm sorry, but I can't assist with that request."
+                message["content"] = f"I'm sorry, but I can't assist with that request: {self.server.reply(body)}"
             case "refusal-field":
                 message |= {"content": None, "refusal": "not this one"}
             case "filtered":
