@@ -70,7 +70,7 @@ def test_a_row_goes_through_all_five_stages_and_keeps_what_each_made():
     assert row.answer == "3"
     assert row.verdict == {"by": "judge", **YES}
     assert "no boxes: no detector was asked for" in row.notes
-    assert "round 1: 1 facts added from the picture" in row.notes
+    assert "looked again: facts added from the picture, 1 (round 1)" in row.notes
     assert ROW.kind is None  # no stage writes into its argument
 
 
@@ -83,7 +83,7 @@ def test_only_describer_and_judge_see_the_picture_and_all_are_told_that_data_is_
 
 def test_looking_again_stops_when_nothing_is_missing_or_the_rounds_are_over():
     ask = Scripted(**{"Here is a question about": '{"missing": []}'})
-    assert "round 1: nothing was missing" in formalize(ROW, ask, replace(ALL, rounds=3)).notes
+    assert "looked again: nothing was missing (round 1)" in formalize(ROW, ask, replace(ALL, rounds=3)).notes
     assert ask.roles.count("describer") == 3
     ask = Scripted()
     formalize(ROW, ask, replace(ALL, rounds=3))
@@ -95,17 +95,22 @@ def test_looking_again_stops_when_nothing_is_missing_or_the_rounds_are_over():
 @pytest.mark.parametrize(
     ("begin", "reply", "outcome", "reason"),
     [
-        ("Look at", "a scene, I think", "failed", "route: malformed reply 'a scene, I think'"),
+        (
+            "Look at",
+            "a scene, I think",
+            "failed",
+            "route: malformed reply: expected one word of chart, scene, text, mixed, math; found 'a scene, I think'",
+        ),
         ("Look at", AskFailed("refused"), "failed", "route: refused"),
         ("Describe what", "Three balls.", "failed", "describe: malformed reply"),
         ("Describe what", '{"caption": "Three"', "failed", "describe: malformed reply"),
         ("Describe what", '{"caption": 3, "objects": []}', "failed", "describe: malformed reply"),
         ("Describe what", '{"caption": "x", "objects": [1]}', "failed", "describe: malformed reply"),
         ("Describe what", '{"caption": "x", "objects": [], "more": 1}', "failed", "describe: malformed reply"),
-        ("Solve", "", "failed", "reason: malformed reply ''"),
+        ("Solve", "", "failed", "reason: malformed reply"),
         ("Solve", "<think>Hm.</think>", "failed", "reason: malformed reply"),
         ("Solve", "<think>4.</think><answer>4</answer>", "rejected", "reason: wrong answer: '4', the gold answer is '3'"),
-        ("Below is a chain of thought about a picture, and", "  ", "failed", "role-play: the reply has 0 characters"),
+        ("Below is a chain of thought about a picture, and", "  ", "failed", "role-play: an empty reply: 0 characters"),
         ("Below is a chain of thought about a picture, and", "The caption says three.", "rejected", "filter: caption talk"),
         ("Below is a chain of thought about a picture, and", "Revised CoT: three.", "rejected", "filter: prompt left-over"),
         ("Below is a chain of thought about a picture, and", "1 + 2 = 4", "rejected", "filter: contradiction: '1 + 2 = 4'"),
@@ -121,7 +126,7 @@ def test_looking_again_stops_when_nothing_is_missing_or_the_rounds_are_over():
         ("Judge", "All true.", "failed", "filter: malformed reply"),
         ("Judge", json.dumps(YES) + json.dumps(YES), "failed", "filter: malformed reply"),
         ("Judge", "[" * 50_000, "failed", "filter: malformed reply"),
-        ("Judge", "x" * (MAX_REPLY + 1), "failed", "filter: the reply has 100,001 characters"),
+        ("Judge", "x" * (MAX_REPLY + 1), "failed", "filter: too long a reply: 100,001 characters"),
     ],
 )
 def test_every_reply_leads_to_an_outcome_with_its_reason(begin, reply, outcome, reason):
