@@ -69,12 +69,12 @@ def short(reply: str) -> str:
     """
     text = reply.strip()
     if not text or len(text) > MAX_REPLY:
-        raise AskFailed(f"the reply has {len(text):,} characters; expected 1 to {MAX_REPLY:,}")
+        raise AskFailed(f"{'too long a' if text else 'an empty'} reply: {len(text):,} characters, at most {MAX_REPLY:,} are read")
     return text
 
 
 def malformed(reply: str, expected: str) -> AskFailed:
-    return AskFailed(f"malformed reply {one_line(reply)[:80]!r}; expected {expected}")
+    return AskFailed(f"malformed reply: expected {expected}; found {one_line(reply)[:80]!r}")
 
 
 def _refuse(constant: str) -> NoReturn:

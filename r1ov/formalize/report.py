@@ -87,9 +87,8 @@ class Report:
 
 
 def reason_group(row: Row) -> str:
-    """Stage and rule of a reason, which rows have in common: "filter: wrong answer"."""
-    parts = (row.reason or "").split(": ")
-    return ": ".join(parts[:2])[:80] if row.outcome == "rejected" else parts[0] + ": " + parts[1][:40] if len(parts) > 1 else parts[0]
+    """What rows share of a reason, its stage and fault: "filter: wrong answer"."""
+    return ": ".join((row.reason or "").split(": ")[:2])[:80]
 
 
 def _section(row: Row) -> str:
@@ -112,7 +111,7 @@ def _section(row: Row) -> str:
         columns = "".join(f"<div><label>{label}</label><pre>{html.escape(text)}</pre></div>" for label, text in texts.items())
         parts.append(f'<div class="two">{columns}</div>')
     if row.answer:
-        colour = "right" if row.outcome == "done" else "wrong" if row.outcome == "rejected" else ""
+        colour = "right" if row.outcome == "done" else ""
         parts.append(f'<label>answer</label><pre class="{colour}">{html.escape(row.answer)}</pre>')
     known = [f"{name}: {'yes' if value is True else 'no' if value is False else value}" for name, value in row.verdict.items()]
     parts += [

@@ -25,9 +25,9 @@ def role_play(row: Row, ask: Ask, settings: Settings) -> Row:
         reply = ask("describer", prompt("look_again", question=row.question, thought=thought), row.image, system())
         missing = json_object(reply, {"missing": list})["missing"]
         if not missing:
-            notes.append(f"round {number + 1}: nothing was missing")
+            notes.append(f"looked again: nothing was missing (round {number + 1})")
             break
-        notes.append(f"round {number + 1}: {len(missing)} facts added from the picture")
+        notes.append(f"looked again: facts added from the picture, {len(missing)} (round {number + 1})")
         seen = "\n".join(f"- {fact}" for fact in missing)
         thought = _rewritten(ask, "add_seen", question=row.question, thought=thought, seen=seen, banned=banned)
     return replace(row, thought=thought, notes=(*row.notes, *notes))

@@ -67,25 +67,25 @@ def _row(item: Record | Bad, file: DataFile, number: int) -> Row:
     """One question about one picture, or about none."""
     label, tag = f"{file.path.stem}-{number + 1}", _tag(file)
     if isinstance(item, Bad):
-        return _failed(label, tag, item.detail)
+        return _failed(label, tag, f"{item.reason}: {item.detail.replace(f': {item.reason}', '', 1)}")
     label = (item.id or label).encode("utf-8", "replace").decode()
     users = [message for message in item.prompt if message["role"] == "user"]
     if len(users) > 1:
-        return _failed(label, tag, f"{item.where}: it has {len(users)} questions, expected one")
+        return _failed(label, tag, f"more than one question: {item.where}, {len(users)} of them")
     images = item.images
     if len(images) > 1:
-        return _failed(label, tag, f"{item.where}: it has {len(images)} pictures, expected one or none")
+        return _failed(label, tag, f"more than one picture: {item.where}, {len(images)} of them")
     content = users[0]["content"]
     question = content if isinstance(content, str) else "\n".join(part["text"] for part in content if part["type"] == "text")
     if not question.strip():
-        return _failed(label, tag, f"{item.where}: its question is empty")
+        return _failed(label, tag, f"the question is empty: {item.where}")
     if images and images[0].size[0] * images[0].size[1] > MAX_PIXELS:
         width, height = images[0].size
-        return _failed(label, tag, f"{item.where}: a picture of {width} x {height} pixels, the limit is {MAX_PIXELS:,}")
+        return _failed(label, tag, f"the picture is too large: {item.where}, {width} x {height} pixels, the limit is {MAX_PIXELS:,}")
     gold = item.solution or _concluded(item)
     row = Row(id=label, question=question.strip(), image=images[0] if images else None, gold=gold, answer_kind=item.kind, tag=tag)
     if gold is None:
-        return replace(row, outcome="failed", reason=f"read: {item.where}: there is no gold answer to check against")
+        return replace(row, outcome="failed", reason=f"read: no gold answer to check against: {item.where}")
     return row
 
 
