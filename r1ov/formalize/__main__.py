@@ -2,14 +2,21 @@
 
 import json
 import os
+import shlex
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from r1ov.cli import option, parse_cli, run
 from r1ov.errors import UserError
-from r1ov.formalize.roles import ROLES, cast, models
+from r1ov.formalize.roles import ROLES, Player, cast, models
+from r1ov.formalize.row import Role, Row
+
+if TYPE_CHECKING:
+    from r1ov.formalize.journal import Journal
 
 # What a run may change when it goes on; all else decides what comes out.
 MAY_CHANGE = {"limit", "concurrency", "timeout", "attempts", "max_tokens_spent", "max_cost", "retry_failed", "device", "out"}
@@ -70,26 +77,30 @@ class FormalizeConfig:
 
 def formalize_all(config: FormalizeConfig) -> None:
     """Leaves the outputs in `config.out`, and prints a summary on stdout."""
+    from r1ov.formalize.journal import Journal
+
+    players, folder = cast(config), Path(config.out)
+    facts = {"data": config.data, **{role: str(player) for role, player in players.items()}}
+    for name, fact in facts.items():
+        print(f"{name:<10}{fact}", file=sys.stderr)
+    with Journal(folder / "answers.journal", "key") as answers, Journal(folder / "rows.journal", "row") as finished:
+        _same_run(folder, config)
+        if unreadable := answers.unreadable + finished.unreadable:
+            print(f"note      {unreadable} damaged lines in {folder}/*.journal; what they held is done again", file=sys.stderr)
+        _run(config, players, facts, answers, finished)
+
+
+def _run(config: FormalizeConfig, players: Mapping[Role, Player], facts: dict[str, str], answers: "Journal", finished: "Journal") -> None:
     from tqdm import tqdm
 
     from r1ov.formalize.ask import Asker, Budget
-    from r1ov.formalize.journal import Journal
     from r1ov.formalize.output import write_outputs
     from r1ov.formalize.rows import count_rows, read_rows
     from r1ov.formalize.run import Tally, in_order, process, stopping
     from r1ov.formalize.settings import Settings
     from r1ov.formalize.stages import formalize
 
-    players, folder = cast(config), Path(config.out)
-    facts = {"data": config.data, **{role: str(player) for role, player in players.items()}}
-    for name, fact in facts.items():
-        print(f"{name:<10}{fact}", file=sys.stderr)
-    answers, finished = Journal(folder / "answers.journal", "key"), Journal(folder / "rows.journal", "row")
-    _same_run(folder, config)
-    if unreadable := answers.unreadable + finished.unreadable:
-        print(f"note      {unreadable} damaged lines in {folder}/*.journal; what they held is done again", file=sys.stderr)
-    total = count_rows(config.data, config.limit)
-    stop = threading.Event()
+    total, stop, tally = count_rows(config.data, config.limit), threading.Event(), Tally()
     asker = Asker(
         models(players, config),
         answers,
@@ -105,12 +116,11 @@ def formalize_all(config: FormalizeConfig) -> None:
         detector=None if config.detector == "none" else config.detector,
         ocr=None if config.ocr == "none" else config.ocr,
     )
-    tally = Tally()
     with stopping(stop), tqdm(total=total, unit=" rows", desc="formalize") as bar:
 
-        def tell(row):
+        def tell(row: Row) -> None:
             tally.add(row)
-            bar.set_postfix_str(f"{tally}, {_spent(asker)}", refresh=False)
+            bar.set_postfix_str(f"{tally}; {asker.told()}", refresh=False)
             bar.update()
 
         process(
@@ -127,17 +137,12 @@ def formalize_all(config: FormalizeConfig) -> None:
         raise UserError(f"{asker.over}; {left} rows are left, and the same command goes on")
     if left:
         print(f"stopped   {left} rows are left: {asker.over or 'asked to stop; the same command goes on'}", file=sys.stderr)
-    if asker.over or not stop.is_set():
-        facts |= {"tokens": f"{asker.spent.prompt_tokens:,} in, {asker.spent.completion_tokens:,} out", "cost": f"{asker.spent.cost:.4f}"}
-        write_outputs(folder, in_order(read_rows(config.data, config.limit), finished), facts)
-    print(f"rows      {tally}, {left} left\nasked     {_spent(asker)}\noutput    {folder}")
-
-
-def _spent(asker) -> str:
-    spent = asker.spent
-    lost = f" ({spent.lost} lost)" if spent.lost else ""
-    tokens = spent.prompt_tokens + spent.completion_tokens
-    return f"{spent.requests} answers{lost}, {asker.cached} from before, {tokens:,} tokens, {spent.cost:.4f} money"
+    if asker.over or not left:  # whoever asked it to stop does not wait for this
+        facts |= {"tokens": f"{asker.spent.prompt_tokens:,} in, {asker.spent.completion_tokens:,} out", "cost": asker.cost()}
+        write_outputs(Path(config.out), in_order(read_rows(config.data, config.limit), finished), facts)
+    print(f"rows      {tally}, {left} left\nasked     {asker.told()}\noutput    {config.out}")
+    if tally.outcomes["done"] and not left:
+        print(f"train     python train.py --stage sft --data {shlex.quote(config.out)}")
 
 
 def _same_run(folder: Path, config: FormalizeConfig) -> None:

@@ -114,6 +114,22 @@ class Asker:
             raise AskFailed(f"{role}: {record['failure']}")
         return record["text"]
 
+    def cost(self) -> str:
+        """The money spent, as far as prices are known."""
+        endpoints = [model for model in self.models.values() if model.is_metered]
+        unpriced = len([model for model in endpoints if model.price == (0.0, 0.0)])
+        if not endpoints:
+            return "none, no endpoint was asked"
+        return "unknown, no price given" if unpriced == len(endpoints) else f"{self.spent.cost:.4f}" + " and more" * bool(unpriced)
+
+    def told(self) -> str:
+        """What has been asked and spent, on one line."""
+        spent = self.spent
+        tokens = spent.prompt_tokens + spent.completion_tokens
+        lost = f" ({spent.lost} lost on the way)" if spent.lost else ""
+        cost = f", cost {self.cost()}" if spent.cost else ""
+        return f"{spent.requests} answers{lost}, {self.cached} used again, {tokens:,} tokens{cost}"
+
     def close(self, reason: str, is_mistake: bool = False) -> None:
         """From here on nothing is asked; what is under way may finish."""
         with self._state:

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from r1ov.errors import UserError
 
@@ -16,9 +16,7 @@ Record = dict[str, Any]
 class Journal:
     """A file that only grows. Of the records with one key the last counts; in memory are the keys alone. Any thread may read and append.
 
-    Args:
-        key: the field that names a record.
-        told: called with a line about what could not be read.
+    Args: key: the field that names a record.
     Raises: UserError where the file cannot be opened, or another process has it.
     """
 
@@ -82,5 +80,13 @@ class Journal:
         for key in list(self._places):
             yield self.get(key)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        os.close(self._file)
+        with self._lock:  # a thread that comes later gets an error, and no other file that took the number
+            os.close(self._file)
+            self._file = -1

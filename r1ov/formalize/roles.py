@@ -93,7 +93,7 @@ def _endpoint(player: Player) -> Player:
     key_env = player.key_env
     if key_env is None:
         known = next((name for domain, name in KEYS.items() if host == domain or host.endswith("." + domain)), None)
-        key_env = known if known in os.environ else None
+        key_env = known if known and known in os.environ else None
     return Player(role=role, spec=player.spec, model=player.model, key_env=key_env, price=player.price)
 
 
