@@ -114,6 +114,8 @@ FLAGS = {
     "save-steps logging-steps seed kernels preset",
     ("train.py", "--stage", "grpo"): "stage model data out preset max-steps learning-rate num-generations beta epsilon temperature",
     ("-m", "r1ov.evaluate"): "bench model split out limit predictions",
+    ("-m", "r1ov.formalize"): "data out limit describer describer-model reasoner reasoner-model judge judge-model concurrency "
+    "max-tokens-spent max-cost retry-failed",
 }
 
 
@@ -145,9 +147,10 @@ def test_the_readmes_commands_parse():
     from generate import Options
     from r1ov.cli import parse_cli
     from r1ov.evaluate.__main__ import EvaluateConfig
+    from r1ov.formalize.__main__ import FormalizeConfig
     from r1ov.train.config import GRPOConfig, SFTConfig
 
-    programs = {"generate.py": Options, "train.py": SFTConfig, "r1ov.evaluate": EvaluateConfig}
+    programs = {"generate.py": Options, "train.py": SFTConfig, "r1ov.evaluate": EvaluateConfig, "r1ov.formalize": FormalizeConfig}
     presets = {"r1-onevision": {}, "dapo": {}}
     seen = set()
     for line in re.findall(r"^    ((?:pip|python|torchrun|OMP).*)$", README, re.MULTILINE):

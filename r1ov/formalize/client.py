@@ -139,12 +139,12 @@ class Endpoint:
             )
         except OfflineModeIsEnabled as error:
             raise NoUse(f"{self.name}: {self._clean(error)}") from None
-        except (InferenceTimeoutError, TimeoutError) as error:
-            is_connected = type(error.__cause__).__name__ not in ("ConnectTimeout", "PoolTimeout")
-            raise TryAgain(f"no complete answer within {self.timeout:g} s", is_billed=is_connected) from None
-        except HTTPError as error:
-            reason = f"the connection failed ({self._clean(error) or type(error).__name__})"
-            raise TryAgain(reason, is_billed=call.status is not None) from None
+        except (HTTPError, TimeoutError) as error:
+            kind = type(error.__cause__ if isinstance(error, InferenceTimeoutError) else error).__name__
+            if "Timeout" in kind:
+                is_billed = kind not in ("ConnectTimeout", "PoolTimeout")
+                raise TryAgain(f"no complete answer within {self.timeout:g} s", is_billed=is_billed) from None
+            raise TryAgain(f"the connection failed ({self._clean(error) or kind})", is_billed=call.status is not None) from None
         # What a server sends may be no JSON, or JSON of any other shape, which huggingface_hub does not look into.
         except (ValueError, AttributeError, TypeError, LookupError, RecursionError) as error:
             raise TryAgain(f"the answer is malformed ({self._clean(error)[:200]})", is_billed=True) from None
