@@ -90,6 +90,10 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1
     server: OpenAIServer
 
+    def do_GET(self) -> None:
+        """A download: three million bytes."""
+        self.send(200, bytes(3_000_000))
+
     def do_POST(self) -> None:
         server, begun = self.server, time.monotonic()
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -124,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send(int(status), b'{"error": {"message": "slow down"}}', {"Retry-After": wait})
             case ["429-date"]:
                 now = int(time.time())
-                self.send(429, b"", {"Retry-After": formatdate(now + 1, usegmt=True)})
+                self.send(429, b"", {"Retry-After": formatdate(now + 30, usegmt=True)})
             case ["429-reset", wait]:
                 self.send(429, b"{}", {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": wait})
             case ["limit", wait]:  # answered, and no more for a while

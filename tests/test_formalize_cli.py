@@ -176,6 +176,7 @@ def test_a_folder_is_gone_on_with_by_the_same_command_only(tmp_path, monkeypatch
         assert "stopped   2 rows are left: the budget is used up" in err
         assert "2 done, 0 rejected, 0 failed, 2 left" in out
         assert len(server.events) == asked
+        assert [row["outcome"] for row in by_id(tmp_path / "out").values()] == ["done", "done", None, None]
         assert call(monkeypatch, *run) == 0
         # In one go it comes out the same.
         whole = [word.replace(str(tmp_path / "out"), str(tmp_path / "whole")) for word in run]

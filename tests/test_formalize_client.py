@@ -6,6 +6,7 @@ import random
 import time
 
 import pytest
+from huggingface_hub import get_session
 from PIL import Image
 
 from r1ov.formalize.client import AskFailed, Endpoint, NoUse, Question, TryAgain, asked_to_wait, data_url
@@ -79,7 +80,7 @@ def test_what_may_be_better_next_time_is_tried_again(kind):
     assert AGAIN[kind] in str(error)
     assert error.is_billed == (kind not in NOT_BILLED)
     # The request's own limit and a second of grace, whatever the server drips.
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 9
 
 
 @pytest.mark.parametrize("kind", ["refusal", "refusal-field", "filtered", "empty", "length", "huge"])
@@ -130,6 +131,20 @@ def test_an_answer_that_holds_the_key_is_kept_without_it():
         assert Endpoint(server.url, "m", key=KEY).attempt(Question(prompt="Hi")).text == "your key is ***"
 
 
+def test_downloads_of_huggingface_hub_are_not_held_to_the_limits_of_answers():
+    with OpenAIServer() as server:
+        Endpoint(server.url, "m").attempt(Question(prompt="Hi"))
+        assert len(get_session().get(server.url).content) == 3_000_000
+
+
+def test_offline_mode_is_told_as_what_it_is(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    error, _, server = attempt("ok")
+    assert isinstance(error, NoUse)
+    assert "HF_HUB_OFFLINE" in str(error)
+    assert not server.bodies
+
+
 def test_openais_newer_name_for_the_longest_answer_is_learned():
     def behave(body: dict, before: int) -> str:
         return "ok" if "max_completion_tokens" in body else "status 400 max_completion_tokens"
@@ -174,10 +189,10 @@ def test_a_time_of_day_to_come_back_at_is_waited_for():
     assert asked_to_wait({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(time.time() + 40)}) == pytest.approx(40, abs=2)
 
 
-@pytest.mark.parametrize("kind", ["429 3", "429-date", "429-reset 3s", "limit 3"])
+@pytest.mark.parametrize("kind", ["429 30", "429-date", "429-reset 30s", "limit 30"])
 def test_an_endpoint_is_not_ready_before_the_time_that_it_named(kind):
     _, endpoint, _ = attempt(kind)
-    assert endpoint.ready_at - time.monotonic() == pytest.approx(1 if kind == "429-date" else 3, abs=0.9)
+    assert endpoint.ready_at - time.monotonic() == pytest.approx(30, abs=9)
 
 
 def test_large_pictures_are_scaled_and_those_that_png_cannot_press_go_as_jpeg():
