@@ -98,6 +98,8 @@ FLAWED = [
     (COUNT, told("Two left, one right. I count four cubes.", "3"), "3", "contradiction: the thought counts 4"),
     (COUNT, told("Left and right: 5 red cubes in total.", "3"), "3", "contradiction: the thought counts 5"),
     (CHOICE, told("It barks, so the answer is A.", "B"), "B", "contradiction: the thought ends in another answer"),
+    (COUNT, told("Two left. So there are 2 there, and with the others that makes 5.", "3"), "3", "contradiction: the thought counts 5"),
+    (SUM, told("One half.", "1/2"), r"\frac{1", "no gold answer: '\\\\frac{1' cannot be read"),
     ("Is it open?", told("It is shut, so the answer is no.", "yes"), "yes", "contradiction: the thought ends in another answer"),
     ("How tall is it?", told("The final answer is 12.", "15"), "15", "contradiction: the thought ends in another answer"),
 ]
@@ -139,6 +141,10 @@ SOUND = [
     (SUM, told("2^3 + 1 = 9 and half of 4 + 4 = 4.", "9"), "9"),
     (SUM, told("3 + 4 = 2³ - 1, and 11 / 2 = 5 1/2.", "7"), "7"),
     (SUM, told("17 / 5 = 3 remainder 2.", "3"), "3"),
+    ("What is it?", told("I**2 + 1 = 0 and 0x80=128, and **3 + 4 = 7**.", "7"), "7"),
+    ("What is the height?", told("Base radius r = 8 / 2 = 4 cm; 16h/3 = 64, so 192 = 16h and h = 12.", "12"), "12"),
+    ("What is the gradient?", told("Gradient = (11-3)/(6-2) = 8/4 = 2, and 2(4) - 3 = 8 - 3 = 5.", "2"), "2"),
+    ("What is the area?", told("A = πr² = (22/7) × 7² = 22 × 7 = 154 cm², since 15!/13! = 15 × 14 = 210 does not matter.", "154"), "154"),
     ("Which one is larger?", told("-5 is greater than -7, and 5 is not greater than 7.", "-5"), "-5"),
     ("What is the sum of the digits?", told("1/2 is greater than 1/3, but 3.5 is less than 12.", "9"), "9"),
     # Counts on the way to another count, answers that were given up again.
