@@ -1,5 +1,7 @@
 """r1ov.formalize.rules: hand-made replies with one known flaw each, beside sound ones that look suspicious; judged by hand."""
 
+import time
+
 import pytest
 
 from r1ov.formalize.arithmetic import false_claim
@@ -188,11 +190,19 @@ def test_every_phrase_that_the_prompts_ban_is_found(phrase):
     "text", ["1 + " * 5000 + "1 = 2", "(" * 5000 + "1 + 1 = 3", "9" * 20_000, "- " * 10_000, "3 + 4 = 7 = " * 2000, "9" * 300 + " * 2 = 3"]
 )
 def test_hostile_sums_take_no_time(text):
-    import time
-
     begin = time.perf_counter()
     false_claim(text)
     assert time.perf_counter() - begin < 2  # the worst takes 0.1 s; quadratic ones would take minutes
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["a", "the given ", "based on the ", "1 + 1 = 2, ", "= ", "answer is ", "<", "\n# ", "is 5 ", "A. ", "I cannot see the ", "\\boxed{"],
+)
+def test_rules_take_no_time_over_a_long_thought(unit):
+    begin = time.perf_counter()
+    first_fault(COUNT, told((unit * 100_000)[:90_000], "3"), "3")
+    assert time.perf_counter() - begin < 2
 
 
 def test_the_playgrounds_own_reasoning_breaks_no_rule():
