@@ -1,5 +1,7 @@
 """r1ov.formalize.rules: hand-made replies with one known flaw each, beside sound ones that look suspicious; judged by hand."""
 
+import time
+
 import pytest
 
 from r1ov.formalize.arithmetic import false_claim
@@ -98,6 +100,7 @@ FLAWED = [
     (COUNT, told("Two left, one right. I count four cubes.", "3"), "3", "contradiction: the thought counts 4"),
     (COUNT, told("Left and right: 5 red cubes in total.", "3"), "3", "contradiction: the thought counts 5"),
     (CHOICE, told("It barks, so the answer is A.", "B"), "B", "contradiction: the thought ends in another answer"),
+    (COUNT, told("Two left. So there are 2 there, and with the others that makes 5.", "3"), "3", "contradiction: the thought counts 5"),
     ("Is it open?", told("It is shut, so the answer is no.", "yes"), "yes", "contradiction: the thought ends in another answer"),
     ("How tall is it?", told("The final answer is 12.", "15"), "15", "contradiction: the thought ends in another answer"),
 ]
@@ -139,6 +142,10 @@ SOUND = [
     (SUM, told("2^3 + 1 = 9 and half of 4 + 4 = 4.", "9"), "9"),
     (SUM, told("3 + 4 = 2³ - 1, and 11 / 2 = 5 1/2.", "7"), "7"),
     (SUM, told("17 / 5 = 3 remainder 2.", "3"), "3"),
+    ("What is it?", told("I**2 + 1 = 0 and 0x80=128, and **3 + 4 = 7**.", "7"), "7"),
+    ("What is the height?", told("Base radius r = 8 / 2 = 4 cm; 16h/3 = 64, so 192 = 16h and h = 12.", "12"), "12"),
+    ("What is the gradient?", told("Gradient = (11-3)/(6-2) = 8/4 = 2, and 2(4) - 3 = 8 - 3 = 5.", "2"), "2"),
+    ("What is the area?", told("A = πr² = (22/7) × 7² = 22 × 7 = 154 cm², since 15!/13! = 15 × 14 = 210 does not matter.", "154"), "154"),
     ("Which one is larger?", told("-5 is greater than -7, and 5 is not greater than 7.", "-5"), "-5"),
     ("What is the sum of the digits?", told("1/2 is greater than 1/3, but 3.5 is less than 12.", "9"), "9"),
     # Counts on the way to another count, answers that were given up again.
@@ -165,6 +172,10 @@ def test_a_sound_reply_that_looks_suspicious_passes(question, reply, gold):
     assert first_fault(question, reply, gold) is None
 
 
+def test_a_gold_answer_that_cannot_be_read_is_named():
+    assert str(first_fault(SUM, told("One half.", "1/2"), r"\frac{1", "math")).startswith("no gold answer")
+
+
 def test_there_are_at_least_sixty_rows():
     assert len(FLAWED) >= 50
     assert len(SOUND) >= 40
@@ -179,11 +190,19 @@ def test_every_phrase_that_the_prompts_ban_is_found(phrase):
     "text", ["1 + " * 5000 + "1 = 2", "(" * 5000 + "1 + 1 = 3", "9" * 20_000, "- " * 10_000, "3 + 4 = 7 = " * 2000, "9" * 300 + " * 2 = 3"]
 )
 def test_hostile_sums_take_no_time(text):
-    import time
-
     begin = time.perf_counter()
     false_claim(text)
     assert time.perf_counter() - begin < 2  # the worst takes 0.1 s; quadratic ones would take minutes
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["a", "the given ", "based on the ", "1 + 1 = 2, ", "= ", "answer is ", "<", "\n# ", "is 5 ", "A. ", "I cannot see the ", "\\boxed{"],
+)
+def test_rules_take_no_time_over_a_long_thought(unit):
+    begin = time.perf_counter()
+    first_fault(COUNT, told((unit * 100_000)[:90_000], "3"), "3")
+    assert time.perf_counter() - begin < 2
 
 
 def test_the_playgrounds_own_reasoning_breaks_no_rule():

@@ -136,6 +136,11 @@ def test_every_reply_leads_to_an_outcome_with_its_reason(begin, reply, outcome, 
     assert "\n" not in row.reason
 
 
+def test_what_a_reasoning_model_thinks_before_its_reply_is_not_part_of_it():
+    thinking = {begin: f"<think>Hm. {{}} ``` </answer></think>\n\n{reply}" for begin, reply in SCRIPT.items()}
+    assert formalize(ROW, Scripted(**thinking), ALL) == formalize(ROW, Scripted(), ALL)
+
+
 def test_a_row_that_is_rejected_costs_nothing_more():
     ask = Scripted(**{"Solve the task below. It": "<think>4.</think><answer>4</answer>"})
     formalize(ROW, ask, ALL)
@@ -311,7 +316,12 @@ def test_weights_that_cannot_be_had_leave_a_note(monkeypatch):
 
 def test_role_play_takes_off_only_think_tags_around_all():
     drafted = replace(ROW, kind="scene", draft="x", answer="3")
-    for reply, thought in [("<think>a</think>", "a"), ("a <think>b</think>", "a <think>b</think>"), ("<think>a", "<think>a")]:
+    for reply, thought in [
+        ("<think>a</think>", "a"),
+        ("<think>Hm.</think>\n\na", "a"),
+        ("a <think>b</think>", "a <think>b</think>"),
+        ("<think>a", "<think>a"),
+    ]:
         ask = Scripted(**{"Below is a chain of thought about a picture, written": reply})
         assert role_play(drafted, ask, replace(ALL, rounds=0)).thought == thought
 

@@ -14,7 +14,7 @@ from r1ov.reward.form import Form
 MAX_LETTERS = 20_000  # of a thought that are searched
 _LOOK_AHEAD = 80  # letters after a claim in which it may be taken back
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?%?"
-_OPERATOR = r"\s*(?:[-+*/]|(?<=[\s\d)])x(?=[\s\d(]))\s*"
+_OPERATOR = r"\s*(?:[-+*/]|(?<=[\s\d)])(?<!\b0)x(?=[\s\d(]))\s*"
 _TERMS = rf"-?\(?-?{_NUMBER}\)?(?:{_OPERATOR}\(?-?{_NUMBER}\)?){{0,20}}"
 _CHAIN = re.compile(rf"(?<![\w.,:^\\{{}}]){_TERMS}(?:\s*=\s*{_TERMS}){{1,5}}(?![\w:^/\\{{}}!⁰¹²³⁴-⁹]|[.,]\d)", re.ASCII)
 _COMPARISON = re.compile(
@@ -40,7 +40,7 @@ def false_claim(text: str) -> str | None:
 
     Examples: "so 3 + 4 = 8" -> "3 + 4 = 8"; "10 / 3 = 3.33" -> None (rounded); "3 + 4 = 8? No, 7" -> None (taken back)
     """
-    text = text[:MAX_LETTERS]
+    text = re.sub(r"(?<=[\w)])\*\*(?=[\w(-])", "^", text[:MAX_LETTERS])
     for spelling, plain in _SPELLINGS.items():
         text = text.replace(spelling, plain)
     for begin, end in sorted((*_false_sums(text), *_false_comparisons(text))):

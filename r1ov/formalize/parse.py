@@ -17,7 +17,7 @@ def json_object(reply: str, keys: Mapping[str, type]) -> dict[str, Any]:
 
     Raises:  AskFailed.
     """
-    text = short(reply)
+    text = proper(reply)
     if match := _BLOCK.fullmatch(text):
         text = match[2]
     try:
@@ -39,7 +39,7 @@ def code_block(reply: str, languages: Mapping[str, str]) -> tuple[str, str]:
     Args:    languages: what stands after the backticks -> the format's name.
     Raises:  AskFailed.
     """
-    blocks = _BLOCK.findall(short(reply))
+    blocks = _BLOCK.findall(proper(reply))
     if len(blocks) != 1 or not blocks[0][1].strip() or blocks[0][0].lower() not in languages:
         raise malformed(reply, f"one fenced block of {', '.join(languages)}")
     language, text = blocks[0][0].lower(), blocks[0][1].strip()
@@ -56,21 +56,22 @@ def one_word(reply: str, words: Collection[str]) -> str:
 
     Raises:  AskFailed.
     """
-    word = short(reply).strip(" \t\n\"'`*.").lower()
+    word = proper(reply).strip(" \t\n\"'`*.").lower()
     if word not in words:
         raise malformed(reply, f"one word of {', '.join(words)}")
     return word
 
 
-def short(reply: str) -> str:
-    """The reply without white space around it.
+def proper(reply: str) -> str:
+    """The reply without white space around it, and without what a reasoning model thinks before it.
 
     Raises:  AskFailed where nothing is left, or too much.
     """
     text = reply.strip()
     if not text or len(text) > MAX_REPLY:
         raise AskFailed(f"{'too long a' if text else 'an empty'} reply: {len(text):,} characters, at most {MAX_REPLY:,} are read")
-    return text
+    thinking, _, rest = text.partition("</think>")
+    return rest.strip() if thinking.startswith("<think>") and rest.strip() else text
 
 
 def malformed(reply: str, expected: str) -> AskFailed:

@@ -50,7 +50,7 @@ _CAPTION_TALK = [
 _LEFT_OVER = re.compile(
     r"\bhere(?:'s| is) (?:the|a|my|your) (?:\w+ )?(?:revised|rewritten|rewrite|revision|version)\b"
     r"|\b(?:the|this|my) (?:revised|rewritten) (?:version|reasoning|thought|thinking|chain)\b"
-    r"|^\W*(?:revised|rewritten) (?:version|reasoning|thought|chain)\b"
+    r"|^[^\w\n]{0,20}(?:revised|rewritten) (?:version|reasoning|thought|chain)\b"
     r"|\b(?:as (?:instructed|requested)|per (?:your|the) instructions?|banned phrases?|role[- ]play)\b"
     r"|\b(?:removed|avoided|replaced) (?:all |any )?(?:the )?(?:references?|mentions?) (?:to|of)\b"
     r"|<</?\w+ [0-9a-f]{12}>>|\$(?:question|draft|thought|description)\b",

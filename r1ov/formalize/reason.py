@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from r1ov.data.onevision import clean_reply
 from r1ov.data.records import BadRow
-from r1ov.formalize.parse import malformed, short
+from r1ov.formalize.parse import malformed, proper
 from r1ov.formalize.prompt import prompt, system
 from r1ov.formalize.row import Ask, AskFailed, Row
 from r1ov.formalize.rules import answer_fault
@@ -28,7 +28,8 @@ def reason(row: Row, ask: Ask, settings: Settings) -> Row:
         data = {"question": row.question, "description": row.description or ""}
         reply = ask("reasoner", prompt("reason", **data), None, system())
     try:
-        cleaned = clean_reply(row.question, short(reply))
+        rest = proper(reply)  # two thoughts: the first is the model's own, before the one that it was asked for
+        cleaned = clean_reply(row.question, rest if rest.startswith("<think>") else reply)
     except (BadRow, AskFailed) as error:
         if "reasoning" in row.truth:
             return _known(row, f"the reasoner's reply cannot be read ({error})")

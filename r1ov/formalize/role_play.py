@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from r1ov.formalize.parse import json_object, short
+from r1ov.formalize.parse import json_object, proper
 from r1ov.formalize.phrases import GIVE_AWAYS
 from r1ov.formalize.prompt import prompt, system
 from r1ov.formalize.row import Ask, Row
@@ -35,6 +35,6 @@ def role_play(row: Row, ask: Ask, settings: Settings) -> Row:
 
 def _rewritten(ask: Ask, name: str, **data: str) -> str:
     """The reply, without the think tags that some models put around all they write."""
-    text = short(ask("reasoner", prompt(name, **data), None, system()))
+    text = proper(ask("reasoner", prompt(name, **data), None, system()))
     inside = text.removeprefix("<think>").removesuffix("</think>")
     return inside.strip() if len(text) - len(inside) == len("<think></think>") else text

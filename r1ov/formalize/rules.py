@@ -11,6 +11,7 @@ from r1ov.reward.format import TAGS
 from r1ov.reward.number import read_number
 
 MAX_ANSWER_WORDS = 20  # more than the gold answer has
+ENDING = 600  # letters of a thought's end, in which a count is its last word
 _COUNTED = re.compile(
     r"\b(?:that makes|makes? a total of|total (?:(?:count|number) )?(?:is|of|:|=)|I count|in total,? there are|the count is"
     r"|(?:so|thus|therefore|hence),? there (?:is|are)) (?:exactly )?(?P<after>[\w,.-]+)"
@@ -96,7 +97,7 @@ def contradiction(question: str, reply: str, thought: str, answer: str) -> Fault
         return Fault("contradiction", str(error))
     number = read_number(answer)
     if re.search(r"\bhow many\b|\bcount\b|\bnumber of\b", question, re.IGNORECASE) and number and number.value.denominator == 1:
-        ending = " ".join(" ".join(re.split(r"(?<=[.!?])\s+", thought.strip())[-2:]).split())
+        ending = " ".join(" ".join(re.split(r"(?<=[.!?])\s+", thought[-ENDING:].strip())[-2:]).split())
         stated = [_number(found["after"] or found["before"]) for found in _COUNTED.finditer(ending)]
         named = {_number(word) for word in re.findall(r"[\w.,-]+", ending)}
         if stated and stated[-1] is not None and number.value not in named:
