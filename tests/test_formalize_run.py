@@ -254,6 +254,19 @@ def test_a_wrong_key_ends_the_run_at_once_and_is_the_users_mistake(tmp_path):
     assert KEY not in run.asker.over
 
 
+def test_a_full_disk_ends_the_run_before_more_is_paid_for(tmp_path, monkeypatch):
+    def full(self, record):
+        raise OSError(28, "No space left on device")
+
+    with OpenAIServer() as server:
+        run = Run(tmp_path, server.url, make_rows(50))
+        monkeypatch.setattr(run.answers, "append", full.__get__(run.answers))
+        assert {row.outcome for row in run.go()} == {None}
+    assert len(server.events) <= CONCURRENCY
+    assert run.asker.is_mistake
+    assert "answers.journal: No space left" in run.asker.over
+
+
 def test_waits_between_attempts_grow(tmp_path, monkeypatch):
     waits = []
     monkeypatch.setattr(Asker, "_wait", lambda self, seconds: waits.append(seconds))

@@ -169,7 +169,11 @@ class Asker:
         record = {"key": key, "role": role, "model": model.name, "text": reply.text, "failure": reply.failure}
         record |= {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens, "cost": cost}
         record |= {"is_metered": model.is_metered, "is_lost": is_lost}
-        self.answers.append(record)
+        try:
+            self.answers.append(record)
+        except OSError as error:  # no disk, no run: every further answer would be paid for and lost
+            self.close(f"{self.answers.path}: {error.strerror}", is_mistake=True)
+            raise BudgetSpent(self.over) from error
         with self._state:
             self.spent.add(record)
         return record
