@@ -83,6 +83,16 @@ def test_what_may_be_better_next_time_is_tried_again(kind):
     assert time.monotonic() - begun < 9
 
 
+def test_a_server_that_drips_is_hung_up_on():
+    with OpenAIServer(lambda body, before: "drip") as server:
+        with pytest.raises(TryAgain):
+            Endpoint(server.url, "m", timeout=0.3).attempt(Question(prompt="Hi"))
+        deadline = time.monotonic() + 9
+        while server.active and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert server.active == 0
+
+
 @pytest.mark.parametrize("kind", ["refusal", "refusal-field", "filtered", "empty", "length", "huge"])
 def test_an_answer_of_no_use_says_why_and_is_paid_for(kind):
     reply, _, _ = attempt(kind)
