@@ -235,9 +235,8 @@ def test_the_rows_way_is_kept_and_comes_back(tmp_path):
 def test_of_the_folder_only_the_finished_rows_are_training_data(tmp_path):
     rows = done_rows(3)
     write_outputs(tmp_path, [*rows, replace(rows[0], id="no", outcome="rejected", reason="filter: x")], {})
-    (tmp_path / "answers.json").write_text("{}")
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "a.jsonl").write_text('{"problem": "x", "answer": "y"}\n')
+    for name in ("config.json", "answers.journal", "rows.journal"):  # what a run keeps beside them
+        (tmp_path / name).write_text("{}\n")
     assert [file.path.name for file in find_files(str(tmp_path))] == ["train.parquet"]
     assert len(open_data(str(tmp_path))) == 3
     assert [row.gold for row in read_rows(str(tmp_path))] == [row.gold for row in rows]  # and can be formalized again
