@@ -143,6 +143,20 @@ def test_a_hostile_row_changes_nothing_but_its_own_row(tmp_path):
     assert len((tmp_path / "mixed/out/stages.jsonl").read_text(encoding="utf-8").splitlines()) == len(mixed)
 
 
+def test_rows_with_one_id_are_told_apart(tmp_path):
+    ids = ["a", "a#2", "a", "b", "a", "a#2"] + ["a"] * 200
+    path = lines(tmp_path / "data.jsonl", [{"id": name, "problem": "What?", "answer": "red"} for name in ids])
+    names = [row.id for row in read_rows(str(path))]
+    assert names[:6] == ["a", "a#2", "a#3", "b", "a#4", "a#2#2"]
+    assert len(set(names)) == len(ids) == count_rows(str(path))
+
+
+def test_a_system_text_is_left_out_and_noted(tmp_path):
+    talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    (row,) = read_rows(str(lines(tmp_path / "data.jsonl", [{"messages": talk}])))
+    assert (row.question, row.gold, row.notes) == ("Why?", "So.", ("its system text is left out",))
+
+
 def test_an_id_that_is_not_unicode_can_still_be_written(tmp_path):
     path = lines(tmp_path / "data.jsonl", ['{"id": "\\ud800", "problem": "What?", "answer": "red"}'])
     (row,) = read_rows(str(path))
@@ -221,9 +235,8 @@ def test_the_rows_way_is_kept_and_comes_back(tmp_path):
 def test_of_the_folder_only_the_finished_rows_are_training_data(tmp_path):
     rows = done_rows(3)
     write_outputs(tmp_path, [*rows, replace(rows[0], id="no", outcome="rejected", reason="filter: x")], {})
-    (tmp_path / "answers.json").write_text("{}")
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "a.jsonl").write_text('{"problem": "x", "answer": "y"}\n')
+    for name in ("config.json", "answers.journal", "rows.journal"):  # what a run keeps beside them
+        (tmp_path / name).write_text("{}\n")
     assert [file.path.name for file in find_files(str(tmp_path))] == ["train.parquet"]
     assert len(open_data(str(tmp_path))) == 3
     assert [row.gold for row in read_rows(str(tmp_path))] == [row.gold for row in rows]  # and can be formalized again

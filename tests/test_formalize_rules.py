@@ -192,7 +192,7 @@ def test_every_phrase_that_the_prompts_ban_is_found(phrase):
 def test_hostile_sums_take_no_time(text):
     begin = time.perf_counter()
     false_claim(text)
-    assert time.perf_counter() - begin < 2  # the worst takes 0.1 s; quadratic ones would take minutes
+    assert time.perf_counter() - begin < 10  # the worst takes 0.3 s on a free core; quadratic ones would take minutes
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_hostile_sums_take_no_time(text):
 def test_rules_take_no_time_over_a_long_thought(unit):
     begin = time.perf_counter()
     first_fault(COUNT, told((unit * 100_000)[:90_000], "3"), "3")
-    assert time.perf_counter() - begin < 2
+    assert time.perf_counter() - begin < 10
 
 
 def test_the_playgrounds_own_reasoning_breaks_no_rule():

@@ -19,7 +19,7 @@ from r1ov.errors import UserError
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
-NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
+NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "stages.jsonl")
 MAX_LINE_BYTES = 256 * 1024 * 1024
 GROUPS_AT_HAND = 4  # parquet row groups kept in memory; a shuffled order mixes so many at a time
 _HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?P<inner>(?:/[^/@]+)*)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
@@ -182,13 +182,13 @@ def find_files(name: str, split: str = "train") -> list[DataFile]:
             raise UserError(f"{shown(name)}: expected a file that ends in {', '.join(SUFFIXES)}")
         return [DataFile(path=path, inside=path.parent if inside == path else inside)]
     found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.name not in NOT_DATA and file.is_file())
+    if len(kinds := sorted({file.suffix.lower() for file in found})) > 1:
+        raise UserError(f"{shown(name)}: it holds {' and '.join(kinds)} files; name the file or folder that is meant")
     splits = {file: {part.lower() for part in _SPLIT.findall(file.relative_to(path).as_posix())} for file in found}
     if named := set().union(*splits.values()):
         found = [file for file in found if split in splits[file]]
         if not found:
             raise UserError(f"{shown(name)}: it has no split {split!r}, only {', '.join(sorted(named))}; name the file that is meant")
-    if len(kinds := sorted({file.suffix.lower() for file in found})) > 1:
-        raise UserError(f"{shown(name)}: it holds {' and '.join(kinds)} files; name the file or folder that is meant")
     if not found:
         raise UserError(f"{shown(name)}: no {', '.join(SUFFIXES)} file in this folder")
     return [DataFile(path=file, inside=inside) for file in found]

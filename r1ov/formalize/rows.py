@@ -1,5 +1,6 @@
 """Where rows come from: whatever r1ov.data reads, and the playground with its truths."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
@@ -83,10 +84,11 @@ def _row(item: Record | Bad, file: DataFile, number: int) -> Row:
         width, height = images[0].size
         return _failed(label, tag, f"the picture is too large: {item.where}, {width} x {height} pixels, the limit is {MAX_PIXELS:,}")
     gold = item.solution or _concluded(item)
-    row = Row(id=label, question=question.strip(), image=images[0] if images else None, gold=gold, answer_kind=item.kind, tag=tag)
     if gold is None:
-        return replace(row, outcome="failed", reason=f"read: no gold answer to check against: {item.where}")
-    return row
+        return _failed(label, tag, f"no gold answer to check against: {item.where}")
+    notes = ("its system text is left out",) if item.prompt[0]["role"] == "system" else ()
+    image = images[0] if images else None
+    return Row(id=label, question=question.strip(), image=image, gold=gold, answer_kind=item.kind, tag=tag, notes=notes)
 
 
 def _failed(label: str, tag: str | None, why: str) -> Row:
@@ -109,12 +111,11 @@ def _tag(file: DataFile) -> str | None:
 
 def _named_once(rows: Iterator[Row]) -> Iterator[Row]:
     """An id that was there before gets a number."""
-    seen: set[str] = set()
+    seen: Counter[str] = Counter()
     for row in rows:
         name = row.id
-        for number in count(2):
-            if name not in seen:
-                break
-            name = f"{row.id}#{number}"
-        seen.add(name)
+        while seen[name]:
+            seen[row.id] += 1
+            name = f"{row.id}#{seen[row.id]}"
+        seen[name] += 1
         yield replace(row, id=name) if name != row.id else row
