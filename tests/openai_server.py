@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 
 class Event(NamedTuple):
-    """A request, by what it asks; `answered`: whether a whole, well-formed completion was sent, a refusal or an empty one too."""
+    """A request, by what it asks; `answered`: whether a whole, well-formed completion was sent to somebody: a refusal is one."""
 
     content: str
     begun: float  # time.monotonic()
@@ -109,14 +109,24 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if server.latency:
                 time.sleep(server.latency)
-            self.misbehave(kind, body)
-            self.wfile.flush()
-            answered = kind in ANSWERS
+            if not self.is_alone():
+                self.misbehave(kind, body)
+                self.wfile.flush()
+                answered = kind in ANSWERS
         finally:
             with server.lock:
                 server.active -= 1
                 key = self.headers.get("Authorization", "").removeprefix("Bearer ")
                 server.events.append(Event(content, begun, answered, key))
+
+    def is_alone(self) -> bool:
+        """Whether the client has gone: what would be sent now is no answer."""
+        try:
+            return self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def misbehave(self, kind: str, body: dict) -> None:
         if kind in ANSWERS:
