@@ -329,6 +329,14 @@ def test_the_page_needs_no_other_file_and_shows_each_stage(tmp_path):
         assert shown in text
 
 
+def test_a_picture_that_cannot_be_decoded_is_no_harm_to_the_report(tmp_path):
+    path = lines(tmp_path / "data.jsonl", [{"problem": "What?", "answer": "red", "image": base64.b64encode(png(500, 500)).decode()}])
+    (row,) = [formalize(row, nobody, Settings()) for row in read_rows(str(path))]
+    assert row.reason.startswith("read: a picture cannot be opened")
+    write_outputs(tmp_path / "out", [row], {})
+    assert "a picture cannot be opened" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+
+
 def test_an_empty_run_still_leaves_its_report(tmp_path):
     write_outputs(tmp_path, [], {})
     assert "rows out: 0 (0.0%)" in (tmp_path / "report.md").read_text()

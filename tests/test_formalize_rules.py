@@ -125,6 +125,7 @@ SOUND = [
     ("Where does the record lie?", told("The record lies on the player; in the record's middle is a red label.", "player"), "player"),
     ("What is given?", told("The given coordinates are A(1, 2) and B(4, 6).", "coordinates"), "coordinates"),
     ("What is on the page?", told("The second, revised edition; the text says so.", "revised edition"), "revised edition"),
+    ("Which role-play book is red?", told("The role-play book on top is red; the title is Dragons.", "Dragons"), "Dragons"),
     ("What does he do?", told("He replaced the wheel and removed the tyre.", "repair"), "repair"),
     # Sums that are right, rounded, part of something else, supposed, or taken back.
     (SUM, told("10 / 3 = 3.33, rounded 3.3.", "3.33"), "3.33"),
