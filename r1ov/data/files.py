@@ -22,7 +22,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "stages.jsonl")
 MAX_LINE_BYTES = 256 * 1024 * 1024
 GROUPS_AT_HAND = 4  # parquet row groups kept in memory; a shuffled order mixes so many at a time
-_HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?P<inner>(?:/[^/@]+)*)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?P<inner>(?:/[^/@]+)*)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 _SPLIT = re.compile(r"(?:^|[/_.-])(train|test|validation|valid|val|dev|eval)(?=[/_.-]|$)", re.IGNORECASE)
 
 
@@ -172,7 +172,7 @@ def find_files(name: str, split: str = "train") -> list[DataFile]:
     path = Path(name).expanduser()
     inside = path
     if not os.path.exists(path):
-        match = _HUB_NAME.fullmatch(name)
+        match = HUB_NAME.fullmatch(name)
         is_local = name.startswith(("/", ".", "~")) or (name.endswith(SUFFIXES) and name.count("/") < 2)
         if not match or is_local:
             raise UserError(f"{shown(name)}: no such file or folder")
@@ -196,15 +196,24 @@ def find_files(name: str, split: str = "train") -> list[DataFile]:
 
 def _download(name: str, repo: str, inner: str, revision: str | None) -> tuple[Path, Path]:
     """(the file or folder, the folder in which everything of this data set lies) in huggingface_hub's cache."""
-    from huggingface_hub import constants, errors, snapshot_download
-
     kinds = (
         [f"{escape(inner)}*{suffix}" for suffix in (*SUFFIXES, *PICTURES)] if inner else [f"*{suffix}" for suffix in SUFFIXES + PICTURES]
     )
     if inner.endswith(SUFFIXES):
         kinds = [escape(inner), *(f"{escape(inner.rpartition('/')[0])}*{suffix}" for suffix in PICTURES)]
+    folder = snapshot(name, repo, revision, kinds)
+    if not (folder / inner).exists():
+        raise UserError(f"{name}: the data set has no {inner}")
+    # The cache keeps the bytes in blobs/ and links to them, so that links may lead out of the snapshot, but not out of the data set.
+    return folder / inner, folder.parent.parent
+
+
+def snapshot(name: str, repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """The folder, in huggingface_hub's cache, with the files of a hub data set that match the patterns. name: what the user wrote."""
+    from huggingface_hub import constants, errors, snapshot_download
+
     try:
-        snapshot = Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=kinds))
+        return Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=list(patterns)))
     except errors.GatedRepoError as error:
         raise UserError(f"{name}: gated; ask for access at {constants.ENDPOINT}/datasets/{repo}, then `hf auth login`") from error
     except errors.RepositoryNotFoundError as error:
@@ -214,7 +223,3 @@ def _download(name: str, repo: str, inner: str, revision: str | None) -> tuple[P
     except (errors.HTTPError, OSError, RuntimeError) as error:
         why = f"and the hub is out of reach or broke off ({_short(error)}); check the name and the network"
         raise UserError(f"{name}: no such file here, {why}") from error
-    if not (snapshot / inner).exists():
-        raise UserError(f"{name}: the data set has no {inner}; see {constants.ENDPOINT}/datasets/{repo}/tree/main")
-    # The cache keeps the bytes in blobs/ and links to them, so that links may lead out of the snapshot, but not out of the data set.
-    return snapshot / inner, snapshot.parent.parent

@@ -63,7 +63,7 @@ def score_answer(
     if kind in ("math", "tuple", "set"):
         return _score_math(answer, gold, kind, rules, verify)
     if kind == "mcq":
-        right, found = (_choice(text, rules) if text else None for text in (gold, answer))
+        right, found = (choice_of(text, rules) if text else None for text in (gold, answer))
     else:
         right, found = (_READERS[kind](text) if text else None for text in (gold, answer))
     if right is None:
@@ -102,6 +102,12 @@ def kind_of(gold: str) -> str:
     return "text"
 
 
+def choice_of(text: str, rules: Rules) -> str | None:
+    """The letter of the choice that the text picks, also by its text or its exact value."""
+    exact = Rules(rel_tol=0.0)
+    return read_choice(text, rules.choices, rules.num_choices, lambda a, b: _is_same(a, b, exact))
+
+
 def _score_math(answer: str | None, gold: str, kind: str, rules: Rules, verify: Verify | None) -> float | None:
     """By our rules, else letter by letter, else by the judge. A gold that our parser cannot read needs the judge, or has no score."""
     try:
@@ -125,11 +131,6 @@ def _score_boxes(found: list | Box, right: list | Box, rules: Rules) -> float:
         return match_score([one._replace(box=scaled(one.box, rules.box_scale)) for one in found], right, threshold)
     overlap = iou(scaled(found, rules.box_scale), right)
     return overlap if threshold is None else float(overlap >= threshold)
-
-
-def _choice(text: str, rules: Rules) -> str | None:
-    exact = Rules(rel_tol=0.0)
-    return read_choice(text, rules.choices, rules.num_choices, lambda a, b: _is_same(a, b, exact))
 
 
 def _is_same(found: str, gold: str, rules: Rules) -> bool:

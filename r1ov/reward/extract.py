@@ -12,10 +12,16 @@ TAIL = 20_000  # characters at the end of a reply in which the ladder looks
 SHORT = 40  # a reply of at most so many characters is its own answer
 
 _PHRASE = re.compile(
-    r"(?:\b(?:answer|(?:final|correct|best|right)\s+(?:option|choice))\b[\s*_]*(?:is|:|：|=)|答案\s*[是为：:])[\s*_:：]*(?=\S)",
-    re.IGNORECASE,
+    r"(?:\b(?:answer(?:\s+(?:choice|option))?(?:\s+to\s+(?:this|the)\s+\w+)?|(?:final|correct|best|right)\s+(?:option|choice|result|one))\b"
+    r"[\s*_]*(?:,?\s*(?:then|therefore|thus|hence)\s*,?\s*)?(?:(?:is|should\s+be|would\s+be|must\s+be)\b(?:\s+(?:therefore|thus|hence)\b)?|[:：=\]])"
+    r"|^[#*_ ]{0,9}(?:final\s+|correct\s+)?answer[*_ ]*\n|\b(?:choose|select)\s+(?=(?:option|choice)\s+\(?[A-Z]\b)"
+    r"|\b(?:option|choice)\s+(?=[(*]{0,3}[A-Z][)*]{0,3}\s+is\s+(?:the\s+)?(?:correct|right)\b)"
+    r"|(?<!\w)(?=[(*]{0,3}[A-Z][)*]{0,3}\s+is\s+the\s+(?:correct|right)\s+(?:answer|option|choice)\b)"
+    r"|答案\s*(?:[】\]]|(?:应该|应)?(?:是|为|选|[:：]))|(?:故|应|因此|所以)[,，]?\s*选(?:择|项)?)[\s*_:：]*(?:选项?)?[\s*_:：]*(?=\S)",
+    re.IGNORECASE | re.MULTILINE,
 )
 _END = re.compile(r"\n|。|(?<!\b[A-Za-z])[.!?](?=\s|$)")  # of a sentence; the full stop of "B. blue" is none
+_REASON = re.compile(r"[,;，；]?\s*(?:\b(?:because|since|as\s+(?:the|it|they|there|we)|which|where|so\s+that)\b|因为|由于|理由)")
 
 
 class Extraction(NamedTuple):
@@ -31,9 +37,10 @@ def extract_answer(reply: str, answer_from: AnswerFrom = "tag", finished: bool =
     "tag" (training): the body of the only `<answer>` block after the thought. "boxed": the last `\\boxed{}` after the thought,
     in the `<answer>` block if there is one. "auto" (evaluation): the last `<answer>` block that is not blank; else the later of
     the last `\\boxed{}` and the last phrase such as "the answer is"; else a short reply as a whole.
+    A reason after a phrase's answer ("B, because ...") is left out.
 
     Args:
-        finished: the reply ended by itself; only then may a last `<answer>` lack its closing tag.
+        finished: the reply ended by itself; only then may a last `<answer>` lack its closing tag, or a phrase run to the very end.
         lenient: at last, guess the last number or choice letter of the last sentence (rung "tail").
     """
     if answer_from not in ("tag", "boxed", "auto"):
@@ -66,9 +73,15 @@ def _ladder(tail: str, finished: bool, lenient: bool) -> Extraction:
     if phrases and phrases[-1].start() > box_at:
         rest = text[phrases[-1].end() :]
         end = _END.search(rest)
-        return _if_short((rest[: end.start()] if end else rest).strip(), "phrase")
+        if not end and not finished:
+            return Extraction(None, "truncated")
+        answer = rest[: end.start()] if end else rest
+        reason = _REASON.search(answer, 1)
+        return _if_short((answer[: reason.start()] if reason else answer).strip(), "phrase")
     if bodies:
         return _if_short(bodies[-1], "boxed")
+    if not finished:
+        return Extraction(None, "truncated")
     if 0 < len(text) <= SHORT:
         return Extraction(text, "short")
     if lenient and text:

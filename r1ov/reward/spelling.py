@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from functools import lru_cache
 
 _CHARACTERS = str.maketrans(
     {"×": r"\times ", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "℃": "°C", "≈": "="}
@@ -26,6 +27,7 @@ _WRAPPERS = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|mbox|operatorname
 _EDGES = " \t\r\n*`\"'"
 
 
+@lru_cache(maxsize=1024)
 def plain(text: str) -> str:
     """The text in one spelling: NFKC, `^{2}` for a superscript, ` 1/2` for a vulgar fraction, LaTeX's spacing and `$` gone.
 
