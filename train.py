@@ -1,6 +1,6 @@
 """Trains a model: `torchrun train.py --stage sft` or `--stage grpo`; `python train.py ...` is one process.
 
-With no other flag, sft draws r1ov-tiny's architecture afresh and teaches it the playground, and grpo improves r1ov-tiny by
+With no other flag, sft draws r1ov-tiny's architecture afresh and teaches it the playground, and grpo improves r1ov-tiny-sft by
 reinforcement learning, on a laptop's CPU in minutes. `--stage grpo --help` lists that stage's flags.
 """
 

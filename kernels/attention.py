@@ -69,8 +69,8 @@ def _plan(
 ) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
     """How sequences of these lengths are gathered into batches.
 
-    A group's sequences are padded to its longest. Self-attention that is causal hides the padding by itself (it comes after every
-    real query), so lengths up to a factor of two share a group; all others need equal lengths.
+    A group's sequences are padded to its longest. Where attention is causal and the first queries see equally many keys, the padding is
+    hidden by itself (it comes after every real query), so lengths up to a factor of two share a group; all others need equal lengths.
 
     Returns: for each group the tokens to gather for queries (B, L) and for keys (B, S), and which of its B*L outputs are real; and
         (T,) the order that brings the real outputs of all groups back in place.
@@ -79,21 +79,24 @@ def _plan(
     starts = [0, *accumulate(spans)]
     starts_k = [0, *accumulate(spans_k or spans)]
     for row, length in enumerate(spans):
-        key = (length.bit_length(),) if causal and spans_k is None else (length, (spans_k or spans)[row])
+        length_k = (spans_k or spans)[row]
+        key = (length_k - length, length.bit_length() if causal else length, length_k > 0)
         if length:
             groups.setdefault(key, []).append(row)
     plan, order = [], []
     for rows in groups.values():
-        lengths = torch.tensor([spans[row] for row in rows])
-        ranks = torch.arange(int(lengths.max()))
-        index = torch.tensor([starts[row] for row in rows])[:, None] + torch.minimum(ranks, lengths[:, None] - 1)  # (B, L)
-        index_k = index
-        if spans_k is not None:
-            index_k = torch.tensor([starts_k[row] for row in rows])[:, None] + torch.arange(spans_k[rows[0]])
-        real = (ranks < lengths[:, None]).flatten().nonzero().squeeze(1)
+        index, real = _padded([starts[row] for row in rows], [spans[row] for row in rows])
+        index_k = index if spans_k is None else _padded([starts_k[row] for row in rows], [spans_k[row] for row in rows])[0]
         plan.append((index.to(device), index_k.to(device), real.to(device)))
         order.append(index.flatten()[real])
     return plan, (torch.cat(order).argsort() if order else torch.empty(0, dtype=torch.int64)).to(device)
+
+
+def _padded(starts: list[int], lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """The tokens of some sequences as a rectangle (B, L), its padding their last ones, and which of its B*L are real."""
+    spans = torch.tensor(lengths)[:, None]
+    ranks = torch.arange(max(lengths))
+    return torch.tensor(starts)[:, None] + torch.minimum(ranks, spans - 1), (ranks < spans).flatten().nonzero().squeeze(1)
 
 
 def _spans(cu_seqlens: Tensor, tokens: int) -> tuple[int, ...]:

@@ -8,7 +8,8 @@ one process on plain models: what must come out.
 
 import random
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +29,7 @@ from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.shard import whole
 from r1ov.train.config import GRPOConfig
 from r1ov.train.distributed import World, joined
-from r1ov.train.experience import Row, make_packs, with_logprobs
+from r1ov.train.experience import Pack, Row, make_packs, with_logprobs
 from r1ov.train.grpo import compare, deal, learn
 from r1ov.train.rollout import Group, encode_prompt
 from r1ov.train.sharding import make_mesh, shard
@@ -53,9 +54,10 @@ LOSSES = {  # each with other metrics
 }
 CUTS = {  # max_length, how many of the prompts, order of the rows
     "one pack": (8192, 6, None),
-    "many packs, shuffled": (140, 6, 1),
+    "many packs, shuffled": (115, 6, 1),
     "fewer prompts than processes": (8192, 1, 2),
 }
+IDLE = {"some": {1, 2}, "all": set(range(6))}  # prompts whose completions are all rewarded alike; beside number 4, which has no reward
 
 
 @dataclass
@@ -118,21 +120,36 @@ def built(folder: Path, name: str, world: World, is_sharded: bool) -> Qwen2_5_VL
     return pretrained.load_prepared(folder / name, "cpu", torch.float32, prepare)[0]
 
 
+def rows_in(pack: Pack) -> Iterator[tuple[tuple[int, ...], slice, int]]:
+    """Each row's tokens from the first on, where in the pack its own stand, and which sequence there it is."""
+    bounds, ids = pack.batch["cu_seqlens"].tolist(), pack.batch["input_ids"].tolist()
+    prefixes = pack.batch["prefixes"].tolist() if "prefixes" in pack.batch else [-1] * (len(bounds) - 1)
+    for number, prefix in enumerate(prefixes):
+        if number not in prefixes:
+            before = ids[bounds[prefix] : bounds[prefix + 1]] if prefix >= 0 else []
+            own = slice(bounds[number], bounds[number + 1])
+            yield tuple(before + ids[own]), own, number
+
+
 def rows_of(run: Bare, mine: list[Group]) -> tuple[list[list[Row]], list[list[float]], dict[str, float]]:
     advantages, metrics = compare(run, mine)
     return deal(run, mine, advantages), [one.tolist() for one in advantages], metrics
 
 
-def updated(run: Bare, rows: list[Row], old: Qwen2_5_VL | None, ref: Qwen2_5_VL | None, max_length: int, order: int | None) -> dict:
+def updated(
+    run: Bare, rows: list[Row], old: Qwen2_5_VL | None, ref: Qwen2_5_VL | None, max_length: int, order: int | None, skip: bool = False
+) -> dict:
     """Loss, metrics and gradients of one update on these rows, the whole way that the trainer goes."""
     if order is not None:
         rows = random.Random(order).sample(rows, len(rows))
     run.model.zero_grad()
-    packs = with_logprobs(make_packs(rows, run.processor, max_length, run.world), old, ref, run.config.temperature, run.device)
+    made = make_packs(rows, run.processor, max_length, run.world, skip)
+    packs = with_logprobs(made, old, ref, run.config.temperature, run.device)
     metrics = learn(run, packs)
     del metrics["update_seconds"]
     gradients = {name: whole(parameter.grad).clone() for name, parameter in run.model.named_parameters() if parameter.grad is not None}
-    return {"metrics": metrics, "gradients": gradients, "packs": len(packs), "rows": len(rows)}
+    read = sum(pack.num_read for pack in packs)
+    return {"metrics": metrics, "gradients": gradients, "packs": len(packs), "rows": len(rows), "read": read}
 
 
 def check(folder: Path, world: World, is_sharded: bool) -> dict:
@@ -149,6 +166,15 @@ def check(folder: Path, world: World, is_sharded: bool) -> dict:
             results["advantages", count] = {group.number: own for group, own in zip(mine, advantages, strict=True)}
             results["compared", count] = compared
             results[loss, cut] = updated(run, minibatches[0], old, ref, max_length, order)
+        run = Bare(policy, processor, world, GRPOConfig(**COMMON | options | {"beta": 0.0}))
+        for case, flat in IDLE.items():
+            mine = groups(processor, 6, range(world.rank, 6, world.size))
+            mine = [replace(group, rewards=[1.0] * EACH) if group.number in flat else group for group in mine]
+            rows = rows_of(run, mine)[0][1]
+            results[loss, case, True] = updated(run, rows, old, None, 115, 1, skip=True)
+            if world.size == 1:  # what it must equal
+                results[loss, case, False] = updated(run, rows, old, None, 115, 1)
+                results[loss, case, "teaching"] = updated(run, [row for row in rows if row.teaches], old, None, 8192, None)
     for scale in ("batch", "none"):
         run = SimpleNamespace(config=GRPOConfig(**COMMON, scale_rewards=scale), world=world, extra={})
         mine = groups(processor, 6, range(world.rank, 6, world.size))

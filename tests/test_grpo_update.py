@@ -8,7 +8,6 @@ import json
 import math
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -90,6 +89,35 @@ def test_loss_metrics_and_every_gradient_are_those_of_one_process_and_one_pack(r
         assert actual["metrics"] == pytest.approx(expected["metrics"], rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("loss", worker.LOSSES)
+@pytest.mark.parametrize("idle", worker.IDLE)
+def test_rows_that_teach_nothing_may_be_left_out(results, size, loss, idle):
+    """Loss, gradients and clip ratios are those with all rows; what is a mean over what is read, those of the other rows alone."""
+    all_rows, others = results(1)[0][loss, idle, False], results(1)[0][loss, idle, "teaching" if idle == "some" else False]
+    assert sum(result[loss, idle, True]["read"] for result in results(size)) == others["read"]
+    for result in results(size):
+        actual = result[loss, idle, True]
+        for name, gradient in all_rows["gradients"].items():
+            assert (actual["gradients"][name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
+        assert actual["metrics"]["loss"] == pytest.approx(all_rows["metrics"]["loss"], rel=1e-5, abs=1e-7)
+        for name, value in actual["metrics"].items():
+            kept = all_rows if name.startswith(("clip_ratio", "cispo", "loss")) else others
+            assert value == pytest.approx(kept["metrics"][name], rel=1e-4, abs=1e-6), name
+
+
+def test_leaving_out_was_worth_a_test(results):
+    """Half the tokens go; one of four processes keeps none; bounds and means do differ; and where nothing teaches, nothing goes."""
+    for loss in worker.LOSSES:
+        some, full = results(1)[0][loss, "some", True], results(1)[0][loss, "some", False]
+        assert 0 < some["read"] < 0.7 * full["read"]
+        assert some["metrics"]["entropy"] != pytest.approx(full["metrics"]["entropy"], rel=1e-4)
+        assert max(gradient.abs().max() for gradient in full["gradients"].values()) > 1e-3
+        assert 0 in [result[loss, "some", True]["read"] for result in results(4)]
+        assert results(1)[0][loss, "all", True]["read"] == results(1)[0][loss, "all", False]["read"] > 0
+        assert not any(gradient.any() for gradient in results(1)[0][loss, "all", True]["gradients"].values())
+
+
 def test_those_updates_were_no_easy_ones(results):
     """Ratios differ from 1, clips bind, KL is felt, rows are masked, packs are many, a process has text alone, and one nothing."""
     for loss in worker.LOSSES:
@@ -169,7 +197,7 @@ def rolled(model, processor, prompts, **options):
 
 def rows_of(groups):
     return [
-        Row(sequence=sequence(group.prompt, completion, is_trained=True), logprobs=completion.logprobs, advantage=0.0)
+        Row(sequence=sequence(group.prompt, completion, True), logprobs=completion.logprobs, advantage=0.0, group=group.number)
         for group in groups
         for completion in group.completions
     ]
@@ -201,8 +229,7 @@ def test_the_trainers_log_probs_are_those_of_transformers(prompts):
     judge = Qwen2_5_VLForConditionalGeneration.from_pretrained(resolve("r1ov-tiny"), dtype=torch.float32).eval()
     config, groups = rolled(model, processor, prompts, temperature=1.3)
     (pack,) = with_logprobs(make_packs(rows_of(groups), processor, 10_000, ONE), model, None, config.temperature, torch.device("cpu"))
-    starts = pack.batch["cu_seqlens"].tolist()
-    packed = {tuple(pack.batch["input_ids"][a:b].tolist()): pack.old_logprobs[a:b] for a, b in pairwise(starts)}
+    packed = {ids: pack.old_logprobs[own] for ids, own, _ in worker.rows_in(pack)}
     for row in rows_of(groups)[::2]:
         encoded = row.sequence
         pictures = {}

@@ -134,7 +134,8 @@ def test_without_a_network_or_offline_the_error_says_so(endpoint, tmp_path):
 
 def test_the_shipped_model_and_folders_need_no_hub(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # importing it would fail
-    assert resolve("r1ov-tiny") == Path(r1ov.model.hub.__file__).parent / "r1ov-tiny"
+    for name in ("r1ov-tiny", "r1ov-tiny-sft"):
+        assert resolve(name) == Path(r1ov.model.hub.__file__).parent / name
     (tmp_path / "owner" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))

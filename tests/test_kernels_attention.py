@@ -35,6 +35,7 @@ CASES = {
     "ragged": ([63, 1, 100, 7, 131, 64], None),
     "with empty sequences": ([0, 5, 0, 9, 0], None),
     "other key lengths": ([3, 1, 7], [10, 1, 9]),
+    "several go on from one": ([9, 3, 6, 2, 5, 0, 7, 1], [9, 12, 15, 11, 8, 3, 16, 10]),
 }
 
 

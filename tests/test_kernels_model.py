@@ -72,6 +72,22 @@ def test_logits_and_gradients_of_a_packed_batch_are_the_same(processor):
         assert error < 1e-4, (name, error)  # float32 sums in another order, through four blocks
 
 
+def test_sequences_that_go_on_from_another_are_the_same(processor):
+    talk = [[{"role": "user", "content": text}, {"role": "assistant", "content": text}] for text in ("Nine?", "One.", "A")]
+    batch = processor(talk, return_labels=True)
+    labels = batch.pop("labels")
+    found = {}
+    for impl in kernels.IMPLEMENTATIONS:
+        kernels.use(impl)
+        model = small_model()
+        hidden = model.hidden_states(**batch, prefixes=torch.tensor([-1, 0, 0]))
+        sft_loss(hidden, model.head_weight, labels, 100).backward()
+        found[impl] = [hidden.detach()] + [p.grad for p in model.model.parameters()]
+    assert not torch.allclose(found["torch"][0], model.hidden_states(**batch))
+    for ours, expected in zip(found["triton"], found["torch"], strict=True):
+        assert (ours - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
 def test_twenty_steps_of_training_run_the_same_course(processor):
     losses, gradients = run(processor, "torch", 20)
     with_kernels, their_gradients = run(processor, "triton", 20)

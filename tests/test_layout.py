@@ -20,6 +20,7 @@ FLOORS = {  # longest matching prefix wins; a module imports only from floors be
     "r1ov": 0,
     "r1ov.errors": 0,
     "r1ov.cli": 0.5,
+    "r1ov.page": 0.5,
     "r1ov.model": 1,
     "r1ov.reward": 1,
     "r1ov.data": 2,
@@ -64,7 +65,7 @@ def test_no_file_is_longer_than_a_reader_can_hold(path):
 # the files of checkpoints, and how the kernels are compiled, measured and written in Triton.
 BESIDE = re.compile(
     r"kernels/(bench|gate|triton)|r1ov/data/(playground/|records|pictures|files|onevision|reader|fetch|make_tokenizer|__main__)"
-    r"|r1ov/reward/(?!format|extract|accuracy|combine)|r1ov/evaluate/|r1ov/formalize/|r1ov/train/(storage|state|samples|presets)|r1ov/engine/terminal"
+    r"|r1ov/reward/(?!format|extract|accuracy|combine)|r1ov/evaluate/|r1ov/formalize/|r1ov/page|r1ov/train/(storage|state|samples|presets)|r1ov/engine/terminal"
 )
 
 
@@ -115,6 +116,8 @@ FLAGS = {
     ("-m", "r1ov.evaluate", "compare"): "common limit",
     ("-m", "r1ov.evaluate"): "bench model split out limit predictions data prompt system num-samples max-new-tokens temperature top-p "
     "top-k seed min-pixels max-pixels max-num-seqs judge judge-model device dtype kernels",
+    ("-m", "r1ov.formalize"): "data out limit describer describer-model reasoner reasoner-model judge judge-model concurrency "
+    "max-tokens-spent max-cost retry-failed",
 }
 
 
@@ -146,9 +149,10 @@ def test_the_readmes_commands_parse():
     from generate import Options
     from r1ov.cli import parse_cli
     from r1ov.evaluate.__main__ import EvaluateConfig, comparison
+    from r1ov.formalize.__main__ import FormalizeConfig
     from r1ov.train.config import GRPOConfig, SFTConfig
 
-    programs = {"generate.py": Options, "train.py": SFTConfig, "r1ov.evaluate": EvaluateConfig}
+    programs = {"generate.py": Options, "train.py": SFTConfig, "r1ov.evaluate": EvaluateConfig, "r1ov.formalize": FormalizeConfig}
     presets = {"r1-onevision": {}, "dapo": {}}
     seen = set()
     for line in re.findall(r"^    ((?:pip|python|torchrun|OMP).*)$", README, re.MULTILINE):

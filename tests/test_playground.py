@@ -63,6 +63,17 @@ def test_no_description_is_shared_between_splits_whatever_the_seeds():
     assert all(len(splits) == 1 for splits in homes.values())
 
 
+@pytest.mark.parametrize(("split", "turns"), [("train", "nnnnnnnnnh"), ("rl", "nhh"), ("test", "n"), ("generalisation", "b")])
+def test_levels_take_turns_a_sample_of_every_family_at_a_time(split, turns, monkeypatch):
+    seen = []
+    make = FAMILIES["locate"]
+    monkeypatch.setitem(FAMILIES, "locate", lambda rng, level: seen.append(level) or make(rng, level))
+    for turn in range(2 * len(turns)):
+        seen.clear()
+        sample(split, 7 * turn + list(FAMILIES).index("locate"))
+        assert {level[0] for level in seen} == {turns[turn % len(turns)]}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_split_gets_its_share_of_each_family(family):
     shares = Counter(split_of(family, scene) for level in LEVELS for scene in scenes(family, level, 300))
@@ -140,7 +151,7 @@ def test_thoughts_end_in_the_answer_and_rl_has_none(split):
             assert not reply
         else:
             assert reply[0]["content"] == f"<think>{each.reasoning}</think>\n<answer>{each.answer}</answer>"
-            assert len(each.reasoning) <= (320 if SPLITS[split] == "normal" else 400)
+            assert len(each.reasoning) <= (320 if split == "test" else 400)
             if each.kind == "bbox":
                 assert set(re.findall(r"\d+", each.answer)) <= set(re.findall(r"\d+", each.reasoning))
             else:

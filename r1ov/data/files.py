@@ -19,7 +19,7 @@ from r1ov.errors import UserError
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
-NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
+NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "stages.jsonl")
 MAX_LINE_BYTES = 256 * 1024 * 1024
 GROUPS_AT_HAND = 4  # parquet row groups kept in memory; a shuffled order mixes so many at a time
 HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?P<inner>(?:/[^/@]+)*)(?:@(?P<revision>[\w./-]+))?", re.ASCII)

@@ -10,14 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageOps
 
 from r1ov.data.fetch import fetch, shown
 from r1ov.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_ASPECT_RATIO = 200
 # Their headers tell the size that decoding gives; None: a picture made in memory. The others are decoded to be measured: TIFF turns
@@ -297,12 +299,14 @@ class ImageProcessor:
 
     def __call__(
         self, images: Sequence[Image.Image], names: Sequence[str] | None = None, max_tokens: int | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
         """(pixel_values (P, 1176) float32, image_grid_thw (N, 3) int64): resized, normalised, cut into patches.
 
         Args:    images: N >= 1 RGB pictures, as `open_image` gives them; names: what errors call them; max_tokens: see `grid`.
         Source:  transformers qwen2_vl/image_processing_pil_qwen2_vl.py. Different here: the resize runs as two one-axis calls.
         """
+        import torch  # here, for it is slow to import, and whoever only opens pictures does without
+
         if not images:
             raise ValueError("no pictures were given")
         names = names or [f"picture {number}" for number in range(1, len(images) + 1)]

@@ -21,7 +21,7 @@ _NAMED = re.compile(
     r"\b(?:answer|option|choice)\b[*_\s]*(?:is|are|would be|should be|must be|:|=)(?:\s+(?:therefore|thus|indeed|then)\b,?)?[*_:\s]*", re.I
 )
 _NAMED_BEFORE = re.compile(r"(?<!\S)(\S{1,40})\s+is\s+the\s+(?:correct|right|final|best)\s+(?:answer|option|choice)\b", re.I)
-_REMARK = re.compile(
+REMARK = re.compile(
     r"\b(?:revised|rewritten|updated|original)\s+(?:cot\b|chain[- ]of[- ]thought)|\bno\s+(?:\w+\s+)?visuali[sz]ations?\s+(?:is |are )?"
     r"(?:needed|required|necessary)",
     re.I,
@@ -123,14 +123,14 @@ def _split(text: str, repairs: list[str]) -> tuple[str, str]:
 
 
 def _without_remarks(text: str, repairs: list[str]) -> str:
-    if not _REMARK.search(text):
+    if not REMARK.search(text):
         return text
     lines = text.split("\n")
-    if any(_REMARK.search(line) and len(line.split()) > MAX_REMARK_WORDS for line in lines):
+    if any(REMARK.search(line) and len(line.split()) > MAX_REMARK_WORDS for line in lines):
         raise Dropped("a remark of the rewriting model within the reasoning")
     if "remarks of the rewriting model left out" not in repairs:
         repairs.append("remarks of the rewriting model left out")
-    return "\n".join(line for line in lines if not _REMARK.search(line)).strip()
+    return "\n".join(line for line in lines if not REMARK.search(line)).strip()
 
 
 def _answer_after(question: str, tail: str) -> tuple[str, bool]:

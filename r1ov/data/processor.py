@@ -35,7 +35,7 @@ IGNORED = -100  # the label of a token that is not trained
 
 class Batch(dict):
     """B sequences end to end: input_ids (T,), position_ids (3, T), cu_seqlens (B+1,) int32; with pictures also pixel_values
-    (P, 1176) and image_grid_thw (N, 3); with labels also labels (T,), -100 where not trained."""
+    (P, 1176) and image_grid_thw (N, 3); with labels also labels (T,), -100 where not trained. prefixes (B,): see `Qwen2_5_VL.forward`."""
 
     def to(self, device: str | torch.device) -> "Batch":
         return Batch({name: tensor.to(device) for name, tensor in self.items()})

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from r1ov.data.processor import Processor
 from r1ov.engine import Timing, decode, prepare
 from r1ov.errors import UserError
-from r1ov.model.hub import resolve
+from r1ov.model.hub import SHIPPED, resolve
 from r1ov.pretrained import choose_device, choose_kernels, load
 
 TINY_NOTE = (
@@ -50,7 +50,7 @@ def answer(options: Any) -> None:
     parameters = _count(sum(parameter.numel() for parameter in model.parameters()))
     dtype = str(head.dtype).removeprefix("torch.")
     _say(f"{options.model} | {parameters} parameters | {head.device} | {dtype} | {kernels} kernels")
-    if options.model == "r1ov-tiny":
+    if options.model in SHIPPED:
         _say(TINY_NOTE)
 
     if options.json:

@@ -1,13 +1,16 @@
 """The items as a page for people who would rather look: pictures, question, thought, answer, gold and verdict, in one file."""
 
+import base64
 import html
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from r1ov.data.image import LazyImage
-from r1ov.data.thumbnail import thumbnail
 from r1ov.errors import UserError
 from r1ov.evaluate.predictions import write_atomically
 from r1ov.evaluate.report import Answered
@@ -53,7 +56,7 @@ class _Album:
         if self.room <= 0:
             return None
         try:
-            url = thumbnail(image.load(), SIDE, "WEBP" if max(image.size) > 200 else "PNG")
+            url = _thumbnail(image.load())
         except UserError:  # its question has an error row that says so
             return None
         if url not in self.numbers:
@@ -61,6 +64,15 @@ class _Album:
             self.pictures.append({"url": url, "width": image.size[0]})
             self.room -= len(url)
         return self.numbers[url]
+
+
+def _thumbnail(image: Image.Image) -> str:
+    """A data: URL of the picture, shrunk if it is large; a small one is exact."""
+    file, is_small = io.BytesIO(), max(image.size) <= 200
+    image = image.copy()
+    image.thumbnail((SIDE, SIDE))
+    image.save(file, "PNG") if is_small else image.save(file, "WEBP", quality=75, method=1)
+    return f"data:image/{'png' if is_small else 'webp'};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _item(own: Sequence[Answered], pictures: list[int], left: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from r1ov.errors import UserError
 
-SHIPPED = "r1ov-tiny"
+SHIPPED = ("r1ov-tiny", "r1ov-tiny-sft")  # with reinforcement learning, and as it was before
 _HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
 
 
@@ -14,14 +14,14 @@ def resolve(name: str | Path) -> Path:
     """The folder of a model.
 
     Args:
-        name: `r1ov-tiny`, shipped with r1ov; else a folder; else a hub name `owner/name` or `owner/name@revision`.
+        name: one of SHIPPED, which come with r1ov; else a folder; else a hub name `owner/name` or `owner/name@revision`.
     Raises: UserError that says what to do: no such folder, no such model, no access, no network.
     """
     if not isinstance(name, str | Path):
         raise UserError(f"the model's name is {name!r:.100}, expected a text or a path")
     text = str(name)
-    if text == SHIPPED:
-        return Path(__file__).parent / SHIPPED
+    if text in SHIPPED:
+        return Path(__file__).parent / text
     path, shown = os.path.expanduser(text), (text if text.isprintable() else repr(text))[:200]
     if text and os.path.isdir(path):
         return Path(path)
@@ -33,7 +33,7 @@ def resolve(name: str | Path) -> Path:
     match = _HUB_NAME.fullmatch(text)
     if not match:
         example = "a hub name such as Fancy-MLLM/R1-Onevision-7B"
-        raise UserError(f"{shown or repr(shown)}: not a model; expected {SHIPPED}, a folder, or {example}")
+        raise UserError(f"{shown or repr(shown)}: not a model; expected {SHIPPED[0]}, a folder, or {example}")
     return _download(text, match["repo"], match["revision"])
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import attention
@@ -51,13 +52,17 @@ class Qwen2_5_VL(nn.Module):
         cu_seqlens: Tensor,
         pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
+        prefixes: Tensor | None = None,
         attend: Attend | None = None,
         only: Tensor | slice = ALL,
     ) -> Tensor:
         """(T, C) states after the final norm, or those of the tokens `only` (n,); other arguments as in `forward`."""
+        keys, cu_seqlens_k = (None, None) if prefixes is None else keys_with_prefixes(cu_seqlens, prefixes)
 
         def packed(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return attention(q, k, v, cu_seqlens, causal=True)
+            if keys is not None:
+                k, v = k[keys], v[keys]
+            return attention(q, k, v, cu_seqlens, causal=True, cu_seqlens_k=cu_seqlens_k)
 
         return self.model(self.embed(input_ids, pixel_values, image_grid_thw), position_ids, attend or packed, only)
 
@@ -72,6 +77,7 @@ class Qwen2_5_VL(nn.Module):
         cu_seqlens: Tensor,
         pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
+        prefixes: Tensor | None = None,
         attend: Attend | None = None,
         then: Callable[[Tensor, Tensor], T] | None = None,
     ) -> Tensor | T:
@@ -80,13 +86,26 @@ class Qwen2_5_VL(nn.Module):
         Args:
             input_ids: (T,) int64, B sequences end to end. position_ids: (3, T) int64. cu_seqlens: (B+1,) int32 starts.
             pixel_values: (P, patch_dim) patches of all pictures in order. image_grid_thw: (N, 3) int64.
+            prefixes: (B,) int64, for each sequence the one that it goes on from, or -1: it sees that one's tokens too, as if they stood
+                before its own. So what several have in common is computed once. Positions are given as if it were whole.
             attend: another attention for the decoder layers (the engine's cache); default causal within each sequence.
             then: called as then(hidden (T, C), head_weight (V, C)), for instance a loss. A sharded model's parameters are whole
                 within its forward only, so a loss that needs the head must be computed here; it returns a tensor, or tensors in a
                 tuple, list or dict.
         """
-        hidden = self.hidden_states(input_ids, position_ids, cu_seqlens, pixel_values, image_grid_thw, attend)
+        hidden = self.hidden_states(input_ids, position_ids, cu_seqlens, pixel_values, image_grid_thw, prefixes, attend)
         return self.logits(hidden) if then is None else then(hidden, self.head_weight)
+
+
+def keys_with_prefixes(cu_seqlens: Tensor, prefixes: Tensor) -> tuple[Tensor, Tensor]:
+    """(S,) the tokens that each sequence's keys are of, its prefix before its own, and (B+1,) int32 starts. Arguments as `forward`'s."""
+    starts, own = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
+    before = torch.where(prefixes < 0, 0, own[prefixes])
+    ends = (before + own).cumsum(0)
+    sequence = torch.repeat_interleave(torch.arange(len(own), device=own.device), before + own)  # (S,)
+    place = torch.arange(len(sequence), device=own.device) - (ends - own)[sequence]  # among its own tokens; below 0: in the prefix
+    prefix_end = (starts + own)[prefixes][sequence]
+    return torch.where(place < 0, prefix_end, starts[sequence]) + place, F.pad(ends, (1, 0)).int()
 
 
 @torch.no_grad()

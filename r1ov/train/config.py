@@ -71,6 +71,7 @@ class TrainConfig:
     save_total_limit: int | None = option(2, "keep so many checkpoints, the newest")
     eval_steps: int = option(50, "held-out loss, and on the playground answers, every so many steps; 0: never")
     eval_samples: int = option(35, "held-out samples each time")
+    eval_split: Literal["test", "rl", "generalisation"] = option("test", "of the playground, whose questions are answered")
     report_to: Literal["none", "tensorboard", "wandb"] = option("none", "also log there, if it is installed")
 
     def __post_init__(self):
@@ -111,14 +112,15 @@ class SFTConfig(TrainConfig):
 class GRPOConfig(TrainConfig):
     stage: Literal["sft", "grpo"] = option("grpo", "sft: supervised fine-tuning; grpo: reinforcement learning with rewards by rule")
     out: str = option("runs/grpo", "folder of the run: config.json, log.jsonl, curves.png, samples/, checkpoints/, final/")
-    model: str = option("r1ov-tiny", "model folder, hub name or r1ov-tiny to start from")
+    model: str = option("r1ov-tiny-sft", "model folder, hub name or r1ov-tiny-sft to start from")
     learning_rate: float | None = option(None, "peak; default: 1e-4 on the playground, else 1e-6")
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = option("linear", "what follows the warm-up")
     warmup_ratio: float = option(0.0, "share of the steps in which the learning rate climbs")
     adam_beta2: float = option(0.999, "second moment")
-    eval_steps: int = option(25, "answers to held-out questions of the playground every so many steps; 0: never")
-    eval_samples: int = option(70, "held-out questions each time")
-    per_device_train_batch_size: int = option(64, "completions of one process; how many at once, --max-length decides")
+    eval_steps: int = option(50, "answers to held-out questions of the playground every so many steps; 0: never")
+    eval_samples: int = option(210, "held-out questions each time")
+    eval_split: Literal["test", "rl", "generalisation"] = option("rl", "of the playground: those questions, with scenes of another seed")
+    per_device_train_batch_size: int = option(128, "completions of one process; how many at once, --max-length decides")
 
     num_generations: int = option(8, "G: completions of each prompt")
     max_completion_length: int = option(256, "tokens of a completion, at most")
@@ -129,7 +131,7 @@ class GRPOConfig(TrainConfig):
     max_num_seqs: int | None = option(None, "completions decoded at once, at most; the others follow as rows finish; default: all")
     num_iterations: int = option(1, "mu: how often the completions of a rollout are learned from")
     steps_per_generation: int = option(1, "optimiser steps that share a rollout, each on a part of it (TRL counts micro-batches)")
-    beta: float = option(0.0, "weight of the KL term; 0 loads no reference model")
+    beta: float = option(0.0, "weight of the KL term; 0 loads no reference model, and completions of advantage 0 cost no update")
     epsilon: float = option(0.2, "the ratio is clipped below 1 - epsilon")
     epsilon_high: float | None = option(None, "and above 1 + this; default: epsilon. With cispo: the cap of the ratio itself")
     delta: float | None = option(None, "a second cap of the ratio, for negative advantages; default: none")
@@ -171,6 +173,11 @@ class GRPOConfig(TrainConfig):
     @property
     def peak_learning_rate(self) -> float:
         return self.learning_rate or (1e-4 if self.data == PLAYGROUND else 1e-6)
+
+    @property
+    def skips_idle_rows(self) -> bool:
+        """Whether completions of advantage 0 give no gradient at all, and stay out of the update. Bnpo weighs packs, not tokens."""
+        return self.beta == 0 and self.loss_type != "bnpo"
 
     @property
     def loss_options(self) -> dict[str, Any]:

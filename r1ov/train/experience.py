@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,50 +27,131 @@ class Row:
     sequence: Encoded
     logprobs: Sequence[float]
     advantage: float
+    group: int | None = None  # rows of the same number have the same prompt
+
+    @property
+    def num_trained(self) -> int:
+        return num_trained(self.sequence.labels)
+
+    @property
+    def teaches(self) -> bool:
+        """Whether a gradient comes from it, where there is no KL term."""
+        return bool(self.advantage and self.num_trained)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
-    """Rows end to end, T tokens; what is known of a token stands at the token's own place."""
+    """Rows end to end, T tokens; what is known of a token stands at the token's own place.
+
+    A prompt that several rows have stands there once, as a sequence of its own without its last token, and they go on from it.
+    """
 
     batch: Batch  # with labels (T,)
-    num_sequences: int  # without the blank one
+    num_items: int  # trained tokens, those of the rows left out included
+    num_sequences: int  # as well; without the blank one
     advantages: Tensor  # (B,)
     sampler_logprobs: Tensor  # (T,)
     old_logprobs: Tensor | None = None  # (T,) of the policy before the first update; None: it is the policy that learns
     ref_logprobs: Tensor | None = None  # (T,)
 
     @property
-    def num_items(self) -> int:
-        return int((self.batch["labels"] != IGNORED).sum())
+    def num_read(self) -> int:
+        """Trained tokens that are here."""
+        return num_trained(self.batch["labels"])
 
 
-def make_packs(rows: Sequence[Row], processor: Processor, max_length: int, world: World) -> list[Pack]:
-    """The rows in packs of at most `max_length` tokens; every process gets as many, because a sharded model is called by all together."""
-    lengths = [len(row.sequence) for row in rows]
-    costs = [_cost(row.sequence, processor) for row in rows]
+def num_trained(labels: Tensor) -> int:
+    return int((labels != IGNORED).sum())
+
+
+def make_packs(rows: Sequence[Row], processor: Processor, max_length: int, world: World, skip_idle: bool = False) -> list[Pack]:
+    """The rows in packs of at most `max_length` tokens; every process gets as many, because a sharded model is called by all together.
+
+    Args: skip_idle: leave out rows that teach nothing; the first pack counts them, so that what is a mean over all stays one. Where
+        no process has any other, all are kept, and the step is as ever.
+    """
+    left_out: list[Row] = []
+    if skip_idle and any(world.gather(any(row.teaches for row in rows))):
+        rows, left_out = [row for row in rows if row.teaches], [row for row in rows if not row.teaches]
+    units = _units(rows, max_length, processor.config.image_token_id)
+    lengths = [_num_tokens(unit) for unit in units]
+    costs = [_cost(unit, processor) for unit in units]
     bins = pack(lengths, costs, max_length)
     count = max(world.gather(len(bins)))
     if world.size > 1:
         bins = pack(lengths, costs, max_length, count) or [[] for _ in range(count)]
-    return [_pack([rows[index] for index in members], processor, needs_picture=world.size > 1) for members in bins]
+    return [
+        _pack([units[index] for index in members], [] if number else left_out, processor, needs_picture=world.size > 1)
+        for number, members in enumerate(bins)
+    ]
 
 
-def _cost(encoded: Encoded, processor: Processor) -> int:
+def _units(rows: Sequence[Row], max_length: int, image_token_id: int) -> list[list[Row]]:
+    """The rows by prompt, as many of one prompt together as a pack holds; each for itself where a prompt ends with its picture."""
+    units: list[list[Row]] = []
+    last: dict[int, list[Row]] = {}  # of each group the unit that is being filled
+    for row in rows:
+        unit = None if row.group is None else last.get(row.group)
+        if unit and _num_tokens([*unit, row]) <= max_length:
+            unit.append(row)
+            continue
+        units.append([row])
+        if row.group is not None and row.sequence.input_ids[-len(row.logprobs) - 1] != image_token_id:
+            last[row.group] = units[-1]
+    return units
+
+
+def _num_shared(unit: Sequence[Row]) -> int:
+    """How many tokens of the prompt stand in the pack once; its last one, which predicts each completion's first, is every row's own."""
+    return len(unit[0].sequence) - len(unit[0].logprobs) - 1 if len(unit) > 1 else 0
+
+
+def _num_tokens(unit: Sequence[Row]) -> int:
+    return sum(len(row.sequence) for row in unit) - (len(unit) - 1) * _num_shared(unit)
+
+
+def _cost(unit: Sequence[Row], processor: Processor) -> int:
+    """Floating-point operations; what is shared counts once."""
+    encoded, shared = unit[0].sequence, _num_shared(unit)
     grids = [] if encoded.image_grid_thw is None else encoded.image_grid_thw.tolist()
-    return sequence_cost(processor.config, len(encoded), int((encoded.labels != IGNORED).sum()), grids)
+    whole = sum(sequence_cost(processor.config, len(row.sequence), row.num_trained) for row in unit)
+    once = sequence_cost(processor.config, shared, 0)
+    return whole - (len(unit) - 1) * once + sequence_cost(processor.config, 0, 0, grids)
 
 
-def _pack(rows: Sequence[Row], processor: Processor, needs_picture: bool) -> Pack:
-    sequences = [row.sequence for row in rows]
-    logprobs = [F.pad(torch.tensor(row.logprobs), (len(row.sequence) - len(row.logprobs), 0)) for row in rows]
-    advantages = [row.advantage for row in rows]
-    if needs_picture and all(one.pixel_values is None for one in sequences):
-        blank = blank_sequence(processor)
-        sequences, logprobs, advantages = [*sequences, blank], [*logprobs, torch.zeros(len(blank))], [*advantages, 0.0]
+def _pack(units: Sequence[Sequence[Row]], left_out: Sequence[Row], processor: Processor, needs_picture: bool) -> Pack:
+    parts: list[tuple[Encoded, Sequence[float], float, int]] = []  # sequence, log-probs of its end, advantage, prefix
+    for unit in units:
+        prefix, shared = -1, _num_shared(unit)
+        if shared:
+            prefix = len(parts)
+            parts.append((_cut(unit[0].sequence, slice(shared)), [], 0.0, -1))
+        for row in unit:
+            own = replace(_cut(row.sequence, slice(shared, None)), **NO_PICTURES) if shared else row.sequence
+            parts.append((own, row.logprobs, row.advantage, prefix))
+    if needs_picture and all(sequence.pixel_values is None for sequence, *_ in parts):
+        parts.append((blank_sequence(processor), [], 0.0, -1))
+    sequences, logprobs, advantages, prefixes = zip(*parts, strict=True)
+    batch = processor.pack(sequences)
+    if max(prefixes) >= 0:
+        batch["prefixes"] = torch.tensor(prefixes)
+    rows = [row for unit in (*units, left_out) for row in unit]
     return Pack(
-        batch=processor.pack(sequences), num_sequences=len(rows), advantages=torch.tensor(advantages), sampler_logprobs=torch.cat(logprobs)
+        batch=batch,
+        num_items=sum(row.num_trained for row in rows),
+        num_sequences=len(rows),
+        advantages=torch.tensor(advantages),
+        sampler_logprobs=torch.cat(
+            [F.pad(torch.tensor(own), (len(sequence) - len(own), 0)) for sequence, own in zip(sequences, logprobs, strict=True)]
+        ),
     )
+
+
+NO_PICTURES: dict[str, Any] = {"image_grid_thw": None, "pictures": (), "pixel_values": None}
+
+
+def _cut(encoded: Encoded, part: slice) -> Encoded:
+    return replace(encoded, input_ids=encoded.input_ids[part], labels=encoded.labels[part], position_ids=encoded.position_ids[:, part])
 
 
 def completion_logprobs(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -95,7 +177,7 @@ def with_logprobs(
 
 
 def objective(
-    hidden: Tensor, weight: Tensor, pack: Pack, config: GRPOConfig, num_items: float, num_sequences: float, num_packs: int
+    hidden: Tensor, weight: Tensor, pack: Pack, config: GRPOConfig, num_items: float, num_read: float, num_sequences: float, num_packs: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """This pack's share of the step's loss and metrics. The numbers are of the whole step, over all processes."""
     device = hidden.device
@@ -113,6 +195,7 @@ def objective(
         pack.batch["cu_seqlens"].to(device),
         mask,
         num_items_in_batch=num_items,
+        num_read_in_batch=num_read,
         num_sequences_in_batch=num_sequences,
         old_logprobs=old,
         ref_logprobs=ref,
@@ -122,6 +205,6 @@ def objective(
         **config.loss_options,
     )
     gap = (before - sampler).abs()[mask]
-    metrics[f"{GAP}/mean"] = gap.sum() / max(num_items, 1)
+    metrics[f"{GAP}/mean"] = gap.sum() / max(num_read, 1)
     metrics[f"{GAP}/max"] = gap.max() if len(gap) else gap.new_tensor(float("nan"))
     return loss, metrics

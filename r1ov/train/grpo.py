@@ -50,7 +50,7 @@ def train(config: GRPOConfig) -> None:
             show(run, groups, advantages)
             minibatches = [
                 with_logprobs(
-                    make_packs(rows, run.processor, config.max_length, run.world),
+                    make_packs(rows, run.processor, config.max_length, run.world, config.skips_idle_rows),
                     run.model if updates > 1 else None,
                     reference,
                     config.temperature,
@@ -176,7 +176,8 @@ def deal(run: Run, groups: Sequence[Group], advantages: Sequence[Tensor]) -> lis
     for group, own in zip(groups, advantages, strict=True):
         for index, (completion, advantage) in enumerate(zip(group.completions, own.tolist(), strict=True)):
             is_trained = completion.finish_reason == "stop" or not config.mask_truncated_completions
-            row = Row(sequence=sequence(group.prompt, completion, is_trained), logprobs=completion.logprobs, advantage=advantage)
+            whole = sequence(group.prompt, completion, is_trained)
+            row = Row(sequence=whole, logprobs=completion.logprobs, advantage=advantage, group=group.number)
             minibatches[(numbers.index(group.number) * config.num_generations + index) % parts].append(row)
     return minibatches
 
@@ -184,16 +185,15 @@ def deal(run: Run, groups: Sequence[Group], advantages: Sequence[Tensor]) -> lis
 def learn(run: Run, packs: Sequence[Pack]) -> dict[str, float]:
     """One optimiser step on these packs, the shares of all processes together; what to log of it."""
     begun = time.perf_counter()
-    num_items, num_sequences, num_packs = run.world.sum(
-        sum(pack.num_items for pack in packs), sum(pack.num_sequences for pack in packs), float(len(packs))
-    )
+    names = ("num_items", "num_read", "num_sequences")
+    *sums, num_packs = run.world.sum(*(float(sum(getattr(pack, name) for pack in packs)) for name in names), float(len(packs)))
+    numbers = dict(zip(names, sums, strict=True)) | {"num_packs": int(num_packs)}
     total, shares = 0.0, []
     for number, pack in enumerate(packs, 1):
         sum_over_copies(run.model, is_last=number == len(packs))
         batch = pack.batch.to(run.device)
         del batch["labels"]
-        then = partial(objective, pack=pack, config=run.config, num_items=num_items, num_sequences=num_sequences, num_packs=int(num_packs))
-        loss, metrics = run.model(**batch, then=then)
+        loss, metrics = run.model(**batch, then=partial(objective, pack=pack, config=run.config, **numbers))
         loss.backward()
         total += loss.item()
         shares.append({name: value.item() for name, value in metrics.items()})

@@ -178,6 +178,7 @@ def grpo_loss(
     *,
     num_items_in_batch: float,
     num_sequences_in_batch: float,
+    num_read_in_batch: float | None = None,
     old_logprobs: Tensor | None = None,
     ref_logprobs: Tensor | None = None,
     entropies: Tensor | None = None,
@@ -221,6 +222,8 @@ def grpo_loss(
         completion_mask: (T,) bool, aligned with logprobs: what is trained, of each completion up to and including its stop token.
             Elsewhere nothing is read. A row of it may be empty (a truncated completion): it still counts among the sequences.
         num_items_in_batch: N. num_sequences_in_batch: B of the whole step.
+        num_read_in_batch: how many of the N tokens any micro-batch gets to see; default: all. Without a KL term, completions whose
+            advantage is 0 may stay away: loss, gradients and clip ratios are the same, the other means are over the tokens seen.
         old_logprobs: (T,); None: the sample is the policy's own and rho is 1, though its gradient is not 0.
         ref_logprobs: (T,), needed if beta is not 0. entropies: (T,) in nats, for the metrics.
         importance_sampling_ratio: (T,), optional: weights of the policy term that mend a sampler that differs from the trainer.
@@ -247,6 +250,7 @@ def grpo_loss(
     assert (lengths > 0).sum() <= num_sequences_in_batch, f"{rows} sequences here, {num_sequences_in_batch} in the whole step"
     advantage = advantages.to(logprobs.dtype)[sequence]
     num_items, num_sequences = max(num_items_in_batch, 1), max(num_sequences_in_batch, 1)  # all may be masked
+    num_read = num_items if num_read_in_batch is None else max(num_read_in_batch, 1)
 
     log_ratio = logprobs - old_logprobs
     token_ratio = ratio = clamped(log_ratio).exp()
@@ -283,11 +287,11 @@ def grpo_loss(
         total = loss.sum() / num_items
 
     with torch.no_grad():
-        metrics = {"log_ratio/abs_mean": log_ratio.abs().sum() / num_items, "log_ratio/abs_max": largest(log_ratio.abs())}
+        metrics = {"log_ratio/abs_mean": log_ratio.abs().sum() / num_read, "log_ratio/abs_max": largest(log_ratio.abs())}
         if kl is not None:
-            metrics |= {"kl": kl.sum() / num_items, "kl_max": largest(kl)}
+            metrics |= {"kl": kl.sum() / num_read, "kl_max": largest(kl)}
         if entropies is not None:
-            metrics["entropy"] = at_least_float32(entropies)[trained].sum() / num_items
+            metrics["entropy"] = at_least_float32(entropies)[trained].sum() / num_read
 
         def by_sequence(flags: Tensor) -> Tensor:
             return sequence_sums(flags.to(ratio.dtype), sequence, rows) / lengths.clamp(min=1)
@@ -301,9 +305,10 @@ def grpo_loss(
             metrics["cispo_clip_ratio"] = share((ratio > high) & (advantage > 0))
         else:
             is_low, is_high = (ratio < 1 - epsilon) & (advantage < 0), (ratio > 1 + high) & (advantage > 0)
+            low_min = -largest(-by_sequence(is_low)[lengths > 0])
             metrics |= {
                 "clip_ratio/low_mean": share(is_low),
-                "clip_ratio/low_min": -largest(-by_sequence(is_low)[lengths > 0]),
+                "clip_ratio/low_min": low_min if num_read >= num_items else torch.zeros_like(low_min),  # nothing is clipped at advantage 0
                 "clip_ratio/high_mean": share(is_high),
                 "clip_ratio/high_max": largest(by_sequence(is_high)[lengths > 0]),
                 "clip_ratio/region_mean": share(is_low | is_high),

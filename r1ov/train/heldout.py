@@ -18,6 +18,7 @@ from r1ov.train.loss import sft_loss
 from r1ov.train.run import Run
 from r1ov.train.samples import Shown, Written, write_samples
 
+EVAL_SEED = 1_000_003  # of the playground's held-out questions where training draws from the same split; no run has it by chance
 CHUNK = 2048  # tokens whose logits are looked at together
 
 
@@ -67,8 +68,8 @@ def held_out_loss(run: Run, data: StepData) -> dict[str, float]:
 def answer_questions(run: Run) -> dict[str, float]:
     """Greedy answers to the first held-out questions: the shares that are right, and in the right form. All are kept in samples/."""
     started = time.perf_counter()
-    world, count = run.world, run.config.eval_samples
-    samples = [sample("test", index) for index in range(count)]
+    world, count, split = run.world, run.config.eval_samples, run.config.eval_split
+    samples = [sample(split, index, EVAL_SEED if split == "rl" else 0) for index in range(count)]
     mine = samples[world.rank :: world.size]
     model = run.answering_model()
     texts: list[str] = []
@@ -90,8 +91,8 @@ def answer_questions(run: Run) -> dict[str, float]:
             )
             for one, text, score, form in zip(samples, texts, right, formed, strict=True)
         ]
-        write_samples(run.out / "samples", run.step, f"step {run.step}: {sum(right):.0f} of {count} right", shown)
-        say(f"test    {sum(right):.0f} of {count} right, {sum(formed):.0f} well-formed ({duration(time.perf_counter() - started)})")
+        write_samples(run.out / "samples", run.step, f"step {run.step}: {sum(right):.0f} of {count} right of {split}", shown)
+        say(f"{split:<7} {sum(right):.0f} of {count} right, {sum(formed):.0f} well-formed ({duration(time.perf_counter() - started)})")
         for index in range(0, min(len(FAMILIES), count), 3):
             one, text = samples[index], " ".join(texts[index].split())
             say(f"        {one.family:<8} {one.question}\n          gold   {one.answer}\n          model  {shortened(text)}")

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from r1ov.errors import UserError
@@ -39,6 +39,20 @@ PANELS = {  # metric -> title of its curve, for those that were logged
     "grad_norm": "gradient norm",
 }
 ON_LOG_SCALE = ("eval_loss", "grad_norm")
+PANELS_A_ROW = 4
+FEW = 30  # points that are shown one by one; more get a smoothed line over them
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """The mean of each value and its neighbours, a tenth of all of them together; fewer at the ends, as many on either side.
+
+    Example: 20 values 0, 1, .. 19 -> the same, for a line stays a line
+    """
+    reach = len(values) // 20
+    windows = (
+        values[index - near : index + near + 1] for index in range(len(values)) for near in [min(reach, index, len(values) - 1 - index)]
+    )
+    return [sum(window) / len(window) for window in windows]
 
 
 def duration(seconds: float) -> str:
@@ -89,7 +103,7 @@ class Log:
         self._file.close()
 
     def draw(self) -> Path:
-        """Draws curves.png: those of PANELS that were logged."""
+        """Draws curves.png: those of PANELS that were logged, each point and the trend."""
         import matplotlib  # slow to import, and only needed here
 
         matplotlib.use("Agg")
@@ -97,15 +111,23 @@ class Log:
 
         panels = {name: title for name, title in PANELS.items() if any(row.get(name) is not None for row in self.rows)}
         on_log_scale = ON_LOG_SCALE if "reward" in panels else ("loss", *ON_LOG_SCALE)  # GRPO's loss changes its sign
-        figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False, layout="constrained")
-        for axis, (name, title) in zip(axes[0], panels.items(), strict=True):
-            points = [(row["step"], row[name]) for row in self.rows if row.get(name) is not None]
-            axis.plot(*zip(*points, strict=True), linewidth=1.2, marker="o" if len(points) < 30 else None, markersize=3)
+        wide = min(len(panels), PANELS_A_ROW)
+        high = math.ceil(len(panels) / wide)
+        figure, axes = plt.subplots(high, wide, figsize=(4 * wide, 3 * high), squeeze=False, layout="constrained")
+        for axis in axes.flat[len(panels) :]:
+            axis.set_visible(False)
+        for axis, (name, title) in zip(axes.flat, panels.items(), strict=False):
+            steps, values = zip(*((row["step"], row[name]) for row in self.rows if row.get(name) is not None), strict=True)
+            if len(values) < FEW:
+                axis.plot(steps, values, linewidth=1.2, marker="o", markersize=3)
+            else:
+                axis.plot(steps, values, linewidth=0.7, alpha=0.35)
+                axis.plot(steps, smoothed(values), linewidth=1.6, color="C0")
             axis.set(title=title, xlabel="step")
             axis.grid(alpha=0.3)
-            if name in on_log_scale and any(value > 0 for _, value in points):
+            if name in on_log_scale and any(value > 0 for value in values):
                 axis.set_yscale("log")
-            elif "accuracy" in name:
+            elif "accuracy" in name and name != "rewards/accuracy/mean":
                 axis.set_ylim(0, 1.02)
         path = self.folder / "curves.png"
         figure.savefig(path, dpi=120)

@@ -8,13 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from r1ov.data.thumbnail import thumbnail
-
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
-section{display:flex;gap:1.5em;border-top:1px solid #ddd;padding:1em 0}
-section>img{width:168px;align-self:flex-start;image-rendering:pixelated}
-pre{white-space:pre-wrap;background:#f6f7f9;padding:.6em .8em;border-radius:4px;margin:.4em 0}.right{border-left:4px solid #2a9d4e}
-.wrong{border-left:4px solid #c8453b}.numbers{color:#667;font-size:13px}"""
+from r1ov.page import page, picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +38,7 @@ def write_samples(folder: Path, step: int, title: str, samples: Sequence[Shown])
     lines = [json.dumps({**_plain(sample), "step": step}, ensure_ascii=False) for sample in samples]
     (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     body = "\n".join(_section(sample) for sample in samples)
-    page = (
-        f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>{body}'
-    )
-    (folder / f"{name}.html").write_text(page, encoding="utf-8")
+    (folder / f"{name}.html").write_text(page(title, body), encoding="utf-8")
 
 
 def _plain(sample: Shown) -> dict:
@@ -59,7 +50,7 @@ def _plain(sample: Shown) -> dict:
 
 
 def _section(sample: Shown) -> str:
-    pictures = "".join(f'<img alt="picture" src="{thumbnail(image)}">' for image in sample.images)
+    pictures = "".join(map(picture, sample.images))
     gold = "" if sample.gold is None else f'<p class="numbers">gold answer: {html.escape(sample.gold)}</p>'
     written = "".join(_completion(one) for one in sample.completions)
     return f"<section>{pictures}<div><p>{html.escape(sample.question)}</p>{gold}{written}</div></section>"

@@ -15,7 +15,17 @@ from r1ov.model.shard import is_sharded, local
 MAY_DIFFER = frozenset(
     {
         *("out", "device", "kernels", "num_threads", "dataloader_num_workers", "world_size", "replicate", "activation_checkpointing"),
-        *("logging_steps", "save_steps", "save_total_limit", "eval_steps", "eval_samples", "eval_data", "sample_steps", "report_to"),
+        *(
+            "logging_steps",
+            "save_steps",
+            "save_total_limit",
+            "eval_steps",
+            "eval_samples",
+            "eval_split",
+            "eval_data",
+            "sample_steps",
+            "report_to",
+        ),
         *("max_skipped_steps", "max_bad_share", "max_num_seqs"),
         *("per_device_train_batch_size", "gradient_accumulation_steps"),  # the rows of a step are train_batch_size
     }

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from r1ov.data.playground import charts, counting, geometry, locate, pattern, spatial, text
-from r1ov.data.playground.scene import Canvas, Scene
+from r1ov.data.playground.scene import Canvas, Level, Scene
 
 FAMILIES = {
     "counting": counting.make,
@@ -25,7 +25,12 @@ FAMILIES = {
     "pattern": pattern.make,
     "locate": locate.make,
 }
-SPLITS = {"train": "normal", "rl": "hard", "test": "normal", "generalisation": "beyond"}  # and each one's level
+SPLITS: dict[str, tuple[Level, ...]] = {  # and the levels that take turns in each, a sample of every family at a time
+    "train": (*("normal",) * 9, "hard"),  # reinforcement sharpens what a model does now and then, not what it never does
+    "rl": ("normal", "hard", "hard"),
+    "test": ("normal",),
+    "generalisation": ("beyond",),
+}
 _SHARES = {"test": range(0, 2), "generalisation": range(2, 4), "rl": range(4, 8), "train": range(8, 16)}  # of 16 hash values
 
 
@@ -50,9 +55,10 @@ def invent(split: str, index: int, seed: int) -> tuple[str, Scene]:
     """The family and the scene of a sample, not yet painted."""
     if split not in SPLITS:
         raise ValueError(f"no playground split is called {split!r}; there are {', '.join(SPLITS)}")
-    family = list(FAMILIES)[index % len(FAMILIES)]
+    turn, place = divmod(index, len(FAMILIES))
+    family, level = list(FAMILIES)[place], SPLITS[split][turn % len(SPLITS[split])]
     for attempt in count():
-        scene = FAMILIES[family](random.Random(f"{seed}/{split}/{index}/{attempt}"), SPLITS[split])
+        scene = FAMILIES[family](random.Random(f"{seed}/{split}/{index}/{attempt}"), level)
         if split_of(family, scene) == split:
             return family, scene
 

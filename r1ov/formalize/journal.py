@@ -1,0 +1,92 @@
+"""What must survive a kill at any instant: records as JSON lines, each on the disk before anything is built on it."""
+
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from r1ov.errors import UserError
+
+Record = dict[str, Any]
+
+
+class Journal:
+    """A file that only grows. Of the records with one key the last counts; in memory are the keys alone. Any thread may read and append.
+
+    Args: key: the field that names a record.
+    Raises: UserError where the file cannot be opened, or another process has it.
+    """
+
+    def __init__(self, path: Path, key: str):
+        self.path, self.key = path, key
+        self._places: dict[Any, tuple[int, int]] = {}  # of the record of a key: offset and length in bytes
+        self._lock = threading.Lock()
+        self.unreadable = 0  # whole lines that hold no record: the disk's doing; what they held is done again
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._file)
+            raise UserError(f"{path}: another process is at work in this folder; wait for it, or choose another --out") from error
+        self._end = self._read_all()
+        # What a kill left of a line that was being written.
+        os.ftruncate(self._file, self._end)
+
+    def _read_all(self) -> int:
+        """Finds the records; the number of bytes that whole lines take."""
+        end = 0
+        with open(self.path, "rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    self._places[json.loads(line)[self.key]] = (end, len(line))
+                except (ValueError, TypeError, KeyError):
+                    self.unreadable += 1
+                end += len(line)
+        return end
+
+    def append(self, record: Record) -> None:
+        """Returns when the record is on the disk; raises OSError, and leaves no half line, where it cannot be."""
+        line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+        with self._lock:
+            try:
+                written = 0
+                while written < len(line):
+                    written += os.write(self._file, line[written:])
+                os.fsync(self._file)
+            except OSError:
+                os.ftruncate(self._file, self._end)
+                raise
+            self._places[record[self.key]] = (self._end, len(line))
+            self._end += len(line)
+
+    def get(self, key: Any) -> Record | None:
+        place = self._places.get(key)
+        return json.loads(os.pread(self._file, place[1], place[0])) if place else None
+
+    def __contains__(self, key: Any) -> bool:
+        return key in self._places
+
+    def __iter__(self) -> Iterator[Record]:
+        """The records of all keys, in the order in which the keys first came."""
+        for key in list(self._places):
+            yield self.get(key)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        with self._lock:  # a thread that comes later gets an error, and no other file that took the number
+            os.close(self._file)
+            self._file = -1
