@@ -72,7 +72,7 @@ BESIDE = re.compile(
 def test_the_core_stays_readable_and_the_whole_small():
     lines = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
     assert sum(count for name, count in lines.items() if not BESIDE.match(name)) < 7_000
-    assert sum(lines.values()) < 16_000
+    assert sum(lines.values()) < 20_000
 
 
 def test_top_level_holds_what_the_design_names():
