@@ -162,7 +162,8 @@ def compare(run: Run, groups: Sequence[Group]) -> tuple[list[Tensor], dict[str, 
     ended = torch.tensor([stopped for one in everything for stopped in one["finished"]])
     metrics |= {f"completions/{name}_length": getattr(lengths, name)().item() for name in ("mean", "min", "max")}
     metrics["completions/clipped_ratio"] = 1 - ended.double().mean().item()
-    metrics["completions/mean_terminated_length"] = lengths[ended].mean().item() if ended.any() else 0.0
+    terminated = lengths[ended] if ended.any() else torch.zeros(1)
+    metrics |= {f"completions/{name}_terminated_length": getattr(terminated, name)().item() for name in ("mean", "min", "max")}
     run.extra["num_tokens"] = run.extra.get("num_tokens", 0) + int(lengths.sum()) + sum(one["prompt_tokens"] for one in everything)
     metrics["num_tokens"] = run.extra["num_tokens"]
     return [advantages[place[group.number]].float() for group in groups], metrics
