@@ -337,7 +337,8 @@ def test_killed_six_times_at_random_a_run_ends_with_the_same_bits(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert int(done.stdout.split()[1]) >= 3, done.stdout  # kills that met a run at work
+    assert int(done.stdout.split()[1]) >= 5, done.stdout  # kills that met a run at work
+    assert done.stderr.count("resume  after step") >= 3
     assert (tmp_path / "whole/final/model.safetensors").read_bytes() == (tmp_path / "killed/final/model.safetensors").read_bytes()
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("whole", "killed")]
     for rows in logs:
@@ -346,5 +347,3 @@ def test_killed_six_times_at_random_a_run_ends_with_the_same_bits(tmp_path):
                 del row[name]
     assert logs[0] == logs[1]
     assert len({row["grad_norm"] for row in logs[0]}) > 5
-    if "resume  after step" not in done.stderr:
-        pytest.skip("this machine was so uneven that every kill came before the first checkpoint")
