@@ -19,56 +19,10 @@ UNITS = {
     "": "degree degrees deg dollar dollars euro euros unit units C F", "s": "s sec second seconds", "h": "h hour hours",
 }  # fmt: skip
 UNIT = {word: unit for unit, words in UNITS.items() for word in words.split()}
-CHANGING = set(  # words after a number that make it another one, or none
-    [
-        "and",
-        "or",
-        "not",
-        "plus",
-        "minus",
-        "times",
-        "over",
-        "per",
-        "half",
-        "halves",
-        "third",
-        "thirds",
-        "quarter",
-        "quarters",
-        "fourth",
-        "fifth",
-        "tenth",
-        "hundredth",
-        "thousandth",
-        "ten",
-        "dozen",
-        "hundred",
-        "thousand",
-        "million",
-        "billion",
-        "trillion",
-        "percent",
-        "squared",
-        "cubed",
-        "factorial",
-        "root",
-        "sqrt",
-        "log",
-        "sin",
-        "cos",
-        "tan",
-        "exp",
-        "ln",
-        "mod",
-        "more",
-        "less",
-        "most",
-        "least",
-        "maybe",
-        "yes",
-        "no",
-        "none",
-    ]
+FRAME = ("the", "final", "correct", "best", "right", "answer", "option", "choice", "is")
+CHANGING = re.compile(  # a word after a number that makes it another one, or none
+    r"(?i)and|or|not|plus|minus|times|over|per|hal(f|ves)|thirds?|quarters?|fourth|fifth|tenth|hundredth|thousandth|ten|dozen|hundred|"
+    r"thousand|[mbtr]+illion|percent|squared|cubed|factorial|root|sqrt|log|sin|cos|tan|exp|ln|mod|more|less|most|least|maybe|yes|no|none"
 )
 
 
@@ -136,7 +90,7 @@ def same_yes_no(body: str, gold: str) -> bool:
 def same_choice(body: str, gold: str) -> bool:
     """The first letter standing alone is the gold's, and before it come only words such as "the answer is"; none follows it as a rival."""
     said = words(body)
-    while said and said[0] in ["the", "final", "correct", "best", "right", "answer", "option", "choice", "is", "text", "mathrm"]:
+    while said and said[0] in FRAME:
         said = said[1:]
     gold_letter = words(gold)[0].upper()
     if not said or said[0] != gold_letter.casefold():
@@ -260,14 +214,12 @@ def measured(text: str, is_known: bool = False) -> tuple[str, str | None]:
         return text, None
     if is_known and not {*re.split(r"\W+", match[1])} & {*UNIT, "square"}:
         return text, None
-    if set(re.findall("[a-z]+", match[1].casefold())) & CHANGING:
+    if any(CHANGING.fullmatch(word) for word in re.findall("[A-Za-z]+", match[1])):
         raise Unclear(match[1])
-    power = (match[2] and re.sub(r"\D", "", match[2])) or {"s": "2", "c": "3"}.get(
-        (re.match(r"(square|sq|cubic)", match[1]) or [""])[0][:1], ""
-    )
-    name = "/".join(
-        UNIT.get(part.strip().rstrip("."), part.strip()) for part in re.sub(r"^(square|sq\.?|cubic)\s+", "", match[1]).split("/")
-    )
+    square = re.match(r"square|sq\.?|cubic", match[1])
+    power = re.sub(r"\D", "", match[2]) if match[2] else {"s": "2", "c": "3"}[square[0][0]] if square else ""
+    parts = re.sub(r"^(square|sq\.?|cubic)\s+", "", match[1]).split("/")
+    name = "/".join(UNIT.get(part.strip().rstrip("."), part.strip()) for part in parts)
     return text[: match.start()], name + power if name else ""
 
 

@@ -34,8 +34,8 @@ SMALL = {
 TRL = {  # of TRL 1.16's GRPOTrainer, `self._metrics[...]`, without tools, and of transformers' Trainer
     *("reward", "reward_std", "frac_reward_zero_std", "num_tokens", "entropy", "loss", "grad_norm", "learning_rate"),
     *(f"rewards/{name}/{what}" for name in ("accuracy", "format") for what in ("mean", "std")),
-    *(f"completions/{name}_length" for name in ("mean", "min", "max")),
-    *("completions/clipped_ratio", "completions/mean_terminated_length"),
+    *(f"completions/{name}{kind}_length" for name in ("mean", "min", "max") for kind in ("", "_terminated")),
+    *("completions/clipped_ratio", "rollout_tokens_per_second"),
     *(f"clip_ratio/{name}" for name in ("low_mean", "low_min", "high_mean", "high_max", "region_mean")),
     *(f"sampling/sampling_logp_difference/{name}" for name in ("mean", "max")),
 }
