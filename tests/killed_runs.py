@@ -7,12 +7,14 @@ options. Each kill comes at a random moment a few steps beyond the last checkpoi
 children save importing torch each time. Prints how many kills met a run at work.
 """
 
+import json
 import os
 import random
 import signal
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -85,15 +87,15 @@ def wait_for(out: Path, step: int, process: int, since: float) -> bool:
 def main() -> None:
     stage, folder, kills, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
-    begun = time.monotonic()
     assert os.waitpid(child(stage, folder / "whole", kills), 0)[1] == 0
-    a_step = (time.monotonic() - begun) / config(stage, folder, kills)[0].max_steps
+    rows = [json.loads(line) for line in (folder / "whole" / "log.jsonl").read_text().splitlines()]
+    a_step = median(row["step_ms"] for row in rows) / 1000
     rng = random.Random(seed)
     landed, out = 0, folder / "killed"
     for _ in range(kills):
         since = time.time()
         process = child(stage, out, kills)
-        steps = rng.randint(0, 3 if stage == "grpo" else 1)
+        steps = rng.randint(0, 3)
         if steps and not wait_for(out, saved(out) + steps, process, since):
             break
         time.sleep(rng.uniform(0, 1.5 * a_step))
