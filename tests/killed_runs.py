@@ -95,7 +95,7 @@ def main() -> None:
     for _ in range(kills):
         since = time.time()
         process = child(stage, out, kills)
-        steps = rng.randint(0, 3)
+        steps = rng.randint(0, 5 if stage == "grpo" else 3)
         if steps and not wait_for(out, saved(out) + steps, process, since):
             break
         time.sleep(rng.uniform(0, 1.5 * a_step))
