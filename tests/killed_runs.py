@@ -50,7 +50,7 @@ GRPO = {  # rollouts whose groups often lack spread, each learned from twice
 
 def config(stage: str, out: Path, kills: int):
     if stage == "grpo":
-        return GRPOConfig(out=str(out), **COMMON | GRPO | {"max_steps": max(20, 2 * kills)}), train_grpo
+        return GRPOConfig(out=str(out), **COMMON | GRPO | {"max_steps": max(20, 3 * kills)}), train_grpo
     return SFTConfig(out=str(out), **COMMON | {"max_steps": 30}), train_sft
 
 
@@ -95,7 +95,7 @@ def main() -> None:
     for _ in range(kills):
         since = time.time()
         process = child(stage, out, kills)
-        steps = rng.randint(0, 5 if stage == "grpo" else 3)
+        steps = rng.randint(0, 8 if stage == "grpo" else 3)
         if steps and not wait_for(out, saved(out) + steps, process, since):
             break
         time.sleep(rng.uniform(0, 1.5 * a_step))
