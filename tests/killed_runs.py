@@ -2,16 +2,19 @@
 
     python -m tests.killed_runs STAGE FOLDER KILLS SEED
 
-First one run from end to end; then the same run in another folder, killed by SIGKILL after a random time, KILLS times, and started again
-each time by the same options. Forked children save importing torch each time.
+First one run from end to end; then the same run in another folder, killed by SIGKILL KILLS times, and started again each time by the same
+options. Each kill comes at a random moment a few steps beyond the last checkpoint or before the first, however fast the machine is. Forked
+children save importing torch each time. Prints how many kills met a run at work.
 """
 
+import json
 import os
 import random
 import signal
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -20,7 +23,6 @@ from r1ov.train.grpo import train as train_grpo
 from r1ov.train.sft import train as train_sft
 
 COMMON = {
-    "max_steps": 30,
     "train_batch_size": 4,
     "eval_steps": 0,
     "save_steps": 2,
@@ -31,7 +33,7 @@ COMMON = {
     "device": "cpu",
 }
 GRPO = {  # rollouts whose groups often lack spread, each learned from twice
-    "max_steps": 20,
+    "save_steps": 3,  # due in the midst of every other rollout, and then put off to its end
     "train_batch_size": 8,
     "num_generations": 4,
     "max_completion_length": 40,
@@ -46,13 +48,13 @@ GRPO = {  # rollouts whose groups often lack spread, each learned from twice
 }
 
 
-def config(stage: str, out: Path):
+def config(stage: str, out: Path, kills: int):
     if stage == "grpo":
-        return GRPOConfig(out=str(out), **COMMON | GRPO), train_grpo
-    return SFTConfig(out=str(out), **COMMON), train_sft
+        return GRPOConfig(out=str(out), **COMMON | GRPO | {"max_steps": max(20, 3 * kills)}), train_grpo
+    return SFTConfig(out=str(out), **COMMON | {"max_steps": 30}), train_sft
 
 
-def child(stage: str, out: Path) -> int:
+def child(stage: str, out: Path, kills: int) -> int:
     """The process id of a fork that trains, and exits with 0 when it is done."""
     sys.stderr.flush()
     process = os.fork()
@@ -60,32 +62,50 @@ def child(stage: str, out: Path) -> int:
         return process
     status = 1
     try:
-        options, train = config(stage, out)
+        options, train = config(stage, out, kills)
         train(options)
         status = 0
     finally:
         os._exit(status)
 
 
+def saved(out: Path) -> int:
+    """The step of the last checkpoint."""
+    return max([int(folder.name[5:]) for folder in out.glob("checkpoints/step-*") if folder.name[5:].isdigit()], default=0)
+
+
+def wait_for(out: Path, step: int, process: int, since: float) -> bool:
+    """Until the run that began then has logged that step; False if it ends before."""
+    log = out / "log.jsonl"
+    while not (log.exists() and log.stat().st_mtime > since and log.read_text().count("\n") >= step):
+        if os.waitpid(process, os.WNOHANG)[0]:
+            return False
+        time.sleep(0.01)
+    return True
+
+
 def main() -> None:
     stage, folder, kills, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
-    begun = time.monotonic()
-    assert os.waitpid(child(stage, folder / "whole"), 0)[1] == 0
-    seconds = time.monotonic() - begun
+    assert os.waitpid(child(stage, folder / "whole", kills), 0)[1] == 0
+    rows = [json.loads(line) for line in (folder / "whole" / "log.jsonl").read_text().splitlines()]
+    a_step = median(row["step_ms"] for row in rows) / 1000
     rng = random.Random(seed)
-    landed = 0
+    landed, out = 0, folder / "killed"
     for _ in range(kills):
-        process = child(stage, folder / "killed")
-        time.sleep(rng.uniform(0.1, max(seconds / 5, 2 * seconds / kills)))
-        done, _ = os.waitpid(process, os.WNOHANG)
-        if done:
+        since = time.time()
+        process = child(stage, out, kills)
+        steps = rng.randint(0, 8 if stage == "grpo" else 3)
+        if steps and not wait_for(out, saved(out) + steps, process, since):
+            break
+        time.sleep(rng.uniform(0, 1.5 * a_step))
+        if os.waitpid(process, os.WNOHANG)[0]:
             break
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
         landed += 1
-    if not (folder / "killed" / "final" / "config.json").exists():
-        assert os.waitpid(child(stage, folder / "killed"), 0)[1] == 0
+    if not (out / "final" / "config.json").exists():
+        assert os.waitpid(child(stage, out, kills), 0)[1] == 0
     print(f"kills {landed}")
 
 

@@ -34,8 +34,8 @@ SMALL = {
 TRL = {  # of TRL 1.16's GRPOTrainer, `self._metrics[...]`, without tools, and of transformers' Trainer
     *("reward", "reward_std", "frac_reward_zero_std", "num_tokens", "entropy", "loss", "grad_norm", "learning_rate"),
     *(f"rewards/{name}/{what}" for name in ("accuracy", "format") for what in ("mean", "std")),
-    *(f"completions/{name}_length" for name in ("mean", "min", "max")),
-    *("completions/clipped_ratio", "completions/mean_terminated_length"),
+    *(f"completions/{name}{kind}_length" for name in ("mean", "min", "max") for kind in ("", "_terminated")),
+    *("completions/clipped_ratio", "rollout_tokens_per_second"),
     *(f"clip_ratio/{name}" for name in ("low_mean", "low_min", "high_mean", "high_max", "region_mean")),
     *(f"sampling/sampling_logp_difference/{name}" for name in ("mean", "max")),
 }
@@ -275,6 +275,7 @@ def test_a_picture_that_is_missing_drops_its_row_and_another_takes_the_place(tmp
     asked = calls(rewards)
     assert len(asked) == 6 * 8
     assert "4" not in asked
+    assert len(set(asked)) == 12  # nor is any other asked twice in its stead
     assert all(asked[i : i + 4] == [asked[i]] * 4 for i in range(0, len(asked), 4))  # a group is of one prompt
 
 
@@ -334,10 +335,11 @@ def test_killed_six_times_at_random_a_run_ends_with_the_same_bits(tmp_path):
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert int(done.stdout.split()[1]) >= 3, done.stdout  # kills that met a run at work
+    assert done.stderr.count("resume  after step") >= 1
     assert (tmp_path / "whole/final/model.safetensors").read_bytes() == (tmp_path / "killed/final/model.safetensors").read_bytes()
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("whole", "killed")]
     for rows in logs:
@@ -346,5 +348,3 @@ def test_killed_six_times_at_random_a_run_ends_with_the_same_bits(tmp_path):
                 del row[name]
     assert logs[0] == logs[1]
     assert len({row["grad_norm"] for row in logs[0]}) > 5
-    if "resume  after step" not in done.stderr:
-        pytest.skip("this machine was so uneven that every kill came before the first checkpoint")

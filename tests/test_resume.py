@@ -39,7 +39,7 @@ def command(out: Path, processes: int = 1, *flags: str) -> list[str]:
 
 
 def run(words: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
 
 
 def steps(out: Path) -> list[int]:
@@ -71,7 +71,8 @@ def whole(tmp_path_factory):
 def test_killed_20_times_at_random_a_run_ends_with_the_same_bits(tmp_path):
     done = run([sys.executable, "-m", "tests.killed_runs", "sft", str(tmp_path), "20", "1"])
     assert done.returncode == 0, done.stderr[-4000:]
-    assert int(done.stdout.split()[1]) >= 10, done.stdout  # kills that met a run at work
+    assert int(done.stdout.split()[1]) >= 15, done.stdout  # kills that met a run at work
+    assert done.stderr.count("resume  after step") >= 8
     for file in ("model.safetensors", "config.json"):
         assert (tmp_path / "whole" / "final" / file).read_bytes() == (tmp_path / "killed" / "final" / file).read_bytes(), file
     assert steps(tmp_path / "killed") == list(range(1, 31))

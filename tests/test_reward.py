@@ -77,60 +77,10 @@ def test_iou_worked_by_hand():
     assert iou((0, 0, 1, 1), (2, 2, 3, 3)) == 0.0
 
 
-@pytest.mark.parametrize(
-    ("text", "strict", "soft"),
-    [
-        ("<think>a</think><answer>b</answer>", 1.0, 1.0),
-        ("\n<think>\na\n</think>\n\n<answer>\nb\n</answer>\n", 1.0, 1.0),
-        ("<think>a</think><answer>b</answer> so", 0.0, 1.0),
-        ("<think></think><answer>b</answer>", 0.0, 0.0),
-        ("<think>a</think><answer> </answer>", 0.0, 0.0),
-        ("<think>a</think><answer>b", 0.0, 0.75),
-        ("<think>a</think><answer>b</answer><answer>c</answer>", 0.0, 0.5),
-        ("<answer>b</answer><think>a</think>", 0.0, 0.5),
-        ("4", 0.0, 0.0),
-    ],
-)
-def test_formats_are_judged_as_by_hand(text, strict, soft):
-    assert format_reward(text) == strict
-    assert format_reward(text, mode="soft") == soft
-
-
 def test_a_reply_is_split_into_thought_and_answer():
     assert split_reply("<think>2+2</think>\n<answer>4</answer>") == ("2+2", "4")
     assert split_reply("<think>2+2") == ("2+2", None)
     assert split_reply("just 4") == (None, None)
-
-
-REPLIES = {  # each layout and trick with its strict score
-    "<think>a</think><answer>b</answer>": 1.0,
-    "<think>\na\n</think>\n<answer>\nb\n</answer>": 1.0,
-    "<think>a</think><answer>b</answer>\n": 1.0,  # a trailing newline is no fault
-    "<think>a</think><answer>b</answer>\nand so on": 0.0,
-    "<think>a</think><answer>b</answer> and so on": 0.0,
-    "So: <think>a</think><answer>b</answer>": 0.0,
-    "<think>a</think> so <answer>b</answer>": 0.0,
-    "<think> </think><answer>b</answer>": 0.0,
-    "<think>a</think><answer></answer>": 0.0,
-    "<think>a</think><answer>b</answer><answer>c</answer>": 0.0,
-    "<think>a</think><think>b</think><answer>c</answer>": 0.0,
-    "<think>a<think>b</think><answer>c</answer>": 0.0,
-    "<think>a<think>b</think></think><answer>c</answer>": 0.0,
-    "<think>a <answer>b</answer></think><answer>b</answer>": 0.0,
-    "<think>a</think><answer><answer>b</answer></answer>": 0.0,
-    "<answer>b</answer><think>a</think>": 0.0,
-    "<think>a<answer>b</answer></think>": 0.0,
-    "a</think><answer>b</answer>": 0.0,
-    "<Think>a</Think><Answer>b</Answer>": 0.0,
-    "<think>a</think>\\boxed{b}": 0.0,
-    "": 0.0,
-}
-
-
-@pytest.mark.parametrize("text", REPLIES)
-def test_the_format_is_neither_strict_about_layout_nor_open_to_extra_blocks(text):
-    assert format_reward(text) == REPLIES[text]
-    assert 0.0 <= format_reward(text, mode="soft") <= 1.0
 
 
 def test_the_format_does_not_care_whether_the_answer_is_right():

@@ -155,7 +155,7 @@ def _is_one_formula(answer: str, gold: str) -> bool:
 
 
 def _bare(text: str) -> str:
-    return re.sub(r"\s", "", plain(text))
+    return re.sub(r"(?<!\d)\s|\s(?!\d)", "", plain(text))
 
 
 _READERS = {"yes_no": read_yes_no, "number": read_number, "text": read_text, "bbox": read_box, "boxes": read_boxes}

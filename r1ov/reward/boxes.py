@@ -36,6 +36,8 @@ def read_boxes(text: str) -> list[Labelled] | None:
     found = _from_json(body) if body.startswith(("{", "[")) else None
     if found is None:
         found = [Labelled(_box(match.groups()), None) for match in _FOUR.finditer(plain(body))]
+        if re.search(r"\d\s*,\s*[-+.\d]", _FOUR.sub("", plain(body))):  # another list of numbers, which is no box
+            return None
     if not found or len(found) > MAX_BOXES or any(box is None or box[0] >= box[2] or box[1] >= box[3] for box, _ in found):
         return None
     return list(dict.fromkeys(found))

@@ -12,7 +12,7 @@ _LETTER = re.compile(
 )
 # after the first letter: another one alone, or marked as a choice
 _ANOTHER = re.compile(
-    r"^\W*(?:(?:and|or)\b\W*)?(?:option\s+)?[A-Za-z]\W*$|^(?:or|and)\b\W*(?:option\s+)?[A-Za-z]\b|\([A-Z]\)|^[A-Za-z][.):]|\b[B-Z][.):]\s+\S"
+    r"^\W*or\b|^\W*(?:(?:and|or)\b\W*)?(?:option\s+)?[A-Za-z]\W*$|^and\b\W*(?:option\s+)?[A-Za-z]\b|\([A-Z]\)|^[A-Za-z][.):]|\b[B-Z][.):]\s+\S"
 )
 
 

@@ -17,6 +17,7 @@ MAX_ITEMS = 32  # of a set or tuple
 MAX_DIGITS = 100  # of a number
 TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc")
 FUNCTIONS = ("sqrt", "ln", "log", "lg", "exp", *TRIGONOMETRIC, *("arc" + name for name in TRIGONOMETRIC), "sinh", "cosh", "tanh")
+WORDS = ("or", "and", "not", "yes", "no")  # and no products of letters
 GREEK = ("alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "rho", "sigma", "omega", "tau")
 
 _TOKEN = re.compile(
@@ -27,7 +28,7 @@ _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 _MIXED = re.compile(
     r"(?<![\w.^}/])(\d{1,9})(?:\s*\\frac\s*\{\s*(\d{1,9})\s*\}\s*\{\s*(\d{1,9})\s*\}|\s+(\d{1,9})\s*/\s*(\d{1,9})(?![\d.]))"
 )
-_NAMED = re.compile(r"^(?:[A-Za-z]{4,}\s*){1,3}=\s*")  # "Area = "
+_NAMED = re.compile(r"^(?!(?:sin|cos|tan)[xy]\b)(?:[A-Za-z]{4,}\s*){1,3}=\s*")  # "Area = "
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 _END = ("end", "")
 
@@ -91,7 +92,7 @@ def _tokens(text: str) -> list[tuple[str, str]]:
         if kind == "command" and match[kind] in "{}":
             tokens.append(("set", match[kind]))
         elif kind == "word" and match[kind] not in (*FUNCTIONS, *GREEK, "pi"):
-            if len(match[kind]) > 3:
+            if len(match[kind]) > 3 or match[kind] in WORDS:
                 raise Unreadable(match[kind])
             tokens += [("letter", letter) for letter in match[kind]]
         else:

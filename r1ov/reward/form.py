@@ -95,7 +95,9 @@ class Algebra:
     def logarithm(self, a: Form) -> Form:
         """The natural one; of a positive fraction, the sum over its primes."""
         value = a.rational
-        if value is not None and value > 0:
+        if value is not None and value <= 0:
+            raise ZeroDivisionError("no logarithm")
+        if value is not None:
             total = constant(0, a.decimals)
             for prime, count in [*factors(value.numerator), *((p, -k) for p, k in factors(value.denominator))]:
                 total = self.add(total, self.multiply(constant(count), symbol(("ln", prime))))

@@ -34,7 +34,7 @@ _SHORT = {*SYMBOLS.values(), *(f"{a}/{b}" for a in ("m", "km", "cm", "mi", "g") 
 # words after a number that change it, instead of saying of what it is the number
 _CHANGING = (
     "and or not plus minus times over per half halves third quarter fourth fifth tenth hundredth thousandth ten dozen hundred thousand "
-    "million billion trillion percent squared cubed factorial root sqrt log sin cos tan exp mod more less most least maybe"
+    "million billion trillion percent squared cubed factorial root sqrt log sin cos tan exp mod more less most least maybe yes none"
 )
 _NO_UNIT = set(_CHANGING.split())
 

@@ -16,7 +16,7 @@ _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _LATEX = [  # in this order
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])"), ""),
     (re.compile(r"\\[,;:! ]|\\q?quad(?![A-Za-z])|~"), " "),
-    (re.compile(r"\\[()\[\]$]|\$"), ""),
+    (re.compile(r"\\[()\[\]$]|\$"), " "),
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\{\s*°\s*\}|\\degree(?![A-Za-z])|\{\s*degrees?\s*\}"), "°"),

@@ -15,9 +15,9 @@ from r1ov.data.steps import blank_sequence
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.config import GRPOConfig
 from r1ov.train.distributed import World
-from r1ov.train.grpo_loss import clamped, grpo_loss
+from r1ov.train.grpo_loss import clamped, grpo_loss, largest
 
-GAP = "sampling/sampling_logp_difference"
+GAP, WEIGHT = "sampling/sampling_logp_difference", "sampling/importance_sampling_ratio"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,5 +206,8 @@ def objective(
     )
     gap = (before - sampler).abs()[mask]
     metrics[f"{GAP}/mean"] = gap.sum() / max(num_read, 1)
-    metrics[f"{GAP}/max"] = gap.max() if len(gap) else gap.new_tensor(float("nan"))
+    metrics[f"{GAP}/max"] = largest(gap)
+    if correction is not None:
+        used = correction[mask]
+        metrics |= {f"{WEIGHT}/min": -largest(-used), f"{WEIGHT}/mean": used.sum() / max(num_read, 1), f"{WEIGHT}/max": largest(used)}
     return loss, metrics

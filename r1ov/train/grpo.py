@@ -28,6 +28,7 @@ from r1ov.train.sharding import sum_over_copies
 
 GOLDS_CHECKED = 1_000  # of data without end
 GROUPS_SHOWN = 4
+FLAT, PATIENCE = 0.8, 20  # so many rollouts in a row in which a larger share of the groups teaches nothing are worth a line
 
 
 def train(config: GRPOConfig) -> None:
@@ -47,6 +48,7 @@ def train(config: GRPOConfig) -> None:
         while run.step < run.max_steps:
             groups, generated = collect(run, source, tally, scorer, prompts_per_rollout)
             advantages, compared = compare(run, groups)
+            note_flat(run, compared["frac_reward_zero_std"])
             show(run, groups, advantages)
             minibatches = [
                 with_logprobs(
@@ -91,6 +93,8 @@ def introduce(run: Run, num_prompts: int | None, prompts_per_rollout: int) -> No
         kl = f"KL {config.beta:g}" if config.beta else "no KL term"
         say(f"rollout {prompts_per_rollout} prompts x {config.num_generations} completions of up to {config.max_completion_length} tokens")
         say(f"grpo    {config.loss_type} loss, {kl}, temperature {config.temperature:g}, rewards {rewards}")
+        if config.top_p < 1 or config.top_k or config.repetition_penalty != 1:
+            say("note    --top-p, --top-k, --repetition-penalty: what is sampled is not of the policy that learns; best leave them out")
 
 
 def check_rewards(run: Run, source: Source, num_prompts: int | None, scorer: Scorer) -> None:
@@ -111,6 +115,7 @@ def collect(run: Run, source: Source, tally: Tally, scorer: Scorer, wanted: int)
     model = run.answering_model()
     groups: list[Group] = []
     spare: list[Group] = []
+    own_tokens = 0
     longest = min(config.max_length, run.processor.config.text.max_position_embeddings) - config.max_completion_length
     missing = wanted
     for _ in range(1 + config.max_resamplings):
@@ -133,7 +138,9 @@ def collect(run: Run, source: Source, tally: Tally, scorer: Scorer, wanted: int)
         rolled = roll_out(model, run.processor, prompts, config, scorer, config.seed * 1_000_003 + first)
         for group in rolled:
             (spare if config.dynamic_sampling and not group.has_spread else groups).append(group)
-        missing = wanted - int(world.sum(float(len(groups)))[0])
+        own_tokens += sum(completion.completion_tokens for group in rolled for completion in group.completions)
+        have, tokens = world.sum(float(len(groups)), float(own_tokens))
+        missing = wanted - int(have)
         if missing <= 0:
             break
     if missing == wanted:  # nothing to choose from: these teach nothing but the KL term, and the run goes on
@@ -141,7 +148,8 @@ def collect(run: Run, source: Source, tally: Tally, scorer: Scorer, wanted: int)
         groups = [group for group in spare if group.number in numbers]
         if not numbers:
             raise UserError(f"none of the prompts of this rollout can be used; {tally.summary()}")
-    return groups, {"generation_seconds": time.perf_counter() - begun}
+    seconds = time.perf_counter() - begun
+    return groups, {"generation_seconds": seconds, "rollout_tokens_per_second": tokens / seconds}
 
 
 def compare(run: Run, groups: Sequence[Group]) -> tuple[list[Tensor], dict[str, float]]:
@@ -162,10 +170,21 @@ def compare(run: Run, groups: Sequence[Group]) -> tuple[list[Tensor], dict[str, 
     ended = torch.tensor([stopped for one in everything for stopped in one["finished"]])
     metrics |= {f"completions/{name}_length": getattr(lengths, name)().item() for name in ("mean", "min", "max")}
     metrics["completions/clipped_ratio"] = 1 - ended.double().mean().item()
-    metrics["completions/mean_terminated_length"] = lengths[ended].mean().item() if ended.any() else 0.0
+    terminated = lengths[ended] if ended.any() else torch.zeros(1)
+    metrics |= {f"completions/{name}_terminated_length": getattr(terminated, name)().item() for name in ("mean", "min", "max")}
     run.extra["num_tokens"] = run.extra.get("num_tokens", 0) + int(lengths.sum()) + sum(one["prompt_tokens"] for one in everything)
     metrics["num_tokens"] = run.extra["num_tokens"]
     return [advantages[place[group.number]].float() for group in groups], metrics
+
+
+def note_flat(run: Run, share: float) -> None:
+    """Says what to do where for long most groups have had equal rewards."""
+    run.extra["flat_rollouts"] = count = run.extra.get("flat_rollouts", 0) + 1 if share > FLAT else 0
+    if count and count % PATIENCE == 0 and run.world.is_main:
+        say(
+            f"note    in {count} rollouts in a row over {FLAT:.0%} of the groups had equal rewards and taught nothing: take questions that "
+            "are sometimes answered right, raise --num-generations, or set --dynamic-sampling"
+        )
 
 
 def deal(run: Run, groups: Sequence[Group], advantages: Sequence[Tensor]) -> list[list[Row]]:
