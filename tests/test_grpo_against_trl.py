@@ -191,7 +191,7 @@ def ours(batch, config, processor, parts):
     if config.loss_type != "bnpo":
         packs = make_packs(rows, processor, 60, World())  # however it is cut
         assert len(packs) > 1
-    count = sum(pack.num_items for pack in packs)
+    count, read = sum(pack.num_items for pack in packs), sum(pack.num_read for pack in packs)
 
     def known(policy, pack):
         logprobs = policy.logprobs(pack.batch["input_ids"][None], config.temperature)[0][0]
@@ -203,7 +203,7 @@ def ours(batch, config, processor, parts):
         pack = replace(pack, old_logprobs=known(batch.old, pack) if is_off_policy else None)
         pack = replace(pack, ref_logprobs=known(batch.ref, pack) if config.beta else None)
         hidden = batch.policy.states[pack.batch["input_ids"]]
-        loss, share = objective(hidden, batch.policy.head, pack, config, count, len(rows), len(packs))
+        loss, share = objective(hidden, batch.policy.head, pack, config, count, read, len(rows), len(packs))
         losses.append(loss)
         shares.append(share)
     gradients = torch.autograd.grad(sum(losses), [batch.policy.states, batch.policy.head])
