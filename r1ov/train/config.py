@@ -113,7 +113,7 @@ class GRPOConfig(TrainConfig):
     stage: Literal["sft", "grpo"] = option("grpo", "sft: supervised fine-tuning; grpo: reinforcement learning with rewards by rule")
     out: str = option("runs/grpo", "folder of the run: config.json, log.jsonl, curves.png, samples/, checkpoints/, final/")
     model: str = option("r1ov-tiny-sft", "model folder, hub name or r1ov-tiny-sft to start from")
-    learning_rate: float | None = option(None, "peak; default: 1e-4 on the playground, else 1e-6")
+    learning_rate: float | None = option(None, "peak; default: 2e-4 on the playground, else 1e-6")
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = option("linear", "what follows the warm-up")
     warmup_ratio: float = option(0.0, "share of the steps in which the learning rate climbs")
     adam_beta2: float = option(0.999, "second moment")
@@ -172,7 +172,7 @@ class GRPOConfig(TrainConfig):
 
     @property
     def peak_learning_rate(self) -> float:
-        return self.learning_rate or (1e-4 if self.data == PLAYGROUND else 1e-6)
+        return self.learning_rate or (2e-4 if self.data == PLAYGROUND else 1e-6)
 
     @property
     def skips_idle_rows(self) -> bool:
