@@ -267,8 +267,9 @@ def test_nothing_is_written_when_there_was_no_text():
 def on_a_terminal(folder: Path, interrupt: bool, **environment: str) -> tuple[int, str]:
     """`generate.py` with its stdout on a terminal of its own: exit status, and what the terminal got."""
     master, slave = pty.openpty()
-    argv = [sys.executable, "generate.py", "--model", str(folder), "--prompt", "hi", "--max-new-tokens", "400", "--device", "cpu"]
-    argv += ["--temperature", "3"]  # at random it hardly ever stops
+    argv = [sys.executable, "generate.py", "--model", str(folder), "--prompt", "hi", "--device", "cpu"]
+    # At random it hardly ever stops; where it is to be interrupted, not before this process gets its turn on a busy machine.
+    argv += ["--temperature", "3", "--max-new-tokens", "4000" if interrupt else "400"]
     process = subprocess.Popen(argv, cwd=ROOT, stdout=slave, stderr=subprocess.DEVNULL, env={**os.environ, **environment})
     os.close(slave)
     shown = b""

@@ -112,7 +112,7 @@ def test_leaving_out_was_worth_a_test(results):
         some, full = results(1)[0][loss, "some", True], results(1)[0][loss, "some", False]
         assert 0 < some["read"] < 0.7 * full["read"]
         assert some["metrics"]["entropy"] != pytest.approx(full["metrics"]["entropy"], rel=1e-4)
-        assert max(gradient.abs().max() for gradient in full["gradients"].values()) > 1e-3
+        assert max(gradient.abs().max() for gradient in full["gradients"].values()) > 1e-5
         assert 0 in [result[loss, "some", True]["read"] for result in results(4)]
         assert results(1)[0][loss, "all", True]["read"] == results(1)[0][loss, "all", False]["read"] > 0
         assert not any(gradient.any() for gradient in results(1)[0][loss, "all", True]["gradients"].values())

@@ -22,7 +22,7 @@ COLUMNS = {  # metric -> (label, format)
     "grad_norm": ("gnorm", "{:6.2f}"),
     "step_ms": ("", "{:5.0f} ms"),
     "tokens_per_second": ("", "{:6,.0f} tok/s"),
-    "rollout_tokens_per_second": ("rollout", "{:5,.0f} tok/s"),
+    "rollout_tokens_per_second": ("gen", "{:6,.0f} tok/s"),
     "samples_per_second": ("", "{:4.0f} samples/s"),
     "mfu": ("mfu", "{:.1%}"),
     "memory_gb": ("", "{:5.1f} GB"),
