@@ -63,7 +63,7 @@ def test_no_description_is_shared_between_splits_whatever_the_seeds():
     assert all(len(splits) == 1 for splits in homes.values())
 
 
-@pytest.mark.parametrize(("split", "turns"), [("train", "nnnnnnnnnh"), ("rl", "nh"), ("test", "n"), ("generalisation", "b")])
+@pytest.mark.parametrize(("split", "turns"), [("train", "nnnnnnnnnh"), ("rl", "nhh"), ("test", "n"), ("generalisation", "b")])
 def test_levels_take_turns_a_sample_of_every_family_at_a_time(split, turns, monkeypatch):
     seen = []
     make = FAMILIES["locate"]

@@ -41,7 +41,7 @@ class TrainConfig:
     overlong: Literal["drop", "error"] = option("drop", "longer conversations are dropped and counted, or stop the run")
     dataloader_num_workers: int = option(1, "processes that draw and encode ahead of the training step; 0: none")
 
-    max_steps: int | None = option(None, "optimiser steps; default: --num-train-epochs of the data, or 200 on the playground")
+    max_steps: int | None = option(None, "optimiser steps; default: --num-train-epochs of the data; on the playground 200, with grpo 300")
     num_train_epochs: float = option(1.0, "how often to see the data, where --max-steps is not given")
     per_device_train_batch_size: int = option(64, "conversations of one process; how many at once, --max-length decides")
     gradient_accumulation_steps: int = option(1, "so many times as many conversations in one optimiser step")
@@ -91,6 +91,11 @@ class TrainConfig:
     @property
     def peak_learning_rate(self) -> float:
         return self.learning_rate or (1e-5 if self.model else 2e-3)
+
+    @property
+    def endless_steps(self) -> int:
+        """Optimiser steps on data without end, where `max_steps` does not say."""
+        return 200
 
     @property
     def frozen_parts(self) -> tuple[str, ...]:
@@ -178,6 +183,10 @@ class GRPOConfig(TrainConfig):
     def skips_idle_rows(self) -> bool:
         """Whether completions of advantage 0 give no gradient at all, and stay out of the update. Bnpo weighs packs, not tokens."""
         return self.beta == 0 and self.loss_type != "bnpo"
+
+    @property
+    def endless_steps(self) -> int:
+        return 300
 
     @property
     def loss_options(self) -> dict[str, Any]:

@@ -32,7 +32,6 @@ from r1ov.train.sharding import checkpoint_activations, freeze, make_mesh, refre
 from r1ov.train.state import check_same_run
 from r1ov.train.stopping import Stop, stopping
 
-DEFAULT_MAX_STEPS = 200  # of data without end
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "B200": 2250e12}  # dense bfloat16, by name
 
 
@@ -269,7 +268,7 @@ def open_run(config: TrainConfig, rows_per_epoch: int | None) -> Iterator[Run]:
         batch_size = config.train_batch_size or config.per_device_train_batch_size * config.gradient_accumulation_steps * world.size
         if before and checkpoints.steps():  # the rows of a step stay the same on any number of processes
             batch_size = config.train_batch_size or before["train_batch_size"]
-        max_steps = config.max_steps or (DEFAULT_MAX_STEPS if rows_per_epoch is None else 0)
+        max_steps = config.max_steps or (config.endless_steps if rows_per_epoch is None else 0)
         max_steps = max_steps or math.ceil(config.num_train_epochs * rows_per_epoch / batch_size)
         options = resolved(config, max_steps=max_steps, train_batch_size=batch_size, device=str(device), world_size=world.size)
         step, extra = 0, {}

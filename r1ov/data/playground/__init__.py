@@ -27,7 +27,7 @@ FAMILIES = {
 }
 SPLITS: dict[str, tuple[Level, ...]] = {  # and the levels that take turns in each, a sample of every family at a time
     "train": (*("normal",) * 9, "hard"),  # reinforcement sharpens what a model does now and then, not what it never does
-    "rl": ("normal", "hard"),
+    "rl": ("normal", "hard", "hard"),
     "test": ("normal",),
     "generalisation": ("beyond",),
 }
