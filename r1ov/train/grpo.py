@@ -71,6 +71,7 @@ def train(config: GRPOConfig) -> None:
                     break
             if not goes_on:
                 return
+        sum_up(run)
         run.finish()
 
 
@@ -235,6 +236,13 @@ def show(run: Run, groups: Sequence[Group], advantages: Sequence[Tensor]) -> Non
         images = [image.load() for image in group.prompt.pictures]
         shown.append(Shown(question="\n".join(texts), gold=group.record.solution, images=images, completions=written))
     write_samples(run.out / "samples", run.step, f"rollout after step {run.step}", shown)
+
+
+def sum_up(run: Run) -> None:
+    """The reward at the start and at the end of the run: a single step's says little."""
+    rewards = [row["reward"] for row in run.log.rows if row.get("reward") is not None] if run.log else []
+    if tenth := len(rewards) // 10:
+        say(f"reward  {sum(rewards[:tenth]) / tenth:.3f} in the first tenth of the steps, {sum(rewards[-tenth:]) / tenth:.3f} in the last")
 
 
 def _texts(content: str | Sequence[dict]) -> list[str]:
