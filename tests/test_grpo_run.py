@@ -111,9 +111,9 @@ def test_a_run_leaves_a_model_a_log_with_trls_names_and_samples_to_look_at(tmp_p
         assert row["reward"] == pytest.approx(row["rewards/accuracy/mean"] + row["rewards/format/mean"])
         assert row["log_ratio/abs_max"] == row["clip_ratio/region_mean"] == 0  # one update a rollout
         assert row["sampling/sampling_logp_difference/max"] < 1e-4
-    assert [row["learning_rate"] for row in rows] == pytest.approx([1e-4, 1e-4 * 2 / 3, 1e-4 / 3])  # of optimiser steps
+    assert [row["learning_rate"] for row in rows] == pytest.approx([2e-4, 2e-4 * 2 / 3, 2e-4 / 3])  # of optimiser steps
     assert rows[0]["num_tokens"] < rows[1]["num_tokens"] < rows[2]["num_tokens"]
-    before = load_file(resolve("r1ov-tiny") / "model.safetensors")
+    before = load_file(resolve("r1ov-tiny-sft") / "model.safetensors")
     assert any(not torch.equal(tensor, before[name].float()) for name, tensor in weights(tmp_path).items())
     r1ov.load(tmp_path / "final")
     page = (tmp_path / "samples" / "step-000000.html").read_text()
