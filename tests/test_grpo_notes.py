@@ -38,7 +38,7 @@ def test_a_sampler_that_is_not_the_policy_is_told_and_a_rollouts_speed_is_shown(
     assert ("what is sampled is not of the policy that learns" in shown) == bool(options)
     row = json.loads((tmp_path / "log.jsonl").read_text())
     assert row["rollout_tokens_per_second"] == pytest.approx(8 * row["completions/mean_length"] / row["generation_seconds"])
-    assert "rollout " in next(line for line in shown.splitlines() if line.startswith("step 1/1"))
+    assert "| gen " in next(line for line in shown.splitlines() if line.startswith("step 1/1"))
     weights = [row[f"sampling/importance_sampling_ratio/{name}"] for name in ("min", "mean", "max")]
     assert weights == sorted(weights)
     assert weights[-1] <= 2
