@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Literal
@@ -270,7 +271,8 @@ def on_a_terminal(folder: Path, interrupt: bool, **environment: str) -> tuple[in
     argv = [sys.executable, "generate.py", "--model", str(folder), "--prompt", "hi", "--device", "cpu"]
     # At random it hardly ever stops, and with this seed not before this process gets its turn, even on a busy machine.
     argv += ["--temperature", "3", "--max-new-tokens", "480", "--seed", "1"]
-    process = subprocess.Popen(argv, cwd=ROOT, stdout=slave, stderr=subprocess.DEVNULL, env={**os.environ, **environment})
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # where the tests run in a shell's background, it is ignored
+    process = subprocess.Popen(argv, cwd=ROOT, stdout=slave, stderr=subprocess.DEVNULL, env={**os.environ, **environment}, preexec_fn=heard)
     os.close(slave)
     shown = b""
     while True:
