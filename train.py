@@ -7,8 +7,8 @@ reinforcement learning, on a laptop's CPU in minutes. `--stage grpo --help` list
 import sys
 
 from r1ov.cli import parse_cli, run
-from r1ov.train.config import GRPOConfig, SFTConfig
-from r1ov.train.presets import PRESETS
+from r1ov.train.run.config import GRPOConfig, SFTConfig
+from r1ov.train.run.presets import PRESETS
 
 
 def main() -> None:

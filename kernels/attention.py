@@ -43,7 +43,7 @@ def attention(
     if q.shape[1] % k.shape[1] or q.shape[2] != k.shape[2] or k.shape != v.shape:
         raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: heads must divide, head sizes must be equal")
     if impl == "triton":
-        from kernels.triton_attention import attention_triton
+        from kernels.triton.attention import attention_triton
 
         return attention_triton(q, k, v, cu_seqlens, causal, cu_seqlens_k, max_seqlen)
     return attention_torch(q, k, v, cu_seqlens, causal, cu_seqlens_k)

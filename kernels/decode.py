@@ -27,7 +27,7 @@ def decode_attention(
     impl = check_impl(impl, q.device)
     _check(q, k_cache, v_cache, lengths, len(q))
     if impl == "triton":
-        from kernels.triton_decode import decode_attention_op
+        from kernels.triton.decode import decode_attention_op
 
         return decode_attention_op(q, k_cache, v_cache, lengths)
     return decode_attention_torch(q, k_cache, v_cache, decode_bias(lengths, k_cache) if bias is None else bias)
@@ -82,7 +82,7 @@ def decode_attention_shared(
             "every prompt needs as many rows as the others, and both caches as many key heads"
         )
     if impl == "triton":
-        from kernels.triton_decode import decode_attention_shared_op
+        from kernels.triton.decode import decode_attention_shared_op
 
         return decode_attention_shared_op(q, k_prefix, v_prefix, prefix_lengths, k_cache, v_cache, lengths)
     return decode_attention_shared_torch(q, k_prefix, v_prefix, prefix_lengths, k_cache, v_cache, lengths)

@@ -1,6 +1,6 @@
 """Log-probs of chosen tokens over a large vocabulary, from the hidden states or from logits.
 
-With impl="torch" a call is the definition below, over rows a few at a time; kernels/triton_logprobs.py is its Triton side.
+With impl="torch" a call is the definition below, over rows a few at a time; kernels/triton/logprobs.py is its Triton side.
 
 Shape letters: T tokens, C hidden size, V vocabulary, R rows that have a target.
 """
@@ -37,7 +37,7 @@ def token_logprobs(
     impl = check_impl(impl, hidden.device)
     _check(hidden, "hidden states", targets, temperature)
     if impl == "triton":
-        from kernels import triton_logprobs
+        from kernels.triton import logprobs as triton_logprobs
 
         logprobs, entropy = triton_logprobs.token_logprobs(hidden, weight, targets, temperature)[:2]
         return (logprobs, entropy) if return_entropy else logprobs
@@ -64,7 +64,7 @@ def logprobs_from_logits(
     impl = check_impl(impl, logits.device)
     _check(logits, "logits", targets, temperature)
     if impl == "triton":
-        from kernels import triton_logprobs
+        from kernels.triton import logprobs as triton_logprobs
 
         logprobs, entropy = triton_logprobs.logprobs_from_logits(logits, targets, temperature)[:2]
         return (logprobs, entropy) if return_entropy else logprobs

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from r1ov.engine import generate
-    from r1ov.pretrained import load, save
+    from r1ov.folder.pretrained import load, save
 
 __version__ = "0.1.0"
 __all__ = ["generate", "load", "save"]
 
-_HOMES = {"generate": "r1ov.engine", "load": "r1ov.pretrained", "save": "r1ov.pretrained"}
+_HOMES = {"generate": "r1ov.engine", "load": "r1ov.folder.pretrained", "save": "r1ov.folder.pretrained"}
 
 
 def __getattr__(name: str) -> Any:

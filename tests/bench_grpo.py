@@ -28,11 +28,11 @@ from unittest.mock import patch
 import torch
 
 from r1ov.data.playground import sample
-from r1ov.model.hub import resolve
+from r1ov.folder.hub import resolve
 from r1ov.reward import accuracy_reward, format_reward
-from r1ov.train.config import GRPOConfig
 from r1ov.train.grpo import train
-from r1ov.train.log import Log
+from r1ov.train.run.config import GRPOConfig
+from r1ov.train.run.log import Log
 
 EACH, TOKENS, LEARNING_RATE = 8, 128, 1e-5
 

@@ -25,18 +25,18 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from r1ov.data.processor import Encoded, Processor
 from r1ov.engine import Completion, decode, prepare
+from r1ov.folder.hub import resolve
+from r1ov.folder.pretrained import choose_kernels
 from r1ov.model.config import Config
-from r1ov.model.hub import resolve
 from r1ov.model.model import Qwen2_5_VL, init_weights
 from r1ov.model.rope import mrope_positions
-from r1ov.pretrained import choose_kernels
-from r1ov.train.config import GRPOConfig
-from r1ov.train.distributed import World, clip_grad_norm, joined
 from r1ov.train.experience import Pack, Row, make_packs, with_logprobs
 from r1ov.train.grpo import learn
 from r1ov.train.optim import build_optimizers
 from r1ov.train.rollout import sequence
-from r1ov.train.sharding import make_mesh, refresh, replica, shard
+from r1ov.train.run.config import GRPOConfig
+from r1ov.train.run.distributed import World, clip_grad_norm, joined
+from r1ov.train.run.sharding import make_mesh, refresh, replica, shard
 from tests.grpo_worker import Bare
 from tests.test_published_shapes import published_config
 

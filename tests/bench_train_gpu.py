@@ -21,18 +21,18 @@ from pathlib import Path
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from r1ov.data.packing import sequence_cost
+from r1ov.data.pack import sequence_cost
 from r1ov.data.processor import Batch
+from r1ov.folder.hub import resolve
+from r1ov.folder.pretrained import choose_kernels
 from r1ov.model.config import Config
-from r1ov.model.hub import resolve
 from r1ov.model.model import Qwen2_5_VL, init_weights
 from r1ov.model.rope import mrope_positions
-from r1ov.pretrained import choose_kernels
-from r1ov.train.distributed import World, clip_grad_norm, joined
-from r1ov.train.heldout import objective
 from r1ov.train.optim import build_optimizers
-from r1ov.train.run import peak_flops
-from r1ov.train.sharding import checkpoint_activations, make_mesh, shard
+from r1ov.train.run.distributed import World, clip_grad_norm, joined
+from r1ov.train.run.heldout import objective
+from r1ov.train.run.open import peak_flops
+from r1ov.train.run.sharding import checkpoint_activations, make_mesh, shard
 from tests.test_published_shapes import published_config
 
 

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
-from r1ov.train import storage  # noqa: F401 slow to import, and needed by all
-from r1ov.train.checkpoint import Checkpoints
-from r1ov.train.distributed import World
+from r1ov.common.stopping import stopping
 from r1ov.train.optim import build_optimizers
-from r1ov.train.state import state_tensors
-from r1ov.train.stopping import stopping
+from r1ov.train.run import storage  # noqa: F401 slow to import, and needed by all
+from r1ov.train.run.checkpoint import Checkpoints
+from r1ov.train.run.distributed import World
+from r1ov.train.run.state import state_tensors
 
 
 class Net(nn.Module):

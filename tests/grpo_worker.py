@@ -18,21 +18,21 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from r1ov import pretrained
+from r1ov.data.formats.records import Record
 from r1ov.data.playground import sample
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import Encoded, Processor
-from r1ov.data.records import Record
 from r1ov.engine import Completion
-from r1ov.model.hub import resolve
+from r1ov.folder import pretrained
+from r1ov.folder.hub import resolve
+from r1ov.folder.shard import whole
 from r1ov.model.model import Qwen2_5_VL
-from r1ov.model.shard import whole
-from r1ov.train.config import GRPOConfig
-from r1ov.train.distributed import World, joined
 from r1ov.train.experience import Pack, Row, make_packs, with_logprobs
 from r1ov.train.grpo import compare, deal, learn
 from r1ov.train.rollout import Group, encode_prompt
-from r1ov.train.sharding import make_mesh, shard
+from r1ov.train.run.config import GRPOConfig
+from r1ov.train.run.distributed import World, joined
+from r1ov.train.run.sharding import make_mesh, shard
 
 EACH = 4  # completions a prompt
 COMMON = {

@@ -18,8 +18,8 @@ from statistics import median
 
 import torch
 
-from r1ov.train.config import GRPOConfig, SFTConfig
 from r1ov.train.grpo import train as train_grpo
+from r1ov.train.run.config import GRPOConfig, SFTConfig
 from r1ov.train.sft import train as train_sft
 
 COMMON = {

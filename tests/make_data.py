@@ -1,4 +1,4 @@
-"""Writes tests/data: a few rows of each format that r1ov.data.records knows, in the shapes their projects use; all of it invented here.
+"""Writes tests/data: a few rows of each format that r1ov.data.formats.records knows, in the shapes their projects use; all of it invented here.
 
     python -m tests.make_data [FOLDER]
 

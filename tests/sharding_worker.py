@@ -17,17 +17,17 @@ from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from r1ov import pretrained
 from r1ov.data.processor import Processor
 from r1ov.errors import UserError
+from r1ov.folder import pretrained
+from r1ov.folder.hub import resolve
+from r1ov.folder.shard import is_sharded, local, whole
 from r1ov.model.config import Config
-from r1ov.model.hub import resolve
 from r1ov.model.model import Qwen2_5_VL, init_weights
-from r1ov.model.shard import is_sharded, local, whole
-from r1ov.train.distributed import World, clip_grad_norm, joined
 from r1ov.train.loss import sft_loss
 from r1ov.train.optim import build_optimizers
-from r1ov.train.sharding import checkpoint_activations, freeze, make_mesh, refresh, replica, shard, sum_over_copies
+from r1ov.train.run.distributed import World, clip_grad_norm, joined
+from r1ov.train.run.sharding import checkpoint_activations, freeze, make_mesh, refresh, replica, shard, sum_over_copies
 
 LAYOUTS = {1: {"sharded": 1}, 2: {"sharded": 1, "copies": 2}, 3: {"sharded": 1}, 4: {"sharded": 1, "hybrid": 2}}  # --replicate
 FREEZES = [("vision",), ("merger",), ("language",), ("vision", "merger"), ("vision", "language"), ("merger", "language")]

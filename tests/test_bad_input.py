@@ -22,7 +22,7 @@ import generate
 import r1ov
 import r1ov.data.image
 from r1ov.cli import run
-from r1ov.data.fetch import fetch
+from r1ov.common.fetch import fetch
 from r1ov.errors import UserError
 from tests.checkpoint import TINY
 

@@ -15,10 +15,10 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from r1ov.errors import UserError
-from r1ov.train import storage
-from r1ov.train.checkpoint import Checkpoints
-from r1ov.train.distributed import World
-from r1ov.train.state import check_same_run, random_state, set_random_state, state_tensors
+from r1ov.train.run import storage
+from r1ov.train.run.checkpoint import Checkpoints
+from r1ov.train.run.distributed import World
+from r1ov.train.run.state import check_same_run, random_state, set_random_state, state_tensors
 from tests.checkpoint_worker import make, same, train_step
 
 ROOT = Path(__file__).parent.parent

@@ -30,7 +30,7 @@ from r1ov.engine.sampling import (
 )
 from r1ov.engine.step import FlatStep, ModuleStep
 from r1ov.errors import UserError
-from r1ov.pretrained import load
+from r1ov.folder.pretrained import load
 from tests.checkpoint import write_checkpoint
 
 

@@ -1,4 +1,4 @@
-"""r1ov.data.fetch against a local server that behaves well, badly, and worse."""
+"""r1ov.common.fetch against a local server that behaves well, badly, and worse."""
 
 import threading
 import time
@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from r1ov.data.fetch import fetch
+from r1ov.common.fetch import fetch
 from r1ov.errors import UserError
 
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from r1ov import cli
-from r1ov.data.files import find_files
+from r1ov.data.formats.files import find_files
+from r1ov.data.formats.reader import Reader
 from r1ov.data.image import lazy_image
-from r1ov.data.reader import Reader
 from r1ov.formalize.__main__ import main
 from r1ov.formalize.ask import Asker
 from r1ov.formalize.engine import EngineModel

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from r1ov.data.files import find_files
+from r1ov.data.formats.files import find_files
+from r1ov.data.formats.reader import open_data
 from r1ov.data.image import lazy_image
 from r1ov.data.playground import sample
-from r1ov.data.reader import open_data
 from r1ov.errors import UserError
 from r1ov.formalize.layout import row_from_dict, row_to_dict
 from r1ov.formalize.output import write_outputs
@@ -359,7 +359,7 @@ def test_an_ids_picture_is_never_looked_up(tmp_path):
 
 
 def test_what_is_written_trains(tmp_path, capsys):
-    from r1ov.train.config import SFTConfig
+    from r1ov.train.run.config import SFTConfig
     from r1ov.train.sft import train
 
     write_outputs(tmp_path / "data", done_rows(14), {})

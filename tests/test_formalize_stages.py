@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from r1ov.data.formats.records import BadRow
 from r1ov.data.image import LazyImage, lazy_image
-from r1ov.data.records import BadRow
 from r1ov.formalize import describe as describe_stage
 from r1ov.formalize import detectors
 from r1ov.formalize.parse import MAX_REPLY, code_block, json_object, one_word

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from r1ov.data.files import find_files, open_rows
+from r1ov.data.formats.files import find_files, open_rows
+from r1ov.data.formats.reader import Reader
+from r1ov.data.formats.records import FORMATS, Record, read_row
 from r1ov.data.processor import IGNORED, Processor
-from r1ov.data.reader import Reader
-from r1ov.data.records import FORMATS, Record, read_row
-from r1ov.model.hub import resolve
+from r1ov.folder.hub import resolve
 from tests import make_data
 from tests.test_records import BLUE, DATA, EXPECTED, RED, said, user
 

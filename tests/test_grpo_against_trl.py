@@ -21,16 +21,16 @@ import torch
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 import r1ov
+from r1ov.data.formats.records import Record
 from r1ov.data.processor import IGNORED, Encoded
-from r1ov.data.records import Record
 from r1ov.engine import Completion
 from r1ov.reward.combine import total_reward
 from r1ov.train import grpo
-from r1ov.train.config import GRPOConfig
-from r1ov.train.distributed import World
 from r1ov.train.experience import make_packs, objective
 from r1ov.train.grpo_loss import combine_metrics, group_advantages
 from r1ov.train.rollout import Group
+from r1ov.train.run.config import GRPOConfig
+from r1ov.train.run.distributed import World
 from tests.grpo_worker import Bare
 
 EACH, PROMPTS, LIMIT, VOCAB, WIDTH = 4, 4, 9, 40, 12

@@ -8,7 +8,7 @@ import torch
 
 from r1ov.errors import UserError
 from r1ov.train.grpo_loss import check_loss_options, combine_metrics, group_advantages, grpo_loss
-from r1ov.train.presets import GRPO
+from r1ov.train.run.presets import GRPO
 from tests.grpo_batch import COMPLETIONS, LOSS_TYPES, MAX_LENGTH, NAN, OPTIONS, Ragged, close, options_for, padded, tensor
 
 

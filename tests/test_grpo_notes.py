@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from r1ov.train import grpo
-from r1ov.train.config import GRPOConfig
-from r1ov.train.distributed import World
+from r1ov.train.run.config import GRPOConfig
+from r1ov.train.run.distributed import World
 from tests.test_grpo_run import SMALL
 
 

@@ -8,16 +8,16 @@ import torch
 from PIL import Image
 
 import r1ov
+from r1ov.data.formats.records import Record
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import IGNORED, Processor
-from r1ov.data.records import Record
 from r1ov.engine import Completion
-from r1ov.model.hub import resolve
-from r1ov.train.config import GRPOConfig
-from r1ov.train.distributed import World
+from r1ov.folder.hub import resolve
 from r1ov.train.experience import Row, make_packs
 from r1ov.train.grpo import learn
 from r1ov.train.rollout import encode_prompt, sequence
+from r1ov.train.run.config import GRPOConfig
+from r1ov.train.run.distributed import World
 from tests.grpo_worker import Bare, rows_in
 
 ONE = World()

@@ -41,14 +41,14 @@ import pytest
 import torch
 
 import r1ov
+from r1ov.data.formats.reader import Bad
 from r1ov.data.processor import IGNORED
-from r1ov.data.reader import Bad
 from r1ov.engine.plan import stop_ids_of
 from r1ov.train import grpo
-from r1ov.train.config import GRPOConfig
-from r1ov.train.distributed import World
 from r1ov.train.experience import Row, completion_logprobs, make_packs, with_logprobs
 from r1ov.train.rollout import encode_prompt, roll_out, sequence
+from r1ov.train.run.config import GRPOConfig
+from r1ov.train.run.distributed import World
 from tests import grpo_worker as worker
 from tests.test_grpo_run import REWARDS, SMALL, fresh, rewards, run, samples, weights  # noqa: F401  two of them are fixtures
 from tests.test_grpo_update import NoReward

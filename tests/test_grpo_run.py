@@ -13,12 +13,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import r1ov
-from r1ov import pretrained
 from r1ov.errors import UserError
-from r1ov.model.hub import resolve
+from r1ov.folder import pretrained
+from r1ov.folder.hub import resolve
 from r1ov.model.model import init_weights
 from r1ov.train import grpo
-from r1ov.train.config import GRPOConfig
+from r1ov.train.run.config import GRPOConfig
 from tests.test_resume import ENVIRONMENT, ROOT
 
 SMALL = {

@@ -17,17 +17,17 @@ from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 import r1ov
-from r1ov import pretrained
+from r1ov.data.formats.records import Record
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import IGNORED, Processor
-from r1ov.data.records import Record
+from r1ov.folder import pretrained
+from r1ov.folder.hub import resolve
 from r1ov.model.config import Config
-from r1ov.model.hub import resolve
 from r1ov.model.model import Qwen2_5_VL, init_weights
-from r1ov.train.config import GRPOConfig
-from r1ov.train.distributed import World
 from r1ov.train.experience import Row, make_packs, with_logprobs
 from r1ov.train.rollout import encode_prompt, roll_out, sequence
+from r1ov.train.run.config import GRPOConfig
+from r1ov.train.run.distributed import World
 from tests import grpo_worker as worker
 
 ROOT = Path(__file__).parent.parent

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-import r1ov.model.hub
+import r1ov.folder.hub
 from r1ov.errors import UserError
-from r1ov.model.hub import resolve
+from r1ov.folder.hub import resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
@@ -83,7 +83,7 @@ def endpoint():
 def resolved(names, cache, **environment):
     """`resolve` of each name in a fresh process, because huggingface_hub reads its settings at import: a path or an error each."""
     code = (
-        "import json, sys\nfrom r1ov.errors import UserError\nfrom r1ov.model.hub import resolve\n"
+        "import json, sys\nfrom r1ov.errors import UserError\nfrom r1ov.folder.hub import resolve\n"
         "for name in sys.argv[1:]:\n"
         "    try:\n        result = [str(resolve(name)), None]\n"
         "    except UserError as error:\n        result = [None, str(error)]\n"
@@ -135,7 +135,7 @@ def test_without_a_network_or_offline_the_error_says_so(endpoint, tmp_path):
 def test_the_shipped_model_and_folders_need_no_hub(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # importing it would fail
     for name in ("r1ov-tiny", "r1ov-tiny-sft"):
-        assert resolve(name) == Path(r1ov.model.hub.__file__).parent / name
+        assert resolve(name) == Path(r1ov.model.__file__).parent / name
     (tmp_path / "owner" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))

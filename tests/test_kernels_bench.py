@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kernels import bench, token_logprobs
-from kernels.bench_cases import attention_bytes, attention_case, attention_flops, decode_case
-from kernels.bench_logprobs import logprobs_case, logprobs_flops, small_cases
+from kernels import token_logprobs
+from tests import bench_kernels as bench
+from tests.bench_kernels_cases import attention_bytes, attention_case, attention_flops, decode_case
+from tests.bench_kernels_logprobs import logprobs_case, logprobs_flops, small_cases
 
 
 class FakeGpu:

@@ -9,8 +9,8 @@ import kernels
 from r1ov.data.playground import messages, sample
 from r1ov.data.processor import Processor
 from r1ov.engine.generate import generate
+from r1ov.folder.hub import resolve
 from r1ov.model.config import Config
-from r1ov.model.hub import resolve
 from r1ov.model.model import Qwen2_5_VL, init_weights
 from r1ov.train.loss import sft_loss
 

@@ -7,8 +7,8 @@ pytest.importorskip("triton", reason="no Triton for this platform")
 
 from kernels import attention
 from kernels.attention import attention_torch
-from kernels.triton_attention import attention_op
-from kernels.triton_tiles import UPCAST
+from kernels.triton.attention import attention_op
+from kernels.triton.tiles import UPCAST
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RAGGED = [1, 7, 63, 64, 65, 100, 131, 257]

@@ -6,7 +6,7 @@ import torch
 from kernels import decode_attention
 from kernels.decode import decode_attention_shared, decode_bias
 
-triton_decode = pytest.importorskip("kernels.triton_decode", reason="needs triton")
+triton_decode = pytest.importorskip("kernels.triton.decode", reason="needs triton")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTHS = [1, 64, 131, 257]

@@ -20,15 +20,17 @@ FLOORS = {  # longest matching prefix wins; a module imports only from floors be
     "r1ov": 0,
     "r1ov.errors": 0,
     "r1ov.cli": 0.5,
-    "r1ov.page": 0.5,
+    "r1ov.common": 0.75,
     "r1ov.model": 1,
     "r1ov.reward": 1,
+    "r1ov.folder": 1.5,
     "r1ov.data": 2,
-    "r1ov.pretrained": 2.5,
+    "r1ov.folder.pretrained": 2.5,
     "r1ov.engine": 3,
     "r1ov.train": 4,
     "r1ov.evaluate": 4,
     "r1ov.formalize": 4,
+    "tests": 5,
     "train": 5,
     "generate": 5,
 }
@@ -150,7 +152,7 @@ def test_the_readmes_commands_parse():
     from r1ov.cli import parse_cli
     from r1ov.evaluate.__main__ import EvaluateConfig, comparison
     from r1ov.formalize.__main__ import FormalizeConfig
-    from r1ov.train.config import GRPOConfig, SFTConfig
+    from r1ov.train.run.config import GRPOConfig, SFTConfig
 
     programs = {"generate.py": Options, "train.py": SFTConfig, "r1ov.evaluate": EvaluateConfig, "r1ov.formalize": FormalizeConfig}
     presets = {"r1-onevision": {}, "dapo": {}}

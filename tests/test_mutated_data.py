@@ -5,12 +5,12 @@ import json
 import random
 from collections import Counter
 
-from r1ov.data.files import open_rows
+from r1ov.data.formats.files import open_rows
+from r1ov.data.formats.reader import Tally, open_data
+from r1ov.data.formats.records import Record
 from r1ov.data.processor import Processor
-from r1ov.data.reader import Tally, open_data
-from r1ov.data.records import Record
 from r1ov.data.steps import Steps
-from r1ov.model.hub import resolve
+from r1ov.folder.hub import resolve
 from tests.make_data import BLUE, RED, png
 from tests.test_formats import FILES
 from tests.test_reader import as_json, mutated

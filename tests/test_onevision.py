@@ -1,4 +1,4 @@
-"""r1ov.data.onevision: replies in the layouts that users of the published data describe, cleaned by hand beside what comes out."""
+"""r1ov.data.formats.onevision: replies in the layouts that users of the published data describe, cleaned by hand beside what comes out."""
 
 import contextlib
 import re
@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from r1ov.data.onevision import Dropped, clean, clean_reply
-from r1ov.data.records import read_row
+from r1ov.data.formats.onevision import Dropped, clean, clean_reply
+from r1ov.data.formats.records import read_row
 
 CHOICE = "Hint: Please answer with the option letter.\nQuestion: What is the angle?\nChoices:\n(A) 30\n(B) 45"
 PLAIN = "What is the angle?"

@@ -1,4 +1,4 @@
-"""r1ov.data.packing: random lengths, the best packing by trying all, and the cost as torch counts it."""
+"""r1ov.data.pack: random lengths, the best packing by trying all, and the cost as torch counts it."""
 
 import itertools
 import random
@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from r1ov.data.packing import pack, sequence_cost
+from r1ov.data.pack import pack, sequence_cost
 from r1ov.data.playground import messages, sample
 from r1ov.data.processor import Processor
+from r1ov.folder.hub import resolve
 from r1ov.model.config import Config
-from r1ov.model.hub import resolve
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.loss import sft_loss
 

@@ -14,8 +14,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 import r1ov
 from r1ov.errors import UserError
-from r1ov.model.weights import write_json
-from r1ov.pretrained import choose_device, choose_dtype
+from r1ov.folder.pretrained import choose_device, choose_dtype
+from r1ov.folder.weights import write_json
 from tests.weight_files import SMALL, assert_logits_equal, write_checkpoint
 
 SPECIAL = ["<|endoftext|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]

@@ -1,4 +1,4 @@
-"""r1ov.data.files, reader and `python -m r1ov.data`: rows in any order, mixtures, bad rows counted, nothing lost in silence."""
+"""r1ov.data.formats.files, reader and `python -m r1ov.data`: rows in any order, mixtures, bad rows counted, nothing lost in silence."""
 
 import base64
 import contextlib
@@ -16,12 +16,12 @@ import pytest
 
 from r1ov.cli import parse_cli
 from r1ov.data.__main__ import LookConfig, look
-from r1ov.data.files import GROUPS_AT_HAND, find_files, open_rows
+from r1ov.data.formats.files import GROUPS_AT_HAND, find_files, open_rows
+from r1ov.data.formats.reader import Bad, Mixture, Reader, Tally, open_data, parse_mixture, shuffled
+from r1ov.data.formats.records import FORMATS, Record
 from r1ov.data.processor import Processor
-from r1ov.data.reader import Bad, Mixture, Reader, Tally, open_data, parse_mixture, shuffled
-from r1ov.data.records import FORMATS, Record
 from r1ov.errors import UserError
-from r1ov.model.hub import resolve
+from r1ov.folder.hub import resolve
 
 DATA = Path(__file__).parent / "data"
 

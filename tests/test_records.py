@@ -1,4 +1,4 @@
-"""r1ov.data.records and pictures: the formats of other projects' files, read by hand beside what comes out; broken and hostile rows."""
+"""r1ov.data.formats.records and pictures: the formats of other projects' files, read by hand beside what comes out; broken and hostile rows."""
 
 import base64
 import io
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from r1ov.data.files import open_rows
-from r1ov.data.pictures import picture
-from r1ov.data.records import BadRow, read_row
+from r1ov.data.formats.files import open_rows
+from r1ov.data.formats.pictures import picture
+from r1ov.data.formats.records import BadRow, read_row
 
 DATA = Path(__file__).parent / "data"
 RED, BLUE = (255, 0, 0), (0, 0, 255)

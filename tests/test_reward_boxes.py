@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 
 from r1ov.reward import Rules, score_answer
-from r1ov.reward.boxes import Labelled, box_scale, iou, match_score, read_box, read_boxes
+from r1ov.reward.rules.boxes import Labelled, box_scale, iou, match_score, read_box, read_boxes
 
 
 def test_overlaps_worked_by_hand():

@@ -4,7 +4,7 @@ import pytest
 
 from r1ov.errors import UserError
 from r1ov.reward import Rules, soft_overlong, total_reward
-from r1ov.reward.check import Gold, check_golds, unscorable
+from r1ov.reward.rules.check import Gold, check_golds, unscorable
 
 
 def test_scores_are_summed_by_their_weights():

@@ -7,9 +7,9 @@ from fractions import Fraction
 
 import pytest
 
-from r1ov.reward.compare import Rules, same_math
-from r1ov.reward.expression import MAX_DEPTH, Group, Unreadable, read
-from r1ov.reward.form import Algebra, approximate, constant, factors
+from r1ov.reward.rules.compare import Rules, same_math
+from r1ov.reward.rules.expression import MAX_DEPTH, Group, Unreadable, read
+from r1ov.reward.rules.form import Algebra, approximate, constant, factors
 
 RULES = Rules()
 

@@ -14,11 +14,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from r1ov import pretrained
-from r1ov.data.reader import open_data
+from r1ov.data.formats.reader import open_data
 from r1ov.data.steps import Steps
-from r1ov.train.config import SFTConfig
-from r1ov.train.heldout import objective
+from r1ov.folder import pretrained
+from r1ov.train.run.config import SFTConfig
+from r1ov.train.run.heldout import objective
 from r1ov.train.sft import train
 from tests.checkpoint import write_checkpoint
 from tests.test_formats import FURTHER

@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy
 
-from r1ov import pretrained
 from r1ov.data.processor import Processor
 from r1ov.errors import UserError
+from r1ov.folder import pretrained
+from r1ov.folder.hub import resolve
 from r1ov.model.config import Config
-from r1ov.model.hub import resolve
 from r1ov.model.model import Qwen2_5_VL, init_weights
-from r1ov.train.distributed import World, clip_grad_norm
-from r1ov.train.sharding import KEPT, _policy, checkpoint_activations, freeze, make_mesh, replica
+from r1ov.train.run.distributed import World, clip_grad_norm
+from r1ov.train.run.sharding import KEPT, _policy, checkpoint_activations, freeze, make_mesh, replica
 from tests import sharding_worker as worker
 
 ROOT = Path(__file__).parent.parent
@@ -232,7 +232,7 @@ def test_bfloat16_is_computed_in_but_neither_kept_nor_summed_in(plain, results):
 
 def test_selective_checkpointing_knows_the_operations_of_both_attentions():
     """Their names, as torch gives them: an operation that is renamed would be computed again without a word."""
-    import kernels.triton_attention  # noqa: F401  registers its operation
+    import kernels.triton.attention  # noqa: F401  registers its operation
 
     for name in KEPT:
         room, operation = name.split("::")

@@ -14,17 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
-from r1ov.data.files import find_files
+from r1ov.data.formats.files import find_files
+from r1ov.data.formats.reader import Bad, Mixture, Reader, Tally
+from r1ov.data.formats.records import Record
 from r1ov.data.image import LazyImage
 from r1ov.data.playground import SPLITS, messages, sample
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import Batch, Processor
-from r1ov.data.reader import Bad, Mixture, Reader, Tally
-from r1ov.data.records import Record
 from r1ov.data.steps import StepData, Steps, blank_sequence, load_steps
 from r1ov.errors import UserError
+from r1ov.folder.hub import resolve
 from r1ov.model.config import Config
-from r1ov.model.hub import resolve
 from r1ov.model.model import Qwen2_5_VL, init_weights
 from r1ov.train.loss import sft_loss
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from r1ov.train.distributed import World
-from r1ov.train.stopping import leave_signals_to_the_main_process, stopping
+from r1ov.common.stopping import leave_signals_to_the_main_process, stopping
+from r1ov.train.run.distributed import World
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,4 +1,4 @@
-"""The two tokenizers that r1ov.data.make_tokenizer writes, against transformers' Qwen2Tokenizer over thousands of strings."""
+"""The two tokenizers that tests.make_tokenizer writes, against transformers' Qwen2Tokenizer over thousands of strings."""
 
 import json
 import random
@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
 import r1ov.model
-from r1ov.data.make_tokenizer import (
+from r1ov.errors import UserError
+from tests.make_tokenizer import (
     PLAIN_ADDED_TOKENS,
     SPECIAL_TOKENS,
     TINY_VOCAB_SIZE,
@@ -24,7 +25,6 @@ from r1ov.data.make_tokenizer import (
     train,
     write,
 )
-from r1ov.errors import UserError
 
 TINY = Path(r1ov.model.__file__).parent / "r1ov-tiny"
 PIECES = [
@@ -153,7 +153,7 @@ def test_a_ranks_file_that_is_not_qwens_is_refused() -> None:
 
 
 def test_the_command_says_what_is_missing_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "r1ov.data.make_tokenizer", "--out", str(tmp_path), "--qwen-ranks", "no.tiktoken"]
+    command = [sys.executable, "-m", "tests.make_tokenizer", "--out", str(tmp_path), "--qwen-ranks", "no.tiktoken"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

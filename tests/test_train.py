@@ -9,18 +9,18 @@ import pytest
 import torch
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from r1ov import pretrained
 from r1ov.data.playground import messages, sample
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import Processor
 from r1ov.data.steps import Steps
 from r1ov.errors import UserError
+from r1ov.folder import pretrained
+from r1ov.folder.hub import resolve
 from r1ov.model.config import Config
-from r1ov.model.hub import resolve
 from r1ov.model.model import Qwen2_5_VL, init_weights
-from r1ov.train.config import SFTConfig
 from r1ov.train.loss import sft_loss
 from r1ov.train.optim import Muon, build_optimizers, learning_rate_factor, orthogonalise
+from r1ov.train.run.config import SFTConfig
 from r1ov.train.sft import train
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from r1ov.errors import UserError
-from r1ov.model.weights import INDEX, write_json
+from r1ov.folder.weights import INDEX, write_json
 from tests.reference import SHAPES, config_dict
 from tests.weight_files import SMALL, assert_logits_equal, blank, loaded, saved, write_checkpoint
 
@@ -90,7 +90,7 @@ def test_a_save_that_is_cut_short_keeps_the_earlier_one_or_leaves_no_config(tmp_
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1)
-    for function, fatal_call in (("r1ov.model.weights.save_file", 3), ("os.replace", 1), ("os.replace", 3)):
+    for function, fatal_call in (("r1ov.folder.weights.save_file", 3), ("os.replace", 1), ("os.replace", 3)):
         calls = 0
         module, _, attribute = function.rpartition(".")
         original = getattr(sys.modules[module], attribute)
@@ -163,7 +163,7 @@ MEMORY = """
     from pathlib import Path
     from r1ov.model.config import Config
     from r1ov.model.model import Qwen2_5_VL
-    from r1ov.model.weights import load_weights
+    from r1ov.folder.weights import load_weights
 
     def status(field):
         return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field + ":"))

@@ -5,10 +5,10 @@ import json
 import torch
 from safetensors.torch import load_file, save_file
 
+from r1ov.folder.weights import INDEX, load_weights, save_weights, write_json
 from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.rope import mrope_positions
-from r1ov.model.weights import INDEX, load_weights, save_weights, write_json
 from tests.reference import IMAGE, config_dict, prompt, reference_logits, reference_model
 
 LOGITS = 1e-4  # relative; float32 sums in another order give about 1e-6

@@ -32,9 +32,9 @@ class LookConfig:
 
 def look(config: LookConfig) -> None:
     # torch takes seconds to import: not before the command line is known to be right.
+    from r1ov.data.formats.reader import Bad, Tally, open_data
     from r1ov.data.processor import Processor
-    from r1ov.data.reader import Bad, Tally, open_data
-    from r1ov.model.hub import resolve
+    from r1ov.folder.hub import resolve
 
     processor = Processor.from_folder(resolve(config.model))
     data = open_data(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from r1ov.data.fetch import fetch, shown
+from r1ov.common.fetch import fetch, shown
 from r1ov.errors import UserError
 
 if TYPE_CHECKING:

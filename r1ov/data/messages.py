@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from r1ov.data.fetch import shown
+from r1ov.common.fetch import shown
 from r1ov.data.image import LazyImage, lazy_image
 from r1ov.errors import UserError
 

@@ -17,11 +17,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from r1ov.cli import one_line
+from r1ov.data.formats.reader import Bad
+from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.image import LazyImage
-from r1ov.data.packing import pack, sequence_cost
+from r1ov.data.pack import pack, sequence_cost
 from r1ov.data.processor import IGNORED, Batch, Encoded, Processor
-from r1ov.data.reader import Bad
-from r1ov.data.records import BadRow, Record
 from r1ov.errors import UserError
 from r1ov.model.rope import mrope_positions
 

@@ -12,8 +12,8 @@ from typing import Any, TextIO
 from r1ov.data.processor import Processor
 from r1ov.engine import Timing, decode, prepare
 from r1ov.errors import UserError
-from r1ov.model.hub import SHIPPED, resolve
-from r1ov.pretrained import choose_device, choose_kernels, load
+from r1ov.folder.hub import SHIPPED, resolve
+from r1ov.folder.pretrained import choose_device, choose_kernels, load
 
 TINY_NOTE = (
     "it knows drawn pictures only: counts, charts, geometry, letters and sums, positions, patterns, boxes. "

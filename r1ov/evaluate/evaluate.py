@@ -26,8 +26,8 @@ from r1ov.evaluate.report import Answered, floors_table, markdown, published_tab
 from r1ov.evaluate.runner import Asking, fingerprint, run, settings_of
 from r1ov.evaluate.scoring import score
 from r1ov.evaluate.tables import Table
-from r1ov.model.hub import resolve
-from r1ov.pretrained import choose_device, choose_kernels, load
+from r1ov.folder.hub import resolve
+from r1ov.folder.pretrained import choose_device, choose_kernels, load
 
 PLAYGROUND, PLAYGROUND_LIMIT = "playground", 1000  # which has no end
 MIN_PIXELS, MAX_PIXELS = 256 * 28 * 28, 1280 * 28 * 28  # what Qwen2.5-VL's authors advise

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from r1ov.data.fetch import shown
-from r1ov.data.files import HUB_NAME, open_rows, snapshot
+from r1ov.common.fetch import shown
+from r1ov.data.formats.files import HUB_NAME, open_rows, snapshot
+from r1ov.data.formats.pictures import lazy_picture
+from r1ov.data.formats.records import BadRow
 from r1ov.data.image import LazyImage
-from r1ov.data.pictures import lazy_picture
-from r1ov.data.records import BadRow
 from r1ov.errors import UserError
 
 Row = Mapping[str, Any]

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
 
-from r1ov.reward.expression import Unreadable, read
-from r1ov.reward.form import Form
+from r1ov.reward.rules.expression import Unreadable, read
+from r1ov.reward.rules.form import Form
 
 MAX_LETTERS = 20_000  # of a thought that are searched
 _LOOK_AHEAD = 80  # letters after a claim in which it may be taken back

@@ -28,7 +28,7 @@ class EngineModel:
 
     def __init__(self, name: str, *, device: str | None = None, max_tokens: int = 2048, temperature: float | None = None):
         """Raises: UserError for a model that cannot be loaded."""
-        from r1ov.pretrained import load  # torch takes seconds to import, and many a run asks endpoints alone
+        from r1ov.folder.pretrained import load  # torch takes seconds to import, and many a run asks endpoints alone
 
         self.model, self.processor = load(name, device=device)
         self.name, self.max_tokens, self.temperature = name, max_tokens, temperature

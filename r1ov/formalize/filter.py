@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from r1ov.data.records import BadRow, read_row
+from r1ov.data.formats.records import BadRow, read_row
 from r1ov.formalize.layout import conversations, reply_of
 from r1ov.formalize.parse import json_object
 from r1ov.formalize.prompt import prompt, system

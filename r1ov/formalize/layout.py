@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from r1ov.common.page import png_base64
 from r1ov.data.image import LazyImage
 from r1ov.formalize.row import Row
-from r1ov.page import png_base64
 
 
 def reply_of(row: Row) -> str:

@@ -12,7 +12,7 @@ from r1ov.formalize.layout import published_row, row_to_dict
 from r1ov.formalize.report import Report
 from r1ov.formalize.row import Row
 
-# The reader takes the one and leaves the other: r1ov.data.files.NOT_DATA.
+# The reader takes the one and leaves the other: r1ov.data.formats.files.NOT_DATA.
 TRAIN, STAGES = "train.parquet", "stages.jsonl"
 ROWS_IN_A_GROUP = 100
 

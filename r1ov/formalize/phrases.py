@@ -2,7 +2,7 @@
 
 import re
 
-from r1ov.data.onevision import REMARK
+from r1ov.data.formats.onevision import REMARK
 
 # What the writer of a thought must not say, as the prompts list it.
 GIVE_AWAYS = (

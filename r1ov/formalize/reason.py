@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from r1ov.data.onevision import clean_reply
-from r1ov.data.records import BadRow
+from r1ov.data.formats.onevision import clean_reply
+from r1ov.data.formats.records import BadRow
 from r1ov.formalize.parse import malformed, proper
 from r1ov.formalize.prompt import prompt, system
 from r1ov.formalize.row import Ask, AskFailed, Row

@@ -4,9 +4,9 @@ import html
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from r1ov.common.page import page, picture
 from r1ov.formalize.row import Row
 from r1ov.formalize.stages import STAGES
-from r1ov.page import page, picture
 
 NAMES = ("read", *STAGES)
 OUTCOMES = ("done", "rejected", "failed")

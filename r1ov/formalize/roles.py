@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from r1ov.data.fetch import shown
+from r1ov.common.fetch import shown
 from r1ov.errors import UserError
 from r1ov.formalize.row import Role
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
-from r1ov.data.files import DataFile, find_files
-from r1ov.data.onevision import Dropped, clean
+from r1ov.data.formats.files import DataFile, find_files
+from r1ov.data.formats.onevision import Dropped, clean
+from r1ov.data.formats.reader import Bad, Reader
+from r1ov.data.formats.records import Record
 from r1ov.data.playground import invent
 from r1ov.data.playground.source import Playground
-from r1ov.data.reader import Bad, Reader
-from r1ov.data.records import Record
 from r1ov.errors import UserError
 from r1ov.formalize.row import Row
 

@@ -3,12 +3,12 @@
 import re
 from typing import NamedTuple
 
-from r1ov.data.onevision import Dropped, clean_reply
+from r1ov.data.formats.onevision import Dropped, clean_reply
 from r1ov.formalize.arithmetic import false_claim
 from r1ov.formalize.phrases import caption_talk, left_over
 from r1ov.reward import format_reward, score_answer, split_reply
 from r1ov.reward.format import TAGS
-from r1ov.reward.number import read_number
+from r1ov.reward.rules.number import read_number
 
 MAX_ANSWER_WORDS = 20  # more than the gold answer has
 ENDING = 600  # letters of a thought's end, in which a count is its last word

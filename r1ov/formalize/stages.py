@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from r1ov.cli import one_line
-from r1ov.data.records import BadRow
+from r1ov.data.formats.records import BadRow
 from r1ov.formalize.describe import describe
 from r1ov.formalize.filter import filter_row
 from r1ov.formalize.reason import reason

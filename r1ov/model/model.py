@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import attention
+from r1ov.folder.shard import local, local_rows
 from r1ov.model.config import Config
 from r1ov.model.language import ALL, Attend, LanguageModel
-from r1ov.model.shard import local, local_rows
 from r1ov.model.vision import VisionEncoder
 
 T = TypeVar("T")

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import token_logprobs
-from r1ov.data.packing import pack, sequence_cost
+from r1ov.data.pack import pack, sequence_cost
 from r1ov.data.processor import IGNORED, Batch, Encoded, Processor
 from r1ov.data.steps import blank_sequence
 from r1ov.model.model import Qwen2_5_VL
-from r1ov.train.config import GRPOConfig
-from r1ov.train.distributed import World
 from r1ov.train.grpo_loss import clamped, grpo_loss, largest
+from r1ov.train.run.config import GRPOConfig
+from r1ov.train.run.distributed import World
 
 GAP, WEIGHT = "sampling/sampling_logp_difference", "sampling/importance_sampling_ratio"
 

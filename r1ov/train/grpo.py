@@ -10,21 +10,21 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from r1ov.data.reader import Bad, Tally
-from r1ov.data.records import Record
+from r1ov.data.formats.reader import Bad, Tally
+from r1ov.data.formats.records import Record
 from r1ov.data.steps import Source
 from r1ov.errors import UserError
-from r1ov.reward.check import check_golds
-from r1ov.train.config import GRPOConfig
+from r1ov.reward.rules.check import check_golds
 from r1ov.train.experience import Pack, Row, make_packs, objective, with_logprobs
 from r1ov.train.grpo_loss import check_loss_options, combine_metrics, group_advantages, mean_and_std, reward_metrics
-from r1ov.train.heldout import evaluate
-from r1ov.train.log import say
 from r1ov.train.rollout import Group, Scorer, encode_prompt, roll_out, sequence, texts_of
-from r1ov.train.rows import open_source
-from r1ov.train.run import Run, build, open_run
-from r1ov.train.samples import Shown, Written, write_samples
-from r1ov.train.sharding import sum_over_copies
+from r1ov.train.run.config import GRPOConfig
+from r1ov.train.run.heldout import evaluate
+from r1ov.train.run.log import say
+from r1ov.train.run.open import Run, build, open_run
+from r1ov.train.run.rows import open_source
+from r1ov.train.run.samples import Shown, Written, write_samples
+from r1ov.train.run.sharding import sum_over_copies
 
 GOLDS_CHECKED = 1_000  # of data without end
 GROUPS_SHOWN = 4

@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
+from r1ov.data.formats.reader import Bad
+from r1ov.data.formats.records import Record
 from r1ov.data.processor import IGNORED, Encoded, Processor
-from r1ov.data.reader import Bad
-from r1ov.data.records import Record
 from r1ov.engine import Completion, decode, prepare
 from r1ov.errors import UserError
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.reward import Rules, format_reward, grade, soft_overlong, total_reward
-from r1ov.reward.check import Gold
-from r1ov.reward.user import UserReward
-from r1ov.reward.verify import math_verify_or_none
-from r1ov.train.config import GRPOConfig
+from r1ov.reward.rules.check import Gold
+from r1ov.reward.rules.user import UserReward
+from r1ov.reward.rules.verify import math_verify_or_none
+from r1ov.train.run.config import GRPOConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,15 +4,15 @@ from functools import partial
 
 import torch
 
-from r1ov.data.reader import Tally
+from r1ov.data.formats.reader import Tally
 from r1ov.data.steps import Steps, load_steps
 from r1ov.errors import UserError
-from r1ov.train.config import SFTConfig
-from r1ov.train.heldout import evaluate, objective
-from r1ov.train.log import say
-from r1ov.train.rows import count, open_source
-from r1ov.train.run import open_run
-from r1ov.train.sharding import sum_over_copies
+from r1ov.train.run.config import SFTConfig
+from r1ov.train.run.heldout import evaluate, objective
+from r1ov.train.run.log import say
+from r1ov.train.run.open import open_run
+from r1ov.train.run.rows import count, open_source
+from r1ov.train.run.sharding import sum_over_copies
 
 
 def train(config: SFTConfig) -> None:

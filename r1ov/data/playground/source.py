@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from functools import partial
 
+from r1ov.data.formats.records import Record
 from r1ov.data.image import LazyImage
 from r1ov.data.playground import conversation, invent, paint
 from r1ov.data.playground.scene import SIZE
-from r1ov.data.records import Record
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,302 @@
+"""Decode attention in Triton, split over the keys so that few rows still fill the GPU.
+
+A first kernel goes over one stretch of one row's keys for all queries that share them, and leaves the softmax's running maximum,
+sum and weighted values in float32; a second one merges the stretches. The same first kernel serves the keys of a prompt that G
+completions share: up to 64 of their G*H/K queries of a key head lie in one tile (float32: 16), so that the prompt's keys are read once
+for all of them; more take several tiles side by side, which find the keys in the GPU's cache.
+
+Bound by the reading of keys and values: a tile of at least 16 queries (what a tensor core takes) costs no more than one of 7.
+
+Source: "Flash-Decoding for long-context inference" (Dao, Haziza, Massa, Sizov 2023) for the split; "Hydragen" (Juravsky et al. 2024,
+arXiv 2402.05099) for the shared prefix. Definitions and shape letters: kernels/decode.py.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.triton.tiles import HEAD_DIMS, TRITON_TYPES, UPCAST, main_columns
+
+if TYPE_CHECKING:
+    from kernels.triton.gate import CompileCase
+
+
+@dataclass(frozen=True)
+class Config:
+    """How the first kernel is launched; block_n keys a step."""
+
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+# (queries in a tile, whether the keys are float32) -> launch. float32 uses no tensor cores, and a larger tile of it would spill.
+CONFIGS = {(16, False): Config(64, 4, 3), (64, False): Config(64, 4, 3), (16, True): Config(16, 4, 2)}
+COMBINE_WARPS = 4
+
+PROGRAMS_PER_SM = 4  # two or three fit at a time; more even out rows of different lengths
+MIN_KEYS_PER_SPLIT = 128  # below this the partial results, H/K * D floats each, weigh against the keys
+MAX_SPLITS = 64
+
+
+@triton.jit
+def _keys_per_split(length, splits, BLOCK_N: tl.constexpr):
+    """Whole tiles, as equal as can be: how far the splits go depends on the row's length, not on the cache's size."""
+    return tl.maximum(tl.cdiv(tl.cdiv(length, splits), BLOCK_N), 1) * BLOCK_N
+
+
+@triton.jit
+def _load(pointers, mask, UPCAST: tl.constexpr):
+    tile = tl.load(pointers, mask=mask, other=0.0)
+    if UPCAST:
+        tile = tile.to(tl.float32)
+    return tile
+
+
+@triton.jit
+def partial_kernel(
+    q_ptr,  # (B, H, D)
+    k_ptr,  # (N, K, S, D); N = B when nothing is shared
+    v_ptr,
+    lengths_ptr,  # (N,)
+    out_ptr,  # (slots, B, H, D) float32, weighted values, not yet divided by the sum
+    max_ptr,  # (slots, B, H) float32, of the scores in base 2
+    sum_ptr,  # (slots, B, H) float32
+    stride_qb, stride_qh, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
+    scale_log2, rows, heads, group, ratio, splits, first_slot,
+    MAIN: tl.constexpr, REST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """One stretch of the keys of one prompt and key head, for up to BLOCK_M of the queries that share them.
+
+    The head's D columns are MAIN + REST of them, as in kernels/triton/tiles.py.
+    """
+    tiles = tl.cdiv(group * ratio, BLOCK_M)
+    prompt = tl.program_id(0) // tiles
+    key_head = tl.program_id(1)
+    split = tl.program_id(2)
+    length = tl.load(lengths_ptr + prompt).to(tl.int32)
+    keys_per_split = _keys_per_split(length, splits, BLOCK_N)
+    begin = split * keys_per_split
+    if begin >= length:  # the merging kernel does not read this slot
+        return
+    end = tl.minimum(begin + keys_per_split, length)
+
+    query = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    is_query = query < group * ratio
+    row = (prompt * group + query // ratio).to(tl.int64)
+    head = key_head * ratio + query % ratio
+    offs_main = tl.arange(0, MAIN)
+    q_at = q_ptr + row[:, None] * stride_qb + head[:, None] * stride_qh
+    q_main = _load(q_at + offs_main[None, :], is_query[:, None], UPCAST)
+    acc_main = tl.zeros([BLOCK_M, MAIN], tl.float32)
+    if REST:
+        offs_rest = MAIN + tl.arange(0, REST)
+        q_rest = _load(q_at + offs_rest[None, :], is_query[:, None], UPCAST)
+        acc_rest = tl.zeros([BLOCK_M, REST], tl.float32)
+    m_i = tl.full([BLOCK_M], -1e30, tl.float32)
+    l_i = tl.zeros([BLOCK_M], tl.float32)
+
+    k_row = k_ptr + prompt.to(tl.int64) * stride_kb + key_head.to(tl.int64) * stride_kh
+    v_row = v_ptr + prompt.to(tl.int64) * stride_vb + key_head.to(tl.int64) * stride_vh
+    for start in range(begin, end, BLOCK_N):
+        offs_n = start + tl.arange(0, BLOCK_N)
+        # Only a row's last tile needs it, but where the memory is the limit a comparison costs nothing.
+        is_key = offs_n < end
+        k_at = k_row + offs_n[:, None].to(tl.int64) * stride_ks
+        v_at = v_row + offs_n[:, None].to(tl.int64) * stride_vs
+        scores = tl.dot(q_main, tl.trans(_load(k_at + offs_main[None, :], is_key[:, None], UPCAST)), input_precision="ieee")
+        if REST:
+            scores = tl.dot(q_rest, tl.trans(_load(k_at + offs_rest[None, :], is_key[:, None], UPCAST)), scores, input_precision="ieee")
+        scores = tl.where(is_key[None, :], scores * scale_log2, -1e30)  # (BLOCK_M, BLOCK_N)
+        m_new = tl.maximum(m_i, tl.max(scores, 1))
+        weights = tl.exp2(scores - m_new[:, None])
+        rescale = tl.exp2(m_i - m_new)
+        l_i = l_i * rescale + tl.sum(weights, 1)
+        m_i = m_new
+        v_main = _load(v_at + offs_main[None, :], is_key[:, None], UPCAST)
+        acc_main = tl.dot(weights.to(v_main.dtype), v_main, acc_main * rescale[:, None], input_precision="ieee")
+        if REST:
+            v_rest = _load(v_at + offs_rest[None, :], is_key[:, None], UPCAST)
+            acc_rest = tl.dot(weights.to(v_rest.dtype), v_rest, acc_rest * rescale[:, None], input_precision="ieee")
+
+    slot = ((first_slot + split) * rows + row) * heads + head  # (BLOCK_M,)
+    tl.store(max_ptr + slot, m_i, mask=is_query)
+    tl.store(sum_ptr + slot, l_i, mask=is_query)
+    out_at = out_ptr + slot[:, None] * (MAIN + REST)
+    tl.store(out_at + offs_main[None, :], acc_main, mask=is_query[:, None])
+    if REST:
+        tl.store(out_at + offs_rest[None, :], acc_rest, mask=is_query[:, None])
+
+
+@triton.jit
+def combine_kernel(
+    out_ptr,  # (slots, B, H, D) float32: the prefix's slots, then the row's own
+    max_ptr,  # (slots, B, H) float32
+    sum_ptr,  # (slots, B, H) float32
+    prefix_lengths_ptr,  # (N,); not read unless HAS_PREFIX
+    lengths_ptr,  # (B,)
+    result_ptr,  # (B, H, D)
+    rows, heads, group, prefix_splits, splits,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, SLOTS: tl.constexpr,
+    BLOCK_N: tl.constexpr, PREFIX_BLOCK_N: tl.constexpr, HAS_PREFIX: tl.constexpr,
+):  # fmt: skip
+    """The softmax over all slots of one row and head. A slot is filled if its stretch begins before the row's end."""
+    row = tl.program_id(0)
+    head = tl.program_id(1)
+    slot = tl.arange(0, SLOTS)
+    length = tl.load(lengths_ptr + row).to(tl.int32)
+    own = slot - prefix_splits
+    is_filled = (own >= 0) & (own * _keys_per_split(length, splits, BLOCK_N) < length)
+    if HAS_PREFIX:
+        prefix_length = tl.load(prefix_lengths_ptr + row // group).to(tl.int32)
+        keys_per_split = _keys_per_split(prefix_length, prefix_splits, PREFIX_BLOCK_N)
+        is_filled = is_filled | ((own < 0) & (slot * keys_per_split < prefix_length))
+    at = (slot.to(tl.int64) * rows + row) * heads + head  # (SLOTS,)
+    maxima = tl.load(max_ptr + at, mask=is_filled, other=-1e30)
+    weights = tl.where(is_filled, tl.exp2(maxima - tl.max(maxima, 0)), 0.0)
+    total = tl.sum(weights * tl.load(sum_ptr + at, mask=is_filled, other=0.0), 0)
+    offs_d = tl.arange(0, BLOCK_D)
+    is_dim = offs_d < DIM
+    parts = tl.load(out_ptr + at[:, None] * DIM + offs_d[None, :], mask=is_filled[:, None] & is_dim[None, :], other=0.0)
+    result = tl.sum(parts * weights[:, None], 0) / tl.where(total > 0, total, 1.0)  # a row without keys gives zeros
+    result_at = result_ptr + (row.to(tl.int64) * heads + head) * DIM + offs_d
+    tl.store(result_at, result.to(result_ptr.dtype.element_ty), mask=is_dim)
+
+
+@torch.library.custom_op("r1ov::decode_attention", mutates_args=())
+def decode_attention_op(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+    """`kernels.decode_attention` in Triton."""
+    return _launch(q, [(k_cache, v_cache, lengths)])
+
+
+@torch.library.custom_op("r1ov::decode_attention_shared", mutates_args=())
+def decode_attention_shared_op(
+    q: Tensor, k_prefix: Tensor, v_prefix: Tensor, prefix_lengths: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor
+) -> Tensor:
+    """`kernels.decode_attention_shared` in Triton."""
+    return _launch(q, [(k_prefix, v_prefix, prefix_lengths), (k_cache, v_cache, lengths)])
+
+
+@decode_attention_op.register_fake
+def _(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+
+
+@decode_attention_shared_op.register_fake
+def _(q: Tensor, k_prefix: Tensor, v_prefix: Tensor, prefix_lengths: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+
+
+def _launch(q: Tensor, caches: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """The first kernel over each of one or two caches (the prefix's first), then the merge; (B, H, D)."""
+    rows, heads, dim = q.shape
+    if dim not in HEAD_DIMS or q.dtype not in TRITON_TYPES:
+        raise ValueError(
+            f"q {tuple(q.shape)} {q.dtype}: the kernels take {', '.join(map(str, TRITON_TYPES))} "
+            f"and head sizes {', '.join(map(str, HEAD_DIMS))}; use impl='torch'"
+        )
+    tensors = [q, *(x for keys, values, _ in caches for x in (keys, values))]
+    if any(x.stride(-1) != 1 or x.dtype != q.dtype for x in tensors):
+        raise ValueError("queries, keys and values must be of one dtype and contiguous in their last dimension")
+    result = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if not rows:
+        return result
+
+    ratio, is_float32 = heads // caches[0][0].shape[1], q.dtype == torch.float32
+    plans = []  # for each cache: rows that share it, queries in a tile, splits
+    for keys, _, _ in caches:
+        group = rows // len(keys)
+        block_m = _block_m(group * ratio, is_float32)
+        programs = len(keys) * triton.cdiv(group * ratio, block_m) * keys.shape[1]
+        plans.append((group, block_m, _splits(programs, keys.shape[2], MAX_SPLITS // len(caches), q.device)))
+    slots = sum(splits for _, _, splits in plans)
+    out = torch.empty(slots, rows, heads, dim, dtype=torch.float32, device=q.device)
+    maxima = torch.empty(slots, rows, heads, dtype=torch.float32, device=q.device)
+    sums = torch.empty(slots, rows, heads, dtype=torch.float32, device=q.device)
+
+    first_slot = 0
+    for (keys, values, lengths), (group, block_m, splits) in zip(caches, plans, strict=True):
+        config = CONFIGS[block_m, is_float32]
+        partial_kernel[len(keys) * triton.cdiv(group * ratio, block_m), keys.shape[1], splits](
+            *(q, keys, values, lengths, out, maxima, sums),
+            *(*q.stride()[:2], *keys.stride()[:3], *values.stride()[:3]),
+            *(dim**-0.5 * math.log2(math.e), rows, heads, group, ratio, splits, first_slot),
+            *(main_columns(dim), dim - main_columns(dim), block_m, config.block_n, UPCAST),
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )
+        first_slot += splits
+
+    blocks = [CONFIGS[block_m, is_float32].block_n for _, block_m, _ in plans]
+    own_splits = plans[-1][2]
+    combine_kernel[rows, heads](
+        *(out, maxima, sums, caches[0][2], caches[-1][2], result),
+        *(rows, heads, plans[0][0], slots - own_splits, own_splits),
+        DIM=dim,
+        BLOCK_D=triton.next_power_of_2(dim),
+        SLOTS=triton.next_power_of_2(slots),
+        BLOCK_N=blocks[-1],
+        PREFIX_BLOCK_N=blocks[0],
+        HAS_PREFIX=len(caches) > 1,
+        num_warps=COMBINE_WARPS,
+    )
+    return result
+
+
+def _block_m(queries: int, is_float32: bool) -> int:
+    """The smallest tile that holds all queries of a key head, or the largest there is, several times."""
+    return 16 if queries <= 16 or is_float32 else 64
+
+
+def _splits(programs: int, keys: int, most: int, device: torch.device) -> int:
+    """Into how many stretches `keys` cached positions are cut, `programs` being launched for each stretch."""
+    wanted = triton.cdiv(PROGRAMS_PER_SM * _multiprocessors(device), programs)
+    return max(1, min(wanted, triton.cdiv(keys, MIN_KEYS_PER_SPLIT), most))
+
+
+@lru_cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1  # 1: interpreted
+
+
+def compile_cases() -> list["CompileCase"]:
+    """Every launch in the table at every head size, and the merge where it is heaviest."""
+    from kernels.triton.gate import CompileCase
+
+    partial = dict.fromkeys(("out_ptr", "max_ptr", "sum_ptr"), "*fp32")
+    strides = tuple(f"stride_{name}" for name in ("qb", "qh", "kb", "kh", "ks", "vb", "vh", "vs"))
+    counts = dict.fromkeys(("rows", "heads", "group", "ratio", "splits", "first_slot"), "i32")
+    cases = []
+    for (block_m, is_float32), config in CONFIGS.items():
+        dtype = "fp32" if is_float32 else "bf16"
+        pointers = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), f"*{dtype}") | {"lengths_ptr": "*i64"} | partial
+        signature = pointers | dict.fromkeys(strides, "i32") | {"scale_log2": "fp32"} | counts
+        for dim in HEAD_DIMS:
+            main = main_columns(dim)
+            constexprs = {"MAIN": main, "REST": dim - main, "BLOCK_M": block_m, "BLOCK_N": config.block_n, "UPCAST": False}
+            cases.append(
+                CompileCase(
+                    name=f"decode d{dim} {block_m} queries {dtype}",
+                    kernel=partial_kernel,
+                    signature=signature,
+                    constexprs=constexprs,
+                    num_warps=config.num_warps,
+                    num_stages=config.num_stages,
+                    needs_tensor_cores=not is_float32,
+                    warp_groups=block_m >= 64,
+                    multiples_of_16=strides,
+                )
+            )
+    signature = partial | {"prefix_lengths_ptr": "*i64", "lengths_ptr": "*i64", "result_ptr": "*bf16"}
+    signature |= dict.fromkeys(("rows", "heads", "group", "prefix_splits", "splits"), "i32")
+    for dim in HEAD_DIMS:
+        constexprs = {"DIM": dim, "BLOCK_D": triton.next_power_of_2(dim), "SLOTS": MAX_SPLITS}
+        constexprs |= {"BLOCK_N": CONFIGS[16, False].block_n, "PREFIX_BLOCK_N": CONFIGS[64, False].block_n, "HAS_PREFIX": True}
+        cases.append(CompileCase(f"decode merge d{dim}", combine_kernel, signature, constexprs, COMBINE_WARPS, 3, False))
+    return cases

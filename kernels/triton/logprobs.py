@@ -1,0 +1,322 @@
+"""Triton side of kernels.logprobs: the (T, V) logits never exist, only one tile of them at a time.
+
+Forward. A tile of logits, some rows by some of the vocabulary, comes from torch.matmul into a small reused buffer, and `fold_kernel`
+folds it into four running numbers a row (the online softmax of Milakov & Gimelshein, arXiv 1805.02867): the peak logit x_max so far,
+the sum of e^((x - x_max)/t), the same sum weighted by (x - x_max)/t, which the entropy needs, and the target's logit. From these
+
+    log p(target) = (x_target - x_max)/t - log sum        entropy = log sum - weighted / sum
+
+Backward. The tile is computed again and overwritten by d logits, g and h being the gradients of log-prob and entropy H:
+
+    d x_j = (g (1[j = target] - p_j) - h p_j (log p_j + H)) / t
+
+Its products with weight and hidden are its shares of d hidden and d weight: four matmuls in all. Three would do only if the gradients
+g and h were known in the forward; here any function of log-probs and entropies may follow. The vocabulary is the outer loop, so that
+each row of d weight is finished, in float32, before it is rounded once; d hidden is summed up in float32 likewise.
+
+Logits are rounded to the inputs' dtype, as by a linear layer, all else is float32. Differences are taken before they are scaled: logits
+of 1e4 lose nothing. -inf counts as probability 0. A target beyond the vocabulary gives nan.
+
+Memory beyond inputs, outputs and gradients: one tile (34 MB forward, 67 MB backward in bf16), the rows that have a target, gathered
+once where others have none, and in the backward R*C floats of d hidden and 4096*C of d weight.
+
+Shape letters: T rows, C hidden size, V vocabulary, R rows that have a target.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.triton.gate import CompileCase
+
+IGNORED = tl.constexpr(-100)
+# A tile's rows and columns of logits. The forward's stays in a 50 MB cache between matmul and fold. The backward's has more rows: with as
+# many as a batch has, a tile of d weight is summed up by one product.
+TILES = {"forward": (2048, 8192), "backward": (8192, 4096)}
+CONFIGS = {
+    "fold": {"BLOCK_R": 2, "BLOCK_V": 2048, "num_warps": 8, "num_stages": 2},
+    "gradient": {"BLOCK_R": 2, "BLOCK_V": 2048, "num_warps": 8, "num_stages": 2},
+}
+LOWEST = tl.constexpr(-1e20)  # stands for -inf where 0 * inf would give nan
+
+
+@triton.jit
+def fold_kernel(
+    logits,  # (num_rows, num_columns): columns first_column ... of the vocabulary
+    targets,  # (num_rows,)
+    state,  # (4, num_rows) float32: peak, sum, weighted sum, target's logit; updated in place
+    num_rows,
+    num_columns,
+    row_stride,
+    state_stride,
+    first_column,
+    inverse_temperature,
+    BLOCK_R: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """Each program: BLOCK_R rows, all columns of the tile. Rows without a target are neither read nor written."""
+    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    target = tl.load(targets + rows, mask=rows < num_rows, other=IGNORED)
+    wanted = target != IGNORED
+    logits += rows.to(tl.int64)[:, None] * row_stride  # (BLOCK_R, 1)
+    state += rows
+
+    peak = tl.load(state, mask=wanted, other=0.0)
+    total = tl.load(state + state_stride, mask=wanted, other=0.0)
+    weighted = tl.load(state + 2 * state_stride, mask=wanted, other=0.0)
+    for start in range(0, num_columns, BLOCK_V):
+        columns = start + tl.arange(0, BLOCK_V)[None, :]
+        x = tl.load(logits + columns, mask=wanted[:, None] & (columns < num_columns), other=-float("inf")).to(tl.float32)
+        new_peak = tl.maximum(peak, tl.max(x, 1))
+        shift = (peak - new_peak) * inverse_temperature
+        distance = (x - new_peak[:, None]) * inverse_temperature
+        # `where`, not `maximum`: a nan among the logits has to come out as one
+        distance = tl.where(distance < LOWEST, LOWEST, distance)
+        p = tl.exp(distance)
+        weighted = tl.exp(shift) * (weighted + total * shift) + tl.sum(p * distance, 1)
+        total = tl.exp(shift) * total + tl.sum(p, 1)
+        peak = new_peak
+    tl.store(state, peak, mask=wanted)
+    tl.store(state + state_stride, total, mask=wanted)
+    tl.store(state + 2 * state_stride, weighted, mask=wanted)
+
+    column = (target - first_column)[:, None]
+    here = wanted[:, None] & (column >= 0) & (column < num_columns)
+    tl.store(state[:, None] + 3 * state_stride, tl.load(logits + column, mask=here).to(tl.float32), mask=here)
+
+
+@triton.jit
+def gradient_kernel(
+    logits,  # (num_rows, num_columns): columns first_column ... of the vocabulary
+    grad_logits,  # the same shape; may be `logits` itself
+    targets,  # (num_rows,)
+    state,  # (5, num_rows) float32: peak, log sum, entropy, gradient of the log-prob, gradient of the entropy
+    num_rows,
+    num_columns,
+    row_stride,
+    grad_stride,
+    state_stride,
+    first_column,
+    inverse_temperature,
+    BLOCK_R: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """Each program: BLOCK_R rows, all columns of the tile. Rows without a target are not read and get 0."""
+    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]  # (BLOCK_R, 1)
+    inside = rows < num_rows
+    target = tl.load(targets + rows, mask=inside, other=IGNORED)
+    wanted = target != IGNORED
+    logits += rows.to(tl.int64) * row_stride
+    grad_logits += rows.to(tl.int64) * grad_stride
+    state += rows
+
+    peak = tl.load(state, mask=wanted, other=0.0)
+    log_sum = tl.load(state + state_stride, mask=wanted, other=0.0)
+    entropy = tl.load(state + 2 * state_stride, mask=wanted, other=0.0)
+    g = tl.load(state + 3 * state_stride, mask=wanted, other=0.0) * inverse_temperature
+    h = tl.load(state + 4 * state_stride, mask=wanted, other=0.0) * inverse_temperature
+    for start in range(0, num_columns, BLOCK_V):
+        columns = start + tl.arange(0, BLOCK_V)[None, :]
+        real = columns < num_columns
+        x = tl.load(logits + columns, mask=wanted & real, other=-float("inf")).to(tl.float32)
+        logp = (x - peak) * inverse_temperature - log_sum
+        logp = tl.where(logp < LOWEST, LOWEST, logp)
+        grad = tl.where(columns == target - first_column, g, 0.0) - tl.exp(logp) * (g + h * (logp + entropy))
+        tl.store(grad_logits + columns, grad.to(grad_logits.dtype.element_ty), mask=inside & real)
+
+
+def _fold(logits: Tensor, targets: Tensor, state: Tensor, first_column: int, temperature: float) -> None:
+    """Folds a tile (R, columns) into `state` (4, R), in place."""
+    rows, columns = logits.shape
+    config = CONFIGS["fold"]
+    grid = (triton.cdiv(rows, config["BLOCK_R"]),)
+    fold_kernel[grid](logits, targets, state, rows, columns, logits.stride(0), state.stride(0), first_column, 1 / temperature, **config)
+
+
+def _differentiate(logits: Tensor, out: Tensor, targets: Tensor, state: Tensor, first_column: int, temperature: float) -> None:
+    """Writes d logits of a tile (R, columns) into `out`, which may be the tile."""
+    rows, columns = logits.shape
+    strides = logits.stride(0), out.stride(0), state.stride(0)
+    config = CONFIGS["gradient"]
+    grid = (triton.cdiv(rows, config["BLOCK_R"]),)
+    gradient_kernel[grid](logits, out, targets, state, rows, columns, *strides, first_column, 1 / temperature, **config)
+
+
+def _new_state(rows: int, device: torch.device) -> Tensor:
+    """(4, rows) float32: nothing folded yet; a target that no tile holds stays nan."""
+    state = torch.zeros(4, rows, device=device)
+    state[0], state[3] = LOWEST.value, float("nan")
+    return state
+
+
+def _finish(state: Tensor, temperature: float) -> Tensor:
+    """(4, R) as folded -> (4, R): log-prob, entropy, peak, log sum."""
+    peak, total, weighted, chosen = state
+    log_sum = total.log()
+    return torch.stack([(chosen - peak) / temperature - log_sum, log_sum - weighted / total, peak, log_sum])
+
+
+def _slices(total: int, size: int) -> Iterator[slice]:
+    return (slice(begin, min(begin + size, total)) for begin in range(0, total, size))
+
+
+def _matmul_tile(x: Tensor, w: Tensor, buffer: Tensor) -> Tensor:
+    """x (rows, C) times w (columns, C) transposed -> (rows, columns), in the buffer's memory."""
+    logits = buffer[: len(x) * len(w)].view(len(x), len(w))
+    return torch.mm(x, w.mT, out=logits)
+
+
+def _accumulate(out: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """out += a b, or out = a b the first time; `out` is float32, and the product of low-precision factors is not rounded to theirs."""
+    if out.is_cuda:
+        torch.addmm(out, a, b, out_dtype=torch.float32, beta=0 if first else 1, out=out)
+    else:
+        product = a.float() @ b.float()
+        out.copy_(product if first else out + product)
+
+
+def forward(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(T, C), (V, C), (T,) -> log-probs, entropies, peak logits and log sums, each (T,) float32, 0 where there is no target."""
+    rows = (targets != IGNORED.value).nonzero().squeeze(1)  # (R,)
+    results = torch.zeros(4, len(targets), device=hidden.device)
+    if len(rows):
+        most, columns = TILES["forward"]
+        height = min(len(rows), most)
+        width = min(len(weight), most * columns // height // 64 * 64)  # fewer rows, wider tiles
+        buffer = hidden.new_empty(height * width)
+        state = _new_state(len(rows), hidden.device)
+        for block in _slices(len(rows), height):
+            x, chosen = hidden[rows[block]], targets[rows[block]]
+            for part in _slices(len(weight), width):
+                _fold(_matmul_tile(x, weight[part], buffer), chosen, state[:, block], part.start, temperature)
+        results.index_copy_(1, rows, _finish(state, temperature))
+    return tuple(result.clone() for result in results)
+
+
+def backward(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    state: Tensor,
+    temperature: float,
+    need_hidden: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    """d hidden (T, C) and d weight (V, C), or (0,) where not needed. `state` is `gradient_kernel`'s, (5, T)."""
+    grad_hidden = torch.zeros_like(hidden) if need_hidden else hidden.new_empty(0)
+    grad_weight = torch.zeros_like(weight) if need_weight else weight.new_empty(0)
+    rows = (targets != IGNORED.value).nonzero().squeeze(1)  # (R,)
+    if not len(rows):
+        return grad_hidden, grad_weight
+    if len(rows) < len(targets):
+        hidden, targets, state = hidden[rows], targets[rows], state[:, rows]
+    height, width = (min(pair) for pair in zip(TILES["backward"], (len(rows), len(weight)), strict=True))
+    buffer = hidden.new_empty(height * width)
+    sum_hidden = torch.empty(hidden.shape if need_hidden else 0, dtype=torch.float32, device=hidden.device)
+    sum_weight = torch.empty((width, weight.shape[1]) if need_weight else 0, dtype=torch.float32, device=hidden.device)
+    for part in _slices(len(weight), width):
+        for block in _slices(len(rows), height):
+            tile = _matmul_tile(hidden[block], weight[part], buffer)
+            _differentiate(tile, tile, targets[block], state[:, block], part.start, temperature)
+            if need_hidden:
+                _accumulate(sum_hidden[block], tile, weight[part], first=part.start == 0)
+            if need_weight:
+                _accumulate(sum_weight[: tile.shape[1]], tile.mT, hidden[block], first=block.start == 0)
+        if need_weight:
+            grad_weight[part] = sum_weight[: part.stop - part.start]
+    if need_hidden:
+        grad_hidden.index_copy_(0, rows, sum_hidden.to(hidden.dtype))
+    return grad_hidden, grad_weight
+
+
+def _with_adjacent_columns(logits: Tensor) -> Tensor:
+    return logits if logits.stride(1) == 1 else logits.contiguous()
+
+
+def forward_from_logits(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `forward`, from logits (T, V)."""
+    logits = _with_adjacent_columns(logits)
+    state = _new_state(len(targets), logits.device)
+    if len(targets):
+        _fold(logits, targets, state, 0, temperature)
+    results = _finish(state, temperature).masked_fill_(targets == IGNORED.value, 0.0)
+    return tuple(result.clone() for result in results)
+
+
+def backward_from_logits(logits: Tensor, targets: Tensor, state: Tensor, temperature: float) -> Tensor:
+    """d logits (T, V)."""
+    grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    logits = _with_adjacent_columns(logits)
+    if len(targets):
+        _differentiate(logits, grad_logits, targets, state, 0, temperature)
+    return grad_logits
+
+
+token_logprobs = torch.library.custom_op("r1ov::token_logprobs", forward, mutates_args=())
+token_logprobs_backward = torch.library.custom_op("r1ov::token_logprobs_backward", backward, mutates_args=())
+logprobs_from_logits = torch.library.custom_op("r1ov::logprobs_from_logits", forward_from_logits, mutates_args=())
+logprobs_from_logits_backward = torch.library.custom_op("r1ov::logprobs_from_logits_backward", backward_from_logits, mutates_args=())
+
+
+@token_logprobs.register_fake
+def _(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(targets, dtype=torch.float32) for _ in range(4))
+
+
+@token_logprobs_backward.register_fake
+def _(
+    hidden: Tensor, weight: Tensor, targets: Tensor, state: Tensor, temperature: float, need_hidden: bool, need_weight: bool
+) -> tuple[Tensor, Tensor]:
+    return tuple(torch.empty_like(x) if need else x.new_empty(0) for x, need in ((hidden, need_hidden), (weight, need_weight)))
+
+
+@logprobs_from_logits.register_fake
+def _(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(targets, dtype=torch.float32) for _ in range(4))
+
+
+@logprobs_from_logits_backward.register_fake
+def _(logits: Tensor, targets: Tensor, state: Tensor, temperature: float) -> Tensor:
+    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+
+
+def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.temperature = inputs
+    _, entropy, peak, log_sum = output
+    ctx.mark_non_differentiable(peak, log_sum)
+    ctx.save_for_backward(*tensors, peak, log_sum, entropy)
+
+
+def _token_logprobs_autograd(ctx: Any, grad: Tensor, grad_entropy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    hidden, weight, targets, *state = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:2]
+    grads = token_logprobs_backward(hidden, weight, targets, torch.stack([*state, grad, grad_entropy]), ctx.temperature, *needed)
+    return *(x if need else None for x, need in zip(grads, needed, strict=True)), None, None
+
+
+def _logprobs_from_logits_autograd(ctx: Any, grad: Tensor, grad_entropy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    logits, targets, *state = ctx.saved_tensors
+    return logprobs_from_logits_backward(logits, targets, torch.stack([*state, grad, grad_entropy]), ctx.temperature), None, None
+
+
+token_logprobs.register_autograd(_token_logprobs_autograd, setup_context=_keep)
+logprobs_from_logits.register_autograd(_logprobs_from_logits_autograd, setup_context=_keep)
+
+
+def compile_cases() -> list[CompileCase]:
+    """Both kernels for every dtype of logits, at row lengths that 16 divides."""
+    cases = []
+    for dtype in ("bf16", "fp16", "fp32"):
+        counts = ["num_rows", "num_columns", "row_stride", "state_stride", "first_column"]
+        fold = {"logits": f"*{dtype}", "targets": "*i64", "state": "*fp32", "inverse_temperature": "fp32"} | dict.fromkeys(counts, "i32")
+        gradient = fold | {"grad_logits": f"*{dtype}", "grad_stride": "i32"}
+        for name, kernel, signature in (("fold", fold_kernel, fold), ("gradient", gradient_kernel, gradient)):
+            config = dict(CONFIGS[name])
+            launch = config.pop("num_warps"), config.pop("num_stages"), False
+            lengths = ("num_columns", "row_stride", "grad_stride")
+            cases.append(CompileCase(f"logprobs_{name} {dtype}", kernel, signature, config, *launch, multiples_of_16=lengths))
+    return cases

@@ -1,0 +1,200 @@
+"""The cleaner for R1-Onevision's own data, whose replies come in several layouts: all to `<think>...</think>` and `<answer>...</answer>`.
+
+The layouts, as users of the published set describe them: the answer inside the thought; a thought, then a short answer; a thought and
+no answer; a thought, then an answer that reasons again. Many replies also end in a stray `</think>`, and remarks of the language model
+that rewrote the thoughts ("revised CoT", "no visualization needed") were left in. A reply is kept, repaired (each repair has a name) or
+dropped for a reason; nothing is made up: where no answer can be found, or two answers disagree, the row goes.
+"""
+
+import re
+from dataclasses import dataclass, replace
+
+from r1ov.data.formats.records import BadRow, Record
+from r1ov.reward import accuracy_reward
+from r1ov.reward.accuracy import kind_of
+
+MAX_ANSWER_WORDS, MAX_ANSWER_LETTERS = 20, 200  # of an answer that is not a description
+MAX_REMARK_WORDS = 15  # a longer line with a remark in it is also a step of the thought
+_CONCLUSION_LETTERS = 300  # of a thought's end, in which an answer is looked for: earlier ones may have been given up again
+
+_NAMED = re.compile(
+    r"\b(?:answer|option|choice)\b[*_\s]*(?:is|are|would be|should be|must be|:|=)(?:\s+(?:therefore|thus|indeed|then)\b,?)?[*_:\s]*", re.I
+)
+_NAMED_BEFORE = re.compile(r"(?<!\S)(\S{1,40})\s+is\s+the\s+(?:correct|right|final|best)\s+(?:answer|option|choice)\b", re.I)
+REMARK = re.compile(
+    r"\b(?:revised|rewritten|updated|original)\s+(?:cot\b|chain[- ]of[- ]thought)|\bno\s+(?:\w+\s+)?visuali[sz]ations?\s+(?:is |are )?"
+    r"(?:needed|required|necessary)",
+    re.I,
+)
+_IS_CHOICE = re.compile(r"\boption letter\b|\bchoices:|\(A\)|^[ \t]*A[).:]\s", re.I | re.M)
+_IS_OPEN = re.compile(r"\b(?:describe|summari[sz]e|summary|caption|generate)\b", re.I)
+_LETTER = re.compile(r"\(?([A-Ha-h])(?:[).:,]|$)")
+_ANSWER_LINE = re.compile(r"\n[*_# \t]*(?:the\s+)?(?:final\s+|correct\s+)?answer[*_\s]*:[^\n]*\Z", re.I)
+
+
+class Dropped(BadRow):
+    """A reply that cannot be brought into order."""
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    thought: str
+    answer: str
+    repairs: tuple[str, ...]  # empty: both tags were there and nothing else
+
+    @property
+    def text(self) -> str:
+        return f"<think>{self.thought}</think>\n<answer>{self.answer}</answer>"
+
+
+def clean(record: Record) -> Record:
+    """The record with its reply in order and the reply's answer as its solution; as it is where it has no reply.
+
+    Raises:  Dropped.
+    """
+    if record.reply is None:
+        return record
+    content = record.prompt[-1]["content"]
+    question = content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content)
+    cleaned = clean_reply(question, record.reply)
+    messages = [*record.prompt, {"role": "assistant", "content": cleaned.text}]
+    return replace(record, messages=messages, solution=cleaned.answer, repairs=cleaned.repairs)
+
+
+def clean_reply(question: str, reply: str) -> Cleaned:
+    """Thought and answer of a reply in any of the layouts.
+
+    Examples:
+        "<think>2 + 2 = 4</think> Answer: 4" -> thought "2 + 2 = 4", answer "4"
+        "<think>Both angles are 45. The answer is B.</think>" -> the whole as thought, answer "B"
+    Raises:  Dropped.
+    """
+    repairs: list[str] = []
+    thought, tail = _split(reply.strip(), repairs)
+    thought, tail = _without_remarks(thought, repairs), _without_remarks(tail, repairs)
+    if tail:
+        answer, reasons_again = _answer_after(question, tail)
+        if not (tail.startswith("<answer>") and tail.endswith("</answer>")):
+            repairs.append("reasoning after the thought left out" if reasons_again else "answer tags added")
+        _agree(answer, _concluded(question, thought))
+    else:
+        found = _concluded(question, thought)
+        if found is None:
+            raise Dropped("a thought without an answer")
+        answer, thought = found, _ANSWER_LINE.sub("", "\n" + thought).strip()
+        repairs.append("answer taken from the thought's end")
+    if not thought:
+        raise Dropped("the thought is empty")
+    if any(tag in thought + answer for tag in ("<think>", "</think>", "<answer>", "</answer>")):
+        raise Dropped("the answer tags do not pair")
+    return Cleaned(thought, answer, tuple(repairs))
+
+
+def _split(text: str, repairs: list[str]) -> tuple[str, str]:
+    """(thought, what comes after it); an `<answer>` block always belongs to what comes after."""
+    if text.count("<think>") == 1 and text.count("</think>") == 2 and text.endswith("</think>"):
+        text = text.removesuffix("</think>").rstrip()
+        repairs.append("stray </think> at the end left out")
+    match text.count("<think>"), text.count("</think>"):
+        case 1, 1:
+            before, _, rest = text.partition("<think>")
+            thought, closed, tail = rest.partition("</think>")
+            if before.strip() or not closed:
+                raise Dropped("text before the thought, or its tags the wrong way round")
+        case 0, 1:
+            thought, _, tail = text.partition("</think>")
+            repairs.append("<think> added")
+        case (1, 0) | (0, 0):
+            before, opened, thought = text.rpartition("<think>")
+            tail = ""
+            if before.strip():
+                raise Dropped("text before the thought, or its tags the wrong way round")
+            repairs.append("</think> added" if opened else "think tags added")
+        case _:
+            raise Dropped("the think tags do not pair")
+    if "<answer>" in thought:
+        thought, _, moved = thought.partition("<answer>")
+        if tail.strip():
+            raise Dropped("answers inside and after the thought")
+        tail = "<answer>" + moved
+        if "think tags added" not in repairs:
+            repairs.append("answer moved out of the thought")
+    return thought.strip(), tail.strip()
+
+
+def _without_remarks(text: str, repairs: list[str]) -> str:
+    if not REMARK.search(text):
+        return text
+    lines = text.split("\n")
+    if any(REMARK.search(line) and len(line.split()) > MAX_REMARK_WORDS for line in lines):
+        raise Dropped("a remark of the rewriting model within the reasoning")
+    if "remarks of the rewriting model left out" not in repairs:
+        repairs.append("remarks of the rewriting model left out")
+    return "\n".join(line for line in lines if not REMARK.search(line)).strip()
+
+
+def _answer_after(question: str, tail: str) -> tuple[str, bool]:
+    """(the answer, is there a second chain of reasoning around it?) of what comes after the thought."""
+    if "<answer>" in tail or "</answer>" in tail:
+        before, _, rest = tail.partition("<answer>")
+        answer, _, after = rest.partition("</answer>")
+        if tail.count("<answer>") != 1 or tail.count("</answer>") != 1 or not answer.strip():
+            raise Dropped("the answer tags do not pair")
+        return answer.strip(), bool(before.strip() or after.strip())
+    if _IS_OPEN.search(question) and not _IS_CHOICE.search(question):
+        return re.sub(r"\A[*_#\s]*(?:final\s+)?answer[*_\s]*:[*_\s]*", "", tail, flags=re.I), False
+    answer = _named(question, tail)
+    if answer is None and "\n" not in tail:
+        answer = _tidy(question, tail)
+        # Of several statements, only a choice's letter is known to be the answer: "B. 45 degrees".
+        if len(_statements(tail)) > 1 and not re.fullmatch("[A-H]", answer or ""):
+            answer = None
+    if answer is None:
+        raise Dropped("reasoning after the thought that names no answer")
+    return answer, len(tail.split()) > len(answer.split()) + MAX_ANSWER_WORDS
+
+
+def _concluded(question: str, thought: str) -> str | None:
+    """The answer that the end of a thought names."""
+    return _named(question, thought[-_CONCLUSION_LETTERS:])
+
+
+def _named(question: str, text: str) -> str | None:
+    """The answer in the last box, or else after the last "answer is" or "Answer:", or else before "is the correct answer"."""
+    if (begin := text.rfind("\\boxed{")) >= 0:
+        depth, inside = 1, text[begin + len("\\boxed{") :]
+        for place, letter in enumerate(inside):
+            depth += (letter == "{") - (letter == "}")
+            if depth == 0:
+                return _tidy(question, inside[:place])
+    if ends := [match.end() for match in _NAMED.finditer(text)]:
+        return _tidy(question, text[ends[-1] :])
+    before = [match[1] for match in _NAMED_BEFORE.finditer(text)]
+    return _tidy(question, before[-1]) if before else None
+
+
+def _tidy(question: str, text: str) -> str | None:
+    """The first statement of the text, bare; of a choice its letter; None if there is none, or it is too long for an answer."""
+    statements = _statements(text)
+    line = statements[0].strip(" *_`\"'$,:") if statements else ""
+    line = re.sub(r"\A\\text\{([^{}]*)\}\Z", r"\1", line)
+    line = re.sub(r"\A(?:option|choice)\s+", "", line, flags=re.I)
+    if not line or len(line.split()) > MAX_ANSWER_WORDS or len(line) > MAX_ANSWER_LETTERS:
+        return None
+    letter = _LETTER.match(line) if _IS_CHOICE.search(question) else None
+    return letter[1].upper() if letter else line
+
+
+def _statements(text: str) -> list[str]:
+    """What the text's first line says, cut at full stops, semicolons and reasons."""
+    line = " ".join(text.strip().partition("\n")[0].split())
+    parts = re.split(r"\.(?: |$)|;|,? (?:because|since)\b", line, flags=re.I)
+    return [part for part in parts if part.strip(" *_`\"'$,:")]
+
+
+def _agree(answer: str, concluded: str | None) -> None:
+    """Raises Dropped where both are letters, numbers, or yes and no, and differ."""
+    if concluded is None or len(answer) > MAX_ANSWER_LETTERS or (kind := kind_of(answer)) not in ("mcq", "yes_no", "number"):
+        return
+    if kind_of(concluded) == kind and accuracy_reward(f"<think>-</think><answer>{concluded}</answer>", answer, kind) == 0:
+        raise Dropped("the thought ends in another answer")

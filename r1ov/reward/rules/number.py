@@ -1,0 +1,128 @@
+"""Numbers as people write them, exactly: integers, decimals, fractions, mixed and scientific numbers, percent, currency, units."""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from r1ov.reward.rules.spelling import plain, unwrap
+
+MAX_DIGITS = 100
+MAX_EXPONENT = 300  # of ten
+
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
+_POWER = r"(?:\s*[eE](?P<e>[-+]?\d{1,4})|\s*(?:\\times|\\cdot|\*|x)\s*10\s*(?:\^|\*\*)\s*\{?\s*(?P<ten>[-+]?\d{1,4})\s*\}?)"
+_NUMBER = re.compile(
+    r"(?:\\?[A-Za-z]\w?\s*=\s*)?(?P<sign>[-+]?)\s*[$€£¥₹]?\s*(?P<minus>-?)"
+    rf"(?:(?:(?P<whole>\d+)(?:\s+(?=\d)|\s*(?=\\)))?(?:(?P<top>{_DIGITS})\s*/\s*(?P<bottom>{_DIGITS})"
+    rf"|\\frac\s*\{{\s*(?P<tex_top>-?{_DIGITS})\s*\}}\s*\{{\s*(?P<tex_bottom>{_DIGITS})\s*\}})"
+    rf"|(?P<digits>{_DIGITS}){_POWER}?)"
+)
+_UNIT = re.compile(r"(?:(?P<power_word>square|sq\.?|cubic)\s+)?(?P<name>[A-Za-zμΩ]+\.?(?:\s*/\s*[A-Za-z]+)?)(?:\^\{?(?P<power>-?\d)\}?)?")
+_TRAILING = re.compile(
+    r"(?:\\(?:text|mathrm|mbox)\s*\{\s*(?P<tex>[^{}]*)\}|(?<=[\d)}\s])(?P<name>(?:(?:square|sq|cubic)\s+)?[A-Za-z]{2,}))"
+    r"(?:\^\{?(?P<power>\d)\}?)?\.?$"
+)
+_PREFIXES = {"": "", "kilo": "k", "centi": "c", "milli": "m", "mega": "M", "micro": "μ", "nano": "n", "deci": "d"}
+_BASES = {"meter": "m", "metre": "m", "gram": "g", "liter": "L", "litre": "L", "second": "s", "watt": "W", "joule": "J", "newton": "N"}
+_OTHERS = (
+    "inch in, inche in, foot ft, feet ft, yard yd, mile mi, pound lb, lbs lb, ounce oz, minute min, hour h, hr h, sec s, volt V, ohm Ω, "
+    "hertz Hz, pascal Pa, ampere A, mole mol, l L, ml mL"
+)
+SYMBOLS = {prefix + base: short + symbol for prefix, short in _PREFIXES.items() for base, symbol in _BASES.items()}
+SYMBOLS |= dict(pair.split() for pair in _OTHERS.split(", ")) | dict.fromkeys(("degree", "deg", "dollar", "euro", "unit"), "")
+_SHORT = {*SYMBOLS.values(), *(f"{a}/{b}" for a in ("m", "km", "cm", "mi", "g") for b in ("s", "h", "L"))}
+# words after a number that change it, instead of saying of what it is the number
+_CHANGING = (
+    "and or not plus minus times over per half halves third quarter fourth fifth tenth hundredth thousandth ten dozen hundred thousand "
+    "million billion trillion percent squared cubed factorial root sqrt log sin cos tan exp mod more less most least maybe yes none"
+)
+_NO_UNIT = set(_CHANGING.split())
+
+
+@dataclass(frozen=True)
+class Number:
+    """decimals: places after the point, None for an exact number. unit: "" for none, or one that does not matter (degrees, currency)."""
+
+    value: Fraction
+    decimals: int | None = None
+    percent: bool = False
+    unit: str = ""
+
+
+def read_number(text: str) -> Number | None:
+    """The one number that the text is, or None.
+
+    Examples: "1,234.5" "8/2" "\\\\frac{1}{2}" "1 1/2" "3 \\\\times 10^{5}" "x = -3" "150°" "12%" "$5" "12.5 cm^2"
+    """
+    if len(text) > 1_000:
+        return None
+    text = re.sub(r"^([-+]?)10\s*(?=\^|\*\*)", r"\g<1>1*10", unwrap(plain(text)))
+    match = _NUMBER.match(text)
+    if not match or (match["sign"] and match["minus"]):
+        return None
+    percent, unit = _suffix(text[match.end() :])
+    value, decimals = _value(match)
+    if value is None or unit is None:
+        return None
+    if percent:
+        value, decimals = value / 100, None if decimals is None else decimals + 2
+    return Number(-value if "-" in (match["sign"], match["minus"]) else value, decimals, percent, unit)
+
+
+def split_unit(text: str) -> tuple[str, str]:
+    """An expression and the unit after it, in text already `plain`: one in `\\\\text{}`, or a known one of two letters or more."""
+    match = _TRAILING.search(text)
+    if not match or not text[: match.start()].strip():
+        return text, ""
+    is_tex = match["tex"] is not None
+    words = (match["tex"] if is_tex else match["name"]).strip() + (f"^{match['power']}" if match["power"] else "")
+    unit = read_unit(words)
+    is_unit = unit is not None and (is_tex or unit.partition("^")[0] in _SHORT or unit == "")
+    return (text[: match.start()].strip(), unit) if is_unit else (text, "")
+
+
+def read_unit(text: str) -> str | None:
+    """A unit's short form ("square centimetres" -> "cm^2", "apples" -> "apple"); None if the text is no unit."""
+    match = _UNIT.fullmatch(text.strip())
+    if not match:
+        return None
+    name = "/".join(_short(part.strip()) for part in match["name"].rstrip(".").split("/"))
+    is_word = name.isalpha() and len(name) >= 3 and name not in _NO_UNIT
+    if name and name not in _SHORT and not is_word:
+        return None
+    power = match["power"] or {"s": "2", "c": "3"}.get((match["power_word"] or "")[:1], "1")
+    return name + (f"^{power}" if power != "1" and name else "")
+
+
+def _short(name: str) -> str:
+    if name in _SHORT:
+        return name
+    lower = name.lower()
+    singular = lower.removesuffix("s") if len(lower) > 3 else lower
+    return SYMBOLS.get(lower, SYMBOLS.get(singular, singular))
+
+
+def _suffix(text: str) -> tuple[bool, str | None]:
+    """(percent, unit) after a number; the unit is None where what follows makes it another number or no number."""
+    text = text.strip()
+    if re.fullmatch(r"(?:%|percent|per cent)", text):
+        return True, ""
+    text = text.removeprefix("°").strip()
+    return False, "" if text in ("", "C", "F") else read_unit(text)
+
+
+def _value(match: re.Match) -> tuple[Fraction | None, int | None]:
+    if max(map(len, filter(None, match.groups()))) > MAX_DIGITS:
+        return None, None
+    if match["digits"]:
+        exponent = int(match["e"] or match["ten"] or 0)
+        if abs(exponent) > MAX_EXPONENT:
+            return None, None
+        digits = match["digits"].replace(",", "")
+        decimals = max(len(digits.partition(".")[2]) - exponent, 0) if "." in digits else None
+        return Fraction(digits.rstrip(".")) * Fraction(10) ** exponent, decimals
+    top, bottom = (Fraction((match[name] or match["tex_" + name]).replace(",", "").rstrip(".")) for name in ("top", "bottom"))
+    if bottom == 0 or (match["whole"] and not (0 <= top < bottom)):
+        return None, None
+    is_decimal = "." in match[0]
+    return int(match["whole"] or 0) + top / bottom, 1_000 if is_decimal else None

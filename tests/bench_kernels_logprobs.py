@@ -1,0 +1,170 @@
+"""The other half of what `python -m tests.bench_kernels` measures: log-probs over the vocabulary, their loss, and the small operations."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import kernels
+from tests.bench_kernels_cases import Bind, Case, Inputs, largest_error, random
+
+
+def logprobs_flops(rows: int, width: int, vocabulary: int, backward: bool) -> int:
+    """One product of (rows, width) and (width, vocabulary); three with the gradients of both."""
+    return 2 * rows * width * vocabulary * (3 if backward else 1)
+
+
+def logprobs_case(row: str, rows: int, width: int, vocabulary: int, backward: bool, goal: str) -> Case:
+    """Log-probs of one target a row; with `backward` their mean and its gradients, which is SFT's loss and costs what GRPO's does."""
+
+    def make(seed: int, device: str) -> Inputs:
+        hidden = random(3 * seed, device, rows, width).requires_grad_(backward)
+        # logits with a deviation of 4: a few words hold most of the probability, as in a trained model
+        weight = random(3 * seed + 1, device, vocabulary, width).mul_(4 * width**-0.5).requires_grad_(backward)
+        targets = torch.randint(vocabulary, (rows,), generator=torch.Generator(device).manual_seed(3 * seed + 2), device=device)
+        return {"hidden": hidden, "weight": weight, "targets": targets}
+
+    def finish(logprobs: Tensor) -> Tensor:
+        return -logprobs.mean() if backward else logprobs
+
+    def ours(impl: str | None, x: Inputs) -> Callable[[], Tensor]:
+        return lambda: finish(kernels.token_logprobs(x["hidden"], x["weight"], x["targets"], impl=impl))
+
+    def compiled(x: Inputs) -> Callable[[], Tensor]:
+        call = torch.compile(lambda h, w, t: -F.cross_entropy((h @ w.mT).float(), t, reduction="none"), dynamic=False)
+        return lambda: finish(call(x["hidden"], x["weight"], x["targets"]))
+
+    def liger(options: dict, x: Inputs) -> Callable[[], Tensor]:
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy as entropy
+
+        reduction = "mean" if backward else "none"
+        sign = 1 if backward else -1
+        return lambda: sign * entropy(input=x["hidden"], weight=x["weight"], target=x["targets"], reduction=reduction, **options)
+
+    def cut(x: Inputs) -> Callable[[], Tensor]:
+        from cut_cross_entropy import linear_cross_entropy
+
+        # Unfiltered: the gradients of words below its threshold, nearly all of them, are not computed otherwise.
+        return lambda: finish(-linear_cross_entropy(x["hidden"], x["weight"], x["targets"], reduction="none", filter_eps=None))
+
+    def trl(x: Inputs) -> Callable[[], Tensor]:
+        from trl.trainer.utils import selective_log_softmax
+
+        return lambda: finish(selective_log_softmax(x["hidden"] @ x["weight"].mT, x["targets"]))
+
+    contenders: dict[str, Bind] = {
+        "r1ov": partial(ours, None),
+        "r1ov plain torch": partial(ours, "torch"),
+        "torch.compile": compiled,
+        "liger": partial(liger, {}),
+        "liger, larger chunks": partial(liger, {"chunk_mem_const": 16}),
+        "cut_cross_entropy": cut,
+        "trl": trl,
+    }
+    return Case(
+        group="logprobs",
+        row=row,
+        name=f"{'mean log-prob forward and backward' if backward else 'log-probs forward'}, {rows} rows, {width} x {vocabulary}",
+        mode="both" if backward else "forward",
+        work=logprobs_flops(rows, width, vocabulary, backward),
+        unit="TFLOP/s",
+        goal=goal,
+        make=make,
+        contenders=contenders,
+        proof=gradients_proof if backward else logprobs_proof,
+    )
+
+
+def logprobs_proof(x: Inputs, outputs: tuple[Tensor, ...]) -> float:
+    """The first 64 rows."""
+    expected = (x["hidden"][:64].double() @ x["weight"].double().mT).log_softmax(1).gather(1, x["targets"][:64, None])
+    return largest_error([(outputs[0][:64], expected.squeeze(1))])
+
+
+def gradients_proof(x: Inputs, outputs: tuple[Tensor, ...]) -> float:
+    """d hidden of the first 64 rows; d weight of the first 64 words and of those rows' targets, to which every row contributes."""
+    hidden, weight, targets = x["hidden"].detach(), x["weight"].detach().double(), x["targets"]
+    words = torch.cat([torch.arange(64, device=targets.device), targets[:64]]).unique()
+    grad_weight = torch.zeros(len(words), weight.shape[1], dtype=torch.float64, device=weight.device)
+    grad_hidden = None
+    for chunk, chosen in zip(hidden.split(512), targets.split(512), strict=True):  # 512 rows of float64 logits: 0.6 GB
+        chunk = chunk.double()
+        slope = (chunk @ weight.mT).softmax(1)
+        slope[torch.arange(len(chosen), device=chosen.device), chosen] -= 1
+        slope /= len(targets)
+        grad_weight += slope[:, words].mT @ chunk
+        grad_hidden = slope[:64] @ weight if grad_hidden is None else grad_hidden
+    return largest_error([(outputs[0][:64], grad_hidden), (outputs[1][words], grad_weight)])
+
+
+def norm(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """RMSNorm of x + residual, in float32 but for the last product, as the model has it; and the sum."""
+    total = x + residual
+    wide = total.to(torch.promote_types(x.dtype, torch.float32))
+    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype), total
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of (T, H, D) by (T, D)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+
+
+def silu_times(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate) * up
+
+
+def small_case(
+    name: str, function: Callable[..., Tensor | tuple[Tensor, ...]], shapes: list[tuple[int, ...]], moved: int, liger: Bind | None
+) -> Case:
+    """A memory-bound operation in plain torch beside its fused forms: what a kernel of our own could gain. moved: bytes."""
+    names = [f"x{i}" for i in range(len(shapes))]
+
+    def make(seed: int, device: str) -> Inputs:
+        return {name: random(len(shapes) * seed + i, device, *shape) for i, (name, shape) in enumerate(zip(names, shapes, strict=True))}
+
+    def plain(x: Inputs) -> Callable[[], Tensor]:
+        return lambda: function(*(x[name] for name in names))
+
+    def compiled(x: Inputs) -> Callable[[], Tensor]:
+        call = torch.compile(function, dynamic=False)
+        return lambda: call(*(x[name] for name in names))
+
+    def proof(x: Inputs, outputs: tuple[Tensor, ...]) -> float:
+        expected = function(*(x[name].double() for name in names))
+        return largest_error(zip(outputs, expected if isinstance(expected, tuple) else (expected,), strict=True))
+
+    return Case(
+        group="small",
+        row="G9",
+        name=f"{name}, {' '.join('x'.join(map(str, shape)) for shape in shapes)}",
+        mode="forward",
+        work=moved,
+        unit="TB/s",
+        goal="whether a kernel of our own would pay",
+        make=make,
+        contenders={"r1ov plain torch": plain, "torch.compile": compiled} | ({"liger": liger} if liger else {}),
+        proof=proof,
+        is_short=True,
+    )
+
+
+def small_cases(tokens: int, width: int, inner: int, heads: int, dim: int) -> list[Case]:
+    def liger_silu(x: Inputs) -> Callable[[], Tensor]:
+        from liger_kernel.transformers.functional import liger_swiglu
+
+        return lambda: liger_swiglu(x["x0"], x["x1"])
+
+    def liger_norm(x: Inputs) -> Callable[[], Tensor]:
+        from liger_kernel.transformers.functional import liger_fused_add_rms_norm
+
+        return lambda: liger_fused_add_rms_norm(x["x0"], x["x1"], x["x2"], 1e-6, in_place=False)
+
+    row = 2 * tokens  # bytes of a bfloat16 column
+    return [
+        small_case("RMSNorm with residual", norm, [(tokens, width), (tokens, width), (width,)], row * width * 4 + 2 * width, liger_norm),
+        small_case("rotary", rotate, [(tokens, heads, dim), (tokens, dim), (tokens, dim)], row * (2 * heads * dim + 2 * dim), None),
+        small_case("SiLU times up", silu_times, [(tokens, inner), (tokens, inner)], row * inner * 3, liger_silu),
+    ]
