@@ -1,4 +1,6 @@
-"""Attention and log-probs: on CPUs each runs as its plain-PyTorch definition, on GPUs as Triton kernels. Knows nothing of r1ov."""
+"""Attention and log-probs: on CPUs each runs as its plain-PyTorch definition, on GPUs as Triton kernels.
+Knows nothing of r1ov.
+"""
 
 from kernels.attention import attention
 from kernels.decode import decode_attention, decode_attention_shared, decode_bias

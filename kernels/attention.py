@@ -1,7 +1,8 @@
 """Scaled dot-product attention over packed sequences.
 
-Packed means: sequences lie end to end along the token axis, and `cu_seqlens` = (0, len_0, len_0 + len_1, ...) says where
-each begins. Tokens attend within their own sequence only, so there is no padding and no mask tensor.
+Packed means: sequences lie end to end along the token axis, and `cu_seqlens` = (0, len_0, len_0 + len_1, ...)
+says where each begins. Tokens attend within their own sequence only, so there is no padding and no mask
+tensor.
 
 Shape letters: T query tokens, S key tokens, H query heads, K key/value heads, D head dim, B sequences.
 Grouped queries: key head j serves query heads j*H/K .. (j+1)*H/K - 1.
@@ -32,16 +33,20 @@ def attention(
     Args:
         q: (T, H, D). k, v: (S, K, D), K divides H.
         cu_seqlens: (B+1,) int32 starts of the query sequences; empty sequences are allowed.
-        causal: the last query of a sequence sees all its keys, the one before all but the last, and so on. A query that sees no key
-            at all gets 0.
+        causal: the last query of a sequence sees all its keys, the one before all but the last, and so on. A
+            query that sees no key at all gets 0.
         cu_seqlens_k: (B+1,) int32 starts of the key sequences, where they differ from the queries'.
-        max_seqlen: no sequence is longer. The kernels do without it, but full attention up to 64 tokens takes a faster one if told so;
-            a sequence that is longer after all is then cut. The torch form ignores it.
-        impl: "torch", "triton" (head sizes 32, 64, 80, 128; deterministic, backward too), or None for the device's default.
+        max_seqlen: no sequence is longer. The kernels do without it, but full attention up to 64 tokens takes
+            a faster one if told so; a sequence that is longer after all is then cut. The torch form ignores
+            it.
+        impl: "torch", "triton" (head sizes 32, 64, 80, 128; deterministic, backward too), or None for the
+            device's default.
     """
     impl = check_impl(impl, q.device)
     if q.shape[1] % k.shape[1] or q.shape[2] != k.shape[2] or k.shape != v.shape:
-        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: heads must divide, head sizes must be equal")
+        raise ValueError(
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: heads must divide, head sizes must be equal"
+        )
     if impl == "triton":
         from kernels.triton.attention import attention_triton
 
@@ -49,16 +54,26 @@ def attention(
     return attention_torch(q, k, v, cu_seqlens, causal, cu_seqlens_k)
 
 
-def attention_torch(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, causal: bool, cu_seqlens_k: Tensor | None = None) -> Tensor:
-    """The definition of `attention`, on torch's scaled_dot_product_attention, one call per group of like-sized sequences."""
+def attention_torch(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, causal: bool, cu_seqlens_k: Tensor | None = None
+) -> Tensor:
+    """The definition of `attention`, on torch's scaled_dot_product_attention, one call per group of
+    like-sized sequences.
+    """
     spans = _spans(cu_seqlens, q.shape[0])
-    if len(set(spans)) == 1 and cu_seqlens_k is None:  # all sequences equally long: the packed tensors are already a batch
+    if (
+        len(set(spans)) == 1 and cu_seqlens_k is None
+    ):  # all sequences equally long: the packed tensors are already a batch
         out = _sdpa(*(x.unflatten(0, (len(spans), spans[0])) for x in (q, k, v)), causal)
         return out.flatten(0, 1)
-    groups, order = _plan(spans, None if cu_seqlens_k is None else _spans(cu_seqlens_k, k.shape[0]), causal, q.device)
+    groups, order = _plan(
+        spans, None if cu_seqlens_k is None else _spans(cu_seqlens_k, k.shape[0]), causal, q.device
+    )
     if not groups:
         return torch.zeros_like(q)
-    outputs = [_sdpa(q[index], k[index_k], v[index_k], causal).flatten(0, 1)[real] for index, index_k, real in groups]
+    outputs = [
+        _sdpa(q[index], k[index_k], v[index_k], causal).flatten(0, 1)[real] for index, index_k, real in groups
+    ]
     return torch.cat(outputs)[order]
 
 
@@ -69,11 +84,12 @@ def _plan(
 ) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
     """How sequences of these lengths are gathered into batches.
 
-    A group's sequences are padded to its longest. Where attention is causal and the first queries see equally many keys, the padding is
-    hidden by itself (it comes after every real query), so lengths up to a factor of two share a group; all others need equal lengths.
+    A group's sequences are padded to its longest. Where attention is causal and the first queries see equally
+    many keys, the padding is hidden by itself (it comes after every real query), so lengths up to a factor of
+    two share a group; all others need equal lengths.
 
-    Returns: for each group the tokens to gather for queries (B, L) and for keys (B, S), and which of its B*L outputs are real; and
-        (T,) the order that brings the real outputs of all groups back in place.
+    Returns: for each group the tokens to gather for queries (B, L) and for keys (B, S), and which of its B*L
+        outputs are real; and (T,) the order that brings the real outputs of all groups back in place.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     starts = [0, *accumulate(spans)]
@@ -86,17 +102,25 @@ def _plan(
     plan, order = [], []
     for rows in groups.values():
         index, real = _padded([starts[row] for row in rows], [spans[row] for row in rows])
-        index_k = index if spans_k is None else _padded([starts_k[row] for row in rows], [spans_k[row] for row in rows])[0]
+        index_k = (
+            index
+            if spans_k is None
+            else _padded([starts_k[row] for row in rows], [spans_k[row] for row in rows])[0]
+        )
         plan.append((index.to(device), index_k.to(device), real.to(device)))
         order.append(index.flatten()[real])
     return plan, (torch.cat(order).argsort() if order else torch.empty(0, dtype=torch.int64)).to(device)
 
 
 def _padded(starts: list[int], lengths: list[int]) -> tuple[Tensor, Tensor]:
-    """The tokens of some sequences as a rectangle (B, L), its padding their last ones, and which of its B*L are real."""
+    """The tokens of some sequences as a rectangle (B, L), its padding their last ones, and which of its B*L
+    are real.
+    """
     spans = torch.tensor(lengths)[:, None]
     ranks = torch.arange(max(lengths))
-    return torch.tensor(starts)[:, None] + torch.minimum(ranks, spans - 1), (ranks < spans).flatten().nonzero().squeeze(1)
+    return torch.tensor(starts)[:, None] + torch.minimum(ranks, spans - 1), (
+        ranks < spans
+    ).flatten().nonzero().squeeze(1)
 
 
 def _spans(cu_seqlens: Tensor, tokens: int) -> tuple[int, ...]:
@@ -111,8 +135,11 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     grouped = q.shape[2] != k.shape[2]
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if causal and q.shape[2] != k.shape[2]:
-        # torch.nn.attention.bias.causal_lower_right is the same mask, but importing it takes a second (it brings torch._dynamo).
-        visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
+        # torch.nn.attention.bias.causal_lower_right is the same mask, but importing it takes a second (it
+        # brings torch._dynamo).
+        visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(
+            k.shape[2] - q.shape[2]
+        )
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=grouped)
     else:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)

@@ -1,4 +1,6 @@
-"""The door to the bench, which lives with the tests: python -m kernels.bench [--out FILE] [--only GROUPS] [--quick]."""
+"""The door to the bench, which lives with the tests: python -m kernels.bench [--out FILE] [--only GROUPS]
+[--quick].
+"""
 
 import sys
 

@@ -1,4 +1,6 @@
-"""Which implementation a kernel's public function runs: an explicit argument, or the device's default; never a caught exception."""
+"""Which implementation a kernel's public function runs: an explicit argument, or the device's default; never
+a caught exception.
+"""
 
 import importlib.util
 import os
@@ -11,13 +13,17 @@ _chosen: str | None = None  # what `use` named
 
 
 def use(impl: str | None) -> None:
-    """The one switch: what every call with `impl=None` runs from now on, whatever the device; None: the device's default again."""
+    """The one switch: what every call with `impl=None` runs from now on, whatever the device; None: the
+    device's default again.
+    """
     global _chosen
     _chosen = None if impl is None else check_impl(impl, "cpu")
 
 
 def default_impl(device: torch.device | str) -> str:
-    """The implementation that `impl=None` means on this device: the one named to `use`, else "triton" on a GPU, "torch" elsewhere."""
+    """The implementation that `impl=None` means on this device: the one named to `use`, else "triton" on a
+    GPU, "torch" elsewhere.
+    """
     return _chosen or ("triton" if torch.device(device).type == "cuda" else "torch")
 
 

@@ -1,4 +1,6 @@
-"""The door to the gate: python -m kernels.gate [--only TEXT] compiles every Triton kernel without a GPU and judges the machine code."""
+"""The door to the gate: python -m kernels.gate [--only TEXT] compiles every Triton kernel without a GPU and
+judges the machine code.
+"""
 
 import sys
 

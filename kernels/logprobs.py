@@ -1,6 +1,7 @@
 """Log-probs of chosen tokens over a large vocabulary, from the hidden states or from logits.
 
-With impl="torch" a call is the definition below, over rows a few at a time; kernels/triton/logprobs.py is its Triton side.
+With impl="torch" a call is the definition below, over rows a few at a time; kernels/triton/logprobs.py is its
+Triton side.
 
 Shape letters: T tokens, C hidden size, V vocabulary, R rows that have a target.
 """
@@ -49,7 +50,10 @@ def token_logprobs(
     chunks = rows.split(max(1, CHUNK // weight.shape[0]))
     if len(chunks) == 1:
         return _place(score(hidden[rows], targets[rows]), rows, targets)
-    scored = [checkpoint(score, hidden[chunk], targets[chunk], use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    scored = [
+        checkpoint(score, hidden[chunk], targets[chunk], use_reentrant=False, preserve_rng_state=False)
+        for chunk in chunks
+    ]
     return _place([torch.cat(parts) for parts in zip(*scored, strict=True)], rows, targets)
 
 
@@ -60,7 +64,9 @@ def logprobs_from_logits(
     return_entropy: bool = False,
     impl: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`token_logprobs` where the logits (T, V) are at hand already; the other arguments and the results are the same."""
+    """`token_logprobs` where the logits (T, V) are at hand already; the other arguments and the results are
+    the same.
+    """
     impl = check_impl(impl, logits.device)
     _check(logits, "logits", targets, temperature)
     if impl == "triton":
@@ -73,9 +79,15 @@ def logprobs_from_logits(
 
 
 def definition(
-    logits: Tensor, targets: Tensor, temperature: float, return_entropy: bool, dtype: torch.dtype = torch.float32
+    logits: Tensor,
+    targets: Tensor,
+    temperature: float,
+    return_entropy: bool,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, ...]:
-    """(R, V), (R,) -> log-prob of each row's target (R,) and, if asked for, the row's entropy (R,), computed in `dtype`."""
+    """(R, V), (R,) -> log-prob of each row's target (R,) and, if asked for, the row's entropy (R,), computed
+    in `dtype`.
+    """
     logprobs = (logits.to(dtype) / temperature).log_softmax(-1)  # (R, V)
     chosen = logprobs.gather(1, targets[:, None]).squeeze(1)
     if not return_entropy:
@@ -83,7 +95,9 @@ def definition(
     return chosen, -(logprobs.exp() * logprobs.clamp(min=-1e30)).sum(-1)  # clamped, for 0 log 0 is 0
 
 
-def _place(values: tuple[Tensor, ...] | list[Tensor], rows: Tensor, targets: Tensor) -> Tensor | tuple[Tensor, ...]:
+def _place(
+    values: tuple[Tensor, ...] | list[Tensor], rows: Tensor, targets: Tensor
+) -> Tensor | tuple[Tensor, ...]:
     """Each (R,) put into zeros (T,) at `rows`; one tensor if there is one."""
     zeros = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
     placed = tuple(zeros.index_put((rows,), value) for value in values)

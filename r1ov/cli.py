@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from r1ov.common.text import one_line
 from r1ov.errors import UserError
 
 C = TypeVar("C")
@@ -34,14 +35,16 @@ def parse_cli(
 ) -> C:
     """The instance of the keyword-only dataclass `cls` that the command line describes.
 
-    Field `max_new_tokens: int` becomes `--max-new-tokens N`, a bool `--x/--no-x`, a Literal its choices, `tuple[str, ...]` a flag that
-    may be repeated, and `T | None` a `T` that may be left out.
+    Field `max_new_tokens: int` becomes `--max-new-tokens N`, a bool `--x/--no-x`, a Literal its choices,
+    `tuple[str, ...]` a flag that may be repeated, and `T | None` a `T` that may be left out.
 
     Args:
         argv: the words after the program's name; None means `sys.argv[1:]`.
-        presets: what the field `preset` may name: values of other fields, which flags on the command line override.
+        presets: what the field `preset` may name: values of other fields, which flags on the command line
+            override.
     Raises:
-        SystemExit: status 2 and one line on stderr for an unknown, abbreviated, missing, or malformed flag; 0 after `--help`.
+        SystemExit: status 2 and one line on stderr for an unknown, abbreviated, missing, or malformed flag; 0
+            after `--help`.
         UserError: whatever `cls.__post_init__` finds wrong.
     """
     parser = _Parser(prog=prog, description=description, allow_abbrev=False)
@@ -54,7 +57,9 @@ def parse_cli(
             more["required"] = True
         elif field.default not in (None, (), False):
             text = f"{text} (default: {str(field.default).replace('%', '%%')})"
-        parser.add_argument("--" + field.name.replace("_", "-"), dest=field.name, default=argparse.SUPPRESS, help=text, **more)
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"), dest=field.name, default=argparse.SUPPRESS, help=text, **more
+        )
     given = vars(parser.parse_args(argv))
     if (preset := given.get("preset")) is not None:
         if preset not in (presets or {}):
@@ -64,14 +69,17 @@ def parse_cli(
 
 
 def run(main: Callable[[], None]) -> int:
-    """The exit status of a program: 0 when done, 2 for a mistake of the user's (one line on stderr), 130 after Ctrl-C.
+    """The exit status of a program: 0 when done, 2 for a mistake of the user's (one line on stderr), 130
+    after Ctrl-C.
 
-    141, as a program that died of SIGPIPE, when whoever reads stdout has gone away. Anything else is a crash and propagates.
+    141, as a program that died of SIGPIPE, when whoever reads stdout has gone away. Anything else is a crash
+    and propagates.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell (`>&-`)
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        # A pipe or console that is not UTF-8 shows what it cannot write as \\uXXXX; Python would stop in mid-answer.
+        # A pipe or console that is not UTF-8 shows what it cannot write as \\uXXXX; Python would stop in
+        # mid-answer.
         getattr(sys, name).reconfigure(errors="backslashreplace")
     try:
         main()
@@ -90,16 +98,11 @@ def run(main: Callable[[], None]) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print("error:", one_line(f"{error.strerror}, writing {error.filename or 'the output'}"), file=sys.stderr)
+        print(
+            "error:", one_line(f"{error.strerror}, writing {error.filename or 'the output'}"), file=sys.stderr
+        )
         return 2
     return 0
-
-
-def one_line(text: str) -> str:
-    """The text on one line that is safe on a terminal: white space closed up, control characters escaped, at most 2,000 characters."""
-    text = " ".join(text[:10_000].split())
-    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-    return text if len(text) <= 2000 else text[:1997] + "..."
 
 
 class _Parser(argparse.ArgumentParser):

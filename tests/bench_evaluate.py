@@ -1,9 +1,10 @@
-"""The evaluation's runner beside a loop over transformers' `generate`, one question at a time: same questions, same greedy texts.
+"""The evaluation's runner beside a loop over transformers' `generate`, one question at a time: same
+questions, same greedy texts.
 
     python -m tests.bench_evaluate [--limit 64] [--num-threads 1] [--max-new-tokens 256]
 
-Both sides begin with the items and end with their texts: pictures, tokenising, prefill and decoding are all inside the time; the
-runner also scores each answer and writes it down.
+Both sides begin with the items and end with their texts: pictures, tokenising, prefill and decoding are all
+inside the time; the runner also scores each answer and writes it down.
 """
 
 import argparse
@@ -31,14 +32,18 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.num_threads)
     model, processor = load("r1ov-tiny")
-    reference = Qwen2_5_VLForConditionalGeneration.from_pretrained(resolve("r1ov-tiny"), dtype=torch.float32).eval()
+    reference = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        resolve("r1ov-tiny"), dtype=torch.float32
+    ).eval()
     asking = Asking(prompt="none", max_new_tokens=options.max_new_tokens)
     items = playground_items("test", options.limit)
     tokens = 0
 
     def ask(items) -> dict[str, str]:
         with tempfile.TemporaryDirectory() as folder:
-            rows = run(model, processor, items, asking, Path(folder), {}, lambda item, row: score(item, row).score)
+            rows = run(
+                model, processor, items, asking, Path(folder), {}, lambda item, row: score(item, row).score
+            )
         return {row.id: row.text for row in rows}
 
     @torch.inference_mode()
@@ -46,9 +51,14 @@ def main() -> None:
         nonlocal tokens
         texts = {}
         for item in items:
-            # The inputs are made by our processor, which does not cost transformers' side its own, slower one.
-            inputs = reference_inputs(processor(messages_of(item, "none", None), add_generation_prompt=True), model.config)
-            made = reference.generate(**inputs, do_sample=False, max_new_tokens=options.max_new_tokens)[0, inputs["input_ids"].shape[1] :]
+            # The inputs are made by our processor, which does not cost transformers' side its own, slower
+            # one.
+            inputs = reference_inputs(
+                processor(messages_of(item, "none", None), add_generation_prompt=True), model.config
+            )
+            made = reference.generate(**inputs, do_sample=False, max_new_tokens=options.max_new_tokens)[
+                0, inputs["input_ids"].shape[1] :
+            ]
             tokens += len(made)
             texts[item.id] = processor.decode(made)
         return texts

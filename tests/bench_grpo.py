@@ -1,16 +1,19 @@
-"""One GRPO step of r1ov-tiny on a CPU beside TRL's GRPOTrainer, with the same model, pictures, rewards and settings. Not run by pytest.
+"""One GRPO step of r1ov-tiny on a CPU beside TRL's GRPOTrainer, with the same model, pictures, rewards and
+settings. Not run by pytest.
 
     OMP_NUM_THREADS=1 python -m tests.bench_grpo [STEPS] [PROMPTS] [--model FOLDER]
 
-Prints the seconds of a step by phase, median over the steps, and the ratio. 8 prompts x 8 completions of the playground's rl split, up
-to 128 tokens, AdamW, `dapo` loss, beta 0, one process of one thread. TRL runs as it comes: transformers' generate (its default without
-a vLLM server), sdpa attention, one micro-batch, no gradient checkpointing. Its processor is put together here of transformers' own
-parts, because the published one wants torchvision for videos. Both leave out their first step, in which caches fill. Both models start
-equal and sample on their own, so that lengths differ a little; the tokens made are shown. Where others use the machine too, compare the
-CPU seconds.
+Prints the seconds of a step by phase, median over the steps, and the ratio. 8 prompts x 8 completions of the
+playground's rl split, up to 128 tokens, AdamW, `dapo` loss, beta 0, one process of one thread. TRL runs as it
+comes: transformers' generate (its default without a vLLM server), sdpa attention, one micro-batch, no
+gradient checkpointing. Its processor is put together here of transformers' own parts, because the published
+one wants torchvision for videos. Both leave out their first step, in which caches fill. Both models start
+equal and sample on their own, so that lengths differ a little; the tokens made are shown. Where others use
+the machine too, compare the CPU seconds.
 
-Shown as well is the share of groups without spread, whose completions r1ov leaves out of the update: r1ov-tiny has learned from such
-questions and answers most of its groups alike; a model in the midst of training shows what a run gains.
+Shown as well is the share of groups without spread, whose completions r1ov leaves out of the update:
+r1ov-tiny has learned from such questions and answers most of its groups alike; a model in the midst of
+training shows what a run gains.
 """
 
 import argparse
@@ -95,7 +98,9 @@ def trls(model: str, steps: int, prompts: int) -> dict[str, float]:
     folder = resolve(model)
     # TRL pads prompts on the left, and takes the pictures' places from the processor.
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    processor = Processor(Qwen2VLImageProcessorPil.from_pretrained(folder), tokenizer, tokenizer.chat_template)
+    processor = Processor(
+        Qwen2VLImageProcessorPil.from_pretrained(folder), tokenizer, tokenizer.chat_template
+    )
     phases, totals, stamps = defaultdict(list), [], []
 
     class Timed(GRPOTrainer):
@@ -119,7 +124,10 @@ def trls(model: str, steps: int, prompts: int) -> dict[str, float]:
             super().log(logs, *arguments, **options)
 
     def accuracy(completions, gold, kind, **_):
-        return [accuracy_reward(one[0]["content"], *rest) for one, *rest in zip(completions, gold, kind, strict=True)]
+        return [
+            accuracy_reward(one[0]["content"], *rest)
+            for one, *rest in zip(completions, gold, kind, strict=True)
+        ]
 
     def form(completions, **_):
         return [format_reward(one[0]["content"]) for one in completions]
@@ -127,7 +135,14 @@ def trls(model: str, steps: int, prompts: int) -> dict[str, float]:
     rows = []
     for number in range(steps * prompts):
         one = sample("rl", number)
-        rows.append({"prompt": [{"role": "user", "content": one.question}], "image": one.image, "gold": one.answer, "kind": one.kind})
+        rows.append(
+            {
+                "prompt": [{"role": "user", "content": one.question}],
+                "image": one.image,
+                "gold": one.answer,
+                "kind": one.kind,
+            }
+        )
     with tempfile.TemporaryDirectory() as out:
         trainer = Timed(
             model=Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32),
@@ -176,7 +191,9 @@ def main() -> None:
     steps, prompts, model = options.steps, options.prompts, options.model
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     results = {"r1ov": ours(model, steps, prompts), "TRL": trls(model, steps, prompts)}
-    print(f"{prompts} prompts x {EACH} completions of up to {TOKENS} tokens, {model}, {torch.get_num_threads()} thread(s), {steps} steps")
+    print(
+        f"{prompts} prompts x {EACH} completions of up to {TOKENS} tokens, {model}, {torch.get_num_threads()} thread(s), {steps} steps"
+    )
     print(f"{'':24}{'r1ov':>9}{'TRL':>9}{'ratio':>8}")
     for name, value in results["r1ov"].items():
         other = results["TRL"][name]

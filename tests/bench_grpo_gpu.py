@@ -1,11 +1,14 @@
-"""A GRPO step at a published shape with random weights on one GPU, by phase, and its rollout beside transformers' `generate`.
+"""A GRPO step at a published shape with random weights on one GPU, by phase, and its rollout beside
+transformers' `generate`.
 
-    python -m tests.bench_grpo_gpu [--release 3B] [--prompts 16] [--generations 8] [--tokens 512] [--out kernels/results/grpo-h200.json]
+    python -m tests.bench_grpo_gpu [--release 3B] [--prompts 16] [--generations 8] [--tokens 512] [--out
+    kernels/results/grpo-h200.json]
     python -m tests.bench_grpo_gpu --release tiny --prompts 2 --generations 2 --tokens 16 --device cpu    # that it runs at all
 
-Prompts of equal length, each with one picture; no completion stops before its limit, so that padding and early ends cost nobody anything.
-On a GPU weights and AdamW's moments are float32, and both decode in bfloat16. The bound is what reading the weights and the keys and
-values of all rows once a token would take at the device's published memory bandwidth, or where that is not known at the measured one.
+Prompts of equal length, each with one picture; no completion stops before its limit, so that padding and
+early ends cost nobody anything. On a GPU weights and AdamW's moments are float32, and both decode in
+bfloat16. The bound is what reading the weights and the keys and values of all rows once a token would take at
+the device's published memory bandwidth, or where that is not known at the measured one.
 """
 
 import argparse
@@ -23,19 +26,21 @@ import torch
 import transformers
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from r1ov.common.device import choose_kernels
+from r1ov.common.processes import World, joined
 from r1ov.data.processor import Encoded, Processor
 from r1ov.engine import Completion, decode, prepare
+from r1ov.folder.fresh import init_weights
 from r1ov.folder.hub import resolve
-from r1ov.folder.pretrained import choose_kernels
 from r1ov.model.config import Config
-from r1ov.model.model import Qwen2_5_VL, init_weights
+from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.rope import mrope_positions
 from r1ov.train.experience import Pack, Row, make_packs, with_logprobs
 from r1ov.train.grpo import learn
 from r1ov.train.optim import build_optimizers
 from r1ov.train.rollout import sequence
 from r1ov.train.run.config import GRPOConfig
-from r1ov.train.run.distributed import World, clip_grad_norm, joined
+from r1ov.train.run.distributed import clip_grad_norm
 from r1ov.train.run.sharding import make_mesh, refresh, replica, shard
 from tests.grpo_worker import Bare
 from tests.test_published_shapes import published_config
@@ -43,18 +48,26 @@ from tests.test_published_shapes import published_config
 BANDWIDTH = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.0e12, "B200": 8.0e12}  # bytes a second, by name
 
 
-def prompts_of(config: Config, count: int, length: int, side: int, generator: torch.Generator) -> list[Encoded]:
+def prompts_of(
+    config: Config, count: int, length: int, side: int, generator: torch.Generator
+) -> list[Encoded]:
     """`count` prompts of `length` tokens with a picture of side x side patches."""
     grid = torch.tensor([[1, side, side]])
     merged = side * side // config.vision.spatial_merge_size**2
-    picture = torch.tensor([config.vision_start_token_id, *[config.image_token_id] * merged, config.vision_end_token_id])
+    picture = torch.tensor(
+        [config.vision_start_token_id, *[config.image_token_id] * merged, config.vision_end_token_id]
+    )
     made = []
     for _ in range(count):
-        text = torch.randint(0, min(1000, config.text.vocab_size), (length - len(picture),), generator=generator)
+        text = torch.randint(
+            0, min(1000, config.text.vocab_size), (length - len(picture),), generator=generator
+        )
         ids = torch.cat((picture, text))
         positions = mrope_positions(ids, grid, config.image_token_id, config.vision.spatial_merge_size)
         pixels = torch.randn(side * side, config.vision.patch_dim, generator=generator)
-        made.append(Encoded(input_ids=ids, position_ids=positions, image_grid_thw=grid, pixel_values=(pixels,)))
+        made.append(
+            Encoded(input_ids=ids, position_ids=positions, image_grid_thw=grid, pixel_values=(pixels,))
+        )
     return made
 
 
@@ -96,7 +109,14 @@ class Trained(Bare):
         return {"grad_norm": grad_norm}
 
 
-def ours(config: Config, processor: Processor, prompts: list[Encoded], options: argparse.Namespace, world: World, device: torch.device):
+def ours(
+    config: Config,
+    processor: Processor,
+    prompts: list[Encoded],
+    options: argparse.Namespace,
+    world: World,
+    device: torch.device,
+):
     """Medians of each phase's seconds, and the rollout's tokens a second."""
     each, tokens = options.generations, options.tokens
     with torch.device("meta"):
@@ -106,7 +126,13 @@ def ours(config: Config, processor: Processor, prompts: list[Encoded], options: 
         shard(model, make_mesh(world, device), torch.bfloat16)
     model = model.to_empty(device=device)
     init_weights(model, torch.Generator(device=device).manual_seed(0))
-    run = Trained(model, processor, world, GRPOConfig(num_generations=each, max_completion_length=tokens, loss_type="grpo"), device)
+    run = Trained(
+        model,
+        processor,
+        world,
+        GRPOConfig(num_generations=each, max_completion_length=tokens, loss_type="grpo"),
+        device,
+    )
     run.optimizers = build_optimizers(model, "adamw", 1e-6, 0.0, (0.9, 0.999), 0.0)
     sampler = replica(model, torch.bfloat16) if is_sharded else model
     names = [str(number).encode() for number in range(len(prompts))]
@@ -122,7 +148,9 @@ def ours(config: Config, processor: Processor, prompts: list[Encoded], options: 
         rows = []
         for index, completion in enumerate(completions):
             learned = sequence(prompts[index // each], completion, is_trained=True)
-            rows.append(Row(sequence=learned, logprobs=completion.logprobs, advantage=1.0 if index % 2 else -1.0))
+            rows.append(
+                Row(sequence=learned, logprobs=completion.logprobs, advantage=1.0 if index % 2 else -1.0)
+            )
         return make_packs(rows, processor, options.max_length, world)
 
     phases: dict[str, list[float]] = {}
@@ -134,7 +162,9 @@ def ours(config: Config, processor: Processor, prompts: list[Encoded], options: 
         assert all(completion.completion_tokens == tokens for completion in completions)
         seconds |= {"rollout: prefill": timing.prefill_seconds, "rollout: decode": timing.decode_seconds}
         packs = packs_of(completions)
-        seconds["log-probs, one pass"], _ = timed(lambda packs=packs: with_logprobs(packs, model, None, 1.0, device), device)
+        seconds["log-probs, one pass"], _ = timed(
+            lambda packs=packs: with_logprobs(packs, model, None, 1.0, device), device
+        )
         seconds["update"], _ = timed(lambda packs=packs: learn(run, packs), device)
         if repeat:  # the first one compiles and fills caches
             for name, value in seconds.items():
@@ -146,7 +176,11 @@ def theirs(raw: dict, prompts: list[Encoded], options: argparse.Namespace, devic
     """Median seconds of transformers' `generate` for the same rollout."""
     config = Qwen2_5_VLConfig(**{**raw, "attn_implementation": "sdpa"})
     with device:
-        model = Qwen2_5_VLForConditionalGeneration(config).to(torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
+        model = (
+            Qwen2_5_VLForConditionalGeneration(config)
+            .to(torch.bfloat16 if device.type == "cuda" else torch.float32)
+            .eval()
+        )
     ids = torch.stack([prompt.input_ids for prompt in prompts]).to(device)
     inputs = {
         "input_ids": ids,
@@ -155,8 +189,19 @@ def theirs(raw: dict, prompts: list[Encoded], options: argparse.Namespace, devic
         "pixel_values": torch.cat([prompt.pixel_values[0] for prompt in prompts]).to(device),
         "image_grid_thw": torch.cat([prompt.image_grid_thw for prompt in prompts]).to(device),
     }
-    lengths = {"min_new_tokens": options.tokens, "max_new_tokens": options.tokens, "eos_token_id": None, "pad_token_id": 0}
-    sampling = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "num_return_sequences": options.generations}
+    lengths = {
+        "min_new_tokens": options.tokens,
+        "max_new_tokens": options.tokens,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
+    sampling = {
+        "do_sample": True,
+        "top_k": 0,
+        "top_p": 1.0,
+        "temperature": 1.0,
+        "num_return_sequences": options.generations,
+    }
 
     def generate():
         with torch.inference_mode():
@@ -179,7 +224,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     is_tiny = options.release == "tiny"
-    raw = json.loads((resolve("r1ov-tiny") / "config.json").read_text()) if is_tiny else published_config(options.release)
+    raw = (
+        json.loads((resolve("r1ov-tiny") / "config.json").read_text())
+        if is_tiny
+        else published_config(options.release)
+    )
     config = Config.from_dict(raw)
     never = {"eos_token_id": [config.text.vocab_size]}  # a stop id that no model ever makes
     processor = replace(Processor.from_folder(resolve("r1ov-tiny")), config=config, generation_config=never)
@@ -191,7 +240,9 @@ def main() -> None:
         kernels = choose_kernels(options.kernels, device)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         shape = f"{options.prompts} prompts of {length} tokens x {options.generations} completions of {options.tokens}"
-        print(f"{name}, torch {torch.__version__}, transformers {transformers.__version__}, {options.release}, {shape}, {kernels} kernels")
+        print(
+            f"{name}, torch {torch.__version__}, transformers {transformers.__version__}, {options.release}, {shape}, {kernels} kernels"
+        )
         seconds = ours(config, processor, prompts, options, world, device)
         peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
         gc.collect()
@@ -214,7 +265,9 @@ def main() -> None:
             "date": date.today().isoformat(), "device": name, "torch": torch.__version__, "transformers": transformers.__version__,
             "command": " ".join(sys.argv[1:]), "kernels": kernels, "shape": shape, "peak_gb": peak,
         }  # fmt: skip
-        options.out.write_text(json.dumps(facts | {"seconds": seconds, "tokens_per_second": speeds}, indent=2) + "\n")
+        options.out.write_text(
+            json.dumps(facts | {"seconds": seconds, "tokens_per_second": speeds}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

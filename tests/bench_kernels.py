@@ -1,10 +1,12 @@
 """The kernels beside their peers, on one GPU and in one process: proven first, then timed in turn.
 
-    python -m tests.bench_kernels [--out kernels/results/NAME.json] [--only attention,decode,logprobs,small] [--quick]
+    python -m tests.bench_kernels [--out kernels/results/NAME.json] [--only attention,decode,logprobs,small]
+    [--quick]
 
-Measures what this machine's copy and matrix product reach, then the scorecard's rows. Each contender's result is held against float64
-before it is timed; one that is wrong, or refuses, says so in its row. Contenders take turns, over several sets of inputs that together
-exceed the GPU's cache; times are medians with their interquartile range. Peak memory is what a call needs beyond inputs and results.
+Measures what this machine's copy and matrix product reach, then the scorecard's rows. Each contender's result
+is held against float64 before it is timed; one that is wrong, or refuses, says so in its row. Contenders take
+turns, over several sets of inputs that together exceed the GPU's cache; times are medians with their
+interquartile range. Peak memory is what a call needs beyond inputs and results.
 """
 
 import argparse
@@ -31,7 +33,9 @@ GROUPS = ("attention", "decode", "logprobs", "small")
 ROTATED_BYTES = 200e6  # three times an H200's L2 cache
 COLUMNS = ("", "ms", "±", "rate", "of limit", "peak MB", "error", "r1ov is")
 
-Step = tuple[Callable[[], Any], Callable[[Any], tuple[Tensor, ...]]]  # what precedes the timed part; the timed part, given its result
+Step = tuple[
+    Callable[[], Any], Callable[[Any], tuple[Tensor, ...]]
+]  # what precedes the timed part; the timed part, given its result
 
 
 def all_cases() -> list[Case]:
@@ -69,7 +73,9 @@ class Gpu:
         spans = []
         for before, run in steps:
             state = before()
-            torch.cuda._sleep(1_000_000)  # half a millisecond in which the host runs ahead: launches are not timed if they can keep up
+            torch.cuda._sleep(
+                1_000_000
+            )  # half a millisecond in which the host runs ahead: launches are not timed if they can keep up
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
             run(state)
@@ -128,10 +134,15 @@ def is_installed(package: str) -> bool:
 
 
 def run_case(case: Case, gpu: Gpu, rounds: tuple[int, float]) -> list[dict[str, Any]]:
-    """A row for each contender. rounds: at least how many, and for how many milliseconds of device time more are added (50 at most)."""
+    """A row for each contender. rounds: at least how many, and for how many milliseconds of device time more
+    are added (50 at most).
+    """
     first = case.make(0, gpu.device)
     size = sum(x.nbytes for x in first.values())
-    sets = [first, *(case.make(seed, gpu.device) for seed in range(1, min(16, max(2, -int(-ROTATED_BYTES // size)))))]
+    sets = [
+        first,
+        *(case.make(seed, gpu.device) for seed in range(1, min(16, max(2, -int(-ROTATED_BYTES // size))))),
+    ]
     rows, timed = [], {}
     for name, bind in case.contenders.items():
         package = package_of(name)
@@ -153,7 +164,9 @@ def run_case(case: Case, gpu: Gpu, rounds: tuple[int, float]) -> list[dict[str, 
             row["peak_megabytes"] = gpu.peak_megabytes(steps[0])
             timed[name] = gpu.replayed(steps) if case.is_short and name not in case.host_bound else (steps, 1)
         except Exception as error:  # whatever a peer raises is its result; r1ov's own makes the bench fail
-            row["status"] = f"refused: {type(error).__name__}: {(str(error).strip() or '-').splitlines()[0][:120]}"
+            row["status"] = (
+                f"refused: {type(error).__name__}: {(str(error).strip() or '-').splitlines()[0][:120]}"
+            )
     times: dict[str, list[float]] = {name: [] for name in timed}
     least, budget = rounds
     count, spent = 0, 0.0
@@ -166,12 +179,17 @@ def run_case(case: Case, gpu: Gpu, rounds: tuple[int, float]) -> list[dict[str, 
     for row in rows:
         if row["contender"] in times:
             quarters = statistics.quantiles(times[row["contender"]], n=4)
-            row |= {"milliseconds": statistics.median(times[row["contender"]]), "spread": quarters[2] - quarters[0]}
+            row |= {
+                "milliseconds": statistics.median(times[row["contender"]]),
+                "spread": quarters[2] - quarters[0],
+            }
     return rows
 
 
 def compare(rows: list[dict[str, Any]], case: Case, limits: dict[str, float]) -> None:
-    """Adds rate, share of the limit, and against r1ov's first row the ratio, with "ahead" or "behind" where it exceeds both spreads."""
+    """Adds rate, share of the limit, and against r1ov's first row the ratio, with "ahead" or "behind" where
+    it exceeds both spreads.
+    """
     ours = rows[0]
     for row in rows:
         if "milliseconds" not in row:
@@ -191,37 +209,57 @@ def best_peer(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def table(case: Case, rows: list[dict[str, Any]]) -> str:
-    """A case as a Markdown table, its columns aligned; what was not measured is empty, and why is said in the first column."""
+    """A case as a Markdown table, its columns aligned; what was not measured is empty, and why is said in the
+    first column.
+    """
     lines = [COLUMNS]
     best = best_peer(rows)
     for row in rows:
-        name = row["contender"] + (" (best peer)" if row is best else "") + ("" if row["status"] == "ok" else f": {row['status']}")
+        name = (
+            row["contender"]
+            + (" (best peer)" if row is best else "")
+            + ("" if row["status"] == "ok" else f": {row['status']}")
+        )
         error = f"{row['error']:.1e}" if "error" in row else ""
         if "milliseconds" not in row:
             lines.append((name, "", "", "", "", "", error, ""))
             continue
         versus = f"{row['ratio']:.2f}x, {row['verdict']}" if "ratio" in row else ""
-        measured = (f"{row['milliseconds']:.4f}", f"{row['spread']:.4f}", f"{row['rate']:.3g} {case.unit}", f"{row['share']:.0%}")
+        measured = (
+            f"{row['milliseconds']:.4f}",
+            f"{row['spread']:.4f}",
+            f"{row['rate']:.3g} {case.unit}",
+            f"{row['share']:.0%}",
+        )
         lines.append((name, *measured, f"{row['peak_megabytes']:,.0f}", error, versus))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = [
         "| "
-        + " | ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True)))
+        + " | ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
         + " |"
         for line in lines
     ]
-    texts.insert(1, "|" + "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths)) + "|")
+    texts.insert(
+        1, "|" + "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths)) + "|"
+    )
     return "\n".join([f"### {case.row} {case.name}", f"Goal: {case.goal}.", "", *texts, ""])
 
 
 def measure_limits(gpu: Gpu) -> dict[str, float]:
-    """What this machine reaches on random data: a copy of 1 GB (read and written), an 8192^3 product in bfloat16."""
+    """What this machine reaches on random data: a copy of 1 GB (read and written), an 8192^3 product in
+    bfloat16.
+    """
     source = random(0, gpu.device, 2**29)
     target = torch.empty_like(source)
     left, right = (random(seed, gpu.device, 8192, 8192) for seed in (1, 2))
     copy = [(lambda: None, lambda _: (target.copy_(source),))]
     product = [(lambda: None, lambda _: (left @ right,))]
-    milliseconds = [statistics.median([gpu.milliseconds(steps) for _ in range(20)][5:]) for steps in (copy, product)]
+    milliseconds = [
+        statistics.median([gpu.milliseconds(steps) for _ in range(20)][5:]) for steps in (copy, product)
+    ]
     return {"TB/s": 2 * source.nbytes / milliseconds[0] / 1e9, "TFLOP/s": 2 * 8192**3 / milliseconds[1] / 1e9}
 
 
@@ -245,7 +283,10 @@ def surroundings() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "triton": importlib.metadata.version("triton"),
-        "peers": {name: importlib.metadata.version(PEERS[name][1]) if is_installed(name) else "absent" for name in PEERS},
+        "peers": {
+            name: importlib.metadata.version(PEERS[name][1]) if is_installed(name) else "absent"
+            for name in PEERS
+        },
     }
 
 
@@ -256,9 +297,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="python -m tests.bench_kernels", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = _Parser(
+        prog="python -m tests.bench_kernels", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument("--out", type=Path, help="also write everything to this JSON file")
-    parser.add_argument("--only", default=",".join(GROUPS), help=f"what to measure, of {','.join(GROUPS)} (default: all)")
+    parser.add_argument(
+        "--only", default=",".join(GROUPS), help=f"what to measure, of {','.join(GROUPS)} (default: all)"
+    )
     parser.add_argument("--quick", action="store_true", help="a fifth of the time, with wider spreads")
     options = parser.parse_args(arguments)
     options.only = options.only.split(",")
@@ -288,7 +333,16 @@ def main(arguments: list[str] | None = None) -> int:
         compare(rows, case, report["limits"])
         print(table(case, rows), flush=True)
         failed |= any(row["status"] != "ok" for row in rows if row["contender"].startswith("r1ov"))
-        report["cases"].append({"row": case.row, "name": case.name, "goal": case.goal, "work": case.work, "unit": case.unit, "rows": rows})
+        report["cases"].append(
+            {
+                "row": case.row,
+                "name": case.name,
+                "goal": case.goal,
+                "work": case.work,
+                "unit": case.unit,
+                "rows": rows,
+            }
+        )
         if options.out:  # after every case: what was measured is kept if a later one breaks the GPU's context
             options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 1 if failed else 0

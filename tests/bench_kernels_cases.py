@@ -1,7 +1,9 @@
-"""What `python -m tests.bench_kernels` measures: the workloads, who runs them, how much work they are, and their proof in float64.
+"""What `python -m tests.bench_kernels` measures: the workloads, who runs them, how much work they are, and
+their proof in float64.
 
-Sizes are Qwen2.5-VL-7B's: 28 query and 4 key heads of 128, vision heads 16 of 80, windows of 64 patches, vocabulary 152,064.
-A contender is a function from a case's inputs to a call without arguments: what it prepares in between (layouts, masks) is not timed.
+Sizes are Qwen2.5-VL-7B's: 28 query and 4 key heads of 128, vision heads 16 of 80, windows of 64 patches,
+vocabulary 152,064. A contender is a function from a case's inputs to a call without arguments: what it
+prepares in between (layouts, masks) is not timed.
 Random data throughout, never zeros: a GPU multiplies zeros faster.
 """
 
@@ -31,7 +33,8 @@ PEERS = {
     "trl": ("trl", "trl"),
 }
 LOOP = "sdpa in a loop, as transformers"
-# bfloat16 keeps 8 bits: single roundings are 2^-9 of a value, and a sum of many is allowed some ten of them, relative to the largest value
+# bfloat16 keeps 8 bits: single roundings are 2^-9 of a value, and a sum of many is allowed some ten of them,
+# relative to the largest value
 TOLERANCE = 2e-2
 
 
@@ -40,14 +43,20 @@ class Case:
     """One workload.
 
     Attributes:
-        group: what --only selects. row: its number on the scorecard. mode: what is timed; "both" is forward and backward.
-        work, unit: floating-point operations ("TFLOP/s") or bytes that must move ("TB/s") in one call, whoever makes it.
-        make: a seed and a device to fresh inputs. Those that require gradients are the leaves; "grad" is the output's gradient.
-        contenders: name -> Bind. Names that begin with "r1ov" are ours, the first is the one that is compared; the others begin with the
-            name of the package they need, if it is one of PEERS.
-        proof: inputs and outputs (or gradients) to the largest error relative to the largest value, against float64, on a slice.
-        is_short: so short that it is replayed as a CUDA graph, without the time that the host takes to launch it.
-        host_bound: contenders that are not, because they read lengths on the host or because the host's time is what counts.
+        group: what --only selects. row: its number on the scorecard. mode: what is timed; "both" is forward
+            and backward.
+        work, unit: floating-point operations ("TFLOP/s") or bytes that must move ("TB/s") in one call,
+            whoever makes it.
+        make: a seed and a device to fresh inputs. Those that require gradients are the leaves; "grad" is the
+            output's gradient.
+        contenders: name -> Bind. Names that begin with "r1ov" are ours, the first is the one that is
+            compared; the others begin with the name of the package they need, if it is one of PEERS.
+        proof: inputs and outputs (or gradients) to the largest error relative to the largest value, against
+            float64, on a slice.
+        is_short: so short that it is replayed as a CUDA graph, without the time that the host takes to launch
+            it.
+        host_bound: contenders that are not, because they read lengths on the host or because the host's time
+            is what counts.
     """
 
     group: str
@@ -70,7 +79,9 @@ def random(seed: int, device: str, *shape: int, dtype: torch.dtype = torch.bfloa
 
 
 def largest_error(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """The largest difference of any pair (ours, float64), each relative to the largest float64 value of its pair."""
+    """The largest difference of any pair (ours, float64), each relative to the largest float64 value of its
+    pair.
+    """
     errors = [(actual.double() - expected).abs().max() / expected.abs().max() for actual, expected in pairs]
     return torch.stack(errors).max().item()  # torch's max, and not Python's: it keeps a NaN
 
@@ -86,12 +97,16 @@ def _compiled_flex() -> Callable[..., Tensor]:
 
 
 def attention_flops(lengths: list[int], heads: int, dim: int, causal: bool) -> int:
-    """Of the forward: two products over each pair of query and key that see each other. The backward's five products are 2.5 times that."""
+    """Of the forward: two products over each pair of query and key that see each other. The backward's five
+    products are 2.5 times that.
+    """
     return 4 * heads * dim * sum(n * (n + 1) // 2 if causal else n * n for n in lengths)
 
 
 def attention_bytes(tokens: int, heads: int, key_heads: int, dim: int, backward: bool) -> int:
-    """bfloat16: q, k, v in and out once; the backward reads those and the output's gradient, and writes three gradients."""
+    """bfloat16: q, k, v in and out once; the backward reads those and the output's gradient, and writes three
+    gradients.
+    """
     return 2 * tokens * dim * (4 * heads + 4 * key_heads if backward else 2 * heads + 2 * key_heads)
 
 
@@ -109,13 +124,22 @@ def attention_case(
     tokens, backward = sum(lengths), mode == "backward"
 
     def make(seed: int, device: str) -> Inputs:
-        q, k, v, grad = (random(4 * seed + i, device, tokens, n, dim) for i, n in enumerate((heads, key_heads, key_heads, heads)))
+        q, k, v, grad = (
+            random(4 * seed + i, device, tokens, n, dim)
+            for i, n in enumerate((heads, key_heads, key_heads, heads))
+        )
         starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
-        inputs = {name: x.requires_grad_(backward) for name, x in {"q": q, "k": k, "v": v}.items()} | {"cu_seqlens": starts}
+        inputs = {name: x.requires_grad_(backward) for name, x in {"q": q, "k": k, "v": v}.items()} | {
+            "cu_seqlens": starts
+        }
         return inputs | ({"grad": grad} if backward else {})
 
     flops = attention_flops(lengths, heads, dim, causal) * (2.5 if backward else 1)
-    kinds = f"{len(lengths)} x {lengths[0]}" if len(set(lengths)) == 1 else f"{len(lengths)} of {min(lengths)}-{max(lengths)}"
+    kinds = (
+        f"{len(lengths)} x {lengths[0]}"
+        if len(set(lengths)) == 1
+        else f"{len(lengths)} of {min(lengths)}-{max(lengths)}"
+    )
     return Case(
         group="attention",
         row=row,
@@ -136,7 +160,9 @@ def attention_contenders(lengths: list[int], causal: bool, backward: bool) -> di
     longest = max(lengths)
 
     def ours(impl: str | None, x: Inputs) -> Callable[[], Tensor]:
-        return lambda: kernels.attention(x["q"], x["k"], x["v"], x["cu_seqlens"], causal, max_seqlen=longest, impl=impl)
+        return lambda: kernels.attention(
+            x["q"], x["k"], x["v"], x["cu_seqlens"], causal, max_seqlen=longest, impl=impl
+        )
 
     def varlen(x: Inputs) -> Callable[[], Tensor]:
         from torch.nn.attention.varlen import varlen_attn
@@ -144,9 +170,13 @@ def attention_contenders(lengths: list[int], causal: bool, backward: bool) -> di
         options = {} if x["q"].shape[1] == x["k"].shape[1] else {"enable_gqa": True}
         window = (-1, 0) if causal else (-1, -1)
         starts = x["cu_seqlens"]
-        return lambda: varlen_attn(x["q"], x["k"], x["v"], starts, starts, longest, longest, window_size=window, **options)
+        return lambda: varlen_attn(
+            x["q"], x["k"], x["v"], starts, starts, longest, longest, window_size=window, **options
+        )
 
-    @lru_cache(maxsize=1)  # one for all sets of inputs: for each new one torch.compile would compile again, and in the end give up
+    @lru_cache(
+        maxsize=1
+    )  # one for all sets of inputs: for each new one torch.compile would compile again, and in the end give up
     def document_mask(device: torch.device) -> "BlockMask":
         from torch.nn.attention.flex_attention import create_block_mask
 
@@ -163,7 +193,9 @@ def attention_contenders(lengths: list[int], causal: bool, backward: bool) -> di
 
         def call() -> Tensor:
             q, k, v = (x[name].transpose(0, 1)[None] for name in "qkv")
-            return _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=True, kernel_options=options).transpose(1, 2)
+            return _compiled_flex()(
+                q, k, v, block_mask=mask, enable_gqa=True, kernel_options=options
+            ).transpose(1, 2)
 
         return call
 
@@ -173,14 +205,19 @@ def attention_contenders(lengths: list[int], causal: bool, backward: bool) -> di
         def call() -> Tensor:
             q, k, v = (x[name].unflatten(0, (len(lengths), longest)).transpose(1, 2) for name in "qkv")
             with sdpa_kernel(SDPBackend[backend]):
-                return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
+                return F.scaled_dot_product_attention(
+                    q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+                ).transpose(1, 2)
 
         return call
 
     def loop(x: Inputs) -> Callable[[], Tensor]:
         def call() -> Tensor:
             parts = zip(*(x[name].split(lengths) for name in "qkv"), strict=True)
-            done = [F.scaled_dot_product_attention(*(y.transpose(0, 1)[None] for y in part))[0].transpose(0, 1) for part in parts]
+            done = [
+                F.scaled_dot_product_attention(*(y.transpose(0, 1)[None] for y in part))[0].transpose(0, 1)
+                for part in parts
+            ]
             return torch.cat(done)
 
         return call
@@ -189,7 +226,9 @@ def attention_contenders(lengths: list[int], causal: bool, backward: bool) -> di
         from fa3_fwd_interface import flash_attn_varlen_func
 
         starts = x["cu_seqlens"]
-        return lambda: _first(flash_attn_varlen_func(x["q"], x["k"], x["v"], starts, starts, longest, longest, causal=causal))
+        return lambda: _first(
+            flash_attn_varlen_func(x["q"], x["k"], x["v"], starts, starts, longest, longest, causal=causal)
+        )
 
     contenders: dict[str, Bind] = {
         "r1ov": partial(ours, None),
@@ -201,7 +240,10 @@ def attention_contenders(lengths: list[int], causal: bool, backward: bool) -> di
     if not backward:
         contenders["fa3_fwd"] = fa3
     if len(set(lengths)) == 1:
-        contenders |= {"sdpa cuDNN": partial(sdpa, "CUDNN_ATTENTION"), "sdpa flash": partial(sdpa, "FLASH_ATTENTION")}
+        contenders |= {
+            "sdpa cuDNN": partial(sdpa, "CUDNN_ATTENTION"),
+            "sdpa flash": partial(sdpa, "FLASH_ATTENTION"),
+        }
     if longest <= 64:
         contenders[LOOP] = loop
     return contenders
@@ -219,7 +261,10 @@ def attention_proof(x: Inputs, outputs: tuple[Tensor, ...], lengths: list[int], 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
         for sequence, key_head in ((0, 0), (len(lengths) - 1, x["k"].shape[1] - 1)):
             begin = sum(lengths[:sequence])
-            rows, heads = slice(begin, begin + lengths[sequence]), range(key_head * ratio, (key_head + 1) * ratio)
+            rows, heads = (
+                slice(begin, begin + lengths[sequence]),
+                range(key_head * ratio, (key_head + 1) * ratio),
+            )
             k, v = (x[name][rows, key_head].detach().double().requires_grad_() for name in "kv")
             for head in heads:  # one at a time: the scores of 16k tokens in float64 take 2 GB
                 q = x["q"][rows, head].detach().double().requires_grad_()
@@ -244,7 +289,9 @@ def attention_proof(x: Inputs, outputs: tuple[Tensor, ...], lengths: list[int], 
 
 
 def decode_bytes(keys: int, rows: int, heads: int, key_heads: int, dim: int) -> int:
-    """bfloat16: `keys` cached positions in all, keys and values, read once; a query read and an output written a row."""
+    """bfloat16: `keys` cached positions in all, keys and values, read once; a query read and an output
+    written a row.
+    """
     return 2 * (2 * keys * key_heads * dim + 2 * rows * heads * dim)
 
 
@@ -260,13 +307,20 @@ def decode_case(row: str, rows: int, context: int, goal: str, prompts: int = 0, 
         if not prompts:
             return inputs
         k_prefix, v_prefix = (random(5 * seed + i, device, prompts, key_heads, prefix, dim) for i in (3, 4))
-        return inputs | {"k_prefix": k_prefix, "v_prefix": v_prefix, "prefix_lengths": torch.full((prompts,), prefix, device=device)}
+        return inputs | {
+            "k_prefix": k_prefix,
+            "v_prefix": v_prefix,
+            "prefix_lengths": torch.full((prompts,), prefix, device=device),
+        }
 
     def whole(x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
         """Every row with keys and values of its own, as who cannot share them needs them."""
         if not prompts:
             return x["k"], x["v"], x["lengths"]
-        k, v = (torch.cat([x[f"{name}_prefix"].repeat_interleave(rows // prompts, 0), x[name]], 2) for name in "kv")
+        k, v = (
+            torch.cat([x[f"{name}_prefix"].repeat_interleave(rows // prompts, 0), x[name]], 2)
+            for name in "kv"
+        )
         return k, v, x["lengths"] + prefix
 
     def shared(x: Inputs) -> Callable[[], Tensor]:
@@ -299,17 +353,28 @@ def decode_case(row: str, rows: int, context: int, goal: str, prompts: int = 0, 
         weights = (k @ x["q"][[0, -1], :, :, None].double() * dim**-0.5).softmax(2)  # (2, H, S, 1)
         return largest_error([(outputs[0].reshape(rows, heads, dim)[[0, -1]], (weights * v).sum(2))])
 
-    contenders = {"r1ov": shared, "r1ov without sharing": partial(ours, None)} if prompts else {"r1ov": partial(ours, None)}
+    contenders = (
+        {"r1ov": shared, "r1ov without sharing": partial(ours, None)}
+        if prompts
+        else {"r1ov": partial(ours, None)}
+    )
     return Case(
         group="decode",
         row=row,
-        name=f"decode attention, {rows} rows of {context}" + (f", {prompts} prompts of {prefix} shared" if prompts else ""),
+        name=f"decode attention, {rows} rows of {context}"
+        + (f", {prompts} prompts of {prefix} shared" if prompts else ""),
         mode="forward",
         work=decode_bytes(prompts * prefix + rows * own, rows, heads, key_heads, dim),
         unit="TB/s",
         goal=goal,
         make=make,
-        contenders=contenders | {"r1ov plain torch": partial(ours, "torch"), "sdpa": sdpa, "flex_attention": flex, "fa3_fwd kvcache": fa3},
+        contenders=contenders
+        | {
+            "r1ov plain torch": partial(ours, "torch"),
+            "sdpa": sdpa,
+            "flex_attention": flex,
+            "fa3_fwd kvcache": fa3,
+        },
         proof=proof,
         is_short=True,
     )

@@ -1,4 +1,6 @@
-"""The other half of what `python -m tests.bench_kernels` measures: log-probs over the vocabulary, their loss, and the small operations."""
+"""The other half of what `python -m tests.bench_kernels` measures: log-probs over the vocabulary, their loss,
+and the small operations.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,13 +19,19 @@ def logprobs_flops(rows: int, width: int, vocabulary: int, backward: bool) -> in
 
 
 def logprobs_case(row: str, rows: int, width: int, vocabulary: int, backward: bool, goal: str) -> Case:
-    """Log-probs of one target a row; with `backward` their mean and its gradients, which is SFT's loss and costs what GRPO's does."""
+    """Log-probs of one target a row; with `backward` their mean and its gradients, which is SFT's loss and
+    costs what GRPO's does.
+    """
 
     def make(seed: int, device: str) -> Inputs:
         hidden = random(3 * seed, device, rows, width).requires_grad_(backward)
         # logits with a deviation of 4: a few words hold most of the probability, as in a trained model
-        weight = random(3 * seed + 1, device, vocabulary, width).mul_(4 * width**-0.5).requires_grad_(backward)
-        targets = torch.randint(vocabulary, (rows,), generator=torch.Generator(device).manual_seed(3 * seed + 2), device=device)
+        weight = (
+            random(3 * seed + 1, device, vocabulary, width).mul_(4 * width**-0.5).requires_grad_(backward)
+        )
+        targets = torch.randint(
+            vocabulary, (rows,), generator=torch.Generator(device).manual_seed(3 * seed + 2), device=device
+        )
         return {"hidden": hidden, "weight": weight, "targets": targets}
 
     def finish(logprobs: Tensor) -> Tensor:
@@ -33,7 +41,9 @@ def logprobs_case(row: str, rows: int, width: int, vocabulary: int, backward: bo
         return lambda: finish(kernels.token_logprobs(x["hidden"], x["weight"], x["targets"], impl=impl))
 
     def compiled(x: Inputs) -> Callable[[], Tensor]:
-        call = torch.compile(lambda h, w, t: -F.cross_entropy((h @ w.mT).float(), t, reduction="none"), dynamic=False)
+        call = torch.compile(
+            lambda h, w, t: -F.cross_entropy((h @ w.mT).float(), t, reduction="none"), dynamic=False
+        )
         return lambda: finish(call(x["hidden"], x["weight"], x["targets"]))
 
     def liger(options: dict, x: Inputs) -> Callable[[], Tensor]:
@@ -41,13 +51,21 @@ def logprobs_case(row: str, rows: int, width: int, vocabulary: int, backward: bo
 
         reduction = "mean" if backward else "none"
         sign = 1 if backward else -1
-        return lambda: sign * entropy(input=x["hidden"], weight=x["weight"], target=x["targets"], reduction=reduction, **options)
+        return lambda: (
+            sign
+            * entropy(
+                input=x["hidden"], weight=x["weight"], target=x["targets"], reduction=reduction, **options
+            )
+        )
 
     def cut(x: Inputs) -> Callable[[], Tensor]:
         from cut_cross_entropy import linear_cross_entropy
 
-        # Unfiltered: the gradients of words below its threshold, nearly all of them, are not computed otherwise.
-        return lambda: finish(-linear_cross_entropy(x["hidden"], x["weight"], x["targets"], reduction="none", filter_eps=None))
+        # Unfiltered: the gradients of words below its threshold, nearly all of them, are not computed
+        # otherwise.
+        return lambda: finish(
+            -linear_cross_entropy(x["hidden"], x["weight"], x["targets"], reduction="none", filter_eps=None)
+        )
 
     def trl(x: Inputs) -> Callable[[], Tensor]:
         from trl.trainer.utils import selective_log_softmax
@@ -79,17 +97,25 @@ def logprobs_case(row: str, rows: int, width: int, vocabulary: int, backward: bo
 
 def logprobs_proof(x: Inputs, outputs: tuple[Tensor, ...]) -> float:
     """The first 64 rows."""
-    expected = (x["hidden"][:64].double() @ x["weight"].double().mT).log_softmax(1).gather(1, x["targets"][:64, None])
+    expected = (
+        (x["hidden"][:64].double() @ x["weight"].double().mT)
+        .log_softmax(1)
+        .gather(1, x["targets"][:64, None])
+    )
     return largest_error([(outputs[0][:64], expected.squeeze(1))])
 
 
 def gradients_proof(x: Inputs, outputs: tuple[Tensor, ...]) -> float:
-    """d hidden of the first 64 rows; d weight of the first 64 words and of those rows' targets, to which every row contributes."""
+    """d hidden of the first 64 rows; d weight of the first 64 words and of those rows' targets, to which
+    every row contributes.
+    """
     hidden, weight, targets = x["hidden"].detach(), x["weight"].detach().double(), x["targets"]
     words = torch.cat([torch.arange(64, device=targets.device), targets[:64]]).unique()
     grad_weight = torch.zeros(len(words), weight.shape[1], dtype=torch.float64, device=weight.device)
     grad_hidden = None
-    for chunk, chosen in zip(hidden.split(512), targets.split(512), strict=True):  # 512 rows of float64 logits: 0.6 GB
+    for chunk, chosen in zip(
+        hidden.split(512), targets.split(512), strict=True
+    ):  # 512 rows of float64 logits: 0.6 GB
         chunk = chunk.double()
         slope = (chunk @ weight.mT).softmax(1)
         slope[torch.arange(len(chosen), device=chosen.device), chosen] -= 1
@@ -117,13 +143,22 @@ def silu_times(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def small_case(
-    name: str, function: Callable[..., Tensor | tuple[Tensor, ...]], shapes: list[tuple[int, ...]], moved: int, liger: Bind | None
+    name: str,
+    function: Callable[..., Tensor | tuple[Tensor, ...]],
+    shapes: list[tuple[int, ...]],
+    moved: int,
+    liger: Bind | None,
 ) -> Case:
-    """A memory-bound operation in plain torch beside its fused forms: what a kernel of our own could gain. moved: bytes."""
+    """A memory-bound operation in plain torch beside its fused forms: what a kernel of our own could gain.
+    moved: bytes.
+    """
     names = [f"x{i}" for i in range(len(shapes))]
 
     def make(seed: int, device: str) -> Inputs:
-        return {name: random(len(shapes) * seed + i, device, *shape) for i, (name, shape) in enumerate(zip(names, shapes, strict=True))}
+        return {
+            name: random(len(shapes) * seed + i, device, *shape)
+            for i, (name, shape) in enumerate(zip(names, shapes, strict=True))
+        }
 
     def plain(x: Inputs) -> Callable[[], Tensor]:
         return lambda: function(*(x[name] for name in names))
@@ -134,7 +169,9 @@ def small_case(
 
     def proof(x: Inputs, outputs: tuple[Tensor, ...]) -> float:
         expected = function(*(x[name].double() for name in names))
-        return largest_error(zip(outputs, expected if isinstance(expected, tuple) else (expected,), strict=True))
+        return largest_error(
+            zip(outputs, expected if isinstance(expected, tuple) else (expected,), strict=True)
+        )
 
     return Case(
         group="small",
@@ -145,7 +182,8 @@ def small_case(
         unit="TB/s",
         goal="whether a kernel of our own would pay",
         make=make,
-        contenders={"r1ov plain torch": plain, "torch.compile": compiled} | ({"liger": liger} if liger else {}),
+        contenders={"r1ov plain torch": plain, "torch.compile": compiled}
+        | ({"liger": liger} if liger else {}),
         proof=proof,
         is_short=True,
     )
@@ -164,7 +202,21 @@ def small_cases(tokens: int, width: int, inner: int, heads: int, dim: int) -> li
 
     row = 2 * tokens  # bytes of a bfloat16 column
     return [
-        small_case("RMSNorm with residual", norm, [(tokens, width), (tokens, width), (width,)], row * width * 4 + 2 * width, liger_norm),
-        small_case("rotary", rotate, [(tokens, heads, dim), (tokens, dim), (tokens, dim)], row * (2 * heads * dim + 2 * dim), None),
-        small_case("SiLU times up", silu_times, [(tokens, inner), (tokens, inner)], row * inner * 3, liger_silu),
+        small_case(
+            "RMSNorm with residual",
+            norm,
+            [(tokens, width), (tokens, width), (width,)],
+            row * width * 4 + 2 * width,
+            liger_norm,
+        ),
+        small_case(
+            "rotary",
+            rotate,
+            [(tokens, heads, dim), (tokens, dim), (tokens, dim)],
+            row * (2 * heads * dim + 2 * dim),
+            None,
+        ),
+        small_case(
+            "SiLU times up", silu_times, [(tokens, inner), (tokens, inner)], row * inner * 3, liger_silu
+        ),
     ]

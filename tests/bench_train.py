@@ -1,12 +1,14 @@
-"""A training step beside transformers': the same weights, rows and optimizer in one process, runs taken in turn.
+"""A training step beside transformers': the same weights, rows and optimizer in one process, runs taken in
+turn.
 
     python -m tests.bench_train [--model r1ov-tiny] [--samples 64] [--repeats 7] [--num-threads N]
 
-r1ov trains the rows as r1ov/train/sft.py does: packed, without padding. transformers' model trains them as Hugging Face's Trainer does:
-padded on the right to the longest row, all in one batch or 8 at a time, which is Trainer's default. A step is forward, backward, clipping
-and AdamW. First proves that all losses are equal, then prints medians over the repeats. transformers' batches are ready before the clock
-starts, its cache is off and it gets r1ov's flushing of denormals: nothing but layout and model differs. At the end: how long r1ov's loop
-waits for its data, which one worker makes.
+r1ov trains the rows as r1ov/train/sft.py does: packed, without padding. transformers' model trains them as
+Hugging Face's Trainer does: padded on the right to the longest row, all in one batch or 8 at a time, which is
+Trainer's default. A step is forward, backward, clipping and AdamW. First proves that all losses are equal,
+then prints medians over the repeats. transformers' batches are ready before the clock starts, its cache is
+off and it gets r1ov's flushing of denormals: nothing but layout and model differs. At the end: how long
+r1ov's loop waits for its data, which one worker makes.
 """
 
 import argparse
@@ -34,10 +36,15 @@ WARM, STEPS = 2, 10  # of the loop that waits for data
 
 
 def padded(batches, config, size):
-    """r1ov's packs as Trainer's collator lays them out: `size` rows a batch, (B, longest) with a mask, and their pictures."""
+    """r1ov's packs as Trainer's collator lays them out: `size` rows a batch, (B, longest) with a mask, and
+    their pictures.
+    """
     rows = []
     for batch in batches:
-        pixels, grids = batch["pixel_values"].split(batch["image_grid_thw"].prod(1).tolist()), batch["image_grid_thw"].split(1)
+        pixels, grids = (
+            batch["pixel_values"].split(batch["image_grid_thw"].prod(1).tolist()),
+            batch["image_grid_thw"].split(1),
+        )
         bounds = pairwise(batch["cu_seqlens"].tolist())
         for (begin, end), pixel_values, grid in zip(bounds, pixels, grids, strict=True):  # a picture a row
             rows.append((batch["input_ids"][begin:end], batch["labels"][begin:end], pixel_values, grid))
@@ -51,7 +58,10 @@ def padded(batches, config, size):
             "pixel_values": torch.cat(pixels),
             "image_grid_thw": torch.cat(grids),
         }
-        made.append(inputs | {"mm_token_type_ids": (inputs["input_ids"] == config.image_token_id).long(), "use_cache": False})
+        made.append(
+            inputs
+            | {"mm_token_type_ids": (inputs["input_ids"] == config.image_token_id).long(), "use_cache": False}
+        )
     return made
 
 
@@ -60,7 +70,9 @@ def our_step(model, optimizers, batches):
     total = 0.0
     for batch in batches:
         rest = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        part = model(**rest, then=partial(objective, labels=batch["labels"], num_items=num_items, count_correct=True))["loss"]
+        part = model(
+            **rest, then=partial(objective, labels=batch["labels"], num_items=num_items, count_correct=True)
+        )["loss"]
         part.backward()
         total += part.item()
     clip_grad_norm(model.parameters(), 1.0)
@@ -109,7 +121,9 @@ def main() -> None:
     torch.set_flush_denormal(True)
     model, processor = r1ov.load(options.model, device="cpu", dtype=torch.float32)
     model.train()
-    reference = Qwen2_5_VLForConditionalGeneration.from_pretrained(resolve(options.model), dtype=torch.float32).train()
+    reference = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        resolve(options.model), dtype=torch.float32
+    ).train()
     steps = Steps(Playground(), processor, options.samples, MAX_LENGTH)
     begin = time.perf_counter()
     batches = steps[0].batches
@@ -120,15 +134,21 @@ def main() -> None:
     contestants = {
         "r1ov, packed": partial(our_step, model, optimizers[0], batches),
         "transformers, padded": partial(their_step, reference, optimizers[1], together),
-        f"transformers, padded, {MICRO_BATCH} at a time": partial(their_step, reference, optimizers[1], apart),
+        f"transformers, padded, {MICRO_BATCH} at a time": partial(
+            their_step, reference, optimizers[1], apart
+        ),
     }
     ours, *theirs = (run() for run in contestants.values())  # and warm
     for other in theirs:
         # r1ov-tiny's loss is near 0, a small difference of numbers near 10, which float32 holds to 1e-6
-        assert abs(ours - other) <= 1e-5 * other + 1e-6, f"losses {ours} and {other} are not equal: nothing to time"
+        assert abs(ours - other) <= 1e-5 * other + 1e-6, (
+            f"losses {ours} and {other} are not equal: nothing to time"
+        )
     tokens = sum(len(batch["labels"]) for batch in batches)
     places, fewer = (sum(batch["labels"].numel() for batch in each) for each in (together, apart))
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {options.model}, float32, medians of {options.repeats}")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {options.model}, float32, medians of {options.repeats}"
+    )
     print(
         f"{options.samples} playground samples, {tokens:,} tokens in {len(batches)} pack(s); padded {places:,}, "
         f"{MICRO_BATCH} at a time {fewer:,}; every loss {ours:.6f}\n"
@@ -145,7 +165,10 @@ def main() -> None:
     for name, times in taken.items():
         seconds = statistics.median(times)
         speed = options.samples / seconds
-        print(f"| {name} | {1000 * seconds:,.0f} | {speed:,.1f} | {tokens / seconds:,.0f} | {seconds / fastest:.2f} |", flush=True)
+        print(
+            f"| {name} | {1000 * seconds:,.0f} | {speed:,.1f} | {tokens / seconds:,.0f} | {seconds / fastest:.2f} |",
+            flush=True,
+        )
     took, waits = waited(model, optimizers[0], steps)
     print(
         f"\ndata: {1000 * preparing:,.0f} ms to prepare a step; with one worker the loop's step takes {1000 * took:,.0f} ms, "

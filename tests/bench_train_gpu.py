@@ -1,11 +1,14 @@
-"""A training step at a published shape with random weights on one GPU: time, tokens/s, MFU, memory; beside transformers' model.
+"""A training step at a published shape with random weights on one GPU: time, tokens/s, MFU, memory; beside
+transformers' model.
 
-    python -m tests.bench_train_gpu [--release 3B] [--tokens 8192] [--rows 8] [--repeats 5] [--out kernels/results/sft-h200.json]
+    python -m tests.bench_train_gpu [--release 3B] [--tokens 8192] [--rows 8] [--repeats 5] [--out
+    kernels/results/sft-h200.json]
     python -m tests.bench_train_gpu --release tiny --tokens 512 --device cpu    # that it runs at all, where there is no GPU
 
-Rows of equal length, each with one picture, so that padding costs transformers nothing. Both keep float32 weights and AdamW moments and
-compute in bfloat16 (r1ov by FSDP2's mixed precision on a mesh of one, transformers by autocast); on a CPU both compute in float32.
-r1ov is measured with activation checkpointing off and selective, transformers (SDPA) without.
+Rows of equal length, each with one picture, so that padding costs transformers nothing. Both keep float32
+weights and AdamW moments and compute in bfloat16 (r1ov by FSDP2's mixed precision on a mesh of one,
+transformers by autocast); on a CPU both compute in float32. r1ov is measured with activation checkpointing
+off and selective, transformers (SDPA) without.
 """
 
 import argparse
@@ -21,26 +24,32 @@ from pathlib import Path
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from r1ov.common.device import choose_kernels
+from r1ov.common.processes import World, joined
 from r1ov.data.pack import sequence_cost
 from r1ov.data.processor import Batch
+from r1ov.folder.fresh import init_weights
 from r1ov.folder.hub import resolve
-from r1ov.folder.pretrained import choose_kernels
 from r1ov.model.config import Config
-from r1ov.model.model import Qwen2_5_VL, init_weights
+from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.rope import mrope_positions
 from r1ov.train.optim import build_optimizers
-from r1ov.train.run.distributed import World, clip_grad_norm, joined
+from r1ov.train.run.distributed import clip_grad_norm
 from r1ov.train.run.heldout import objective
 from r1ov.train.run.open import peak_flops
 from r1ov.train.run.sharding import checkpoint_activations, make_mesh, shard
 from tests.test_published_shapes import published_config
 
 
-def rows_of(config: Config, rows: int, length: int, grid: tuple[int, int, int], generator: torch.Generator) -> tuple[Batch, dict]:
+def rows_of(
+    config: Config, rows: int, length: int, grid: tuple[int, int, int], generator: torch.Generator
+) -> tuple[Batch, dict]:
     """The same rows packed for r1ov and as (B, T) for transformers; every token after the picture is trained."""
     merged = grid[0] * grid[1] * grid[2] // config.vision.spatial_merge_size**2
     special = [config.vision_start_token_id, *[config.image_token_id] * merged, config.vision_end_token_id]
-    text = torch.randint(0, min(1000, config.text.vocab_size), (rows, length - len(special)), generator=generator)
+    text = torch.randint(
+        0, min(1000, config.text.vocab_size), (rows, length - len(special)), generator=generator
+    )
     ids = torch.cat((torch.tensor(special).expand(rows, -1), text), dim=1)  # (B, T)
     labels = ids.clone()
     labels[:, : len(special) + 1] = -100
@@ -55,7 +64,13 @@ def rows_of(config: Config, rows: int, length: int, grid: tuple[int, int, int], 
         image_grid_thw=grids,
         labels=labels.flatten(),
     )
-    padded = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "pixel_values": pixels, "image_grid_thw": grids}
+    padded = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "labels": labels,
+        "pixel_values": pixels,
+        "image_grid_thw": grids,
+    }
     return packed, padded | {"mm_token_type_ids": (ids == config.image_token_id).long(), "use_cache": False}
 
 
@@ -72,7 +87,9 @@ def measured(step, repeats: int, device: torch.device) -> tuple[float, float]:
             torch.cuda.synchronize()
         if repeat >= 2:
             times.append(time.perf_counter() - begin)
-    return statistics.median(times), torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else float("nan")
+    return statistics.median(
+        times
+    ), torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else float("nan")
 
 
 def ours(config: Config, batch: Batch, mode: str, world: World, device: torch.device):
@@ -104,7 +121,9 @@ def theirs(raw: dict, batch: dict, device: torch.device):
     with device:
         model = Qwen2_5_VLForConditionalGeneration(config).float()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    batch = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    batch = {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()
+    }
 
     def step() -> None:
         with torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext():
@@ -127,7 +146,11 @@ def main() -> None:
     parser.add_argument("--kernels")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    raw = json.loads((resolve("r1ov-tiny") / "config.json").read_text()) if options.release == "tiny" else published_config(options.release)
+    raw = (
+        json.loads((resolve("r1ov-tiny") / "config.json").read_text())
+        if options.release == "tiny"
+        else published_config(options.release)
+    )
     config = Config.from_dict(raw)
     side = 8 if options.release == "tiny" else 32  # patches: 448 pixels
     generator = torch.Generator().manual_seed(0)
@@ -140,19 +163,34 @@ def main() -> None:
         shape = f"{options.rows} rows of {options.tokens // options.rows} tokens"
         print(f"{name}, torch {torch.__version__}, {options.release}, {shape}, {kernels} kernels")
         print("| step | ms | tokens/s | MFU | peak GB |\n|---|---:|---:|---:|---:|")
-        cases = {f"r1ov, checkpointing {mode}": partial(ours, config, packed, mode, world, device) for mode in ("off", "selective")}
+        cases = {
+            f"r1ov, checkpointing {mode}": partial(ours, config, packed, mode, world, device)
+            for mode in ("off", "selective")
+        }
         cases["transformers, SDPA"] = partial(theirs, raw, padded, device)
         results = {}
         for label, build in cases.items():
             seconds, memory = measured(build(), options.repeats, device)
             peak = peak_flops(device) if device.type == "cuda" else None
-            results[label] = {"seconds": seconds, "mfu": cost / seconds / peak if peak else None, "peak_gb": memory}
+            results[label] = {
+                "seconds": seconds,
+                "mfu": cost / seconds / peak if peak else None,
+                "peak_gb": memory,
+            }
             mfu = f"{results[label]['mfu']:.1%}" if peak else "-"
-            print(f"| {label} | {1000 * seconds:,.0f} | {options.tokens / seconds:,.0f} | {mfu} | {memory:.1f} |", flush=True)
+            print(
+                f"| {label} | {1000 * seconds:,.0f} | {options.tokens / seconds:,.0f} | {mfu} | {memory:.1f} |",
+                flush=True,
+            )
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     if options.out:
-        facts = {"date": date.today().isoformat(), "device": name, "torch": torch.__version__, "command": " ".join(sys.argv[1:])}
+        facts = {
+            "date": date.today().isoformat(),
+            "device": name,
+            "torch": torch.__version__,
+            "command": " ".join(sys.argv[1:]),
+        }
         options.out.write_text(json.dumps(facts | {"results": results}, indent=2) + "\n")
 
 

@@ -1,4 +1,6 @@
-"""Small files in the five benchmarks' published formats, with the traps that the real ones hold. All rows are our own."""
+"""Small files in the five benchmarks' published formats, with the traps that the real ones hold. All rows are
+our own.
+"""
 
 import base64
 import csv
@@ -96,7 +98,9 @@ def mathvision(number: int, answer: str, options: Sequence[str] = (), **more: An
     } | more
 
 
-def mathverse(number: int, version: str, answer: str, question_type: str = "free-form", **more: Any) -> dict[str, Any]:
+def mathverse(
+    number: int, version: str, answer: str, question_type: str = "free-form", **more: Any
+) -> dict[str, Any]:
     metadata = {"split": "testmini", "source": "GeoQA", "subject": "Plane Geometry", "subfield": "Angle"}
     return {
         "sample_index": str(number),
@@ -130,6 +134,9 @@ def wemath(group: str, key: str, answer: str, **more: Any) -> dict[str, Any]:
 
 def nodes(path: Path, parents: dict[str, str]) -> Path:
     """We-Math's tree of concepts."""
-    tree = [{"root0": "R", "root1": "M", "root2": root, "root3": leaf, "full node": f"M_{root}_{leaf}"} for leaf, root in parents.items()]
+    tree = [
+        {"root0": "R", "root1": "M", "root2": root, "root3": leaf, "full node": f"M_{root}_{leaf}"}
+        for leaf, root in parents.items()
+    ]
     path.write_text(json.dumps(tree), encoding="utf-8")
     return path

@@ -1,4 +1,6 @@
-"""Checkpoint folders for tests: random weights written by transformers, with r1ov-tiny's own tokenizer, template and settings."""
+"""Checkpoint folders for tests: random weights written by transformers, with r1ov-tiny's own tokenizer,
+template and settings.
+"""
 
 import json
 import shutil
@@ -16,9 +18,20 @@ def write_checkpoint(folder: Path, seed: int = 0) -> Qwen2_5_VLForConditionalGen
         if path.suffix != ".safetensors":
             shutil.copy(path, folder)
     config = json.loads((TINY / "config.json").read_text())
-    config |= {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config |= {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     config |= {"max_position_embeddings": 512, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}
-    config["vision_config"] |= {"hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64}
+    config["vision_config"] |= {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+    }
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config)).eval().float()
     with torch.no_grad():

@@ -1,4 +1,5 @@
-"""A tiny training run whose every kind of state matters, run by test_checkpoint.py in processes that it kills.
+"""A tiny training run whose every kind of state matters, run by test_checkpoint.py in processes that it
+kills.
 
 Torch is imported once; the processes to be killed are forked from there, so that a kill costs milliseconds:
 `python -m tests.checkpoint_worker kill FOLDER`, `... ranks FOLDER`. Each prints one JSON object.
@@ -20,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
+from r1ov.common.processes import World
 from r1ov.common.stopping import stopping
 from r1ov.train.optim import build_optimizers
 from r1ov.train.run import storage  # noqa: F401 slow to import, and needed by all
 from r1ov.train.run.checkpoint import Checkpoints
-from r1ov.train.run.distributed import World
 from r1ov.train.run.state import state_tensors
 
 
@@ -49,7 +50,9 @@ def make(seed: int = 0, optim: str = "muon") -> tuple[Net, list[torch.optim.Opti
     return model, build_optimizers(model, optim, 0.01, 0.01, (0.9, 0.98), 0.1)
 
 
-def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int, drawn: bool = True) -> None:
+def train_step(
+    model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int, drawn: bool = True
+) -> None:
     """Args: drawn: the data come from torch's random state, else from the step's number alone."""
     generator = None if drawn else torch.Generator().manual_seed(step)
     tokens, gold = torch.randint(11, (9,), generator=generator), torch.randn(9, 1, generator=generator)
@@ -65,7 +68,10 @@ def train_step(model: nn.Module, optimizers: list[torch.optim.Optimizer], step: 
 def run(folder: Path, steps: int, save_steps: int) -> int:
     """Trains until done or asked to stop, leaves `final.pt`; returns the step it came to."""
     model, optimizers = make()
-    with stopping(announce=False) as stop, Checkpoints(folder / "checkpoints", World(), save_total_limit=2) as checkpoints:
+    with (
+        stopping(announce=False) as stop,
+        Checkpoints(folder / "checkpoints", World(), save_total_limit=2) as checkpoints,
+    ):
         step, extra = checkpoints.load_latest(model, optimizers) or (0, {"steps_seen": []})
         while step < steps and not stop.requested:
             train_step(model, optimizers, step)
@@ -115,7 +121,10 @@ def unfinished(out: Path) -> set[tuple[str, int]]:
 
 def kill(folder: Path, kills: int = 20, steps: int = 30) -> dict[str, object]:
     """Runs of 30 steps, killed at random instants and started again, beside one that was left in peace."""
-    chance, report = random.Random(0), {"kills": 0, "in_save": 0, "resumed": 0, "terminated": 0, "finished": 0, "equal": True}
+    chance, report = (
+        random.Random(0),
+        {"kills": 0, "in_save": 0, "resumed": 0, "terminated": 0, "finished": 0, "equal": True},
+    )
     began = time.perf_counter()
     (folder / "peace").mkdir()
     assert ended(forked(lambda: run(folder / "peace", steps, 2))) == 0
@@ -155,7 +164,9 @@ def on_ranks(size: int, folder: Path, work: Callable[[World], None]) -> None:
 
     def rank_work(rank: int) -> None:
         if size > 1:
-            dist.init_process_group("gloo", store=dist.FileStore(str(meeting), size), rank=rank, world_size=size)
+            dist.init_process_group(
+                "gloo", store=dist.FileStore(str(meeting), size), rank=rank, world_size=size
+            )
         work(World(rank, size))
         if size > 1:
             dist.barrier()
@@ -173,7 +184,10 @@ def on_ranks(size: int, folder: Path, work: Callable[[World], None]) -> None:
 
 def whole_state(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     tensors = state_tensors(model, optimizers)
-    return {name: (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).clone() for name, tensor in tensors.items()}
+    return {
+        name: (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).clone()
+        for name, tensor in tensors.items()
+    }
 
 
 def ranks(folder: Path) -> dict[str, object]:
@@ -186,7 +200,9 @@ def ranks(folder: Path) -> dict[str, object]:
         torch.manual_seed(seed)
         model = Net()
         if world.size > 1:
-            shape, names = ((2, 2), ("replicate", "shard")) if world.size == 4 else ((world.size,), ("shard",))
+            shape, names = (
+                ((2, 2), ("replicate", "shard")) if world.size == 4 else ((world.size,), ("shard",))
+            )
             fully_shard(model, mesh=dist.init_device_mesh("cpu", shape, mesh_dim_names=names))
         return model, build_optimizers(model, "muon", 0.01, 0.01, (0.9, 0.98), 0.1)
 
@@ -197,7 +213,9 @@ def ranks(folder: Path) -> dict[str, object]:
                 loaded = checkpoints.load_latest(model, optimizers)
                 if begin:
                     assert loaded == (begin, {"step": begin}), loaded
-                    assert same(whole_state(model, optimizers), torch.load(folder / f"state-{begin}.pt")), f"state of step {begin}"
+                    assert same(whole_state(model, optimizers), torch.load(folder / f"state-{begin}.pt")), (
+                        f"state of step {begin}"
+                    )
                 for step in range(begin, end):
                     train_step(model, optimizers, step, drawn=False)
                 state = whole_state(model, optimizers)
@@ -230,7 +248,9 @@ def ranks(folder: Path) -> dict[str, object]:
             checkpoints.save(1, model, optimizers)
             checkpoints.wait()
             true_open = Path.open
-            Path.open = lambda path, mode="r", **more: true_open(Path("/dev/full") if path.name == "__1_0.distcp" else path, mode, **more)
+            Path.open = lambda path, mode="r", **more: true_open(
+                Path("/dev/full") if path.name == "__1_0.distcp" else path, mode, **more
+            )
             checkpoints.save(2, model, optimizers)
             checkpoints.wait()
             assert checkpoints.latest == 1
@@ -257,7 +277,10 @@ def ranks(folder: Path) -> dict[str, object]:
         ),
     )
     sharded, alone = torch.load(folder / "state-9.pt"), torch.load(folder / "alone.pt")
-    error = max(float((sharded[name] - alone[name]).abs().max() / alone[name].abs().max().clamp(min=1e-6)) for name in alone)
+    error = max(
+        float((sharded[name] - alone[name]).abs().max() / alone[name].abs().max().clamp(min=1e-6))
+        for name in alone
+    )
     (checkpoints_at / "step-9" / "__3_0.distcp").unlink()
     (checkpoints_at / "step-8" / "__1_0.distcp").unlink()
     on_ranks(2, folder, missing_rank)

@@ -1,8 +1,10 @@
-"""A small formalization that asks a server three things a row; as a program, one that is killed and started again.
+"""A small formalization that asks a server three things a row; as a program, one that is killed and started
+again.
 
     python -m tests.formalize_runs FOLDER URL ROWS KILLS SEED
 
-prints one JSON line for each kill: the texts of the answers on the disk by then. Start number N sends the key "start-N".
+prints one JSON line for each kill: the texts of the answers on the disk by then. Start number N sends the key
+    "start-N".
 """
 
 import json
@@ -18,10 +20,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from r1ov.common.journal import Journal
 from r1ov.data.image import lazy_image
 from r1ov.formalize.ask import Asker, Budget
 from r1ov.formalize.client import Endpoint
-from r1ov.formalize.journal import Journal
 from r1ov.formalize.row import AskFailed, Row
 from r1ov.formalize.run import Tally, in_order, process
 
@@ -31,21 +33,34 @@ CONCURRENCY = 4
 def make_rows(count: int) -> list[Row]:
     """Every fifth without a picture; questions all different."""
     image = lazy_image(Image.new("RGB", (8, 8), "red"))
-    return [Row(id=f"row-{n}", question=f"question {n}?", image=image if n % 5 else None, gold=str(n)) for n in range(count)]
+    return [
+        Row(id=f"row-{n}", question=f"question {n}?", image=image if n % 5 else None, gold=str(n))
+        for n in range(count)
+    ]
 
 
 class Run:
     """One start of a run in a folder; `go` returns the rows in order, as they are then known."""
 
     def __init__(self, folder: Path, url: str, rows: Sequence[Row], **more):
-        endpoint = {name: more.pop(name) for name in ("timeout", "price", "key", "max_tokens") if name in more}
+        endpoint = {
+            name: more.pop(name) for name in ("timeout", "price", "key", "max_tokens") if name in more
+        }
         self.rows, self.stop, self.tally = rows, threading.Event(), Tally()
-        self.retry_failed, self.concurrency = more.get("retry_failed", False), more.pop("concurrency", CONCURRENCY)
+        self.retry_failed, self.concurrency = (
+            more.get("retry_failed", False),
+            more.pop("concurrency", CONCURRENCY),
+        )
         self.endpoint = Endpoint(url, "m", **({"timeout": 10.0} | endpoint))
-        self.answers, self.finished = Journal(folder / "answers.journal", "key"), Journal(folder / "rows.journal", "row")
+        self.answers, self.finished = (
+            Journal(folder / "answers.journal", "key"),
+            Journal(folder / "rows.journal", "row"),
+        )
         budget = Budget(tokens=more.pop("tokens", None), cost=more.pop("cost", None))
         models = dict.fromkeys(("describer", "reasoner", "judge"), self.endpoint)
-        self.asker = Asker(models, self.answers, budget=budget, stop=self.stop, **({"first_wait": 0.02} | more))
+        self.asker = Asker(
+            models, self.answers, budget=budget, stop=self.stop, **({"first_wait": 0.02} | more)
+        )
 
     def work(self, row: Row) -> Row:
         """Three questions, each of which holds the answer to the one before."""
@@ -53,7 +68,11 @@ class Run:
         draft = self.asker("reasoner", f"Think: {description}", system="Think.")
         verdict = self.asker("judge", f"Judge: {draft}")
         row = replace(row, description=description, draft=draft, verdict={"told": verdict})
-        return replace(row, outcome="rejected", reason="filter: bad luck") if int(row.gold) % 7 == 3 else replace(row, outcome="done")
+        return (
+            replace(row, outcome="rejected", reason="filter: bad luck")
+            if int(row.gold) % 7 == 3
+            else replace(row, outcome="done")
+        )
 
     def safely(self, row: Row) -> Row:
         try:
@@ -99,7 +118,13 @@ def child(folder: Path, url: str, rows: int, start: int) -> int:
 
 
 def main() -> None:
-    folder, url, rows, kills, rng = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), random.Random(int(sys.argv[5]))
+    folder, url, rows, kills, rng = (
+        Path(sys.argv[1]),
+        sys.argv[2],
+        int(sys.argv[3]),
+        int(sys.argv[4]),
+        random.Random(int(sys.argv[5])),
+    )
     for number in range(kills):
         kept, process_id = len(texts(folder)), child(folder, url, rows, number)
         while number and len(texts(folder)) == kept:  # on a busy machine too, each start gets somewhere

@@ -1,8 +1,10 @@
-"""Completions by the thousand, mutated from the hand-judged ones: none may raise, take long, or be right where a plain reading is not.
+"""Completions by the thousand, mutated from the hand-judged ones: none may raise, take long, or be right
+where a plain reading is not.
 
     python -m tests.fuzz_rewards --cases 100000 [--seed 0]
 
-Prints what it tried, and every finding; exits with 1 if there is one. pytest runs a few thousand (test_reward_cases.py).
+Prints what it tried, and every finding; exits with 1 if there is one. pytest runs a few thousand
+(test_reward_cases.py).
 """
 
 import argparse
@@ -19,9 +21,37 @@ from tests.plain_reading import may_be_right, unboxed
 SLOWEST = 0.05  # seconds of this process's own time
 PIECES = [
     *"{}()[],;^/*+-=%°!|\\$.π½²√∞01259xeiABC_\x00\ud800\n −４",
-    *("**", "12", "1e9", "or", "and", "not", "the", "cm", "m", "sin", "log", "yes", "no", "answer is", "maybe "),
+    *(
+        "**",
+        "12",
+        "1e9",
+        "or",
+        "and",
+        "not",
+        "the",
+        "cm",
+        "m",
+        "sin",
+        "log",
+        "yes",
+        "no",
+        "answer is",
+        "maybe ",
+    ),
     *("\\boxed{", "\\frac{", "\\sqrt", "\\text{", "\\infty", "\\{", "\\}", "\\cdot ", "{,}"),
-    *("<think>", "</think>", "<answer>", "</answer>", " or ", ", ", " million", " squared", "(A)", "B.", "A. "),
+    *(
+        "<think>",
+        "</think>",
+        "<answer>",
+        "</answer>",
+        " or ",
+        ", ",
+        " million",
+        " squared",
+        "(A)",
+        "B.",
+        "A. ",
+    ),
 ]
 
 
@@ -85,7 +115,9 @@ def findings(cases: list[tuple[str, str, str]], count: int, seed: int) -> tuple[
             found.append(f"{kind} {gold!r}: {reply!r} takes {1000 * seconds:.0f} ms")
         if score is None or not 0 <= score <= 1 or not 0 <= form <= 2:
             found.append(f"{kind} {gold!r}: {reply!r} scores {score}, format {form}")
-        elif score == 1 and not may_be_right(reply, gold, kind or kind_of(unboxed(re.sub("</?answer>", "", gold)))):
+        elif score == 1 and not may_be_right(
+            reply, gold, kind or kind_of(unboxed(re.sub("</?answer>", "", gold)))
+        ):
             found.append(f"{kind} {gold!r}: {reply!r} scores 1, and is not plainly right")
         scores["right" if score == 1 else "wrong" if score == 0 else "between"] += 1
     return found, scores, slowest
@@ -94,7 +126,9 @@ def findings(cases: list[tuple[str, str, str]], count: int, seed: int) -> tuple[
 def right_answers(cases) -> list[tuple[str, str, str]]:
     """(kind, gold, answer) of the hand-judged answers that are right."""
     return [
-        (kind, gold, answer) for kind, gold, answer, score in cases if score == "1" and "answer>" not in answer and kind in ("", *KINDS)
+        (kind, gold, answer)
+        for kind, gold, answer, score in cases
+        if score == "1" and "answer>" not in answer and kind in ("", *KINDS)
     ]
 
 
@@ -108,7 +142,9 @@ def main() -> None:
     found, scores, slowest = findings(right_answers(cases()), options.cases, options.seed)
     for one in found:
         print(one)
-    print(f"{options.cases:,} completions: {dict(scores)}, slowest {1000 * slowest:.1f} ms, {len(found)} findings")
+    print(
+        f"{options.cases:,} completions: {dict(scores)}, slowest {1000 * slowest:.1f} ms, {len(found)} findings"
+    )
     sys.exit(bool(found))
 
 

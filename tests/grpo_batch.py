@@ -1,4 +1,6 @@
-"""A whole ragged GRPO batch, and TRL's published definition of its loss, derived anew in padded form: the judge of `grpo_loss`."""
+"""A whole ragged GRPO batch, and TRL's published definition of its loss, derived anew in padded form: the
+judge of `grpo_loss`.
+"""
 
 import itertools
 import math
@@ -23,14 +25,19 @@ def close(actual, expected, tolerance=1e-9):
 
 
 class Ragged:
-    """Prompts and completions laid end to end, with old and reference policies that differ, and rubbish where nothing is trained."""
+    """Prompts and completions laid end to end, with old and reference policies that differ, and rubbish where
+    nothing is trained.
+    """
 
     def __init__(self, dtype=torch.float64, spread=0.25, seed=0):
         generator = torch.Generator().manual_seed(seed)
         lengths = [prompt + completion for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)]
         self.cu_seqlens = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
         self.mask = torch.cat(
-            [torch.arange(prompt + completion) >= prompt for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)]
+            [
+                torch.arange(prompt + completion) >= prompt
+                for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)
+            ]
         )
         total = sum(lengths)
 
@@ -68,9 +75,11 @@ class Ragged:
 
 
 def padded(batch, **options):
-    """TRL's definition on a (B, L) rectangle with right padding, piece by piece: loss and metrics of one batch that is the whole step.
+    """TRL's definition on a (B, L) rectangle with right padding, piece by piece: loss and metrics of one
+    batch that is the whole step.
 
-    The clip is written as its two cases, A >= 0 and A < 0. At "sequence", the ratio of the KL term stays the token's own.
+    The clip is written as its two cases, A >= 0 and A < 0. At "sequence", the ratio of the KL term stays the
+    token's own.
     """
     rows, width = len(COMPLETIONS), max(COMPLETIONS)
 
@@ -96,7 +105,11 @@ def padded(batch, **options):
     gain = torch.where(
         advantage >= 0,
         torch.where(ratio > 1 + high, 1 + high, ratio) * advantage,
-        torch.where(ratio < 1 - low, 1 - low, torch.where(ratio > options.get("delta", math.inf), options.get("delta", 0), ratio))
+        torch.where(
+            ratio < 1 - low,
+            1 - low,
+            torch.where(ratio > options.get("delta", math.inf), options.get("delta", 0), ratio),
+        )
         * advantage,
     )
     if loss_type == "cispo":
@@ -115,14 +128,21 @@ def padded(batch, **options):
         loss = term.sum() / mask.sum()
 
     def share(flags):
-        return flags[:, 0].double().mean() if options.get("importance_sampling_level") == "sequence" else flags[mask].double().mean()
+        return (
+            flags[:, 0].double().mean()
+            if options.get("importance_sampling_level") == "sequence"
+            else flags[mask].double().mean()
+        )
 
     metrics = {"entropy": entropy[mask].mean(), "kl": kl[mask].mean()}
     if loss_type == "cispo":
         metrics["cispo_clip_ratio"] = share((ratio > high) & (advantage > 0))
     else:
         is_low, is_high = (ratio < 1 - low) & (advantage < 0), (ratio > 1 + high) & (advantage > 0)
-        by_row = [torch.stack([flags[row][mask[row]].double().mean() for row in range(rows) if length[row]]) for flags in (is_low, is_high)]
+        by_row = [
+            torch.stack([flags[row][mask[row]].double().mean() for row in range(rows) if length[row]])
+            for flags in (is_low, is_high)
+        ]
         metrics |= {
             "clip_ratio/low_mean": share(is_low),
             "clip_ratio/low_min": by_row[0].min(),

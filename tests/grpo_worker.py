@@ -1,8 +1,10 @@
-"""What each process of tests/test_grpo_update.py runs under torchrun: whole GRPO updates of one world size in one start, results to a file.
+"""What each process of tests/test_grpo_update.py runs under torchrun: whole GRPO updates of one world size in
+one start, results to a file.
 
     torchrun --nproc-per-node N tests/grpo_worker.py FOLDER
 
-FOLDER holds three checkpoints: `policy`, which learns, `old`, which sampled, and `ref`. The same functions run in the test itself, in
+FOLDER holds three checkpoints: `policy`, which learns, `old`, which sampled, and `ref`. The same functions
+    run in the test itself, in
 one process on plain models: what must come out.
 """
 
@@ -18,6 +20,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from r1ov.common.processes import World, joined
 from r1ov.data.formats.records import Record
 from r1ov.data.playground import sample
 from r1ov.data.playground.source import Playground
@@ -31,7 +34,6 @@ from r1ov.train.experience import Pack, Row, make_packs, with_logprobs
 from r1ov.train.grpo import compare, deal, learn
 from r1ov.train.rollout import Group, encode_prompt
 from r1ov.train.run.config import GRPOConfig
-from r1ov.train.run.distributed import World, joined
 from r1ov.train.run.sharding import make_mesh, shard
 
 EACH = 4  # completions a prompt
@@ -48,7 +50,12 @@ COMMON = {
 }
 LOSSES = {  # each with other metrics
     "dapo": {"loss_type": "dapo", "delta": 1.3},
-    "grpo": {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.005, "kl_estimator": "k2"},
+    "grpo": {
+        "loss_type": "grpo",
+        "importance_sampling_level": "sequence",
+        "epsilon": 0.005,
+        "kl_estimator": "k2",
+    },
     "dr_grpo": {"loss_type": "dr_grpo", "use_bias_correction_kl": False},
     "cispo": {"loss_type": "cispo", "epsilon_high": 1.02},
 }
@@ -57,7 +64,10 @@ CUTS = {  # max_length, how many of the prompts, order of the rows
     "many packs, shuffled": (115, 6, 1),
     "fewer prompts than processes": (8192, 1, 2),
 }
-IDLE = {"some": {1, 2}, "all": set(range(6))}  # prompts whose completions are all rewarded alike; beside number 4, which has no reward
+IDLE = {
+    "some": {1, 2},
+    "all": set(range(6)),
+}  # prompts whose completions are all rewarded alike; beside number 4, which has no reward
 
 
 @dataclass
@@ -76,16 +86,22 @@ class Bare:
 
 
 def prompt(processor: Processor, number: int) -> tuple[Record, Encoded]:
-    """A picture's question, or for odd numbers text alone: of two or four processes some have no picture at all."""
+    """A picture's question, or for odd numbers text alone: of two or four processes some have no picture at
+    all.
+    """
     record = Playground("rl")[number]
     if number % 2:
         text = f"{sample('rl', number).question} {'Think first. ' * (number % 3)}"
-        record = Record(messages=[{"role": "user", "content": text}], solution="1", format="text", where=str(number))
+        record = Record(
+            messages=[{"role": "user", "content": text}], solution="1", format="text", where=str(number)
+        )
     return record, encode_prompt(processor, record, 4096)
 
 
 def groups(processor: Processor, count: int, numbers: range) -> list[Group]:
-    """Of the first `count` prompts those in `numbers`: random completions, one in five cut off, one prompt's gold unscorable."""
+    """Of the first `count` prompts those in `numbers`: random completions, one in five cut off, one prompt's
+    gold unscorable.
+    """
     made = []
     for number in range(count):
         rng = random.Random(number)
@@ -108,7 +124,16 @@ def groups(processor: Processor, count: int, numbers: range) -> list[Group]:
             )
             rewards.append(float("nan") if number == 4 else rng.random())
         scores = [{"accuracy": None if number == 4 else reward} for reward in rewards]
-        made.append(Group(number=number, record=record, prompt=encoded, completions=completions, scores=scores, rewards=rewards))
+        made.append(
+            Group(
+                number=number,
+                record=record,
+                prompt=encoded,
+                completions=completions,
+                scores=scores,
+                rewards=rewards,
+            )
+        )
     return [group for group in made if group.number in numbers]
 
 
@@ -137,7 +162,13 @@ def rows_of(run: Bare, mine: list[Group]) -> tuple[list[list[Row]], list[list[fl
 
 
 def updated(
-    run: Bare, rows: list[Row], old: Qwen2_5_VL | None, ref: Qwen2_5_VL | None, max_length: int, order: int | None, skip: bool = False
+    run: Bare,
+    rows: list[Row],
+    old: Qwen2_5_VL | None,
+    ref: Qwen2_5_VL | None,
+    max_length: int,
+    order: int | None,
+    skip: bool = False,
 ) -> dict:
     """Loss, metrics and gradients of one update on these rows, the whole way that the trainer goes."""
     if order is not None:
@@ -147,7 +178,11 @@ def updated(
     packs = with_logprobs(made, old, ref, run.config.temperature, run.device)
     metrics = learn(run, packs)
     del metrics["update_seconds"]
-    gradients = {name: whole(parameter.grad).clone() for name, parameter in run.model.named_parameters() if parameter.grad is not None}
+    gradients = {
+        name: whole(parameter.grad).clone()
+        for name, parameter in run.model.named_parameters()
+        if parameter.grad is not None
+    }
     read = sum(pack.num_read for pack in packs)
     return {"metrics": metrics, "gradients": gradients, "packs": len(packs), "rows": len(rows), "read": read}
 
@@ -162,8 +197,12 @@ def check(folder: Path, world: World, is_sharded: bool) -> dict:
         for cut, (max_length, count, order) in CUTS.items():
             mine = groups(processor, count, range(world.rank, count, world.size))
             minibatches, advantages, compared = rows_of(run, mine)
-            results["dealt", count] = [[row.sequence.input_ids.tolist() for row in rows] for rows in minibatches]
-            results["advantages", count] = {group.number: own for group, own in zip(mine, advantages, strict=True)}
+            results["dealt", count] = [
+                [row.sequence.input_ids.tolist() for row in rows] for rows in minibatches
+            ]
+            results["advantages", count] = {
+                group.number: own for group, own in zip(mine, advantages, strict=True)
+            }
             results["compared", count] = compared
             results[loss, cut] = updated(run, minibatches[0], old, ref, max_length, order)
         run = Bare(policy, processor, world, GRPOConfig(**COMMON | options | {"beta": 0.0}))
@@ -174,11 +213,15 @@ def check(folder: Path, world: World, is_sharded: bool) -> dict:
             results[loss, case, True] = updated(run, rows, old, None, 115, 1, skip=True)
             if world.size == 1:  # what it must equal
                 results[loss, case, False] = updated(run, rows, old, None, 115, 1)
-                results[loss, case, "teaching"] = updated(run, [row for row in rows if row.teaches], old, None, 8192, None)
+                results[loss, case, "teaching"] = updated(
+                    run, [row for row in rows if row.teaches], old, None, 8192, None
+                )
     for scale in ("batch", "none"):
         run = SimpleNamespace(config=GRPOConfig(**COMMON, scale_rewards=scale), world=world, extra={})
         mine = groups(processor, 6, range(world.rank, 6, world.size))
-        results["advantages", scale] = {group.number: own.tolist() for group, own in zip(mine, compare(run, mine)[0], strict=True)}
+        results["advantages", scale] = {
+            group.number: own.tolist() for group, own in zip(mine, compare(run, mine)[0], strict=True)
+        }
     return results
 
 

@@ -1,9 +1,11 @@
-"""Answers questions and is killed meanwhile: run by test_evaluate_runner.py in a process of its own, where torch has not yet made threads.
+"""Answers questions and is killed meanwhile: run by test_evaluate_runner.py in a process of its own, where
+torch has not yet made threads.
 
     python -m tests.killed_evaluation FOLDER SEED
 
-First one run from end to end; then the same in another folder, killed by SIGKILL a random while after a random number of answers, five
-times as one process and five times as two, and started again each time. Forked children save importing torch each time.
+First one run from end to end; then the same in another folder, killed by SIGKILL a random while after a
+random number of answers, five times as one process and five times as two, and started again each time. Forked
+children save importing torch each time.
 """
 
 import os
@@ -44,8 +46,19 @@ def children(model, processor, folder: Path, size: int) -> list[int]:
         if not process:
             status = 1
             try:
-                os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-                run(model, processor, playground_items("test", COUNT), ASKING, folder, {"seed": 3}, slowly, max_num_seqs=8)
+                os.environ.update(
+                    RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+                )
+                run(
+                    model,
+                    processor,
+                    playground_items("test", COUNT),
+                    ASKING,
+                    folder,
+                    {"seed": 3},
+                    slowly,
+                    max_num_seqs=8,
+                )
                 status = 0
             finally:
                 os._exit(status)
@@ -56,7 +69,11 @@ def children(model, processor, folder: Path, size: int) -> list[int]:
 def written(folder: Path) -> set[tuple[str, int]]:
     """Which answers there are, in the merged file and in the processes' parts; none may be there twice."""
     merged, parts = (
-        [(row.id, row.sample) for path in folder.glob(f"predictions{which}.jsonl") for row in read_predictions(path, may_be_torn=True)]
+        [
+            (row.id, row.sample)
+            for path in folder.glob(f"predictions{which}.jsonl")
+            for row in read_predictions(path, may_be_torn=True)
+        ]
         for which in ("", ".rank*")
     )
     assert len(set(merged)) == len(merged)

@@ -1,10 +1,12 @@
-"""Trains with the loops of train.py, and kills them: run by test_resume.py in a process of its own, where torch has not yet made threads.
+"""Trains with the loops of train.py, and kills them: run by test_resume.py in a process of its own, where
+torch has not yet made threads.
 
     python -m tests.killed_runs STAGE FOLDER KILLS SEED
 
-First one run from end to end; then the same run in another folder, killed by SIGKILL KILLS times, and started again each time by the same
-options. Each kill comes at a random moment a few steps beyond the last checkpoint or before the first, however fast the machine is. Forked
-children save importing torch each time. Prints how many kills met a run at work.
+First one run from end to end; then the same run in another folder, killed by SIGKILL KILLS times, and started
+again each time by the same options. Each kill comes at a random moment a few steps beyond the last checkpoint
+or before the first, however fast the machine is. Forked children save importing torch each time. Prints how
+many kills met a run at work.
 """
 
 import json
@@ -71,7 +73,10 @@ def child(stage: str, out: Path, kills: int) -> int:
 
 def saved(out: Path) -> int:
     """The step of the last checkpoint."""
-    return max([int(folder.name[5:]) for folder in out.glob("checkpoints/step-*") if folder.name[5:].isdigit()], default=0)
+    return max(
+        [int(folder.name[5:]) for folder in out.glob("checkpoints/step-*") if folder.name[5:].isdigit()],
+        default=0,
+    )
 
 
 def wait_for(out: Path, step: int, process: int, since: float) -> bool:

@@ -1,4 +1,5 @@
-"""Writes tests/data: a few rows of each format that r1ov.data.formats.records knows, in the shapes their projects use; all of it invented here.
+"""Writes tests/data: a few rows of each format that r1ov.data.formats.records knows, in the shapes their
+projects use; all of it invented here.
 
     python -m tests.make_data [FOLDER]
 
@@ -51,7 +52,9 @@ def spoken(*pairs: tuple[str, Any]) -> list[dict[str, Any]]:
     return [{"from": name, "value": value} for name, value in pairs]
 
 
-def verl(question: list[dict[str, Any]], gold: str, images: list[bytes], source: str, number: int = 0) -> dict[str, Any]:
+def verl(
+    question: list[dict[str, Any]], gold: str, images: list[bytes], source: str, number: int = 0
+) -> dict[str, Any]:
     return {
         "data_source": source,
         "prompt": question,
@@ -79,7 +82,8 @@ FILES: dict[str, list[dict[str, Any]]] = {
             "id": "dvqa-2",
             "image": url(BLUE),
             "conversations": spoken(
-                ("human", "How many colours are there?"), ("assistant", "<think>I see blue and no other. The answer is 1.</think>")
+                ("human", "How many colours are there?"),
+                ("assistant", "<think>I see blue and no other. The answer is 1.</think>"),
             ),
         },
     ],
@@ -88,7 +92,10 @@ FILES: dict[str, list[dict[str, Any]]] = {
             "system": "Look closely.",
             "images": ["red.png", "blue.png"],
             "conversations": spoken(
-                ("human", "Compare <image> with <image>."), ("gpt", "The first is red."), ("human", "And the second?"), ("gpt", "Blue.")
+                ("human", "Compare <image> with <image>."),
+                ("gpt", "The first is red."),
+                ("human", "And the second?"),
+                ("gpt", "Blue."),
             ),
         }
     ],
@@ -102,11 +109,18 @@ FILES: dict[str, list[dict[str, Any]]] = {
             ),
             "images": [RED, BLUE],
         },
-        {"conversations": spoken(("human", "Say hello."), ("gpt", "Hello."), ("human", "Again."), ("gpt", "Hello!")), "images": []},
+        {
+            "conversations": spoken(
+                ("human", "Say hello."), ("gpt", "Hello."), ("human", "Again."), ("gpt", "Hello!")
+            ),
+            "images": [],
+        },
     ],
     "messages.json": [  # LLaMA-Factory
         {
-            "messages": said(user="<image>Which colour?", assistant="<think>It is red.</think>\n<answer>red</answer>"),
+            "messages": said(
+                user="<image>Which colour?", assistant="<think>It is red.</think>\n<answer>red</answer>"
+            ),
             "images": ["red.png"],
         }
     ],
@@ -128,14 +142,27 @@ FILES: dict[str, list[dict[str, Any]]] = {
         {
             "messages": said(
                 system="Be brief.",
-                user=[{"type": "image_url", "image_url": {"url": url(RED)}}, {"type": "text", "text": "Which colour?"}],
+                user=[
+                    {"type": "image_url", "image_url": {"url": url(RED)}},
+                    {"type": "text", "text": "Which colour?"},
+                ],
                 assistant=[{"type": "text", "text": "red"}],
             )
         },
-        {"messages": said(user=[{"type": "text", "text": "And this?"}, {"type": "image", "image": "blue.png"}], assistant="blue")},
+        {
+            "messages": said(
+                user=[{"type": "text", "text": "And this?"}, {"type": "image", "image": "blue.png"}],
+                assistant="blue",
+            )
+        },
     ],
     "qwen.json": [  # parts without a type, as Qwen's first releases wrote them; with one, and two turns
-        {"messages": said(user=[{"image": "blue.png"}, {"text": "What is this?"}], assistant=[{"text": "A blue "}, {"text": "paper."}])},
+        {
+            "messages": said(
+                user=[{"image": "blue.png"}, {"text": "What is this?"}],
+                assistant=[{"text": "A blue "}, {"text": "paper."}],
+            )
+        },
         {
             "messages": said(
                 user=[
@@ -165,19 +192,34 @@ FILES: dict[str, list[dict[str, Any]]] = {
             "solution": "1",
             "images": [struct(RED, "red.png")],
         },
-        {"prompt": said(user="What is 3 + 4?"), "completion": said(assistant="It is 7."), "solution": "7", "images": []},
+        {
+            "prompt": said(user="What is 3 + 4?"),
+            "completion": said(assistant="It is 7."),
+            "solution": "7",
+            "images": [],
+        },
     ],
     "r1-v.parquet": [
         {"image": struct(RED), "problem": "How many items are there?", "solution": "<answer> 3 </answer>"},
-        {"image": struct(BLUE, "x.png"), "problem": "How many?", "solution": "<think>One, two.</think><answer>2</answer>"},
+        {
+            "image": struct(BLUE, "x.png"),
+            "problem": "How many?",
+            "solution": "<think>One, two.</think><answer>2</answer>",
+        },
     ],
     "vlm-r1.jsonl": [
-        {"id": 7, "image": "red.png", "conversations": spoken(("human", "<image>How many items?"), ("gpt", 4.0))},
+        {
+            "id": 7,
+            "image": "red.png",
+            "conversations": spoken(("human", "<image>How many items?"), ("gpt", 4.0)),
+        },
         {
             "id": 8,
             "image": ["red.png", "blue.png"],
             "accu_reward_method": "yes_no",
-            "conversations": spoken(("human", "<image><image>Are they alike?"), ("gpt", "<answer> no </answer>")),
+            "conversations": spoken(
+                ("human", "<image><image>Are they alike?"), ("gpt", "<answer> no </answer>")
+            ),
         },
         {"image": "red.png", "problem": "Where is the dot?", "solution": [3, 4, 30, 20.5]},
     ],
@@ -203,10 +245,14 @@ def write(folder: Path) -> None:
         (folder / name).write_bytes(picture)
     for name, rows in FILES.items():
         if name.endswith(".parquet"):
-            pq.write_table(pa.Table.from_pylist(rows), folder / name, row_group_size=1)  # so that rows lie in several groups
+            pq.write_table(
+                pa.Table.from_pylist(rows), folder / name, row_group_size=1
+            )  # so that rows lie in several groups
             continue
         lines = [json.dumps(row) for row in rows]
-        (folder / name).write_text("[\n" + ",\n".join(lines) + "\n]\n" if name.endswith(".json") else "\n".join(lines) + "\n")
+        (folder / name).write_text(
+            "[\n" + ",\n".join(lines) + "\n]\n" if name.endswith(".json") else "\n".join(lines) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Writes tokenizer.json and tokenizer_config.json: r1ov-tiny's small vocabulary, or Qwen2.5's own from its published ranks.
+"""Writes tokenizer.json and tokenizer_config.json: r1ov-tiny's small vocabulary, or Qwen2.5's own from its
+published ranks.
 
     python -m tests.make_tokenizer --out FOLDER                   # a byte-level BPE of 1,024 tokens, from playground text
-    python -m tests.make_tokenizer --out FOLDER --qwen-ranks FILE # qwen.tiktoken, as shipped in the PyPI package dashscope
+    python -m tests.make_tokenizer --out FOLDER --qwen-ranks FILE # qwen.tiktoken, as shipped in the PyPI
+    package dashscope
 
-Both have Qwen2.5's pipeline (NFC, its regex with single digits, byte-level BPE) and its 22 added tokens, in its order, behind the
-ordinary ones. `<think>`, `</think>`, `<answer>` and `</answer>` are ordinary text, as they are for R1-Onevision.
+Both have Qwen2.5's pipeline (NFC, its regex with single digits, byte-level BPE) and its 22 added tokens, in
+its order, behind the ordinary ones. `<think>`, `</think>`, `<answer>` and `</answer>` are ordinary text, as
+they are for R1-Onevision.
 """
 
 import base64
@@ -30,7 +33,8 @@ SPECIAL_TOKENS = (
 PLAIN_ADDED_TOKENS = (
     "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>",
 )  # fmt: skip
-# Of the ranks file, and of the vocab.json and merges.txt that Qwen published, which the rebuilt vocabulary must equal byte for byte.
+# Of the ranks file, and of the vocab.json and merges.txt that Qwen published, which the rebuilt vocabulary
+# must equal byte for byte.
 RANKS_SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
 VOCAB_SHA256 = "ca10d7e9fb3ed18575dd1e277a2579c16d108e32f27439684afa0e10b1440910"
 MERGES_SHA256 = "599bab54075088774b1733fde865d5bd747cbcc7a547c5bc12610e874e26f5e3"
@@ -69,7 +73,8 @@ def tokenizer_config(tokenizer: dict[str, Any], model_max_length: int) -> dict[s
         "add_bos_token": False,
         "add_prefix_space": False,
         "added_tokens_decoder": {
-            str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in tokenizer["added_tokens"]
+            str(token["id"]): {key: value for key, value in token.items() if key != "id"}
+            for token in tokenizer["added_tokens"]
         },
         "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
         "bos_token": None,
@@ -85,7 +90,9 @@ def tokenizer_config(tokenizer: dict[str, Any], model_max_length: int) -> dict[s
 
 
 def playground_texts(count: int) -> Iterator[str]:
-    """Questions and replies of the split `train`, every eighth with its description, framed as the chat template frames them."""
+    """Questions and replies of the split `train`, every eighth with its description, framed as the chat
+    template frames them.
+    """
     yield from ("system\nYou are a helpful assistant.", "user\n", "assistant\n") * (count // 10)
     for index in range(count):
         drawn = sample("train", index, seed=0)
@@ -100,7 +107,10 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE of `vocab_size` tokens, the 256 bytes among them; the same texts give the same tokens."""
     tokenizer = pipeline(models.BPE())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, min_frequency=2, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+        vocab_size=vocab_size,
+        min_frequency=2,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     if (found := tokenizer.get_vocab_size()) != vocab_size:
@@ -109,10 +119,18 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def _byte_alphabet() -> dict[int, str]:
-    """GPT-2's letters for bytes: printable ones stand for themselves, the rest are moved up behind the first 256 characters."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    """GPT-2's letters for bytes: printable ones stand for themselves, the rest are moved up behind the first
+    256 characters.
+    """
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + number) for number, byte in enumerate(others)}
+    return {byte: chr(byte) for byte in printable} | {
+        byte: chr(256 + number) for number, byte in enumerate(others)
+    }
 
 
 def merge_of(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
@@ -130,13 +148,22 @@ def merge_of(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
 def from_ranks(data: bytes) -> Tokenizer:
     """The tokenizer of a tiktoken ranks file: on each line base64 of a token's bytes, a space, its rank."""
     try:
-        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in (line.split() for line in data.splitlines())}
+        ranks = {
+            base64.b64decode(token, validate=True): int(rank)
+            for token, rank in (line.split() for line in data.splitlines())
+        }
     except ValueError as error:
-        raise UserError(f"not a file of ranks ({error}); expected base64, a space and a number on each line") from error
+        raise UserError(
+            f"not a file of ranks ({error}); expected base64, a space and a number on each line"
+        ) from error
     letters = _byte_alphabet()
     spelled = {token: "".join(letters[byte] for byte in token) for token in ranks}
     merges = [merge_of(token, ranks) for token in ranks if len(token) > 1]
-    return pipeline(models.BPE({spelled[t]: rank for t, rank in ranks.items()}, [(spelled[a], spelled[b]) for a, b in merges]))
+    return pipeline(
+        models.BPE(
+            {spelled[t]: rank for t, rank in ranks.items()}, [(spelled[a], spelled[b]) for a, b in merges]
+        )
+    )
 
 
 def qwen(data: bytes) -> Tokenizer:
@@ -147,7 +174,11 @@ def qwen(data: bytes) -> Tokenizer:
     merges = (merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"])
     _check("".join(f"{merge}\n" for merge in merges).encode(), MERGES_SHA256, "the rebuilt merges.txt")
     vocab = dict(sorted(model["vocab"].items(), key=lambda item: item[1]))
-    _check(json.dumps(vocab, ensure_ascii=False, separators=(",", ":")).encode(), VOCAB_SHA256, "the rebuilt vocab.json")
+    _check(
+        json.dumps(vocab, ensure_ascii=False, separators=(",", ":")).encode(),
+        VOCAB_SHA256,
+        "the rebuilt vocab.json",
+    )
     return tokenizer
 
 
@@ -159,20 +190,27 @@ def _check(data: bytes, sha256: str, what: str) -> None:
 def write(tokenizer: Tokenizer, folder: Path, model_max_length: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     raw = to_json(tokenizer)
-    for name, value in (("tokenizer.json", raw), ("tokenizer_config.json", tokenizer_config(raw, model_max_length))):
+    for name, value in (
+        ("tokenizer.json", raw),
+        ("tokenizer_config.json", tokenizer_config(raw, model_max_length)),
+    ):
         (folder / name).write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     out: str = option(help="folder to write tokenizer.json and tokenizer_config.json to")
-    qwen_ranks: str | None = option(None, help="rebuild Qwen2.5's tokenizer from this file, qwen.tiktoken, instead of training one")
+    qwen_ranks: str | None = option(
+        None, help="rebuild Qwen2.5's tokenizer from this file, qwen.tiktoken, instead of training one"
+    )
 
 
 def main() -> None:
     options = parse_cli(Options, prog="python -m tests.make_tokenizer", description=__doc__.split("\n")[0])
     if options.qwen_ranks is None:
-        write(train(playground_texts(TINY_SAMPLES), TINY_VOCAB_SIZE), Path(options.out), model_max_length=2048)
+        write(
+            train(playground_texts(TINY_SAMPLES), TINY_VOCAB_SIZE), Path(options.out), model_max_length=2048
+        )
         return
     try:
         data = Path(options.qwen_ranks).read_bytes()

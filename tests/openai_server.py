@@ -1,4 +1,6 @@
-"""A local server that speaks OpenAI's chat completions and misbehaves as it is told; it counts what it was asked and what it answered."""
+"""A local server that speaks OpenAI's chat completions and misbehaves as it is told; it counts what it was
+asked and what it answered.
+"""
 
 import gzip
 import hashlib
@@ -15,7 +17,9 @@ from typing import NamedTuple
 
 
 class Event(NamedTuple):
-    """A request, by what it asks; `answered`: whether a whole, well-formed completion was sent to somebody: a refusal is one."""
+    """A request, by what it asks; `answered`: whether a whole, well-formed completion was sent to somebody: a
+    refusal is one.
+    """
 
     content: str
     begun: float  # time.monotonic()
@@ -47,7 +51,9 @@ def text_of(body: dict) -> str:
 
 
 class OpenAIServer(ThreadingHTTPServer):
-    """Args: behave: from (body of the request, how often this content was asked before) to the name of a behaviour; "ok" answers."""
+    """Args: behave: from (body of the request, how often this content was asked before) to the name of a
+    behaviour; "ok" answers.
+    """
 
     daemon_threads = True
     request_queue_size = 256
@@ -140,11 +146,16 @@ class _Handler(BaseHTTPRequestHandler):
                 now = int(time.time())
                 self.send(429, b"", {"Retry-After": formatdate(now + 30, usegmt=True)})
             case ["429-reset", wait]:
-                self.send(429, b"{}", {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": wait})
+                self.send(
+                    429, b"{}", {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": wait}
+                )
             case ["limit", wait]:  # answered, and no more for a while
                 self.send(200, self.completion("ok", body), {"ratelimit": f'"api";r=0;t={wait}'})
             case [status] if status.isdigit():
-                self.send(int(status), json.dumps({"error": {"message": f"no: {self.headers.get('Authorization')}"}}).encode())
+                self.send(
+                    int(status),
+                    json.dumps({"error": {"message": f"no: {self.headers.get('Authorization')}"}}).encode(),
+                )
             case ["status", status, text]:
                 self.send(int(status), json.dumps({"error": {"message": text, "code": text}}).encode())
             case ["redirect"]:
@@ -165,7 +176,11 @@ class _Handler(BaseHTTPRequestHandler):
             case ["huge"]:
                 self.send(200, self.completion("ok", body, "x" * 10_000_000))
             case ["bomb"]:
-                self.send(200, gzip.compress(self.completion("ok", body, "x" * 50_000_000), 1), {"Content-Encoding": "gzip"})
+                self.send(
+                    200,
+                    gzip.compress(self.completion("ok", body, "x" * 50_000_000), 1),
+                    {"Content-Encoding": "gzip"},
+                )
             case ["huge-error"]:
                 self.send(500, b"x" * 10_000_000)
             case ["drip" | "drip-head" as how]:
@@ -182,11 +197,17 @@ class _Handler(BaseHTTPRequestHandler):
     def completion(self, kind: str, body: dict, text: str | None = None) -> bytes:
         message = {"role": "assistant", "content": text or self.server.reply(body)}
         prompt_tokens, completion_tokens = self.server.usage
-        usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": sum(self.server.usage)}
+        usage = {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": sum(self.server.usage),
+        }
         finish = "stop"
         match kind:
             case "refusal":
-                message["content"] = f"I'm sorry, but I can't assist with that request: {self.server.reply(body)}"
+                message["content"] = (
+                    f"I'm sorry, but I can't assist with that request: {self.server.reply(body)}"
+                )
             case "refusal-field":
                 message |= {"content": None, "refusal": "not this one"}
             case "filtered":
@@ -198,14 +219,23 @@ class _Handler(BaseHTTPRequestHandler):
             case "odd-usage":
                 usage = {"prompt_tokens": -3, "completion_tokens": "many"}
         choice = {"index": 0, "message": message, "finish_reason": finish}
-        answer = {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"], "choices": [choice], "usage": usage}
+        answer = {
+            "id": "1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": body["model"],
+            "choices": [choice],
+            "usage": usage,
+        }
         if kind == "no-usage":
             del answer["usage"]
         return json.dumps(answer).encode()
 
     def send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
-        for name, value in ({"Content-Length": str(len(body)), "Content-Type": "application/json"} | (headers or {})).items():
+        for name, value in (
+            {"Content-Length": str(len(body)), "Content-Type": "application/json"} | (headers or {})
+        ).items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)

@@ -1,7 +1,9 @@
-"""Whether a person, reading plainly, might call an answer right: a judge of r1ov.reward that shares none of its code.
+"""Whether a person, reading plainly, might call an answer right: a judge of r1ov.reward that shares none of
+its code.
 
-It is generous where taste decides, and says no where an answer is plainly another one, names several, or hides the right one among
-words. Expressions become Python's own, are parsed by `ast` and computed in floating point at a few points.
+It is generous where taste decides, and says no where an answer is plainly another one, names several, or
+hides the right one among words. Expressions become Python's own, are parsed by `ast` and computed in floating
+point at a few points.
 """
 
 import ast
@@ -12,8 +14,22 @@ import re
 import unicodedata
 
 POINTS = ({}, {"shift": 0.37}, {"shift": 1.91})
-FUNCTIONS = {"sqrt": lambda x: x**0.5, "ln": math.log, "exp": math.exp, "sin": math.sin, "cos": math.cos, "tan": math.tan, "abs": abs}
-OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.Pow: operator.pow}
+FUNCTIONS = {
+    "sqrt": lambda x: x**0.5,
+    "ln": math.log,
+    "exp": math.exp,
+    "sin": math.sin,
+    "cos": math.cos,
+    "tan": math.tan,
+    "abs": abs,
+}
+OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+}
 UNITS = {
     "cm": "centimeter centimeters centimetre centimetres cm", "m": "meter meters metre metres m", "km": "km kilometers", "kg": "kg",
     "": "degree degrees deg dollar dollars euro euros unit units C F", "s": "s sec second seconds", "h": "h hour hours",
@@ -46,7 +62,11 @@ def may_be_right(completion: str, gold: str, kind: str) -> bool:
 
 def answer_of(completion: str) -> str | None:
     """Between the only pair of answer tags after the thought."""
-    tail = completion[completion.rfind("</think>") + len("</think>") :] if "</think>" in completion else completion
+    tail = (
+        completion[completion.rfind("</think>") + len("</think>") :]
+        if "</think>" in completion
+        else completion
+    )
     if tail.count("<answer>") != 1 or tail.count("</answer>") != 1 or "<think>" in tail:
         return None
     begin, end = tail.index("<answer>") + len("<answer>"), tail.index("</answer>")
@@ -66,11 +86,17 @@ def unboxed(text: str) -> str | None:
 
 
 def squeezed(text: str) -> str:
-    return re.sub(r"\\(?:text|mathrm|left|right|[,;:!])|[\s$*`\"'{}\\]", "", unicodedata.normalize("NFKC", text)).casefold().strip(".")
+    return (
+        re.sub(r"\\(?:text|mathrm|left|right|[,;:!])|[\s$*`\"'{}\\]", "", unicodedata.normalize("NFKC", text))
+        .casefold()
+        .strip(".")
+    )
 
 
 def words(text: str) -> list[str]:
-    text = re.sub(r"\\(?:text|mathrm|textbf|mathbf|boxed|[()])", " ", unicodedata.normalize("NFKC", text)).replace("$", "")
+    text = re.sub(
+        r"\\(?:text|mathrm|textbf|mathbf|boxed|[()])", " ", unicodedata.normalize("NFKC", text)
+    ).replace("$", "")
     return re.sub(r"[^\w/]+", " ", text).casefold().split()
 
 
@@ -88,14 +114,19 @@ def same_yes_no(body: str, gold: str) -> bool:
 
 
 def same_choice(body: str, gold: str) -> bool:
-    """The first letter standing alone is the gold's, and before it come only words such as "the answer is"; none follows it as a rival."""
+    """The first letter standing alone is the gold's, and before it come only words such as "the answer is";
+    none follows it as a rival.
+    """
     said = words(body)
     while said and said[0] in FRAME:
         said = said[1:]
     gold_letter = words(gold)[0].upper()
     if not said or said[0] != gold_letter.casefold():
         return False
-    rivals = set(re.findall(r"\(([A-Z])\)|(?<![\w\\])([B-HJ-Z])(?!\w|\s*=)", body)) - {("", gold_letter), (gold_letter, "")}
+    rivals = set(re.findall(r"\(([A-Z])\)|(?<![\w\\])([B-HJ-Z])(?!\w|\s*=)", body)) - {
+        ("", gold_letter),
+        (gold_letter, ""),
+    }
     is_marked = re.search(r"(?i)(?<![a-z])" + gold_letter + r"[*]*\s*[).:}\]]", body)
     return len(said) == 1 or (bool(is_marked) and (not rivals or len(said) > 2))
 
@@ -121,16 +152,26 @@ def spelled(text: str) -> str:
     }.items():
         text = text.replace(sign, spelling)
     text = re.sub("[−–—]", "-", text)
-    text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda m: "^(" + unicodedata.normalize("NFKC", m[0]).replace("−", "-") + ")", text)
+    text = re.sub(
+        r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda m: "^(" + unicodedata.normalize("NFKC", m[0]).replace("−", "-") + ")", text
+    )
     text = re.sub("(?<=[0-9])([¼-¾⅐-⅞])", lambda m: "+" + unicodedata.normalize("NFKC", m[0]), text)
     text = unicodedata.normalize("NFKC", text).replace("⁄", "/").replace("{,}", ",")
-    text = re.sub(r"\\(?:left|right|displaystyle|limits|[bB]igg?[lr]?)(?![a-zA-Z])|\\[,;:! ]|\\q?quad|~|\\[()\[\]]", " ", text)
+    text = re.sub(
+        r"\\(?:left|right|displaystyle|limits|[bB]igg?[lr]?)(?![a-zA-Z])|\\[,;:! ]|\\q?quad|~|\\[()\[\]]",
+        " ",
+        text,
+    )
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\\degree|\{\s*(?:°|degrees?)\s*\}", "°", text)
-    text = re.sub(r"\\(?:text|mathrm|textbf|mathbf|textit|mbox|operatorname|rm|bf)\s*\{([^{}]*)\}", r" \1 ", text)
+    text = re.sub(
+        r"\\(?:text|mathrm|textbf|mathbf|textit|mbox|operatorname|rm|bf)\s*\{([^{}]*)\}", r" \1 ", text
+    )
     text = text.strip(" *`\"'\n\t").removesuffix(".").strip(" *`\"'\n\t")
     text = re.sub(r"\\[dtc]?frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
     for _ in range(8):
-        text = re.sub(r"(?<![\w.^}/])(\d+)\s*\\[dtc]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", r"(\1+\2/\3)", text)
+        text = re.sub(
+            r"(?<![\w.^}/])(\d+)\s*\\[dtc]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", r"(\1+\2/\3)", text
+        )
         text = re.sub(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))", text)
         text = re.sub(r"\\?sqrt\s*\[([^\[\]]*)\]\s*\{([^{}]*)\}", r"((\2)**(1/(\1)))", text)
         text = re.sub(r"\\?sqrt\s*\{([^{}]*)\}", r" sqrt(\1)", text)
@@ -140,8 +181,20 @@ def spelled(text: str) -> str:
     text = re.sub(r"\\?log\s*_\s*(\w+)\s*\(?\s*([\w.]+)\s*\)?", r"(ln(\2)/ln(\1))", text)
     text = re.sub(r"\\?(sqrt|ln|exp|sin|cos|tan)\s*([+-]?(?:\d[\d.]*|\.\d+)|[a-z](?![a-z]))", r"\1(\2)", text)
     text = re.sub(r"\\(sqrt|ln|exp|sin|cos|tan)(?![a-z])", r"\1", text)
-    text = text.replace(r"\cdot", "*").replace(r"\times", "*").replace(r"\div", "/").replace(r"\%", "%").replace(r"\pi", " pi ")
-    return text.replace(r"\infty", " inf ").replace("^", "**").replace(r"\{", "{").replace(r"\}", "}").replace("°", " ")
+    text = (
+        text.replace(r"\cdot", "*")
+        .replace(r"\times", "*")
+        .replace(r"\div", "/")
+        .replace(r"\%", "%")
+        .replace(r"\pi", " pi ")
+    )
+    return (
+        text.replace(r"\infty", " inf ")
+        .replace("^", "**")
+        .replace(r"\{", "{")
+        .replace(r"\}", "}")
+        .replace("°", " ")
+    )
 
 
 def computed(text: str) -> list[float]:
@@ -154,7 +207,9 @@ def computed(text: str) -> list[float]:
         if not re.search(r"\d\.?!", text)
         else re.sub(r"(\d+)\.?!", lambda m: str(math.factorial(min(int(m[1]), 20))), text)
     )
-    tokens = re.findall(r"\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|[A-Za-z]+(?:_\w+)?|\*\*|[-+*/(){}\[\]]|\S", text)
+    tokens = re.findall(
+        r"\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|[A-Za-z]+(?:_\w+)?|\*\*|[-+*/(){}\[\]]|\S", text
+    )
     parts: list[str] = []
     for token in tokens:
         if token.isalpha() and token not in (*FUNCTIONS, "pi", "inf"):
@@ -169,7 +224,13 @@ def computed(text: str) -> list[float]:
         parts.append(token)
     joined = re.sub(r"(?<![\w.])0+(?=\d)", "", "".join(parts))
     missing = joined.count("(") - joined.count(")")  # a bracket forgotten at the end
-    joined = joined + ")" * missing if missing > 0 else joined[: len(joined) + missing] if joined.endswith(")" * -missing) else joined
+    joined = (
+        joined + ")" * missing
+        if missing > 0
+        else joined[: len(joined) + missing]
+        if joined.endswith(")" * -missing)
+        else joined
+    )
     try:
         tree = ast.parse(joined, mode="eval").body
     except (SyntaxError, RecursionError, MemoryError) as error:
@@ -194,7 +255,12 @@ def value(node: ast.AST, shift: float) -> float:
         if isinstance(result, complex):
             raise Unclear("complex")
         return result
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS and len(node.args) == 1:
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in FUNCTIONS
+        and len(node.args) == 1
+    ):
         return FUNCTIONS[node.func.id](value(node.args[0], shift))
     raise Unclear(ast.dump(node))
 
@@ -204,7 +270,9 @@ def near(a: list[float], b: list[float]) -> bool:
 
 
 def measured(text: str, is_known: bool = False) -> tuple[str, str | None]:
-    """What comes before the words at the end, and those words as a unit; None: none there. is_known: only one of UNITS is a unit."""
+    """What comes before the words at the end, and those words as a unit; None: none there. is_known: only one
+    of UNITS is a unit.
+    """
     text = re.sub(r"^[$€£¥₹]\s*|(?<=\s)\s+", "", spelled(re.sub(r"(?i)\b\w*per\s?\w*cent\w*", "%", text)))
     match = re.search(
         r"(?<=[\d)\s.])\s*((?:(?:square|sq\.?|cubic)\s+)?(?:[A-Za-zμΩ]{2,}|(?<=[\d)\s.])[A-Za-z])\.?(?:\s*/\s*[a-zA-Z]+)?)(\s*\*\*\s*\(?\d\)?)?\.?$",
@@ -257,18 +325,26 @@ def same_expression(body: str, gold: str) -> bool:
         return same_items(body, gold, is_ordered=True)
     if re.fullmatch(r"[-\d(][-\d./%\s()*e]*", spelled(gold)) and "=" not in body:
         return same_number(body, gold)
-    (mine, unit), (theirs, gold_unit) = (measured(spelled(named(text)), is_known="\\text" not in text) for text in (body, gold))
+    (mine, unit), (theirs, gold_unit) = (
+        measured(spelled(named(text)), is_known="\\text" not in text) for text in (body, gold)
+    )
     if unit and gold_unit and unit != gold_unit:
         return False
     mine, theirs = (text.split("=") for text in (mine, theirs))
     if max(len(mine), len(theirs)) > 2:
         raise Unclear("chain")
     if len(mine) == len(theirs) == 2:
-        ratios = [[l - r for l, r in zip(computed(left), computed(right), strict=True)] for left, right in (mine, theirs)]
+        ratios = [
+            [l - r for l, r in zip(computed(left), computed(right), strict=True)]
+            for left, right in (mine, theirs)
+        ]
         quotients = [a / b for a, b in zip(*ratios, strict=True)]
         return bool(quotients[0]) and near(quotients, [quotients[0]] * len(quotients))
     is_bare = "%" in theirs[-1] and "%" not in mine[-1]
-    found, right = computed(mine[-1].replace(",", "") if re.search(r"\d,\d{3}", mine[-1]) else mine[-1]), computed(theirs[-1])
+    found, right = (
+        computed(mine[-1].replace(",", "") if re.search(r"\d,\d{3}", mine[-1]) else mine[-1]),
+        computed(theirs[-1]),
+    )
     for side in (mine, theirs):
         if len(side) == 2 and not re.fullmatch(r"\s*\\?[A-Za-z]\w*(\([a-z]\))?\s*", side[0]):
             raise Unclear("an equation against a value")
@@ -299,12 +375,22 @@ def items_of(text: str) -> tuple[str, list[str]]:
 
 def same_items(body: str, gold: str, is_ordered: bool) -> bool:
     (brackets, mine), (_, theirs) = items_of(body), items_of(gold)
-    mine, theirs = ([computed(re.sub(r"(?<=\d)\s*(?:cm|units?)$", "", named(item))) for item in side] for side in (mine, theirs))
+    mine, theirs = (
+        [computed(re.sub(r"(?<=\d)\s*(?:cm|units?)$", "", named(item))) for item in side]
+        for side in (mine, theirs)
+    )
     if is_ordered:
-        return brackets[:1] in ("(", "[") and bool(brackets) and len(mine) == len(theirs) and all(map(near, mine, theirs))
+        return (
+            brackets[:1] in ("(", "[")
+            and bool(brackets)
+            and len(mine) == len(theirs)
+            and all(map(near, mine, theirs))
+        )
     if brackets in ("()", "[]") and len(theirs) > 1:
         return False
-    return len(mine) == len(theirs) and any(all(map(near, mine, order)) for order in itertools.permutations(theirs))
+    return len(mine) == len(theirs) and any(
+        all(map(near, mine, order)) for order in itertools.permutations(theirs)
+    )
 
 
 # -- boxes
@@ -312,9 +398,15 @@ def same_items(body: str, gold: str, is_ordered: bool) -> bool:
 
 def boxes_of(text: str) -> list[tuple[float, ...]]:
     """Every bracket that holds numbers between commas; words and numbers around them are no matter."""
-    text = unicodedata.normalize("NFKC", text).translate({ord("−"): "-", ord("–"): "-", ord("$"): None}).replace("{,}", ",")
+    text = (
+        unicodedata.normalize("NFKC", text)
+        .translate({ord("−"): "-", ord("–"): "-", ord("$"): None})
+        .replace("{,}", ",")
+    )
     found = [
-        re.findall(r"-?(?:\d+\.?\d*|\.\d+)", one) for one in re.findall(r"[\[(]([^\[\](){}]*)", text) if re.search(r"\d\s*,\s*[-\d.]", one)
+        re.findall(r"-?(?:\d+\.?\d*|\.\d+)", one)
+        for one in re.findall(r"[\[(]([^\[\](){}]*)", text)
+        if re.search(r"\d\s*,\s*[-\d.]", one)
     ]
     if not found or any(len(one) != 4 for one in found):
         raise Unclear("not four numbers a box")
@@ -333,7 +425,8 @@ def same_boxes(body: str, gold: str) -> bool:
     """Labels aside, which no mutation here can put right."""
     mine, theirs = boxes_of(body), boxes_of(gold)
     return len(mine) == len(theirs) and any(
-        all(overlap(a, b) > 0.5 - 1e-9 for a, b in zip(mine, order, strict=True)) for order in itertools.permutations(theirs)
+        all(overlap(a, b) > 0.5 - 1e-9 for a, b in zip(mine, order, strict=True))
+        for order in itertools.permutations(theirs)
     )
 
 

@@ -6,11 +6,36 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 IMAGE, VISION_START, VISION_END = 95, 92, 93  # token ids in a vocabulary of 100
 
-# Three odd shapes: tied and untied, grouped 2:1, 4:1 and 1:1, windows of 2 and 4 merged patches, different full-attention blocks.
+# Three odd shapes: tied and untied, grouped 2:1, 4:1 and 1:1, windows of 2 and 4 merged patches, different
+# full-attention blocks.
 SHAPES = {
-    "tied": dict(tie_word_embeddings=True, heads=4, key_heads=2, window_size=56, fullatt=[1, 3], section=[2, 3, 3], hidden=64),
-    "untied": dict(tie_word_embeddings=False, heads=4, key_heads=1, window_size=112, fullatt=[0], section=[4, 6, 6], hidden=128),
-    "ungrouped": dict(tie_word_embeddings=False, heads=6, key_heads=6, window_size=84, fullatt=[2], section=[1, 1, 2], hidden=48),
+    "tied": dict(
+        tie_word_embeddings=True,
+        heads=4,
+        key_heads=2,
+        window_size=56,
+        fullatt=[1, 3],
+        section=[2, 3, 3],
+        hidden=64,
+    ),
+    "untied": dict(
+        tie_word_embeddings=False,
+        heads=4,
+        key_heads=1,
+        window_size=112,
+        fullatt=[0],
+        section=[4, 6, 6],
+        hidden=128,
+    ),
+    "ungrouped": dict(
+        tie_word_embeddings=False,
+        heads=6,
+        key_heads=6,
+        window_size=84,
+        fullatt=[2],
+        section=[1, 1, 2],
+        hidden=48,
+    ),
 }
 
 
@@ -62,7 +87,9 @@ def config_dict(name: str) -> dict:
 
 
 def reference_model(name: str, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
-    """A float32 model of transformers with every weight random: also the biases and norms, whose usual 0 and 1 would hide mistakes."""
+    """A float32 model of transformers with every weight random: also the biases and norms, whose usual 0 and
+    1 would hide mistakes.
+    """
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config_dict(name))).eval().float()
     with torch.no_grad():
@@ -77,7 +104,9 @@ def reference_model(name: str, seed: int = 0) -> Qwen2_5_VLForConditionalGenerat
 def prompt(
     generator: torch.Generator, grids: list[tuple[int, int, int]], text_lengths: list[int]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Token ids (T,) with the pictures' placeholders between runs of random text, pixel values (P, 1176), grids (N, 3)."""
+    """Token ids (T,) with the pictures' placeholders between runs of random text, pixel values (P, 1176),
+    grids (N, 3).
+    """
     pieces = []
     for index, length in enumerate(text_lengths):
         pieces.append(torch.randint(0, 90, (length,), generator=generator))
@@ -90,7 +119,14 @@ def prompt(
     return torch.cat(pieces), pixels, torch.tensor(grids)
 
 
-def reference_logits(model, input_ids: Tensor, pixel_values: Tensor | None, image_grid_thw: Tensor | None) -> Tensor:
+def reference_logits(
+    model, input_ids: Tensor, pixel_values: Tensor | None, image_grid_thw: Tensor | None
+) -> Tensor:
     """(T, V) logits of one sequence. transformers 5 finds picture positions only through mm_token_type_ids."""
     kinds = (input_ids == IMAGE).long()[None]
-    return model(input_ids=input_ids[None], pixel_values=pixel_values, image_grid_thw=image_grid_thw, mm_token_type_ids=kinds).logits[0]
+    return model(
+        input_ids=input_ids[None],
+        pixel_values=pixel_values,
+        image_grid_thw=image_grid_thw,
+        mm_token_type_ids=kinds,
+    ).logits[0]

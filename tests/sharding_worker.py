@@ -1,8 +1,10 @@
-"""What each process of tests/test_sharding.py runs under torchrun: every check of one world size in one start, results to a file.
+"""What each process of tests/test_sharding.py runs under torchrun: every check of one world size in one
+start, results to a file.
 
     torchrun --nproc-per-node N tests/sharding_worker.py FOLDER
 
-FOLDER holds `model/`, a checkpoint. The same functions run in the test itself, in one process on a plain model: what must come out.
+FOLDER holds `model/`, a checkpoint. The same functions run in the test itself, in one process on a plain
+model: what must come out.
 """
 
 import sys
@@ -17,20 +19,42 @@ from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from r1ov.common.processes import World, joined
 from r1ov.data.processor import Processor
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
+from r1ov.folder.fresh import init_weights
 from r1ov.folder.hub import resolve
 from r1ov.folder.shard import is_sharded, local, whole
 from r1ov.model.config import Config
-from r1ov.model.model import Qwen2_5_VL, init_weights
+from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.loss import sft_loss
 from r1ov.train.optim import build_optimizers
-from r1ov.train.run.distributed import World, clip_grad_norm, joined
-from r1ov.train.run.sharding import checkpoint_activations, freeze, make_mesh, refresh, replica, shard, sum_over_copies
+from r1ov.train.run.distributed import clip_grad_norm
+from r1ov.train.run.sharding import (
+    checkpoint_activations,
+    freeze,
+    make_mesh,
+    refresh,
+    replica,
+    shard,
+    sum_over_copies,
+)
 
-LAYOUTS = {1: {"sharded": 1}, 2: {"sharded": 1, "copies": 2}, 3: {"sharded": 1}, 4: {"sharded": 1, "hybrid": 2}}  # --replicate
-FREEZES = [("vision",), ("merger",), ("language",), ("vision", "merger"), ("vision", "language"), ("merger", "language")]
+LAYOUTS = {
+    1: {"sharded": 1},
+    2: {"sharded": 1, "copies": 2},
+    3: {"sharded": 1},
+    4: {"sharded": 1, "hybrid": 2},
+}  # --replicate
+FREEZES = [
+    ("vision",),
+    ("merger",),
+    ("language",),
+    ("vision", "merger"),
+    ("vision", "language"),
+    ("merger", "language"),
+]
 NAMES = ("input_ids", "position_ids", "labels", "pixel_values", "image_grid_thw")
 SHARD_BYTES = 40_000
 
@@ -40,12 +64,23 @@ def row(config: Config, seed: int, grid: tuple[int, int, int] | None, length: in
     generator = torch.Generator().manual_seed(seed)
     text = torch.randint(0, 90, (length,), generator=generator)
     if grid is None:
-        ids, pixels, grids = text, torch.zeros(0, config.vision.patch_dim), torch.zeros(0, 3, dtype=torch.int64)
+        ids, pixels, grids = (
+            text,
+            torch.zeros(0, config.vision.patch_dim),
+            torch.zeros(0, 3, dtype=torch.int64),
+        )
     else:
         t, h, w = grid
-        picture = [config.vision_start_token_id, *[config.image_token_id] * (t * h * w // 4), config.vision_end_token_id]
+        picture = [
+            config.vision_start_token_id,
+            *[config.image_token_id] * (t * h * w // 4),
+            config.vision_end_token_id,
+        ]
         ids = torch.cat([text[: length // 2], torch.tensor(picture), text[length // 2 :]])
-        pixels, grids = torch.randn(t * h * w, config.vision.patch_dim, generator=generator), torch.tensor([grid])
+        pixels, grids = (
+            torch.randn(t * h * w, config.vision.patch_dim, generator=generator),
+            torch.tensor([grid]),
+        )
     labels = torch.where(torch.arange(len(ids)) >= len(ids) - length // 2, ids, -100)
     positions = torch.stack([torch.arange(len(ids)), torch.arange(len(ids)) // 2, torch.arange(len(ids)) % 5])
     return dict(zip(NAMES, (ids, positions, labels, pixels, grids), strict=True))
@@ -54,18 +89,36 @@ def row(config: Config, seed: int, grid: tuple[int, int, int] | None, length: in
 def blank(config: Config) -> dict[str, Tensor]:
     """A picture of nothing that teaches nothing: it makes the vision encoder run."""
     one = row(config, 0, (1, 2, 2), 0)
-    return one | {"labels": torch.full_like(one["labels"], -100), "pixel_values": torch.zeros_like(one["pixel_values"])}
+    return one | {
+        "labels": torch.full_like(one["labels"], -100),
+        "pixel_values": torch.zeros_like(one["pixel_values"]),
+    }
 
 
 def steps(config: Config) -> list[list[dict[str, Tensor]]]:
-    """Three steps' rows. Dealt to two or four processes, some get text alone; of the second step's, the fourth gets nothing."""
+    """Three steps' rows. Dealt to two or four processes, some get text alone; of the second step's, the
+    fourth gets nothing.
+    """
     picture, text = partial(row, config, grid=(1, 4, 6)), partial(row, config, grid=None)
-    first = [picture(1, length=9), text(2, length=15), row(config, 3, (1, 8, 4), 21), text(4, length=8), picture(5, length=11)]
-    return [first, [text(6, length=12), picture(7, length=9), picture(8, length=13)], [picture(9, length=7), text(10, length=19)] * 2]
+    first = [
+        picture(1, length=9),
+        text(2, length=15),
+        row(config, 3, (1, 8, 4), 21),
+        text(4, length=8),
+        picture(5, length=11),
+    ]
+    return [
+        first,
+        [text(6, length=12), picture(7, length=9), picture(8, length=13)],
+        [picture(9, length=7), text(10, length=19)] * 2,
+    ]
 
 
 def pack(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    batch = {name: torch.cat([one[name] for one in rows], dim=-1 if name == "position_ids" else 0) for name in NAMES}
+    batch = {
+        name: torch.cat([one[name] for one in rows], dim=-1 if name == "position_ids" else 0)
+        for name in NAMES
+    }
     lengths = torch.tensor([0] + [len(one["input_ids"]) for one in rows])
     batch["cu_seqlens"] = lengths.cumsum(0).int()
     if not len(batch["image_grid_thw"]):
@@ -73,8 +126,12 @@ def pack(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return batch
 
 
-def backward(model: Qwen2_5_VL, rows: list[dict[str, Tensor]], world: World, packs: int = 1, has_blank: bool = True) -> float:
-    """One step's loss over all processes, gradients left in the parameters. Each process takes every `world.size`-th row of a pack."""
+def backward(
+    model: Qwen2_5_VL, rows: list[dict[str, Tensor]], world: World, packs: int = 1, has_blank: bool = True
+) -> float:
+    """One step's loss over all processes, gradients left in the parameters. Each process takes every
+    `world.size`-th row of a pack.
+    """
     count = sum(int((one["labels"] != -100).sum()) for one in rows)
     total = 0.0
     for number in range(packs):
@@ -91,14 +148,20 @@ def backward(model: Qwen2_5_VL, rows: list[dict[str, Tensor]], world: World, pac
 
 
 def gradients(model: Qwen2_5_VL) -> dict[str, Tensor]:
-    return {name: whole(parameter.grad).clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {
+        name: whole(parameter.grad).clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def weights(model: Qwen2_5_VL) -> dict[str, Tensor]:
     return {name: whole(parameter).clone() for name, parameter in model.named_parameters()}
 
 
-def built(folder: Path, world: World, replicate: int | None, frozen=(), mode="off", compute_dtype=torch.float32) -> Qwen2_5_VL:
+def built(
+    folder: Path, world: World, replicate: int | None, frozen=(), mode="off", compute_dtype=torch.float32
+) -> Qwen2_5_VL:
     """The model as the trainer makes it; replicate None: plain."""
 
     def prepare(model: Qwen2_5_VL) -> None:
@@ -137,21 +200,31 @@ def greedy(model: Qwen2_5_VL) -> list[int]:
     for _ in range(8):
         tokens.append(int(model(**batch)[-1].argmax()))
         batch["input_ids"] = torch.cat([batch["input_ids"], torch.tensor(tokens[-1:])])
-        batch["position_ids"] = torch.cat([batch["position_ids"], batch["position_ids"].amax(1, keepdim=True) + 1], dim=1)
+        batch["position_ids"] = torch.cat(
+            [batch["position_ids"], batch["position_ids"].amax(1, keepdim=True) + 1], dim=1
+        )
         batch["cu_seqlens"] = torch.tensor([0, len(batch["input_ids"])], dtype=torch.int32)
     return tokens
 
 
 class Largest(TorchDispatchMode):
-    """The most bytes that any operation allocated for one tensor. What the files' own pages are seen through costs nothing."""
+    """The most bytes that any operation allocated for one tensor. What the files' own pages are seen through
+    costs nothing.
+    """
 
     bytes = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         if function is not torch.ops.aten.set_.source_Storage:
-            given = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if _is_held(leaf)}
-            made = [leaf for leaf in tree_leaves(out) if _is_held(leaf) and leaf.untyped_storage().data_ptr() not in given]
+            given = {
+                leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if _is_held(leaf)
+            }
+            made = [
+                leaf
+                for leaf in tree_leaves(out)
+                if _is_held(leaf) and leaf.untyped_storage().data_ptr() not in given
+            ]
             self.bytes = max([self.bytes, *(leaf.untyped_storage().nbytes() for leaf in made)])
         return out
 
@@ -196,14 +269,22 @@ def trained_with_replica(model: Qwen2_5_VL, world: World) -> dict:
     before = greedy(copy)
     result = trained(model, world, "adamw")
     refresh(copy, model)
-    is_equal = all(torch.equal(result["weights"][name], parameter) for name, parameter in copy.named_parameters())
-    return result | {"answers": [before, greedy(copy)], "is plain and equal": is_equal and not is_sharded(copy)}
+    is_equal = all(
+        torch.equal(result["weights"][name], parameter) for name, parameter in copy.named_parameters()
+    )
+    return result | {
+        "answers": [before, greedy(copy)],
+        "is plain and equal": is_equal and not is_sharded(copy),
+    }
 
 
 def in_bfloat16(folder: Path, world: World) -> dict:
     model = built(folder, world, 1, compute_dtype=torch.bfloat16)
     result = one_step(model, world)
-    return result | {"master": {p.dtype for p in model.parameters()}, "reduced": {p.grad.dtype for p in model.parameters()}}
+    return result | {
+        "master": {p.dtype for p in model.parameters()},
+        "reduced": {p.grad.dtype for p in model.parameters()},
+    }
 
 
 def check(folder: Path, world: World) -> dict:
@@ -226,13 +307,18 @@ def check(folder: Path, world: World) -> dict:
     config = Config.from_file(folder / "model" / "config.json")
     results["drawn"] = drawn(world, config, 1)
     if world.size == 2:
-        results["modes"] = {mode: one_step(built(folder, world, 1, mode=mode), world) for mode in ("selective", "full")}
+        results["modes"] = {
+            mode: one_step(built(folder, world, 1, mode=mode), world) for mode in ("selective", "full")
+        }
         results["freeze"] = {frozen: one_step(built(folder, world, 1, frozen), world) for frozen in FREEZES}
         results["bfloat16"] = in_bfloat16(folder, world)
     text = [one for one in steps(config)[0] if not len(one["image_grid_thw"])]
     if world.size <= len(text):  # no picture anywhere, so no process needs a blank one
         model = built(folder, world, 1)
-        results["text only"] = {"loss": backward(model, text, world, has_blank=False), "gradients": gradients(model)}
+        results["text only"] = {
+            "loss": backward(model, text, world, has_blank=False),
+            "gradients": gradients(model),
+        }
         results["after text only"] = one_step(model, world)
     return results
 

@@ -1,4 +1,6 @@
-"""Bad input to `generate.py` and `r1ov.load`: each kind gives status 2, one line on stderr ("error: ..."), and nothing else."""
+"""Bad input to `generate.py` and `r1ov.load`: each kind gives status 2, one line on stderr ("error: ..."),
+and nothing else.
+"""
 
 import functools
 import io
@@ -32,8 +34,14 @@ BILLIONS = str(2**31 - 1)
 
 def png_file(width: int, height: int) -> bytes:
     """A PNG whose header claims a size and whose data is a few bytes."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
-    body = b"".join(struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in chunks)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(1000))),
+        (b"IEND", b""),
+    ]
+    body = b"".join(
+        struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in chunks
+    )
     return b"\x89PNG\r\n\x1a\n" + body
 
 
@@ -109,11 +117,23 @@ LINES = {
     "empty prompt": (["--image", "{ok}", "--prompt", ""], "--prompt is empty"),
     "blank prompt": (["--prompt", " \n\t"], "--prompt is empty"),
     "prompt longer than the model's positions": (["--prompt", "word " * 3000], "2048 positions"),
-    "system prompt longer than the model's positions": (["--image", "{ok}", "--system", "word " * 3000], "2048 positions"),
-    "more pictures than positions": (["--image", "{ok}", "--max-pixels", "3136"] + ["--image", "{ok}"] * 400, "2048 positions"),
-    "picture placeholder in the prompt": (["--image", "{ok}", "--prompt", "<|image_pad|>?"], "2 <|image_pad|> placeholders"),
+    "system prompt longer than the model's positions": (
+        ["--image", "{ok}", "--system", "word " * 3000],
+        "2048 positions",
+    ),
+    "more pictures than positions": (
+        ["--image", "{ok}", "--max-pixels", "3136"] + ["--image", "{ok}"] * 400,
+        "2048 positions",
+    ),
+    "picture placeholder in the prompt": (
+        ["--image", "{ok}", "--prompt", "<|image_pad|>?"],
+        "2 <|image_pad|> placeholders",
+    ),
     "picture placeholder without a picture": (["--prompt", "<|image_pad|>"], "1 <|image_pad|> placeholders"),
-    "video placeholder in the system prompt": (["--prompt", "x", "--system", "<|video_pad|>"], "videos are not supported"),
+    "video placeholder in the system prompt": (
+        ["--prompt", "x", "--system", "<|video_pad|>"],
+        "videos are not supported",
+    ),
     "lone surrogate in the prompt": (["--prompt", "caf\udce9"], r"not valid Unicode at"),
     # flags
     "unknown flag": (["--prompt", "x", "--beams", "4"], "unrecognized arguments: --beams 4"),
@@ -133,22 +153,37 @@ LINES = {
     "top-k negative": (["--prompt", "x", "--top-k", "-1"], "--top-k is -1"),
     "no samples": (["--prompt", "x", "--num-samples", "0"], "--num-samples is 0"),
     "a hundred million samples": (["--prompt", "x", "--num-samples", "100000000"], "at most 1024"),
-    "min-pixels above max-pixels": (["--image", "{ok}", "--min-pixels", "9", "--max-pixels", "8"], "is above --max-pixels 8"),
-    "max-pixels below the checkpoint's min_pixels": (["--image", "{ok}", "--max-pixels", "1"], "min_pixels is 3136, above max_pixels"),
+    "min-pixels above max-pixels": (
+        ["--image", "{ok}", "--min-pixels", "9", "--max-pixels", "8"],
+        "is above --max-pixels 8",
+    ),
+    "max-pixels below the checkpoint's min_pixels": (
+        ["--image", "{ok}", "--max-pixels", "1"],
+        "min_pixels is 3136, above max_pixels",
+    ),
     "max-pixels of 30 digits": (["--image", "{ok}", "--max-pixels", "9" * 30], "max_pixels is 999"),
-    "picture enlarged beyond all memory": (["--image", "{ok}", "--min-pixels", BILLIONS, "--max-pixels", BILLIONS], "lower max_pixels"),
+    "picture enlarged beyond all memory": (
+        ["--image", "{ok}", "--min-pixels", BILLIONS, "--max-pixels", BILLIONS],
+        "lower max_pixels",
+    ),
     "dtype float16": (["--prompt", "x", "--dtype", "float16"], "overflows"),
     "dtype unknown": (["--prompt", "x", "--dtype", "int4"], "invalid choice: 'int4'"),
     "device unknown": (["--prompt", "x", "--device", "toaster"], "device 'toaster' cannot be used here"),
     "device with a line break": (["--prompt", "x", "--device", "cpu\ncuda"], r"device 'cpu\ncuda'"),
     "device cuda:99": (["--prompt", "x", "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
     "device without numbers": (["--prompt", "x", "--device", "meta"], "runs on cpu and cuda"),
-    "device that torch has forgotten": (["--prompt", "x", "--device", "mkldnn"], "device 'mkldnn' cannot be used here"),
+    "device that torch has forgotten": (
+        ["--prompt", "x", "--device", "mkldnn"],
+        "device 'mkldnn' cannot be used here",
+    ),
     # pictures
     "picture missing": (["--image", "{dir}/none.png"], "none.png: no such file"),
     "picture's path empty": (["--image", ""], "path is empty"),
     "picture's path too long": (["--image", "x" * 5000], "cannot be read"),
-    "picture's path with control characters": (["--image", "{dir}/red\n\x1b[31m.png"], r"red\n\x1b[31m.png: not a picture"),
+    "picture's path with control characters": (
+        ["--image", "{dir}/red\n\x1b[31m.png"],
+        r"red\n\x1b[31m.png: not a picture",
+    ),
     "picture's path not Unicode": (["--image", "caf\udce9.png"], "no such file"),
     "picture is a folder": (["--image", "{dir}"], "is a folder"),
     "picture is a device": (["--image", "/dev/zero"], "not an ordinary file"),
@@ -175,7 +210,10 @@ LINES = {
     "URL without a host": (["--image", "http://"], "cannot be fetched"),
     # models
     "model's name empty": (["--prompt", "x", "--model", ""], "not a model"),
-    "model's name with control characters": (["--prompt", "x", "--model", "a\x1b[31m\nb"], r"'a\x1b[31m\nb': not a model"),
+    "model's name with control characters": (
+        ["--prompt", "x", "--model", "a\x1b[31m\nb"],
+        r"'a\x1b[31m\nb': not a model",
+    ),
     "model's folder missing": (["--prompt", "x", "--model", "{dir}/none"], "no such folder"),
     "model is a file": (["--prompt", "x", "--model", "{ok}"], "expected the folder of a model"),
     "model's folder holds none": (["--prompt", "x", "--model", "{dir}"], "config.json: no such file"),
@@ -199,8 +237,12 @@ def assert_one_error(status: int | None, out: str, err: str, says: str) -> None:
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    """Runs `generate.py` in this process: (status, stdout, stderr). Pictures from the web have half a second and 100 kB."""
-    monkeypatch.setattr(r1ov.data.image, "fetch", functools.partial(fetch, timeout_seconds=0.5, max_bytes=100_000))
+    """Runs `generate.py` in this process: (status, stdout, stderr). Pictures from the web have half a second
+    and 100 kB.
+    """
+    monkeypatch.setattr(
+        r1ov.data.image, "fetch", functools.partial(fetch, timeout_seconds=0.5, max_bytes=100_000)
+    )
 
     def call(words: list[str]) -> tuple[int | None, str, str]:
         monkeypatch.setattr(sys, "argv", ["generate.py", *words])
@@ -221,7 +263,9 @@ def test_a_bad_command_line_gives_one_line_and_status_2(kind, files, command):
 
 def change(name: str, **values):
     """Sets fields of a JSON file in a model's folder."""
-    return lambda folder: (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | values))
+    return lambda folder: (folder / name).write_text(
+        json.dumps(json.loads((folder / name).read_text()) | values)
+    )
 
 
 def write(name: str, data: bytes):
@@ -269,20 +313,47 @@ FOLDERS = {
     "weights missing": (remove("model.safetensors"), "no model.safetensors"),
     "weights empty": (write("model.safetensors", b""), "truncated or not a safetensors file"),
     "weights truncated": (cut_weights, "truncated or not a safetensors file"),
-    "weights with a header of absurd length": (write("model.safetensors", ENDLESS_HEADER), "truncated or not a safetensors file"),
-    "weights with a header of absurd sizes": (write("model.safetensors", ABSURD_SIZES), "truncated or not a safetensors file"),
+    "weights with a header of absurd length": (
+        write("model.safetensors", ENDLESS_HEADER),
+        "truncated or not a safetensors file",
+    ),
+    "weights with a header of absurd sizes": (
+        write("model.safetensors", ABSURD_SIZES),
+        "truncated or not a safetensors file",
+    ),
     "weights elsewhere by their index": (index_outside, "beside the index"),
     "tokenizer missing": (remove("tokenizer.json"), "tokenizer.json: no such file"),
-    "tokenizer corrupt": (write("tokenizer.json", b'{"version": "1.0", "model": 3}'), "tokenizer.json: not a tokenizer"),
-    "tokenizer config corrupt": (write("tokenizer_config.json", b"{"), "tokenizer_config.json: not valid JSON"),
+    "tokenizer corrupt": (
+        write("tokenizer.json", b'{"version": "1.0", "model": 3}'),
+        "tokenizer.json: not a tokenizer",
+    ),
+    "tokenizer config corrupt": (
+        write("tokenizer_config.json", b"{"),
+        "tokenizer_config.json: not valid JSON",
+    ),
     "preprocessor missing": (remove("preprocessor_config.json"), "preprocessor_config.json: no such file"),
     "preprocessor corrupt": (write("preprocessor_config.json", b"null"), "preprocessor_config.json"),
-    "preprocessor with a text for a number": (change("preprocessor_config.json", max_pixels="many"), "max_pixels is 'many'"),
-    "template broken": (write("chat_template.jinja", b"{% for m in %}"), "chat_template.jinja: the chat template is broken"),
+    "preprocessor with a text for a number": (
+        change("preprocessor_config.json", max_pixels="many"),
+        "max_pixels is 'many'",
+    ),
+    "template broken": (
+        write("chat_template.jinja", b"{% for m in %}"),
+        "chat_template.jinja: the chat template is broken",
+    ),
     "template that reaches for Python": (write("chat_template.jinja", ATTACK), "the chat template refuses"),
-    "generation config corrupt": (write("generation_config.json", b"\0"), "generation_config.json: not valid JSON"),
-    "generation config with a text for a stop id": (change("generation_config.json", eos_token_id="<|im_end|>"), "eos_token_id"),
-    "generation config with a text for a number": (change("generation_config.json", top_p="most"), "top_p is 'most'"),
+    "generation config corrupt": (
+        write("generation_config.json", b"\0"),
+        "generation_config.json: not valid JSON",
+    ),
+    "generation config with a text for a stop id": (
+        change("generation_config.json", eos_token_id="<|im_end|>"),
+        "eos_token_id",
+    ),
+    "generation config with a text for a number": (
+        change("generation_config.json", top_p="most"),
+        "top_p is 'most'",
+    ),
 }
 FINE_UNTIL_USED = {kind for kind in FOLDERS if kind.startswith(("template that", "generation config with"))}
 
@@ -313,27 +384,44 @@ def test_r1ov_load_refuses_a_broken_model_in_one_line(kind, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-# In a process of its own, as a user runs it: (the shell's words around the command, further environment, what the error says).
+# In a process of its own, as a user runs it: (the shell's words around the command, further environment, what
+# the error says).
 PROCESSES = {
     "no arguments": ("{generate}", {}, "nothing to answer"),
     "unknown flag, stdout closed": ("{generate} --nonsense >&-", {}, "unrecognized arguments"),
     "bytes that are no Unicode": ("{generate} --image {ok} --prompt $'caf\\xe9'", {}, "not valid Unicode"),
     "a picture that is text": ("{generate} --image {dir}/text.png", {}, "not a picture"),
-    "a terminal of ASCII": ("{generate} --image 图.png", {"PYTHONIOENCODING": "ascii"}, r"\u56fe.png: no such file"),
+    "a terminal of ASCII": (
+        "{generate} --image 图.png",
+        {"PYTHONIOENCODING": "ascii"},
+        r"\u56fe.png: no such file",
+    ),
     "a full disk": (
         "{generate} --prompt x --max-new-tokens 2 2>&1 >/dev/full | tail -n 1 >&2; exit ${{PIPESTATUS[0]}}",
         {},
         "No space left",
     ),
-    "a kernel without a GPU": ("{generate} --prompt x --device cpu --kernels triton", {"TRITON_INTERPRET": "0"}, "kernels need a GPU"),
-    "a hub name, offline": ("{generate} --prompt x --model nobody/nothing", {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
+    "a kernel without a GPU": (
+        "{generate} --prompt x --device cpu --kernels triton",
+        {"TRITON_INTERPRET": "0"},
+        "kernels need a GPU",
+    ),
+    "a hub name, offline": (
+        "{generate} --prompt x --model nobody/nothing",
+        {"HF_HUB_OFFLINE": "1"},
+        "HF_HUB_OFFLINE is set",
+    ),
 }
 
 
-def shell(line: str, files: dict[str, str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def shell(
+    line: str, files: dict[str, str], environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     line = line.format(generate=f"{sys.executable} generate.py", **files)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
-    return subprocess.run(["bash", "-c", line], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        ["bash", "-c", line], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
 
 
 @pytest.mark.parametrize("kind", PROCESSES)

@@ -1,4 +1,6 @@
-"""Checkpoints: bit-equal round trips, kills at random instants, full disks, torn files, other numbers of ranks."""
+"""Checkpoints: bit-equal round trips, kills at random instants, full disks, torn files, other numbers of
+ranks.
+"""
 
 import json
 import os
@@ -14,10 +16,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
+from r1ov.common.processes import World
 from r1ov.errors import UserError
 from r1ov.train.run import storage
 from r1ov.train.run.checkpoint import Checkpoints
-from r1ov.train.run.distributed import World
 from r1ov.train.run.state import check_same_run, random_state, set_random_state, state_tensors
 from tests.checkpoint_worker import make, same, train_step
 
@@ -66,11 +68,21 @@ def test_what_is_loaded_is_what_was_saved_bit_by_bit_and_goes_on_alike(tmp_path,
         assert checkpoints.load_latest(other, other_optimizers) == (3, extra)
     loaded = snapshot(other, other_optimizers)
     assert same(loaded, expected)
-    states = {name.split(".")[1] + "." + name.rpartition(".")[2] for name in expected if name.startswith("optimizer.")}
-    assert states == {"AdamW.exp_avg", "AdamW.exp_avg_sq", "AdamW.step"} | ({"Muon.momentum_buffer"} if optim == "muon" else set())
+    states = {
+        name.split(".")[1] + "." + name.rpartition(".")[2]
+        for name in expected
+        if name.startswith("optimizer.")
+    }
+    assert states == {"AdamW.exp_avg", "AdamW.exp_avg_sq", "AdamW.step"} | (
+        {"Muon.momentum_buffer"} if optim == "muon" else set()
+    )
     assert not any("unused" in name or "frozen" in name for name in expected if name.startswith("optimizer."))
-    assert [group["lr"] for optimizer in other_optimizers for group in optimizer.param_groups] == learning_rates
-    train(other, other_optimizers, range(3, 6))  # its data are drawn from the random state, which came back too
+    assert [
+        group["lr"] for optimizer in other_optimizers for group in optimizer.param_groups
+    ] == learning_rates
+    train(
+        other, other_optimizers, range(3, 6)
+    )  # its data are drawn from the random state, which came back too
     assert same(snapshot(other, other_optimizers), snapshot(model, optimizers))
 
 
@@ -166,7 +178,9 @@ def test_of_a_torn_checkpoint_one_is_told_in_a_line_and_the_one_before_is_used(s
         assert name in told or "directory" in told
         assert same(snapshot(model, optimizers), at_2)
         train(model, optimizers, [2])
-        checkpoints.save(3, model, optimizers)  # must not be taken for older, and superfluous, because of the torn one
+        checkpoints.save(
+            3, model, optimizers
+        )  # must not be taken for older, and superfluous, because of the torn one
         checkpoints.wait()
         assert checkpoints.steps() == [4, 3]
         train(model, optimizers, [3])
@@ -191,7 +205,9 @@ def test_if_none_can_be_used_the_run_is_told_that_it_starts_anew(saved, capsys):
 
 
 def test_nothing_in_a_checkpoint_is_run(saved, capsys, monkeypatch):
-    """A pickle that would make a folder, under checksums that agree with it; and an object where tensors belong."""
+    """A pickle that would make a folder, under checksums that agree with it; and an object where tensors
+    belong.
+    """
     folder, at_2 = saved
 
     class Evil:
@@ -236,7 +252,11 @@ def full_file(name):
     def fill(monkeypatch):
         true_open = Path.open
         monkeypatch.setattr(
-            Path, "open", lambda path, mode="r", **more: true_open(Path("/dev/full") if path.name == name else path, mode, **more)
+            Path,
+            "open",
+            lambda path, mode="r", **more: true_open(
+                Path("/dev/full") if path.name == name else path, mode, **more
+            ),
         )
 
     return fill
@@ -306,7 +326,9 @@ def test_failures_in_a_row_stop_the_run(tmp_path, monkeypatch, capsys):
     save(1, True)
     save(2, False)
     save(3, True)
-    with pytest.raises(UserError, match=r"2 saves in a row have failed .No space left on device.*after step 2"):
+    with pytest.raises(
+        UserError, match=r"2 saves in a row have failed .No space left on device.*after step 2"
+    ):
         save(4, True)
     assert names(tmp_path) == ["step-2"]
 
@@ -340,8 +362,18 @@ def test_a_folder_that_cannot_be_is_the_users_mistake(tmp_path):
 
 
 def test_options_that_change_the_mathematics_must_be_the_same():
-    before = {"model": None, "learning_rate": 1e-5, "seed": 0, "data": ["a", "b"], "logging_steps": 1, "device": "cuda", "gone": None}
-    check_same_run(before, before | {"logging_steps": 5, "device": "cpu", "world_size": 8, "data": ("a", "b")})
+    before = {
+        "model": None,
+        "learning_rate": 1e-5,
+        "seed": 0,
+        "data": ["a", "b"],
+        "logging_steps": 1,
+        "device": "cuda",
+        "gone": None,
+    }
+    check_same_run(
+        before, before | {"logging_steps": 5, "device": "cpu", "world_size": 8, "data": ("a", "b")}
+    )
     with pytest.raises(UserError) as error:
         check_same_run(before, before | {"learning_rate": 2e-5, "seed": 1, "max_steps": 10, "device": "cpu"})
     text = str(error.value)

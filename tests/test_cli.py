@@ -44,7 +44,9 @@ def parsed(*argv: str) -> Settings:
 def test_every_kind_of_field_is_a_flag():
     assert parsed() == Settings()
     words = "--learning-rate 2e-4 --max-steps 5 --stage grpo --image a --image b --bf16 --no-resume --name x"
-    expected = Settings(learning_rate=2e-4, max_steps=5, stage="grpo", image=("a", "b"), bf16=True, resume=False, name="x")
+    expected = Settings(
+        learning_rate=2e-4, max_steps=5, stage="grpo", image=("a", "b"), bf16=True, resume=False, name="x"
+    )
     assert parsed(*words.split()) == expected
 
 
@@ -128,7 +130,16 @@ def called(monkeypatch, capsys, *argv: str) -> tuple[int, str, str]:
 
 
 def test_text_goes_to_stdout_and_all_else_to_stderr(folder, monkeypatch, capsys):
-    argv = ["--model", str(folder), "--image", str(folder / "x.png"), "--max-new-tokens", "6", "--device", "cpu"]
+    argv = [
+        "--model",
+        str(folder),
+        "--image",
+        str(folder / "x.png"),
+        "--max-new-tokens",
+        "6",
+        "--device",
+        "cpu",
+    ]
     status, out, err = called(monkeypatch, capsys, *argv)
     assert status == 0
     assert out.endswith("\n")
@@ -140,7 +151,19 @@ def test_text_goes_to_stdout_and_all_else_to_stderr(folder, monkeypatch, capsys)
 
 
 def test_json_prints_one_object_a_sample_with_the_documented_fields(folder, monkeypatch, capsys):
-    argv = ["--model", str(folder), "--prompt", "hi", "--max-new-tokens", "5", "--temperature", "1", "--num-samples", "3", "--json"]
+    argv = [
+        "--model",
+        str(folder),
+        "--prompt",
+        "hi",
+        "--max-new-tokens",
+        "5",
+        "--temperature",
+        "1",
+        "--num-samples",
+        "3",
+        "--json",
+    ]
     status, out, _ = called(monkeypatch, capsys, *argv)
     assert status == 0
     samples = [json.loads(line) for line in out.splitlines()]
@@ -269,10 +292,20 @@ def on_a_terminal(folder: Path, interrupt: bool, **environment: str) -> tuple[in
     """`generate.py` with its stdout on a terminal of its own: exit status, and what the terminal got."""
     master, slave = pty.openpty()
     argv = [sys.executable, "generate.py", "--model", str(folder), "--prompt", "hi", "--device", "cpu"]
-    # At random it hardly ever stops, and with this seed not before this process gets its turn, even on a busy machine.
+    # At random it hardly ever stops, and with this seed not before this process gets its turn, even on a busy
+    # machine.
     argv += ["--temperature", "3", "--max-new-tokens", "480", "--seed", "1"]
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # where the tests run in a shell's background, it is ignored
-    process = subprocess.Popen(argv, cwd=ROOT, stdout=slave, stderr=subprocess.DEVNULL, env={**os.environ, **environment}, preexec_fn=heard)
+    heard = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # where the tests run in a shell's background, it is ignored
+    process = subprocess.Popen(
+        argv,
+        cwd=ROOT,
+        stdout=slave,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+        preexec_fn=heard,
+    )
     os.close(slave)
     shown = b""
     while True:
@@ -305,7 +338,10 @@ def test_no_color_is_honoured_on_a_terminal(folder):
 def test_help_and_mistakes_come_before_torch_is_imported():
     started = time.perf_counter()
     code = "import sys, generate; sys.argv = ['generate.py']; s = generate.run(generate.main); print(s, 'torch' in sys.modules)"
-    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert shown == "2 False\n"
-    # Nothing is imported but argparse and dataclasses: a tenth of a second, here with room for a busy machine.
+    # Nothing is imported but argparse and dataclasses: a tenth of a second, here with room for a busy
+    # machine.
     assert time.perf_counter() - started < 5

@@ -86,13 +86,23 @@ def test_fields_left_out_take_the_class_defaults_of_transformers():
         "num_key_value_heads": 4,
         "rms_norm_eps": 1e-6,
         "rope_scaling": {"mrope_section": [16, 24, 24], "rope_type": "default", "type": "default"},
-        "vision_config": {"hidden_size": 1280, "in_chans": 3, "model_type": "qwen2_5_vl", "spatial_patch_size": 14, "tokens_per_second": 2},
+        "vision_config": {
+            "hidden_size": 1280,
+            "in_chans": 3,
+            "model_type": "qwen2_5_vl",
+            "spatial_patch_size": 14,
+            "tokens_per_second": 2,
+        },
     }
     config = Config.from_dict(raw)
     assert_equals_transformers(config, Qwen2_5_VLConfig(**raw))
     assert (config.vision.depth, config.vision.tokens_per_second, config.text.vocab_size) == (32, 2, 152064)
 
-    bare = {"model_type": "qwen2_5_vl", "rope_scaling": {"mrope_section": [16, 24, 24]}, "vision_config": {"out_hidden_size": 8192}}
+    bare = {
+        "model_type": "qwen2_5_vl",
+        "rope_scaling": {"mrope_section": [16, 24, 24]},
+        "vision_config": {"out_hidden_size": 8192},
+    }
     theirs = Qwen2_5_VLConfig(**bare)
     assert_equals_transformers(Config.from_dict(bare), theirs)
     assert Config.from_dict(bare).vision.tokens_per_second == 4  # the class default; the releases write 2
@@ -104,7 +114,9 @@ def test_tied_heads_dtype_and_token_ids_are_found_at_either_level(where, tmp_pat
     for field in ("tie_word_embeddings", "dtype", "torch_dtype", "eos_token_id"):
         nested.pop(field, None)
         nested["text_config"].pop(field, None)
-    (nested if where == "top" else nested["text_config"]).update(tie_word_embeddings=True, torch_dtype="float32", eos_token_id=[7, 8])
+    (nested if where == "top" else nested["text_config"]).update(
+        tie_word_embeddings=True, torch_dtype="float32", eos_token_id=[7, 8]
+    )
     config = Config.from_dict(nested)
     assert (config.tie_word_embeddings, config.torch_dtype, config.eos_token_id) == (True, "float32", (7, 8))
 
@@ -119,15 +131,27 @@ REFUSED = {  # changes to a good flat config -> what the message must name
     "another architecture": ({"model_type": "qwen2_vl"}, "model_type"),
     "no architecture": ({"model_type": None}, "model_type"),
     "sliding window": ({"use_sliding_window": True}, "use_sliding_window"),
-    "sliding layers": ({"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "layer_types"),
+    "sliding layers": (
+        {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+        "layer_types",
+    ),
     "yarn": ({"rope_scaling": {"type": "yarn", "factor": 4, "mrope_section": [2, 3, 3]}}, "yarn"),
-    "linear rope under its newer key": ({"rope_scaling": {"rope_type": "linear", "mrope_section": [2, 3, 3]}}, "linear"),
+    "linear rope under its newer key": (
+        {"rope_scaling": {"rope_type": "linear", "mrope_section": [2, 3, 3]}},
+        "linear",
+    ),
     "rope type that is a list": ({"rope_scaling": {"type": ["mrope"], "mrope_section": [2, 3, 3]}}, "mrope"),
     "rope that is a word": ({"rope_scaling": "mrope"}, "rope_scaling"),
     "no mrope_section": ({"rope_scaling": {"type": "mrope"}}, "mrope_section"),
     "mrope_section of two": ({"rope_scaling": {"type": "mrope", "mrope_section": [4, 4]}}, "mrope_section"),
-    "mrope_section with a negative": ({"rope_scaling": {"type": "mrope", "mrope_section": [-1, 5, 4]}}, "mrope_section"),
-    "mrope_section of words": ({"rope_scaling": {"type": "mrope", "mrope_section": ["2", "3", "3"]}}, "mrope_section"),
+    "mrope_section with a negative": (
+        {"rope_scaling": {"type": "mrope", "mrope_section": [-1, 5, 4]}},
+        "mrope_section",
+    ),
+    "mrope_section of words": (
+        {"rope_scaling": {"type": "mrope", "mrope_section": ["2", "3", "3"]}},
+        "mrope_section",
+    ),
     "activation": ({"hidden_act": "gelu"}, "hidden_act"),
     "vision activation": ({"vision_config": {"hidden_act": "quick_gelu"}}, "vision_config.hidden_act"),
     "dropout": ({"attention_dropout": 0.1}, "attention_dropout"),

@@ -41,7 +41,11 @@ def edit_shard(folder, change):
 
 def replace_all(folder, old, new):
     """Renames every tensor."""
-    tensors = {key.replace(old, new): value for file in folder.glob("*.safetensors") for key, value in load_file(file).items()}
+    tensors = {
+        key.replace(old, new): value
+        for file in folder.glob("*.safetensors")
+        for key, value in load_file(file).items()
+    }
     for file in folder.glob("model*"):
         file.unlink()
     save_file(tensors, folder / "model.safetensors")
@@ -128,7 +132,10 @@ DAMAGE = {
     "index binary": (lambda f: (f / INDEX).write_bytes(b"\x80\x02}"), "not readable as JSON"),
     "index a list": (lambda f: (f / INDEX).write_text("[]"), "expected an object"),
     "no weight_map": (lambda f: edit_index(f, lambda index: index.pop("weight_map")), "no weight_map"),
-    "weight_map a list": (lambda f: edit_index(f, lambda index: index.update(weight_map=[])), "no weight_map"),
+    "weight_map a list": (
+        lambda f: edit_index(f, lambda index: index.update(weight_map=[])),
+        "no weight_map",
+    ),
     "weight_map empty": (lambda f: edit_index(f, lambda index: index.update(weight_map={})), "no weight_map"),
     "file is a number": (lambda f: in_file(f, 7), BESIDE),
     "file outside, relative": (outside, BESIDE),
@@ -145,15 +152,36 @@ DAMAGE = {
     ),
     "tensor missing": (lambda f: edit_shard(f, lambda shard: shard.pop(max(shard))), "1 missing ("),
     "head missing": (no_head, "1 missing (lm_head.weight), 1 unexpected (head.weight)"),
-    "tensor unexpected": (lambda f: edit_shard(f, add(model__extra=torch.ones(3))), "1 unexpected (model.extra)"),
+    "tensor unexpected": (
+        lambda f: edit_shard(f, add(model__extra=torch.ones(3))),
+        "1 unexpected (model.extra)",
+    ),
     "tensor of another shape": (lambda f: edit_shard(f, reshape_norm), "1 of another shape ("),
-    "tensor twice, in both layouts": (lambda f: edit_shard(f, add(model__language_model__norm__weight=torch.ones(9))), "same parameter"),
-    "tensor of integers": (lambda f: edit_shard(f, add(model__extra=torch.ones(128, dtype=torch.int8))), "I8"),
-    "tensor of doubles": (lambda f: edit_shard(f, add(model__extra=torch.ones(3, dtype=torch.float64))), "F64"),
-    "tensor of eight bits": (lambda f: edit_shard(f, add(model__extra=torch.ones(3).to(torch.float8_e4m3fn))), "F8_E4M3"),
-    "line break in a name": (lambda f: edit_shard(f, lambda shard: shard.update({"a\nb\x1b[31m": torch.ones(3)})), r"a\nb\x1b[31m"),
+    "tensor twice, in both layouts": (
+        lambda f: edit_shard(f, add(model__language_model__norm__weight=torch.ones(9))),
+        "same parameter",
+    ),
+    "tensor of integers": (
+        lambda f: edit_shard(f, add(model__extra=torch.ones(128, dtype=torch.int8))),
+        "I8",
+    ),
+    "tensor of doubles": (
+        lambda f: edit_shard(f, add(model__extra=torch.ones(3, dtype=torch.float64))),
+        "F64",
+    ),
+    "tensor of eight bits": (
+        lambda f: edit_shard(f, add(model__extra=torch.ones(3).to(torch.float8_e4m3fn))),
+        "F8_E4M3",
+    ),
+    "line break in a name": (
+        lambda f: edit_shard(f, lambda shard: shard.update({"a\nb\x1b[31m": torch.ones(3)})),
+        r"a\nb\x1b[31m",
+    ),
     "scalar": (lambda f: edit_shard(f, add(model__extra=torch.tensor(1.0))), "1 unexpected (model.extra)"),
-    "names of another architecture": (lambda f: replace_all(f, "model.", "language_model.model."), "missing (model.embed_tokens.weight, "),
+    "names of another architecture": (
+        lambda f: replace_all(f, "model.", "language_model.model."),
+        "missing (model.embed_tokens.weight, ",
+    ),
     "other sizes in the config": (config(intermediate_size=90), "9 of another shape ("),
     "more layers in the config": (config(num_hidden_layers=4), "12 missing ("),
     "fewer layers in the config": (config(num_hidden_layers=2), "12 unexpected ("),

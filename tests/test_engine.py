@@ -1,4 +1,6 @@
-"""The engine against transformers' generate and logits processors, and against itself: alone or in a batch, cached or not."""
+"""The engine against transformers' generate and logits processors, and against itself: alone or in a batch,
+cached or not.
+"""
 
 from dataclasses import replace
 
@@ -44,14 +46,24 @@ def trio(tmp_path_factory):
 
 def picture(seed: int, size: tuple[int, int]) -> Image.Image:
     generator = torch.Generator().manual_seed(seed)
-    return Image.fromarray(torch.randint(0, 256, (size[1], size[0], 3), generator=generator, dtype=torch.uint8).numpy())
+    return Image.fromarray(
+        torch.randint(0, 256, (size[1], size[0], 3), generator=generator, dtype=torch.uint8).numpy()
+    )
 
 
 def conversation(number: int) -> list[dict]:
     """The number-th of many: no, one or two pictures of odd sizes, texts of odd lengths."""
     sizes = [(60 + 13 * number % 70, 50 + 29 * number % 90)] * (number % 3)
     content = [{"type": "image", "image": picture(number + 100 * i, size)} for i, size in enumerate(sizes)]
-    return [{"role": "user", "content": [*content, {"type": "text", "text": f"How many {'red ' * (number % 5)}circles? {number}"}]}]
+    return [
+        {
+            "role": "user",
+            "content": [
+                *content,
+                {"type": "text", "text": f"How many {'red ' * (number % 5)}circles? {number}"},
+            ],
+        }
+    ]
 
 
 CONVERSATIONS = [conversation(number) for number in range(21)]
@@ -70,11 +82,22 @@ def theirs(trio, messages, max_new_tokens=64, **options) -> list[int]:
     batch = processor(messages)
     ids = batch["input_ids"][None]
     pictures = {name: batch[name] for name in ("pixel_values", "image_grid_thw") if name in batch}
-    kinds = (ids == model.config.image_token_id).long()  # transformers 5 gives pictures their 3-D positions only where told so
-    options = {"suppress_tokens": banned_ids(processor).tolist(), "max_new_tokens": max_new_tokens, "do_sample": False} | options
-    options |= {"eos_token_id": processor.generation_config["eos_token_id"], "attention_mask": torch.ones_like(ids)}
+    kinds = (
+        ids == model.config.image_token_id
+    ).long()  # transformers 5 gives pictures their 3-D positions only where told so
+    options = {
+        "suppress_tokens": banned_ids(processor).tolist(),
+        "max_new_tokens": max_new_tokens,
+        "do_sample": False,
+    } | options
+    options |= {
+        "eos_token_id": processor.generation_config["eos_token_id"],
+        "attention_mask": torch.ones_like(ids),
+    }
     with torch.no_grad():
-        return reference.generate(input_ids=ids, mm_token_type_ids=kinds, **pictures, **options)[0, ids.shape[1] :].tolist()
+        return reference.generate(input_ids=ids, mm_token_type_ids=kinds, **pictures, **options)[
+            0, ids.shape[1] :
+        ].tolist()
 
 
 def scored(model, batch, completion, temperature: float) -> torch.Tensor:
@@ -101,7 +124,9 @@ def test_64_greedy_tokens_equal_transformers_on_21_prompts_of_unequal_length(tri
 
 def test_greedy_with_a_repetition_penalty_equals_transformers(trio):
     _, model, processor = trio
-    ours = generate(model, processor, CONVERSATIONS[:6], max_new_tokens=48, temperature=0.0, repetition_penalty=1.3)
+    ours = generate(
+        model, processor, CONVERSATIONS[:6], max_new_tokens=48, temperature=0.0, repetition_penalty=1.3
+    )
     for messages, completion in zip(CONVERSATIONS, ours, strict=False):
         assert completion.token_ids == theirs(trio, messages, 48, repetition_penalty=1.3)
 
@@ -119,7 +144,9 @@ def test_logprobs_equal_a_forward_over_the_whole_text_without_a_cache(trio):
     _, model, processor = trio
     for number, temperature in ((1, 0.0), (2, 0.7), (3, 1.3)):
         options = {"top_k": 5, "top_p": 0.9, "repetition_penalty": 1.2}  # none of which the log-probs know
-        completion = generate(model, processor, CONVERSATIONS[number], max_new_tokens=40, temperature=temperature, **options)
+        completion = generate(
+            model, processor, CONVERSATIONS[number], max_new_tokens=40, temperature=temperature, **options
+        )
         expected = scored(model, processor(CONVERSATIONS[number]), completion, temperature or 1.0)
         assert completion.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
 
@@ -129,12 +156,19 @@ def test_logprobs_equal_a_forward_over_the_whole_text_without_a_cache(trio):
 def test_a_batch_refilled_as_rows_finish_gives_what_all_at_once_gives(trio, max_num_seqs, temperature):
     _, model, processor = trio
     options = {"temperature": temperature, "num_samples": 3, "seed": 5, "repetition_penalty": 1.1}
-    plans = [prepare(processor, CONVERSATIONS[:6], max_new_tokens=24, max_num_seqs=most, **options) for most in (None, max_num_seqs)]
+    plans = [
+        prepare(processor, CONVERSATIONS[:6], max_new_tokens=24, max_num_seqs=most, **options)
+        for most in (None, max_num_seqs)
+    ]
     limits = [1 + 5 * row % 24 for row in range(18)]  # rows that leave one after another
-    (together, timing), (refilled, same) = (decode(model, processor, replace(plan, limits=limits)) for plan in plans)
+    (together, timing), (refilled, same) = (
+        decode(model, processor, replace(plan, limits=limits)) for plan in plans
+    )
     assert [row.token_ids for row in refilled] == [row.token_ids for row in together]
     for one, other in zip(refilled, together, strict=True):
-        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)  # float32 sums in another order for another batch size
+        assert one.logprobs == pytest.approx(
+            other.logprobs, abs=1e-4
+        )  # float32 sums in another order for another batch size
     assert (same.prefill_tokens, same.decode_tokens) == (timing.prefill_tokens, timing.decode_tokens)
 
 
@@ -159,9 +193,13 @@ def test_logits_with_the_cache_equal_logits_without_for_rows_that_leave_early(tr
     batch = processor(CONVERSATIONS[:4])
     lengths = batch["cu_seqlens"].diff().tolist()
     one_token = FlatStep(model, max(lengths) + 9) if kind == "flat" else ModuleStep(model)
-    cache = KVCache(model.config.text, 8, max(lengths) + 9, torch.float32, torch.device("cpu"), one_token.key_order)
+    cache = KVCache(
+        model.config.text, 8, max(lengths) + 9, torch.float32, torch.device("cpu"), one_token.key_order
+    )
     first = prefill(model, batch, cache, 2)[::2]
-    torch.testing.assert_close(first, model(**batch)[batch["cu_seqlens"][1:].long() - 1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        first, model(**batch)[batch["cu_seqlens"][1:].long() - 1], atol=1e-4, rtol=1e-4
+    )
 
     places = list(range(8))  # two rows a prompt
     texts: list[list[int]] = [[] for _ in places]
@@ -184,14 +222,17 @@ def test_logits_with_the_cache_equal_logits_without_for_rows_that_leave_early(tr
 
 
 @pytest.mark.parametrize(
-    "settings", [(0.7, 0, 1.0, 1.0), (1.0, 5, 1.0, 1.0), (1.0, 0, 0.8, 1.0), (0.5, 20, 0.9, 1.3), (1e-6, 0, 1.0, 1.05)]
+    "settings",
+    [(0.7, 0, 1.0, 1.0), (1.0, 5, 1.0, 1.0), (1.0, 0, 0.8, 1.0), (0.5, 20, 0.9, 1.3), (1e-6, 0, 1.0, 1.05)],
 )
 def test_the_warped_scores_equal_transformers_processors_in_their_order(settings):
     temperature, top_k, top_p, penalty = settings
     logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(0)) * 4
     logits[0, :40] = logits[0].max()  # ties across the boundaries of top-k and top-p
     prompt = torch.randint(0, 300, (6, 50), generator=torch.Generator().manual_seed(1))
-    processors = LogitsProcessorList([SuppressTokensLogitsProcessor([3, 4], device="cpu"), RepetitionPenaltyLogitsProcessor(penalty)])
+    processors = LogitsProcessorList(
+        [SuppressTokensLogitsProcessor([3, 4], device="cpu"), RepetitionPenaltyLogitsProcessor(penalty)]
+    )
     processors += [TemperatureLogitsWarper(temperature)]
     processors += [TopKLogitsWarper(top_k)] if top_k else []
     processors += [TopPLogitsWarper(top_p)] if top_p < 1 else []
@@ -204,7 +245,8 @@ def test_the_warped_scores_equal_transformers_processors_in_their_order(settings
     scores = keep_top_p(scores, top_p) if top_p < 1 else scores
     assert torch.equal(scores, expected)
 
-    # `sample` draws from just this distribution: at 1,000 evenly spread numbers, tokens come as often as they are probable.
+    # `sample` draws from just this distribution: at 1,000 evenly spread numbers, tokens come as often as they
+    # are probable.
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=penalty)
     uniforms = (torch.arange(1000).double() + 0.5) / 1000
     for row in range(6):
@@ -224,7 +266,8 @@ def test_a_token_of_probability_zero_is_never_drawn():
 def test_tokens_are_drawn_as_often_as_they_are_probable():
     scores = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
     shares = draw(scores.expand(20_000, 4), row_uniforms([5], 20_000)[0]).bincount(minlength=4) / 20_000
-    # Four standard deviations of a share of 0.4 among 20,000; the seed is fixed, so this passes always or never.
+    # Four standard deviations of a share of 0.4 among 20,000; the seed is fixed, so this passes always or
+    # never.
     assert (shares - scores.exp()).abs().max() < 0.014
 
 
@@ -245,7 +288,10 @@ def test_samples_do_not_depend_on_the_rest_of_the_batch_and_differ_among_themsel
 
 def test_the_same_words_about_another_picture_are_another_prompt(trio):
     _, model, processor = trio
-    first, second = ([{"role": "user", "content": [{"type": "image", "image": picture(seed, (56, 56))}]}] for seed in (1, 2))
+    first, second = (
+        [{"role": "user", "content": [{"type": "image", "image": picture(seed, (56, 56))}]}]
+        for seed in (1, 2)
+    )
     options = {"max_new_tokens": 8, "temperature": 1.0}
     pair = generate(model, processor, [first, second], **options)
     assert pair[1].token_ids == generate(model, processor, second, **options).token_ids
@@ -263,14 +309,18 @@ def test_one_conversation_gives_a_completion_and_a_list_gives_a_list(trio):
     assert generate(model, processor, messages, max_new_tokens=2).completion_tokens == 2
     assert [c.completion_tokens for c in generate(model, processor, [messages], max_new_tokens=2)] == [2]
     assert len(generate(model, processor, messages, max_new_tokens=2, num_samples=2)) == 2
-    assert [len(samples) for samples in generate(model, processor, [messages], max_new_tokens=2, num_samples=2)] == [2]
+    assert [
+        len(samples) for samples in generate(model, processor, [messages], max_new_tokens=2, num_samples=2)
+    ] == [2]
 
 
 def test_a_stop_id_ends_the_row_stays_in_its_ids_and_not_in_its_text(trio, greedy):
     _, model, processor = trio
     stops = [greedy[0].token_ids[5], greedy[1].token_ids[9]]
     stopping = replace(processor, generation_config=processor.generation_config | {"eos_token_id": stops})
-    for before, after in zip(greedy, generate(model, stopping, CONVERSATIONS, max_new_tokens=64, temperature=0.0), strict=True):
+    for before, after in zip(
+        greedy, generate(model, stopping, CONVERSATIONS, max_new_tokens=64, temperature=0.0), strict=True
+    ):
         places = [place for place, token in enumerate(before.token_ids) if token in stops]
         kept = before.token_ids[: places[0] + 1] if places else before.token_ids
         assert after.token_ids == kept
@@ -299,16 +349,25 @@ def test_placeholders_and_ids_beyond_the_tokenizer_are_never_sampled(trio):
     logits[:, banned] = 50.0
     uniforms = torch.tensor([0.0, 1 - 2**-24]).double()
     for temperature in (0.0, 1.0):
-        tokens, _ = sample(logits, SamplingParams(temperature=temperature), torch.tensor(banned), None, uniforms)
+        tokens, _ = sample(
+            logits, SamplingParams(temperature=temperature), torch.tensor(banned), None, uniforms
+        )
         assert not set(tokens.tolist()) & set(banned)
 
 
 def test_each_row_is_told_of_once_as_soon_as_it_is_finished(trio):
     _, model, processor = trio
-    plan = prepare(processor, CONVERSATIONS[:4], max_new_tokens=8, temperature=1.0, num_samples=2, max_num_seqs=4)
+    plan = prepare(
+        processor, CONVERSATIONS[:4], max_new_tokens=8, temperature=1.0, num_samples=2, max_num_seqs=4
+    )
     limits = [1 + 5 * number % 8 for number in range(8)]  # a random model seldom stops by itself
     told = []
-    done, _ = decode(model, processor, replace(plan, limits=limits), on_done=lambda number, completion: told.append((number, completion)))
+    done, _ = decode(
+        model,
+        processor,
+        replace(plan, limits=limits),
+        on_done=lambda number, completion: told.append((number, completion)),
+    )
     assert sorted(number for number, _ in told) == list(range(8))
     assert all(completion == done[number] for number, completion in told)
     first = [number for number, _ in told if number < 4]  # those that began together
@@ -347,7 +406,9 @@ def test_a_row_ends_at_the_models_last_position(trio):
     _, model, processor = trio
     completion = generate(model, processor, CONVERSATIONS[0], temperature=0.0)
     assert completion.finish_reason in ("stop", "length")
-    assert completion.prompt_tokens + completion.completion_tokens <= model.config.text.max_position_embeddings
+    assert (
+        completion.prompt_tokens + completion.completion_tokens <= model.config.text.max_position_embeddings
+    )
     long = [{"role": "user", "content": "red circle " * 400}]
     with pytest.raises(UserError, match="512 positions"):
         generate(model, processor, long)
@@ -360,7 +421,11 @@ def test_a_row_ends_at_the_models_last_position(trio):
         ({"temperature": 0.3}, {}, (0.0, 0, 1.0, 1.0)),
         ({"do_sample": True}, {}, (1.0, 0, 1.0, 1.0)),
         ({"do_sample": True, "temperature": 1e-6, "repetition_penalty": 1.05}, {}, (1e-6, 0, 1.0, 1.05)),
-        ({"do_sample": True, "temperature": 0.1, "top_k": 1, "top_p": 0.001}, {"temperature": 1.0, "top_k": 0}, (1.0, 0, 0.001, 1.0)),
+        (
+            {"do_sample": True, "temperature": 0.1, "top_k": 1, "top_p": 0.001},
+            {"temperature": 1.0, "top_k": 0},
+            (1.0, 0, 0.001, 1.0),
+        ),
         ({"do_sample": True, "temperature": None, "top_p": None}, {"temperature": 0.0}, (0.0, 0, 1.0, 1.0)),
         ({}, {"temperature": 0.7, "top_p": 0.9}, (0.7, 0, 0.9, 1.0)),
     ],
@@ -392,7 +457,13 @@ def test_a_setting_out_of_its_range_is_refused_in_one_line(trio, options):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"temperature": "hot", "do_sample": True}, {"top_k": [1]}, {"eos_token_id": "end"}, {"max_new_tokens": "9"}]
+    "settings",
+    [
+        {"temperature": "hot", "do_sample": True},
+        {"top_k": [1]},
+        {"eos_token_id": "end"},
+        {"max_new_tokens": "9"},
+    ],
 )
 def test_a_generation_config_of_the_wrong_type_is_refused_by_name(trio, settings):
     _, model, processor = trio

@@ -41,12 +41,22 @@ def test_the_playground_prints_its_families_and_keeps_everything(tmp_path, monke
     lines = out.splitlines()
     assert lines[0] == "| family | questions | right | 95% interval | well-formed | tokens |"
     assert [line.split(" | ")[0] for line in lines[2:]] == [
-        f"| {name}" for name in ["counting", "charts", "geometry", "text", "spatial", "pattern", "locate", "all"]
+        f"| {name}"
+        for name in ["counting", "charts", "geometry", "text", "spatial", "pattern", "locate", "all"]
     ]
     assert lines[-1].startswith("| all | 14 | ")
     (folder,) = (tmp_path / "runs" / "evaluate").iterdir()
     assert folder.name.startswith("playground-test-r1ov-tiny-")
-    files = [".lock", "page.html", "predictions.jsonl", "report.csv", "report.json", "report.md", "settings.json", "verdicts.jsonl"]
+    files = [
+        ".lock",
+        "page.html",
+        "predictions.jsonl",
+        "report.csv",
+        "report.json",
+        "report.md",
+        "settings.json",
+        "verdicts.jsonl",
+    ]
     assert sorted(path.name for path in folder.iterdir()) == files
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [f"test/{index}" for index in range(14)]
@@ -54,38 +64,61 @@ def test_the_playground_prints_its_families_and_keeps_everything(tmp_path, monke
     assert called(monkeypatch, capsys, *words)[1] == out
     assert called(monkeypatch, capsys, "--predictions", str(folder / "predictions.jsonl"))[1] == out
     settings = json.loads((folder / "settings.json").read_text())
-    assert (settings["prompt"], settings["max_new_tokens"], settings["temperature"], settings["model"]) == ("none", 128, 0.0, "r1ov-tiny")
+    assert (settings["prompt"], settings["max_new_tokens"], settings["temperature"], settings["model"]) == (
+        "none",
+        128,
+        0.0,
+        "r1ov-tiny",
+    )
     report = (folder / "report.md").read_text()
-    assert all(f"| {name} | {value} |" in report for name, value in settings.items() if isinstance(value, int))
+    assert all(
+        f"| {name} | {value} |" in report for name, value in settings.items() if isinstance(value, int)
+    )
     assert "right" in err
 
 
-def test_predictions_of_the_playground_are_scored_whatever_their_order_and_split(tmp_path, monkeypatch, capsys):
+def test_predictions_of_the_playground_are_scored_whatever_their_order_and_split(
+    tmp_path, monkeypatch, capsys
+):
     rows = []
     for id in ("test/12", "generalisation/3", "test/0"):
         split, index = id.split("/")
-        rows.append({"id": id, "text": f"<think>x</think>\n<answer>{sample(split, int(index)).answer}</answer>"})
+        rows.append(
+            {"id": id, "text": f"<think>x</think>\n<answer>{sample(split, int(index)).answer}</answer>"}
+        )
     rows[2]["text"] = "<think>x</think>\n<answer>nothing</answer>"
     out = called(monkeypatch, capsys, "--predictions", write(tmp_path / "p.jsonl", rows))[1]
     assert "| all | 3 | 66.7% |" in out
     assert not (tmp_path / "runs").exists()  # no --out, and no model was run
-    assert "| all | 2 | 100.0% |" in called(monkeypatch, capsys, "--predictions", "p.jsonl", "--limit", "2")[1]
+    assert (
+        "| all | 2 | 100.0% |" in called(monkeypatch, capsys, "--predictions", "p.jsonl", "--limit", "2")[1]
+    )
 
 
 def test_a_question_without_a_prediction_is_wrong_and_told(tmp_path, monkeypatch, capsys):
     (tmp_path / "q.tsv").write_text(TSV)
-    predictions = write(tmp_path / "p.jsonl", [{"id": "0", "text": "<answer>B</answer>"}, {"id": "99", "text": "x"}])
-    status, out, err = called(monkeypatch, capsys, "--bench", "q.tsv", "--predictions", predictions, "--out", "o")
+    predictions = write(
+        tmp_path / "p.jsonl", [{"id": "0", "text": "<answer>B</answer>"}, {"id": "99", "text": "x"}]
+    )
+    status, out, err = called(
+        monkeypatch, capsys, "--bench", "q.tsv", "--predictions", predictions, "--out", "o"
+    )
     assert status == 0
     assert "| accuracy | 33.3% |" in out
     assert "2 answers are missing, of 1 first; they count as wrong" in err
     assert "1 rows have ids that are no question's" in err
     rows = [json.loads(line) for line in (tmp_path / "o" / "verdicts.jsonl").read_text().splitlines()]
-    assert [(row["id"], row["score"], row["method"]) for row in rows] == [("0", 1.0, "tag"), ("1", 0.0, "error"), ("2", 0.0, "error")]
+    assert [(row["id"], row["score"], row["method"]) for row in rows] == [
+        ("0", 1.0, "tag"),
+        ("1", 0.0, "error"),
+        ("2", 0.0, "error"),
+    ]
     assert "| hard | 2 | 0.0% |" in (tmp_path / "o" / "report.md").read_text()
 
 
-def test_a_file_of_questions_is_answered_and_goes_on_only_with_the_same_settings(tmp_path, monkeypatch, capsys):
+def test_a_file_of_questions_is_answered_and_goes_on_only_with_the_same_settings(
+    tmp_path, monkeypatch, capsys
+):
     (tmp_path / "q.tsv").write_text(TSV)
     words = ["--bench", "q.tsv", "--out", "o", "--max-new-tokens", "4", "--device", "cpu", "--no-page"]
     status, out, _ = called(monkeypatch, capsys, *words, "--limit", "2")
@@ -149,5 +182,7 @@ def test_a_mistake_gives_one_line_and_status_2(words, tmp_path, monkeypatch, cap
 
 def test_mistakes_come_before_torch_is_imported():
     code = "import sys, r1ov.evaluate.__main__ as m; sys.argv = ['e', '--limit', '0']; print(m.run(m.main), 'torch' in sys.modules)"
-    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert shown == "2 False\n"

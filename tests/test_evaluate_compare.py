@@ -51,12 +51,17 @@ def test_the_numbers_are_those_of_hand(tmp_path, monkeypatch, capsys):
     assert "7 questions changed" in out
     assert "| 10 | 1 | 1 | 2 | -1 |" in out
     assert "| 16 | 1 | 2 | 1 | +1 |" in out
-    low, high = (float(word) for word in out.split("bootstrap over groups | ")[1].split(" points")[0].split(" to "))
+    low, high = (
+        float(word) for word in out.split("bootstrap over groups | ")[1].split(" points")[0].split(" to ")
+    )
     assert 0 <= low < 25 < high <= 50
 
 
 def test_other_questions_are_refused_unless_the_common_ones_are_asked_for(tmp_path, monkeypatch, capsys):
-    a, b = folder(tmp_path / "a", {"x": [1.0], "y": [0.0]}), folder(tmp_path / "b", {"x": [0.0], "z": [1.0], "w": [1.0]})
+    a, b = (
+        folder(tmp_path / "a", {"x": [1.0], "y": [0.0]}),
+        folder(tmp_path / "b", {"x": [0.0], "z": [1.0], "w": [1.0]}),
+    )
     status, out, err = called(monkeypatch, capsys, a, b)
     assert (status, out) == (2, "")
     assert "the questions differ: 1 are only in" in err
@@ -68,13 +73,20 @@ def test_other_questions_are_refused_unless_the_common_ones_are_asked_for(tmp_pa
 
 
 def test_samples_of_a_question_are_averaged(tmp_path, monkeypatch, capsys):
-    a, b = folder(tmp_path / "a", {"x": [1.0, 0.0], "y": [0.0, 0.0]}), folder(tmp_path / "b", {"x": [1.0, 1.0], "y": [1.0, 0.0]})
+    a, b = (
+        folder(tmp_path / "a", {"x": [1.0, 0.0], "y": [0.0, 0.0]}),
+        folder(tmp_path / "b", {"x": [1.0, 1.0], "y": [1.0, 0.0]}),
+    )
     out = called(monkeypatch, capsys, a, b)[1]
     assert "| difference | +50.0 points |" in out
 
 
 def mistakes(path) -> dict[str, list[str]]:
-    a, b, c = folder(path / "a", {"x": [1.0]}), folder(path / "b", {"x": [1.0]}, gold="2"), folder(path / "c", {"y": [1.0]})
+    a, b, c = (
+        folder(path / "a", {"x": [1.0]}),
+        folder(path / "b", {"x": [1.0]}, gold="2"),
+        folder(path / "c", {"y": [1.0]}),
+    )
     (path / "empty").mkdir()
     (path / "none.jsonl").touch()
     (path / "rows.jsonl").write_text('{"id": "x", "text": "y"}\n')

@@ -27,7 +27,11 @@ class Endpoint(BaseHTTPRequestHandler):
             self.end_headers()
             return
         content = json.dumps(
-            {"choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}]}
+            {
+                "choices": [
+                    {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
+                ]
+            }
         ).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -55,9 +59,15 @@ def no_waiting(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
-def case(id: str, text: str, method: str, score: float = 0.0, kind: str | None = "math", answer: str | None = None):
+def case(
+    id: str, text: str, method: str, score: float = 0.0, kind: str | None = "math", answer: str | None = None
+):
     item = Item(bench="b", split="s", id=id, question=f"question {id}?", answer="7", kind=kind)
-    return item, Prediction(id=id, text=text), Verdict(id=id, score=score, answer=answer, method=method, well_formed=0.0)
+    return (
+        item,
+        Prediction(id=id, text=text),
+        Verdict(id=id, score=score, answer=answer, method=method, well_formed=0.0),
+    )
 
 
 CASES = [
@@ -65,7 +75,12 @@ CASES = [
     case("letter", "B", "short", kind="mcq", answer="B"),
     case("cut", "<think>seven", "truncated"),
     case("broken", "", "error"),
-    case("prose", "<think>secret</think>I count seven of them in the picture, and not one more.", "unparsed", kind="mcq"),
+    case(
+        "prose",
+        "<think>secret</think>I count seven of them in the picture, and not one more.",
+        "unparsed",
+        kind="mcq",
+    ),
     case("wrong", "about seven", "short", answer="about seven"),
     case("other", "<answer>9</answer>", "tag", answer="9"),
 ]
@@ -75,24 +90,39 @@ def asks(server, folder, cases=CASES) -> dict[str, float | None]:
     asking = Judge(f"http://127.0.0.1:{server.server_port}/v1", "some-judge", folder / "judge.jsonl")
     items, predictions, verdicts = zip(*cases, strict=True)
     judged = asking({item.id: item for item in items}, predictions, verdicts)
-    assert [(one.score, one.method) for one in judged] == [(one.score, one.method) for one in verdicts]  # the rules' column stays
+    assert [(one.score, one.method) for one in judged] == [
+        (one.score, one.method) for one in verdicts
+    ]  # the rules' column stays
     return {one.id: one.judged for one in judged}
 
 
 def test_only_what_the_rules_leave_open_is_asked():
-    assert [item.id for item, _, verdict in CASES if needs_judge(item, verdict)] == ["prose", "wrong", "other"]
+    assert [item.id for item, _, verdict in CASES if needs_judge(item, verdict)] == [
+        "prose",
+        "wrong",
+        "other",
+    ]
 
 
 def test_each_open_answer_is_asked_once_and_never_again(server, tmp_path):
     server.says = lambda prompt, count: "WRONG" if "9" in prompt else "CORRECT"
-    expected = {**dict.fromkeys(["right", "letter", "cut", "broken"]), "prose": 1.0, "wrong": 1.0, "other": 0.0}
+    expected = {
+        **dict.fromkeys(["right", "letter", "cut", "broken"]),
+        "prose": 1.0,
+        "wrong": 1.0,
+        "other": 0.0,
+    }
     for _ in range(2):
         assert asks(server, tmp_path) == expected
     assert len(server.asked) == 3
     assert {path for _, _, path, _ in server.asked} == {"/v1/chat/completions"}
     assert {model for *_, model in server.asked} == {"some-judge"}
-    assert not [prompt for prompt, *_ in server.asked if "secret" in prompt]  # of a reply only what follows the thought
-    assert asks(server, tmp_path, [case("new", "I count seven of them in the picture, and not one more.", "unparsed")]) == {"new": 1.0}
+    assert not [
+        prompt for prompt, *_ in server.asked if "secret" in prompt
+    ]  # of a reply only what follows the thought
+    assert asks(
+        server, tmp_path, [case("new", "I count seven of them in the picture, and not one more.", "unparsed")]
+    ) == {"new": 1.0}
     assert len(server.asked) == 4
 
 
@@ -103,11 +133,21 @@ def test_equal_questions_are_one_request(server, tmp_path):
 
 
 def test_failures_are_asked_again_a_few_times_and_then_left_open(server, tmp_path, capsys):
-    said = {"prose": [500, 503, "Thinking...</think>CORRECT"], "wrong": ["maybe"] * 9, "other": ["it is INCORRECT"]}
-    server.says = lambda prompt, count: next(words[count - 1] for id, words in said.items() if f"question {id}?" in prompt)
+    said = {
+        "prose": [500, 503, "Thinking...</think>CORRECT"],
+        "wrong": ["maybe"] * 9,
+        "other": ["it is INCORRECT"],
+    }
+    server.says = lambda prompt, count: next(
+        words[count - 1] for id, words in said.items() if f"question {id}?" in prompt
+    )
     judged = asks(server, tmp_path)
     assert (judged["prose"], judged["wrong"], judged["other"]) == (1.0, None, 0.0)
-    assert Counter(prompt.split("?")[0].split()[-1] for prompt, *_ in server.asked) == {"prose": 3, "wrong": 4, "other": 1}
+    assert Counter(prompt.split("?")[0].split()[-1] for prompt, *_ in server.asked) == {
+        "prose": 3,
+        "wrong": 4,
+        "other": 1,
+    }
     assert "the judge left 1 of 3 open" in capsys.readouterr().err
     server.says = lambda prompt, count: "WRONG"
     assert asks(server, tmp_path)["wrong"] == 0.0  # the next start asks it again, and nothing else

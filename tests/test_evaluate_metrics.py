@@ -15,19 +15,38 @@ from r1ov.evaluate.wemath import dimensions
 from tests.benchmark_files import mathverse, mathvision, mathvista, parquet, png, struct, wemath
 
 
-def item(number: int | str, bench: str = "b", gold: str = "A", kind: str = "mcq", group: str | None = None, **tags) -> Item:
-    return Item(bench=bench, split="s", id=str(number), question="?", answer=gold, kind=kind, num_choices=5, group=group, tags=tags)
+def item(
+    number: int | str, bench: str = "b", gold: str = "A", kind: str = "mcq", group: str | None = None, **tags
+) -> Item:
+    return Item(
+        bench=bench,
+        split="s",
+        id=str(number),
+        question="?",
+        answer=gold,
+        kind=kind,
+        num_choices=5,
+        group=group,
+        tags=tags,
+    )
 
 
 def verdicts(items: Iterable[Item], right: Iterable[str], sample: int = 0) -> list[Verdict]:
     right = set(right)
-    return [Verdict(id=one.id, sample=sample, score=float(one.id in right), answer="", method="tag", well_formed=1.0) for one in items]
+    return [
+        Verdict(
+            id=one.id, sample=sample, score=float(one.id in right), answer="", method="tag", well_formed=1.0
+        )
+        for one in items
+    ]
 
 
 def always(items: Sequence[Item], letter: str) -> list[Verdict]:
     """The verdicts on this letter wherever there are options; the other questions stay unanswered."""
     asked = [one for one in items if one.kind == "mcq"]
-    return [score(one, Prediction(id=one.id, text=f"<think>so</think><answer>{letter}</answer>")) for one in asked]
+    return [
+        score(one, Prediction(id=one.id, text=f"<think>so</think><answer>{letter}</answer>")) for one in asked
+    ]
 
 
 def percent(tables: Sequence[Table], title: str) -> dict[str, tuple[str, ...]]:
@@ -35,15 +54,18 @@ def percent(tables: Sequence[Table], title: str) -> dict[str, tuple[str, ...]]:
     (table,) = [one for one in tables if one.title == title]
     assert all(len(row) == len(table.columns) for row in table.rows)
     shares = {row[0]: [cell for cell in row[1:] if not isinstance(cell, int)] for row in table.rows}
-    return {name: tuple("-" if cell is None else f"{cell:.2%}".rstrip("%") for cell in cells) for name, cells in shares.items()}
+    return {
+        name: tuple("-" if cell is None else f"{cell:.2%}".rstrip("%") for cell in cells)
+        for name, cells in shares.items()
+    }
 
 
 def groups_of_golds() -> list[tuple[str, str]]:
     """(one-step golds, composite gold) of 525 groups that have We-Math's published counts.
 
-    Golds: A 585, B 507, C 454, D 193, E 1. Which groups hold which is our own choice, made so that answering A everywhere gives
-    the published IK 365, IG 7, CM 55 (150 loose), RM 98 (3 loose), and answering B everywhere the published scores.
-    "." is to be neither A nor B.
+    Golds: A 585, B 507, C 454, D 193, E 1. Which groups hold which is our own choice, made so that answering
+    A everywhere gives the published IK 365, IG 7, CM 55 (150 loose), RM 98 (3 loose), and answering B
+    everywhere the published scores. "." is to be neither A nor B.
     """
     groups = [("AA", "A")] * 40 + [("AAA", "A")] * 15  # A: CM
     groups += [("A.", "A")] * 65 + [("A..", "A")] * 30  # A: RM, complete mastery in the loose sense
@@ -53,7 +75,10 @@ def groups_of_golds() -> list[tuple[str, str]]:
     groups += [("BB", "B")] * 32 + [("B.", "B")] * 6 + [("..", ".")] * 10  # B: CM, loose CM, IK
     groups += [("BBB", ".")] * 2 + [("B..", "B")] * 117  # B: IG, loose CM
     others = iter("C" * 454 + "D" * 193 + "E")
-    return [tuple("".join(next(others) if one == "." else one for one in golds) for golds in group) for group in groups]
+    return [
+        tuple("".join(next(others) if one == "." else one for one in golds) for golds in group)
+        for group in groups
+    ]
 
 
 def wemath_rows() -> list[dict]:
@@ -67,7 +92,9 @@ def wemath_rows() -> list[dict]:
 
 @pytest.fixture(scope="module")
 def wemath_items(tmp_path_factory) -> list[Item]:
-    return load_items("wemath", str(parquet(tmp_path_factory.mktemp("wemath") / "testmini.parquet", wemath_rows())))
+    return load_items(
+        "wemath", str(parquet(tmp_path_factory.mktemp("wemath") / "testmini.parquet", wemath_rows()))
+    )
 
 
 def test_the_synthetic_we_math_has_the_published_counts(wemath_items, capsys):
@@ -88,15 +115,27 @@ def test_we_math_answered_with_a_everywhere(wemath_items):
         "strict": ("11.14", "69.52", "1.33", "10.48", "64.05"),
         "loose": ("29.24", "69.52", "1.33", "28.57", "1.96"),
     }
-    assert percent(tables, "by steps") == {"one-step (S1)": ("35.56",), "two-step (S2)": ("29.72",), "three-step (S3)": ("27.88",)}
-    assert f"{sum(one.score for one in found) / 1740:.2%}" == "33.62%" == f"{BENCHMARKS['wemath'].floors['always A']}%"
+    assert percent(tables, "by steps") == {
+        "one-step (S1)": ("35.56",),
+        "two-step (S2)": ("29.72",),
+        "three-step (S3)": ("27.88",),
+    }
+    assert (
+        f"{sum(one.score for one in found) / 1740:.2%}"
+        == "33.62%"
+        == f"{BENCHMARKS['wemath'].floors['always A']}%"
+    )
 
 
 def test_we_math_answered_with_b_everywhere(wemath_items):
     found = always(wemath_items, "B")
     scores = percent(metrics_of("wemath", wemath_items, found), "four-dimensional score")
     assert (scores["strict"][0], scores["loose"][0]) == ("6.57", "30.00")
-    assert f"{sum(one.score for one in found) / 1740:.2%}" == "29.14%" == f"{BENCHMARKS['wemath'].floors['always B']}%"
+    assert (
+        f"{sum(one.score for one in found) / 1740:.2%}"
+        == "29.14%"
+        == f"{BENCHMARKS['wemath'].floors['always B']}%"
+    )
 
 
 def test_we_math_all_wrong_and_all_right(wemath_items):
@@ -114,7 +153,9 @@ def test_we_math_all_wrong_and_all_right(wemath_items):
 
 
 def test_the_four_dimensions_of_single_groups():
-    """Each kind of group alone, worked by hand from the definitions: (composite, steps) -> strict score, loose score."""
+    """Each kind of group alone, worked by hand from the definitions: (composite, steps) -> strict score,
+    loose score.
+    """
     for multi, steps, strict, loose in [
         (True, (True, True), 1.0, 1.0),
         (True, (True, False), 0.0, 1.0),
@@ -128,13 +169,21 @@ def test_the_four_dimensions_of_single_groups():
 
 
 def test_we_math_leaves_out_torn_groups_and_averages_over_samples():
-    items = [item(f"{group}{key}", group=group, key=f"2steps_{key}", concept="c") for group in "xyz" for key in ("1", "2", "multi")]
+    items = [
+        item(f"{group}{key}", group=group, key=f"2steps_{key}", concept="c")
+        for group in "xyz"
+        for key in ("1", "2", "multi")
+    ]
     del items[-1]  # of z
     first = verdicts(items, ["x1", "x2", "xmulti"])
     second = verdicts(items, [one.id for one in items], sample=1)
     (table, steps) = metrics_of("wemath", items, first + second)
     assert table.rows[0] == ("strict", 2, 0.75, 0.25, 0.0, 0.75, 0.0)
-    assert steps.rows == (("one-step (S1)", 4, 0.75), ("two-step (S2)", 2, 0.75), ("three-step (S3)", 0, None))
+    assert steps.rows == (
+        ("one-step (S1)", 4, 0.75),
+        ("two-step (S2)", 2, 0.75),
+        ("three-step (S3)", 0, None),
+    )
     assert metrics_of("wemath", items[-2:], []) == []
 
 
@@ -150,17 +199,34 @@ def test_we_math_domains_average_concepts_not_items():
 
 def test_mathverse_is_the_mean_of_five_versions_without_text_only(tmp_path):
     picture = struct(png())
-    rows = [mathverse(5 * n + v, version, "7", image=picture) for n in range(788) for v, version in enumerate(VERSIONS)]
+    rows = [
+        mathverse(5 * n + v, version, "7", image=picture)
+        for n in range(788)
+        for v, version in enumerate(VERSIONS)
+    ]
     items = load_items("mathverse", str(parquet(tmp_path / "testmini.parquet", rows)))
     text_only = [item(f"t{n}", problem_version="Text Only", subject="Plane Geometry") for n in range(788)]
     solved = dict(zip(VERSIONS, (400, 380, 360, 340, 310), strict=True))
     right = [one.id for one in items if int(one.group) < solved[one.tags["problem_version"]]]
-    tables = metrics_of("mathverse", items + text_only, verdicts(items + text_only, [*right, *(one.id for one in text_only)]))
+    tables = metrics_of(
+        "mathverse", items + text_only, verdicts(items + text_only, [*right, *(one.id for one in text_only)])
+    )
     assert percent(tables, "by version") == {
-        **{"Text Dominant": ("50.76",), "Text Lite": ("48.22",), "Vision Intensive": ("45.69",), "Vision Dominant": ("43.15",)},
-        **{"Vision Only": ("39.34",), "mean of the five versions": ("45.43",), "Text Only (apart)": ("100.00",)},
+        **{
+            "Text Dominant": ("50.76",),
+            "Text Lite": ("48.22",),
+            "Vision Intensive": ("45.69",),
+            "Vision Dominant": ("43.15",),
+        },
+        **{
+            "Vision Only": ("39.34",),
+            "mean of the five versions": ("45.43",),
+            "Text Only (apart)": ("100.00",),
+        },
     }
-    assert [table.rows for table in tables if table.title == "by subject"] == [(("Plane Geometry", 3940, 1790 / 3940),)]
+    assert [table.rows for table in tables if table.title == "by subject"] == [
+        (("Plane Geometry", 3940, 1790 / 3940),)
+    ]
     few = [one for one in items if one.tags["problem_version"] != "Text Lite"][:7]
     name, count, mean = metrics_of("mathverse", few, verdicts(few, [few[0].id]))[0].rows[-1]
     assert (name, count, mean) == ("mean of these 4 versions", 7, 0.5 / 4)
@@ -171,16 +237,24 @@ TASKS |= {"visual question answering": 179, "textbook question answering": 158}
 
 
 def test_mathvista_by_task_skill_and_source(tmp_path):
-    """1,000 rows with the published tasks and answer types; A is right for the 540 multiple-choice ones of even number."""
+    """1,000 rows with the published tasks and answer types; A is right for the 540 multiple-choice ones of
+    even number.
+    """
     tasks = [task for task, count in TASKS.items() for _ in range(count)]
     types = ["text"] * 540 + ["integer"] * 418 + ["float"] * 40 + ["list"] * 2
     rows = []
     for n, (task, kind) in enumerate(zip(tasks, types, strict=True)):
         gold = {"text": ("one", "two")[n % 2], "integer": "7", "float": "1.25", "list": "[3, 4]"}[kind]
-        more = {"choices": ["one", "two"]} if kind == "text" else {"precision": 2.0 if kind == "float" else None}
+        more = (
+            {"choices": ["one", "two"]} if kind == "text" else {"precision": 2.0 if kind == "float" else None}
+        )
         skills = ["arithmetic reasoning"] * (n < 353) + ["scientific reasoning"] * (n >= 963)
         metadata = {"task": task, "skills": skills, "source": f"source {n % 10}"}
-        rows.append(mathvista(n, "multi_choice" if kind == "text" else "free_form", kind, gold, metadata=metadata, **more))
+        rows.append(
+            mathvista(
+                n, "multi_choice" if kind == "text" else "free_form", kind, gold, metadata=metadata, **more
+            )
+        )
     items = load_items("mathvista", str(parquet(tmp_path / "testmini.parquet", rows)))
     found = always(items, "A")
     assert sum(one.score for one in found) == 270
@@ -188,14 +262,26 @@ def test_mathvista_by_task_skill_and_source(tmp_path):
     assert [table.title for table in tables] == ["by task", "by skills", "by source"]
     assert tables[0].rows[0] == ("figure question answering", 269, 135 / 269)
     assert percent(tables, "by task") == {
-        **{"figure question answering": ("50.19",), "geometry problem solving": ("50.00",), "math word problem": ("16.67",)},
+        **{
+            "figure question answering": ("50.19",),
+            "geometry problem solving": ("50.00",),
+            "math word problem": ("16.67",),
+        },
         **{"textbook question answering": ("0.00",), "visual question answering": ("0.00",)},
     }
-    assert [row[:2] for row in tables[1].rows] == [("arithmetic reasoning", 353), ("scientific reasoning", 37)]
+    assert [row[:2] for row in tables[1].rows] == [
+        ("arithmetic reasoning", 353),
+        ("scientific reasoning", 37),
+    ]
     assert f"{tables[1].rows[0][2]:.2%}" == "50.14%"
     assert [row[1] for row in tables[2].rows] == [100] * 10
     assert Counter((one.kind, one.is_integer, one.precision) for one in items) == {
-        **{("mcq", False, None): 540, ("number", True, None): 418, ("number", False, 2): 40, ("tuple", False, None): 2},
+        **{
+            ("mcq", False, None): 540,
+            ("number", True, None): 418,
+            ("number", False, 2): 40,
+            ("tuple", False, None): 2,
+        },
     }
 
 
@@ -203,13 +289,22 @@ def test_mathvision_by_level_subject_and_both(tmp_path):
     picture = struct(png())
     rows = [
         mathvision(
-            n, "A" if n < 298 else "B", "ABCDE" if n < 1532 else (), level=n % 5 + 1, subject=f"subject {n % 16:02}", decoded_image=picture
+            n,
+            "A" if n < 298 else "B",
+            "ABCDE" if n < 1532 else (),
+            level=n % 5 + 1,
+            subject=f"subject {n % 16:02}",
+            decoded_image=picture,
         )
         for n in range(3040)
     ]
     items = load_items("mathvision", str(parquet(tmp_path / "test.parquet", rows)))
     found = always(items, "A")
-    assert f"{sum(one.score for one in found) / 3040:.1%}" == "9.8%" == f"{BENCHMARKS['mathvision'].floors['always A']}%"
+    assert (
+        f"{sum(one.score for one in found) / 3040:.1%}"
+        == "9.8%"
+        == f"{BENCHMARKS['mathvision'].floors['always A']}%"
+    )
     levels, subjects, both = metrics_of("mathvision", items, found)
     assert [row[:2] for row in levels.rows] == [(str(level), 608) for level in range(1, 6)]
     assert f"{levels.rows[0][2]:.2%}" == "9.87%"
@@ -220,7 +315,10 @@ def test_mathvision_by_level_subject_and_both(tmp_path):
 
 
 def test_r1_onevision_bench_by_level_and_category():
-    items = [item(n, level=("College", "High School")[n % 2], category=("Math", "Physics", "Biology")[n % 3]) for n in range(6)]
+    items = [
+        item(n, level=("College", "High School")[n % 2], category=("Math", "Physics", "Biology")[n % 3])
+        for n in range(6)
+    ]
     tables = metrics_of("r1-onevision-bench", items, verdicts(items, ["0", "2", "3"]))
     assert tables[0].rows == (("College", 3, 2 / 3), ("High School", 3, 1 / 3))
     assert tables[1].rows == (("Biology", 2, 0.5), ("Math", 2, 1.0), ("Physics", 2, 0.0))
@@ -247,6 +345,11 @@ def test_guessing_floors():
 def test_published_numbers_say_where_they_come_from():
     for name in BENCHMARKS:
         assert all(one.source and 0 < one.score < 100 for one in published(name))
-    by_paper = {(one.metric, one.model): one.score for one in published("mathverse") if "table 2" in one.source}
+    by_paper = {
+        (one.metric, one.model): one.score for one in published("mathverse") if "table 2" in one.source
+    }
     assert by_paper["accuracy, Vision Only", "R1-Onevision-7B"] == 40.0
-    assert {one.model for one in published("r1-onevision-bench") if one.metric == "Social Test"} >= {"GPT-4o", "R1-Onevision-7B"}
+    assert {one.model for one in published("r1-onevision-bench") if one.metric == "Social Test"} >= {
+        "GPT-4o",
+        "R1-Onevision-7B",
+    }

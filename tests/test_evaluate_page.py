@@ -16,10 +16,14 @@ from r1ov.evaluate.report import Answered
 HOSTILE = "</script><img src=x onerror=alert(1)><!--<script>\u2028&amp;\"'`${1}<!--data--><!--title-->"
 
 
-def answered(number: int, text: str = "<think>a</think>\n<answer>1</answer>", images=(), score: float = 1.0, **item) -> Answered:
+def answered(
+    number: int, text: str = "<think>a</think>\n<answer>1</answer>", images=(), score: float = 1.0, **item
+) -> Answered:
     id = item.pop("id", f"q{number}")
     return Answered(
-        item=Item(bench="b", split="s", id=id, question=item.pop("question", "q"), answer="1", images=images, **item),
+        item=Item(
+            bench="b", split="s", id=id, question=item.pop("question", "q"), answer="1", images=images, **item
+        ),
         prediction=Prediction(id=id, text=text),
         verdict=Verdict(id=id, score=score, answer="1", method="tag", well_formed=1.0),
     )
@@ -57,14 +61,23 @@ def test_hostile_text_is_text(tmp_path):
     assert hostile.elements == plain.elements
     assert hostile.text["title"] == hostile.text["h1"] == HOSTILE.replace("<!--data-->", "<!--data-->")
     item = hostile.data["items"][0]
-    assert (item["id"], item["question"], item["samples"][0]["reply"], item["tags"][HOSTILE]) == (HOSTILE, HOSTILE, HOSTILE, [HOSTILE])
+    assert (item["id"], item["question"], item["samples"][0]["reply"], item["tags"][HOSTILE]) == (
+        HOSTILE,
+        HOSTILE,
+        HOSTILE,
+        [HOSTILE],
+    )
     assert (tmp_path / "a.html").read_text(encoding="utf-8").count("</script>") == 2
 
 
 def test_it_needs_no_other_file_and_no_network(tmp_path):
-    write_page(tmp_path / "a.html", "t", [answered(0, images=[lazy_image(Image.new("RGB", (400, 300), "red"))])])
+    write_page(
+        tmp_path / "a.html", "t", [answered(0, images=[lazy_image(Image.new("RGB", (400, 300), "red"))])]
+    )
     found = read(tmp_path / "a.html")
-    assert not [value for _, attributes in found.elements for name, value in attributes if name in ("src", "href")]
+    assert not [
+        value for _, attributes in found.elements for name, value in attributes if name in ("src", "href")
+    ]
     assert "http" not in (tmp_path / "a.html").read_text(encoding="utf-8")
     (picture,) = found.data["pictures"]
     assert lazy_image(picture["url"]).size == (360, 270)
@@ -82,13 +95,20 @@ def test_thoughts_are_parted_from_replies(tmp_path):
     ]
 
 
-def test_where_pictures_are_too_many_wrong_answers_keep_theirs_and_equal_ones_are_there_once(tmp_path, monkeypatch):
+def test_where_pictures_are_too_many_wrong_answers_keep_theirs_and_equal_ones_are_there_once(
+    tmp_path, monkeypatch
+):
     colours = [lazy_image(Image.effect_noise((150, 150), 90 + number).convert("RGB")) for number in range(4)]
     rows = [answered(number, images=[colours[number]], score=float(number < 3)) for number in range(4)]
     monkeypatch.setattr(page, "ROOM", 1)  # the first is always there
     write_page(tmp_path / "a.html", "t", rows)
     data = read(tmp_path / "a.html").data
-    assert [(len(item["pictures"]), item["left"]) for item in data["items"]] == [(0, 1), (0, 1), (0, 1), (1, 0)]
+    assert [(len(item["pictures"]), item["left"]) for item in data["items"]] == [
+        (0, 1),
+        (0, 1),
+        (0, 1),
+        (1, 0),
+    ]
     monkeypatch.setattr(page, "ROOM", 1 << 20)
     write_page(tmp_path / "a.html", "t", [answered(number, images=[colours[0]]) for number in range(3)])
     data = read(tmp_path / "a.html").data
@@ -106,6 +126,9 @@ def test_a_picture_that_cannot_be_decoded_leaves_the_page_whole(tmp_path):
 
 @pytest.mark.parametrize("tags", [{"few": ["a", "b", "c"]}, {}])
 def test_filters_are_for_tags_of_several_values(tmp_path, tags):
-    rows = [answered(number, tags={name: values[number] for name, values in tags.items()} | {"same": "x"}) for number in range(3)]
+    rows = [
+        answered(number, tags={name: values[number] for name, values in tags.items()} | {"same": "x"})
+        for number in range(3)
+    ]
     write_page(tmp_path / "a.html", "t", rows)
     assert read(tmp_path / "a.html").data["tags"] == list(tags)

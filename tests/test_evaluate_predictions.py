@@ -13,7 +13,9 @@ ORDER = {f"q{number}": number for number in range(5)}
 
 
 def write(path, *rows: Prediction, tail: str = "") -> None:
-    path.write_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows) + tail, encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows) + tail, encoding="utf-8"
+    )
 
 
 def test_a_last_line_torn_at_any_byte_is_dropped_and_nothing_else(tmp_path):
@@ -27,7 +29,11 @@ def test_a_last_line_torn_at_any_byte_is_dropped_and_nothing_else(tmp_path):
 
 
 def test_parts_are_merged_in_order_each_answer_once_and_then_removed(tmp_path):
-    write(tmp_path / "predictions.jsonl", Prediction(id="q3", text="old"), Prediction(id="q1", text="", finish_reason="error", error="x"))
+    write(
+        tmp_path / "predictions.jsonl",
+        Prediction(id="q3", text="old"),
+        Prediction(id="q1", text="", finish_reason="error", error="x"),
+    )
     write(
         tmp_path / "predictions.rank0.jsonl",
         Prediction(id="q2", text="b", sample=1),
@@ -56,12 +62,23 @@ def test_killed_between_merging_and_removing_the_parts_nothing_is_there_twice(tm
 
 def test_of_other_peoples_rows_id_and_text_are_enough(tmp_path):
     path = tmp_path / "p.jsonl"
-    path.write_text('{"id": 7, "text": "x", "model": "y", "finish_reason": "eos", "completion_tokens": null}\n\n{"id": "8", "text": ""}')
+    path.write_text(
+        '{"id": 7, "text": "x", "model": "y", "finish_reason": "eos", "completion_tokens": null}\n\n{"id": "8", "text": ""}'
+    )
     assert read_predictions(path) == [Prediction(id="7", text="x"), Prediction(id="8", text="")]
 
 
 @pytest.mark.parametrize(
-    "line", ["{", "[]", '"x"', '{"id": "a"}', '{"text": "a"}', '{"id": "a", "text": "b", "sample": "one"}', "[" * 50_000]
+    "line",
+    [
+        "{",
+        "[]",
+        '"x"',
+        '{"id": "a"}',
+        '{"text": "a"}',
+        '{"id": "a", "text": "b", "sample": "one"}',
+        "[" * 50_000,
+    ],
 )
 def test_a_row_that_is_none_is_named_by_its_line(tmp_path, line):
     path = tmp_path / "p.jsonl"
@@ -71,7 +88,12 @@ def test_a_row_that_is_none_is_named_by_its_line(tmp_path, line):
 
 
 def test_any_text_comes_back_as_it_was(tmp_path):
-    row = Prediction(id="q0", text='lone \udc80, quotes " \\ and\nlines\u2029 <answer>', finish_reason="length", error="bad \ud800 name")
+    row = Prediction(
+        id="q0",
+        text='lone \udc80, quotes " \\ and\nlines\u2029 <answer>',
+        finish_reason="length",
+        error="bad \ud800 name",
+    )
     with appending(tmp_path, 0) as append:
         append(row)
         assert read_predictions(tmp_path / "predictions.rank0.jsonl") == [row]
@@ -79,7 +101,11 @@ def test_any_text_comes_back_as_it_was(tmp_path):
 
 
 def test_two_evaluations_cannot_write_to_one_folder(tmp_path):
-    with locked(tmp_path), pytest.raises(UserError, match="another evaluation is writing to it"), locked(tmp_path):
+    with (
+        locked(tmp_path),
+        pytest.raises(UserError, match="another evaluation is writing to it"),
+        locked(tmp_path),
+    ):
         pass
     with locked(tmp_path):
         pass

@@ -12,11 +12,25 @@ from r1ov.errors import UserError
 from r1ov.evaluate.benchmarks import BENCHMARKS, load_items
 from r1ov.evaluate.item import Prediction
 from r1ov.evaluate.scoring import score
-from tests.benchmark_files import base64_png, mathverse, mathvision, mathvista, nodes, packed, parquet, png, struct, tsv, wemath
+from tests.benchmark_files import (
+    base64_png,
+    mathverse,
+    mathvision,
+    mathvista,
+    nodes,
+    packed,
+    parquet,
+    png,
+    struct,
+    tsv,
+    wemath,
+)
 
 
 def right(item, answer: str) -> bool:
-    return score(item, Prediction(id=item.id, text=f"<think>so</think><answer>{answer}</answer>")).score == 1.0
+    return (
+        score(item, Prediction(id=item.id, text=f"<think>so</think><answer>{answer}</answer>")).score == 1.0
+    )
 
 
 def shade(item) -> int:
@@ -34,13 +48,26 @@ def test_mathvista_rows(tmp_path):
         mathvista(3, "free_form", "integer", "14", unit="cm"),
         mathvista(4, "free_form", "float", "1.2", precision=1.0),
         mathvista(5, "free_form", "list", "[0, 5]"),
-        mathvista(6, "multi_choice", "text", "三角形", choices=["圆", "三角形"], metadata={"language": "chinese", "skills": ["a", "b"]}),
+        mathvista(
+            6,
+            "multi_choice",
+            "text",
+            "三角形",
+            choices=["圆", "三角形"],
+            metadata={"language": "chinese", "skills": ["a", "b"]},
+        ),
     ]
     parquet(tmp_path / "data" / "testmini-00000-of-00001.parquet", rows)
     no, twice, whole, decimal, pair, chinese = load_items("mathvista", str(tmp_path))
     assert [item.id for item in (no, pair)] == ["1", "5"]
     assert [shade(item) for item in (no, pair)] == [1, 5]
-    assert (no.answer, no.kind, no.choices, no.bench, no.split) == ("B", "mcq", ("Yes", "No"), "mathvista", "testmini")
+    assert (no.answer, no.kind, no.choices, no.bench, no.split) == (
+        "B",
+        "mcq",
+        ("Yes", "No"),
+        "mathvista",
+        "testmini",
+    )
     assert no.question == "How tall is the bar?\n(A) Yes\n(B) No"
     assert no.raw_query.startswith("Hint:")
     assert right(no, "B")
@@ -68,7 +95,10 @@ def test_mathvista_rows(tmp_path):
 
 
 def test_mathvista_json_of_ids_names_pictures_by_path(tmp_path):
-    rows = {str(n): {k: v for k, v in mathvista(n, "free_form", "integer", "7").items() if k != "decoded_image"} for n in (1, 2, 3)}
+    rows = {
+        str(n): {k: v for k, v in mathvista(n, "free_form", "integer", "7").items() if k != "decoded_image"}
+        for n in (1, 2, 3)
+    }
     (tmp_path / "annot_testmini.json").write_text(json.dumps(rows), encoding="utf-8")
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "1.png").write_bytes(png(1))
@@ -81,7 +111,10 @@ def test_mathvista_json_of_ids_names_pictures_by_path(tmp_path):
 
 
 def test_a_split_without_golds_scores_nothing_and_says_so(tmp_path, capsys):
-    parquet(tmp_path / "test-00000-of-00001.parquet", [mathvista(1, "free_form", "integer", ""), mathvista(2, "free_form", "integer", "")])
+    parquet(
+        tmp_path / "test-00000-of-00001.parquet",
+        [mathvista(1, "free_form", "integer", ""), mathvista(2, "free_form", "integer", "")],
+    )
     items = load_items("mathvista", str(tmp_path), "test")
     assert not any(right(item, answer) for item in items for answer in ("", ".", "0"))
     assert "2 of 2 items have no gold answer" in capsys.readouterr().err
@@ -95,7 +128,12 @@ def test_mathvision_rows(tmp_path):
         mathvision(4, "11 "),
         mathvision(5, "69{degrees}"),
         mathvision(6, "C"),
-        mathvision(7, "E", ["<image1>", "<image2>", "<image3>", "<image4>", "<image5>"], question="See <image1> and <image2>."),
+        mathvision(
+            7,
+            "E",
+            ["<image1>", "<image2>", "<image3>", "<image4>", "<image5>"],
+            question="See <image1> and <image2>.",
+        ),
     ]
     parquet(tmp_path / "test-00000-of-00001.parquet", rows)
     drawn, listed, fraction, spaced, degrees, letter, pictures = load_items("mathvision", str(tmp_path))
@@ -136,7 +174,9 @@ def test_mathverse_rows(tmp_path):
         mathverse(1, "Text Dominant", "C", "multi-choice", question=options),
         mathverse(2, "Text Lite", "(C)", "multi-choice", question=options),
         mathverse(3, "Vision Only", "B", "multi-choice", question="", question_for_eval=options),
-        mathverse(4, "Vision Intensive", "False", "multi-choice", question="Is it?\nChoices:\nA:True\nB:False"),
+        mathverse(
+            4, "Vision Intensive", "False", "multi-choice", question="Is it?\nChoices:\nA:True\nB:False"
+        ),
         mathverse(5, "Vision Dominant", "C\nD", "multi-choice", question=options),
         mathverse(6, "Text Lite", "F", "multi-choice", question=options),
         mathverse(7, "Text Lite", r"Area $=9 \pi \mathrm{cm}^{2}$"),
@@ -145,7 +185,9 @@ def test_mathverse_rows(tmp_path):
         mathverse(10, "Vision Only", "7", image=struct(None)),
     ]
     parquet(tmp_path / "testmini.parquet", rows)
-    bare, bracketed, seen, word, two, beyond, area, degree, metres, missing = load_items("mathverse", str(tmp_path))
+    bare, bracketed, seen, word, two, beyond, area, degree, metres, missing = load_items(
+        "mathverse", str(tmp_path)
+    )
     assert right(bare, "C")
     assert right(bare, "60°")
     assert right(bare, "C:60°")
@@ -178,14 +220,18 @@ def test_mathverse_text_only_has_no_picture(tmp_path):
     (tmp_path / "testmini_text_only.json").write_text(json.dumps(rows), encoding="utf-8")
     items = load_items("mathverse", str(tmp_path), "testmini_text_only")
     assert [(item.images, item.error) for item in items] == [((), None)] * 2
-    (tmp_path / "testmini.json").write_text(json.dumps([mathverse(1, "Text Lite", "5", image="")]), encoding="utf-8")
+    (tmp_path / "testmini.json").write_text(
+        json.dumps([mathverse(1, "Text Lite", "5", image="")]), encoding="utf-8"
+    )
     assert load_items("mathverse", str(tmp_path))[0].error == "the row has no picture"
 
 
 def test_wemath_rows(tmp_path):
     rows = [
         wemath("2steps_1", "2steps_1", "B"),
-        wemath("2steps_1", "2steps_2", "D", option="A．3 cm；B．4; 5 cm；C．5 cm；D．6 cm；E．No correct answer"),
+        wemath(
+            "2steps_1", "2steps_2", "D", option="A．3 cm；B．4; 5 cm；C．5 cm；D．6 cm；E．No correct answer"
+        ),
         wemath("2steps_1", "2steps_multi", "A", option="A. F;    B. D;    C. B;    D. I"),
         wemath("3steps_1", "3steps_1", "E", **{"knowledge concept": "Left-Right Position"}),
     ]
@@ -205,13 +251,19 @@ def test_wemath_rows(tmp_path):
     assert letters.choices == ("F", "D", "B", "I")
     assert right(letters, "A")
     assert not right(letters, "B")
-    assert first.tags == {"key": "2steps_1", "concept": "Area of Circles", "domain": "Calculation of Plane Figures"}
+    assert first.tags == {
+        "key": "2steps_1",
+        "concept": "Area of Circles",
+        "domain": "Calculation of Plane Figures",
+    }
     assert "domain" not in other.tags
     assert shade(first) == 1
 
 
 def test_wemath_json_beside_a_zip(tmp_path):
-    (tmp_path / "testmini.json").write_text(json.dumps([wemath("2steps_1", "2steps_1", "B", image_path="2steps/image/1-1.png")]))
+    (tmp_path / "testmini.json").write_text(
+        json.dumps([wemath("2steps_1", "2steps_1", "B", image_path="2steps/image/1-1.png")])
+    )
     packed(tmp_path / "testmini.zip", {"testmini/2steps/image/1-1.png": png(3)})
     assert shade(load_items("wemath", str(tmp_path))[0]) == 3
 
@@ -220,11 +272,39 @@ def test_r1_onevision_bench_tsv(tmp_path):
     hint = "Hint: Please answer with the letter.\nQuestion: What\tis it?\nChoices:\n"
     more = {"level": "Junior High School", "category": "Math"}
     rows = [
-        {"index": 0, "image": base64_png(7), "question": hint + "A. 3 cm\nB. 5 cm", "choices": "A. 3 cm\nB. 5 cm", "answer": "B", **more},
-        {"index": 1, "image": "0", "question": "Question: Say its colour.", "choices": "", "answer": "blue", **more},
-        {"index": 2, "image": base64_png(9), "question": 'It says "5".', "choices": "['1 m', '2 m', '3 m']", "answer": "C", **more},
+        {
+            "index": 0,
+            "image": base64_png(7),
+            "question": hint + "A. 3 cm\nB. 5 cm",
+            "choices": "A. 3 cm\nB. 5 cm",
+            "answer": "B",
+            **more,
+        },
+        {
+            "index": 1,
+            "image": "0",
+            "question": "Question: Say its colour.",
+            "choices": "",
+            "answer": "blue",
+            **more,
+        },
+        {
+            "index": 2,
+            "image": base64_png(9),
+            "question": 'It says "5".',
+            "choices": "['1 m', '2 m', '3 m']",
+            "answer": "C",
+            **more,
+        },
         {"index": 3, "image": "77", "question": "How heavy?", "choices": "", "answer": "2.5 kg", **more},
-        {"index": 4, "image": base64_png(300), "question": "Which?", "choices": "[]", "answer": "20 N", **more},
+        {
+            "index": 4,
+            "image": base64_png(300),
+            "question": "Which?",
+            "choices": "[]",
+            "answer": "20 N",
+            **more,
+        },
     ]
     path = tsv(tmp_path / "r1-onevision.tsv", rows)
     letter, word, python, missing, value = load_items("r1-onevision-bench", str(path))
@@ -267,7 +347,17 @@ def test_a_vlmevalkit_tsv_with_options_in_columns(tmp_path):
             "answer": "B",
             "l2-category": "x",
         },
-        {"index": 11, "image": "10", "question": "Which?", "hint": "", "A": "1", "B": "2", "C": "3", "answer": "C", "l2-category": "y"},
+        {
+            "index": 11,
+            "image": "10",
+            "question": "Which?",
+            "hint": "",
+            "A": "1",
+            "B": "2",
+            "C": "3",
+            "answer": "C",
+            "l2-category": "y",
+        },
         {
             "index": 12,
             "image": str([base64_png(2), base64_png(3)]),
@@ -305,7 +395,14 @@ def test_generic_json_lines(tmp_path):
             "group": "g",
         },
         {"id": "q2", "question": "Which?", "answer": "red", "choices": ["red", "blue"], "images": []},
-        {"id": "q3", "question": "How long?", "answer": "1.23", "kind": "number", "precision": 1, "image_path": "../secret.png"},
+        {
+            "id": "q3",
+            "question": "How long?",
+            "answer": "1.23",
+            "kind": "number",
+            "precision": 1,
+            "image_path": "../secret.png",
+        },
     ]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (tmp_path.parent / "secret.png").write_bytes(png(5))
@@ -327,7 +424,13 @@ def test_counts_are_checked_against_the_known_ones(tmp_path, capsys):
     load_items("mathvision", str(tmp_path))
     assert capsys.readouterr().err == "mathvision: 1 items; test is known to have 3,040\n"
     assert {name: one.counts[one.split] for name, one in BENCHMARKS.items() if one.hub} == {
-        **{"mathvista": 1_000, "mathvision": 3_040, "mathverse": 3_940, "wemath": 1_740, "r1-onevision-bench": 942},
+        **{
+            "mathvista": 1_000,
+            "mathvision": 3_040,
+            "mathverse": 3_940,
+            "wemath": 1_740,
+            "r1-onevision-bench": 942,
+        },
     }
 
 
@@ -340,7 +443,10 @@ def test_shards_of_a_split_are_read_in_order_and_other_splits_left_alone(tmp_pat
 
 def test_a_broken_picture_is_an_error_row_and_stays(tmp_path, capsys):
     broken = [struct(b"\x89PNG\r\n\x1a\nnothing"), struct(b""), struct(None, "images/9.png")]
-    parquet(tmp_path / "test-00000-of-00001.parquet", [mathvision(n, "7", decoded_image=one) for n, one in enumerate(broken)])
+    parquet(
+        tmp_path / "test-00000-of-00001.parquet",
+        [mathvision(n, "7", decoded_image=one) for n, one in enumerate(broken)],
+    )
     items = load_items("mathvision", str(tmp_path))
     assert len(items) == 3
     assert all(item.error and not item.images for item in items)
@@ -348,7 +454,9 @@ def test_a_broken_picture_is_an_error_row_and_stays(tmp_path, capsys):
 
 
 def test_a_broken_picture_in_a_zip_is_an_error_row(tmp_path):
-    (tmp_path / "testmini.jsonl").write_text(json.dumps(mathvision(1, "7", decoded_image=None)), encoding="utf-8")
+    (tmp_path / "testmini.jsonl").write_text(
+        json.dumps(mathvision(1, "7", decoded_image=None)), encoding="utf-8"
+    )
     data = bytearray(packed(tmp_path / "images.zip", {"images/1.png": png(1)}).read_bytes())
     data[60] ^= 0xFF
     (tmp_path / "images.zip").write_bytes(bytes(data))
@@ -358,9 +466,13 @@ def test_a_broken_picture_in_a_zip_is_an_error_row(tmp_path):
 def test_mistakes_are_told_in_one_line(tmp_path):
     parquet(tmp_path / "test-00000-of-00001.parquet", [mathvision(1, "7"), mathvision(1, "8")])
     (tmp_path / "ragged.tsv").write_text("index\tquestion\tanswer\n1\tq\n", encoding="utf-8")
-    (tmp_path / "broken.jsonl").write_text('{"question": "q", "answer": "a"}\n{"question"\n', encoding="utf-8")
+    (tmp_path / "broken.jsonl").write_text(
+        '{"question": "q", "answer": "a"}\n{"question"\n', encoding="utf-8"
+    )
     (tmp_path / "list.json").write_text("[1, 2]", encoding="utf-8")
-    (tmp_path / "kind.jsonl").write_text('{"question": "q", "answer": "a", "kind": "int"}\n', encoding="utf-8")
+    (tmp_path / "kind.jsonl").write_text(
+        '{"question": "q", "answer": "a", "kind": "int"}\n', encoding="utf-8"
+    )
     for arguments, words in [
         (("mathvision", str(tmp_path)), "two rows have the id '1'"),
         (("mathvision", str(tmp_path), "train"), "it is 'train'|mathvision has test, testmini"),
@@ -386,7 +498,9 @@ def test_a_benchmark_without_data_comes_from_the_hub(tmp_path, monkeypatch):
     asked = []
     folder = tmp_path / "snapshots" / "abc"
     parquet(folder / "data" / "testmini-00000-of-00001.parquet", [wemath("2steps_1", "2steps_1", "B")])
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **more: asked.append((repo, more)) or str(folder))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda repo, **more: asked.append((repo, more)) or str(folder)
+    )
     assert len(load_items("wemath")) == len(load_items("wemath", "somebody/copy@v2")) == 1
     assert [(repo, more["repo_type"], more["revision"]) for repo, more in asked] == [
         ("We-Math/We-Math", "dataset", None),
@@ -408,7 +522,12 @@ def test_the_playground_is_painted_when_it_is_looked_at(monkeypatch):
     assert len(items) == 8
     for index, item in enumerate(items):
         one = sample("generalisation", index)
-        assert (item.question, item.answer, item.kind, item.tags) == (one.question, one.answer, one.kind, {"family": one.family})
+        assert (item.question, item.answer, item.kind, item.tags) == (
+            one.question,
+            one.answer,
+            one.kind,
+            {"family": one.family},
+        )
         assert item.images[0].load().tobytes() == one.image.tobytes()
         assert item.images[0].size == one.image.size
     assert len(painted) == 8

@@ -7,17 +7,39 @@ import pytest
 
 from r1ov.evaluate.benchmarks import BENCHMARKS
 from r1ov.evaluate.item import Item, Prediction, Verdict
-from r1ov.evaluate.report import Answered, by_tag_table, markdown, overall_table, published_table, samples_table, tables_of, write_report
+from r1ov.evaluate.report import (
+    Answered,
+    by_tag_table,
+    markdown,
+    overall_table,
+    published_table,
+    samples_table,
+    tables_of,
+    write_report,
+)
 from r1ov.evaluate.statistics import wilson
 from r1ov.evaluate.tables import Table
 
 
-def one(id: str, score: float, answer: str | None = "1", method: str = "tag", sample: int = 0, tokens: int = 10, **item) -> Answered:
+def one(
+    id: str,
+    score: float,
+    answer: str | None = "1",
+    method: str = "tag",
+    sample: int = 0,
+    tokens: int = 10,
+    **item,
+) -> Answered:
     reason = {"error": "error", "truncated": "length"}.get(method, "stop")
     return Answered(
         item=Item(bench="b", split="s", id=id, question="q", answer="1", **item),
         prediction=Prediction(
-            id=id, text="t", sample=sample, finish_reason=reason, completion_tokens=tokens, error="gone" * (method == "error") or None
+            id=id,
+            text="t",
+            sample=sample,
+            finish_reason=reason,
+            completion_tokens=tokens,
+            error="gone" * (method == "error") or None,
         ),
         verdict=Verdict(id=id, sample=sample, score=score, answer=answer, method=method, well_formed=score),
     )
@@ -28,8 +50,14 @@ def values(table: Table) -> dict:
 
 
 TEN = [
-    *[one(str(number), 1.0, tokens=number + 1, tags={"level": "1", "skills": ("a", "b")}) for number in range(5)],
-    *[one(str(number), 0.0, "2", tokens=number + 1, tags={"level": "2", "skills": ("b",)}) for number in range(5, 7)],
+    *[
+        one(str(number), 1.0, tokens=number + 1, tags={"level": "1", "skills": ("a", "b")})
+        for number in range(5)
+    ],
+    *[
+        one(str(number), 0.0, "2", tokens=number + 1, tags={"level": "2", "skills": ("b",)})
+        for number in range(5, 7)
+    ],
     one("7", 0.0, None, "unparsed", tokens=100, tags={"level": "2"}),
     one("8", 0.0, None, "truncated", tokens=200, tags={"level": "10"}),
     one("9", 0.0, None, "error", tokens=0, tags={"level": "10"}),
@@ -92,7 +120,11 @@ def test_the_judge_stands_in_rows_of_its_own():
         *TEN[8:],
     ]
     table = values(overall_table(judged))
-    assert (table["accuracy"], table["asked of the judge"], table["accuracy by rules and judge"]) == (0.5, 1, 0.6)
+    assert (table["accuracy"], table["asked of the judge"], table["accuracy by rules and judge"]) == (
+        0.5,
+        1,
+        0.6,
+    )
 
 
 def test_a_benchmarks_own_table_by_a_tag_gives_way_to_ours_which_has_intervals():
@@ -115,14 +147,25 @@ def test_published_scores_stand_below_ours_with_their_source():
 
 def test_the_three_files_say_the_same(tmp_path):
     hostile = Table(
-        "by x|y", ("tag", "questions", "right", "low", "high"), (("a|b <b>\n", 3, 1 / 3, 0.1, 0.9), ("none", 0, None, None, None))
+        "by x|y",
+        ("tag", "questions", "right", "low", "high"),
+        (("a|b <b>\n", 3, 1 / 3, 0.1, 0.9), ("none", 0, None, None, None)),
     )
     write_report(tmp_path, "b s: m", [hostile], {"seed": 0, "system": None, "run": {"device": "cpu"}})
     text = (tmp_path / "report.md").read_text()
-    assert "| tag | questions | right | 95% interval |\n|---|---:|---:|---:|\n| a\\|b &lt;b>  | 3 | 33.3% | 10.0% to 90.0% |" in text
+    assert (
+        "| tag | questions | right | 95% interval |\n|---|---:|---:|---:|\n| a\\|b &lt;b>  | 3 | 33.3% | 10.0% to 90.0% |"
+        in text
+    )
     assert "| device | cpu |" in text
     data = json.loads((tmp_path / "report.json").read_text())
-    assert data["tables"][0]["rows"][0] == {"tag": "a|b <b>\n", "questions": 3, "right": 1 / 3, "low": 0.1, "high": 0.9}
+    assert data["tables"][0]["rows"][0] == {
+        "tag": "a|b <b>\n",
+        "questions": 3,
+        "right": 1 / 3,
+        "low": 0.1,
+        "high": 0.9,
+    }
     rows = list(csv.DictReader((tmp_path / "report.csv").open(newline="")))
     assert rows[1] == {"table": "by x|y", "row": "a|b <b>\n", "column": "right", "value": str(1 / 3)}
 

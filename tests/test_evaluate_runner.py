@@ -54,13 +54,26 @@ def texts(rows) -> list:
 
 def test_killed_ten_times_on_one_process_and_on_two_it_ends_with_the_same_answers(tmp_path):
     words = [sys.executable, "-m", "tests.killed_evaluation", str(tmp_path), "1"]
-    done = subprocess.run(words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        words,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout.split()[1]) >= 5, done.stdout  # kills that met it at work
     whole, killed = (read_predictions(tmp_path / name / "predictions.jsonl") for name in ("whole", "killed"))
     assert texts(whole) == texts(killed)
-    assert [(row.id, row.sample) for row in whole] == [(f"test/{index}", sample) for index in range(24) for sample in range(2)]
-    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [".lock", "predictions.jsonl", "settings.json"]
+    assert [(row.id, row.sample) for row in whole] == [
+        (f"test/{index}", sample) for index in range(24) for sample in range(2)
+    ]
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [
+        ".lock",
+        "predictions.jsonl",
+        "settings.json",
+    ]
 
 
 def test_its_answers_are_those_of_generate(tiny, items):
@@ -84,7 +97,9 @@ def test_a_sample_depends_on_its_question_and_the_seed_alone(tiny, items, monkey
         alone |= answered(tiny, [item], SAMPLED, max_num_seqs=3)
     monkeypatch.setattr(runner, "PATCH_BYTES", 1)  # every question a chunk of its own
     for other in (alone, answered(tiny, items, SAMPLED)):
-        assert {key: row.text for key, row in other.items()} == {key: row.text for key, row in together.items()}
+        assert {key: row.text for key, row in other.items()} == {
+            key: row.text for key, row in together.items()
+        }
     assert answered(tiny, items[:1], replace(SAMPLED, seed=6))["test/0", 0].text != together["test/0", 0].text
 
 
@@ -96,7 +111,13 @@ def test_pictures_are_decoded_a_chunk_at_a_time(tiny, items, monkeypatch):
         return replace(item, images=[LazyImage(image.size, lambda: decoded.append(item.id) or image.load())])
 
     monkeypatch.setattr(runner, "PATCH_BYTES", 3 * 64 * 1176 * 4)  # three pictures of 112 x 112
-    answer(*tiny, [counting(item) for item in items], GREEDY, lambda item, row: at_first_answer.append(len(decoded)), 64)
+    answer(
+        *tiny,
+        [counting(item) for item in items],
+        GREEDY,
+        lambda item, row: at_first_answer.append(len(decoded)),
+        64,
+    )
     assert at_first_answer[0] == 3
     assert len(decoded) == len(items)
 
@@ -115,10 +136,14 @@ def test_what_cannot_be_asked_is_a_row_that_says_why_and_is_asked_again(tiny, it
     rows = run(*tiny, items[:4], GREEDY, tmp_path, {}, lambda item, row: asked.append(item.id) or 1.0)
     assert sorted(asked) == ["test/0", "test/1", "test/2"]
     assert [row.finish_reason for row in rows if row.error] == []
-    assert texts(rows) == [(item.id, 0, answered(tiny, [item], GREEDY)[item.id, 0].text) for item in items[:4]]
+    assert texts(rows) == [
+        (item.id, 0, answered(tiny, [item], GREEDY)[item.id, 0].text) for item in items[:4]
+    ]
 
 
-def test_more_questions_go_on_in_the_same_folder_and_answers_are_kept_in_the_benchmarks_order(tiny, items, tmp_path):
+def test_more_questions_go_on_in_the_same_folder_and_answers_are_kept_in_the_benchmarks_order(
+    tiny, items, tmp_path
+):
     run(*tiny, items[4:6], GREEDY, tmp_path, {}, right)
     asked = []
     rows = run(*tiny, items[:6], GREEDY, tmp_path, {}, lambda item, row: asked.append(item.id) or 1.0)
@@ -144,7 +169,9 @@ def test_rows_are_there_as_soon_as_their_answers_are(tiny, items, tmp_path):
         pass
 
     def stop(item, row):
-        assert json.loads((tmp_path / "predictions.rank0.jsonl").read_text().splitlines()[-1])["id"] == item.id
+        assert (
+            json.loads((tmp_path / "predictions.rank0.jsonl").read_text().splitlines()[-1])["id"] == item.id
+        )
         raise Stopped
 
     with pytest.raises(Stopped):
@@ -166,7 +193,10 @@ def test_a_prompt_has_pictures_then_the_question_then_what_the_style_adds(items)
     item = replace(items[0], raw_query="Hint: answer with a number.\nQuestion: how many?")
     for style, text in (("none", item.question), ("official", item.raw_query)):
         assert messages_of(item, style, None) == [
-            {"role": "user", "content": [{"type": "image", "image": item.images[0]}, {"type": "text", "text": text}]}
+            {
+                "role": "user",
+                "content": [{"type": "image", "image": item.images[0]}, {"type": "text", "text": text}],
+            }
         ]
     thinking = messages_of(item, "r1ov", "Be brief.")
     assert thinking[0] == {"role": "system", "content": "Be brief."}

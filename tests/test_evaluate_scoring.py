@@ -38,7 +38,12 @@ def table(name: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    "style", ["<think>so</think><answer>{}</answer>", "I see a circle and two lines in it.\n\nAnswer: {}", "\\boxed{{{}}}"]
+    "style",
+    [
+        "<think>so</think><answer>{}</answer>",
+        "I see a circle and two lines in it.\n\nAnswer: {}",
+        "\\boxed{{{}}}",
+    ],
 )
 def test_golds_answer_themselves_in_every_kind(style):
     golds = table("evaluate_golds.tsv")
@@ -64,32 +69,53 @@ def test_every_hand_judged_reply_gets_its_score():
     assert not wrong, "\n".join(wrong)
 
 
-EQUAL = [{"1:2", "$k=\\frac{1}{2}$"}, {"$x=3$", "3 \\text{ units}^3", "\\log_2 8"}, {"Length $=5$ units", "AB=5", "5 \\mathrm{mg}"}]
-EQUAL += [{"2^{10}", "1{,}024"}, {"n(n+1)/2", "\\frac{n(n+1)}{2}"}, {"Volume $=254.469$ units $^{3}$", "$254.469 units ^{3}$"}]
+EQUAL = [
+    {"1:2", "$k=\\frac{1}{2}$"},
+    {"$x=3$", "3 \\text{ units}^3", "\\log_2 8"},
+    {"Length $=5$ units", "AB=5", "5 \\mathrm{mg}"},
+]
+EQUAL += [
+    {"2^{10}", "1{,}024"},
+    {"n(n+1)/2", "\\frac{n(n+1)}{2}"},
+    {"Volume $=254.469$ units $^{3}$", "$254.469 units ^{3}$"},
+]
 EQUAL += [{"Area =113.1 cm^2", "Surface Area $=113.1 \\mathrm{cm}^{2}$"}]
 
 
 def test_no_gold_answers_another_one():
-    """A gold against some after it in the table: the next ones are like it. Those that are equal were judged by hand."""
+    """A gold against some after it in the table: the next ones are like it. Those that are equal were judged
+    by hand.
+    """
     golds = [gold for kind, gold in table("evaluate_golds.tsv") if kind == "math" and "\f" not in gold]
     for place, gold in enumerate(golds):
         for other in golds[place + 1 : place + 4] + golds[place + 40 : place + 42]:
             same = any({gold, other} <= group for group in EQUAL)
-            assert verdict(item("math", gold), f"<answer>{other}</answer>").score == float(same), (gold, other)
+            assert verdict(item("math", gold), f"<answer>{other}</answer>").score == float(same), (
+                gold,
+                other,
+            )
 
 
 def test_what_could_not_be_asked_or_answered_scores_0_and_is_called_an_error():
     broken = item("int", "7", error="a picture's file is missing")
-    assert (verdict(broken, "<answer>7</answer>").score, verdict(broken, "<answer>7</answer>").method) == (0.0, "error")
+    assert (verdict(broken, "<answer>7</answer>").score, verdict(broken, "<answer>7</answer>").method) == (
+        0.0,
+        "error",
+    )
     assert verdict(item("int", "7"), "<answer>7</answer>", "error").method == "error"
-    found = score(item("int", "7"), Prediction(id="1", text="<answer>7</answer>", sample=3, error="out of memory"))
+    found = score(
+        item("int", "7"), Prediction(id="1", text="<answer>7</answer>", sample=3, error="out of memory")
+    )
     assert (found.score, found.method, found.sample) == (0.0, "error", 3)
 
 
 def test_a_guess_from_the_last_sentence_is_lenient_and_says_so():
     reply = "I count three on the left and four on the right. That is a total of 7 apples on the table."
     assert verdict(item("int", "7"), reply).method == "unparsed"
-    assert (verdict(item("int", "7"), reply, lenient=True).score, verdict(item("int", "7"), reply, lenient=True).method) == (1.0, "tail")
+    assert (
+        verdict(item("int", "7"), reply, lenient=True).score,
+        verdict(item("int", "7"), reply, lenient=True).method,
+    ) == (1.0, "tail")
     assert verdict(item("int", "7"), reply, "length", lenient=True).method == "truncated"
 
 
@@ -109,9 +135,18 @@ def test_the_format_is_judged_apart_from_the_answer():
     assert verdict(item("int", "7"), "Answer: 7").well_formed == 0.0
 
 
-@pytest.mark.parametrize("text", ["(" * 10_000, "=" * 4_000, "is " * 5_000, "≈" * 4_000, "A, " * 1_300, "\\boxed{" * 500, "7 or " * 900])
+@pytest.mark.parametrize(
+    "text",
+    ["(" * 10_000, "=" * 4_000, "is " * 5_000, "≈" * 4_000, "A, " * 1_300, "\\boxed{" * 500, "7 or " * 900],
+)
 def test_hostile_replies_cost_little_and_earn_nothing(text):
-    for kind, gold in (("int", "7"), ("math", "7"), ("mcq:12|15|20", "B"), ("text", "blue"), ("list", "[3, 4]")):
+    for kind, gold in (
+        ("int", "7"),
+        ("math", "7"),
+        ("mcq:12|15|20", "B"),
+        ("text", "blue"),
+        ("list", "[3, 4]"),
+    ):
         for reply in (text, f"<answer>{text}</answer>", f"Answer: {text}"):
             start = time.process_time()
             assert verdict(item(kind, gold), reply, lenient=False).score == 0.0

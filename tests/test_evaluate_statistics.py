@@ -44,7 +44,8 @@ def test_a_clustered_interval_covers_the_truth_about_as_often_as_it_says():
 
 
 @pytest.mark.parametrize(
-    ("better", "worse", "p"), [(5, 1, 14 / 64), (0, 6, 2 / 64), (1, 5, 14 / 64), (3, 3, 1.0), (0, 0, 1.0), (10, 2, 158 / 4096)]
+    ("better", "worse", "p"),
+    [(5, 1, 14 / 64), (0, 6, 2 / 64), (1, 5, 14 / 64), (3, 3, 1.0), (0, 0, 1.0), (10, 2, 158 / 4096)],
 )
 def test_mcnemars_p_is_that_of_tossing_coins(better, worse, p):
     assert mcnemar(better, worse) == pytest.approx(p)
@@ -72,7 +73,9 @@ def test_the_bootstrap_resamples_whole_groups():
     error = 1.96 * np.std(second - first) / np.sqrt(200)
     assert alone.high - alone.low == pytest.approx(2 * error, rel=0.06)
     copies = paired(first.tolist() * 4, second.tolist() * 4, [*range(200)] * 4)
-    assert (copies.low, copies.high) == pytest.approx((alone.low, alone.high))  # four times as many, no more known
+    assert (copies.low, copies.high) == pytest.approx(
+        (alone.low, alone.high)
+    )  # four times as many, no more known
 
 
 def test_pass_at_k_is_the_share_of_all_subsets_with_a_right_one():

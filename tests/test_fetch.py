@@ -23,7 +23,11 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_header("Location", "/good")
                 self.end_headers()
             case "/loop" | "/to-file" | "/to-ftp" | "/to-data" as path:
-                targets = {"/to-file": "file:///etc/hostname", "/to-ftp": "ftp://127.0.0.1/x", "/to-data": "data:,x"}
+                targets = {
+                    "/to-file": "file:///etc/hostname",
+                    "/to-ftp": "ftp://127.0.0.1/x",
+                    "/to-data": "data:,x",
+                }
                 self.send_response(302)
                 self.send_header("Location", targets.get(path, f"/loop?{time.monotonic_ns()}"))
                 self.end_headers()
@@ -105,7 +109,9 @@ def test_letters_outside_ascii_are_escaped_and_what_is_escaped_stays(server: str
         ("/garbage", "fetched"),
     ],
 )
-def test_what_goes_wrong_is_told_in_one_line_that_names_the_url_and_in_time(server: str, path: str, reason: str) -> None:
+def test_what_goes_wrong_is_told_in_one_line_that_names_the_url_and_in_time(
+    server: str, path: str, reason: str
+) -> None:
     began = time.monotonic()
     with pytest.raises(UserError) as caught:
         fetch(f"{server}{path}", timeout_seconds=1, max_bytes=1_000_000)

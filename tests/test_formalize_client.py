@@ -1,4 +1,6 @@
-"""One request at a time, against a server that does what a test says: what is read, what is tried again, what is told."""
+"""One request at a time, against a server that does what a test says: what is read, what is tried again, what
+is told.
+"""
 
 import base64
 import io
@@ -39,7 +41,9 @@ def test_a_request_is_what_the_protocol_says_and_its_answer_comes_back():
     assert body["messages"][0] == {"role": "system", "content": "Count."}
     picture, text = body["messages"][1]["content"]
     assert text == {"type": "text", "text": "How many?"}
-    sent = Image.open(io.BytesIO(base64.b64decode(picture["image_url"]["url"].removeprefix("data:image/png;base64,"))))
+    sent = Image.open(
+        io.BytesIO(base64.b64decode(picture["image_url"]["url"].removeprefix("data:image/png;base64,")))
+    )
     assert sent.tobytes() == image.tobytes()
 
 
@@ -96,7 +100,13 @@ def test_a_server_that_drips_is_hung_up_on():
 @pytest.mark.parametrize("kind", ["refusal", "refusal-field", "filtered", "empty", "length", "huge"])
 def test_an_answer_of_no_use_says_why_and_is_paid_for(kind):
     reply, _, _ = attempt(kind)
-    words = {"refusal": "refused", "refusal-field": "refused: not this one", "filtered": "refused", "empty": "empty", "length": "cut off"}
+    words = {
+        "refusal": "refused",
+        "refusal-field": "refused: not this one",
+        "filtered": "refused",
+        "empty": "empty",
+        "length": "cut off",
+    }
     assert words.get(kind, "larger than") in reply.failure
     assert reply.completion_tokens == (2048 if kind == "huge" else 5)
 
@@ -183,9 +193,19 @@ WAITS = [
     ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1h6m0.5s"}, 3960.5),
     ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "20ms"}, 0.02),
     ({"x-ratelimit-remaining-requests": "3", "x-ratelimit-reset-requests": "6m0s"}, 0),
-    ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "2s", "x-ratelimit-reset-requests": "9s"}, 2),
+    (
+        {
+            "x-ratelimit-remaining-tokens": "0",
+            "x-ratelimit-reset-tokens": "2s",
+            "x-ratelimit-reset-requests": "9s",
+        },
+        2,
+    ),
     ({"RateLimit-Remaining": "0", "RateLimit-Reset": "17"}, 17),
-    ({"RateLimit": '"api";r=0;t=55', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'}, 55),  # huggingface_hub's own example
+    (
+        {"RateLimit": '"api";r=0;t=55', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'},
+        55,
+    ),  # huggingface_hub's own example
     ({"RateLimit": '"api";r=10;t=55'}, 0),
 ]
 
@@ -196,7 +216,9 @@ def test_the_time_that_a_server_asks_to_wait_is_read_from_its_headers(headers, s
 
 
 def test_a_time_of_day_to_come_back_at_is_waited_for():
-    assert asked_to_wait({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(time.time() + 40)}) == pytest.approx(40, abs=2)
+    assert asked_to_wait(
+        {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(time.time() + 40)}
+    ) == pytest.approx(40, abs=2)
 
 
 @pytest.mark.parametrize("kind", ["429 30", "429-date", "429-reset 30s", "limit 30"])

@@ -1,4 +1,6 @@
-"""Whole runs against a server that misbehaves: every row ends once, nothing answered is asked again, limits hold, no key is written."""
+"""Whole runs against a server that misbehaves: every row ends once, nothing answered is asked again, limits
+hold, no key is written.
+"""
 
 import hashlib
 import json
@@ -16,10 +18,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from r1ov.common.journal import Journal
 from r1ov.data.image import lazy_image
 from r1ov.errors import UserError
 from r1ov.formalize.ask import Asker
-from r1ov.formalize.journal import Journal
 from r1ov.formalize.layout import row_to_dict
 from r1ov.formalize.row import Row
 from r1ov.formalize.run import stopping
@@ -28,7 +30,19 @@ from tests.openai_server import BODIES, OpenAIServer, content_of, text_of
 
 ROOT = Path(__file__).parent.parent
 KEY = "sk-never-to-be-seen"
-MISDEEDS = ["429 0.05", "500", "503 0.1", "drop", "drop-mid", "truncated", "refusal", "empty", "huge", "400", "length"]
+MISDEEDS = [
+    "429 0.05",
+    "500",
+    "503 0.1",
+    "drop",
+    "drop-mid",
+    "truncated",
+    "refusal",
+    "empty",
+    "huge",
+    "400",
+    "length",
+]
 MISDEEDS += list(BODIES)
 
 
@@ -56,7 +70,11 @@ def values(rows: list[Row]) -> list[dict]:
 def test_every_row_ends_once_whatever_the_server_does(tmp_path):
     def behave(body: dict, before: int) -> str:
         luck = chance(content_of(body), "slow")
-        return ("hang 9" if luck < 0.02 else "drip") if luck < 0.04 and before == 0 else misbehaving(0.5)(body, before)
+        return (
+            ("hang 9" if luck < 0.02 else "drip")
+            if luck < 0.04 and before == 0
+            else misbehaving(0.5)(body, before)
+        )
 
     with OpenAIServer(behave) as server:
         run = Run(tmp_path, server.url, make_rows(60), timeout=3.0, attempts=3, concurrency=16)
@@ -74,7 +92,9 @@ def test_every_row_ends_once_whatever_the_server_does(tmp_path):
     # A row that is not failed has the server's own answers.
     for row in rows:
         if row.outcome != "failed":
-            assert all(answer.startswith("answer ") for answer in (row.description, row.draft, row.verdict["told"]))
+            assert all(
+                answer.startswith("answer ") for answer in (row.description, row.draft, row.verdict["told"])
+            )
 
 
 def test_a_second_start_asks_nothing_and_gives_the_same(tmp_path):
@@ -101,8 +121,19 @@ def test_killed_at_ten_random_instants_it_repeats_no_request_that_had_been_answe
         kind = misbehaving(0.3)(body, before)
         return kind if kind in ("500", "drop", "drop-mid", "truncated", "429 0.05", "malformed") else "ok"
 
-    with OpenAIServer(behave, latency=0.02, reply=lambda body: f"{text_of(body)[:9]} {content_of(body)}") as server:
-        command = [sys.executable, "-m", "tests.formalize_runs", str(tmp_path / "killed"), server.url, "120", "10", "0"]
+    with OpenAIServer(
+        behave, latency=0.02, reply=lambda body: f"{text_of(body)[:9]} {content_of(body)}"
+    ) as server:
+        command = [
+            sys.executable,
+            "-m",
+            "tests.formalize_runs",
+            str(tmp_path / "killed"),
+            server.url,
+            "120",
+            "10",
+            "0",
+        ]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, done.stderr
         events, answered = list(server.events), server.answered
@@ -118,7 +149,8 @@ def test_killed_at_ten_random_instants_it_repeats_no_request_that_had_been_answe
         # What was on the disk when the process died was not asked for again by any later one,
         start = {key: int(key.removeprefix("start-")) for key in {event.key for event in events}}
         assert not [event for event in events if start[event.key] > number and event.content in kept]
-        # and what it had been answered was on the disk, but for what was just then on its way, one answer a thread at most.
+        # and what it had been answered was on the disk, but for what was just then on its way, one answer a
+        # thread at most.
         lost = {event.content for event in events if start[event.key] == number and event.answered} - kept
         assert len(lost) <= CONCURRENCY
         under_way |= lost
@@ -162,7 +194,9 @@ def test_a_journal_on_a_full_disk_keeps_no_half_line(tmp_path, monkeypatch):
             return write(file, data[:4])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "write", lambda file, data: full(file, data) if len(data) > 15 else full(file, b"1234"))
+    monkeypatch.setattr(
+        os, "write", lambda file, data: full(file, data) if len(data) > 15 else full(file, b"1234")
+    )
     with pytest.raises(OSError, match="No space"):
         journal.append({"key": 2, "text": "a" * 12})
     monkeypatch.undo()
@@ -174,7 +208,9 @@ def test_a_journal_on_a_full_disk_keeps_no_half_line(tmp_path, monkeypatch):
 def test_a_record_is_on_the_disk_when_append_returns(tmp_path, monkeypatch):
     synced, fsync = [], os.fsync
     journal = Journal(tmp_path / "x.journal", "key")
-    monkeypatch.setattr(os, "fsync", lambda file: synced.append((tmp_path / "x.journal").read_text()) or fsync(file))
+    monkeypatch.setattr(
+        os, "fsync", lambda file: synced.append((tmp_path / "x.journal").read_text()) or fsync(file)
+    )
     journal.append({"key": 1})
     assert synced == ['{"key": 1}\n']
 
@@ -227,7 +263,9 @@ def test_no_more_requests_run_at_once_than_allowed(tmp_path):
 
 def test_a_server_that_names_a_time_is_left_alone_by_all_threads_until_then(tmp_path):
     first = iter(["429 0.7"])  # and at once; the other answers take a while
-    with OpenAIServer(lambda body, before: next(first, "ok"), reply=lambda body: time.sleep(0.3) or content_of(body)) as server:
+    with OpenAIServer(
+        lambda body, before: next(first, "ok"), reply=lambda body: time.sleep(0.3) or content_of(body)
+    ) as server:
         rows = Run(tmp_path, server.url, make_rows(3), concurrency=2).go()
     begun = sorted(event.begun for event in server.events)
     # Of the two at the start one is refused; the other's next waits as well.
@@ -338,7 +376,9 @@ def test_rows_that_failed_are_tried_again_when_asked_for(tmp_path):
 def test_a_row_that_breaks_our_code_or_cannot_be_opened_fails_alone(tmp_path, capfd):
     rows = make_rows(6)
     broken = lazy_image(Image.new("RGB", (8, 8)))
-    object.__setattr__(broken, "load", lambda: exec("raise UserError('row 2: not a picture')", {"UserError": UserError}))
+    object.__setattr__(
+        broken, "load", lambda: exec("raise UserError('row 2: not a picture')", {"UserError": UserError})
+    )
     rows[1] = replace(rows[1], image=broken)
     enormous = lazy_image(Image.new("RGB", (8, 8)))
     object.__setattr__(enormous, "size", (100_000, 100_000))
@@ -383,14 +423,18 @@ def test_a_signal_lets_what_is_under_way_finish_and_the_run_goes_on_later(tmp_pa
         assert len(server.events) < 60
         assert run.asker.over is None
         assert {row.outcome for row in rows} >= {None, "done"}
-        assert None not in {row.outcome for row in Run(tmp_path, server.url, make_rows(40), concurrency=16).go()}
+        assert None not in {
+            row.outcome for row in Run(tmp_path, server.url, make_rows(40), concurrency=16).go()
+        }
     assert len(server.events) == 120
     assert set(server.answered.values()) == {1}
 
 
 def test_a_run_writes_its_key_nowhere(tmp_path, capfd):
     reply = random.Random(0)
-    with OpenAIServer(misbehaving(0.4), reply=lambda body: f"answer {KEY if reply.random() < 0.3 else ''}") as server:
+    with OpenAIServer(
+        misbehaving(0.4), reply=lambda body: f"answer {KEY if reply.random() < 0.3 else ''}"
+    ) as server:
         rows = Run(tmp_path, server.url, make_rows(12), key=KEY, attempts=2).go()
     assert all(headers["authorization"] == f"Bearer {KEY}" for headers in server.headers)
     assert any("***" in (row.description or "") for row in rows)

@@ -1,4 +1,6 @@
-"""The small files of tests/data through the reader, as a run reads them: nothing is converted beforehand, no row is lost."""
+"""The small files of tests/data through the reader, as a run reads them: nothing is converted beforehand, no
+row is lost.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +17,8 @@ from tests.test_records import BLUE, DATA, EXPECTED, RED, said, user
 
 FILES = sorted(path.name for path in DATA.iterdir() if path.suffix != ".png")
 
-# As EXPECTED in tests/test_records.py: for each row its format, messages, gold answer and kind. Written by reading the rows.
+# As EXPECTED in tests/test_records.py: for each row its format, messages, gold answer and kind. Written by
+# reading the rows.
 FURTHER = {
     "sharegpt-turns.parquet": [
         (
@@ -31,20 +34,40 @@ FURTHER = {
         ),
         (
             "sharegpt",
-            [said("user", "Say hello."), said("assistant", "Hello."), said("user", "Again."), said("assistant", "Hello!")],
+            [
+                said("user", "Say hello."),
+                said("assistant", "Hello."),
+                said("user", "Again."),
+                said("assistant", "Hello!"),
+            ],
             "Hello!",
             None,
         ),
     ],
     "alpaca-text.jsonl": [
-        ("alpaca", [said("user", "Add the numbers.\n2, 3"), said("assistant", "2 and 3 make 5.\nThe sum is 5.")], None, None),
+        (
+            "alpaca",
+            [said("user", "Add the numbers.\n2, 3"), said("assistant", "2 and 3 make 5.\nThe sum is 5.")],
+            None,
+            None,
+        ),
         ("alpaca", [said("user", "Name a colour."), said("assistant", "Green")], "Green", None),
     ],
     "qwen.json": [
-        ("messages", [user(BLUE, "What is this?"), said("assistant", "A blue paper.")], "A blue paper.", None),
         (
             "messages",
-            [user(RED, BLUE, "Which is red?"), said("assistant", "The first."), said("user", "Sure?"), said("assistant", "Yes.")],
+            [user(BLUE, "What is this?"), said("assistant", "A blue paper.")],
+            "A blue paper.",
+            None,
+        ),
+        (
+            "messages",
+            [
+                user(RED, BLUE, "Which is red?"),
+                said("assistant", "The first."),
+                said("user", "Sure?"),
+                said("assistant", "Yes."),
+            ],
             "Yes.",
             None,
         ),
@@ -79,7 +102,12 @@ def read(record: Record) -> tuple:
         return ("picture", part["image"].getpixel((5, 5)))
 
     messages = [
-        {"role": message["role"], "content": content if isinstance(content := message["content"], str) else list(map(told, content))}
+        {
+            "role": message["role"],
+            "content": content
+            if isinstance(content := message["content"], str)
+            else list(map(told, content)),
+        }
         for message in record.messages
     ]
     return record.format, messages, record.solution, record.kind
@@ -96,7 +124,9 @@ def test_the_files_are_those_that_the_script_makes(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in DATA.iterdir())
     for name in FILES:  # the rows, not the bytes: those are pyarrow's and zlib's own affair
         made, kept = (Reader(find_files(str(folder / name))) for folder in (tmp_path, DATA))
-        assert [read(made[number]) for number in range(len(made))] == [read(kept[number]) for number in range(len(kept))], name
+        assert [read(made[number]) for number in range(len(made))] == [
+            read(kept[number]) for number in range(len(kept))
+        ], name
 
 
 def form(source: object) -> str:
@@ -133,5 +163,7 @@ def test_one_parser_serves_both_stages():
             if replies:
                 batch = processor(record.messages, return_labels=True)
                 trained = batch["labels"][batch["labels"] != IGNORED]
-                assert processor.decode(trained, skip_special_tokens=False) == "".join(f"{reply}<|im_end|>" for reply in replies)
+                assert processor.decode(trained, skip_special_tokens=False) == "".join(
+                    f"{reply}<|im_end|>" for reply in replies
+                )
             assert isinstance(grpo[number], Record) == (solution is not None)

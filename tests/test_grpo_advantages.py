@@ -12,7 +12,10 @@ from tests.grpo_batch import NAN, close, tensor
 
 def test_one_success_in_a_group_is_worth_what_the_sample_deviation_says():
     """(7/8) / sqrt(1/8) = 2.475 with ddof 1; ddof 0 would give 2.645. TRL's eps of 1e-4 moves it to 2.4742."""
-    close(group_advantages(tensor(1, 0, 0, 0, 0, 0, 0, 0), 8)[:2], tensor(0.875, -0.125) / (math.sqrt(1 / 8) + 1e-4))
+    close(
+        group_advantages(tensor(1, 0, 0, 0, 0, 0, 0, 0), 8)[:2],
+        tensor(0.875, -0.125) / (math.sqrt(1 / 8) + 1e-4),
+    )
     close(group_advantages(tensor(0, 0, 1, 0), 4), tensor(-0.5, -0.5, 1.5, -0.5), 1e-3)
     rare, even = tensor(*[1] + [0] * 15), tensor(*[1] * 8 + [0] * 8)
     close(group_advantages(rare, 16)[:2], tensor(3.75, -0.25), 1e-3)
@@ -97,5 +100,10 @@ def test_interleaved_prompts_are_noticed():
 def test_reward_metrics_are_those_worked_by_hand():
     metrics = reward_metrics(tensor(1, 0, 1, 1, NAN, 0), 2)
     assert metrics == pytest.approx(
-        {"reward": 0.6, "reward_std": math.sqrt(0.3), "group_std_mean": math.sqrt(0.5) / 3, "frac_reward_zero_std": 2 / 3}
+        {
+            "reward": 0.6,
+            "reward_std": math.sqrt(0.3),
+            "group_std_mean": math.sqrt(0.5) / 3,
+            "frac_reward_zero_std": 2 / 3,
+        }
     )

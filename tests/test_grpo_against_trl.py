@@ -1,14 +1,16 @@
-"""From completions and rewards to loss, gradients and metrics: ours beside TRL's own code, which is called here and not derived again.
+"""From completions and rewards to loss, gradients and metrics: ours beside TRL's own code, which is called
+here and not derived again.
 
-TRL's `GRPOTrainer` is made without its constructor. Its `_generate`, `_generate_and_score_completions` and `_compute_loss` run as they
-are; only what would need a transformer is put in: the completions, the rewards, and log-probs, which on both sides come of one table of
-states and one head (a token's state says what follows it). Ours goes the whole way of the trainer: `compare`, `deal`, `make_packs`,
-`with_logprobs`, `objective`.
+TRL's `GRPOTrainer` is made without its constructor. Its `_generate`, `_generate_and_score_completions` and
+`_compute_loss` run as they are; only what would need a transformer is put in: the completions, the rewards,
+and log-probs, which on both sides come of one table of states and one head (a token's state says what follows
+it). Ours goes the whole way of the trainer: `compare`, `deal`, `make_packs`, `with_logprobs`, `objective`.
 
-Where we differ on purpose, these batches stay away, or a test below says so: log-ratios are clamped to +-20 before exp; the KL term's
-ratio is the token's own also with one ratio a completion; an accuracy that is None voids a completion whatever its other rewards say; a
-group without spread, also one with a single reward, gets exactly 0 and counts as such also under `scale_rewards` batch; kl, entropy and
-clip ratios are means over the tokens of the step, not of its micro-batches; clip_ratio/low_min leaves out rows that are masked whole.
+Where we differ on purpose, these batches stay away, or a test below says so: log-ratios are clamped to +-20
+before exp; the KL term's ratio is the token's own also with one ratio a completion; an accuracy that is None
+voids a completion whatever its other rewards say; a group without spread, also one with a single reward, gets
+exactly 0 and counts as such also under `scale_rewards` batch; kl, entropy and clip ratios are means over the
+tokens of the step, not of its micro-batches; clip_ratio/low_min leaves out rows that are masked whole.
 """
 
 import random
@@ -21,6 +23,7 @@ import torch
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 import r1ov
+from r1ov.common.processes import World
 from r1ov.data.formats.records import Record
 from r1ov.data.processor import IGNORED, Encoded
 from r1ov.engine import Completion
@@ -30,7 +33,6 @@ from r1ov.train.experience import make_packs, objective
 from r1ov.train.grpo_loss import combine_metrics, group_advantages
 from r1ov.train.rollout import Group
 from r1ov.train.run.config import GRPOConfig
-from r1ov.train.run.distributed import World
 from tests.grpo_worker import Bare
 
 EACH, PROMPTS, LIMIT, VOCAB, WIDTH = 4, 4, 9, 40, 12
@@ -42,9 +44,23 @@ LOSSES = {
     "dr_grpo": {"loss_type": "dr_grpo"},
     "bnpo": {"loss_type": "bnpo"},
     "cispo": {"loss_type": "cispo", "epsilon_high": 1.1},
-    "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.03, "epsilon_high": 0.05},
-    "dapo by sequence": {"loss_type": "dapo", "importance_sampling_level": "sequence", "epsilon": 0.03, "use_bias_correction_kl": False},
-    "cispo by sequence": {"loss_type": "cispo", "epsilon_high": 1.02, "importance_sampling_level": "sequence"},
+    "gspo": {
+        "loss_type": "grpo",
+        "importance_sampling_level": "sequence",
+        "epsilon": 0.03,
+        "epsilon_high": 0.05,
+    },
+    "dapo by sequence": {
+        "loss_type": "dapo",
+        "importance_sampling_level": "sequence",
+        "epsilon": 0.03,
+        "use_bias_correction_kl": False,
+    },
+    "cispo by sequence": {
+        "loss_type": "cispo",
+        "epsilon_high": 1.02,
+        "importance_sampling_level": "sequence",
+    },
 }
 OPTIONS = {
     "on policy": {"num_iterations": 1},
@@ -69,7 +85,9 @@ class Policy:
 
     def __init__(self, seed, like=None, noise=1.0):
         draw = torch.Generator().manual_seed(seed)
-        self.states, self.head = (noise * torch.randn(VOCAB, WIDTH, generator=draw) / WIDTH**0.25 for _ in range(2))
+        self.states, self.head = (
+            noise * torch.randn(VOCAB, WIDTH, generator=draw) / WIDTH**0.25 for _ in range(2)
+        )
         if like:
             self.states, self.head = self.states + like.states, self.head + like.head
 
@@ -80,7 +98,9 @@ class Policy:
 
 
 class Batch:
-    """Ragged prompts and completions of three policies, some cut off, with two rewards, of which some do not apply."""
+    """Ragged prompts and completions of three policies, some cut off, with two rewards, of which some do not
+    apply.
+    """
 
     def __init__(self, seed, temperature=1.0):
         draw = random.Random(seed)
@@ -98,7 +118,9 @@ class Batch:
                 completion = [draw.randrange(2, VOCAB) for _ in range(length)]
                 completion = completion if is_cut else [*completion[:-1], STOP]
                 row = torch.tensor([ids + completion])
-                sampled = self.old.logprobs(row, temperature)[0][0, -length:] + torch.tensor([draw.gauss(0, 0.1) for _ in completion])
+                sampled = self.old.logprobs(row, temperature)[0][0, -length:] + torch.tensor(
+                    [draw.gauss(0, 0.1) for _ in completion]
+                )
                 self.prompts.append(ids)
                 self.completions.append(completion)
                 self.sampler.append(sampled.tolist())
@@ -107,11 +129,15 @@ class Batch:
                     scores["formed"] = None
                 if draw.random() < 0.1:
                     scores = dict.fromkeys(scores)
-                self.rewards.append({"right": 1.0, "formed": 0.5} if prompt == 2 else scores)  # a group without spread
+                self.rewards.append(
+                    {"right": 1.0, "formed": 0.5} if prompt == 2 else scores
+                )  # a group without spread
 
 
 def trl(batch, config, parts):
-    """(loss, gradients, metrics, advantages) of TRL's code, the rollout learned from in one step of `parts` micro-batches."""
+    """(loss, gradients, metrics, advantages) of TRL's code, the rollout learned from in one step of `parts`
+    micro-batches.
+    """
     trainer = object.__new__(GRPOTrainer)
     accelerator = SimpleNamespace(
         device=torch.device("cpu"), num_processes=1, process_index=0, sync_gradients=True, is_main_process=True,
@@ -187,7 +213,11 @@ def ours(batch, config, processor, parts):
     advantages, metrics = grpo.compare(run, groups_of(batch))
     (rows,) = grpo.deal(run, groups_of(batch), advantages)
     size = len(rows) // parts
-    packs = [pack for start in range(0, len(rows), size) for pack in make_packs(rows[start : start + size], processor, 10_000, World())]
+    packs = [
+        pack
+        for start in range(0, len(rows), size)
+        for pack in make_packs(rows[start : start + size], processor, 10_000, World())
+    ]
     if config.loss_type != "bnpo":
         packs = make_packs(rows, processor, 60, World())  # however it is cut
         assert len(packs) > 1
@@ -195,7 +225,11 @@ def ours(batch, config, processor, parts):
 
     def known(policy, pack):
         logprobs = policy.logprobs(pack.batch["input_ids"][None], config.temperature)[0][0]
-        return torch.nn.functional.pad(logprobs, (1, 0)).detach().masked_fill(pack.batch["labels"] == IGNORED, 0.0)
+        return (
+            torch.nn.functional.pad(logprobs, (1, 0))
+            .detach()
+            .masked_fill(pack.batch["labels"] == IGNORED, 0.0)
+        )
 
     losses, shares = [], []
     for pack in packs:
@@ -216,7 +250,9 @@ def processor():
 
 
 def config_of(**options):
-    return GRPOConfig(**{"num_generations": EACH, "max_completion_length": LIMIT, "num_iterations": 2} | options)
+    return GRPOConfig(
+        **{"num_generations": EACH, "max_completion_length": LIMIT, "num_iterations": 2} | options
+    )
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -240,18 +276,31 @@ def test_loss_gradients_advantages_and_metrics_equal_trls_own(processor, name, o
             unlike = {"frac_reward_zero_std"} if config.scale_rewards == "batch" else set()
             unlike |= {"clip_ratio/low_min"} if config.mask_truncated_completions else set()
             names = set(their_metrics) - unlike
-            assert {one: metrics[one] for one in names} == pytest.approx({one: their_metrics[one] for one in names}, rel=1e-4, abs=1e-6)
+            assert {one: metrics[one] for one in names} == pytest.approx(
+                {one: their_metrics[one] for one in names}, rel=1e-4, abs=1e-6
+            )
 
 
 def test_those_batches_were_no_easy_ones(processor):
-    """Clips bind on both sides, the correction too, rows are cut off, rewards are missing, a group has no spread."""
+    """Clips bind on both sides, the correction too, rows are cut off, rewards are missing, a group has no
+    spread.
+    """
     for name, options in LOSSES.items():
         _, _, metrics, _ = ours(Batch(1), config_of(**options), processor, 1)
-        shares = [metrics["cispo_clip_ratio"]] if "cispo" in name else [metrics["clip_ratio/low_mean"], metrics["clip_ratio/high_mean"]]
+        shares = (
+            [metrics["cispo_clip_ratio"]]
+            if "cispo" in name
+            else [metrics["clip_ratio/low_mean"], metrics["clip_ratio/high_mean"]]
+        )
         assert all(0.01 < share < 0.9 for share in shares), (name, shares)
     batch = Batch(1)
     _, _, metrics, _ = ours(batch, config_of(**OPTIONS["correction"]), processor, 1)
-    assert metrics["sampling/importance_sampling_ratio/min"] < 1 < metrics["sampling/importance_sampling_ratio/max"] == pytest.approx(1.05)
+    assert (
+        metrics["sampling/importance_sampling_ratio/min"]
+        < 1
+        < metrics["sampling/importance_sampling_ratio/max"]
+        == pytest.approx(1.05)
+    )
     assert 0 < metrics["completions/clipped_ratio"] < 1
     assert metrics["frac_reward_zero_std"] == 0.25
     assert {None in scores.values() for scores in batch.rewards} == {True, False}
@@ -262,12 +311,17 @@ def test_advantages_of_random_rewards_equal_trls_own(scale):
     """Some groups with missing rewards, one with a single reward, one with none."""
     for seed in range(20):
         batch, draw = Batch(0), random.Random(seed)
-        batch.rewards = [{"right": draw.uniform(-2, 2), "formed": None if draw.random() < 0.2 else draw.gauss(0, 1)} for _ in batch.prompts]
+        batch.rewards = [
+            {"right": draw.uniform(-2, 2), "formed": None if draw.random() < 0.2 else draw.gauss(0, 1)}
+            for _ in batch.prompts
+        ]
         for index in (5, 8, 9, 10, 12, 13, 14, 15):
             batch.rewards[index] = dict.fromkeys(WEIGHTS)
         expected = trl(batch, config_of(scale_rewards=scale), 1)[3]
         rewards = [total_reward(scores, WEIGHTS) for scores in batch.rewards]
-        actual = group_advantages(torch.tensor([float("nan") if one is None else one for one in rewards]), EACH, scale)
+        actual = group_advantages(
+            torch.tensor([float("nan") if one is None else one for one in rewards]), EACH, scale
+        )
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -12,7 +12,9 @@ from tests.grpo_batch import close, tensor
 
 
 def single_tokens(ratios, advantages, **options):
-    """Completions of one token each, with the given ratios; loss terms can be read off one by one. Returns loss, gradient, metrics."""
+    """Completions of one token each, with the given ratios; loss terms can be read off one by one. Returns
+    loss, gradient, metrics.
+    """
     logprobs = tensor(*ratios).log().requires_grad_()
     count = len(ratios)
     loss, metrics = grpo_loss(
@@ -121,7 +123,9 @@ def test_on_policy_the_value_is_trivial_and_the_gradient_is_not(loss_type, value
 
 
 def test_on_policy_the_printed_loss_is_beta_times_kl():
-    """Why GRPO's loss curve sits near zero: with completions of equal length the policy term is 0 in every aggregation."""
+    """Why GRPO's loss curve sits near zero: with completions of equal length the policy term is 0 in every
+    aggregation.
+    """
     advantages = group_advantages(tensor(1, 0, 0, 0), 4).tolist()
     ref = torch.linspace(-2, -2.5, 12, dtype=torch.float64)
     for loss_type in ("grpo", "dapo", "bnpo"):
@@ -131,7 +135,9 @@ def test_on_policy_the_printed_loss_is_beta_times_kl():
 
 
 def test_sequence_level_takes_the_geometric_mean_of_the_ratios():
-    """Ratios 2 and 1/2 multiply to 1: nothing is clipped. Ratios 2 and 2 give 2: clipped at 1.2, token by token."""
+    """Ratios 2 and 1/2 multiply to 1: nothing is clipped. Ratios 2 and 2 give 2: clipped at 1.2, token by
+    token.
+    """
     for ratios, value, clipped in (((2.0, 0.5), -1.0, 0), ((2.0, 2.0), -1.2, 1)):
         logprobs = tensor(*ratios).log().requires_grad_()
         loss, metrics = grpo_loss(
@@ -147,21 +153,27 @@ def test_sequence_level_takes_the_geometric_mean_of_the_ratios():
         )
         assert loss.item() == pytest.approx(value)
         assert combine_metrics([metrics])["clip_ratio/high_mean"] == clipped
-        close(torch.autograd.grad(loss, logprobs)[0], torch.zeros(2).double() if clipped else tensor(-0.5, -0.5))
+        close(
+            torch.autograd.grad(loss, logprobs)[0], torch.zeros(2).double() if clipped else tensor(-0.5, -0.5)
+        )
 
 
 # -- KL
 
 
 def test_kl_estimates_average_to_the_exact_divergence_and_its_gradients():
-    """Over a softmax of four, the expectation on the policy's own samples is a sum, and torch's kl_div is the judge."""
+    """Over a softmax of four, the expectation on the policy's own samples is a sum, and torch's kl_div is the
+    judge.
+    """
     logits = tensor(0.3, -1.0, 0.8, 0.1).requires_grad_()
     ref = tensor(-0.5, 0.4, 0.2, 0.9).log_softmax(0)
     logprobs = logits.log_softmax(0)
     sampled = logprobs.detach().exp()
     reverse = torch.nn.functional.kl_div(ref, logprobs, log_target=True, reduction="sum")
     forward = torch.nn.functional.kl_div(logprobs, ref, log_target=True, reduction="sum")
-    reverse_grad, forward_grad = (torch.autograd.grad(value, logits, retain_graph=True)[0] for value in (reverse, forward))
+    reverse_grad, forward_grad = (
+        torch.autograd.grad(value, logits, retain_graph=True)[0] for value in (reverse, forward)
+    )
 
     def expected(estimates):
         total = (sampled * estimates).sum()
@@ -185,10 +197,18 @@ def test_kl_estimates_average_to_the_exact_divergence_and_its_gradients():
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_at_ratio_one_k3_times_the_ratio_has_the_gradient_of_k2_token_by_token(level):
     ref = torch.linspace(-4, -1, 4, dtype=torch.float64)
-    common = {"lengths": (1, 3), "advantages": (0, 0), "beta": 1.0, "ref_logprobs": ref, "importance_sampling_level": level}
+    common = {
+        "lengths": (1, 3),
+        "advantages": (0, 0),
+        "beta": 1.0,
+        "ref_logprobs": ref,
+        "importance_sampling_level": level,
+    }
     corrected = on_policy("dapo", **common, kl_estimator="k3")[1]
     close(corrected, on_policy("dapo", **common, kl_estimator="k2", use_bias_correction_kl=False)[1])
-    assert not torch.allclose(corrected, on_policy("dapo", **common, kl_estimator="k3", use_bias_correction_kl=False)[1])
+    assert not torch.allclose(
+        corrected, on_policy("dapo", **common, kl_estimator="k3", use_bias_correction_kl=False)[1]
+    )
 
 
 def test_kl_compares_policy_with_reference_and_the_ratio_with_the_sampler():

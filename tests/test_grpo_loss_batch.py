@@ -1,4 +1,6 @@
-"""GRPO's loss on a whole ragged batch: the padded definition, finite differences, the cuts that must not matter, hostile input, presets."""
+"""GRPO's loss on a whole ragged batch: the padded definition, finite differences, the cuts that must not
+matter, hostile input, presets.
+"""
 
 import inspect
 import math
@@ -9,7 +11,18 @@ import torch
 from r1ov.errors import UserError
 from r1ov.train.grpo_loss import check_loss_options, combine_metrics, group_advantages, grpo_loss
 from r1ov.train.run.presets import GRPO
-from tests.grpo_batch import COMPLETIONS, LOSS_TYPES, MAX_LENGTH, NAN, OPTIONS, Ragged, close, options_for, padded, tensor
+from tests.grpo_batch import (
+    COMPLETIONS,
+    LOSS_TYPES,
+    MAX_LENGTH,
+    NAN,
+    OPTIONS,
+    Ragged,
+    close,
+    options_for,
+    padded,
+    tensor,
+)
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
@@ -23,7 +36,9 @@ def test_loss_gradient_and_metrics_equal_the_padded_definition(loss_type, level,
         expected, expected_metrics = padded(batch, **options)
         actual, metrics = batch.loss(**options)
         close(actual, expected, tolerance)
-        gradient, expected_gradient = (torch.autograd.grad(loss, batch.logprobs)[0] for loss in (actual, expected))
+        gradient, expected_gradient = (
+            torch.autograd.grad(loss, batch.logprobs)[0] for loss in (actual, expected)
+        )
         close(gradient, expected_gradient, tolerance)
         assert (gradient[~batch.mask] == 0).all()
         metrics = combine_metrics([metrics])
@@ -43,10 +58,14 @@ def test_gradients_equal_finite_differences(loss_type, level):
             return batch.loss(loss_type=loss_type, importance_sampling_level=level, **extra)[0]
 
         # steps of 1e-6 cross none of the clip's corners, from which these draws stay further away
-        assert torch.autograd.gradcheck(loss, (batch.logprobs.detach()[trained].requires_grad_(),), eps=1e-6, atol=1e-7)
+        assert torch.autograd.gradcheck(
+            loss, (batch.logprobs.detach()[trained].requires_grad_(),), eps=1e-6, atol=1e-7
+        )
 
 
-@pytest.mark.parametrize("parts", [[[0, 1, 2, 3], [4, 5, 6, 7]], [[5], [0], [7, 1], [2, 6, 4], [3]], [[row] for row in range(8)]])
+@pytest.mark.parametrize(
+    "parts", [[[0, 1, 2, 3], [4, 5, 6, 7]], [[5], [0], [7, 1], [2, 6, 4], [3]], [[row] for row in range(8)]]
+)
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "cispo"])
 def test_the_cut_into_micro_batches_or_ranks_does_not_matter(loss_type, level, parts):
@@ -66,7 +85,9 @@ def test_the_cut_into_micro_batches_or_ranks_does_not_matter(loss_type, level, p
 
 def test_bnpo_is_the_mean_of_the_micro_batches_token_means():
     batch = Ragged()
-    (first, _), (second, _) = (batch.loss(rows, num_micro_batches=2, loss_type="bnpo") for rows in (range(2), range(2, 8)))
+    (first, _), (second, _) = (
+        batch.loss(rows, num_micro_batches=2, loss_type="bnpo") for rows in (range(2), range(2, 8))
+    )
     dapo = [batch.loss(rows, loss_type="dapo")[0] * sum(COMPLETIONS) for rows in (range(2), range(2, 8))]
     close(first + second, (dapo[0] / 5 + dapo[1] / 23) / 2)
 
@@ -156,7 +177,10 @@ def test_without_beta_a_reference_is_reported_and_not_followed():
 
 def test_nothing_is_written_into_the_arguments():
     batch = Ragged()
-    before = [value.clone() for value in (batch.logprobs, batch.advantages, batch.mask, batch.cu_seqlens, *batch.tensors.values())]
+    before = [
+        value.clone()
+        for value in (batch.logprobs, batch.advantages, batch.mask, batch.cu_seqlens, *batch.tensors.values())
+    ]
     batch.loss(beta=0.1, delta=3.0)[0].backward()
     after = [batch.logprobs, batch.advantages, batch.mask, batch.cu_seqlens, *batch.tensors.values()]
     for old, new in zip(before, after, strict=True):
@@ -206,7 +230,9 @@ def test_what_a_loss_type_cannot_do_without_is_asked_for():
 
 def test_defaults_are_those_of_trl():
     """TRL 1.16's `GRPOConfig`; kl_estimator has no counterpart there, where it is always k3."""
-    defaults = {name: parameter.default for name, parameter in inspect.signature(grpo_loss).parameters.items()}
+    defaults = {
+        name: parameter.default for name, parameter in inspect.signature(grpo_loss).parameters.items()
+    }
     expected = {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": None, "delta": None, "beta": 0.0}
     expected |= {"use_bias_correction_kl": True, "importance_sampling_level": "token", "kl_estimator": "k3"}
     assert expected.items() <= defaults.items()
@@ -218,14 +244,26 @@ def test_defaults_are_those_of_trl():
 
 
 def loss_options(preset):
-    return {name: value for name, value in GRPO[preset].items() if name in inspect.signature(grpo_loss).parameters}
+    return {
+        name: value for name, value in GRPO[preset].items() if name in inspect.signature(grpo_loss).parameters
+    }
 
 
 def test_the_r1_onevision_preset_is_the_loss_of_its_trainer():
-    """Mean over completions of the token mean of -(A - beta k3), as the authors' code has it: neither clip nor ratio before the KL."""
+    """Mean over completions of the token mean of -(A - beta k3), as the authors' code has it: neither clip
+    nor ratio before the KL.
+    """
     preset = GRPO["r1-onevision"]
-    assert (preset["num_generations"], preset["beta"], preset["epsilon"], preset["temperature"]) == (8, 0.04, 0.2, 1.0)
-    assert dict(zip(preset["reward_funcs"], preset["reward_weights"], strict=True)) == {"accuracy": 1.0, "format": 1.0}
+    assert (preset["num_generations"], preset["beta"], preset["epsilon"], preset["temperature"]) == (
+        8,
+        0.04,
+        0.2,
+        1.0,
+    )
+    assert dict(zip(preset["reward_funcs"], preset["reward_weights"], strict=True)) == {
+        "accuracy": 1.0,
+        "format": 1.0,
+    }
     batch = Ragged()
     options = loss_options("r1-onevision") | {"max_completion_length": MAX_LENGTH}
     loss, _ = batch.loss(**options, old_logprobs=None, importance_sampling_ratio=None)
@@ -234,7 +272,9 @@ def test_the_r1_onevision_preset_is_the_loss_of_its_trainer():
         for token in range(batch.cu_seqlens[row + 1] - count, batch.cu_seqlens[row + 1]):
             logp, ref = batch.logprobs[token], batch.tensors["ref_logprobs"][token]
             k3 = torch.exp(ref - logp) - (ref - logp) - 1
-            expected = expected - (torch.exp(logp - logp.detach()) * batch.advantages[row] - 0.04 * k3) / count / 8
+            expected = (
+                expected - (torch.exp(logp - logp.detach()) * batch.advantages[row] - 0.04 * k3) / count / 8
+            )
     close(loss, expected)
     close(*(torch.autograd.grad(value, batch.logprobs)[0] for value in (loss, expected)))
 

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from r1ov.common.processes import World
 from r1ov.train import grpo
 from r1ov.train.run.config import GRPOConfig
-from r1ov.train.run.distributed import World
 from tests.test_grpo_run import SMALL
 
 
@@ -32,12 +32,19 @@ def test_the_process_that_is_not_the_main_one_says_nothing(capsys):
 
 @pytest.mark.parametrize("options", [{"top_k": 5}, {"top_p": 0.9}, {"repetition_penalty": 1.1}, {}])
 def test_a_sampler_that_is_not_the_policy_is_told_and_a_rollouts_speed_is_shown(tmp_path, capsys, options):
-    quick = {"max_steps": 1, "max_completion_length": 4, "sample_steps": 0, "importance_sampling_correction": True}
+    quick = {
+        "max_steps": 1,
+        "max_completion_length": 4,
+        "sample_steps": 0,
+        "importance_sampling_correction": True,
+    }
     grpo.train(GRPOConfig(out=str(tmp_path), **SMALL | quick | options))
     shown = capsys.readouterr().err
     assert ("what is sampled is not of the policy that learns" in shown) == bool(options)
     row = json.loads((tmp_path / "log.jsonl").read_text())
-    assert row["rollout_tokens_per_second"] == pytest.approx(8 * row["completions/mean_length"] / row["generation_seconds"])
+    assert row["rollout_tokens_per_second"] == pytest.approx(
+        8 * row["completions/mean_length"] / row["generation_seconds"]
+    )
     assert "| gen " in next(line for line in shown.splitlines() if line.startswith("step 1/1"))
     weights = [row[f"sampling/importance_sampling_ratio/{name}"] for name in ("min", "mean", "max")]
     assert weights == sorted(weights)

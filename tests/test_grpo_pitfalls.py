@@ -1,6 +1,8 @@
-"""Where other GRPO trainers went wrong, by their issue trackers; for each the test that fails when it is put back.
+"""Where other GRPO trainers went wrong, by their issue trackers; for each the test that fails when it is put
+back.
 
-"update" is test_grpo_update.py, "run" test_grpo_run.py, "loss" test_grpo_loss*.py, "advantages" test_grpo_advantages.py, no name this file.
+"update" is test_grpo_update.py, "run" test_grpo_run.py, "loss" test_grpo_loss*.py, "advantages"
+test_grpo_advantages.py, no name this file.
 
  1  loss depends on micro-batches or ranks     update: test_loss_metrics_and_every_gradient_...; loss: test_the_cut_into_...
  2  a part taken for the whole batch           update: test_advantages_and_what_is_logged_...; test_two_processes_...
@@ -41,6 +43,7 @@ import pytest
 import torch
 
 import r1ov
+from r1ov.common.processes import World
 from r1ov.data.formats.reader import Bad
 from r1ov.data.processor import IGNORED
 from r1ov.engine.plan import stop_ids_of
@@ -48,7 +51,6 @@ from r1ov.train import grpo
 from r1ov.train.experience import Row, completion_logprobs, make_packs, with_logprobs
 from r1ov.train.rollout import encode_prompt, roll_out, sequence
 from r1ov.train.run.config import GRPOConfig
-from r1ov.train.run.distributed import World
 from tests import grpo_worker as worker
 from tests.test_grpo_run import REWARDS, SMALL, fresh, rewards, run, samples, weights  # noqa: F401  two of them are fixtures
 from tests.test_grpo_update import NoReward
@@ -66,7 +68,10 @@ def rolled(tiny, numbers, seed=1, names=None, **options):
     """Completions of the worker's prompts, as lists of ids, by prompt."""
     model, processor = tiny
     config = GRPOConfig(**{"num_generations": 4, "max_completion_length": 12, "temperature": 3.0} | options)
-    prompts = [(name, *worker.prompt(processor, number)) for name, number in zip(names or numbers, numbers, strict=True)]
+    prompts = [
+        (name, *worker.prompt(processor, number))
+        for name, number in zip(names or numbers, numbers, strict=True)
+    ]
     return roll_out(model, processor, prompts, config, NoReward(), seed)
 
 
@@ -84,7 +89,11 @@ def test_each_row_keeps_its_own_prompt_completion_and_advantage(tiny):
     groups = worker.groups(processor, 6, range(6))
     minibatches, advantages, _ = worker.rows_of(bare, groups[::-1])
     expected = {
-        tuple(group.prompt.input_ids.tolist() + completion.token_ids): (advantage, completion.logprobs, group.number)
+        tuple(group.prompt.input_ids.tolist() + completion.token_ids): (
+            advantage,
+            completion.logprobs,
+            group.number,
+        )
         for group, own in zip(groups[::-1], advantages, strict=True)
         for completion, advantage in zip(group.completions, own, strict=True)
     }
@@ -114,7 +123,9 @@ def test_the_same_question_twice_in_a_rollout_is_two_groups(tiny):
 
 
 def test_the_same_question_on_two_processes_gets_different_completions(tiny):
-    """A file of fewer rows than a rollout has prompts asks a row twice; two processes must not give it the same answers twice."""
+    """A file of fewer rows than a rollout has prompts asks a row twice; two processes must not give it the
+    same answers twice.
+    """
     together = ids(rolled(tiny, (1, 1), names=(7, 8)))
     apart = [ids(rolled(tiny, (1,), names=(name,)))[0] for name in (7, 8)]
     assert apart == together
@@ -123,7 +134,13 @@ def test_the_same_question_on_two_processes_gets_different_completions(tiny):
 def test_where_nothing_has_spread_a_rollout_is_no_larger_than_ever(tmp_path, fresh, rewards, monkeypatch):  # noqa: F811
     sizes = []
     monkeypatch.setattr(grpo, "show", lambda run, groups, advantages: sizes.append(len(groups)))
-    options = {"reward": f"{rewards}:flat", "reward_funcs": (), "dynamic_sampling": True, "max_steps": 1, "max_completion_length": 4}
+    options = {
+        "reward": f"{rewards}:flat",
+        "reward_funcs": (),
+        "dynamic_sampling": True,
+        "max_steps": 1,
+        "max_completion_length": 4,
+    }
     run(tmp_path, model=fresh, **options)
     assert sizes == [2]
 
@@ -132,17 +149,27 @@ def test_minibatches_are_of_one_size_though_prompts_were_replaced(tiny):
     _, processor = tiny
     config = GRPOConfig(num_generations=2, steps_per_generation=4, train_batch_size=2)
     bare = worker.Bare(None, processor, World(), config)
-    groups = [replace(group, completions=group.completions[:2]) for group in worker.groups(processor, 6, range(0, 6, 2))]
+    groups = [
+        replace(group, completions=group.completions[:2])
+        for group in worker.groups(processor, 6, range(0, 6, 2))
+    ]
     groups.append(replace(groups[0], number=8))
     minibatches = grpo.deal(bare, groups, [torch.zeros(2)] * 4)
     assert [len(rows) for rows in minibatches] == [2] * 4
 
 
-def test_each_reward_is_logged_with_trls_deviation_also_one_that_the_first_completion_has_not(tmp_path, fresh, rewards):  # noqa: F811
-    rewards.write_text(REWARDS + "def some(prompt, completion, row, info):\n    return {'ab'[int(row['id']) % 2]: len(completion) % 7}\n")
+def test_each_reward_is_logged_with_trls_deviation_also_one_that_the_first_completion_has_not(
+    tmp_path, fresh, rewards
+):
+    rewards.write_text(
+        REWARDS
+        + "def some(prompt, completion, row, info):\n    return {'ab'[int(row['id']) % 2]: len(completion) % 7}\n"
+    )
     row = run(tmp_path, model=fresh, reward=f"{rewards}:some", max_steps=1, max_completion_length=6)[0]
     for name, own in zip("ab", samples(tmp_path), strict=True):
-        assert row[f"rewards/some/{name}/std"] == pytest.approx(stdev(one["scores"][f"some/{name}"] for one in own["completions"]))
+        assert row[f"rewards/some/{name}/std"] == pytest.approx(
+            stdev(one["scores"][f"some/{name}"] for one in own["completions"])
+        )
 
 
 # -- log-probs
@@ -159,13 +186,17 @@ def trained_rows(tiny, **options):
 
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
 def test_policy_old_and_reference_are_all_read_at_the_sampling_temperature(tiny, temperature):
-    """One model in all three parts: every ratio is 1 and KL is 0, exactly; at a temperature forgotten once, neither."""
+    """One model in all three parts: every ratio is 1 and KL is 0, exactly; at a temperature forgotten once,
+    neither.
+    """
     model, processor = tiny
     config = GRPOConfig(temperature=temperature, beta=0.1, num_generations=4)
     _, rows = trained_rows(tiny, temperature=temperature)
     bare = worker.Bare(model, processor, World(), config)
     for judge_temperature in (temperature, 1.0):
-        packs = with_logprobs(make_packs(rows, processor, 10_000, World()), model, model, judge_temperature, CPU)
+        packs = with_logprobs(
+            make_packs(rows, processor, 10_000, World()), model, model, judge_temperature, CPU
+        )
         model.zero_grad()
         metrics = grpo.learn(bare, packs)
         gaps = [metrics["log_ratio/abs_max"], metrics["kl_max"]]
@@ -173,30 +204,43 @@ def test_policy_old_and_reference_are_all_read_at_the_sampling_temperature(tiny,
     model.zero_grad(set_to_none=True)
 
 
-@pytest.mark.parametrize(("sampler", "weight"), [(-math.log(3), 2.0), (math.log(2), 0.5), (-math.log(1.5), 1.5), (0.0, 1.0)])
+@pytest.mark.parametrize(
+    ("sampler", "weight"), [(-math.log(3), 2.0), (math.log(2), 0.5), (-math.log(1.5), 1.5), (0.0, 1.0)]
+)
 def test_where_the_sampler_thought_otherwise_tokens_weigh_by_how_much_up_to_the_cap(tiny, sampler, weight):
-    """A sampler to which every token was as many times less likely: loss and gradients are so many times larger, twice at most."""
+    """A sampler to which every token was as many times less likely: loss and gradients are so many times
+    larger, twice at most.
+    """
     model, processor = tiny
     _, rows = trained_rows(tiny)
     (pack,) = with_logprobs(make_packs(rows, processor, 10_000, World()), model, None, 1.0, CPU)
     pack = replace(pack, sampler_logprobs=pack.old_logprobs + sampler)
     found = []
     for is_on in (True, False):
-        config = GRPOConfig(importance_sampling_correction=is_on, importance_sampling_cap=2.0, num_generations=4)
+        config = GRPOConfig(
+            importance_sampling_correction=is_on, importance_sampling_cap=2.0, num_generations=4
+        )
         model.zero_grad()
         metrics = grpo.learn(worker.Bare(model, processor, World(), config), [pack])
         found.append((metrics["loss"], model.model.norm.weight.grad.clone()))
         assert metrics["sampling/sampling_logp_difference/max"] == pytest.approx(abs(sampler), abs=1e-5)
     (corrected, slopes), (plain, plain_slopes) = found
     assert corrected == pytest.approx(weight * plain, rel=1e-4)
-    torch.testing.assert_close(slopes, weight * plain_slopes, rtol=1e-3, atol=1e-5 * float(plain_slopes.abs().max()))
+    torch.testing.assert_close(
+        slopes, weight * plain_slopes, rtol=1e-3, atol=1e-5 * float(plain_slopes.abs().max())
+    )
     model.zero_grad(set_to_none=True)
 
 
 def test_log_probs_of_bfloat16_states_are_float32_numbers():
-    """Judge: the same logits in float64. A log-softmax in bfloat16 would be off by up to 1/8; so are the logits, bfloat16 themselves."""
+    """Judge: the same logits in float64. A log-softmax in bfloat16 would be off by up to 1/8; so are the
+    logits, bfloat16 themselves.
+    """
     generator = torch.Generator().manual_seed(0)
-    hidden, weight = torch.randn(30, 64, generator=generator).bfloat16(), torch.randn(5000, 64, generator=generator).bfloat16()
+    hidden, weight = (
+        torch.randn(30, 64, generator=generator).bfloat16(),
+        torch.randn(5000, 64, generator=generator).bfloat16(),
+    )
     labels = torch.randint(0, 5000, (30,), generator=generator)
     logprobs, _ = completion_logprobs(hidden, weight, labels, 1.0)
     logits = hidden[:-1] @ weight.T
@@ -210,12 +254,16 @@ def test_the_model_computes_the_same_in_training_as_in_sampling(tiny):
     assert not any(isinstance(module, torch.nn.Dropout) and module.p for module in model.modules())
     _, rows = trained_rows(tiny)
     packs = make_packs(rows, processor, 10_000, World())
-    in_training, in_sampling = (with_logprobs(packs, model.train(mode), None, 1.0, CPU)[0].old_logprobs for mode in (True, False))
+    in_training, in_sampling = (
+        with_logprobs(packs, model.train(mode), None, 1.0, CPU)[0].old_logprobs for mode in (True, False)
+    )
     assert torch.equal(in_training, in_sampling)
 
 
 def test_a_token_is_scored_by_the_state_before_it():
-    """A model made by hand: the state at place t is sure that token t + 1 comes next, at odds of e^5 to the other three."""
+    """A model made by hand: the state at place t is sure that token t + 1 comes next, at odds of e^5 to the
+    other three.
+    """
     tokens = torch.tensor([2, 0, 3, 1, 1])
     hidden = torch.nn.functional.one_hot(torch.cat((tokens[1:], tokens[:1])), 4).float()
     labels = torch.tensor([IGNORED, IGNORED, 3, 1, 2])
@@ -255,8 +303,18 @@ def test_a_row_that_stops_at_its_very_last_token_was_not_cut_off(tiny):
 def test_a_picture_is_never_part_of_a_completion(tiny):
     """At a temperature at which every token is as likely as any other."""
     config = tiny[1].config
-    vision = {config.image_token_id, config.vision_start_token_id, config.vision_end_token_id, config.video_token_id}
-    seen = {token for group in ids(rolled(tiny, (0, 1, 2), temperature=1e5, max_completion_length=200)) for row in group for token in row}
+    vision = {
+        config.image_token_id,
+        config.vision_start_token_id,
+        config.vision_end_token_id,
+        config.video_token_id,
+    }
+    seen = {
+        token
+        for group in ids(rolled(tiny, (0, 1, 2), temperature=1e5, max_completion_length=200))
+        for row in group
+        for token in row
+    }
     assert len(seen) > 500
     assert not seen & vision
 
@@ -274,19 +332,56 @@ def test_a_prompt_too_long_is_left_out_and_never_cut(tiny):
 
 
 def numbers_of(rows):
-    return [{name: value for name, value in row.items() if not name.endswith(("_ms", "_seconds", "_per_second"))} for row in rows]
+    return [
+        {name: value for name, value in row.items() if not name.endswith(("_ms", "_seconds", "_per_second"))}
+        for row in rows
+    ]
 
 
-def test_two_processes_roll_out_and_learn_what_one_does_and_one_goes_on_from_their_checkpoint(tmp_path, fresh, rewards):  # noqa: F811
-    """Odd rows alone have spread, so that the processes' shares are uneven. Float32 sums in another order move weights by 1e-7, which no
-    draw notices here; the gap shows in the fourth digit of a gradient at most."""
-    options = {"model": fresh, "reward": f"{rewards}:of_odd_rows", "max_steps": 4, "dynamic_sampling": True, "max_resamplings": 9}
-    options |= {"num_iterations": 2, "max_completion_length": 10, "save_steps": 2, "learning_rate": 1e-5, "weight_decay": 0.0}
+def test_two_processes_roll_out_and_learn_what_one_does_and_one_goes_on_from_their_checkpoint(
+    tmp_path, fresh, rewards
+):
+    """Odd rows alone have spread, so that the processes' shares are uneven. Float32 sums in another order
+    move weights by 1e-7, which no draw notices here; the gap shows in the fourth digit of a gradient at
+    most."""
+    options = {
+        "model": fresh,
+        "reward": f"{rewards}:of_odd_rows",
+        "max_steps": 4,
+        "dynamic_sampling": True,
+        "max_resamplings": 9,
+    }
+    options |= {
+        "num_iterations": 2,
+        "max_completion_length": 10,
+        "save_steps": 2,
+        "learning_rate": 1e-5,
+        "weight_decay": 0.0,
+    }
     whole = numbers_of(run(tmp_path / "one", **options))
     flags = {**SMALL, **options, "out": tmp_path / "two", "save_total_limit": 9}
-    words = [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in flags.items()]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py", "--stage", "grpo"]
-    done = subprocess.run([sys.executable, *launcher, *words], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    words = [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+        for name, value in flags.items()
+    ]
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "train.py",
+        "--stage",
+        "grpo",
+    ]
+    done = subprocess.run(
+        [sys.executable, *launcher, *words],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     two = numbers_of(json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines())
     for folder in ("final", "checkpoints/step-4"):
@@ -303,7 +398,9 @@ def test_two_processes_roll_out_and_learn_what_one_does_and_one_goes_on_from_the
 def test_activation_checkpointing_changes_nothing(tmp_path, fresh, rewards):  # noqa: F811
     """Sampling goes through the same modules, with its cache, and no step of it is computed twice."""
     options = {"model": fresh, "reward": f"{rewards}:varied", "max_steps": 2, "max_completion_length": 10}
-    plain, full = (numbers_of(run(tmp_path / mode, activation_checkpointing=mode, **options)) for mode in ("off", "full"))
+    plain, full = (
+        numbers_of(run(tmp_path / mode, activation_checkpointing=mode, **options)) for mode in ("off", "full")
+    )
     assert plain[0]["grad_norm"] > 0
     assert plain == full
 
@@ -317,7 +414,12 @@ def test_a_step_that_is_not_finite_is_skipped_and_the_run_goes_on(tmp_path, fres
         return (loss * torch.nan if len(seen) == 1 else loss), metrics
 
     monkeypatch.setattr(grpo, "objective", objective)
-    options = {"model": fresh, "reward": f"{rewards}:varied", "max_completion_length": 6, "lr_scheduler_type": "constant"}
+    options = {
+        "model": fresh,
+        "reward": f"{rewards}:varied",
+        "max_completion_length": 6,
+        "lr_scheduler_type": "constant",
+    }
     rows = run(tmp_path / "nan", **options)
     assert rows[0]["grad_norm"] is None  # JSON has no NaN
     assert rows[1]["grad_norm"] > 0
@@ -326,9 +428,17 @@ def test_a_step_that_is_not_finite_is_skipped_and_the_run_goes_on(tmp_path, fres
 
 def test_the_learning_rate_falls_with_every_update(tmp_path):
     """Five updates, four of them of one rollout; the schedule ends where the run does."""
-    options = {"num_iterations": 2, "steps_per_generation": 2, "max_steps": 5, "max_completion_length": 2, "learning_rate": 1e-5}
+    options = {
+        "num_iterations": 2,
+        "steps_per_generation": 2,
+        "max_steps": 5,
+        "max_completion_length": 2,
+        "learning_rate": 1e-5,
+    }
     rows = run(tmp_path, **options)
-    assert [row["learning_rate"] for row in rows] == pytest.approx([1e-5 * share for share in (1, 0.8, 0.6, 0.4, 0.2)])
+    assert [row["learning_rate"] for row in rows] == pytest.approx(
+        [1e-5 * share for share in (1, 0.8, 0.6, 0.4, 0.2)]
+    )
 
 
 def test_kl_and_ratios_are_logged_however_small_beta_is(tmp_path):

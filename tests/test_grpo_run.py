@@ -1,4 +1,6 @@
-"""GRPO from end to end, small: what a run leaves behind, rewards and options at work, what it refuses; killed, it goes on bit by bit."""
+"""GRPO from end to end, small: what a run leaves behind, rewards and options at work, what it refuses;
+killed, it goes on bit by bit.
+"""
 
 import json
 import math
@@ -15,8 +17,8 @@ from safetensors.torch import load_file
 import r1ov
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
+from r1ov.folder.fresh import init_weights
 from r1ov.folder.hub import resolve
-from r1ov.model.model import init_weights
 from r1ov.train import grpo
 from r1ov.train.run.config import GRPOConfig
 from tests.test_resume import ENVIRONMENT, ROOT
@@ -32,7 +34,16 @@ SMALL = {
     "num_threads": 1,
 }
 TRL = {  # of TRL 1.16's GRPOTrainer, `self._metrics[...]`, without tools, and of transformers' Trainer
-    *("reward", "reward_std", "frac_reward_zero_std", "num_tokens", "entropy", "loss", "grad_norm", "learning_rate"),
+    *(
+        "reward",
+        "reward_std",
+        "frac_reward_zero_std",
+        "num_tokens",
+        "entropy",
+        "loss",
+        "grad_norm",
+        "learning_rate",
+    ),
     *(f"rewards/{name}/{what}" for name in ("accuracy", "format") for what in ("mean", "std")),
     *(f"completions/{name}{kind}_length" for name in ("mean", "min", "max") for kind in ("", "_terminated")),
     *("completions/clipped_ratio", "rollout_tokens_per_second"),
@@ -98,7 +109,9 @@ def weights(out):
 
 
 def samples(out, step=0):
-    return [json.loads(line) for line in (out / "samples" / f"step-{step:06d}.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (out / "samples" / f"step-{step:06d}.jsonl").read_text().splitlines()
+    ]
 
 
 def test_a_run_leaves_a_model_a_log_with_trls_names_and_samples_to_look_at(tmp_path, capsys):
@@ -107,11 +120,18 @@ def test_a_run_leaves_a_model_a_log_with_trls_names_and_samples_to_look_at(tmp_p
     for row in rows:
         assert row.keys() >= TRL
         assert all(math.isfinite(value) for value in row.values())
-        assert row["completions/min_length"] <= row["completions/mean_length"] <= row["completions/max_length"] <= 40
+        assert (
+            row["completions/min_length"]
+            <= row["completions/mean_length"]
+            <= row["completions/max_length"]
+            <= 40
+        )
         assert row["reward"] == pytest.approx(row["rewards/accuracy/mean"] + row["rewards/format/mean"])
         assert row["log_ratio/abs_max"] == row["clip_ratio/region_mean"] == 0  # one update a rollout
         assert row["sampling/sampling_logp_difference/max"] < 1e-4
-    assert [row["learning_rate"] for row in rows] == pytest.approx([2e-4, 2e-4 * 2 / 3, 2e-4 / 3])  # of optimiser steps
+    assert [row["learning_rate"] for row in rows] == pytest.approx(
+        [2e-4, 2e-4 * 2 / 3, 2e-4 / 3]
+    )  # of optimiser steps
     assert rows[0]["num_tokens"] < rows[1]["num_tokens"] < rows[2]["num_tokens"]
     before = load_file(resolve("r1ov-tiny-sft") / "model.safetensors")
     assert any(not torch.equal(tensor, before[name].float()) for name, tensor in weights(tmp_path).items())
@@ -142,11 +162,25 @@ def test_rewards_are_weighed_and_advantages_are_the_papers(tmp_path, fresh, rewa
         own = shown["completions"]
         for one in own:
             scores = one["scores"]
-            assert scores.keys() == {"accuracy", "soft_format", "overlong", "parts/tokens", "parts/odd", "parts/none"}
+            assert scores.keys() == {
+                "accuracy",
+                "soft_format",
+                "overlong",
+                "parts/tokens",
+                "parts/odd",
+                "parts/none",
+            }
             assert scores["accuracy"] == 0
             assert scores["parts/none"] is None
-            assert scores["overlong"] == pytest.approx(-max(0, scores["parts/tokens"] - 10) / 30)  # L 40, cache 30: free up to 10
-            expected = 2 * -1 + 0.5 * scores["soft_format"] + scores["overlong"] + 0.125 * (scores["parts/tokens"] + scores["parts/odd"])
+            assert scores["overlong"] == pytest.approx(
+                -max(0, scores["parts/tokens"] - 10) / 30
+            )  # L 40, cache 30: free up to 10
+            expected = (
+                2 * -1
+                + 0.5 * scores["soft_format"]
+                + scores["overlong"]
+                + 0.125 * (scores["parts/tokens"] + scores["parts/odd"])
+            )
             assert one["reward"] == pytest.approx(expected)
         values = [one["reward"] for one in own]
         spread = stdev(values)
@@ -162,7 +196,14 @@ def test_rewards_are_weighed_and_advantages_are_the_papers(tmp_path, fresh, rewa
 
 
 def test_dynamic_sampling_replaces_the_groups_without_spread(tmp_path, fresh, rewards):
-    rows = run(tmp_path, model=fresh, reward_funcs=(), reward=f"{rewards}:of_odd_rows", dynamic_sampling=True, max_resamplings=9)
+    rows = run(
+        tmp_path,
+        model=fresh,
+        reward_funcs=(),
+        reward=f"{rewards}:of_odd_rows",
+        dynamic_sampling=True,
+        max_resamplings=9,
+    )
     assert [row["frac_reward_zero_std"] for row in rows] == [0, 0]
     shown = [shown for step in (0, 1) for shown in samples(tmp_path, step)]
     assert all(len({one["reward"] for one in group["completions"]}) > 1 for group in shown)
@@ -172,17 +213,29 @@ def test_dynamic_sampling_replaces_the_groups_without_spread(tmp_path, fresh, re
 
 
 def test_dynamic_sampling_gives_up_where_nothing_has_spread(tmp_path, fresh, rewards):
-    rows = run(tmp_path, model=fresh, reward_funcs=(), reward=f"{rewards}:flat", dynamic_sampling=True, max_resamplings=2, weight_decay=0.0)
+    rows = run(
+        tmp_path,
+        model=fresh,
+        reward_funcs=(),
+        reward=f"{rewards}:flat",
+        dynamic_sampling=True,
+        max_resamplings=2,
+        weight_decay=0.0,
+    )
     assert [row["frac_reward_zero_std"] for row in rows] == [1, 1]
     assert [row["grad_norm"] for row in rows] == [0, 0]
     assert len(calls(rewards)) == 2 * 3 * 8
     before = load_file(Path(fresh) / "model.safetensors")
-    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(tmp_path).items())  # no advantage, no step
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in weights(tmp_path).items()
+    )  # no advantage, no step
 
 
 def test_completions_that_were_cut_off_teach_nothing_where_they_are_masked(tmp_path, fresh, rewards):
     common = {"model": fresh, "max_completion_length": 6, "reward": f"{rewards}:varied"}
-    masked, plain = (run(tmp_path / str(is_on), mask_truncated_completions=is_on, **common) for is_on in (True, False))
+    masked, plain = (
+        run(tmp_path / str(is_on), mask_truncated_completions=is_on, **common) for is_on in (True, False)
+    )
     for row in masked:
         assert row["completions/clipped_ratio"] == 1
         assert row["reward_std"] > 0
@@ -193,23 +246,45 @@ def test_completions_that_were_cut_off_teach_nothing_where_they_are_masked(tmp_p
 
 
 def test_a_rollout_is_learned_from_in_parts_and_several_times(tmp_path, fresh, rewards):
-    options = {"num_iterations": 2, "steps_per_generation": 2, "max_steps": 6, "learning_rate": 1e-3, "lr_scheduler_type": "constant"}
+    options = {
+        "num_iterations": 2,
+        "steps_per_generation": 2,
+        "max_steps": 6,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+    }
     rows = run(tmp_path, model=fresh, reward=f"{rewards}:varied", **options)
     assert len(calls(rewards)) == 2 * 16  # two rollouts for six steps, each of two batches
     for index, row in enumerate(rows):
-        assert (row["log_ratio/abs_max"] == 0) == (index % 4 == 0)  # after the first update the policy is no longer the sampler's
+        assert (row["log_ratio/abs_max"] == 0) == (
+            index % 4 == 0
+        )  # after the first update the policy is no longer the sampler's
         assert 0 <= row["clip_ratio/low_min"] <= row["clip_ratio/low_mean"] <= 1
         assert 0 <= row["clip_ratio/high_mean"] <= row["clip_ratio/high_max"] <= 1
-        assert row["clip_ratio/region_mean"] == pytest.approx(row["clip_ratio/low_mean"] + row["clip_ratio/high_mean"])
-        assert row["sampling/sampling_logp_difference/max"] < 1e-4  # of the sampling policy, not of the one that has moved on
+        assert row["clip_ratio/region_mean"] == pytest.approx(
+            row["clip_ratio/low_mean"] + row["clip_ratio/high_mean"]
+        )
+        assert (
+            row["sampling/sampling_logp_difference/max"] < 1e-4
+        )  # of the sampling policy, not of the one that has moved on
     assert max(row["clip_ratio/region_mean"] for row in rows) > 0
     for name in ("reward", "completions/mean_length", "num_tokens"):
         assert len({row[name] for row in rows[:4]}) == len({row[name] for row in rows[4:]}) == 1
 
 
 def test_kl_starts_at_exactly_0_and_is_what_the_loss_shows(tmp_path, fresh, rewards):
-    """The reference is the model at the start. Completions are equally long here, so that the policy's term adds up to nothing."""
-    rows = run(tmp_path, model=fresh, reward=f"{rewards}:varied", beta=0.5, learning_rate=1e-4, max_steps=3, max_completion_length=6)
+    """The reference is the model at the start. Completions are equally long here, so that the policy's term
+    adds up to nothing.
+    """
+    rows = run(
+        tmp_path,
+        model=fresh,
+        reward=f"{rewards}:varied",
+        beta=0.5,
+        learning_rate=1e-4,
+        max_steps=3,
+        max_completion_length=6,
+    )
     assert rows[0]["kl"] == rows[0]["kl_max"] == 0
     assert rows[1]["kl"] > 1e-3
     for row in rows:
@@ -220,7 +295,13 @@ def test_kl_starts_at_exactly_0_and_is_what_the_loss_shows(tmp_path, fresh, rewa
 def test_correcting_a_sampler_that_agrees_changes_nothing(tmp_path, fresh, rewards):
     """By more than its log-probs differ from the trainer's, 1e-5 at most."""
     rows = [
-        run(tmp_path / str(is_on), model=fresh, max_steps=1, reward=f"{rewards}:varied", importance_sampling_correction=is_on)[0]
+        run(
+            tmp_path / str(is_on),
+            model=fresh,
+            max_steps=1,
+            reward=f"{rewards}:varied",
+            importance_sampling_correction=is_on,
+        )[0]
         for is_on in (True, False)
     ]
     assert rows[0]["grad_norm"] == pytest.approx(rows[1]["grad_norm"], rel=1e-4)
@@ -231,9 +312,13 @@ def test_correcting_a_sampler_that_agrees_changes_nothing(tmp_path, fresh, rewar
 
 
 def data(folder, count, **changed):
-    """`count` rows of problem and solution, every other one with a picture. changed: row number, as rN, -> other keys."""
+    """`count` rows of problem and solution, every other one with a picture. changed: row number, as rN, ->
+    other keys.
+    """
     Image.new("RGB", (56, 84), "red").save(folder / "red.png")
-    rows = [{"id": str(n), "problem": f"How much is {n} plus 1?", "solution": str(n + 1)} for n in range(count)]
+    rows = [
+        {"id": str(n), "problem": f"How much is {n} plus 1?", "solution": str(n + 1)} for n in range(count)
+    ]
     for row in rows[::2]:
         row["image"] = "red.png"
     for name, keys in changed.items():
@@ -244,7 +329,12 @@ def data(folder, count, **changed):
 
 
 def test_rows_of_a_file_are_each_asked_once_an_epoch_and_answered_anew(tmp_path, fresh, rewards):
-    options = {"max_steps": None, "num_train_epochs": 2, "learning_rate": 1e-12, "max_completion_length": 8}  # a policy that stays
+    options = {
+        "max_steps": None,
+        "num_train_epochs": 2,
+        "learning_rate": 1e-12,
+        "max_completion_length": 8,
+    }  # a policy that stays
     rows = run(tmp_path / "run", model=fresh, data=data(tmp_path, 6), reward=f"{rewards}:varied", **options)
     assert [row["step"] for row in rows] == list(range(1, 7))  # 6 prompts x 4 completions in batches of 8
     for epoch in (calls(rewards)[:24], calls(rewards)[24:]):
@@ -252,17 +342,27 @@ def test_rows_of_a_file_are_each_asked_once_an_epoch_and_answered_anew(tmp_path,
     shown = [group for step in range(6) for group in samples(tmp_path / "run", step)]
     assert len({(group["question"], one["text"]) for group in shown for one in group["completions"]}) == 48
     page = (tmp_path / "run" / "samples" / "step-000000.html").read_text()
-    assert page.count("data:image/png") == sum(int(group["question"].split()[3]) % 2 == 0 for group in shown[:2])
+    assert page.count("data:image/png") == sum(
+        int(group["question"].split()[3]) % 2 == 0 for group in shown[:2]
+    )
 
 
-def test_a_gold_that_cannot_be_scored_leaves_the_baseline_and_is_told(tmp_path, fresh, rewards, capsys, monkeypatch):
+def test_a_gold_that_cannot_be_scored_leaves_the_baseline_and_is_told(
+    tmp_path, fresh, rewards, capsys, monkeypatch
+):
     """Whatever its completions' other rewards are."""
     path = data(tmp_path, 24, r7={"solution": "many", "kind": "number"})
     advantages = {}
     monkeypatch.setattr(
-        grpo, "show", lambda _, groups, own: advantages.update(zip([group.record.id for group in groups], own, strict=True))
+        grpo,
+        "show",
+        lambda _, groups, own: advantages.update(
+            zip([group.record.id for group in groups], own, strict=True)
+        ),
     )
-    rows = run(tmp_path / "run", model=fresh, data=path, reward=f"{rewards}:varied", train_batch_size=96, max_steps=1)
+    rows = run(
+        tmp_path / "run", model=fresh, data=path, reward=f"{rewards}:varied", train_batch_size=96, max_steps=1
+    )
     assert "1 gold answers do not score 1 against themselves" in capsys.readouterr().err
     assert rows[0]["rewards/varied/std"] > 0
     assert not advantages.pop("7").any()
@@ -271,12 +371,21 @@ def test_a_gold_that_cannot_be_scored_leaves_the_baseline_and_is_told(tmp_path, 
 
 def test_a_picture_that_is_missing_drops_its_row_and_another_takes_the_place(tmp_path, rewards):
     path = data(tmp_path, 24, r4={"image": "none.png"})
-    run(tmp_path / "run", data=path, reward=f"{rewards}:varied", max_steps=6, max_completion_length=2, max_bad_share=0.5)
+    run(
+        tmp_path / "run",
+        data=path,
+        reward=f"{rewards}:varied",
+        max_steps=6,
+        max_completion_length=2,
+        max_bad_share=0.5,
+    )
     asked = calls(rewards)
     assert len(asked) == 6 * 8
     assert "4" not in asked
     assert len(set(asked)) == 12  # nor is any other asked twice in its stead
-    assert all(asked[i : i + 4] == [asked[i]] * 4 for i in range(0, len(asked), 4))  # a group is of one prompt
+    assert all(
+        asked[i : i + 4] == [asked[i]] * 4 for i in range(0, len(asked), 4)
+    )  # a group is of one prompt
 
 
 @pytest.mark.parametrize(
@@ -306,7 +415,10 @@ def test_what_cannot_be_meant_is_refused_in_one_line(tmp_path, options, words):
 
 def test_too_many_golds_that_cannot_be_scored_a_broken_reward_and_no_rows_refuse_the_run(tmp_path, rewards):
     bad = {"solution": "many", "kind": "number"}
-    with pytest.raises(UserError, match=r"2 of 24 gold answers do not score 1 against themselves, at most 5% may: .*'many' as number"):
+    with pytest.raises(
+        UserError,
+        match=r"2 of 24 gold answers do not score 1 against themselves, at most 5% may: .*'many' as number",
+    ):
         run(tmp_path / "golds", data=data(tmp_path, 24, r3=bad, r9=bad))
     with pytest.raises(UserError, match=r"--reward: .*ZeroDivisionError"):
         run(tmp_path / "broken", reward=f"{rewards}:broken")
@@ -317,7 +429,12 @@ def test_too_many_golds_that_cannot_be_scored_a_broken_reward_and_no_rows_refuse
 def test_a_flag_of_the_other_stage_or_a_wrong_one_is_one_line_from_the_command_line():
     for words in (["--num-generations", "1"], ["--num-generation", "4"], ["--reward-funcs", "bleu"]):
         done = subprocess.run(
-            [sys.executable, "train.py", "--stage", "grpo", *words], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+            [sys.executable, "train.py", "--stage", "grpo", *words],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert done.returncode == 2, done.stderr
         assert done.stderr.count("\n") == 1
@@ -328,7 +445,9 @@ def test_a_flag_of_the_other_stage_or_a_wrong_one_is_one_line_from_the_command_l
 
 
 def test_killed_six_times_at_random_a_run_ends_with_the_same_bits(tmp_path):
-    """Dynamic sampling included: how far the prompts were drawn is in the checkpoint, and so is nothing of a rollout half learned from."""
+    """Dynamic sampling included: how far the prompts were drawn is in the checkpoint, and so is nothing of a
+    rollout half learned from.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "tests.killed_runs", "grpo", str(tmp_path), "6", "1"],
         cwd=ROOT,
@@ -340,8 +459,13 @@ def test_killed_six_times_at_random_a_run_ends_with_the_same_bits(tmp_path):
     assert done.returncode == 0, done.stderr[-4000:]
     assert int(done.stdout.split()[1]) >= 3, done.stdout  # kills that met a run at work
     assert done.stderr.count("resume  after step") >= 1
-    assert (tmp_path / "whole/final/model.safetensors").read_bytes() == (tmp_path / "killed/final/model.safetensors").read_bytes()
-    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("whole", "killed")]
+    assert (tmp_path / "whole/final/model.safetensors").read_bytes() == (
+        tmp_path / "killed/final/model.safetensors"
+    ).read_bytes()
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "killed")
+    ]
     for rows in logs:
         for row in rows:
             for name in [name for name in row if name.endswith(("_ms", "_seconds", "_per_second"))]:

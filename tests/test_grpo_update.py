@@ -1,7 +1,9 @@
-"""A whole GRPO update: the same from any number of processes, cut into any packs, in any order; and the sampler agrees with the trainer.
+"""A whole GRPO update: the same from any number of processes, cut into any packs, in any order; and the
+sampler agrees with the trainer.
 
-Each number of processes is started once (tests/grpo_worker.py), runs all checks, and leaves its results for the tests here. What one
-process must give is TRL's definition, in tests/test_grpo_loss_batch.py; each token's log-prob is transformers', below.
+Each number of processes is started once (tests/grpo_worker.py), runs all checks, and leaves its results for
+the tests here. What one process must give is TRL's definition, in tests/test_grpo_loss_batch.py; each token's
+log-prob is transformers', below.
 """
 
 import json
@@ -17,17 +19,18 @@ from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 import r1ov
+from r1ov.common.processes import World
 from r1ov.data.formats.records import Record
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import IGNORED, Processor
 from r1ov.folder import pretrained
+from r1ov.folder.fresh import init_weights
 from r1ov.folder.hub import resolve
 from r1ov.model.config import Config
-from r1ov.model.model import Qwen2_5_VL, init_weights
+from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.experience import Row, make_packs, with_logprobs
 from r1ov.train.rollout import encode_prompt, roll_out, sequence
 from r1ov.train.run.config import GRPOConfig
-from r1ov.train.run.distributed import World
 from tests import grpo_worker as worker
 
 ROOT = Path(__file__).parent.parent
@@ -41,9 +44,21 @@ def folder(tmp_path_factory):
     """Three small random checkpoints near each other, with sizes that two and four do not all divide."""
     folder = tmp_path_factory.mktemp("grpo")
     config = json.loads((resolve("r1ov-tiny") / "config.json").read_text())
-    config |= {"hidden_size": 48, "intermediate_size": 50, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2}
+    config |= {
+        "hidden_size": 48,
+        "intermediate_size": 50,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+    }
     config |= {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}, "tie_word_embeddings": False}
-    config["vision_config"] |= {"hidden_size": 32, "intermediate_size": 9, "num_heads": 2, "out_hidden_size": 48, "depth": 2}
+    config["vision_config"] |= {
+        "hidden_size": 32,
+        "intermediate_size": 9,
+        "num_heads": 2,
+        "out_hidden_size": 48,
+        "depth": 2,
+    }
     config["vision_config"] |= {"fullatt_block_indexes": [1]}
     (folder / "config.json").write_text(json.dumps(config))
     model = Qwen2_5_VL(Config.from_file(folder / "config.json"))
@@ -59,15 +74,30 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(folder):
-    """size -> the results of each of so many processes, started when first asked for; size 1 is this process, on plain models."""
+    """size -> the results of each of so many processes, started when first asked for; size 1 is this process,
+    on plain models.
+    """
     done = {}
 
     def of(size):
         if size not in done and size == 1:
             done[1] = [worker.check(folder, World(), is_sharded=False)]
         elif size not in done:
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
-            run = subprocess.run([*command, worker.__file__, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+            command = [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc-per-node",
+                str(size),
+            ]
+            run = subprocess.run(
+                [*command, worker.__file__, str(folder)],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
             assert run.returncode == 0, run.stderr[-4000:]
             done[size] = torch.load(folder / f"results-{size}.pt", weights_only=False)
         return done[size]
@@ -78,7 +108,9 @@ def results(folder):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("loss", "cut"), CASES)
 def test_loss_metrics_and_every_gradient_are_those_of_one_process_and_one_pack(results, size, loss, cut):
-    """Float32 sums in another order cost a few 1e-7 of the largest number; a wrong normaliser or a lost token costs percents."""
+    """Float32 sums in another order cost a few 1e-7 of the largest number; a wrong normaliser or a lost token
+    costs percents.
+    """
     _, count, _ = worker.CUTS[cut]
     expected = results(1)[0][loss, "one pack" if count == 6 else cut]
     for result in results(size):
@@ -93,8 +125,13 @@ def test_loss_metrics_and_every_gradient_are_those_of_one_process_and_one_pack(r
 @pytest.mark.parametrize("loss", worker.LOSSES)
 @pytest.mark.parametrize("idle", worker.IDLE)
 def test_rows_that_teach_nothing_may_be_left_out(results, size, loss, idle):
-    """Loss, gradients and clip ratios are those with all rows; what is a mean over what is read, those of the other rows alone."""
-    all_rows, others = results(1)[0][loss, idle, False], results(1)[0][loss, idle, "teaching" if idle == "some" else False]
+    """Loss, gradients and clip ratios are those with all rows; what is a mean over what is read, those of the
+    other rows alone.
+    """
+    all_rows, others = (
+        results(1)[0][loss, idle, False],
+        results(1)[0][loss, idle, "teaching" if idle == "some" else False],
+    )
     assert sum(result[loss, idle, True]["read"] for result in results(size)) == others["read"]
     for result in results(size):
         actual = result[loss, idle, True]
@@ -107,7 +144,9 @@ def test_rows_that_teach_nothing_may_be_left_out(results, size, loss, idle):
 
 
 def test_leaving_out_was_worth_a_test(results):
-    """Half the tokens go; one of four processes keeps none; bounds and means do differ; and where nothing teaches, nothing goes."""
+    """Half the tokens go; one of four processes keeps none; bounds and means do differ; and where nothing
+    teaches, nothing goes.
+    """
     for loss in worker.LOSSES:
         some, full = results(1)[0][loss, "some", True], results(1)[0][loss, "some", False]
         assert 0 < some["read"] < 0.7 * full["read"]
@@ -119,7 +158,9 @@ def test_leaving_out_was_worth_a_test(results):
 
 
 def test_those_updates_were_no_easy_ones(results):
-    """Ratios differ from 1, clips bind, KL is felt, rows are masked, packs are many, a process has text alone, and one nothing."""
+    """Ratios differ from 1, clips bind, KL is felt, rows are masked, packs are many, a process has text
+    alone, and one nothing.
+    """
     for loss in worker.LOSSES:
         one = results(1)[0][loss, "one pack"]
         metrics = one["metrics"]
@@ -134,7 +175,10 @@ def test_those_updates_were_no_easy_ones(results):
     processor = Processor.from_folder(resolve("r1ov-tiny"))
     groups = worker.groups(processor, 6, range(6))
     assert [bool(group.prompt.pictures) for group in groups] == [True, False] * 3
-    assert {completion.finish_reason for group in groups for completion in group.completions} == {"stop", "length"}
+    assert {completion.finish_reason for group in groups for completion in group.completions} == {
+        "stop",
+        "length",
+    }
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -149,12 +193,18 @@ def test_advantages_and_what_is_logged_of_rewards_do_not_depend_on_the_number_of
 def test_advantages_are_those_worked_with_pythons_statistics(results):
     groups = worker.groups(Processor.from_folder(resolve("r1ov-tiny")), 6, range(6))
     scored = [reward for group in groups for reward in group.rewards if not math.isnan(reward)]
-    for key, divisor in ((6, lambda own: stdev(own) + 1e-4), ("batch", lambda own: stdev(scored) + 1e-4), ("none", lambda own: 1.0)):
+    for key, divisor in (
+        (6, lambda own: stdev(own) + 1e-4),
+        ("batch", lambda own: stdev(scored) + 1e-4),
+        ("none", lambda own: 1.0),
+    ):
         actual = results(1)[0]["advantages", key]
         for group in groups:
             expected = [0.0] * worker.EACH
             if not math.isnan(group.rewards[0]):
-                expected = [(reward - mean(group.rewards)) / divisor(group.rewards) for reward in group.rewards]
+                expected = [
+                    (reward - mean(group.rewards)) / divisor(group.rewards) for reward in group.rewards
+                ]
             assert actual[group.number] == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
@@ -164,7 +214,9 @@ def test_minibatches_hold_the_same_rows_whatever_the_number_of_processes(results
         alone = results(1)[0]["dealt", count]
         assert [len(rows) for rows in alone] == sizes
         for part, rows in enumerate(alone):
-            assert sorted(row for result in results(size) for row in result["dealt", count][part]) == sorted(rows)
+            assert sorted(row for result in results(size) for row in result["dealt", count][part]) == sorted(
+                rows
+            )
 
 
 # -- the sampler and the trainer
@@ -183,10 +235,16 @@ def prompts():
     """Ragged: pictures of two sizes, none, two; short and long questions."""
     _, processor = r1ov.load("r1ov-tiny")
     wide = Image.linear_gradient("L").resize((168, 56)).convert("RGB")
-    content = [{"type": "image", "image": wide}, {"type": "text", "text": "and"}, {"type": "image", "image": wide.rotate(180)}]
+    content = [
+        {"type": "image", "image": wide},
+        {"type": "text", "text": "and"},
+        {"type": "image", "image": wide.rotate(180)},
+    ]
     asked = ("What is 17 + 25?", [*content, {"type": "text", "text": "Which is darker on the left? " * 4}])
     records = [Playground("rl")[number] for number in (0, 1, 5)]
-    records += [Record(messages=[{"role": "user", "content": content}], format="", where="") for content in asked]
+    records += [
+        Record(messages=[{"role": "user", "content": content}], format="", where="") for content in asked
+    ]
     return [(number, record, encode_prompt(processor, record, 2000)) for number, record in enumerate(records)]
 
 
@@ -197,7 +255,12 @@ def rolled(model, processor, prompts, **options):
 
 def rows_of(groups):
     return [
-        Row(sequence=sequence(group.prompt, completion, True), logprobs=completion.logprobs, advantage=0.0, group=group.number)
+        Row(
+            sequence=sequence(group.prompt, completion, True),
+            logprobs=completion.logprobs,
+            advantage=0.0,
+            group=group.number,
+        )
         for group in groups
         for completion in group.completions
     ]
@@ -206,12 +269,15 @@ def rows_of(groups):
 @pytest.mark.parametrize("max_num_seqs", [None, 5])
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
 def test_sampler_and_trainer_give_every_token_the_same_log_prob(prompts, temperature, max_num_seqs):
-    """One decodes token by token out of a cache, in a batch that shrinks and is refilled, the other reads packed rows at once. Logits of
-    this model reach 30, where float32 has steps of 2e-6, and layers add up a few of them."""
+    """One decodes token by token out of a cache, in a batch that shrinks and is refilled, the other reads
+    packed rows at once. Logits of this model reach 30, where float32 has steps of 2e-6, and layers add up a
+    few of them."""
     model, processor = r1ov.load("r1ov-tiny")
     config, groups = rolled(model, processor, prompts, temperature=temperature, max_num_seqs=max_num_seqs)
     seen = largest = 0
-    for pack in with_logprobs(make_packs(rows_of(groups), processor, 700, ONE), model, None, config.temperature, torch.device("cpu")):
+    for pack in with_logprobs(
+        make_packs(rows_of(groups), processor, 700, ONE), model, None, config.temperature, torch.device("cpu")
+    ):
         trained = pack.batch["labels"] != IGNORED
         gap = (pack.old_logprobs - pack.sampler_logprobs)[trained].abs()
         seen, largest = seen + len(gap), max(largest, gap.max().item())
@@ -219,22 +285,35 @@ def test_sampler_and_trainer_give_every_token_the_same_log_prob(prompts, tempera
         assert (pack.sampler_logprobs[~trained] == 0).all()
         assert (pack.old_logprobs[~trained] == 0).all()
     assert seen == sum(completion.completion_tokens for group in groups for completion in group.completions)
-    assert len({completion.completion_tokens for group in groups for completion in group.completions}) > 2  # rows left at different times
+    assert (
+        len({completion.completion_tokens for group in groups for completion in group.completions}) > 2
+    )  # rows left at different times
     assert largest < 1e-4
 
 
 def test_the_trainers_log_probs_are_those_of_transformers(prompts):
     """Each row alone, read by transformers, its logits divided by the temperature."""
     model, processor = r1ov.load("r1ov-tiny")
-    judge = Qwen2_5_VLForConditionalGeneration.from_pretrained(resolve("r1ov-tiny"), dtype=torch.float32).eval()
+    judge = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        resolve("r1ov-tiny"), dtype=torch.float32
+    ).eval()
     config, groups = rolled(model, processor, prompts, temperature=1.3)
-    (pack,) = with_logprobs(make_packs(rows_of(groups), processor, 10_000, ONE), model, None, config.temperature, torch.device("cpu"))
+    (pack,) = with_logprobs(
+        make_packs(rows_of(groups), processor, 10_000, ONE),
+        model,
+        None,
+        config.temperature,
+        torch.device("cpu"),
+    )
     packed = {ids: pack.old_logprobs[own] for ids, own, _ in worker.rows_in(pack)}
     for row in rows_of(groups)[::2]:
         encoded = row.sequence
         pictures = {}
         if encoded.pixel_values is not None:
-            pictures = {"pixel_values": torch.cat(encoded.pixel_values), "image_grid_thw": encoded.image_grid_thw}
+            pictures = {
+                "pixel_values": torch.cat(encoded.pixel_values),
+                "image_grid_thw": encoded.image_grid_thw,
+            }
             pictures["mm_token_type_ids"] = (encoded.input_ids == processor.config.image_token_id).int()[None]
         with torch.no_grad():
             logits = judge(input_ids=encoded.input_ids[None], **pictures).logits[0]

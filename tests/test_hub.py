@@ -1,4 +1,6 @@
-"""A model's name to a folder: what is shipped, what is on disk, and a hub, played by a local server that speaks its protocol."""
+"""A model's name to a folder: what is shipped, what is on disk, and a hub, played by a local server that
+speaks its protocol.
+"""
 
 import hashlib
 import json
@@ -23,7 +25,11 @@ FILES = {
     "pytorch_model.bin": b"evil",
     "copy/model.safetensors": b"2",
 }
-STATUS = {"nobody/private": (401, "RepoNotFound"), "nobody/gated": (403, "GatedRepo"), "nobody/broken": (500, None)}
+STATUS = {
+    "nobody/private": (401, "RepoNotFound"),
+    "nobody/gated": (403, "GatedRepo"),
+    "nobody/broken": (500, None),
+}
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -44,10 +50,13 @@ class Hub(BaseHTTPRequestHandler):
             return self.reply(404, b"no", {"X-Error-Code": "RevisionNotFound"})
         if "/resolve/" in path:
             data = FILES[path.split("/resolve/")[1].split("/", 1)[1]]
-            return self.reply(200, data, {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'})
+            return self.reply(
+                200, data, {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}
+            )
         if "/tree/" in path:
             tree = [
-                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()} for name, data in FILES.items()
+                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for name, data in FILES.items()
             ]
             return self.reply(200, json.dumps(tree).encode(), {"Content-Type": "application/json"})
         info = {
@@ -81,7 +90,9 @@ def endpoint():
 
 
 def resolved(names, cache, **environment):
-    """`resolve` of each name in a fresh process, because huggingface_hub reads its settings at import: a path or an error each."""
+    """`resolve` of each name in a fresh process, because huggingface_hub reads its settings at import: a path
+    or an error each.
+    """
     code = (
         "import json, sys\nfrom r1ov.errors import UserError\nfrom r1ov.folder.hub import resolve\n"
         "for name in sys.argv[1:]:\n"
@@ -90,18 +101,36 @@ def resolved(names, cache, **environment):
         "    print(json.dumps(result))"
     )
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    environment = {**kept, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
+    environment = {
+        **kept,
+        "HF_HOME": str(cache),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        **environment,
+    }
     root = Path(__file__).parent.parent
-    run = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, env=environment, cwd=root, timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-c", code, *names],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=root,
+        timeout=120,
+    )
     assert run.returncode == 0, run.stderr
     return [json.loads(line) for line in run.stdout.splitlines()]
 
 
 def test_a_hub_name_is_downloaded_once_without_code_pickles_or_subfolders(endpoint, tmp_path):
-    by_branch, by_commit = resolved(["somebody/model", f"somebody/model@{COMMIT}"], tmp_path, HF_ENDPOINT=endpoint)
+    by_branch, by_commit = resolved(
+        ["somebody/model", f"somebody/model@{COMMIT}"], tmp_path, HF_ENDPOINT=endpoint
+    )
     assert by_branch == by_commit
     folder = Path(by_branch[0])
-    assert {str(path.relative_to(folder)) for path in folder.rglob("*")} == {"config.json", "model.safetensors"}
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*")} == {
+        "config.json",
+        "model.safetensors",
+    }
     assert (folder / "model.safetensors").read_bytes() == b"weights"
     assert folder.is_relative_to(tmp_path)  # huggingface_hub's own cache, where HF_HOME puts it
     # now out of reach, then forbidden to look

@@ -1,4 +1,6 @@
-"""r1ov.data.image against transformers' Qwen2VLImageProcessorPil, and against pictures that are broken or hostile."""
+"""r1ov.data.image against transformers' Qwen2VLImageProcessorPil, and against pictures that are broken or
+hostile.
+"""
 
 import base64
 import io
@@ -21,7 +23,20 @@ SIZES = [
     (98, 98), (100, 31), (112, 112), (113, 111), (127, 640), (150, 150), (224, 224), (255, 3), (300, 200), (331, 77), (412, 333),
     (500, 499), (640, 480),
 ]  # fmt: skip
-MODES = ["RGB", "L", "1", "P", "CMYK", "RGBA", "LA", "PA", "YCbCr", "HSV", "P with transparency", "L with transparency"]
+MODES = [
+    "RGB",
+    "L",
+    "1",
+    "P",
+    "CMYK",
+    "RGBA",
+    "LA",
+    "PA",
+    "YCbCr",
+    "HSV",
+    "P with transparency",
+    "L with transparency",
+]
 
 
 def noise(width: int, height: int, seed: int, mode: str = "RGB") -> Image.Image:
@@ -52,22 +67,35 @@ def noise(width: int, height: int, seed: int, mode: str = "RGB") -> Image.Image:
 
 
 def pictures() -> list[Image.Image]:
-    return [noise(*size, seed, MODES[(seed + shift) % len(MODES)]) for shift in (0, 5) for seed, size in enumerate(SIZES)]
+    return [
+        noise(*size, seed, MODES[(seed + shift) % len(MODES)])
+        for shift in (0, 5)
+        for seed, size in enumerate(SIZES)
+    ]
 
 
 def width_then_height(image: Image.Image, min_pixels: int, max_pixels: int) -> Image.Image:
     height, width = hf.smart_resize(image.height, image.width, 28, min_pixels, max_pixels)
-    return image.resize((width, image.height), Image.Resampling.BICUBIC).resize((width, height), Image.Resampling.BICUBIC)
+    return image.resize((width, image.height), Image.Resampling.BICUBIC).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
 
 
 @pytest.mark.parametrize(("min_pixels", "max_pixels"), [(3136, 12544), (3136, 12845056), (50176, 100352)])
-def test_pixel_values_and_grids_equal_transformers_over_52_pictures_of_odd_sizes_and_modes(min_pixels: int, max_pixels: int) -> None:
-    # transformers is handed the picture already resized, width first: what Pillow up to 12 does, and Pillow 13 not always.
+def test_pixel_values_and_grids_equal_transformers_over_52_pictures_of_odd_sizes_and_modes(
+    min_pixels: int, max_pixels: int
+) -> None:
+    # transformers is handed the picture already resized, width first: what Pillow up to 12 does, and Pillow
+    # 13 not always.
     images = [open_image(picture) for picture in pictures()]
     assert len(images) >= 50
     values, grids = ImageProcessor(min_pixels=min_pixels, max_pixels=max_pixels)(images)
     judge = hf.Qwen2VLImageProcessorPil(min_pixels=min_pixels, max_pixels=max_pixels)
-    expected = judge([width_then_height(image, min_pixels, max_pixels) for image in images], do_resize=False, return_tensors="pt")
+    expected = judge(
+        [width_then_height(image, min_pixels, max_pixels) for image in images],
+        do_resize=False,
+        return_tensors="pt",
+    )
     assert torch.equal(grids, expected["image_grid_thw"])
     # Exact: the same float64 and float32 operations in the same order, only tabulated.
     assert torch.equal(values, expected["pixel_values"])
@@ -78,7 +106,9 @@ def test_resizing_is_transformers_own_wherever_pillow_takes_the_width_first() ->
     judge, processor, compared = hf.Qwen2VLImageProcessorPil(), ImageProcessor(), 0
     for image in map(open_image, pictures()):
         upright = width_then_height(image, 3136, 28 * 28 * 1280)
-        if np.array_equal(np.asarray(image.resize(upright.size, Image.Resampling.BICUBIC)), np.asarray(upright)):
+        if np.array_equal(
+            np.asarray(image.resize(upright.size, Image.Resampling.BICUBIC)), np.asarray(upright)
+        ):
             assert torch.equal(processor([image])[0], judge([image], return_tensors="pt")["pixel_values"])
             compared += 1
     assert compared >= 10
@@ -88,7 +118,8 @@ def test_resizing_is_transformers_own_wherever_pillow_takes_the_width_first() ->
 def test_conversion_to_rgb_equals_transformers(mode: str) -> None:
     picture = noise(31, 47, 3, mode)
     before = picture.tobytes()
-    # transformers 5's own rule: any alpha on white. PIL keeps the flag of a colour key, so both see the same picture.
+    # transformers 5's own rule: any alpha on white. PIL keeps the flag of a colour key, so both see the same
+    # picture.
     assert np.array_equal(np.asarray(open_image(picture)), convert_to_rgb(picture, return_numpy=True))
     assert picture.tobytes() == before
 
@@ -108,7 +139,9 @@ def test_smart_resize_equals_transformers_on_random_sizes() -> None:
     rng = np.random.default_rng(0)
     for height, width in np.exp(rng.uniform(0, 8.5, (5000, 2))).astype(int).tolist():
         if max(height, width) <= 200 * min(height, width):
-            assert smart_resize(height, width, 28, 3136, 200704) == hf.smart_resize(height, width, 28, 3136, 200704)
+            assert smart_resize(height, width, 28, 3136, 200704) == hf.smart_resize(
+                height, width, 28, 3136, 200704
+            )
 
 
 def test_a_row_of_pixel_values_is_one_patch_in_the_order_block_row_column_channel_time() -> None:
@@ -128,7 +161,9 @@ def test_a_row_of_pixel_values_is_one_patch_in_the_order_block_row_column_channe
 def test_a_photo_is_turned_upright_by_its_exif_orientation(orientation: int) -> None:
     upright = Image.new("RGB", (48, 32), "white")
     upright.paste("red", (0, 0, 16, 16))
-    back = [None, 0, 3, 1, 5, 2, 6, 4][orientation - 1]  # Pillow's Transpose method that undoes each orientation's own
+    back = [None, 0, 3, 1, 5, 2, 6, 4][
+        orientation - 1
+    ]  # Pillow's Transpose method that undoes each orientation's own
     stored = upright if back is None else upright.transpose(Image.Transpose(back))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -155,7 +190,8 @@ def test_16_bit_png_files_of_every_colour_type_open() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"), [([0, 0.5, 1], [0, 128, 255]), ([0, 100, 255], [0, 100, 255]), ([-100, 0, 300], [0, 64, 255])]
+    ("values", "expected"),
+    [([0, 0.5, 1], [0, 128, 255]), ([0, 100, 255], [0, 100, 255]), ([-100, 0, 300], [0, 64, 255])],
 )
 def test_float_pictures_are_scaled_by_the_range_they_use(values: list[float], expected: list[int]) -> None:
     image = Image.fromarray(np.array([values], dtype=np.float32))
@@ -166,13 +202,25 @@ def test_float_pictures_are_scaled_by_the_range_they_use(values: list[float], ex
 def test_an_animation_shows_its_first_frame(format: str) -> None:
     frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
     file = io.BytesIO()
-    frames[0].save(file, format, save_all=True, append_images=frames[1:], **({"lossless": True} if format == "WEBP" else {}))
+    frames[0].save(
+        file,
+        format,
+        save_all=True,
+        append_images=frames[1:],
+        **({"lossless": True} if format == "WEBP" else {}),
+    )
     assert open_image(file.getvalue()).getpixel((5, 5)) == (255, 0, 0)
 
 
 def png_file(width: int, height: int, bits: int, colour_type: int, data: bytes) -> bytes:
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)), (b"IDAT", data), (b"IEND", b"")]
-    body = b"".join(struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in chunks)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)),
+        (b"IDAT", data),
+        (b"IEND", b""),
+    ]
+    body = b"".join(
+        struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in chunks
+    )
     return b"\x89PNG\r\n\x1a\n" + body
 
 
@@ -233,12 +281,19 @@ def test_a_source_that_is_no_picture_is_refused_in_one_line(source: object) -> N
 def test_a_data_url_and_bytes_and_a_path_give_the_same_picture(tmp_path) -> None:
     data = saved("PNG")
     (tmp_path / "x.png").write_bytes(data)
-    sources = [data, tmp_path / "x.png", str(tmp_path / "x.png"), "data:image/png;base64," + base64.b64encode(data).decode()]
+    sources = [
+        data,
+        tmp_path / "x.png",
+        str(tmp_path / "x.png"),
+        "data:image/png;base64," + base64.b64encode(data).decode(),
+    ]
     assert {open_image(source).tobytes() for source in sources} == {noise(64, 64, 0).tobytes()}
 
 
 def test_an_aspect_ratio_beyond_200_is_refused_by_the_pictures_name() -> None:
-    with pytest.raises(UserError, match=r"^long.png: one side of a 201x1 picture is more than 200 times the other"):
+    with pytest.raises(
+        UserError, match=r"^long.png: one side of a 201x1 picture is more than 200 times the other"
+    ):
         ImageProcessor()([Image.new("RGB", (201, 1))], ["long.png"])
     assert ImageProcessor()([Image.new("RGB", (200, 1))])[1].tolist() == [[1, 2, 58]]
 
@@ -288,7 +343,9 @@ def moved_to_the_end(png: bytes, kind: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("orientation", [None, *range(1, 9)])
-@pytest.mark.parametrize("format", ["PNG", "PNG, told at the end", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "ICO"])
+@pytest.mark.parametrize(
+    "format", ["PNG", "PNG, told at the end", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "ICO"]
+)
 def test_a_picture_is_measured_as_it_is_decoded(format: str, orientation: int | None, tmp_path) -> None:
     name, _, at_the_end = format.partition(",")
     if orientation is None or name in ("GIF", "BMP", "ICO"):
@@ -298,7 +355,12 @@ def test_a_picture_is_measured_as_it_is_decoded(format: str, orientation: int | 
         data = moved_to_the_end(data, b"eXIf") if at_the_end else data
     (tmp_path / "x").write_bytes(data)
     expected = open_image(data)
-    for source in (data, tmp_path / "x", "data:x;base64," + base64.b64encode(data).decode(), Image.open(io.BytesIO(data))):
+    for source in (
+        data,
+        tmp_path / "x",
+        "data:x;base64," + base64.b64encode(data).decode(),
+        Image.open(io.BytesIO(data)),
+    ):
         picture = lazy_image(source)
         assert picture.size == expected.size
         assert picture.load().tobytes() == expected.tobytes()
@@ -320,7 +382,9 @@ DAMAGED_BEHIND_THE_HEADER = ["truncated png", "truncated jpeg", "png with broken
 
 
 @pytest.mark.parametrize("kind", DAMAGED_BEHIND_THE_HEADER)
-def test_measuring_reads_the_header_alone_and_what_cannot_be_decoded_is_told_when_it_is(kind: str, tmp_path) -> None:
+def test_measuring_reads_the_header_alone_and_what_cannot_be_decoded_is_told_when_it_is(
+    kind: str, tmp_path
+) -> None:
     path = tmp_path / "drawing.png"
     path.write_bytes(BROKEN[kind])
     for source, name in ((path, str(path)), (BROKEN[kind], "picture 7")):
@@ -349,6 +413,9 @@ def test_a_grid_is_known_before_the_pixels_and_they_fill_it() -> None:
     values, grids = processor([image])
     assert grids.tolist() == [list(grid)]
     assert np.array_equal(processor.patches(image, grid), values.numpy())
-    assert processor.patches(image, (1, 2, 2)).shape == (4, 1176)  # smaller than any picture of its own would become
+    assert processor.patches(image, (1, 2, 2)).shape == (
+        4,
+        1176,
+    )  # smaller than any picture of its own would become
     with pytest.raises(UserError, match=r"^x: at 112x28 pixels it is 4 tokens, above 3"):
         processor.grid(image.size, "x", 3)

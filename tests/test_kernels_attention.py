@@ -1,4 +1,6 @@
-"""Packed attention against softmax(q k^T / sqrt(d)) v written out with a mask, forward and gradients, at ragged lengths."""
+"""Packed attention against softmax(q k^T / sqrt(d)) v written out with a mask, forward and gradients, at
+ragged lengths.
+"""
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ TOLERANCE = 2e-5
 
 
 def definition(q, k, v, lengths, lengths_k, causal):
-    """One dense softmax over all tokens, everything outside a token's own sequence (and, causal, its future) masked out."""
+    """One dense softmax over all tokens, everything outside a token's own sequence (and, causal, its future)
+    masked out.
+    """
     row = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     row_k = torch.repeat_interleave(torch.arange(len(lengths_k)), torch.tensor(lengths_k))
     # how far each token is from the end of its sequence: the last query sees the last key
@@ -46,18 +50,25 @@ def test_attention_and_its_gradients_equal_the_definition(case, heads, key_heads
     lengths, lengths_k = CASES[case]
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(sum(lengths), heads, dim, generator=generator, requires_grad=True)
-    k, v = (torch.randn(sum(lengths_k or lengths), key_heads, dim, generator=generator, requires_grad=True) for _ in range(2))
+    k, v = (
+        torch.randn(sum(lengths_k or lengths), key_heads, dim, generator=generator, requires_grad=True)
+        for _ in range(2)
+    )
     mix = torch.randn(q.shape, generator=generator)
     kept = [x.detach().clone() for x in (q, k, v)]
 
     expected = definition(q, k, v, lengths, lengths_k or lengths, causal)
     expected_grads = torch.autograd.grad((expected * mix).sum(), (q, k, v))
-    actual = attention(q, k, v, starts(lengths), causal, cu_seqlens_k=None if lengths_k is None else starts(lengths_k))
+    actual = attention(
+        q, k, v, starts(lengths), causal, cu_seqlens_k=None if lengths_k is None else starts(lengths_k)
+    )
     actual_grads = torch.autograd.grad((actual * mix).sum(), (q, k, v))
 
     torch.testing.assert_close(actual, expected, atol=TOLERANCE, rtol=TOLERANCE)
     for name, ours, theirs in zip("qkv", actual_grads, expected_grads, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=TOLERANCE, msg=lambda text, name=name: f"d{name}: {text}")
+        torch.testing.assert_close(
+            ours, theirs, atol=TOLERANCE, rtol=TOLERANCE, msg=lambda text, name=name: f"d{name}: {text}"
+        )
     for before, after in zip(kept, (q, k, v), strict=True):
         assert torch.equal(before, after), "an input was written to"
 
@@ -76,9 +87,14 @@ def test_decode_attention_equals_attention_over_the_filled_part():
     lengths = torch.tensor([1, 9, 4])
     q = torch.randn(3, 6, 16, generator=generator)
     k_cache, v_cache = (torch.randn(3, 2, 12, 16, generator=generator) for _ in range(2))
-    packed_k, packed_v = (torch.cat([cache[b, :, :n].transpose(0, 1) for b, n in enumerate(lengths)]) for cache in (k_cache, v_cache))
+    packed_k, packed_v = (
+        torch.cat([cache[b, :, :n].transpose(0, 1) for b, n in enumerate(lengths)])
+        for cache in (k_cache, v_cache)
+    )
     expected = attention(q, packed_k, packed_v, starts([1, 1, 1]), cu_seqlens_k=starts(lengths.tolist()))
-    torch.testing.assert_close(decode_attention(q, k_cache, v_cache, lengths), expected, atol=TOLERANCE, rtol=TOLERANCE)
+    torch.testing.assert_close(
+        decode_attention(q, k_cache, v_cache, lengths), expected, atol=TOLERANCE, rtol=TOLERANCE
+    )
 
 
 def test_wrong_arguments_are_refused():

@@ -1,4 +1,6 @@
-"""What of the bench needs no GPU: its counts of work, its proofs in float64, its verdicts, its table and its command line."""
+"""What of the bench needs no GPU: its counts of work, its proofs in float64, its verdicts, its table and its
+command line.
+"""
 
 import json
 from dataclasses import replace
@@ -55,14 +57,18 @@ CASES = {
 def test_attention_work_counts_the_pairs_that_see_each_other():
     lengths, heads, dim = [5, 9, 3], 4, 16
     seen = sum(int(torch.ones(n, n).tril().sum()) for n in lengths)
-    assert attention_flops(lengths, heads, dim, causal=True) == 2 * 2 * dim * heads * seen  # two products, multiply and add
+    assert (
+        attention_flops(lengths, heads, dim, causal=True) == 2 * 2 * dim * heads * seen
+    )  # two products, multiply and add
     assert attention_flops(lengths, heads, dim, causal=False) == 2 * 2 * dim * heads * (25 + 81 + 9)
     assert attention("backward").work == 2.5 * attention().work
 
 
 def test_moved_bytes_are_those_of_the_tensors():
     inputs = attention("backward").make(0, "cpu")
-    once = {name: inputs[name].nbytes for name in ("q", "k", "v", "grad")}  # the output is as large as its gradient
+    once = {
+        name: inputs[name].nbytes for name in ("q", "k", "v", "grad")
+    }  # the output is as large as its gradient
     assert attention_bytes(17, 4, 2, 16, backward=False) == once["q"] + once["k"] + once["v"] + once["grad"]
     assert attention_bytes(17, 4, 2, 16, backward=True) == 2 * sum(once.values())
     for name, caches in {"decode": ("k", "v"), "decode shared": ("k", "v", "k_prefix", "v_prefix")}.items():
@@ -71,7 +77,9 @@ def test_moved_bytes_are_those_of_the_tensors():
     for case in small_cases(6, 32, 48, 2, 16):
         inputs = case.make(0, "cpu")
         outputs = case.contenders["r1ov plain torch"](inputs)()
-        moved = sum(x.nbytes for x in (*inputs.values(), *(outputs if isinstance(outputs, tuple) else (outputs,))))
+        moved = sum(
+            x.nbytes for x in (*inputs.values(), *(outputs if isinstance(outputs, tuple) else (outputs,)))
+        )
         assert case.work == moved, case.name
 
 

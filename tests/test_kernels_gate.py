@@ -1,4 +1,6 @@
-"""The gate passes our kernels and stops those that are wrong. In a process of its own: here Triton interprets, there it compiles."""
+"""The gate passes our kernels and stops those that are wrong. In a process of its own: here Triton
+interprets, there it compiles.
+"""
 
 import os
 import subprocess
@@ -64,7 +66,9 @@ except ValueError as error:
 
 def run(*command, **variables):
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run([sys.executable, *command], cwd=ROOT, env=env | variables, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=env | variables, capture_output=True, text=True
+    )
 
 
 def test_every_kernel_configuration_passes():
@@ -87,7 +91,10 @@ def test_wrong_kernels_are_stopped(tmp_path):
         assert plain.endswith(f"WRONG: {tensor_cores}")
         assert f"shared memory above {163 if arch == 80 else 227} KiB" in greedy
     assert "wrong: 6" in result.stdout
-    assert "no compile case for triton_logprobs.py: fold_kernel, triton_logprobs.py: gradient_kernel" in result.stdout
+    assert (
+        "no compile case for triton_logprobs.py: fold_kernel, triton_logprobs.py: gradient_kernel"
+        in result.stdout
+    )
 
 
 def test_it_refuses_to_judge_the_interpreter():

@@ -23,7 +23,9 @@ def test_logprobs_and_gradients_equal_cross_entropy():
     torch.testing.assert_close(actual, expected)
     assert actual.dtype == torch.float32
     mix = torch.linspace(-1, 1, 37)
-    grads, expected_grads = (torch.autograd.grad((x * mix).sum(), (hidden, weight)) for x in (actual, expected))
+    grads, expected_grads = (
+        torch.autograd.grad((x * mix).sum(), (hidden, weight)) for x in (actual, expected)
+    )
     for ours, theirs in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -59,7 +61,11 @@ def test_chunks_change_nothing_and_keep_the_logits_small(monkeypatch):
     def scored():
         values, entropy = token_logprobs(hidden, weight, targets, 0.7, return_entropy=True)
         mix = torch.linspace(-1, 1, 37)
-        return [values, entropy, *torch.autograd.grad((values * mix).sum() + (entropy * mix).sum(), (hidden, weight))]
+        return [
+            values,
+            entropy,
+            *torch.autograd.grad((values * mix).sum() + (entropy * mix).sum(), (hidden, weight)),
+        ]
 
     expected = scored()
     monkeypatch.setattr(logprobs, "CHUNK", 5 * 101)
@@ -73,7 +79,9 @@ def test_chunks_change_nothing_and_keep_the_logits_small(monkeypatch):
 def test_from_logits_is_the_same():
     hidden, weight, targets = inputs()
     expected = token_logprobs(hidden, weight, targets, 0.7, return_entropy=True)
-    for ours, theirs in zip(logprobs_from_logits(hidden @ weight.T, targets, 0.7, return_entropy=True), expected, strict=True):
+    for ours, theirs in zip(
+        logprobs_from_logits(hidden @ weight.T, targets, 0.7, return_entropy=True), expected, strict=True
+    ):
         torch.testing.assert_close(ours, theirs)
 
 

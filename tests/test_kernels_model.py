@@ -1,4 +1,6 @@
-"""The whole model with the Triton kernels on, under the interpreter, beside the plain-torch definitions: one switch, the same numbers."""
+"""The whole model with the Triton kernels on, under the interpreter, beside the plain-torch definitions: one
+switch, the same numbers.
+"""
 
 from collections.abc import Iterator
 
@@ -9,9 +11,10 @@ import kernels
 from r1ov.data.playground import messages, sample
 from r1ov.data.processor import Processor
 from r1ov.engine.generate import generate
+from r1ov.folder.fresh import init_weights
 from r1ov.folder.hub import resolve
 from r1ov.model.config import Config
-from r1ov.model.model import Qwen2_5_VL, init_weights
+from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.loss import sft_loss
 
 pytest.importorskip("triton")
@@ -32,8 +35,21 @@ def processor() -> Processor:
 def small_model() -> Qwen2_5_VL:
     """Two layers of each half, head size 32, one windowed vision block and one that sees the whole picture."""
     fields = Config.from_file(FOLDER / "config.json").to_dict()
-    fields |= {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
-    vision = {"depth": 2, "hidden_size": 64, "num_heads": 2, "intermediate_size": 96, "out_hidden_size": 64, "fullatt_block_indexes": [1]}
+    fields |= {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 64,
+        "num_heads": 2,
+        "intermediate_size": 96,
+        "out_hidden_size": 64,
+        "fullatt_block_indexes": [1],
+    }
     fields["vision_config"] = fields["vision_config"] | vision
     model = Qwen2_5_VL(Config.from_dict(fields))
     init_weights(model, torch.Generator().manual_seed(0))
@@ -66,14 +82,19 @@ def test_logits_and_gradients_of_a_packed_batch_are_the_same(processor):
         model = small_model()
         hidden = model.hidden_states(**batch)
         sft_loss(hidden, model.head_weight, labels, 100).backward()
-        found[impl] = {"logits": model.logits(hidden).detach()} | {name: p.grad for name, p in model.named_parameters()}
+        found[impl] = {"logits": model.logits(hidden).detach()} | {
+            name: p.grad for name, p in model.named_parameters()
+        }
     for name, expected in found["torch"].items():
         error = (found["triton"][name] - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
         assert error < 1e-4, (name, error)  # float32 sums in another order, through four blocks
 
 
 def test_sequences_that_go_on_from_another_are_the_same(processor):
-    talk = [[{"role": "user", "content": text}, {"role": "assistant", "content": text}] for text in ("Nine?", "One.", "A")]
+    talk = [
+        [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
+        for text in ("Nine?", "One.", "A")
+    ]
     batch = processor(talk, return_labels=True)
     labels = batch.pop("labels")
     found = {}
@@ -92,10 +113,14 @@ def test_twenty_steps_of_training_run_the_same_course(processor):
     losses, gradients = run(processor, "torch", 20)
     with_kernels, their_gradients = run(processor, "triton", 20)
     assert losses[-1] < losses[0]
-    # rounding differs, and Adam turns a difference in a tiny gradient into one of a whole step: a thousandth, not a millionth
+    # rounding differs, and Adam turns a difference in a tiny gradient into one of a whole step: a thousandth,
+    # not a millionth
     assert with_kernels == pytest.approx(losses, rel=1e-3)
     for name, expected in gradients.items():
-        assert torch.nn.functional.cosine_similarity(their_gradients[name].flatten(), expected.flatten(), dim=0) > 0.99, name
+        assert (
+            torch.nn.functional.cosine_similarity(their_gradients[name].flatten(), expected.flatten(), dim=0)
+            > 0.99
+        ), name
 
 
 def test_greedy_answers_are_the_same(processor):

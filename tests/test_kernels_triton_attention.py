@@ -1,4 +1,6 @@
-"""The Triton attention kernels against a dense float64 softmax: forward and all gradients, at ragged lengths; interpreted without a GPU."""
+"""The Triton attention kernels against a dense float64 softmax: forward and all gradients, at ragged lengths;
+interpreted without a GPU.
+"""
 
 import pytest
 import torch
@@ -31,7 +33,9 @@ def starts(lengths):
 
 
 def definition(q, k, v, lengths, lengths_k, causal):
-    """One dense softmax over all tokens, with everything masked out that a token does not see; 0 for a token that sees nothing."""
+    """One dense softmax over all tokens, with everything masked out that a token does not see; 0 for a token
+    that sees nothing.
+    """
     row = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     row_k = torch.repeat_interleave(torch.arange(len(lengths_k)), torch.tensor(lengths_k))
     seen = row[:, None] == row_k
@@ -63,7 +67,10 @@ def check(lengths, heads, key_heads, dim, dtype, causal, lengths_k=None, max_seq
     q, k, v, mix = inputs(lengths, lengths_k or lengths, heads, key_heads, dim, dtype)
     cu, cu_k = starts(lengths), None if lengths_k is None else starts(lengths_k)
     kept = [x.clone() for x in (q, k, v)]
-    exact = with_gradients(lambda *x: definition(*x, lengths, lengths_k or lengths, causal), *(x.double() for x in (q, k, v, mix)))
+    exact = with_gradients(
+        lambda *x: definition(*x, lengths, lengths_k or lengths, causal),
+        *(x.double() for x in (q, k, v, mix)),
+    )
     ours = with_gradients(lambda *x: attention(*x, cu, causal, cu_k, max_seqlen, impl="triton"), q, k, v, mix)
     theirs = None
     if dtype != torch.float32:
@@ -72,11 +79,16 @@ def check(lengths, heads, key_heads, dim, dtype, causal, lengths_k=None, max_seq
         assert ours[name].dtype == dtype
         assert ours[name].shape == expected.shape
         error = (ours[name].double() - expected).abs().max().item()
-        # float32: sums in another order. Else: each is rounded to dtype at the end and in between, and so is torch's form.
-        # Triton's interpreter cuts where it casts to bfloat16, which costs up to half a unit in the last place more than rounding.
+        # float32: sums in another order. Else: each is rounded to dtype at the end and in between, and so is
+        # torch's form. Triton's interpreter cuts where it casts to bfloat16, which costs up to half a unit in
+        # the last place more than rounding.
         largest = expected.abs().max().item()
         cut = 2**-8 * largest if dtype == torch.bfloat16 and UPCAST else 0.0
-        allowed = 1e-5 * largest if theirs is None else 2 * (theirs[name].double() - expected).abs().max().item() + cut
+        allowed = (
+            1e-5 * largest
+            if theirs is None
+            else 2 * (theirs[name].double() - expected).abs().max().item() + cut
+        )
         assert error <= allowed, f"{name} is off by {error:.2e}, allowed is {allowed:.2e}"
     for before, after in zip(kept, (q, k, v), strict=True):
         assert torch.equal(before, after), "an input was written to"
@@ -100,7 +112,9 @@ def test_ragged_sequences(heads, key_heads, dim, dtype, causal):
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
-@pytest.mark.parametrize(("heads", "dim", "dtype"), [(7, 128, torch.bfloat16), (8, 32, torch.float32)], ids=str)
+@pytest.mark.parametrize(
+    ("heads", "dim", "dtype"), [(7, 128, torch.bfloat16), (8, 32, torch.float32)], ids=str
+)
 def test_many_query_heads_on_one_key_head(heads, dim, dtype, causal):
     check([65, 0, 1, 70, 0], heads, 1, dim, dtype, causal)
 
@@ -110,23 +124,32 @@ def test_keys_that_end_one_short_of_a_block():
     check([1, 1, 1, 2], 1, 1, 32, torch.float32, True, lengths_k=[31, 63, 127, 64])
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered in exp2")  # by the interpreter, of what is then masked out
+@pytest.mark.filterwarnings(
+    "ignore:overflow encountered in exp2"
+)  # by the interpreter, of what is then masked out
 def test_a_windows_scores_far_below_zero_leave_its_gradients_finite():
     """Keys beyond the window's end have scores of 0 there, and exp(0 - lse) would overflow."""
     lengths = [20, 64, 1]
     q, k, v, mix = inputs(lengths, lengths, 2, 1, 80, torch.float32)
     q, k = 0.1 * q + 6, 0.1 * k - 6  # scores of about -320
-    exact = with_gradients(lambda *x: definition(*x, lengths, lengths, False), *(x.double() for x in (q, k, v, mix)))
-    ours = with_gradients(lambda *x: attention(*x, starts(lengths), False, None, 64, impl="triton"), q, k, v, mix)
+    exact = with_gradients(
+        lambda *x: definition(*x, lengths, lengths, False), *(x.double() for x in (q, k, v, mix))
+    )
+    ours = with_gradients(
+        lambda *x: attention(*x, starts(lengths), False, None, 64, impl="triton"), q, k, v, mix
+    )
     for name, expected in exact.items():
-        # float32 holds scores of 320 to 3e-5, and so it does their exponentials, of which gradients are differences.
+        # float32 holds scores of 320 to 3e-5, and so it does their exponentials, of which gradients are
+        # differences.
         assert (ours[name] - expected).abs().max() <= 1e-3 * expected.abs().max(), name
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
 @pytest.mark.parametrize(("dim", "dtype"), [(64, torch.float32), (128, torch.bfloat16)], ids=str)
 def test_other_key_lengths(dim, dtype, causal):
-    """More keys than queries, fewer (then the first queries of a causal sequence see none), none at all, and no queries."""
+    """More keys than queries, fewer (then the first queries of a causal sequence see none), none at all, and
+    no queries.
+    """
     check([3, 1, 7, 130, 5, 0, 140], 2, 1, dim, dtype, causal, lengths_k=[130, 64, 3, 139, 0, 5, 64])
 
 
@@ -163,7 +186,9 @@ def test_slices_of_a_fused_projection(max_seqlen):
     assert torch.equal(grad, torch.stack([expected[name] for name in ("dq", "dk", "dv")], 1))
 
 
-@pytest.mark.parametrize(("causal", "max_seqlen"), [(True, None), (False, None), (False, 64)], ids=["causal", "full", "windows"])
+@pytest.mark.parametrize(
+    ("causal", "max_seqlen"), [(True, None), (False, None), (False, 64)], ids=["causal", "full", "windows"]
+)
 def test_nothing_leaks_between_sequences_and_two_runs_are_equal(causal, max_seqlen):
     lengths = [5, 40, 21]
     q, k, v, mix = inputs(lengths, lengths, 2, 1, 64, torch.float32)
@@ -186,7 +211,8 @@ def test_large_scores_stay_finite():
     ours = with_gradients(lambda *x: attention(*x, starts(lengths), impl="triton"), 300 * q, 300 * k, v, mix)
     exact = definition(300 * q.double(), 300 * k.double(), v.double(), lengths, lengths, True)
     assert all(x.isfinite().all() for x in ours.values())
-    # Scores of 1e5 and more are off by 1e-2 in float32, so that a few rows with two close winners mix them differently.
+    # Scores of 1e5 and more are off by 1e-2 in float32, so that a few rows with two close winners mix them
+    # differently.
     assert ((ours["out"] - exact).abs().amax(-1) < 1e-2).double().mean() > 0.95
 
 
@@ -194,7 +220,10 @@ def test_no_sequences_and_no_tokens():
     for lengths in ([], [0], [0, 0]):
         q, k, v, mix = inputs(lengths, lengths, 2, 1, 32, torch.float32)
         assert all(
-            x.shape[0] == 0 for x in with_gradients(lambda *x, n=lengths: attention(*x, starts(n), impl="triton"), q, k, v, mix).values()
+            x.shape[0] == 0
+            for x in with_gradients(
+                lambda *x, n=lengths: attention(*x, starts(n), impl="triton"), q, k, v, mix
+            ).values()
         )
 
 

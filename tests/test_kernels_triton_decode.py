@@ -1,4 +1,6 @@
-"""Decode attention in Triton (interpreted where there is no GPU) against a float64 softmax written out row by row."""
+"""Decode attention in Triton (interpreted where there is no GPU) against a float64 softmax written out row by
+row.
+"""
 
 import pytest
 import torch
@@ -37,7 +39,9 @@ def rows(lengths, heads, key_heads, dim, dtype=torch.float32, seed=0, queries=No
     """Queries, and caches in which all that is not filled is NaN."""
     generator = torch.Generator().manual_seed(seed)
     q = torch.randn(queries or len(lengths), heads, dim, generator=generator)
-    k, v = (torch.randn(len(lengths), key_heads, max(lengths) + 5, dim, generator=generator) for _ in range(2))
+    k, v = (
+        torch.randn(len(lengths), key_heads, max(lengths) + 5, dim, generator=generator) for _ in range(2)
+    )
     for b, length in enumerate(lengths):
         k[b, :, length:] = v[b, :, length:] = float("nan")
     return *(x.to(DEVICE, dtype) for x in (q, k, v)), torch.tensor(lengths, device=DEVICE)
@@ -62,7 +66,9 @@ def error(actual, expected):
 
 @pytest.mark.parametrize("lengths", [LENGTHS, OTHER_LENGTHS], ids=str)
 @pytest.mark.parametrize(
-    ("ratio", "key_heads", "dim", "number"), [(1, 2, 32, 3), (2, 2, 64, 1), (7, 1, 80, 2), (8, 1, 128, 5)], ids=lambda x: str(x)
+    ("ratio", "key_heads", "dim", "number"),
+    [(1, 2, 32, 3), (2, 2, 64, 1), (7, 1, 80, 2), (8, 1, 128, 5)],
+    ids=lambda x: str(x),
 )
 def test_decode_attention_equals_the_definition(ratio, key_heads, dim, number, lengths, splits):
     splits(number)
@@ -71,7 +77,9 @@ def test_decode_attention_equals_the_definition(ratio, key_heads, dim, number, l
     actual = decode_attention(*inputs, impl="triton")
     assert error(actual, definition(q, filled(k, filled_lengths), filled(v, filled_lengths))) < TOLERANCE
     for before, after in zip((q, k, v, filled_lengths), inputs, strict=True):
-        torch.testing.assert_close(after, before, atol=0, rtol=0, equal_nan=True, msg="an input was written to")
+        torch.testing.assert_close(
+            after, before, atol=0, rtol=0, equal_nan=True, msg="an input was written to"
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -95,7 +103,9 @@ def test_half_precision_rounds_no_more_than_twice_what_torch_does(ratio, dim, dt
     ],
     ids=["three completions", "no sharing", "two tiles"],
 )
-def test_a_shared_prefix_counts_as_if_every_row_had_its_own(prefix_lengths, lengths, ratio, dim, number, splits):
+def test_a_shared_prefix_counts_as_if_every_row_had_its_own(
+    prefix_lengths, lengths, ratio, dim, number, splits
+):
     splits(number)
     key_heads = 1 if ratio > 2 else 2
     _, k_prefix, v_prefix, prefix = rows(prefix_lengths, ratio * key_heads, key_heads, dim, seed=1)
@@ -104,10 +114,15 @@ def test_a_shared_prefix_counts_as_if_every_row_had_its_own(prefix_lengths, leng
         [
             torch.cat([front, back], 1)
             for front, back in zip(
-                filled(first.repeat_interleave(group, 0), prefix.repeat_interleave(group)), filled(second, own), strict=True
+                filled(first.repeat_interleave(group, 0), prefix.repeat_interleave(group)),
+                filled(second, own),
+                strict=True,
             )
         ]
-        for first, second, group in ((k_prefix, k, len(lengths) // len(prefix_lengths)), (v_prefix, v, len(lengths) // len(prefix_lengths)))
+        for first, second, group in (
+            (k_prefix, k, len(lengths) // len(prefix_lengths)),
+            (v_prefix, v, len(lengths) // len(prefix_lengths)),
+        )
     )
     expected = definition(q, keys, values)
     actual = decode_attention_shared(q, k_prefix, v_prefix, prefix, k, v, own, impl="triton")
@@ -117,18 +132,23 @@ def test_a_shared_prefix_counts_as_if_every_row_had_its_own(prefix_lengths, leng
 
 
 def test_the_larger_tile_of_half_precision_holds_all_completions(splits):
-    """66 queries share a key head: two tiles of up to 64, as every bfloat16 and float16 run on a GPU has them."""
+    """66 queries share a key head: two tiles of up to 64, as every bfloat16 and float16 run on a GPU has
+    them.
+    """
     splits(2)
     lengths = [2] * 11
     _, k_prefix, v_prefix, prefix = rows([131], 6, 1, 32, torch.float16, seed=1)
     q, k, v, own = rows(lengths, 6, 1, 32, torch.float16, seed=2)
     keys, values = (
-        [torch.cat([first[0, :, :131], row], 1) for row in filled(second, own)] for first, second in ((k_prefix, k), (v_prefix, v))
+        [torch.cat([first[0, :, :131], row], 1) for row in filled(second, own)]
+        for first, second in ((k_prefix, k), (v_prefix, v))
     )
     expected = definition(q, keys, values)
     caches = (k_prefix, v_prefix, prefix, k, v, own)
     torch_form = decode_attention_shared(q, *(x.nan_to_num() for x in caches), impl="torch")
-    assert error(decode_attention_shared(q, *caches, impl="triton"), expected) < 2 * error(torch_form, expected)
+    assert error(decode_attention_shared(q, *caches, impl="triton"), expected) < 2 * error(
+        torch_form, expected
+    )
 
 
 def test_scores_of_ten_thousand_stay_exact(splits):
@@ -146,7 +166,9 @@ def test_a_window_of_a_larger_cache_is_read_in_place(splits):
     larger_k, larger_v = (torch.full((3, 2, 90, 32), float("nan"), device=DEVICE) for _ in range(2))
     larger_k[:2, :, :45], larger_v[:2, :, :45] = k, v
     strided = torch.stack([q, q], 1)[:, 1]  # (B, H, D), rows further apart
-    actual = decode_attention(strided, larger_k[:2, :, :45], larger_v[:2, :, :45], lengths.int(), impl="triton")
+    actual = decode_attention(
+        strided, larger_k[:2, :, :45], larger_v[:2, :, :45], lengths.int(), impl="triton"
+    )
     assert torch.equal(actual, decode_attention(q, k, v, lengths, impl="triton"))
 
 
@@ -154,7 +176,8 @@ def test_the_bias_of_a_whole_step_gives_the_same_as_none():
     q, k, v, lengths = rows([30, 40], 4, 2, 32)
     k, v = k.nan_to_num(), v.nan_to_num()
     assert torch.equal(
-        decode_attention(q, k, v, lengths, decode_bias(lengths, k), "torch"), decode_attention(q, k, v, lengths, impl="torch")
+        decode_attention(q, k, v, lengths, decode_bias(lengths, k), "torch"),
+        decode_attention(q, k, v, lengths, impl="torch"),
     )
 
 
@@ -163,7 +186,9 @@ def test_torch_sees_each_as_one_operation_with_known_shapes():
     q, k, v, lengths = rows([9], 2, 1, 32)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(triton_decode.decode_attention_op, (q, k, v, lengths), test_utils=checks)
-    torch.library.opcheck(triton_decode.decode_attention_shared_op, (q, k, v, lengths, k, v, lengths), test_utils=checks)
+    torch.library.opcheck(
+        triton_decode.decode_attention_shared_op, (q, k, v, lengths, k, v, lengths), test_utils=checks
+    )
 
 
 def test_the_splits_fill_the_gpu_and_are_worth_their_while():

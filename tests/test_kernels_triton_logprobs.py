@@ -1,4 +1,6 @@
-"""The Triton log-probs against the definition in float64, under Triton's interpreter: values, entropies and every gradient."""
+"""The Triton log-probs against the definition in float64, under Triton's interpreter: values, entropies and
+every gradient.
+"""
 
 import pytest
 import torch
@@ -39,7 +41,9 @@ def inputs(rows, vocabulary, width=8, dtype=torch.float32, ignored=0.3):
 
 
 def everything(score, tensors, targets):
-    """Log-probs, entropies, and the gradients of a mixture of both for each of the tensors, which must come back unchanged."""
+    """Log-probs, entropies, and the gradients of a mixture of both for each of the tensors, which must come
+    back unchanged.
+    """
     leaves = [x.clone().requires_grad_() for x in tensors]
     logprobs, entropy = score(*leaves)
     mix, mix_entropy = torch.linspace(0.5, 1, len(targets)), torch.linspace(-1, 1, len(targets))
@@ -54,18 +58,24 @@ def exact(hidden, weight, targets, temperature):
 
     def score(hidden, weight):
         wanted = targets != -100
-        scored = definition(hidden @ weight.mT, targets.clamp(min=0), temperature, return_entropy=True, dtype=torch.float64)
+        scored = definition(
+            hidden @ weight.mT, targets.clamp(min=0), temperature, return_entropy=True, dtype=torch.float64
+        )
         return [x.where(wanted, 0) for x in scored]
 
     return everything(score, (hidden.double(), weight.double()), targets)
 
 
 def scored(hidden, weight, targets, temperature, impl):
-    return everything(lambda h, w: token_logprobs(h, w, targets, temperature, True, impl), (hidden, weight), targets)
+    return everything(
+        lambda h, w: token_logprobs(h, w, targets, temperature, True, impl), (hidden, weight), targets
+    )
 
 
 def assert_near(actual, expected, bounds):
-    for name, ours, truth, bound in zip(("logprobs", "entropy", "d hidden", "d weight"), actual, expected, bounds, strict=False):
+    for name, ours, truth, bound in zip(
+        ("logprobs", "entropy", "d hidden", "d weight"), actual, expected, bounds, strict=False
+    ):
         error = (ours - truth).abs().max() / truth.abs().max()
         assert error < bound, f"{name}: off by {error:.2g} of the largest entry, allowed {bound:.2g}"
 
@@ -82,7 +92,9 @@ def test_values_and_gradients_equal_the_definition(monkeypatch, rows, vocabulary
 def test_a_vocabulary_of_152_thousand(monkeypatch):
     monkeypatch.setattr(triton_logprobs, "TILES", {"forward": (4, 65536), "backward": (4, 4096)})
     hidden, weight, targets = inputs(5, 151_936, width=4)
-    assert_near(scored(hidden, weight, targets, 0.7, "triton"), exact(hidden, weight, targets, 0.7), [TOLERANCE] * 4)
+    assert_near(
+        scored(hidden, weight, targets, 0.7, "triton"), exact(hidden, weight, targets, 0.7), [TOLERANCE] * 4
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -91,7 +103,8 @@ def test_low_precision_is_as_exact_as_the_torch_form(monkeypatch, dtype):
     hidden, weight, targets = inputs(13, 1000, dtype=dtype)
     truth = exact(hidden, weight, targets, 0.7)
     bounds = [
-        2 * (ours - x).abs().max() / x.abs().max() for ours, x in zip(scored(hidden, weight, targets, 0.7, "torch"), truth, strict=True)
+        2 * (ours - x).abs().max() / x.abs().max()
+        for ours, x in zip(scored(hidden, weight, targets, 0.7, "torch"), truth, strict=True)
     ]
     assert_near(scored(hidden, weight, targets, 0.7, "triton"), truth, bounds)
 
@@ -99,8 +112,15 @@ def test_low_precision_is_as_exact_as_the_torch_form(monkeypatch, dtype):
 def test_large_hidden_states_lose_nothing(monkeypatch):
     monkeypatch.setattr(triton_logprobs, "TILES", SMALL_TILES)
     hidden, weight, targets = inputs(6, 1000, width=1)
-    hidden, weight = torch.full_like(hidden, 1e4), 1 + torch.round(weight * 64) / 1e4  # logits near 1e4, a few apart
-    assert_near(scored(hidden, weight, targets, 1.0, "triton")[:2], exact(hidden, weight, targets, 1.0)[:2], [1e-3, 1e-3])
+    hidden, weight = (
+        torch.full_like(hidden, 1e4),
+        1 + torch.round(weight * 64) / 1e4,
+    )  # logits near 1e4, a few apart
+    assert_near(
+        scored(hidden, weight, targets, 1.0, "triton")[:2],
+        exact(hidden, weight, targets, 1.0)[:2],
+        [1e-3, 1e-3],
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
@@ -118,11 +138,15 @@ def test_logits_of_any_size(temperature):
     wanted = targets != -100
 
     def truth(logits):
-        scored = definition(logits, targets.clamp(min=0), temperature, return_entropy=True, dtype=torch.float64)
+        scored = definition(
+            logits, targets.clamp(min=0), temperature, return_entropy=True, dtype=torch.float64
+        )
         return [x.where(wanted, 0) for x in scored]
 
     expected = everything(truth, (logits.double(),), targets)
-    actual = everything(lambda x: logprobs_from_logits(x, targets, temperature, True, "triton"), (logits,), targets)
+    actual = everything(
+        lambda x: logprobs_from_logits(x, targets, temperature, True, "triton"), (logits,), targets
+    )
     for ours, x in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, x, atol=TOLERANCE, rtol=TOLERANCE)
     assert (actual[2][7] == 0).all()
@@ -143,7 +167,9 @@ def test_rows_of_a_larger_tensor_need_no_copy():
     targets = torch.arange(7)
     expected = logprobs_from_logits(logits[:, 3:30].contiguous(), targets, impl="torch")
     torch.testing.assert_close(logprobs_from_logits(logits[:, 3:30], targets, impl="triton"), expected)
-    torch.testing.assert_close(logprobs_from_logits(logits[:, 3:30].T.contiguous().T, targets, impl="triton"), expected)
+    torch.testing.assert_close(
+        logprobs_from_logits(logits[:, 3:30].T.contiguous().T, targets, impl="triton"), expected
+    )
 
 
 def test_rows_without_a_target_are_never_read():
@@ -211,7 +237,9 @@ def test_the_logits_are_never_held_whole(monkeypatch):
 def test_torch_library_accepts_the_operators(name):
     hidden, weight, targets = inputs(5, 33)
     tensors = (hidden, weight) if name == "token_logprobs" else (hidden @ weight.mT,)
-    torch.library.opcheck(getattr(triton_logprobs, name), (*(x.requires_grad_() for x in tensors), targets, 0.7))
+    torch.library.opcheck(
+        getattr(triton_logprobs, name), (*(x.requires_grad_() for x in tensors), targets, 0.7)
+    )
 
 
 def test_checkpointing_changes_nothing():

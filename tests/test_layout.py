@@ -1,4 +1,6 @@
-"""The plan of the house: who may import whom, how long a file may be, and the names that other people's scripts rely on."""
+"""The plan of the house: who may import whom, how long a file may be, and the names that other people's
+scripts rely on.
+"""
 
 import ast
 import inspect
@@ -19,8 +21,8 @@ FLOORS = {  # longest matching prefix wins; a module imports only from floors be
     "kernels": 0,
     "r1ov": 0,
     "r1ov.errors": 0,
-    "r1ov.cli": 0.5,
-    "r1ov.common": 0.75,
+    "r1ov.common": 0.5,
+    "r1ov.cli": 0.75,
     "r1ov.model": 1,
     "r1ov.reward": 1,
     "r1ov.folder": 1.5,
@@ -34,7 +36,12 @@ FLOORS = {  # longest matching prefix wins; a module imports only from floors be
     "train": 5,
     "generate": 5,
 }
-SOURCES = [*sorted((ROOT / "kernels").rglob("*.py")), *sorted((ROOT / "r1ov").rglob("*.py")), ROOT / "train.py", ROOT / "generate.py"]
+SOURCES = [
+    *sorted((ROOT / "kernels").rglob("*.py")),
+    *sorted((ROOT / "r1ov").rglob("*.py")),
+    ROOT / "train.py",
+    ROOT / "generate.py",
+]
 
 
 def room(module: str) -> str:
@@ -50,11 +57,17 @@ def test_a_module_imports_only_from_floors_below(path):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: relative import"
             # `from r1ov import pretrained` names a module of its own
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "r1ov" else [node.module]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == "r1ov"
+                else [node.module]
+            )
         for name in names:
             if name.split(".")[0] in ("kernels", "r1ov", "train", "generate") and module != "r1ov":
                 other = room(name)
-                assert other == home or FLOORS[other] < FLOORS[home], f"{module} imports {name}, which is not below it"
+                assert other == home or FLOORS[other] < FLOORS[home], (
+                    f"{module} imports {name}, which is not below it"
+                )
                 assert not (home == "kernels" and other != "kernels"), "kernels knows nothing of r1ov"
 
 
@@ -63,24 +76,22 @@ def test_no_file_is_longer_than_a_reader_can_hold(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 350
 
 
-# What one need not read to understand the whole: formats of data and benchmarks, the algebra behind answer comparison, drawn pictures,
-# the files of checkpoints, and how the kernels are compiled, measured and written in Triton.
-BESIDE = re.compile(
-    r"kernels/(bench|gate|triton)|r1ov/data/(playground/|records|pictures|files|onevision|reader|fetch|make_tokenizer|__main__)"
-    r"|r1ov/reward/(?!format|extract|accuracy|combine)|r1ov/evaluate/|r1ov/formalize/|r1ov/page|r1ov/train/(storage|state|samples|presets)|r1ov/engine/terminal"
-)
-
-
-def test_the_core_stays_readable_and_the_whole_small():
-    lines = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
-    assert sum(count for name, count in lines.items() if not BESIDE.match(name)) < 7_000
-    assert sum(lines.values()) < 20_000
-
-
 def test_top_level_holds_what_the_design_names():
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\n")
     top = {line.split("/")[0] for line in tracked if line and not line.startswith(".")}
-    assert top <= {"README.md", "requirements.txt", "train.py", "generate.py", "r1ov", "kernels", "tests", "LICENSE", "pyproject.toml"}
+    assert top <= {
+        "README.md",
+        "requirements.txt",
+        "train.py",
+        "generate.py",
+        "r1ov",
+        "kernels",
+        "tests",
+        "LICENSE",
+        "pyproject.toml",
+    }
 
 
 def parameters(function) -> list[str]:
@@ -94,14 +105,45 @@ def test_public_python_names_are_frozen():
 
     assert parameters(r1ov.load) == ["name", "device", "dtype"]
     assert parameters(r1ov.save) == ["model", "processor", "folder", "dtype", "max_shard_size"]
-    options = ["max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "num_samples", "stream"]
+    options = [
+        "max_new_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "repetition_penalty",
+        "seed",
+        "num_samples",
+        "stream",
+    ]
     assert parameters(r1ov.generate) == ["model", "processor", "messages", *options]
-    assert parameters(Qwen2_5_VL.forward)[1:6] == ["input_ids", "position_ids", "cu_seqlens", "pixel_values", "image_grid_thw"]
+    assert parameters(Qwen2_5_VL.forward)[1:6] == [
+        "input_ids",
+        "position_ids",
+        "cu_seqlens",
+        "pixel_values",
+        "image_grid_thw",
+    ]
     assert parameters(playground.sample) == ["split", "index", "seed"]
     fields = ["image", "question", "description", "reasoning", "answer", "kind", "family"]
     assert list(playground.Sample.__dataclass_fields__) == fields
-    assert parameters(kernels.attention) == ["q", "k", "v", "cu_seqlens", "causal", "cu_seqlens_k", "max_seqlen", "impl"]
-    assert parameters(kernels.token_logprobs) == ["hidden", "weight", "targets", "temperature", "return_entropy", "impl"]
+    assert parameters(kernels.attention) == [
+        "q",
+        "k",
+        "v",
+        "cu_seqlens",
+        "causal",
+        "cu_seqlens_k",
+        "max_seqlen",
+        "impl",
+    ]
+    assert parameters(kernels.token_logprobs) == [
+        "hidden",
+        "weight",
+        "targets",
+        "temperature",
+        "return_entropy",
+        "impl",
+    ]
     assert parameters(accuracy_reward) == ["completion", "gold", "kind"]
     assert parameters(format_reward) == ["completion", "mode"]
     assert parameters(sft_loss)[:3] == ["hidden", "weight", "labels"]
@@ -110,39 +152,81 @@ def test_public_python_names_are_frozen():
 
 
 FLAGS = {
-    ("generate.py",): "image prompt system model max-new-tokens temperature top-p top-k seed num-samples min-pixels max-pixels "
+    (
+        "generate.py",
+    ): "image prompt system model max-new-tokens temperature top-p top-k seed num-samples min-pixels max-pixels "
     "device dtype kernels json",
-    ("train.py",): "stage model data out max-steps learning-rate per-device-train-batch-size gradient-accumulation-steps "
+    (
+        "train.py",
+    ): "stage model data out max-steps learning-rate per-device-train-batch-size gradient-accumulation-steps "
     "save-steps logging-steps seed kernels preset",
-    ("train.py", "--stage", "grpo"): "stage model data out preset max-steps learning-rate num-generations beta epsilon temperature",
+    (
+        "train.py",
+        "--stage",
+        "grpo",
+    ): "stage model data out preset max-steps learning-rate num-generations beta epsilon temperature",
     ("-m", "r1ov.evaluate", "compare"): "common limit",
-    ("-m", "r1ov.evaluate"): "bench model split out limit predictions data prompt system num-samples max-new-tokens temperature top-p "
+    (
+        "-m",
+        "r1ov.evaluate",
+    ): "bench model split out limit predictions data prompt system num-samples max-new-tokens temperature top-p "
     "top-k seed min-pixels max-pixels max-num-seqs judge judge-model device dtype kernels",
-    ("-m", "r1ov.formalize"): "data out limit describer describer-model reasoner reasoner-model judge judge-model concurrency "
+    (
+        "-m",
+        "r1ov.formalize",
+    ): "data out limit describer describer-model reasoner reasoner-model judge judge-model concurrency "
     "max-tokens-spent max-cost retry-failed",
 }
 
 
 @pytest.mark.parametrize("command", FLAGS, ids=" ".join)
 def test_public_flags_are_frozen(command):
-    shown = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     for flag in FLAGS[command].split():
         assert f"--{flag}" in shown
 
 
 def test_importing_does_no_work():
-    """`import r1ov` loads neither torch nor anything that would probe a GPU, and no import starts a thread or opens a socket."""
+    """`import r1ov` loads neither torch nor anything that would probe a GPU, and no import starts a thread or
+    opens a socket.
+    """
     code = "import sys, r1ov; assert 'torch' not in sys.modules; import threading; assert threading.active_count() == 1"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+# The core, in the order in which it reads, and the folders one door further.
+CORE = [
+    *(f"kernels/{name}.py" for name in ("attention", "decode", "logprobs", "dispatch")),
+    *(f"r1ov/model/{name}.py" for name in ("config", "rope", "vision", "language", "model")),
+    *(f"r1ov/data/{name}.py" for name in ("image", "template", "messages", "processor", "pack")),
+    *(f"r1ov/engine/{name}.py" for name in ("sampling", "cache", "decode", "generate")),
+    *(f"r1ov/reward/{name}.py" for name in ("format", "accuracy", "combine")),
+    *(f"r1ov/train/{name}.py" for name in ("loss", "optim", "update", "rollout", "sft", "grpo")),
+]
+FOLDERS = [
+    "kernels/triton/",
+    "r1ov/common/",
+    "r1ov/folder/",
+    "r1ov/data/formats/",
+    "r1ov/data/playground/",
+    "r1ov/reward/rules/",
+    "r1ov/train/run/",
+    "r1ov/evaluate/",
+    "r1ov/formalize/",
+    "tests/",
+]
 README = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
 
 
-def test_the_readme_names_every_module_and_nothing_else():
-    named = set(re.findall(r"^((?:r1ov|kernels)/\S+\.py)\s", README, re.MULTILINE))
-    there = {str(path.relative_to(ROOT)) for path in SOURCES if not path.name.startswith("__") and "playground/" not in str(path)}
-    assert named == (there - {"generate.py", "train.py"}) | {"r1ov/evaluate/playground.py"}
+def test_the_readme_names_the_core_and_the_folders():
+    """Every file of the core by its name, every folder beside it by its own, and nothing that is not there."""
+    for name in [*CORE, *FOLDERS]:
+        assert (ROOT / name).exists(), name
+        assert re.search(rf"^    {re.escape(name)}\s", README, re.MULTILINE), (
+            f"README's list of files lacks {name}"
+        )
     for path in re.findall(r"\]\((r1ov/[^)]+)\)|--image (r1ov/\S+)", README):
         assert (ROOT / (path[0] or path[1])).exists(), path
 
@@ -154,7 +238,12 @@ def test_the_readmes_commands_parse():
     from r1ov.formalize.__main__ import FormalizeConfig
     from r1ov.train.run.config import GRPOConfig, SFTConfig
 
-    programs = {"generate.py": Options, "train.py": SFTConfig, "r1ov.evaluate": EvaluateConfig, "r1ov.formalize": FormalizeConfig}
+    programs = {
+        "generate.py": Options,
+        "train.py": SFTConfig,
+        "r1ov.evaluate": EvaluateConfig,
+        "r1ov.formalize": FormalizeConfig,
+    }
     presets = {"r1-onevision": {}, "dapo": {}}
     seen = set()
     for line in re.findall(r"^    ((?:pip|python|torchrun|OMP).*)$", README, re.MULTILINE):
@@ -166,6 +255,12 @@ def test_the_readmes_commands_parse():
                     if "compare" in words:
                         comparison(words[words.index("compare") + 1 :])
                         continue
-                    parse_cli(options, words[words.index(program) + 1 :], prog=program, description="", presets=presets)
+                    parse_cli(
+                        options,
+                        words[words.index(program) + 1 :],
+                        prog=program,
+                        description="",
+                        presets=presets,
+                    )
                     seen.add(program)
     assert seen >= {"generate.py", "train.py"}

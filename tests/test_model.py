@@ -1,4 +1,6 @@
-"""The model against transformers: logits and gradients of random checkpoints, and the packed layout against each sequence alone."""
+"""The model against transformers: logits and gradients of random checkpoints, and the packed layout against
+each sequence alone.
+"""
 
 import pytest
 import torch
@@ -81,7 +83,10 @@ def test_a_packed_batch_of_mixed_lengths_equals_each_sequence_alone_and_transfor
     reference = reference_model(name)
     model = ours(reference, name)
     generator = torch.Generator().manual_seed(3)
-    prompts = [prompt(generator, *case) for case in CASES.values()] + [prompt(generator, [], [1]), prompt(generator, [(1, 6, 6)], [1, 1])]
+    prompts = [prompt(generator, *case) for case in CASES.values()] + [
+        prompt(generator, [], [1]),
+        prompt(generator, [(1, 6, 6)], [1, 1]),
+    ]
     batch = pack(prompts)
     with torch.no_grad():
         packed = model(**batch)

@@ -1,4 +1,6 @@
-"""Damaged data as a training run meets it: pictures are decoded late, in `Steps`, and each row is trained or counted as bad."""
+"""Damaged data as a training run meets it: pictures are decoded late, in `Steps`, and each row is trained or
+counted as bad.
+"""
 
 import base64
 import json
@@ -20,9 +22,11 @@ PICTURES = {"red.png", "blue.png", *(base64.b64encode(picture).decode() for pict
 
 
 def with_damaged_pictures(rng: random.Random, value: object) -> object:
-    """The value with each of its pictures cut off in its midst, one of its bytes changed, or too thin for any model.
+    """The value with each of its pictures cut off in its midst, one of its bytes changed, or too thin for any
+    model.
 
-    Some are found bad when the row is read, some when it is encoded, some only when the picture is decoded, and some are still good.
+    Some are found bad when the row is read, some when it is encoded, some only when the picture is decoded,
+    and some are still good.
     """
     if isinstance(value, dict):
         return {key: with_damaged_pictures(rng, each) for key, each in value.items()}
@@ -65,5 +69,15 @@ def test_each_row_of_200_damaged_files_is_trained_or_counted_as_bad(tmp_path):
         for item in (*step.items, *step.undecoded):
             assert f"{path}, row " in (item.where if isinstance(item, Record) else item.detail)
         refused = sum("the processor refuses it" in reason for reason in tally.bad.elements())
-        seen += Counter(trained=trained, refused=refused, undecoded=len(step.undecoded), bad=tally.bad.total())
-    assert min(seen["trained"], seen["refused"], seen["undecoded"], seen["bad"] - seen["refused"] - seen["undecoded"]) > 15, seen
+        seen += Counter(
+            trained=trained, refused=refused, undecoded=len(step.undecoded), bad=tally.bad.total()
+        )
+    assert (
+        min(
+            seen["trained"],
+            seen["refused"],
+            seen["undecoded"],
+            seen["bad"] - seen["refused"] - seen["undecoded"],
+        )
+        > 15
+    ), seen

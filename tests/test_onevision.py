@@ -1,4 +1,6 @@
-"""r1ov.data.formats.onevision: replies in the layouts that users of the published data describe, cleaned by hand beside what comes out."""
+"""r1ov.data.formats.onevision: replies in the layouts that users of the published data describe, cleaned by
+hand beside what comes out.
+"""
 
 import contextlib
 import re
@@ -23,11 +25,41 @@ FORMAT = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
         (PLAIN, "<think>T.</think>\n<answer>45</answer>", "T.", "45", []),
         (PLAIN, "  <think>\nT.\n</think><answer> 45 degrees </answer>\n", "T.", "45 degrees", []),
         # (a) the answer inside the thought
-        (PLAIN, "<think>T. The answer is 45.</think>", "T. The answer is 45.", "45", ["answer taken from the thought's end"]),
-        (PLAIN, "<think>T.\n\n**Final Answer:** 45 degrees</think>", "T.", "45 degrees", ["answer taken from the thought's end"]),
-        (CHOICE, "<think>T, so the correct option is (B).</think>", "T, so the correct option is (B).", "B", ["answer taken from the"]),
-        (CHOICE, "<think>T, thus B is the correct answer.</think>", "T, thus B is the correct answer.", "B", ["answer taken from the"]),
-        (PLAIN, r"<think>T: \(\boxed{\frac{1}{2}}\).</think>", r"T: \(\boxed{\frac{1}{2}}\).", r"\frac{1}{2}", ["answer taken from the"]),
+        (
+            PLAIN,
+            "<think>T. The answer is 45.</think>",
+            "T. The answer is 45.",
+            "45",
+            ["answer taken from the thought's end"],
+        ),
+        (
+            PLAIN,
+            "<think>T.\n\n**Final Answer:** 45 degrees</think>",
+            "T.",
+            "45 degrees",
+            ["answer taken from the thought's end"],
+        ),
+        (
+            CHOICE,
+            "<think>T, so the correct option is (B).</think>",
+            "T, so the correct option is (B).",
+            "B",
+            ["answer taken from the"],
+        ),
+        (
+            CHOICE,
+            "<think>T, thus B is the correct answer.</think>",
+            "T, thus B is the correct answer.",
+            "B",
+            ["answer taken from the"],
+        ),
+        (
+            PLAIN,
+            r"<think>T: \(\boxed{\frac{1}{2}}\).</think>",
+            r"T: \(\boxed{\frac{1}{2}}\).",
+            r"\frac{1}{2}",
+            ["answer taken from the"],
+        ),
         (PLAIN, "<think>T.<answer>45</answer></think>", "T.", "45", ["answer moved out of the thought"]),
         # (b) a thought, then a short answer
         (CHOICE, "<think>T.</think>\n\nAnswer: B", "T.", "B", ["answer tags added"]),
@@ -46,21 +78,65 @@ FORMAT = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
         # (d) a thought, then an answer that reasons again
         (
             CHOICE,
-            "<think>T.</think> Let us look again. " + "The lines cross at a right angle, halved by the ray. " * 3 + "So the answer is B.",
+            "<think>T.</think> Let us look again. "
+            + "The lines cross at a right angle, halved by the ray. " * 3
+            + "So the answer is B.",
             "T.",
             "B",
             ["reasoning after the thought left out"],
         ),
-        (PLAIN, "<think>T.</think> First A. <answer>45</answer> Done.", "T.", "45", ["reasoning after the thought left out"]),
+        (
+            PLAIN,
+            "<think>T.</think> First A. <answer>45</answer> Done.",
+            "T.",
+            "45",
+            ["reasoning after the thought left out"],
+        ),
         # tags that went astray
-        (PLAIN, "T. The answer is 45.</think>", "T. The answer is 45.", "45", ["<think> added", "answer taken from"]),
-        (PLAIN, "<think>T.</think> Answer: 45 </think>", "T.", "45", ["stray </think> at the end", "answer tags added"]),
-        (PLAIN, "<think>T. The answer is 45.", "T. The answer is 45.", "45", ["</think> added", "answer taken from"]),
-        (PLAIN, "T. The answer is 45.", "T. The answer is 45.", "45", ["think tags added", "answer taken from"]),
+        (
+            PLAIN,
+            "T. The answer is 45.</think>",
+            "T. The answer is 45.",
+            "45",
+            ["<think> added", "answer taken from"],
+        ),
+        (
+            PLAIN,
+            "<think>T.</think> Answer: 45 </think>",
+            "T.",
+            "45",
+            ["stray </think> at the end", "answer tags added"],
+        ),
+        (
+            PLAIN,
+            "<think>T. The answer is 45.",
+            "T. The answer is 45.",
+            "45",
+            ["</think> added", "answer taken from"],
+        ),
+        (
+            PLAIN,
+            "T. The answer is 45.",
+            "T. The answer is 45.",
+            "45",
+            ["think tags added", "answer taken from"],
+        ),
         (PLAIN, "T.\n<answer>45</answer>", "T.", "45", ["think tags added"]),
         # remarks of the rewriting model
-        (PLAIN, "<think>**Revised CoT:**\nT.</think> Answer: 45", "T.", "45", ["remarks of", "answer tags added"]),
-        (PLAIN, "<think>T.\n(No further visualization needed.)</think> 45", "T.", "45", ["remarks of", "answer tags added"]),
+        (
+            PLAIN,
+            "<think>**Revised CoT:**\nT.</think> Answer: 45",
+            "T.",
+            "45",
+            ["remarks of", "answer tags added"],
+        ),
+        (
+            PLAIN,
+            "<think>T.\n(No further visualization needed.)</think> 45",
+            "T.",
+            "45",
+            ["remarks of", "answer tags added"],
+        ),
     ],
 )
 def test_each_layout_becomes_thought_and_answer(question, reply, thought, answer, repairs):
@@ -77,7 +153,11 @@ def test_each_layout_becomes_thought_and_answer(question, reply, thought, answer
     ("question", "reply", "reason"),
     [
         (PLAIN, "<think>T, and so on.</think>", "a thought without an answer"),  # (c)
-        (PLAIN, "<think>The answer is 3? No." + " More thought follows." * 30 + "</think>", "a thought without an answer"),
+        (
+            PLAIN,
+            "<think>The answer is 3? No." + " More thought follows." * 30 + "</think>",
+            "a thought without an answer",
+        ),
         (PLAIN, "<think>T.</think> First we add. Then we halve what we have.", "names no answer"),
         (PLAIN, "<think>T.</think> One line.\nAnother line.", "names no answer"),
         (PLAIN, "<think>So the answer is 40.</think> Answer: 45", "ends in another answer"),
@@ -89,7 +169,11 @@ def test_each_layout_becomes_thought_and_answer(question, reply, thought, answer
         (PLAIN, "<think>a</think><answer>4</answer><answer>5</answer>", "answer tags do not pair"),
         (PLAIN, "<think>a</think><answer>4", "answer tags do not pair"),
         (PLAIN, "<think>a <answer>4</answer></think> Answer: 4", "inside and after"),
-        (PLAIN, "<think>In the revised CoT" + " we look at the angle" * 9 + ".</think> 45", "remark of the rewriting model"),
+        (
+            PLAIN,
+            "<think>In the revised CoT" + " we look at the angle" * 9 + ".</think> 45",
+            "remark of the rewriting model",
+        ),
     ],
 )
 def test_what_cannot_be_brought_into_order_is_dropped_for_a_reason(question, reply, reason):
@@ -103,7 +187,10 @@ def test_agreement_is_judged_by_value_and_only_where_both_are_of_a_kind():
 
 
 def test_a_record_gets_its_reply_and_its_solution_and_keeps_the_rest():
-    turns = [{"from": "human", "value": f"<image>{CHOICE}"}, {"from": "assistant", "value": "<think>T.</think> Answer: B"}]
+    turns = [
+        {"from": "human", "value": f"<image>{CHOICE}"},
+        {"from": "assistant", "value": "<think>T.</think> Answer: B"},
+    ]
     record = read_row({"id": "a", "image": "x.png", "conversations": turns})
     cleaned = clean(record)
     assert cleaned.reply == "<think>T.</think>\n<answer>B</answer>"
@@ -116,7 +203,18 @@ def test_a_record_gets_its_reply_and_its_solution_and_keeps_the_rest():
 
 def test_a_very_long_reply_is_cleaned_in_reasonable_time():
     begin = time.process_time()
-    for filling in ("the answer is ", "\\boxed{", "* ", "no x visualization ", "a is the correct ", "\n", " ", "a"):
+    for filling in (
+        "the answer is ",
+        "\\boxed{",
+        "* ",
+        "no x visualization ",
+        "a is the correct ",
+        "\n",
+        " ",
+        "a",
+    ):
         with contextlib.suppress(Dropped):
             clean_reply(CHOICE, "<think>" + filling * 20_000 + "</think> " + filling * 20_000)
-    assert time.process_time() - begin < 5  # of the processor: each is linear, tens of milliseconds; a quadratic one would take minutes
+    assert (
+        time.process_time() - begin < 5
+    )  # of the processor: each is linear, tens of milliseconds; a quadratic one would take minutes

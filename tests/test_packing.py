@@ -20,7 +20,9 @@ CONFIG = Config.from_file(resolve("r1ov-tiny") / "config.json")
 
 
 def case(seed: int) -> tuple[list[int], list[int], int, int]:
-    """Lengths, costs, budget and number of ranks, of many kinds: long tails, equal lengths, few or no sequences, costs that grow faster."""
+    """Lengths, costs, budget and number of ranks, of many kinds: long tails, equal lengths, few or no
+    sequences, costs that grow faster.
+    """
     rng = random.Random(seed)
     max_length = rng.choice((1, 7, 100, 1000, 8192))
     kind = rng.choice(("uniform", "long tail", "equal", "short"))
@@ -39,7 +41,9 @@ def case(seed: int) -> tuple[list[int], list[int], int, int]:
 
 
 def fewest(lengths: list[int], max_length: int, ranks: int) -> int:
-    """No packing has a smaller k: the tokens must fit, and two sequences above half the budget cannot share a pack."""
+    """No packing has a smaller k: the tokens must fit, and two sequences above half the budget cannot share a
+    pack.
+    """
     halves = sum(2 * length > max_length for length in lengths)
     return max(-(-sum(lengths) // (max_length * ranks)), -(-halves // ranks))
 
@@ -60,7 +64,9 @@ def test_every_sequence_is_in_one_pack_and_none_is_over_the_budget(block):
         assert packs == pack(tuple(lengths), costs, max_length, ranks)
         assert (lengths, costs) == before
         if set(lengths) != {max_length // 3}:  # thirds that leave a rest fit less well than the bound knows
-            assert len(packs) // ranks <= 1.03 * fewest(lengths, max_length, ranks) + 1  # the bound itself is not always reached
+            assert (
+                len(packs) // ranks <= 1.03 * fewest(lengths, max_length, ranks) + 1
+            )  # the bound itself is not always reached
 
 
 def test_packs_are_as_few_as_trying_all_of_them_gives_or_one_more():
@@ -70,7 +76,10 @@ def test_packs_are_as_few_as_trying_all_of_them_gives_or_one_more():
         best = next(
             bins
             for bins in itertools.count(1)
-            if any(fits(chosen, lengths, 10, bins) for chosen in itertools.product(range(bins), repeat=len(lengths)))
+            if any(
+                fits(chosen, lengths, 10, bins)
+                for chosen in itertools.product(range(bins), repeat=len(lengths))
+            )
         )
         found = len(pack(lengths, lengths, 10))
         assert best <= found <= best + 1
@@ -104,7 +113,9 @@ def test_without_a_tight_budget_the_costliest_pack_is_within_grahams_bound_of_th
 @pytest.mark.parametrize("ranks", [2, 8, 64])
 def test_many_sequences_are_balanced_within_a_few_percent(ranks):
     rng = random.Random(ranks)
-    lengths = [min(8192, int(rng.lognormvariate(6.5, 0.6))) for _ in range(16 * ranks)]  # median 665 tokens, as long thoughts have
+    lengths = [
+        min(8192, int(rng.lognormvariate(6.5, 0.6))) for _ in range(16 * ranks)
+    ]  # median 665 tokens, as long thoughts have
     costs = [length * (100_000 + length) for length in lengths]
     packs = pack(lengths, costs, 8192, ranks)
     assert len(packs) == ranks * fewest(lengths, 8192, ranks)
@@ -114,9 +125,11 @@ def test_many_sequences_are_balanced_within_a_few_percent(ranks):
 
 
 def test_a_small_case_is_dealt_as_by_hand():
-    # 5 to the first pack, 4 to the second; then 3 to the second (7), 3 to the first (8), 3 to the second (10).
+    # 5 to the first pack, 4 to the second; then 3 to the second (7), 3 to the first (8), 3 to the second
+    # (10).
     assert pack([1] * 5, [5, 4, 3, 3, 3], 100, 2) == [[1, 2, 4], [0, 3]]
-    # By cost the short ones come first and are spread over both packs, and the long one finds no room: so the second way.
+    # By cost the short ones come first and are spread over both packs, and the long one finds no room: so the
+    # second way.
     assert pack([2, 2, 2, 2, 8], [5, 5, 5, 5, 1], 8, 2) == [[0, 1, 2, 3], [4]]
     assert pack([3, 3, 3], [1, 1, 1], 8, 1) == [[0, 2], [1]]
     assert pack([3], [1], 8, 4) == [[0], [], [], []]
@@ -135,7 +148,8 @@ def test_the_cost_of_the_linear_layers_is_what_torch_counts():
         sft_loss(model.hidden_states(**batch), model.head_weight, labels, 1)
     counted = counter.get_flop_counts()["Global"]
     linear = sum(flops for operation, flops in counted.items() if str(operation) in ("aten.mm", "aten.addmm"))
-    # Attention by hand: two products of (T, D) and (D, T) a head, half of them hidden; 112 x 112 pixels are 8 x 8 patches, windows 4 x 4.
+    # Attention by hand: two products of (T, D) and (D, T) a head, half of them hidden; 112 x 112 pixels are 8
+    # x 8 patches, windows 4 x 4.
     text, vision = CONFIG.text, CONFIG.vision
     num_full = len(vision.fullatt_block_indexes)
     assert (patches, vision.window_size // vision.patch_size) == (64, 4)
@@ -149,7 +163,9 @@ def test_the_cost_of_attention_grows_with_the_square_of_text_and_of_pictures_but
     heads = text.num_attention_heads * text.head_dim
     double = sequence_cost(CONFIG, 2000, 0) - 2 * sequence_cost(CONFIG, 1000, 0)
     assert double == 3 * 2 * (2000**2 - 2 * 1000**2) * heads * text.num_hidden_layers
-    small, large = (sequence_cost(CONFIG, 1, 0, [(1, side, side)]) - sequence_cost(CONFIG, 1, 0) for side in (16, 32))
+    small, large = (
+        sequence_cost(CONFIG, 1, 0, [(1, side, side)]) - sequence_cost(CONFIG, 1, 0) for side in (16, 32)
+    )
     num_full = len(vision.fullatt_block_indexes)
     assert 0 < num_full < vision.depth
     assert large - 4 * small == 3 * 4 * vision.hidden_size * num_full * (1024**2 - 4 * 256**2)

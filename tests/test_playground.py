@@ -1,4 +1,6 @@
-"""The playground: reproducible, fair without the picture, right by an independent reading of its own descriptions."""
+"""The playground: reproducible, fair without the picture, right by an independent reading of its own
+descriptions.
+"""
 
 import json
 import math
@@ -22,7 +24,13 @@ SHAPE_FAMILIES = ("counting", "spatial", "pattern", "locate")  # those of colour
 GOLDEN = (  # split, seed, index, question, answer
     ("train", 0, 0, "How many objects are there?", "3"),
     ("train", 0, 5, "Which object continues the pattern?", "orange circle"),
-    ("rl", 1, 11, "In which direction is the red triangle from the red diamond: left, right, above or below?", "right"),
+    (
+        "rl",
+        1,
+        11,
+        "In which direction is the red triangle from the red diamond: left, right, above or below?",
+        "right",
+    ),
     ("test", 0, 20, "Give the box [x1, y1, x2, y2] of the orange object.", "[7, 42, 35, 70]"),
     ("test", 2, 7, "How many more blue objects than green objects do you see?", "1"),
     ("generalisation", 0, 705, "Choose what belongs in place of the question mark: A, B, C or D.", "B"),
@@ -30,7 +38,9 @@ GOLDEN = (  # split, seed, index, question, answer
 
 
 def scenes(family: str, level: str, count: int, seed: str = "test") -> list[Scene]:
-    return [FAMILIES[family](random.Random(f"{seed}/{family}/{level}/{index}"), level) for index in range(count)]
+    return [
+        FAMILIES[family](random.Random(f"{seed}/{family}/{level}/{index}"), level) for index in range(count)
+    ]
 
 
 # --- the same sample for everyone, and never in two splits ---
@@ -63,7 +73,9 @@ def test_no_description_is_shared_between_splits_whatever_the_seeds():
     assert all(len(splits) == 1 for splits in homes.values())
 
 
-@pytest.mark.parametrize(("split", "turns"), [("train", "nnnnnnnnnh"), ("rl", "nhh"), ("test", "n"), ("generalisation", "b")])
+@pytest.mark.parametrize(
+    ("split", "turns"), [("train", "nnnnnnnnnh"), ("rl", "nhh"), ("test", "n"), ("generalisation", "b")]
+)
 def test_levels_take_turns_a_sample_of_every_family_at_a_time(split, turns, monkeypatch):
     seen = []
     make = FAMILIES["locate"]
@@ -77,9 +89,11 @@ def test_levels_take_turns_a_sample_of_every_family_at_a_time(split, turns, monk
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_split_gets_its_share_of_each_family(family):
     shares = Counter(split_of(family, scene) for level in LEVELS for scene in scenes(family, level, 300))
-    # 900 draws (not all different) of shares 1/8, 1/8, 1/4, 1/2: half of the expected share is many standard errors away
+    # 900 draws (not all different) of shares 1/8, 1/8, 1/4, 1/2: half of the expected share is many standard
+    # errors away
     assert {
-        split: shares[split] > 900 * share / 2 for split, share in zip(SPLITS, (1 / 2, 1 / 4, 1 / 8, 1 / 8), strict=True)
+        split: shares[split] > 900 * share / 2
+        for split, share in zip(SPLITS, (1 / 2, 1 / 4, 1 / 8, 1 / 8), strict=True)
     } == dict.fromkeys(SPLITS, True)
 
 
@@ -108,7 +122,11 @@ def iou(a: list[int], b: list[int]) -> float:
 
 
 def is_right(guess: str, scene: Scene) -> bool:
-    return iou(json.loads(guess), json.loads(scene.answer)) >= 0.5 if scene.kind == "bbox" else guess == scene.answer
+    return (
+        iou(json.loads(guess), json.loads(scene.answer)) >= 0.5
+        if scene.kind == "bbox"
+        else guess == scene.answer
+    )
 
 
 def question_type(question: str) -> str:
@@ -119,7 +137,9 @@ def question_type(question: str) -> str:
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_the_picture_at_most_a_third_can_be_guessed(family, level):
-    """The guesser learns the best answer to each question (or to each type of question) on one half, and is scored on the other."""
+    """The guesser learns the best answer to each question (or to each type of question) on one half, and is
+    scored on the other.
+    """
     every = scenes(family, level, 3000)
     learn, score = every[::2], every[1::2]
     for key in (question_type, str):
@@ -130,11 +150,15 @@ def test_without_the_picture_at_most_a_third_can_be_guessed(family, level):
         for asked, seen in answers.items():
             if seen[0].kind == "bbox":  # 100 candidates judged on 100 scenes
                 guesses[asked] = max(
-                    (scene.answer for scene in seen[:100]), key=lambda box: sum(is_right(box, scene) for scene in seen[:100])
+                    (scene.answer for scene in seen[:100]),
+                    key=lambda box: sum(is_right(box, scene) for scene in seen[:100]),
                 )
             else:
                 guesses[asked] = Counter(scene.answer for scene in seen).most_common(1)[0][0]
-        right = sum(key(scene.question) in guesses and is_right(guesses[key(scene.question)], scene) for scene in score)
+        right = sum(
+            key(scene.question) in guesses and is_right(guesses[key(scene.question)], scene)
+            for scene in score
+        )
         print(f"{family} {level} {key.__name__}: {right / len(score):.3f}")
         # three standard errors of a share of 1/3 among 1500: 0.037
         assert right / len(score) <= 1 / 3 + 0.037
@@ -155,12 +179,20 @@ def test_thoughts_end_in_the_answer_and_rl_has_none(split):
             if each.kind == "bbox":
                 assert set(re.findall(r"\d+", each.answer)) <= set(re.findall(r"\d+", each.reasoning))
             else:
-                assert each.answer.lower() in each.reasoning.lower() or each.family == "spatial"  # there "yes" may follow from the steps
+                assert (
+                    each.answer.lower() in each.reasoning.lower() or each.family == "spatial"
+                )  # there "yes" may follow from the steps
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_have_the_form_of_their_kind(family):
-    forms = {"mcq": "[A-D]", "yes_no": "yes|no", "number": r"-?\d+(\.\d+)?", "bbox": r"\[\d+, \d+, \d+, \d+\]", "text": r"\S.*"}
+    forms = {
+        "mcq": "[A-D]",
+        "yes_no": "yes|no",
+        "number": r"-?\d+(\.\d+)?",
+        "bbox": r"\[\d+, \d+, \d+, \d+\]",
+        "text": r"\S.*",
+    }
     for level in LEVELS:
         for scene in scenes(family, level, 300):
             assert re.fullmatch(forms[scene.kind], scene.answer), (scene.kind, scene.answer)
@@ -180,7 +212,11 @@ def mentioned(question: str) -> tuple[list[str], list[str]]:
 
 
 def matching(facts: Facts, colour: str | None, shape: str | None) -> list[Facts]:
-    return [each for each in facts["objects"] if colour in (None, each["colour"]) and shape in (None, each["shape"])]
+    return [
+        each
+        for each in facts["objects"]
+        if colour in (None, each["colour"]) and shape in (None, each["shape"])
+    ]
 
 
 def place(each: Facts) -> tuple[int, int]:
@@ -196,7 +232,9 @@ def solve_counting(question: str, facts: Facts) -> str:
         assert all(count < first for _, count in others)
         return winner
     if re.search("more|outnumber|minus", question):
-        first, second = [len(matching(facts, c, None)) for c in colours] or [len(matching(facts, None, s)) for s in shapes]
+        first, second = [len(matching(facts, c, None)) for c in colours] or [
+            len(matching(facts, None, s)) for s in shapes
+        ]
         return str(first - second)
     return str(len(matching(facts, *(values[0] if values else None for values in (colours, shapes)))))
 
@@ -214,7 +252,9 @@ def solve_spatial(question: str, facts: Facts) -> str:
     if "directly" in question:
         side = re.search("directly (left|right|above|below)", question)[1]
         right, down = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}[side]
-        [found] = [each for each in facts["objects"] if place(each) == (named[0][0] + right, named[0][1] + down)]
+        [found] = [
+            each for each in facts["objects"] if place(each) == (named[0][0] + right, named[0][1] + down)
+        ]
         return f"{found['colour']} {found['shape']}"
     first, second = reversed(named) if question.startswith("Seen from") else named
     right, down = first[0] - second[0], first[1] - second[1]
@@ -250,15 +290,21 @@ def solve_line(values: list, kind: str) -> object:
     compass = ("up", "up right", "right", "down right", "down", "down left", "left", "up left")
     turns = {(compass.index(b) - compass.index(a)) % 8 for (_, a), (_, b) in pairwise(values)}
     assert len(turns) == 1
-    return next_of_cycle([colour for colour, _ in values])[1], compass[(compass.index(values[-1][1]) + turns.pop()) % 8]
+    return next_of_cycle([colour for colour, _ in values])[1], compass[
+        (compass.index(values[-1][1]) + turns.pop()) % 8
+    ]
 
 
 def solve_matrix(cells: list) -> tuple[str, str]:
     row, column = divmod(cells.index(None), 3)
     answer = []
     for which in (0, 1):
-        grid = [[None if cell is None else cell[which] for cell in cells[3 * at : 3 * at + 3]] for at in range(3)]
-        in_row, in_column = ({value for value in line if value} for line in (grid[row], [line[column] for line in grid]))
+        grid = [
+            [None if cell is None else cell[which] for cell in cells[3 * at : 3 * at + 3]] for at in range(3)
+        ]
+        in_row, in_column = (
+            {value for value in line if value} for line in (grid[row], [line[column] for line in grid])
+        )
         if len(in_row) == 1:
             answer.append(in_row.pop())
         elif len(in_column) == 1:
@@ -272,7 +318,11 @@ def solve_matrix(cells: list) -> tuple[str, str]:
 
 def solve_pattern(question: str, facts: Facts) -> str:
     def content(cell: Facts) -> tuple | None:
-        return None if cell["kind"] == "?" else (cell["colour"], cell.get("shape") or cell.get("dots") or cell.get("points"))
+        return (
+            None
+            if cell["kind"] == "?"
+            else (cell["colour"], cell.get("shape") or cell.get("dots") or cell.get("points"))
+        )
 
     cells = [content(cell) for cell in facts["cells"]]
     kind = facts["cells"][0 if cells[0] else 1]["kind"]
@@ -293,7 +343,10 @@ def solve_locate(question: str, facts: Facts) -> str:
 @pytest.mark.parametrize("solve", [solve_counting, solve_spatial, solve_pattern, solve_locate])
 def test_an_independent_solver_finds_the_gold_in_the_description(solve, level):
     for scene in scenes(solve.__name__.removeprefix("solve_"), level, 500):
-        assert solve(scene.question, json.loads(scene.description)) == scene.answer, (scene.question, scene.description)
+        assert solve(scene.question, json.loads(scene.description)) == scene.answer, (
+            scene.question,
+            scene.description,
+        )
 
 
 # --- the picture shows what the description says ---
@@ -302,7 +355,11 @@ def test_an_independent_solver_finds_the_gold_in_the_description(solve, level):
 def described(scene: Scene) -> list[Facts]:
     """Everything with a colour and a box."""
     facts = json.loads(scene.description)
-    return [each for each in (*facts.get("objects", ()), *facts.get("cells", ()), *facts.get("options", {}).values()) if "colour" in each]
+    return [
+        each
+        for each in (*facts.get("objects", ()), *facts.get("cells", ()), *facts.get("options", {}).values())
+        if "colour" in each
+    ]
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -323,9 +380,12 @@ def test_each_described_box_holds_its_colour_and_touches_it_on_all_sides(family,
             if "shape" in each:
                 assert inside.mean() > 0.2  # a star, the thinnest, covers 0.3 of its box
                 ys, xs = np.nonzero(inside)
-                # a pixel at the tip of a star or triangle is mostly paper: the colour may begin up to 3 pixels inside
+                # a pixel at the tip of a star or triangle is mostly paper: the colour may begin up to 3
+                # pixels inside
                 assert max(xs.min(), ys.min(), x2 - x1 - 1 - xs.max(), y2 - y1 - 1 - ys.max()) <= 3
-            outside = nearest[max(0, y1 - 1) : y2 + 1, max(0, x1 - 1) : x2 + 1] == list(COLOURS).index(each["colour"])
+            outside = nearest[max(0, y1 - 1) : y2 + 1, max(0, x1 - 1) : x2 + 1] == list(COLOURS).index(
+                each["colour"]
+            )
             assert outside.sum() <= inside.sum() + 2, "the shape sticks out of its box"
 
 
@@ -340,7 +400,11 @@ def test_things_do_not_overlap_and_lie_inside_the_picture(family):
 @pytest.mark.parametrize("family", SHAPE_FAMILIES)
 def test_unseen_pairs_appear_beyond_and_only_there(family):
     found = {
-        level: {(each["colour"], each.get("shape")) for scene in scenes(family, level, 500) for each in described(scene)}
+        level: {
+            (each["colour"], each.get("shape"))
+            for scene in scenes(family, level, 500)
+            for each in described(scene)
+        }
         for level in LEVELS
     }
     assert not UNSEEN & (found["normal"] | found["hard"])
@@ -385,7 +449,12 @@ def test_drawing_never_holds_training_back():
 
 def test_the_contact_sheet_is_written_and_mistakes_are_explained(tmp_path):
     command = [sys.executable, "-m", "r1ov.data.playground", "--count", "1"]
-    done = subprocess.run([*command, "--show", tmp_path / "sheet.png", "--split", "rl"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*command, "--show", tmp_path / "sheet.png", "--split", "rl"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "samples/s" in done.stdout
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.height > len(FAMILIES) * 2 * SIZE

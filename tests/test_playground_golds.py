@@ -1,4 +1,6 @@
-"""Charts, geometry and text of the playground: every gold recomputed from description and question, and looked for in the pixels."""
+"""Charts, geometry and text of the playground: every gold recomputed from description and question, and
+looked for in the pixels.
+"""
 
 import csv
 import json
@@ -35,7 +37,9 @@ def read_chart(description: str) -> tuple[dict[str, str], dict[str, int]]:
     """What the header says, and the value of each category."""
     header, *table = description.split("\n")
     assert header.startswith("# ")
-    return dict(item.split(": ") for item in header[2:].split(", ")), {row["category"]: int(row["value"]) for row in csv.DictReader(table)}
+    return dict(item.split(": ") for item in header[2:].split(", ")), {
+        row["category"]: int(row["value"]) for row in csv.DictReader(table)
+    }
 
 
 def recompute(terms: str) -> int:
@@ -122,7 +126,9 @@ def test_every_equation_in_a_thought_holds(family, level):
     found = 0
     for scene in scenes(family, level, 1500):
         for sentence in re.split(r"\.(?: |$)", scene.reasoning):
-            values = [recompute(side) for side in sentence.split(" = ") if re.fullmatch(r"\d+(?: [-+x] \d+)*", side)]
+            values = [
+                recompute(side) for side in sentence.split(" = ") if re.fullmatch(r"\d+(?: [-+x] \d+)*", side)
+            ]
             assert len(set(values)) <= 1, scene.reasoning
             found += len(values) > 1
     assert found > 100  # the pattern does find equations
@@ -134,10 +140,14 @@ def test_a_thought_begins_with_what_is_seen(family):
         seen = scene.reasoning
         if family == "charts":
             _, values = read_chart(scene.description)
-            assert re.sub(r" \(\d\)", "", seen).startswith(", ".join(f"{name} {value}" for name, value in values.items()) + ". ")
+            assert re.sub(r" \(\d\)", "", seen).startswith(
+                ", ".join(f"{name} {value}" for name, value in values.items()) + ". "
+            )
         elif family == "text":
             written = (" " if "=" in writing(scene) else ", ").join(writing(scene)).removesuffix(" =")
-            assert re.match(r"(The picture says|The letters are|The numbers are) " + re.escape(written) + r"\. ", seen)
+            assert re.match(
+                r"(The picture says|The letters are|The numbers are) " + re.escape(written) + r"\. ", seen
+            )
         else:
             assert re.match(r"(The sides|The shape|The upper part|Row 1|The rays|The angles)", seen)
         assert 20 <= len(seen) <= 160
@@ -165,13 +175,17 @@ def test_bars_and_dots_end_at_their_value():
 
 
 def test_as_many_cells_of_the_grid_are_coloured_as_the_gold_says():
-    shapes = [scene for level in LEVELS for scene in scenes("geometry", level, 400) if "grid" in scene.description]
+    shapes = [
+        scene for level in LEVELS for scene in scenes("geometry", level, 400) if "grid" in scene.description
+    ]
     assert len(shapes) > 100
     for scene in shapes:
         figure, picture = json.loads(scene.description), pixels(scene)
         middles = range(geometry.UNIT // 2, SIZE, geometry.UNIT)
         colour = list(COLOURS[figure["colour"]])
-        assert sum(picture[down, right].tolist() == colour for down in middles for right in middles) == int(scene.answer)
+        assert sum(picture[down, right].tolist() == colour for down in middles for right in middles) == int(
+            scene.answer
+        )
         if len(figure["parts"]) == 2:
             assert figure["parts"][0][0] != figure["parts"][1][0], "an L needs two widths"
 
@@ -193,7 +207,10 @@ def test_triangles_and_polygons_are_drawn_true_to_their_measures():
             if figure["figure"] == "triangle":
                 angles = [int(scene.answer) if angle is None else angle for angle in figure["angles"]]
                 # corners are rounded to whole pixels, half a pixel on sides of at least 20
-                assert all(abs(abs(turn) - angle) < 4 for turn, angle in zip(turns, angles, strict=True)), (figure, turns)
+                assert all(abs(abs(turn) - angle) < 4 for turn, angle in zip(turns, angles, strict=True)), (
+                    figure,
+                    turns,
+                )
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -203,8 +220,14 @@ def test_nothing_is_cut_off_at_the_border(family, level):
         picture = pixels(scene)
         border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
         if family == "text":  # a tile may touch the border; its whole width is inside
-            assert all(12.5 <= tile[axis] <= SIZE - 12.5 for tile in json.loads(scene.description)["tiles"] for axis in "xy")
-        elif "shape on a grid" not in scene.description:  # a grid fills the picture; its squares are counted above
+            assert all(
+                12.5 <= tile[axis] <= SIZE - 12.5
+                for tile in json.loads(scene.description)["tiles"]
+                for axis in "xy"
+            )
+        elif (
+            "shape on a grid" not in scene.description
+        ):  # a grid fills the picture; its squares are counted above
             # the degree sign of a wide number may touch the last column: four pixels at most
             assert (border != scene.paper).any(-1).sum() <= 4, scene.description
 
@@ -223,7 +246,9 @@ def test_each_type_of_question_has_balanced_golds(family):
     wordings = {wording: topic for topic, several in MODULES[family].QUESTIONS.items() for wording in several}
     for scene in scenes(family, "normal", 4000):
         [topic] = {
-            topic for wording, topic in wordings.items() if re.fullmatch(re.sub(r"\\{\w+\\}", r"\\w+", re.escape(wording)), scene.question)
+            topic
+            for wording, topic in wordings.items()
+            if re.fullmatch(re.sub(r"\\{\w+\\}", r"\\w+", re.escape(wording)), scene.question)
         }
         golds.setdefault(topic, Counter())[scene.answer] += 1
     assert golds.keys() == MODULES[family].QUESTIONS.keys()
@@ -255,10 +280,16 @@ def test_beyond_shows_what_neither_training_nor_rl_shows():
     for level in LEVELS:
         figures = [json.loads(each) for each in facts("geometry", level)]
         corners[level] = {len(figure["corners"]) for figure in figures if figure["figure"] == "polygon"}
-        angles[level] = {figure["directions"][1] - figure["directions"][0] for figure in figures if figure["figure"] == "two rays"}
+        angles[level] = {
+            figure["directions"][1] - figure["directions"][0]
+            for figure in figures
+            if figure["figure"] == "two rays"
+        }
     for found in (corners, angles):
         assert not found["beyond"] & (found["normal"] | found["hard"])
     letters = {}
     for level in LEVELS:
-        letters[level] = {len(writing(scene)) for scene in scenes("text", level, 800) if writing(scene)[0].isalpha()}
+        letters[level] = {
+            len(writing(scene)) for scene in scenes("text", level, 800) if writing(scene)[0].isalpha()
+        }
     assert max(letters["normal"]) < min(letters["hard"]) <= max(letters["hard"]) < min(letters["beyond"])

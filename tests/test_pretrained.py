@@ -13,28 +13,47 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import r1ov
+from r1ov.common.device import choose_device, choose_dtype
 from r1ov.errors import UserError
-from r1ov.folder.pretrained import choose_device, choose_dtype
 from r1ov.folder.weights import write_json
 from tests.weight_files import SMALL, assert_logits_equal, write_checkpoint
 
-SPECIAL = ["<|endoftext|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
+SPECIAL = [
+    "<|endoftext|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A whole folder: weights, config, and a tokenizer of ninety words and the special tokens that config.json names."""
+    """A whole folder: weights, config, and a tokenizer of ninety words and the special tokens that
+    config.json names.
+    """
     folder = tmp_path / "checkpoint"
     reference = write_checkpoint(folder, "untied")
     tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(90)}, unk_token="w0"))
     tokenizer.add_special_tokens(SPECIAL)  # ids 90 to 96
     tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"})
     write_json(
-        folder / "preprocessor_config.json", {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136, "max_pixels": 12845056}
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"},
     )
-    (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message['content'] }}<|im_end|>{% endfor %}")
-    write_json(folder / "generation_config.json", {"eos_token_id": [91, 90], "repetition_penalty": 1.05, "do_sample": True})
+    write_json(
+        folder / "preprocessor_config.json",
+        {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136, "max_pixels": 12845056},
+    )
+    (folder / "chat_template.jinja").write_text(
+        "{% for message in messages %}{{ message['content'] }}<|im_end|>{% endfor %}"
+    )
+    write_json(
+        folder / "generation_config.json",
+        {"eos_token_id": [91, 90], "repetition_penalty": 1.05, "do_sample": True},
+    )
     return folder, reference
 
 
@@ -56,7 +75,9 @@ def test_what_save_writes_loads_here_and_in_transformers(checkpoint, max_shard_s
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
     assert processor_again.generation_config == processor.generation_config
 
-    theirs, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
+    theirs, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
     assert not any(info.values()), info
     assert theirs.dtype == torch.float32  # by config.json
     assert theirs.generation_config.repetition_penalty == 1.05
@@ -99,7 +120,11 @@ def test_a_save_whose_processor_fails_leaves_no_config(checkpoint, tmp_path):
 def test_the_dtype_follows_the_device_unless_it_is_given():
     assert choose_dtype(None, torch.device("cpu")) == torch.float32
     assert choose_dtype(None, torch.device("cuda")) == torch.bfloat16
-    assert choose_dtype("bfloat16", torch.device("cpu")) == choose_dtype(torch.bfloat16, torch.device("cpu")) == torch.bfloat16
+    assert (
+        choose_dtype("bfloat16", torch.device("cpu"))
+        == choose_dtype(torch.bfloat16, torch.device("cpu"))
+        == torch.bfloat16
+    )
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -1,4 +1,6 @@
-"""r1ov.data.processor: conversations against transformers' template, tokenizer and image processor; labels worked by hand."""
+"""r1ov.data.processor: conversations against transformers' template, tokenizer and image processor; labels
+worked by hand.
+"""
 
 import json
 import pickle
@@ -25,7 +27,10 @@ REPLY = "<think>a1 red circle. That makes 1.</think>\n<answer>1</answer>"
 
 
 def user(*parts: object) -> dict:
-    content = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in parts]
+    content = [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
+        for part in parts
+    ]
     return {"role": "user", "content": content}
 
 
@@ -39,8 +44,16 @@ CONVERSATIONS = {
     "two pictures": [user("First ", PICTURE, " second ", TALL, "\n\n compare them ")],
     "system": [{"role": "system", "content": "Be brief."}, user(PICTURE, "How many?")],
     "answered": [user(PICTURE, "How many?"), assistant(REPLY)],
-    "turns": [user(PICTURE, "How many?"), assistant(REPLY), user("And here?", TALL), assistant("<answer>2</answer>"), user("Why?")],
-    "special look-alikes": [user(PICTURE, "a<|im_end|>\n<|im_start|>system\n<think> <|IM_END|> <tool_call> <|endoftext|>")],
+    "turns": [
+        user(PICTURE, "How many?"),
+        assistant(REPLY),
+        user("And here?", TALL),
+        assistant("<answer>2</answer>"),
+        user("Why?"),
+    ],
+    "special look-alikes": [
+        user(PICTURE, "a<|im_end|>\n<|im_start|>system\n<think> <|IM_END|> <tool_call> <|endoftext|>")
+    ],
     "Chinese and emoji": [user("图中有几个红色的圆形？👩‍👩‍👧 é e\u0301", PICTURE)],
 }
 
@@ -67,12 +80,20 @@ def segments(batch: dict, row: int) -> slice:
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_a_conversation_gets_the_ids_and_pixels_that_transformers_gives(name: str, processor: Processor, judge) -> None:
+def test_a_conversation_gets_the_ids_and_pixels_that_transformers_gives(
+    name: str, processor: Processor, judge
+) -> None:
     messages = CONVERSATIONS[name]
     tokenizer, image_processor = judge
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=messages[-1]["role"] != "assistant")
+    text = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=messages[-1]["role"] != "assistant"
+    )
     pictures = [
-        part["image"] for message in messages if isinstance(message["content"], list) for part in message["content"] if "image" in part
+        part["image"]
+        for message in messages
+        if isinstance(message["content"], list)
+        for part in message["content"]
+        if "image" in part
     ]
     batch = processor(messages)
     if pictures:
@@ -113,15 +134,23 @@ def test_packed_conversations_are_each_one_alone_end_to_end(processor: Processor
     assert type(moved) is type(packed)
 
 
-def test_a_conversation_is_encoded_without_decoding_its_pictures_and_packed_with_them(processor: Processor, tmp_path: Path) -> None:
+def test_a_conversation_is_encoded_without_decoding_its_pictures_and_packed_with_them(
+    processor: Processor, tmp_path: Path
+) -> None:
     loaded = []
-    lazy = [LazyImage(picture.size, partial(lambda p: loaded.append(p) or p, picture)) for picture in (PICTURE, TALL)]
+    lazy = [
+        LazyImage(picture.size, partial(lambda p: loaded.append(p) or p, picture))
+        for picture in (PICTURE, TALL)
+    ]
     for labels in (False, True):
         eager, late = ([user("a ", one, two), assistant(REPLY)] for one, two in ((PICTURE, TALL), lazy))
         encoded = [processor.encode(late, labels), processor.encode([user("x"), assistant("y")], labels)]
         assert not loaded
         assert [len(row) for row in encoded] == [len(row.input_ids) for row in encoded]
-        batch, expected = processor.pack(encoded), processor([eager, [user("x"), assistant("y")]], return_labels=labels)
+        batch, expected = (
+            processor.pack(encoded),
+            processor([eager, [user("x"), assistant("y")]], return_labels=labels),
+        )
         assert loaded == [PICTURE, TALL]
         assert batch.keys() == expected.keys()
         assert all(torch.equal(batch[name], expected[name]) for name in batch)
@@ -155,16 +184,23 @@ def test_only_replies_and_the_token_that_ends_each_are_labelled(processor: Proce
     ids, labels = batch["input_ids"], batch["labels"]
     trained = labels != -100
     assert torch.equal(labels[trained], ids[trained])
-    assert processor.decode(ids[trained], skip_special_tokens=False) == f"{REPLY}<|im_end|><answer>2</answer><|im_end|>"
+    assert (
+        processor.decode(ids[trained], skip_special_tokens=False)
+        == f"{REPLY}<|im_end|><answer>2</answer><|im_end|>"
+    )
     # By hand: what stands before the first trained token, and after the last.
     first, last = trained.nonzero()[0].item(), trained.nonzero()[-1].item()
-    assert processor.decode(ids[:first], skip_special_tokens=False).endswith("How many?<|im_end|>\n<|im_start|>assistant\n")
+    assert processor.decode(ids[:first], skip_special_tokens=False).endswith(
+        "How many?<|im_end|>\n<|im_start|>assistant\n"
+    )
     end = "\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     assert processor.decode(ids[last + 1 :], skip_special_tokens=False) == end
     assert torch.equal(ids, processor(CONVERSATIONS["turns"])["input_ids"])
 
 
-@pytest.mark.parametrize("reply", [REPLY, "\n\n starts with a gap", " x", "<|im_end|>", "1", "a<|im_end|>\nb", ""])
+@pytest.mark.parametrize(
+    "reply", [REPLY, "\n\n starts with a gap", " x", "<|im_end|>", "1", "a<|im_end|>\nb", ""]
+)
 def test_training_sees_exactly_the_tokens_that_generation_sees(reply: str, processor: Processor) -> None:
     question = [user(PICTURE, "How many?")]
     prompt = processor(question)["input_ids"]
@@ -178,7 +214,9 @@ def test_training_sees_exactly_the_tokens_that_generation_sees(reply: str, proce
 
 def test_a_generation_prompt_can_be_asked_for_or_left_out(processor: Processor) -> None:
     ending = "<|im_start|>assistant\n"
-    assert processor.decode(processor(CONVERSATIONS["text"])["input_ids"], skip_special_tokens=False).endswith(ending)
+    assert processor.decode(
+        processor(CONVERSATIONS["text"])["input_ids"], skip_special_tokens=False
+    ).endswith(ending)
     without = processor(CONVERSATIONS["text"], add_generation_prompt=False)["input_ids"]
     assert not processor.decode(without, skip_special_tokens=False).endswith(ending)
 
@@ -216,13 +254,25 @@ WRONG = {
     "no content": ([{"role": "user"}], "message 1: content"),
     "a number": ([{"role": "user", "content": 3}], "message 1: content"),
     "a bare part": ([{"role": "user", "content": ["x"]}], "expected an object"),
-    "an unknown part": ([{"role": "user", "content": [{"type": "audio", "audio": "x"}]}], "type 'text' or 'image'"),
-    "a video": ([{"role": "user", "content": [{"type": "video", "video": "x.mp4"}]}], "videos are not supported"),
+    "an unknown part": (
+        [{"role": "user", "content": [{"type": "audio", "audio": "x"}]}],
+        "type 'text' or 'image'",
+    ),
+    "a video": (
+        [{"role": "user", "content": [{"type": "video", "video": "x.mp4"}]}],
+        "videos are not supported",
+    ),
     "no source": ([{"role": "user", "content": [{"type": "image"}]}], "without a source"),
-    "no such picture": ([{"role": "user", "content": [{"type": "image", "image": "no.png"}]}], "no.png: no such file"),
+    "no such picture": (
+        [{"role": "user", "content": [{"type": "image", "image": "no.png"}]}],
+        "no.png: no such file",
+    ),
     "a flat picture": ([user(Image.new("RGB", (300, 1)))], "picture 1: one side"),
     "a placeholder": ([user(PICTURE, "<|image_pad|>")], "2 <|image_pad|> placeholders for 1 pictures"),
-    "a placeholder alone": ([user("<|vision_start|><|image_pad|><|vision_end|>")], "1 <|image_pad|> placeholders for 0 pictures"),
+    "a placeholder alone": (
+        [user("<|vision_start|><|image_pad|><|vision_end|>")],
+        "1 <|image_pad|> placeholders for 0 pictures",
+    ),
     "a video placeholder": ([user("<|video_pad|>")], "<|video_pad|>"),
     "a lone surrogate": ([user("a\ud800b")], "not valid Unicode"),
     "an object": ([{"role": "user", "content": "x", "extra": PICTURE}], "message 1"),
@@ -267,12 +317,18 @@ def test_a_template_that_fails_is_told_in_one_line(template: str, reason: str) -
     ],
 )
 def test_other_templates_are_rendered_as_transformers_renders_them(template: str, judge) -> None:
-    messages = [{"role": "user", "content": "<b>é</b>\n"}, {"role": "assistant", "content": "y"}, {"role": "user", "content": "z"}]
+    messages = [
+        {"role": "user", "content": "<b>é</b>\n"},
+        {"role": "assistant", "content": "y"},
+        {"role": "user", "content": "z"},
+    ]
     expected = judge[0].apply_chat_template(messages, chat_template=template, tokenize=False)
     assert compile_template(template, {"eos_token": "<|im_end|>"})(messages, False) == expected
 
 
-def test_a_saved_folder_holds_the_same_files_and_loads(processor: Processor, folder: Path, tmp_path: Path) -> None:
+def test_a_saved_folder_holds_the_same_files_and_loads(
+    processor: Processor, folder: Path, tmp_path: Path
+) -> None:
     processor.save(tmp_path / "new" / "copy")
     for file in (tmp_path / "new" / "copy").iterdir():
         assert file.read_bytes() == (TINY / file.name).read_bytes()
@@ -292,7 +348,9 @@ def test_new_pixel_limits_hold_also_in_what_is_saved(processor: Processor, tmp_p
 
 
 @pytest.mark.parametrize("place", ["chat_template.json", "tokenizer_config.json", "named"])
-def test_the_template_is_found_wherever_transformers_puts_it(place: str, folder: Path, processor: Processor) -> None:
+def test_the_template_is_found_wherever_transformers_puts_it(
+    place: str, folder: Path, processor: Processor
+) -> None:
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     (folder / "chat_template.json").unlink(missing_ok=True)
     value = processor.chat_template
@@ -304,14 +362,20 @@ def test_the_template_is_found_wherever_transformers_puts_it(place: str, folder:
     assert Processor.from_folder(folder).chat_template == processor.chat_template
 
 
-def test_the_image_settings_are_read_from_transformers_5s_nested_file_too(folder: Path, processor: Processor) -> None:
+def test_the_image_settings_are_read_from_transformers_5s_nested_file_too(
+    folder: Path, processor: Processor
+) -> None:
     settings = json.loads((folder / "preprocessor_config.json").read_text())
     (folder / "preprocessor_config.json").unlink()
-    (folder / "processor_config.json").write_text(json.dumps({"image_processor": settings, "processor_class": "Qwen2_5_VLProcessor"}))
+    (folder / "processor_config.json").write_text(
+        json.dumps({"image_processor": settings, "processor_class": "Qwen2_5_VLProcessor"})
+    )
     assert Processor.from_folder(folder).image_processor == processor.image_processor
 
 
-def test_padding_and_truncation_left_in_a_tokenizer_file_are_ignored(folder: Path, processor: Processor) -> None:
+def test_padding_and_truncation_left_in_a_tokenizer_file_are_ignored(
+    folder: Path, processor: Processor
+) -> None:
     raw = json.loads((folder / "tokenizer.json").read_text())
     raw["truncation"] = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
     raw["padding"] = {
@@ -323,13 +387,24 @@ def test_padding_and_truncation_left_in_a_tokenizer_file_are_ignored(folder: Pat
         "pad_token": "!",
     }
     (folder / "tokenizer.json").write_text(json.dumps(raw))
-    assert torch.equal(Processor.from_folder(folder)(CONVERSATIONS["text"])["input_ids"], processor(CONVERSATIONS["text"])["input_ids"])
+    assert torch.equal(
+        Processor.from_folder(folder)(CONVERSATIONS["text"])["input_ids"],
+        processor(CONVERSATIONS["text"])["input_ids"],
+    )
 
 
 SPOILT = {
     "tokenizer.json": [None, b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"model": 3}'],
     "tokenizer_config.json": [b"", b"{", b"[]", b"3", b"\xff", b'{"chat_template": 3}'],
-    "preprocessor_config.json": [None, b"", b"{", b'"x"', b'{"patch_size": 16}', b'{"min_pixels": -1}', b'{"do_resize": false}'],
+    "preprocessor_config.json": [
+        None,
+        b"",
+        b"{",
+        b'"x"',
+        b'{"patch_size": 16}',
+        b'{"min_pixels": -1}',
+        b'{"do_resize": false}',
+    ],
     "processor_config.json": [b"{", b'{"image_processor": 3}'],
     "generation_config.json": [b"{", b"[]"],
     "chat_template.json": [b"{", b"[]", b'{"chat_template": []}', b'{"chat_template": "{% if %}"}'],
@@ -338,8 +413,12 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize(("name", "content"), [(name, content) for name, contents in SPOILT.items() for content in contents])
-def test_a_spoilt_file_in_the_folder_is_named_in_one_line(name: str, content: bytes | None, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "content"), [(name, content) for name, contents in SPOILT.items() for content in contents]
+)
+def test_a_spoilt_file_in_the_folder_is_named_in_one_line(
+    name: str, content: bytes | None, folder: Path
+) -> None:
     if content is None:
         (folder / name).unlink()
     else:

@@ -1,4 +1,6 @@
-"""The 3B, 7B, 32B and 72B releases on the meta device: every tensor's name and shape, and the exact parameter counts."""
+"""The 3B, 7B, 32B and 72B releases on the meta device: every tensor's name and shape, and the exact parameter
+counts.
+"""
 
 import pytest
 import torch
@@ -6,7 +8,19 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.weight_files import blank, in_memory_names
 
-FIELDS = ("hidden", "layers", "heads", "key_heads", "intermediate", "vocab", "tied", "vision", "parameters", "in_vision", "tensors")
+FIELDS = (
+    "hidden",
+    "layers",
+    "heads",
+    "key_heads",
+    "intermediate",
+    "vocab",
+    "tied",
+    "vision",
+    "parameters",
+    "in_vision",
+    "tensors",
+)
 RELEASES = {
     "3B": (2048, 36, 16, 2, 11008, 151936, True, 3420, 3_754_622_976, 668_684_288, 824),
     "7B": (3584, 28, 28, 4, 18944, 152064, False, 3420, 8_292_166_656, 676_550_144, 729),
@@ -111,7 +125,9 @@ def test_the_published_shapes_have_the_published_names_and_parameter_counts(rele
     assert shapes == published_shapes(release)
     assert len(shapes) == PUBLISHED[release]["tensors"]
     assert sum(parameter.numel() for parameter in model.parameters()) == PUBLISHED[release]["parameters"]
-    assert sum(parameter.numel() for parameter in model.visual.parameters()) == PUBLISHED[release]["in_vision"]
+    assert (
+        sum(parameter.numel() for parameter in model.visual.parameters()) == PUBLISHED[release]["in_vision"]
+    )
 
     with torch.device("meta"):
         reference = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**published_config(release)))

@@ -1,4 +1,6 @@
-"""r1ov.data.formats.files, reader and `python -m r1ov.data`: rows in any order, mixtures, bad rows counted, nothing lost in silence."""
+"""r1ov.data.formats.files, reader and `python -m r1ov.data`: rows in any order, mixtures, bad rows counted,
+nothing lost in silence.
+"""
 
 import base64
 import contextlib
@@ -44,7 +46,10 @@ def write_parquet(path: Path, rows: list[dict], group: int) -> Path:
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n  \n"])
 def test_lines_list_and_parquet_hold_the_same_rows(tmp_path, end):
     rows = [row(number) for number in range(23)]
-    paths = [write_lines(tmp_path / "a.jsonl", rows, end), write_lines(tmp_path / "b.json", [json.dumps(rows)])]
+    paths = [
+        write_lines(tmp_path / "a.jsonl", rows, end),
+        write_lines(tmp_path / "b.json", [json.dumps(rows)]),
+    ]
     paths += [write_parquet(tmp_path / "c.parquet", rows, group=5), tmp_path / "bom.jsonl"]
     paths[-1].write_bytes(b"\xef\xbb\xbf" + paths[0].read_bytes())
     for path in paths:
@@ -58,7 +63,11 @@ def test_parquet_is_read_by_groups_and_no_more_than_a_few_are_kept(tmp_path, mon
     rows = write_parquet(tmp_path / "a.parquet", [row(number) for number in range(200)], group=10)
     reads: list[int] = []
     whole = pq.ParquetFile.read_row_group
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda file, group, **more: reads.append(group) or whole(file, group, **more))
+    monkeypatch.setattr(
+        pq.ParquetFile,
+        "read_row_group",
+        lambda file, group, **more: reads.append(group) or whole(file, group, **more),
+    )
     reader = open_data(str(rows))
     for number in range(200):
         assert isinstance(reader[number], Record)
@@ -72,7 +81,8 @@ def test_a_shuffled_order_is_a_permutation_that_differs_by_epoch_and_mixes_group
         assert sorted(order) == list(range(109))
     assert len({tuple(order) for order in orders}) == 4
     assert np.array_equal(shuffled([7, 30], (3, 0, 0)), shuffled([7, 30], (3, 0, 0)))
-    # With groups of one row each place is equally likely: 3 rows, 6 orders, 6000 draws, 5 standard deviations of sqrt(833).
+    # With groups of one row each place is equally likely: 3 rows, 6 orders, 6000 draws, 5 standard deviations
+    # of sqrt(833).
     counts = Counter(tuple(shuffled([1, 1, 1], (seed,))) for seed in range(6000))
     assert len(counts) == 6
     assert all(abs(count - 1000) < 145 for count in counts.values())
@@ -93,14 +103,20 @@ def test_every_row_comes_once_an_epoch_and_a_loader_can_begin_anywhere(tmp_path)
     # Pickled as DataLoader does to hand it to a worker that is spawned, not forked.
     assert pickle.loads(pickle.dumps(fresh))[60].id == ids[60]
     assert [open_data(spec, seed=6)[number].id for number in range(50)] != ids[:50]
-    assert [open_data(spec, shuffle=False)[number].id for number in range(60)] == [f"row-{number % 50}" for number in range(60)]
+    assert [open_data(spec, shuffle=False)[number].id for number in range(60)] == [
+        f"row-{number % 50}" for number in range(60)
+    ]
 
 
 def test_weights_are_the_shares_of_what_is_drawn_at_every_length(tmp_path):
     names = "abc"
     for shift, name in enumerate(names):
-        write_lines(tmp_path / f"{name}.jsonl", [row(1000 * shift + number) for number in range(7 + 4 * shift)])
-    data = open_data(",".join(f"{tmp_path}/{name}.jsonl:{weight}" for name, weight in zip(names, (5, 3, 2), strict=True)))
+        write_lines(
+            tmp_path / f"{name}.jsonl", [row(1000 * shift + number) for number in range(7 + 4 * shift)]
+        )
+    data = open_data(
+        ",".join(f"{tmp_path}/{name}.jsonl:{weight}" for name, weight in zip(names, (5, 3, 2), strict=True))
+    )
     drawn = [data.place(number) for number in range(3000)]
     for length in (10, 99, 1000, 2503, 3000):
         shares = Counter(which for which, _ in drawn[:length])
@@ -115,7 +131,10 @@ def test_weights_are_the_shares_of_what_is_drawn_at_every_length(tmp_path):
 def test_names_and_weights_are_read_as_written(tmp_path):
     assert parse_mixture("a.parquet:0.7,b.jsonl:.3") == (["a.parquet", "b.jsonl"], [0.7, 0.3])
     assert parse_mixture("a.parquet, o/n/b") == (["a.parquet", "o/n/b"], None)
-    assert parse_mixture("o/n/vsr(cauldron,llava_format):2,b:1") == (["o/n/vsr(cauldron,llava_format)", "b"], [2.0, 1.0])
+    assert parse_mixture("o/n/vsr(cauldron,llava_format):2,b:1") == (
+        ["o/n/vsr(cauldron,llava_format)", "b"],
+        [2.0, 1.0],
+    )
     odd = write_lines(tmp_path / "a,b:1", [row(0)])
     assert parse_mixture(str(odd)) == ([str(odd)], None)
     for wrong in ("a:0.5,b", "a:0,b:1", "a,,b", ""):
@@ -124,7 +143,12 @@ def test_names_and_weights_are_read_as_written(tmp_path):
 
 
 def test_a_folder_gives_its_training_split_and_refuses_to_guess(tmp_path):
-    for name in ("ai2d/train-00000-of-00002.jsonl", "ai2d/train-00001-of-00002.jsonl", "ai2d/test-00000-of-00001.jsonl", "b/train.jsonl"):
+    for name in (
+        "ai2d/train-00000-of-00002.jsonl",
+        "ai2d/train-00001-of-00002.jsonl",
+        "ai2d/test-00000-of-00001.jsonl",
+        "b/train.jsonl",
+    ):
         write_lines(tmp_path / name, [row(0)])
     (tmp_path / "dataset_info.json").write_text("{}")
     names = [file.path.relative_to(tmp_path).as_posix() for file in find_files(str(tmp_path))]
@@ -169,7 +193,9 @@ def test_a_hub_data_set_is_looked_for_by_name_and_its_cache_is_the_limit(tmp_pat
     write_lines(blobs / "2", [{"problem": "<image>?", "answer": "1", "image": "x.png"}])
     (snapshot / "ai2d" / "train.jsonl").symlink_to("../../../blobs/2")
     asked = []
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **more: asked.append((repo, more)) or str(snapshot))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda repo, **more: asked.append((repo, more)) or str(snapshot)
+    )
     assert open_data("o/n/ai2d@main")[0].images[0].size == (56, 28)
     assert asked[0][0] == "o/n"
     assert asked[0][1]["revision"] == "main"
@@ -182,7 +208,10 @@ def test_a_hub_data_set_is_looked_for_by_name_and_its_cache_is_the_limit(tmp_pat
 
 
 def test_bad_rows_are_counted_by_reason_and_shown_once_with_file_and_row(tmp_path):
-    path = write_lines(tmp_path / "a.jsonl", [row(0), "{not json", {"foo": 1}, row(3), {"foo": 2}, '{"problem": NaN, "answer": 1}'])
+    path = write_lines(
+        tmp_path / "a.jsonl",
+        [row(0), "{not json", {"foo": 1}, row(3), {"foo": 2}, '{"problem": NaN, "answer": 1}'],
+    )
     reader, shown = Reader(find_files(str(path))), []
     tally = Tally(max_bad_share=0.7, say=shown.append)
     for number in range(len(reader)):
@@ -260,7 +289,11 @@ def mutated(rng: random.Random, value: object) -> object:
         return value[:place] + [mutated(rng, value[place])] * rng.choice((0, 1, 1, 2)) + value[place + 1 :]
     if isinstance(value, str) and value and rng.random() < 0.5:
         place = rng.randrange(len(value))
-        return value[:place] + rng.choice(("", "<image>", "*", "\0", "<think>", "..", "data:", "<|im_end|>")) + value[place + 1 :]
+        return (
+            value[:place]
+            + rng.choice(("", "<image>", "*", "\0", "<think>", "..", "data:", "<|im_end|>"))
+            + value[place + 1 :]
+        )
     deep: object = 1
     for _ in range(500):
         deep = [deep]
@@ -300,7 +333,9 @@ def test_mutated_files_never_crash_and_never_lose_a_row_in_silence(tmp_path):
             if isinstance(item, Record):  # whatever passes can be encoded, or is refused in one line
                 with contextlib.suppress(UserError):
                     processor(item.messages, return_labels=item.reply is not None)
-            assert isinstance(item, Record) or (f"row {number + 1}" in item.detail and "\n" not in item.detail)
+            assert isinstance(item, Record) or (
+                f"row {number + 1}" in item.detail and "\n" not in item.detail
+            )
             tally.add(item)
         assert tally.rows == len(reader) == len([line for line in text.split("\n") if line.strip()])
         good, bad = good + tally.formats.total(), bad + tally.bad.total()
@@ -327,13 +362,17 @@ def test_a_parquet_file_with_damaged_bytes_gives_bad_rows_and_no_crash(tmp_path)
 
 
 def test_the_look_at_a_file_shows_counts_lengths_and_what_is_trained(capsys):
-    look(parse_cli(LookConfig, ["--data", str(DATA / "r1-onevision.parquet"), "--clean"], prog="x", description=""))
+    look(
+        parse_cli(
+            LookConfig, ["--data", str(DATA / "r1-onevision.parquet"), "--clean"], prog="x", description=""
+        )
+    )
     shown = capsys.readouterr().out
     assert "format    r1-onevision 2" in shown
     assert "records   2 with pictures, 2 with a reply, 2 with a solution" in shown
     assert "0 kept as they are, 2 repaired, 0 dropped" in shown
-    # 56 x 28 pixels are fewer than min_pixels, 3136, so they grow by sqrt(2), up to whole tokens of 28: 84 x 56, which is 3 x 2 tokens.
-    # The reply and the token that ends it are trained, nothing else.
+    # 56 x 28 pixels are fewer than min_pixels, 3136, so they grow by sqrt(2), up to whole tokens of 28: 84 x
+    # 56, which is 3 x 2 tokens. The reply and the token that ends it are trained, nothing else.
     assert "<|vision_start|><|image_pad|> x 6<|vision_end|>Hint: Please answer" in shown
     assert "[[<think>The paper is red all over.</think>\n<answer>B</answer><|im_end|>]]" in shown
     assert shown.count("[[") == 2  # the legend's and the reply's

@@ -1,4 +1,6 @@
-"""r1ov.data.formats.records and pictures: the formats of other projects' files, read by hand beside what comes out; broken and hostile rows."""
+"""r1ov.data.formats.records and pictures: the formats of other projects' files, read by hand beside what
+comes out; broken and hostile rows.
+"""
 
 import base64
 import io
@@ -17,7 +19,10 @@ RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 def user(*parts: object) -> dict:
     """A question; tuples are pictures of that colour."""
-    return {"role": "user", "content": [part if isinstance(part, str) else ("picture", part) for part in parts]}
+    return {
+        "role": "user",
+        "content": [part if isinstance(part, str) else ("picture", part) for part in parts],
+    }
 
 
 def said(role: str, text: str) -> dict:
@@ -29,7 +34,10 @@ def seen(content: object) -> object:
     if isinstance(content, str):
         return content
     return [
-        part["text"] if part["type"] == "text" else ("picture", picture(part["image"], DATA, DATA).getpixel((5, 5))) for part in content
+        part["text"]
+        if part["type"] == "text"
+        else ("picture", picture(part["image"], DATA, DATA).getpixel((5, 5)))
+        for part in content
     ]
 
 
@@ -39,7 +47,10 @@ EXPECTED = {
         (
             "r1-onevision",
             [
-                user(RED, "Hint: Please answer with the option letter.\nQuestion: Which colour?\nChoices:\n(A) blue\n(B) red"),
+                user(
+                    RED,
+                    "Hint: Please answer with the option letter.\nQuestion: Which colour?\nChoices:\n(A) blue\n(B) red",
+                ),
                 said("assistant", "<think>The paper is red all over.</think>\n\nAnswer: B"),
             ],
             None,
@@ -70,7 +81,15 @@ EXPECTED = {
         )
     ],
     "messages.json": [
-        ("messages", [user(RED, "Which colour?"), said("assistant", "<think>It is red.</think>\n<answer>red</answer>")], "red", None)
+        (
+            "messages",
+            [
+                user(RED, "Which colour?"),
+                said("assistant", "<think>It is red.</think>\n<answer>red</answer>"),
+            ],
+            "red",
+            None,
+        )
     ],
     "alpaca.json": [
         (
@@ -87,7 +106,12 @@ EXPECTED = {
         )
     ],
     "openai.jsonl": [
-        ("messages", [said("system", "Be brief."), user(RED, "Which colour?"), said("assistant", "red")], "red", None),
+        (
+            "messages",
+            [said("system", "Be brief."), user(RED, "Which colour?"), said("assistant", "red")],
+            "red",
+            None,
+        ),
         ("messages", [user("And this?", BLUE), said("assistant", "blue")], "blue", None),
     ],
     "trl.jsonl": [
@@ -97,11 +121,21 @@ EXPECTED = {
     ],
     "r1-v.parquet": [
         ("r1-v", [user(RED, "How many items are there?")], "3", None),
-        ("r1-v", [user(BLUE, "How many?"), said("assistant", "<think>One, two.</think><answer>2</answer>")], "2", None),
+        (
+            "r1-v",
+            [user(BLUE, "How many?"), said("assistant", "<think>One, two.</think><answer>2</answer>")],
+            "2",
+            None,
+        ),
     ],
     "vlm-r1.jsonl": [
         ("vlm-r1", [user(RED, "How many items?"), said("assistant", "4.0")], "4.0", None),
-        ("vlm-r1", [user(RED, BLUE, "Are they alike?"), said("assistant", "<answer> no </answer>")], "no", "yes_no"),
+        (
+            "vlm-r1",
+            [user(RED, BLUE, "Are they alike?"), said("assistant", "<answer> no </answer>")],
+            "no",
+            "yes_no",
+        ),
         ("r1-v", [user(RED, "Where is the dot?")], "[3, 4, 30, 20.5]", None),
     ],
     "easyr1.parquet": [
@@ -122,7 +156,9 @@ def test_every_format_is_read_unchanged_as_a_person_reads_it(name):
     assert len(rows) == len(EXPECTED[name])
     for number, (form, messages, solution, kind) in enumerate(EXPECTED[name]):
         record = read_row(rows[number])
-        found = [{"role": message["role"], "content": seen(message["content"])} for message in record.messages]
+        found = [
+            {"role": message["role"], "content": seen(message["content"])} for message in record.messages
+        ]
         assert found == messages
         assert (record.format, record.solution, record.kind) == (form, solution, kind)
 
@@ -136,27 +172,50 @@ def test_prompt_and_reply_part_where_the_last_answer_begins():
 
 
 def test_parquets_none_is_the_same_as_absent():
-    row = {"prompt": None, "chosen": None, "images": None, "problem": "How many?", "answer": "5", "system": None}
+    row = {
+        "prompt": None,
+        "chosen": None,
+        "images": None,
+        "problem": "How many?",
+        "answer": "5",
+        "system": None,
+    }
     assert read_row(row).messages == [said("user", "How many?")]
 
 
 def test_without_marks_pictures_stand_before_the_first_question():
-    turns = [{"from": "human", "value": "One?"}, {"from": "gpt", "value": "1"}, {"from": "human", "value": "Two?"}]
-    content = [message["content"] for message in read_row({"conversations": turns, "images": ["a", "b"]}).messages]
-    assert content[0] == [{"type": "image", "image": "a"}, {"type": "image", "image": "b"}, {"type": "text", "text": "One?"}]
+    turns = [
+        {"from": "human", "value": "One?"},
+        {"from": "gpt", "value": "1"},
+        {"from": "human", "value": "Two?"},
+    ]
+    content = [
+        message["content"] for message in read_row({"conversations": turns, "images": ["a", "b"]}).messages
+    ]
+    assert content[0] == [
+        {"type": "image", "image": "a"},
+        {"type": "image", "image": "b"},
+        {"type": "text", "text": "One?"},
+    ]
     assert content[1:] == ["1", "Two?"]
 
 
 def test_parts_without_a_source_take_the_columns_pictures_in_order_and_text_keeps_its_spaces():
     parts = [{"type": "image"}, {"type": "text", "text": " and\n"}, {"type": "image", "image": None}]
-    row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "  So."}], "images": ["a.png", "b.png"]}
+    row = {
+        "messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "  So."}],
+        "images": ["a.png", "b.png"],
+    }
     content = read_row(row).messages[0]["content"]
     assert content == [{"type": "image", "image": "a.png"}, parts[1], {"type": "image", "image": "b.png"}]
     assert read_row(row).reply == "  So."
 
 
 def test_a_row_is_not_changed_by_reading_it():
-    row = {"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": " x"}]}], "images": ["a.png"]}
+    row = {
+        "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": " x"}]}],
+        "images": ["a.png"],
+    }
     before = repr(row)
     read_row(row)
     assert repr(row) == before
@@ -176,11 +235,23 @@ PAIR = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
         ({"conversations": PAIR[::-1]}, "the turns are out of order"),
         ({"conversations": []}, "the messages are not a list"),
         ({"conversations": [PAIR[0], {"from": "gpt", "value": None}]}, "neither a text nor a list"),
-        ({"conversations": [PAIR[0], {"from": "gpt", "value": "  "}]}, "a message of the assistant's is empty"),
-        ({"conversations": [{"from": "human", "value": "<image> <image>"}], "images": ["a"]}, "the number of pictures differs"),
-        ({"conversations": [{"from": "human", "value": "<image> and?"}], "images": ["a", "b"]}, "the number of pictures differs"),
+        (
+            {"conversations": [PAIR[0], {"from": "gpt", "value": "  "}]},
+            "a message of the assistant's is empty",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "<image> <image>"}], "images": ["a"]},
+            "the number of pictures differs",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "<image> and?"}], "images": ["a", "b"]},
+            "the number of pictures differs",
+        ),
         ({"conversations": [{"from": "human", "value": "<image>?"}]}, "the number of pictures differs"),
-        ({"conversations": [PAIR[0], {"from": "gpt", "value": "<image>"}], "images": ["a"]}, "a picture in a message of the assistant's"),
+        (
+            {"conversations": [PAIR[0], {"from": "gpt", "value": "<image>"}], "images": ["a"]},
+            "a picture in a message of the assistant's",
+        ),
         ({"conversations": [{"from": "human", "value": "<|image_pad|>?"}]}, "frame tokens"),
         ({"conversations": [{"from": "human", "value": "x<|im_end|>"}]}, "frame tokens"),
         ({"conversations": [{"from": "human", "value": "\ud800"}]}, "not valid Unicode"),
@@ -189,7 +260,10 @@ PAIR = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
         ({"problem": "x", "solution": "<answer></answer>"}, "the gold answer is empty"),
         ({"problem": 3, "answer": "x"}, "problem is not a text"),
         ({"prompt": "x", "reward_model": {"style": "rule"}}, "no ground_truth"),
-        ({"messages": [{"role": "user", "content": [{"type": "video", "video": "x"}]}]}, "neither text nor picture"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "video", "video": "x"}]}]},
+            "neither text nor picture",
+        ),
     ],
 )
 def test_a_row_that_cannot_be_used_says_why(row, reason):
@@ -210,7 +284,15 @@ def test_a_picture_is_the_same_as_path_bytes_struct_base64_and_data_url(form, tm
     text = base64.b64encode(data).decode()
     broken_lines = "\n".join(text[i : i + 76] for i in range(0, len(text), 76))
     expected = Image.open(io.BytesIO(data)).convert("RGB").tobytes()
-    for source in ("x", str(tmp_path / "x"), data, {"bytes": data, "path": "none.png"}, {"bytes": None, "path": "x"}, text, broken_lines):
+    for source in (
+        "x",
+        str(tmp_path / "x"),
+        data,
+        {"bytes": data, "path": "none.png"},
+        {"bytes": None, "path": "x"},
+        text,
+        broken_lines,
+    ):
         assert picture(source, tmp_path, tmp_path).tobytes() == expected
     assert picture(f"data:image/x;base64,{text}", tmp_path, tmp_path).tobytes() == expected
 

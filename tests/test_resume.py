@@ -1,4 +1,6 @@
-"""Whole runs that are killed, stopped, or moved to another number of processes, and go on by the same command."""
+"""Whole runs that are killed, stopped, or moved to another number of processes, and go on by the same
+command.
+"""
 
 import json
 import os
@@ -34,7 +36,11 @@ FLAGS = [
 
 
 def command(out: Path, processes: int = 1, *flags: str) -> list[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        if processes > 1
+        else []
+    )
     return [sys.executable, *launcher, "train.py", "--stage", "sft", "--out", str(out), *FLAGS, *flags]
 
 
@@ -48,7 +54,9 @@ def steps(out: Path) -> list[int]:
 
 def stopped_after(out: Path, step: int, number: int, processes: int = 1) -> subprocess.CompletedProcess[str]:
     """A run that is sent a signal once it has logged a step."""
-    process = subprocess.Popen(command(out, processes), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(out, processes), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
     shown = []
     for line in process.stderr:
         shown.append(line)
@@ -74,7 +82,9 @@ def test_killed_20_times_at_random_a_run_ends_with_the_same_bits(tmp_path):
     assert int(done.stdout.split()[1]) >= 15, done.stdout  # kills that met a run at work
     assert done.stderr.count("resume  after step") >= 8
     for file in ("model.safetensors", "config.json"):
-        assert (tmp_path / "whole" / "final" / file).read_bytes() == (tmp_path / "killed" / "final" / file).read_bytes(), file
+        assert (tmp_path / "whole" / "final" / file).read_bytes() == (
+            tmp_path / "killed" / "final" / file
+        ).read_bytes(), file
     assert steps(tmp_path / "killed") == list(range(1, 31))
 
 
@@ -102,9 +112,15 @@ def test_two_processes_then_one_then_two_see_the_same_rows_and_end_with_the_same
     assert done.returncode == 0, done.stderr
     weights = load_file(out / "final" / "model.safetensors")
     for name, tensor in whole[0].items():
-        # float32 sums in another order, over twelve steps of AdamW, whose first steps divide by gradients near zero
-        torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-5 + 1e-4 * float(tensor.abs().max()))
-    mine, theirs = ([json.loads(line) for line in text.splitlines()] for text in ((out / "log.jsonl").read_text(), whole[1]))
+        # float32 sums in another order, over twelve steps of AdamW, whose first steps divide by gradients
+        # near zero
+        torch.testing.assert_close(
+            weights[name], tensor, rtol=0, atol=1e-5 + 1e-4 * float(tensor.abs().max())
+        )
+    mine, theirs = (
+        [json.loads(line) for line in text.splitlines()]
+        for text in ((out / "log.jsonl").read_text(), whole[1])
+    )
     for one, other in zip(mine, theirs, strict=True):
         assert one["num_tokens"] == other["num_tokens"]  # the same rows in every step, each once
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
@@ -115,7 +131,9 @@ def test_other_options_are_no_continuation(tmp_path):
     stopped_after(out, 2, signal.SIGTERM)
     refused = run(command(out, 1, "--learning-rate", "0.001"))
     assert refused.returncode == 2
-    assert refused.stderr.startswith("error: this run was begun with other options: --learning-rate was 0.002 and is 0.001")
+    assert refused.stderr.startswith(
+        "error: this run was begun with other options: --learning-rate was 0.002 and is 0.001"
+    )
     assert refused.stderr.count("\n") == 1
     harmless = run(command(out, 1, "--logging-steps", "3", "--save-steps", "5"))
     assert harmless.returncode == 0, harmless.stderr

@@ -51,7 +51,13 @@ def test_answers_are_judged_as_by_hand(answer, gold, kind, score):
 
 @pytest.mark.parametrize(
     "text",
-    ["4", "<answer>4</answer><answer>4</answer>", "<think><answer>4</answer></think>", "<answer>4", "</answer>4<answer>"],
+    [
+        "4",
+        "<answer>4</answer><answer>4</answer>",
+        "<think><answer>4</answer></think>",
+        "<answer>4",
+        "</answer>4<answer>",
+    ],
 )
 def test_only_one_answer_block_after_the_thought_counts(text):
     assert accuracy_reward(text, "4", "number") == 0.0

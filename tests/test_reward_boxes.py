@@ -13,7 +13,9 @@ def test_overlaps_worked_by_hand():
     assert iou((0, 0, 1, 1), (2, 2, 3, 3)) == 0.0
     assert iou((0, 0, 1, 1), (1, 0, 2, 1)) == 0.0  # they touch
     unit = tuple(map(Fraction, ("0.1", "0.1", "0.5", "0.5")))
-    assert iou(unit, unit) == 1.0  # in pixels counted as width x2 - x1 + 1, boxes of a unit frame would come out wrong
+    assert (
+        iou(unit, unit) == 1.0
+    )  # in pixels counted as width x2 - x1 + 1, boxes of a unit frame would come out wrong
     assert iou((0, 0, 4, 4), (1, 1, 2, 2)) == 1 / 16
 
 
@@ -43,7 +45,15 @@ def test_a_models_frame_is_brought_to_the_golds():
 def test_only_one_proper_box_is_an_answer():
     assert read_box("[1, 2, 3, 4]") == (1, 2, 3, 4)
     assert read_box("[1, 2, 3, 4] and again [1, 2, 3, 4]") == (1, 2, 3, 4)
-    for text in ("[3, 2, 1, 4]", "[1, 4, 3, 2]", "[1, 1, 1, 1]", "[1, 2, 3]", "[1, 2, 3, 4] [5, 6, 7, 8]", "", "[1e9999, 0, 1, 1]"):
+    for text in (
+        "[3, 2, 1, 4]",
+        "[1, 4, 3, 2]",
+        "[1, 1, 1, 1]",
+        "[1, 2, 3]",
+        "[1, 2, 3, 4] [5, 6, 7, 8]",
+        "",
+        "[1e9999, 0, 1, 1]",
+    ):
         assert read_box(text) is None, text
 
 

@@ -13,11 +13,16 @@ from r1ov.reward.rules.extract import extract_answer
 from tests.fuzz_rewards import findings, right_answers
 from tests.plain_reading import may_be_right, unboxed
 
-HOLDS_TAGS = ("number", "5")  # of this kind and gold the table gives whole replies, of the others the answer's text
+HOLDS_TAGS = (
+    "number",
+    "5",
+)  # of this kind and gold the table gives whole replies, of the others the answer's text
 
 
 def cases() -> list[tuple[str, str, str, str]]:
-    """(kind or "", gold, completion, score) of each line; "⏎" stands for a line's end. Of kind "format", the gold is strict or soft."""
+    """(kind or "", gold, completion, score) of each line; "⏎" stands for a line's end. Of kind "format", the
+    gold is strict or soft.
+    """
     lines = (Path(__file__).parent / "reward_cases.tsv").read_text(encoding="utf-8").split("\n")[1:-1]
     return [tuple(line.replace("⏎", "\n").split("\t")) for line in lines]
 
@@ -30,7 +35,11 @@ def test_every_hand_judged_case_gets_its_score():
     wrong = []
     for kind, gold, completion, score in cases():
         text = completion if (kind, gold) == HOLDS_TAGS else whole(completion)
-        found = format_reward(completion, mode=gold) if kind == "format" else accuracy_reward(text, gold, kind or None)
+        found = (
+            format_reward(completion, mode=gold)
+            if kind == "format"
+            else accuracy_reward(text, gold, kind or None)
+        )
         if found != (None if score == "none" else float(score)):
             wrong.append(f"{kind} {gold!r}: {completion!r} is {score}, got {found}")
     assert not wrong, "\n".join(wrong)
@@ -74,7 +83,14 @@ HOSTILE = {
     "lone surrogates": whole("\ud800" * 100),
     "many boxes": whole(",".join(f"[{i}, 2, 90, 99]" for i in range(50))),
 }
-GOLDS = {"mcq": "B", "yes_no": "yes", "tuple": "(1, 2)", "set": "{1, 2}", "text": "blue", "bbox": "[1, 2, 3, 4]"}
+GOLDS = {
+    "mcq": "B",
+    "yes_no": "yes",
+    "tuple": "(1, 2)",
+    "set": "{1, 2}",
+    "text": "blue",
+    "bbox": "[1, 2, 3, 4]",
+}
 GOLDS |= {"boxes": str([[i, 3, 91, 98] for i in range(50)])}
 
 
@@ -94,7 +110,9 @@ def test_hostile_text_costs_little_and_earns_nothing(name):
 
 def test_answers_changed_at_random_never_raise_take_long_or_score_what_they_do_not_say():
     """tests/fuzz_rewards.py has the rest, and R1OV_FUZZ_CASES how many; the whole is 100,000."""
-    found, scores, slowest = findings(right_answers(cases()), int(os.environ.get("R1OV_FUZZ_CASES", "3000")), seed=0)
+    found, scores, slowest = findings(
+        right_answers(cases()), int(os.environ.get("R1OV_FUZZ_CASES", "3000")), seed=0
+    )
     assert not found, "\n".join(found)
     assert scores["right"] > 0.05 * scores.total()
     assert slowest < 0.05

@@ -9,7 +9,9 @@ from r1ov.reward.rules.check import Gold, check_golds, unscorable
 
 def test_scores_are_summed_by_their_weights():
     assert total_reward({"accuracy": 1.0, "format": 1.0}, {}) == 2.0
-    assert total_reward({"accuracy": 1.0, "format": 0.5}, {"accuracy": 0.9, "format": 0.1}) == pytest.approx(0.95)
+    assert total_reward({"accuracy": 1.0, "format": 0.5}, {"accuracy": 0.9, "format": 0.1}) == pytest.approx(
+        0.95
+    )
     assert total_reward({"accuracy": 0.0, "format": 1.0}, {"accuracy": 2.0}, wrong_reward=-1.0) == -1.0
     assert total_reward({"accuracy": 0.5}, {}, wrong_reward=-1.0) == 0.5
 
@@ -45,9 +47,14 @@ def test_a_golds_own_box_is_not_moved_to_another_frame():
 
 
 def test_a_few_bad_golds_are_told_and_many_stop_the_run():
-    good, bad = [Gold(f"row {i}", str(i), "number") for i in range(95)], [Gold(f"bad {i}", "four", "number") for i in range(6)]
+    good, bad = (
+        [Gold(f"row {i}", str(i), "number") for i in range(95)],
+        [Gold(f"bad {i}", "four", "number") for i in range(6)],
+    )
     assert [gold.name for gold, _ in check_golds(good + bad[:5])] == [f"bad {i}" for i in range(5)]
-    with pytest.raises(UserError, match=r"6 of 101 gold .* bad 0: 'four' as number cannot be read; bad 1") as caught:
+    with pytest.raises(
+        UserError, match=r"6 of 101 gold .* bad 0: 'four' as number cannot be read; bad 1"
+    ) as caught:
         check_golds(good + bad)
     assert "bad 4" in str(caught.value)
     assert "bad 5" not in str(caught.value)

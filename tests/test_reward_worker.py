@@ -1,4 +1,6 @@
-"""Functions in processes of their own: killed when overdue, with all that they started; and what is built on them."""
+"""Functions in processes of their own: killed when overdue, with all that they started; and what is built on
+them.
+"""
 
 import os
 import time

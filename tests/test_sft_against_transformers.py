@@ -1,4 +1,5 @@
-"""Supervised fine-tuning beside transformers: the same files through its tokenizer, image processor and model, padded, and torch's AdamW.
+"""Supervised fine-tuning beside transformers: the same files through its tokenizer, image processor and
+model, padded, and torch's AdamW.
 
 The judge reads the files with a few lines of its own, which know nothing of r1ov's readers, packing or loss.
 """
@@ -52,7 +53,9 @@ def reference(folder) -> Qwen2_5_VLForConditionalGeneration:
 
 
 def padded(names: list[str], folder) -> dict[str, torch.Tensor]:
-    """The files' rows, as the tests of the readers write them down, as one right-padded batch made with transformers alone."""
+    """The files' rows, as the tests of the readers write them down, as one right-padded batch made with
+    transformers alone.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     pictures = Qwen2VLImageProcessorPil.from_pretrained(folder)
     ids, labels, pixels, grids = [], [], [], []
@@ -65,13 +68,22 @@ def padded(names: list[str], folder) -> dict[str, torch.Tensor]:
                 made = pictures(images=shown, return_tensors="pt")
                 pixels.append(made["pixel_values"])
                 grids.append(made["image_grid_thw"])
-            content = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts]
+            content = [
+                {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+                for part in parts
+            ]
             plain.append({"role": message["role"], "content": content if shown else message["content"]})
         text = tokenizer.apply_chat_template(plain, tokenize=False)
         text = text.replace("<|image_pad|>", "<|image_pad|>" * int(grids[-1][0].prod() // 4) if grids else "")
         encoded = tokenizer(text, return_offsets_mapping=True)
-        replies = [match.span(1) for match in re.finditer(r"<\|im_start\|>assistant\n(.*?<\|im_end\|>)", text, re.DOTALL)]
-        is_trained = [any(first <= begin and end <= last for first, last in replies) for begin, end in encoded["offset_mapping"]]
+        replies = [
+            match.span(1)
+            for match in re.finditer(r"<\|im_start\|>assistant\n(.*?<\|im_end\|>)", text, re.DOTALL)
+        ]
+        is_trained = [
+            any(first <= begin and end <= last for first, last in replies)
+            for begin, end in encoded["offset_mapping"]
+        ]
         row = torch.tensor(encoded["input_ids"])
         ids.append(row)
         labels.append(torch.where(torch.tensor(is_trained), row, -100))
@@ -87,11 +99,16 @@ def padded(names: list[str], folder) -> dict[str, torch.Tensor]:
 
 def published(tensors) -> dict[str, torch.Tensor]:
     """By the names in checkpoint files, which are r1ov's."""
-    return {name.replace("model.visual.", "visual.").replace("model.language_model.", "model."): tensor for name, tensor in tensors}
+    return {
+        name.replace("model.visual.", "visual.").replace("model.language_model.", "model."): tensor
+        for name, tensor in tensors
+    }
 
 
 def step_of(names: list[str], folder):
-    """r1ov's model with the gradients of one step over the files, the loss, and how many packs it took; as r1ov/train/sft.py does it."""
+    """r1ov's model with the gradients of one step over the files, the loss, and how many packs it took; as
+    r1ov/train/sft.py does it.
+    """
     model, processor = pretrained.load(str(folder), "cpu", torch.float32)
     source = open_data(spec(names), need="reply", lazy=True)
     data = Steps(source, processor, len(source), MAX_LENGTH)[0]
@@ -100,7 +117,9 @@ def step_of(names: list[str], folder):
     loss = 0.0
     for batch in data.batches:
         labels = batch.pop("labels")
-        part = model(**batch, then=partial(objective, labels=labels, num_items=num_items, count_correct=True))["loss"]
+        part = model(
+            **batch, then=partial(objective, labels=labels, num_items=num_items, count_correct=True)
+        )["loss"]
         part.backward()
         loss += part.item()
     return model, loss, len(data.batches)
@@ -117,7 +136,9 @@ def test_a_steps_loss_and_every_gradient_equal_those_of_a_padded_batch_in_transf
     expected.backward()
     assert loss == pytest.approx(expected.item(), rel=1e-5)  # float32 sums in another order
     gradients = {name: parameter.grad for name, parameter in published(theirs.named_parameters()).items()}
-    assert {name for name, grad in gradients.items() if grad is not None} == {n for n, p in model.named_parameters() if p.grad is not None}
+    assert {name for name, grad in gradients.items() if grad is not None} == {
+        n for n, p in model.named_parameters() if p.grad is not None
+    }
     for name, parameter in model.named_parameters():
         if parameter.grad is None:
             assert "pixel_values" not in batch
@@ -153,7 +174,9 @@ def trained(names: list[str], folder, out, steps: int) -> list[dict]:
 
 
 def plain_loop(names: list[str], folder, steps: int):
-    """transformers' model after as many steps of torch's AdamW, the first step's gradients after clipping, and each step's loss, norm."""
+    """transformers' model after as many steps of torch's AdamW, the first step's gradients after clipping,
+    and each step's loss, norm.
+    """
     model, batch = reference(folder), padded(names, folder)
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     rest = [parameter for parameter in model.parameters() if parameter.ndim == 1]
@@ -164,7 +187,9 @@ def plain_loop(names: list[str], folder, steps: int):
         loss = model(**batch).loss
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        first = first or {name: parameter.grad.clone() for name, parameter in published(model.named_parameters()).items()}
+        first = first or {
+            name: parameter.grad.clone() for name, parameter in published(model.named_parameters()).items()
+        }
         optimizer.step()
         optimizer.zero_grad()
         log.append((loss.item(), norm.item()))
@@ -183,10 +208,12 @@ def test_weights_after_one_step_equal_a_plain_adamw_loop_on_transformers_model(f
     for name, parameter in ours.named_parameters():
         gradient, scale = gradients[name].abs(), gradients[name].abs().max()
         moved, wanted = parameter - before[name], expected[name] - before[name]
-        # AdamW's first update is rate * g / (|g| + 1e-8): little more than a sign. Where g is only rounding so is its sign, and the two may
-        # part by twice the rate. They are compared where g is well above that, as gradients are known to differ by 5e-6 of their scale.
+        # AdamW's first update is rate * g / (|g| + 1e-8): little more than a sign. Where g is only rounding
+        # so is its sign, and the two may part by twice the rate. They are compared where g is well above
+        # that, as gradients are known to differ by 5e-6 of their scale.
         is_clear = gradient > 1e-4 * scale
-        # of a rate of 1e-3; a weight near 1 is rounded to 6e-8, and 1e-8 beside a small g weighs a little differently
+        # of a rate of 1e-3; a weight near 1 is rounded to 6e-8, and 1e-8 beside a small g weighs a little
+        # differently
         assert (moved - wanted)[is_clear].abs().max() <= 1e-3 * RATE, name
         assert (moved - wanted).abs().max() <= 2.01 * RATE, name
         compared, total = compared + int(is_clear.sum()), total + is_clear.numel()
@@ -197,7 +224,8 @@ def test_twenty_steps_follow_transformers_and_the_exported_model_is_read_by_it(f
     log = trained(MIXED, folder, tmp_path / "run", 20)
     theirs, _, expected = plain_loop(MIXED, folder, 20)
     for line, (loss, norm) in zip(log, expected, strict=True):
-        # float32 sums in another order; the weights whose first updates went the other way, see above, are those the loss hardly feels
+        # float32 sums in another order; the weights whose first updates went the other way, see above, are
+        # those the loss hardly feels
         assert line["loss"] == pytest.approx(loss, rel=1e-5)
         assert line["grad_norm"] == pytest.approx(norm, rel=1e-4)
     assert log[-1]["loss"] < 0.5 * log[0]["loss"]

@@ -1,6 +1,8 @@
-"""Sharded training against one process on a plain model: 1, 2, 3 and 4 processes, and groups of them, on gloo.
+"""Sharded training against one process on a plain model: 1, 2, 3 and 4 processes, and groups of them, on
+gloo.
 
-Each number of processes is started once (tests/sharding_worker.py), runs all checks, and leaves its results for the tests here.
+Each number of processes is started once (tests/sharding_worker.py), runs all checks, and leaves its results
+for the tests here.
 """
 
 import json
@@ -17,13 +19,15 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy
 
+from r1ov.common.processes import World
 from r1ov.data.processor import Processor
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
+from r1ov.folder.fresh import init_weights
 from r1ov.folder.hub import resolve
 from r1ov.model.config import Config
-from r1ov.model.model import Qwen2_5_VL, init_weights
-from r1ov.train.run.distributed import World, clip_grad_norm
+from r1ov.model.model import Qwen2_5_VL
+from r1ov.train.run.distributed import clip_grad_norm
 from r1ov.train.run.sharding import KEPT, _policy, checkpoint_activations, freeze, make_mesh, replica
 from tests import sharding_worker as worker
 
@@ -35,12 +39,26 @@ sizes = pytest.mark.parametrize("size", worker.LAYOUTS)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A checkpoint with sizes that two, three and four do not all divide (nine rows over four processes: 3, 3, 3, none), random whole."""
+    """A checkpoint with sizes that two, three and four do not all divide (nine rows over four processes: 3,
+    3, 3, none), random whole.
+    """
     folder = tmp_path_factory.mktemp("sharding")
     config = json.loads((resolve("r1ov-tiny") / "config.json").read_text())
-    config |= {"hidden_size": 48, "intermediate_size": 50, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2}
+    config |= {
+        "hidden_size": 48,
+        "intermediate_size": 50,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+    }
     config |= {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}, "tie_word_embeddings": False}
-    config["vision_config"] |= {"hidden_size": 32, "intermediate_size": 9, "num_heads": 2, "out_hidden_size": 48, "depth": 3}
+    config["vision_config"] |= {
+        "hidden_size": 32,
+        "intermediate_size": 9,
+        "num_heads": 2,
+        "out_hidden_size": 48,
+        "depth": 3,
+    }
     config["vision_config"] |= {"fullatt_block_indexes": [1]}
     (folder / "config.json").write_text(json.dumps(config))
     model = Qwen2_5_VL(Config.from_file(folder / "config.json"))
@@ -49,13 +67,21 @@ def folder(tmp_path_factory):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    pretrained.save(model, Processor.from_folder(resolve("r1ov-tiny")), folder / "model", torch.float32, worker.SHARD_BYTES)
+    pretrained.save(
+        model,
+        Processor.from_folder(resolve("r1ov-tiny")),
+        folder / "model",
+        torch.float32,
+        worker.SHARD_BYTES,
+    )
     return folder
 
 
 @pytest.fixture(scope="module")
 def results(folder):
-    """size -> the results of each of so many processes; they are started when first asked for. One is this one."""
+    """size -> the results of each of so many processes; they are started when first asked for. One is this
+    one.
+    """
     done = {}
 
     def of(size):
@@ -65,8 +91,21 @@ def results(folder):
             done[1] = [worker.check(folder, World())]
             dist.destroy_process_group()
         elif size not in done:
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
-            run = subprocess.run([*command, worker.__file__, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+            command = [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc-per-node",
+                str(size),
+            ]
+            run = subprocess.run(
+                [*command, worker.__file__, str(folder)],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
             assert run.returncode == 0, run.stderr[-4000:]
             done[size] = torch.load(folder / f"results-{size}.pt", weights_only=False)
             assert len(done[size]) == size
@@ -94,7 +133,9 @@ def assert_same_step(actual, expected):
 
 @layouts
 @pytest.mark.parametrize(("check", "step"), [("step", 0), ("packs", 0), ("empty", 1)])
-def test_loss_and_every_gradient_of_a_step_equal_those_of_one_process(plain, results, size, name, check, step):
+def test_loss_and_every_gradient_of_a_step_equal_those_of_one_process(
+    plain, results, size, name, check, step
+):
     expected = worker.one_step(plain(), World(), step)
     for result in results(size):
         assert_same_step(result[name][check], expected)
@@ -106,7 +147,9 @@ def test_computing_activations_again_changes_nothing(plain, results, mode):
     assert_same_step(results(2)[0]["modes"][mode], expected)
     again = worker.one_step(plain(mode=mode), World())
     assert again["loss"] == expected["loss"]
-    assert all(torch.equal(again["gradients"][name], gradient) for name, gradient in expected["gradients"].items())
+    assert all(
+        torch.equal(again["gradients"][name], gradient) for name, gradient in expected["gradients"].items()
+    )
 
 
 @pytest.mark.parametrize("frozen", worker.FREEZES, ids=",".join)
@@ -116,7 +159,9 @@ def test_frozen_parts_have_no_gradient_and_the_others_the_same(plain, results, f
     learning = {
         name: gradient
         for name, gradient in full["gradients"].items()
-        if not any(name.startswith(starts[part]) and (part != "vision" or "merger" not in name) for part in frozen)
+        if not any(
+            name.startswith(starts[part]) and (part != "vision" or "merger" not in name) for part in frozen
+        )
     }
     for result in (results(2)[0]["freeze"][frozen], worker.one_step(plain(frozen), World())):
         assert_same_step(result, {"loss": full["loss"], "gradients": learning})
@@ -141,8 +186,9 @@ def test_three_steps_of_training_leave_the_weights_that_one_process_leaves(plain
         assert actual["norms"] == results(size)[0][name][optim]["norms"]  # to the last bit
         assert actual["norms"] == pytest.approx(expected["norms"], rel=1e-5)
         for key, value in expected["weights"].items():
-            # As a whole, for AdamW divides by the gradient's own size: an element whose gradient is all but nothing moves by its rounding,
-            # up to the learning rate of 1e-3. (Seen: 4e-6 to 1.4e-5. The gradients themselves are held to 1e-5 above.)
+            # As a whole, for AdamW divides by the gradient's own size: an element whose gradient is all but
+            # nothing moves by its rounding, up to the learning rate of 1e-3. (Seen: 4e-6 to 1.4e-5. The
+            # gradients themselves are held to 1e-5 above.)
             assert (actual["weights"][key] - value).norm() <= 1e-4 * value.norm(), key
 
 
@@ -186,7 +232,9 @@ def test_weights_from_scratch_do_not_depend_on_the_number_of_processes(results, 
     generator = torch.Generator().manual_seed(3)
     init_weights(model, generator)
     for result in results(size):
-        assert all(torch.equal(result["drawn"][name], parameter) for name, parameter in model.named_parameters())
+        assert all(
+            torch.equal(result["drawn"][name], parameter) for name, parameter in model.named_parameters()
+        )
 
 
 @layouts
@@ -197,7 +245,9 @@ def test_a_sharded_model_is_saved_byte_for_byte_as_a_plain_one(plain, results, f
         ours, theirs = folder / f"saved-{size}-{name}" / kind, folder / "saved-plain" / kind
         files = sorted(path.name for path in theirs.iterdir())
         assert files == sorted(path.name for path in ours.iterdir())
-        assert ("model-00002-of-00009.safetensors" in files or "model.safetensors.index.json" in files) == (kind == "float32")
+        assert ("model-00002-of-00009.safetensors" in files or "model.safetensors.index.json" in files) == (
+            kind == "float32"
+        )
         assert all((ours / file).read_bytes() == (theirs / file).read_bytes() for file in files)
     assert all("the model cannot be saved there" in error and "\n" not in error for error in errors)
 
@@ -279,12 +329,16 @@ def test_the_modes_differ_in_what_they_keep_and_in_what_they_compute_again(plain
 
 
 def test_wrong_parts_and_groups_are_refused_in_one_line(plain):
-    with pytest.raises(UserError, match="--freeze: there is no part 'head'; the parts are vision, merger, language"):
+    with pytest.raises(
+        UserError, match="--freeze: there is no part 'head'; the parts are vision, merger, language"
+    ):
         freeze(plain(), ["vision", "head"])
     with pytest.raises(UserError, match="leaves nothing to train"):
         freeze(plain(), ["vision", "merger", "language"])
     for replicate in (0, 3):
-        with pytest.raises(UserError, match=f"--replicate is {replicate}; it must divide the number of processes, 4"):
+        with pytest.raises(
+            UserError, match=f"--replicate is {replicate}; it must divide the number of processes, 4"
+        ):
             make_mesh(World(0, 4), torch.device("cpu"), replicate)
     with pytest.raises(ValueError, match="mode is 'some'"):
         checkpoint_activations(plain(), "some")

@@ -1,4 +1,6 @@
-"""r1ov.data.steps: what the ranks train together is the step's rows, whatever their number; nothing is lost, nothing counted twice."""
+"""r1ov.data.steps: what the ranks train together is the step's rows, whatever their number; nothing is lost,
+nothing counted twice.
+"""
 
 import itertools
 import json
@@ -23,9 +25,10 @@ from r1ov.data.playground.source import Playground
 from r1ov.data.processor import Batch, Processor
 from r1ov.data.steps import StepData, Steps, blank_sequence, load_steps
 from r1ov.errors import UserError
+from r1ov.folder.fresh import init_weights
 from r1ov.folder.hub import resolve
 from r1ov.model.config import Config
-from r1ov.model.model import Qwen2_5_VL, init_weights
+from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.loss import sft_loss
 
 ROWS = 12
@@ -44,11 +47,17 @@ class Rows:
 
     def __getitem__(self, number: int) -> Record | Bad:
         item = self.conversations[number % len(self.conversations)]
-        return item if isinstance(item, Bad) else Record(messages=item, format="made up", where=f"made up, row {number + 1}")
+        return (
+            item
+            if isinstance(item, Bad)
+            else Record(messages=item, format="made up", where=f"made up, row {number + 1}")
+        )
 
 
 def exchange(question: str, reply: str, *pictures) -> list[dict]:
-    parts = [{"type": "image", "image": picture} for picture in pictures] + [{"type": "text", "text": question}]
+    parts = [{"type": "image", "image": picture} for picture in pictures] + [
+        {"type": "text", "text": question}
+    ]
     return [{"role": "user", "content": parts}, {"role": "assistant", "content": reply}]
 
 
@@ -56,8 +65,12 @@ def mixed() -> Rows:
     """Text alone, one picture, two pictures, of many lengths; 12 rows, none like another."""
     shades = [Image.new("RGB", (56 + 28 * (i % 3), 56 + 28 * (i % 2)), (20 * i, 100, 200)) for i in range(8)]
     conversations = [exchange(f"What is {i} plus {i}?", f"It is {2 * i}. " * (1 + 3 * i)) for i in range(5)]
-    conversations += [exchange(f"Which shade is {i}?", f"A blue one, number {i}. " * (1 + i), shades[i]) for i in range(4)]
-    conversations += [exchange(f"Compare {i}.", "They differ.", shades[i], shades[i + 3]) for i in range(2, 5)]
+    conversations += [
+        exchange(f"Which shade is {i}?", f"A blue one, number {i}. " * (1 + i), shades[i]) for i in range(4)
+    ]
+    conversations += [
+        exchange(f"Compare {i}.", "They differ.", shades[i], shades[i + 3]) for i in range(2, 5)
+    ]
     return Rows(conversations)
 
 
@@ -72,7 +85,9 @@ def sequences(batch: Batch) -> list[tuple]:
         number = int((ids == VISION_START).sum())
         own, pictures = pictures[:number], pictures[number:]
         tensors = [ids, batch["labels"][begin:end], batch["position_ids"][:, begin:end], *own]
-        found.append(tuple((tuple(tensor.shape), tensor.contiguous().numpy().tobytes()) for tensor in tensors))
+        found.append(
+            tuple((tuple(tensor.shape), tensor.contiguous().numpy().tobytes()) for tensor in tensors)
+        )
     assert not pictures
     return found
 
@@ -83,16 +98,24 @@ VISION_START = Config.from_file(resolve("r1ov-tiny") / "config.json").vision_sta
 def trained(steps: list[StepData], processor: Processor) -> Counter:
     """All sequences of all ranks' batches, the blank ones left out."""
     (blank,) = sequences(processor.pack([blank_sequence(processor)]))
-    return Counter(found for data in steps for batch in data.batches for found in sequences(batch) if found != blank)
+    return Counter(
+        found for data in steps for batch in data.batches for found in sequences(batch) if found != blank
+    )
 
 
 def alone(source: Rows, rows: range, processor: Processor) -> Counter:
-    return Counter(found for number in rows for found in sequences(processor(source[number].messages, return_labels=True)))
+    return Counter(
+        found
+        for number in rows
+        for found in sequences(processor(source[number].messages, return_labels=True))
+    )
 
 
 @pytest.mark.parametrize("max_length", [100, 160, 4096])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_all_ranks_together_train_the_rows_of_the_step_whatever_their_number(world_size, max_length, processor):
+def test_all_ranks_together_train_the_rows_of_the_step_whatever_their_number(
+    world_size, max_length, processor
+):
     source = mixed()
     ranks = [Steps(source, processor, ROWS, max_length, rank, world_size)[1] for rank in range(world_size)]
     kept = [n for n in range(ROWS, 2 * ROWS) if len(processor.encode(source[n].messages)) <= max_length]
@@ -101,7 +124,9 @@ def test_all_ranks_together_train_the_rows_of_the_step_whatever_their_number(wor
     assert {data.rows for data in ranks} == {len(kept)}
     assert len({len(data.batches) for data in ranks}) == 1
     assert len({data.cost for data in ranks}) == 1
-    assert all(data.items == ranks[0].items and len(data.items) == ROWS and not data.undecoded for data in ranks)
+    assert all(
+        data.items == ranks[0].items and len(data.items) == ROWS and not data.undecoded for data in ranks
+    )
     for batch in (batch for data in ranks for batch in data.batches):
         assert len(batch["input_ids"]) <= max_length + len(blank_sequence(processor))
         assert world_size == 1 or "pixel_values" in batch  # so the vision encoder runs on all ranks
@@ -120,14 +145,19 @@ def loss_and_gradients(model: Qwen2_5_VL, batch: Batch) -> tuple[float, dict[str
     rest = {name: value for name, value in batch.items() if name != "labels"}
     loss = sft_loss(model.hidden_states(**rest), model.head_weight, batch["labels"], 10)
     loss.backward()
-    return loss.item(), {name: None if parameter.grad is None else parameter.grad.clone() for name, parameter in model.named_parameters()}
+    return loss.item(), {
+        name: None if parameter.grad is None else parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+    }
 
 
 @pytest.mark.parametrize("rows", [slice(0, 3), slice(3, 8)], ids=["text alone", "pictures too"])
 def test_the_blank_sequence_adds_nothing_to_loss_and_gradients(rows, processor):
     model = Qwen2_5_VL(processor.config)
     init_weights(model, torch.Generator().manual_seed(0))
-    encoded = [processor.encode(conversation, return_labels=True) for conversation in mixed().conversations[rows]]
+    encoded = [
+        processor.encode(conversation, return_labels=True) for conversation in mixed().conversations[rows]
+    ]
     loss, gradients = loss_and_gradients(model, processor.pack(encoded))
     other_loss, others = loss_and_gradients(model, processor.pack([*encoded, blank_sequence(processor)]))
     assert other_loss == pytest.approx(loss, rel=1e-6)
@@ -136,11 +166,18 @@ def test_the_blank_sequence_adds_nothing_to_loss_and_gradients(rows, processor):
             assert name.startswith("visual.")
             assert not others[name].any()  # there, and exactly zero
         else:
-            # Sums over a few rows more, all of them zero, may be taken in another order: a few roundings of float32.
-            torch.testing.assert_close(others[name], gradient, rtol=1e-5, atol=1e-6 * gradient.abs().max().item())
+            # Sums over a few rows more, all of them zero, may be taken in another order: a few roundings of
+            # float32.
+            torch.testing.assert_close(
+                others[name], gradient, rtol=1e-5, atol=1e-6 * gradient.abs().max().item()
+            )
     loss, gradients = loss_and_gradients(model, processor.pack([blank_sequence(processor)]))
     assert loss == 0
-    assert all(gradient is not None and not gradient.any() for name, gradient in gradients.items() if name != "lm_head.weight")
+    assert all(
+        gradient is not None and not gradient.any()
+        for name, gradient in gradients.items()
+        if name != "lm_head.weight"
+    )
 
 
 def test_rows_too_long_are_dropped_and_counted_or_an_error(processor):
@@ -156,8 +193,13 @@ def test_rows_too_long_are_dropped_and_counted_or_an_error(processor):
     assert tally.dropped == {f"the row has more than {limit:,} tokens": 2}
     assert tally.formats == {"made up": ROWS - 2}
     first = next(number for number, length in enumerate(lengths) if length > limit)
-    assert shown == [f"dropped  made up, row {first + 1}: {lengths[first]} tokens, more than the limit of {limit}"]
-    with pytest.raises(UserError, match=rf"^made up, row {first + 1}: {lengths[first]} tokens, more than the limit of {limit}; raise"):
+    assert shown == [
+        f"dropped  made up, row {first + 1}: {lengths[first]} tokens, more than the limit of {limit}"
+    ]
+    with pytest.raises(
+        UserError,
+        match=rf"^made up, row {first + 1}: {lengths[first]} tokens, more than the limit of {limit}; raise",
+    ):
         Steps(source, processor, ROWS, limit, overlong="error")[0]
     nothing = Steps(source, processor, ROWS, 3, rank=1, world_size=2)[0]
     assert (nothing.rows, nothing.batches, nothing.cost) == (0, [], 0)
@@ -192,15 +234,23 @@ def damaged(tmp_path: Path) -> Reader:
         Image.effect_noise((84, 84), 50).save(path)
         if number in (2, 5):
             path.write_bytes(path.read_bytes()[:1000])
-    rows = [{"problem": f"<image>{n}?", "answer": "1", "solution": "<think>x</think>1", "image": f"{n}.png"} for n in range(1, 7)]
+    rows = [
+        {"problem": f"<image>{n}?", "answer": "1", "solution": "<think>x</think>1", "image": f"{n}.png"}
+        for n in range(1, 7)
+    ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return Reader(find_files(str(tmp_path / "a.jsonl")), need="reply", lazy=True)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 6])
-def test_a_picture_that_cannot_be_decoded_takes_its_row_out_on_the_rank_that_finds_it(world_size, damaged, processor):
+def test_a_picture_that_cannot_be_decoded_takes_its_row_out_on_the_rank_that_finds_it(
+    world_size, damaged, processor
+):
     source = Mixture([damaged], shuffle=False)
-    ranks = [Steps(source, processor, 6, 60 if world_size < 6 else 4096, rank, world_size)[0] for rank in range(world_size)]
+    ranks = [
+        Steps(source, processor, 6, 60 if world_size < 6 else 4096, rank, world_size)[0]
+        for rank in range(world_size)
+    ]
     assert all(isinstance(item, Record) for item in ranks[0].items)  # it is found out only when it is needed
     assert trained(ranks, processor) == alone(source, [0, 2, 3, 5], processor)
     found = [bad for data in ranks for bad in data.undecoded]
@@ -229,8 +279,16 @@ def test_a_rank_decodes_only_the_pictures_that_it_trains(processor):
 
 
 def same(one: StepData, other: StepData) -> bool:
-    equal = [all(torch.equal(a[name], b[name]) for name in a.keys() | b.keys()) for a, b in zip(one.batches, other.batches, strict=True)]
-    return all(equal) and (one.rows, one.cost, one.items, one.undecoded) == (other.rows, other.cost, other.items, other.undecoded)
+    equal = [
+        all(torch.equal(a[name], b[name]) for name in a.keys() | b.keys())
+        for a, b in zip(one.batches, other.batches, strict=True)
+    ]
+    return all(equal) and (one.rows, one.cost, one.items, one.undecoded) == (
+        other.rows,
+        other.cost,
+        other.items,
+        other.undecoded,
+    )
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -276,7 +334,13 @@ next(results), next(results)
 print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
 1 / 0
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=Path(__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).parent.parent,
+    )
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
     workers = done.stdout.split()
@@ -301,4 +365,8 @@ def test_the_playgrounds_records_are_its_samples_painted_only_when_needed(split,
         question, *reply = messages(expected)
         assert record.messages[0]["content"][1] == question["content"][1]
         assert list(record.messages[1:]) == reply
-        assert (record.solution, record.kind, record.reply is None) == (expected.answer, expected.kind, split == "rl")
+        assert (record.solution, record.kind, record.reply is None) == (
+            expected.answer,
+            expected.kind,
+            split == "rl",
+        )

@@ -1,4 +1,6 @@
-"""Runs that are asked to stop: the first signal is noted, the second Ctrl-C interrupts, loader workers survive."""
+"""Runs that are asked to stop: the first signal is noted, the second Ctrl-C interrupts, loader workers
+survive.
+"""
 
 import os
 import signal
@@ -7,8 +9,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from r1ov.common.processes import World
 from r1ov.common.stopping import leave_signals_to_the_main_process, stopping
-from r1ov.train.run.distributed import World
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -52,7 +54,12 @@ class WorkersIds(Dataset):
 
 def test_workers_of_a_loader_survive_signals_to_the_whole_group():
     loader = DataLoader(
-        WorkersIds(), sampler=range(8), batch_size=None, num_workers=1, worker_init_fn=leave_signals_to_the_main_process, prefetch_factor=2
+        WorkersIds(),
+        sampler=range(8),
+        batch_size=None,
+        num_workers=1,
+        worker_init_fn=leave_signals_to_the_main_process,
+        prefetch_factor=2,
     )
     batches = iter(loader)
     worker = int(next(batches))

@@ -27,21 +27,28 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def reference():
-    model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(FOLDER, dtype=torch.float32, output_loading_info=True)
+    model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        FOLDER, dtype=torch.float32, output_loading_info=True
+    )
     assert not any(report.values()), report
     return model.eval()
 
 
 def test_it_is_small():
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 16e6
-    assert len(r1ov.load("r1ov-tiny")[1].tokenizer.get_vocab()) == json.loads((FOLDER / "config.json").read_text())["vocab_size"]
+    assert (
+        len(r1ov.load("r1ov-tiny")[1].tokenizer.get_vocab())
+        == json.loads((FOLDER / "config.json").read_text())["vocab_size"]
+    )
 
 
 def test_transformers_makes_the_same_greedy_tokens(tiny, reference):
     model, processor = tiny
     plan = prepare(processor, [messages(sample("test", index))[:1] for index in range(21)], temperature=0.0)
     inputs = reference_inputs(plan.batch, model.config)
-    made = reference.generate(**inputs, do_sample=False, max_new_tokens=160)[:, inputs["input_ids"].shape[1] :].tolist()
+    made = reference.generate(**inputs, do_sample=False, max_new_tokens=160)[
+        :, inputs["input_ids"].shape[1] :
+    ].tolist()
     for ours, theirs in zip(decode(model, processor, plan)[0], made, strict=True):
         assert ours.finish_reason == "stop"
         assert theirs[: ours.completion_tokens] == ours.token_ids
@@ -53,8 +60,13 @@ def test_transformers_tokenizer_and_image_processor_accept_the_folder(tiny):
     batch = processor(conversation)
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)
     text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-    assert tokenizer(text.replace("<|image_pad|>", "<|image_pad|>" * 16))["input_ids"] == batch["input_ids"].tolist()
-    theirs = Qwen2VLImageProcessorPil.from_pretrained(FOLDER)(images=[sample("test", 4).image], return_tensors="pt")
+    assert (
+        tokenizer(text.replace("<|image_pad|>", "<|image_pad|>" * 16))["input_ids"]
+        == batch["input_ids"].tolist()
+    )
+    theirs = Qwen2VLImageProcessorPil.from_pretrained(FOLDER)(
+        images=[sample("test", 4).image], return_tensors="pt"
+    )
     assert torch.equal(theirs["image_grid_thw"], batch["image_grid_thw"])
     torch.testing.assert_close(theirs["pixel_values"], batch["pixel_values"], atol=1e-6, rtol=0)
 
@@ -75,7 +87,14 @@ def test_it_answers_held_out_questions_and_only_by_looking(tiny):
         verdicts = []
         items = playground_items("test", 70, swap=swapped)
         asking = Asking(prompt="none", max_new_tokens=256)
-        answer(model, processor, items, asking, lambda item, row, verdicts=verdicts: verdicts.append(score(item, row)), 70)
+        answer(
+            model,
+            processor,
+            items,
+            asking,
+            lambda item, row, verdicts=verdicts: verdicts.append(score(item, row)),
+            70,
+        )
         shares[swapped] = sum(one.score for one in verdicts) / len(verdicts)
         assert sum(one.well_formed for one in verdicts) >= 68
     assert shares[False] >= LEAST_RIGHT
@@ -88,6 +107,13 @@ def test_pictures_of_other_sizes_and_text_alone_are_answered(tiny):
     for other in (picture.resize((224, 224)), picture.resize((56, 140)), None):
         content = [] if other is None else [{"type": "image", "image": other}]
         done = r1ov.generate(
-            model, processor, [{"role": "user", "content": [*content, {"type": "text", "text": "How many objects are there?"}]}]
+            model,
+            processor,
+            [
+                {
+                    "role": "user",
+                    "content": [*content, {"type": "text", "text": "How many objects are there?"}],
+                }
+            ],
         )
         assert done.text

@@ -1,4 +1,6 @@
-"""The two tokenizers that tests.make_tokenizer writes, against transformers' Qwen2Tokenizer over thousands of strings."""
+"""The two tokenizers that tests.make_tokenizer writes, against transformers' Qwen2Tokenizer over thousands of
+strings.
+"""
 
 import json
 import random
@@ -50,13 +52,34 @@ def qwen_ranks(request: pytest.FixtureRequest) -> bytes:
     """qwen.tiktoken, out of the wheel of the PyPI package `dashscope`, kept in pytest's cache."""
     kept = Path(request.config.cache.mkdir("qwen_ranks")) / "qwen.tiktoken"
     if not kept.exists():
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "1", "--dest", str(kept.parent)]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--retries",
+            "1",
+            "--dest",
+            str(kept.parent),
+        ]
         done = subprocess.run([*pip, "dashscope==1.24.6"], capture_output=True, text=True, timeout=300)
         if done.returncode != 0:
-            unreachable = ("connection", "timed out", "timeout", "resolve", "proxy", "no matching distribution", "network")
+            unreachable = (
+                "connection",
+                "timed out",
+                "timeout",
+                "resolve",
+                "proxy",
+                "no matching distribution",
+                "network",
+            )
             reason = done.stderr.strip()
             assert any(word in reason.lower() for word in unreachable), reason
-            pytest.skip(f"PyPI, which has Qwen's real vocabulary, cannot be reached: {reason.splitlines()[-1]}")
+            pytest.skip(
+                f"PyPI, which has Qwen's real vocabulary, cannot be reached: {reason.splitlines()[-1]}"
+            )
         (wheel,) = kept.parent.glob("dashscope-*.whl")
         with zipfile.ZipFile(wheel) as archive:
             kept.write_bytes(archive.read("dashscope/resources/qwen.tiktoken"))
@@ -93,7 +116,8 @@ def test_the_real_qwen_vocabularys_ids_equal_transformers_over_2500_strings(qwen
 
 
 def test_the_real_qwen_vocabulary_has_the_published_ids(qwen_folder: Path) -> None:
-    # The rebuilt vocabulary and merges have the sha256 of the published files: `qwen` has checked it. These are known ids.
+    # The rebuilt vocabulary and merges have the sha256 of the published files: `qwen` has checked it. These
+    # are known ids.
     tokenizer = Tokenizer.from_file(str(qwen_folder / "tokenizer.json"))
     assert tokenizer.get_vocab_size() == 151665
     text = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|>"
@@ -115,7 +139,9 @@ def test_r1ov_tiny_has_a_token_for_each_byte_single_digits_and_qwens_added_token
     assert tokenizer.get_vocab_size(with_added_tokens=False) == TINY_VOCAB_SIZE
     assert tokenizer.encode("120").ids == [tokenizer.token_to_id(digit) for digit in "120"]
     added = [*SPECIAL_TOKENS, *PLAIN_ADDED_TOKENS]
-    assert [tokenizer.token_to_id(token) for token in added] == list(range(TINY_VOCAB_SIZE, TINY_VOCAB_SIZE + 22))
+    assert [tokenizer.token_to_id(token) for token in added] == list(
+        range(TINY_VOCAB_SIZE, TINY_VOCAB_SIZE + 22)
+    )
     # The tags of a reply are ordinary text, as in Qwen; two or three tokens each.
     for tag in ("<think>", "</think>", "<answer>", "</answer>"):
         assert all(token < TINY_VOCAB_SIZE for token in tokenizer.encode(tag).ids)
@@ -138,7 +164,10 @@ def test_a_bpe_is_rebuilt_from_its_ranks_worked_by_hand() -> None:
     tokenizer = from_ranks(ranks)
     assert tokenizer.encode("abcab").ids == [4, 3]
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    assert [tuple(merge.split()) if isinstance(merge, str) else tuple(merge) for merge in merges] == [("a", "b"), ("ab", "c")]
+    assert [tuple(merge.split()) if isinstance(merge, str) else tuple(merge) for merge in merges] == [
+        ("a", "b"),
+        ("ab", "c"),
+    ]
 
 
 @pytest.mark.parametrize("data", [b"hello", b"YQ== x\n", b"YQ== 0\nYWJj 1\n", b"?? 0\n"])
@@ -153,7 +182,15 @@ def test_a_ranks_file_that_is_not_qwens_is_refused() -> None:
 
 
 def test_the_command_says_what_is_missing_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.make_tokenizer", "--out", str(tmp_path), "--qwen-ranks", "no.tiktoken"]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.make_tokenizer",
+        "--out",
+        str(tmp_path),
+        "--qwen-ranks",
+        "no.tiktoken",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

@@ -1,4 +1,6 @@
-"""The training loop: its loss and optimizers against torch and transformers, its invariances, and a run from end to end."""
+"""The training loop: its loss and optimizers against torch and transformers, its invariances, and a run from
+end to end.
+"""
 
 import json
 import subprocess
@@ -15,9 +17,10 @@ from r1ov.data.processor import Processor
 from r1ov.data.steps import Steps
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
+from r1ov.folder.fresh import init_weights
 from r1ov.folder.hub import resolve
 from r1ov.model.config import Config
-from r1ov.model.model import Qwen2_5_VL, init_weights
+from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.loss import sft_loss
 from r1ov.train.optim import Muon, build_optimizers, learning_rate_factor, orthogonalise
 from r1ov.train.run.config import SFTConfig
@@ -58,7 +61,9 @@ def test_sft_loss_equals_transformers_on_each_sequence(processor):
     for batch in batches:
         labels = batch.pop("labels")
         logits = model(**batch)
-        expected += ForCausalLMLoss(logits[None], labels[None], logits.shape[-1], num_items_in_batch=num_items).item()
+        expected += ForCausalLMLoss(
+            logits[None], labels[None], logits.shape[-1], num_items_in_batch=num_items
+        ).item()
     assert actual == pytest.approx(expected, rel=1e-5)  # float32 sums in another order
 
 
@@ -79,14 +84,19 @@ def test_loss_and_gradients_do_not_depend_on_packing_or_accumulation(processor):
         assert other_loss == pytest.approx(loss, rel=1e-5)
         for name, gradient in gradients.items():
             scale = gradient.abs().max()
-            assert (gradient - other_gradients[name]).abs().max() <= 1e-4 * scale, name  # float32 sums in another order
+            assert (gradient - other_gradients[name]).abs().max() <= 1e-4 * scale, (
+                name
+            )  # float32 sums in another order
 
 
 def test_only_the_reply_and_its_stop_token_are_trained(processor):
     one = sample("train", 3)
     batch = processor(messages(one), return_labels=True)
     trained = batch["labels"] != -100
-    assert processor.decode(batch["input_ids"][trained], skip_special_tokens=False) == messages(one)[1]["content"] + "<|im_end|>"
+    assert (
+        processor.decode(batch["input_ids"][trained], skip_special_tokens=False)
+        == messages(one)[1]["content"] + "<|im_end|>"
+    )
     assert not trained[0]
 
 
@@ -95,7 +105,10 @@ def test_muon_moves_like_torch_muon():
     shapes = [(48, 32), (32, 48), (40, 40), (48, 32)]
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     theirs = [torch.nn.Parameter(parameter.detach().clone()) for parameter in ours]
-    mine, reference = Muon(ours, lr=0.02, weight_decay=0.1), torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95)
+    mine, reference = (
+        Muon(ours, lr=0.02, weight_decay=0.1),
+        torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95),
+    )
     for _ in range(4):
         for a, b in zip(ours, theirs, strict=True):
             a.grad = torch.randn(a.shape)
@@ -103,12 +116,15 @@ def test_muon_moves_like_torch_muon():
         mine.step()
         reference.step()
     for a, b in zip(ours, theirs, strict=True):
-        # four updates of about 0.02 * 0.15 an element; torch's five Newton-Schulz steps run in bfloat16, 8 bits
+        # four updates of about 0.02 * 0.15 an element; torch's five Newton-Schulz steps run in bfloat16, 8
+        # bits
         torch.testing.assert_close(a, b, atol=1e-3, rtol=0)
 
 
 def test_orthogonalise_moves_all_singular_values_near_one():
-    values = torch.linalg.svdvals(orthogonalise(torch.randn(3, 30, 50, generator=torch.Generator().manual_seed(0))))
+    values = torch.linalg.svdvals(
+        orthogonalise(torch.randn(3, 30, 50, generator=torch.Generator().manual_seed(0)))
+    )
     assert values.min() > 0.3  # the steps are tuned for slope, not for convergence
     assert values.max() < 1.3
 
@@ -117,7 +133,12 @@ def test_every_parameter_has_one_optimizer():
     model = fresh_model()
     for optim in ("adamw", "muon"):
         optimizers = build_optimizers(model, optim, 1e-3, 0.02, (0.9, 0.98), 0.1)
-        held = [parameter for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]]
+        held = [
+            parameter
+            for optimizer in optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        ]
         assert sorted(map(id, held)) == sorted(map(id, model.parameters()))
 
 
@@ -202,7 +223,15 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
         "max-length": 300,
     }
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    one = [sys.executable, "train.py", *flags, "--gradient-accumulation-steps", "2", "--out", str(tmp_path / "one")]
+    one = [
+        sys.executable,
+        "train.py",
+        *flags,
+        "--gradient-accumulation-steps",
+        "2",
+        "--out",
+        str(tmp_path / "one"),
+    ]
     two = [
         sys.executable,
         "-m",
@@ -218,7 +247,12 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     for command in (one, two):
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
-    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two")]
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
     for a, b in zip(*logs, strict=True):
         for name in ("loss", "grad_norm", "mean_token_accuracy", "num_tokens"):
-            assert b[name] == pytest.approx(a[name], rel=1e-4), name  # float32 sums in another order, over three steps
+            assert b[name] == pytest.approx(a[name], rel=1e-4), (
+                name
+            )  # float32 sums in another order, over three steps

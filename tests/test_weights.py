@@ -1,4 +1,6 @@
-"""Weights in and out against transformers: its files loaded by us, ours by it; what a crash leaves; peak memory."""
+"""Weights in and out against transformers: its files loaded by us, ours by it; what a crash leaves; peak
+memory.
+"""
 
 import json
 import os
@@ -28,7 +30,9 @@ def test_checkpoints_of_transformers_load_strictly_with_equal_logits(name, names
     assert (tmp_path / INDEX).exists() == sharded
     assert ("text_config" in json.loads((tmp_path / "config.json").read_text())) == (config == "nested")
     keys = load_file(next(tmp_path.glob("*.safetensors"))).keys()
-    assert all(key.startswith(("model.visual.", "model.language_model.", "lm_head.")) for key in keys) == (names == "in memory")
+    assert all(key.startswith(("model.visual.", "model.language_model.", "lm_head.")) for key in keys) == (
+        names == "in memory"
+    )
     assert_logits_equal(loaded(tmp_path), reference)
 
 
@@ -44,7 +48,9 @@ def test_transformers_loads_what_we_save_with_no_key_left_over_and_equal_logits(
         assert len(files) > 2
     else:
         assert files == ["model.safetensors"]
-    theirs, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "ours", output_loading_info=True, dtype=torch.float32)
+    theirs, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        tmp_path / "ours", output_loading_info=True, dtype=torch.float32
+    )
     assert not any(info.values()), info
     assert_logits_equal(model, theirs.eval())
     assert_logits_equal(loaded(tmp_path / "ours"), theirs)
@@ -77,7 +83,11 @@ def test_saving_again_leaves_no_file_of_the_earlier_save_and_touches_no_other(tm
         (out / "model-00009-of-00009.safetensors.tmp").write_text("left by a crash")
         saved(model, out, max_shard_size=max_shard_size)
         single = max_shard_size == 10**9
-        listed = {"model.safetensors"} if single else {INDEX, *json.loads((out / INDEX).read_text())["weight_map"].values()}
+        listed = (
+            {"model.safetensors"}
+            if single
+            else {INDEX, *json.loads((out / INDEX).read_text())["weight_map"].values()}
+        )
         assert {path.name for path in out.iterdir()} == listed | {"config.json", "notes.txt"}
         assert torch.equal(loaded(out).lm_head.weight, model.lm_head.weight)
 
@@ -107,7 +117,10 @@ def test_a_save_that_is_cut_short_keeps_the_earlier_one_or_leaves_no_config(tmp_
             with pytest.raises(KeyboardInterrupt):
                 saved(model, tmp_path / "out", max_shard_size=SMALL)
         if attribute == "save_file":
-            assert all(torch.equal(value, before[key]) for key, value in loaded(tmp_path / "out").state_dict().items())
+            assert all(
+                torch.equal(value, before[key])
+                for key, value in loaded(tmp_path / "out").state_dict().items()
+            )
         else:
             assert not (tmp_path / "out" / "config.json").exists()
     saved(model, tmp_path / "out", max_shard_size=SMALL)
@@ -148,11 +161,18 @@ def test_links_out_of_the_folder_work_as_a_hub_cache_has_them(tmp_path):
 def test_a_tied_model_takes_a_file_that_repeats_the_embedding_and_refuses_a_head_of_its_own(tmp_path):
     reference = write_checkpoint(tmp_path, "tied")
     tensors = load_file(tmp_path / "model.safetensors")
-    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, tmp_path / "model.safetensors")
+    save_file(
+        tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()},
+        tmp_path / "model.safetensors",
+    )
     assert_logits_equal(loaded(tmp_path), reference)
 
-    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"lm_head\.weight is not the embedding, although tie_word_embeddings is true"):
+    save_file(
+        tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, tmp_path / "model.safetensors"
+    )
+    with pytest.raises(
+        UserError, match=r"lm_head\.weight is not the embedding, although tie_word_embeddings is true"
+    ):
         loaded(tmp_path)
     write_json(tmp_path / "config.json", config_dict("tied") | {"tie_word_embeddings": False})
     assert torch.equal(loaded(tmp_path).lm_head.weight, tensors["model.embed_tokens.weight"] + 1)
@@ -179,8 +199,17 @@ MEMORY = """
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
 def test_peak_memory_of_loading_is_the_model_and_one_shard(tmp_path):
-    raw = config_dict("untied") | {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 12, "vocab_size": 20_000}
-    raw |= {"num_attention_heads": 8, "num_key_value_heads": 2, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
+    raw = config_dict("untied") | {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 12,
+        "vocab_size": 20_000,
+    }
+    raw |= {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    }
     raw["vision_config"] |= {"out_hidden_size": 1024}
     model = blank(raw).to_empty(device="cpu")
     for parameter in model.parameters():
@@ -188,7 +217,9 @@ def test_peak_memory_of_loading_is_the_model_and_one_shard(tmp_path):
     saved(model, tmp_path, torch.bfloat16, 60_000_000)
     largest = max(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
     del model
-    run = subprocess.run([sys.executable, "-c", textwrap.dedent(MEMORY), tmp_path], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(MEMORY), tmp_path], capture_output=True, text=True, check=True
+    )
     growth, size = map(int, run.stdout.split())
     assert size > 350e6
     assert largest < size / 5

@@ -1,4 +1,6 @@
-"""Checkpoints on disk in every layout in use, as transformers writes them, and our own loading and saving of them."""
+"""Checkpoints on disk in every layout in use, as transformers writes them, and our own loading and saving of
+them.
+"""
 
 import json
 
@@ -48,14 +50,20 @@ def in_memory_names(published):
 
 
 def write_checkpoint(folder, name, names="published", config="flat", sharded=False):
-    """A checkpoint as transformers writes it, in any of the layouts in use; returns the model it was made from."""
+    """A checkpoint as transformers writes it, in any of the layouts in use; returns the model it was made
+    from.
+    """
     reference = reference_model(name)
     reference.save_pretrained(folder, max_shard_size=SMALL if sharded else "5GB")
     if config == "flat":
         write_json(folder / "config.json", config_dict(name))
     if names == "in memory":
         for file in folder.glob("*.safetensors"):
-            save_file({in_memory_names(key): value for key, value in load_file(file).items()}, file, metadata={"format": "pt"})
+            save_file(
+                {in_memory_names(key): value for key, value in load_file(file).items()},
+                file,
+                metadata={"format": "pt"},
+            )
         if sharded:
             index = json.loads((folder / INDEX).read_text())
             index["weight_map"] = {in_memory_names(key): file for key, file in index["weight_map"].items()}

@@ -1,10 +1,13 @@
 """Packed attention in Triton: the forward kernel, and the op that joins it to its backward.
 
-One program computes a tile of queries of one head. It walks over the keys with a running maximum m and a running sum l of the
-exponentials, so that no score is ever written out; out = acc / l, and the log-sum-exp of each row is kept for the backward.
-Source: Dao, FlashAttention-2, arXiv 2307.08691, algorithm 1; here with packed sequences, grouped queries and split head columns.
+One program computes a tile of queries of one head. It walks over the keys with a running maximum m and a
+running sum l of the exponentials, so that no score is ever written out; out = acc / l, and the log-sum-exp of
+each row is kept for the backward.
+Source: Dao, FlashAttention-2, arXiv 2307.08691, algorithm 1; here with packed sequences, grouped queries and
+    split head columns.
 
-Exponentials are taken to base 2, with log2(e) folded into the scale. Sums are float32; products of float32 tiles are exact ones, not TF32.
+Exponentials are taken to base 2, with log2(e) folded into the scale. Sums are float32; products of float32
+tiles are exact ones, not TF32.
 """
 
 from typing import TYPE_CHECKING
@@ -84,7 +87,8 @@ def forward_kernel(
     UPCAST: tl.constexpr,
 ):  # fmt: skip
     REST: tl.constexpr = HEAD_DIM - MAIN
-    # The heads of a tile run side by side, which reads their common keys together; a sequence's late tiles, the long ones, come first.
+    # The heads of a tile run side by side, which reads their common keys together; a sequence's late tiles,
+    # the long ones, come first.
     head = tl.program_id(0) % heads
     slot = (tl.num_programs(0) - 1 - tl.program_id(0)) // heads
     sequence, first, begin, length = find_tile(cu_seqlens, sequences, slot, BLOCK_M)
@@ -128,16 +132,29 @@ def forward_kernel(
     l_i = tl.where(alive, l_i, 1.0)
     share = tl.where(alive, 1.0 / l_i, 0.0)
     tl.store(lse + offs_m, tl.where(alive, m_i + tl.math.log2(l_i), 0.0), mask=offs_m < length)
-    store_tile(out, tl.where(alive[:, None], acc * share[:, None], 0.0), first, out_stride, length, BLOCK_M, 0, MAIN)
+    store_tile(
+        out, tl.where(alive[:, None], acc * share[:, None], 0.0), first, out_stride, length, BLOCK_M, 0, MAIN
+    )
     if REST:
-        store_tile(out, tl.where(alive[:, None], acc_rest * share[:, None], 0.0), first, out_stride, length, BLOCK_M, MAIN, REST)
+        store_tile(
+            out,
+            tl.where(alive[:, None], acc_rest * share[:, None], 0.0),
+            first,
+            out_stride,
+            length,
+            BLOCK_M,
+            MAIN,
+            REST,
+        )
 
 
-def packed_forward(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, cu_seqlens_k: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+def packed_forward(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, cu_seqlens_k: Tensor, causal: bool
+) -> tuple[Tensor, Tensor]:
     """out (T, H, D) in q's dtype, and the log-sum-exp of each row's scaled scores to base 2, (H, T) float32.
 
-    The grid is T // block_m + B tiles for each head, an upper bound that needs no look at the lengths: at most B of a head's programs
-    find their slot empty and leave.
+    The grid is T // block_m + B tiles for each head, an upper bound that needs no look at the lengths: at
+    most B of a head's programs find their slot empty and leave.
     """
     tokens, heads, dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -159,11 +176,17 @@ def attention_op(
 ) -> tuple[Tensor, Tensor]:
     """`packed_forward`, or for `window` the same by one tile for each sequence."""
     q, k, v = side_by_side(q), side_by_side(k), side_by_side(v)
-    return window_forward(q, k, v, cu_seqlens) if window else packed_forward(q, k, v, cu_seqlens, cu_seqlens_k, causal)
+    return (
+        window_forward(q, k, v, cu_seqlens)
+        if window
+        else packed_forward(q, k, v, cu_seqlens, cu_seqlens_k, causal)
+    )
 
 
 @attention_op.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, cu_seqlens_k: Tensor, causal: bool, window: bool) -> tuple[Tensor, Tensor]:
+def _(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, cu_seqlens_k: Tensor, causal: bool, window: bool
+) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
 
 
@@ -180,7 +203,9 @@ def attention_backward_op(
     causal: bool,
     window: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv, each contiguous, in its tensor's dtype. Bitwise the same in every run: no sum is by atomics."""
+    """dq, dk, dv, each contiguous, in its tensor's dtype. Bitwise the same in every run: no sum is by
+    atomics.
+    """
     grad, q, k, v = side_by_side(grad), side_by_side(q), side_by_side(k), side_by_side(v)
     if window:
         return window_backward(grad, q, k, v, out, lse, cu_seqlens)
@@ -212,7 +237,9 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad: Tensor, _grad_lse: Tensor):
     q, k, v, out, lse, cu_seqlens, cu_seqlens_k = ctx.saved_tensors
-    gradients = attention_backward_op(grad, q, k, v, out, lse, cu_seqlens, cu_seqlens_k, ctx.causal, ctx.window)
+    gradients = attention_backward_op(
+        grad, q, k, v, out, lse, cu_seqlens, cu_seqlens_k, ctx.causal, ctx.window
+    )
     return *gradients, None, None, None, None
 
 
@@ -220,7 +247,13 @@ attention_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def attention_triton(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, causal: bool, cu_seqlens_k: Tensor | None = None, max_seqlen: int | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    causal: bool,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen: int | None = None,
 ) -> Tensor:
     """`attention` by the kernels; arguments as there. No value is read back from the GPU."""
     if q.shape[2] not in HEAD_DIMS or q.dtype not in TRITON_TYPES or not q.dtype == k.dtype == v.dtype:
@@ -240,13 +273,25 @@ def compile_cases() -> list["CompileCase"]:
 
     cases = []
     for (dim, size), config in CONFIGS.items():
-        if size == 4:  # exact float32 products run beside the tensor cores and spill; they are for comparing, not for speed
+        if (
+            size == 4
+        ):  # exact float32 products run beside the tensor cores and spill; they are for comparing, not for speed
             continue
-        signature = dict.fromkeys(["q", "k", "v", "out"], "*bf16") | {"lse": "*fp32", "cu_seqlens": "*i32", "cu_seqlens_k": "*i32"}
-        signature |= dict.fromkeys(["q_heads", "k_heads", "v_heads", "heads", "tokens", "sequences"], "i32") | {"scale2": "fp32"}
+        signature = dict.fromkeys(["q", "k", "v", "out"], "*bf16") | {
+            "lse": "*fp32",
+            "cu_seqlens": "*i32",
+            "cu_seqlens_k": "*i32",
+        }
+        signature |= dict.fromkeys(
+            ["q_heads", "k_heads", "v_heads", "heads", "tokens", "sequences"], "i32"
+        ) | {"scale2": "fp32"}
         for causal in (True, False):
             constexprs = {"GROUP": 7, "CAUSAL": causal, "HEAD_DIM": dim, "MAIN": main_columns(dim)}
             constexprs |= {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "UPCAST": False}
             name = f"attention_forward d{dim} {'causal' if causal else 'full'} bf16"
-            cases.append(CompileCase(name, forward_kernel, signature, constexprs, config.num_warps, config.num_stages, True))
+            cases.append(
+                CompileCase(
+                    name, forward_kernel, signature, constexprs, config.num_warps, config.num_stages, True
+                )
+            )
     return cases

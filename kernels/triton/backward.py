@@ -1,9 +1,11 @@
-"""The backward of packed attention in Triton, split so that every sum has one owner and no atomics are needed: it is deterministic.
+"""The backward of packed attention in Triton, split so that every sum has one owner and no atomics are
+needed: it is deterministic.
 
 With scores s = scale * q k^T, p = softmax(s), out = p v and delta = rowsum(grad * out):
     dv = p^T grad,   ds = p * (grad v^T - delta),   dq = scale * ds k,   dk = scale * ds^T q.
-One kernel writes delta, one owns tiles of keys (dk, dv) and walks over the queries of all heads that share them, one owns tiles of
-queries (dq) and walks over the keys. Both recompute p = exp2(s - lse). Seven products where a fused kernel with atomics has five.
+One kernel writes delta, one owns tiles of keys (dk, dv) and walks over the queries of all heads that share
+them, one owns tiles of queries (dq) and walks over the keys. Both recompute p = exp2(s - lse). Seven products
+where a fused kernel with atomics has five.
 Source: Dao, FlashAttention-2, arXiv 2307.08691, algorithm 2, its loop taken apart in two.
 """
 
@@ -30,7 +32,8 @@ from kernels.triton.tiles import (
 if TYPE_CHECKING:
     from kernels.triton.gate import CompileCase
 
-# (head size, element bytes) -> tiles. dk and dv: BLOCK_N keys are owned, BLOCK_M queries a step; dq: the other way round.
+# (head size, element bytes) -> tiles. dk and dv: BLOCK_N keys are owned, BLOCK_M queries a step; dq: the
+# other way round.
 DKDV_CONFIGS = {
     (32, 2): Config(64, 128, 8, 2),
     (64, 2): Config(64, 128, 8, 2),
@@ -65,12 +68,18 @@ def delta_kernel(
     first = tl.program_id(0) // heads * ROWS
     grad += head * HEAD_DIM
     out += head * HEAD_DIM
-    grad_main = load_tile(grad, first, grad_heads * HEAD_DIM, tokens, ROWS, 0, MAIN, True, UPCAST).to(tl.float32)
+    grad_main = load_tile(grad, first, grad_heads * HEAD_DIM, tokens, ROWS, 0, MAIN, True, UPCAST).to(
+        tl.float32
+    )
     out_main = load_tile(out, first, heads * HEAD_DIM, tokens, ROWS, 0, MAIN, True, UPCAST).to(tl.float32)
     total = tl.sum(grad_main * out_main, 1)
     if REST:
-        grad_rest = load_tile(grad, first, grad_heads * HEAD_DIM, tokens, ROWS, MAIN, REST, True, UPCAST).to(tl.float32)
-        out_rest = load_tile(out, first, heads * HEAD_DIM, tokens, ROWS, MAIN, REST, True, UPCAST).to(tl.float32)
+        grad_rest = load_tile(grad, first, grad_heads * HEAD_DIM, tokens, ROWS, MAIN, REST, True, UPCAST).to(
+            tl.float32
+        )
+        out_rest = load_tile(out, first, heads * HEAD_DIM, tokens, ROWS, MAIN, REST, True, UPCAST).to(
+            tl.float32
+        )
         total += tl.sum(grad_rest * out_rest, 1)
     rows = first + tl.arange(0, ROWS)
     tl.store(delta + head.to(tl.int64) * tokens + rows, total, mask=rows < tokens)
@@ -85,7 +94,9 @@ def dkdv_kernel(
 ):  # fmt: skip
     REST: tl.constexpr = HEAD_DIM - MAIN
     key_head = tl.program_id(0) % key_heads
-    sequence, first, begin_k, length_k = find_tile(cu_seqlens_k, sequences, tl.program_id(0) // key_heads, BLOCK_N)
+    sequence, first, begin_k, length_k = find_tile(
+        cu_seqlens_k, sequences, tl.program_id(0) // key_heads, BLOCK_N
+    )
     if first >= length_k:
         return
     begin = tl.load(cu_seqlens + sequence)
@@ -117,30 +128,41 @@ def dkdv_kernel(
     start = 0
     if CAUSAL:
         start = tl.maximum(first + length - length_k, 0) // BLOCK_M * BLOCK_M
-    first_seeing = first + tl.arange(0, BLOCK_N) + length - length_k  # the first query that sees each key, if causal
+    first_seeing = (
+        first + tl.arange(0, BLOCK_N) + length - length_k
+    )  # the first query that sees each key, if causal
     tiles = tl.cdiv(tl.maximum(length - start, 0), BLOCK_M)
-    # One loop over the query tiles of all heads: its copies run ahead across heads, and a second loop for the tiles that need no mask
-    # costs more registers than the mask. Queries behind the end come as zeros with lse = delta = 0, so that they add nothing. Keys
-    # behind the end need no mask: what they gather stays in their own rows, which are not written.
+    # One loop over the query tiles of all heads: its copies run ahead across heads, and a second loop for the
+    # tiles that need no mask costs more registers than the mask. Queries behind the end come as zeros with
+    # lse = delta = 0, so that they add nothing. Keys behind the end need no mask: what they gather stays in
+    # their own rows, which are not written.
     for step in range(GROUP * tiles):
         place = start + step % tiles * BLOCK_M
         head = step // tiles
         rows = place + tl.arange(0, BLOCK_M)
-        q_main = load_tile(q + head * HEAD_DIM, place, q_stride, length, BLOCK_M, 0, MAIN, True, UPCAST)  # (BLOCK_M, MAIN)
+        q_main = load_tile(
+            q + head * HEAD_DIM, place, q_stride, length, BLOCK_M, 0, MAIN, True, UPCAST
+        )  # (BLOCK_M, MAIN)
         scores = tl.dot(k_main, tl.trans(q_main), input_precision="ieee")  # (BLOCK_N, BLOCK_M)
         if REST:
-            q_rest = load_tile(q + head * HEAD_DIM, place, q_stride, length, BLOCK_M, MAIN, REST, True, UPCAST)
+            q_rest = load_tile(
+                q + head * HEAD_DIM, place, q_stride, length, BLOCK_M, MAIN, REST, True, UPCAST
+            )
             scores = tl.dot(k_rest, tl.trans(q_rest), scores, input_precision="ieee")
         scores = scores * scale2 - tl.load(lse + head * tokens + rows, mask=rows < length, other=0.0)[None, :]
         if CAUSAL:
             scores = tl.where(rows[None, :] >= first_seeing[:, None], scores, -1e30)
         p = tl.math.exp2(scores)
-        grad_main = load_tile(grad + head * HEAD_DIM, place, grad_stride, length, BLOCK_M, 0, MAIN, True, UPCAST)
+        grad_main = load_tile(
+            grad + head * HEAD_DIM, place, grad_stride, length, BLOCK_M, 0, MAIN, True, UPCAST
+        )
         rounded = p.to(grad_main.dtype)
         dv_main = tl.dot(rounded, grad_main, dv_main, input_precision="ieee")
         dp = tl.dot(v_main, tl.trans(grad_main), input_precision="ieee")
         if REST:
-            grad_rest = load_tile(grad + head * HEAD_DIM, place, grad_stride, length, BLOCK_M, MAIN, REST, True, UPCAST)
+            grad_rest = load_tile(
+                grad + head * HEAD_DIM, place, grad_stride, length, BLOCK_M, MAIN, REST, True, UPCAST
+            )
             dv_rest = tl.dot(rounded, grad_rest, dv_rest, input_precision="ieee")
             dp = tl.dot(v_rest, tl.trans(grad_rest), dp, input_precision="ieee")
         row_delta = tl.load(delta + head * tokens + rows, mask=rows < length, other=0.0)
@@ -239,15 +261,31 @@ def dq_kernel(
 
 
 def packed_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, cu_seqlens_k: Tensor, causal: bool
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    cu_seqlens_k: Tensor,
+    causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq (T, H, D), dk and dv (S, K, D), contiguous, in their tensors' dtypes. lse as `packed_forward` gave it."""
+    """dq (T, H, D), dk and dv (S, K, D), contiguous, in their tensors' dtypes. lse as `packed_forward` gave
+    it.
+    """
     tokens, heads, dim = q.shape
     tokens_k, key_heads = k.shape[:2]
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     delta = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
     sequences = cu_seqlens.shape[0] - 1
-    shared = {"GROUP": heads // key_heads, "CAUSAL": causal, "HEAD_DIM": dim, "MAIN": main_columns(dim), "UPCAST": UPCAST}
+    shared = {
+        "GROUP": heads // key_heads,
+        "CAUSAL": causal,
+        "HEAD_DIM": dim,
+        "MAIN": main_columns(dim),
+        "UPCAST": UPCAST,
+    }
     if tokens:
         delta_kernel[(triton.cdiv(tokens, DELTA_ROWS) * heads,)](
             grad, out, delta, row_heads(grad), heads, tokens,
@@ -275,21 +313,43 @@ def compile_cases() -> list["CompileCase"]:
 
     cases = []
     for (dim, size), dkdv in DKDV_CONFIGS.items():
-        if size == 4:  # exact float32 products run beside the tensor cores and spill; they are for comparing, not for speed
+        if (
+            size == 4
+        ):  # exact float32 products run beside the tensor cores and spill; they are for comparing, not for speed
             continue
         columns = {"HEAD_DIM": dim, "MAIN": main_columns(dim), "UPCAST": False}
-        signature = {"grad": "*bf16", "out": "*bf16", "delta": "*fp32", "grad_heads": "i32", "heads": "i32", "tokens": "i32"}
-        cases.append(CompileCase(f"delta d{dim} bf16", delta_kernel, signature, columns | {"ROWS": DELTA_ROWS}, 4, 3, False))
+        signature = {
+            "grad": "*bf16",
+            "out": "*bf16",
+            "delta": "*fp32",
+            "grad_heads": "i32",
+            "heads": "i32",
+            "tokens": "i32",
+        }
+        cases.append(
+            CompileCase(
+                f"delta d{dim} bf16", delta_kernel, signature, columns | {"ROWS": DELTA_ROWS}, 4, 3, False
+            )
+        )
         inputs = dict.fromkeys(["q", "k", "v", "grad"], "*bf16") | {"lse": "*fp32", "delta": "*fp32"}
-        numbers = {"cu_seqlens": "*i32", "cu_seqlens_k": "*i32"} | dict.fromkeys(["q_heads", "k_heads", "v_heads", "grad_heads"], "i32")
+        numbers = {"cu_seqlens": "*i32", "cu_seqlens_k": "*i32"} | dict.fromkeys(
+            ["q_heads", "k_heads", "v_heads", "grad_heads"], "i32"
+        )
         ends = {"tokens": "i32", "sequences": "i32", "scale": "fp32", "scale2": "fp32"}
         for kernel, config, outputs, heads in (
             (dkdv_kernel, dkdv, {"dk": "*bf16", "dv": "*bf16"}, {"key_heads": "i32"}),
             (dq_kernel, DQ_CONFIGS[dim, size], {"dq": "*bf16"}, {"heads": "i32"}),
         ):
             for causal in (True, False):
-                constexprs = columns | {"GROUP": 7, "CAUSAL": causal, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
+                constexprs = columns | {
+                    "GROUP": 7,
+                    "CAUSAL": causal,
+                    "BLOCK_M": config.block_m,
+                    "BLOCK_N": config.block_n,
+                }
                 name = f"attention_{kernel.__name__.removesuffix('_kernel')} d{dim} {'causal' if causal else 'full'} bf16"
                 types = inputs | outputs | numbers | heads | ends
-                cases.append(CompileCase(name, kernel, types, constexprs, config.num_warps, config.num_stages, True))
+                cases.append(
+                    CompileCase(name, kernel, types, constexprs, config.num_warps, config.num_stages, True)
+                )
     return cases

@@ -1,14 +1,18 @@
 """Decode attention in Triton, split over the keys so that few rows still fill the GPU.
 
-A first kernel goes over one stretch of one row's keys for all queries that share them, and leaves the softmax's running maximum,
-sum and weighted values in float32; a second one merges the stretches. The same first kernel serves the keys of a prompt that G
-completions share: up to 64 of their G*H/K queries of a key head lie in one tile (float32: 16), so that the prompt's keys are read once
-for all of them; more take several tiles side by side, which find the keys in the GPU's cache.
+A first kernel goes over one stretch of one row's keys for all queries that share them, and leaves the
+softmax's running maximum, sum and weighted values in float32; a second one merges the stretches. The same
+first kernel serves the keys of a prompt that G
+completions share: up to 64 of their G*H/K queries of a key head lie in one tile (float32: 16), so that the
+prompt's keys are read once for all of them; more take several tiles side by side, which find the keys in the
+GPU's cache.
 
-Bound by the reading of keys and values: a tile of at least 16 queries (what a tensor core takes) costs no more than one of 7.
+Bound by the reading of keys and values: a tile of at least 16 queries (what a tensor core takes) costs no
+    more than one of 7.
 
-Source: "Flash-Decoding for long-context inference" (Dao, Haziza, Massa, Sizov 2023) for the split; "Hydragen" (Juravsky et al. 2024,
-arXiv 2402.05099) for the shared prefix. Definitions and shape letters: kernels/decode.py.
+Source: "Flash-Decoding for long-context inference" (Dao, Haziza, Massa, Sizov 2023) for the split; "Hydragen"
+(Juravsky et al. 2024, arXiv 2402.05099) for the shared prefix. Definitions and shape letters:
+kernels/decode.py.
 """
 
 import math
@@ -36,7 +40,8 @@ class Config:
     num_stages: int
 
 
-# (queries in a tile, whether the keys are float32) -> launch. float32 uses no tensor cores, and a larger tile of it would spill.
+# (queries in a tile, whether the keys are float32) -> launch. float32 uses no tensor cores, and a larger tile
+# of it would spill.
 CONFIGS = {(16, False): Config(64, 4, 3), (64, False): Config(64, 4, 3), (16, True): Config(16, 4, 2)}
 COMBINE_WARPS = 4
 
@@ -47,7 +52,9 @@ MAX_SPLITS = 64
 
 @triton.jit
 def _keys_per_split(length, splits, BLOCK_N: tl.constexpr):
-    """Whole tiles, as equal as can be: how far the splits go depends on the row's length, not on the cache's size."""
+    """Whole tiles, as equal as can be: how far the splits go depends on the row's length, not on the cache's
+    size.
+    """
     return tl.maximum(tl.cdiv(tl.cdiv(length, splits), BLOCK_N), 1) * BLOCK_N
 
 
@@ -110,9 +117,18 @@ def partial_kernel(
         is_key = offs_n < end
         k_at = k_row + offs_n[:, None].to(tl.int64) * stride_ks
         v_at = v_row + offs_n[:, None].to(tl.int64) * stride_vs
-        scores = tl.dot(q_main, tl.trans(_load(k_at + offs_main[None, :], is_key[:, None], UPCAST)), input_precision="ieee")
+        scores = tl.dot(
+            q_main,
+            tl.trans(_load(k_at + offs_main[None, :], is_key[:, None], UPCAST)),
+            input_precision="ieee",
+        )
         if REST:
-            scores = tl.dot(q_rest, tl.trans(_load(k_at + offs_rest[None, :], is_key[:, None], UPCAST)), scores, input_precision="ieee")
+            scores = tl.dot(
+                q_rest,
+                tl.trans(_load(k_at + offs_rest[None, :], is_key[:, None], UPCAST)),
+                scores,
+                input_precision="ieee",
+            )
         scores = tl.where(is_key[None, :], scores * scale_log2, -1e30)  # (BLOCK_M, BLOCK_N)
         m_new = tl.maximum(m_i, tl.max(scores, 1))
         weights = tl.exp2(scores - m_new[:, None])
@@ -120,10 +136,14 @@ def partial_kernel(
         l_i = l_i * rescale + tl.sum(weights, 1)
         m_i = m_new
         v_main = _load(v_at + offs_main[None, :], is_key[:, None], UPCAST)
-        acc_main = tl.dot(weights.to(v_main.dtype), v_main, acc_main * rescale[:, None], input_precision="ieee")
+        acc_main = tl.dot(
+            weights.to(v_main.dtype), v_main, acc_main * rescale[:, None], input_precision="ieee"
+        )
         if REST:
             v_rest = _load(v_at + offs_rest[None, :], is_key[:, None], UPCAST)
-            acc_rest = tl.dot(weights.to(v_rest.dtype), v_rest, acc_rest * rescale[:, None], input_precision="ieee")
+            acc_rest = tl.dot(
+                weights.to(v_rest.dtype), v_rest, acc_rest * rescale[:, None], input_precision="ieee"
+            )
 
     slot = ((first_slot + split) * rows + row) * heads + head  # (BLOCK_M,)
     tl.store(max_ptr + slot, m_i, mask=is_query)
@@ -146,7 +166,9 @@ def combine_kernel(
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, SLOTS: tl.constexpr,
     BLOCK_N: tl.constexpr, PREFIX_BLOCK_N: tl.constexpr, HAS_PREFIX: tl.constexpr,
 ):  # fmt: skip
-    """The softmax over all slots of one row and head. A slot is filled if its stretch begins before the row's end."""
+    """The softmax over all slots of one row and head. A slot is filled if its stretch begins before the row's
+    end.
+    """
     row = tl.program_id(0)
     head = tl.program_id(1)
     slot = tl.arange(0, SLOTS)
@@ -163,8 +185,12 @@ def combine_kernel(
     total = tl.sum(weights * tl.load(sum_ptr + at, mask=is_filled, other=0.0), 0)
     offs_d = tl.arange(0, BLOCK_D)
     is_dim = offs_d < DIM
-    parts = tl.load(out_ptr + at[:, None] * DIM + offs_d[None, :], mask=is_filled[:, None] & is_dim[None, :], other=0.0)
-    result = tl.sum(parts * weights[:, None], 0) / tl.where(total > 0, total, 1.0)  # a row without keys gives zeros
+    parts = tl.load(
+        out_ptr + at[:, None] * DIM + offs_d[None, :], mask=is_filled[:, None] & is_dim[None, :], other=0.0
+    )
+    result = tl.sum(parts * weights[:, None], 0) / tl.where(
+        total > 0, total, 1.0
+    )  # a row without keys gives zeros
     result_at = result_ptr + (row.to(tl.int64) * heads + head) * DIM + offs_d
     tl.store(result_at, result.to(result_ptr.dtype.element_ty), mask=is_dim)
 
@@ -177,7 +203,13 @@ def decode_attention_op(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Te
 
 @torch.library.custom_op("r1ov::decode_attention_shared", mutates_args=())
 def decode_attention_shared_op(
-    q: Tensor, k_prefix: Tensor, v_prefix: Tensor, prefix_lengths: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor
+    q: Tensor,
+    k_prefix: Tensor,
+    v_prefix: Tensor,
+    prefix_lengths: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lengths: Tensor,
 ) -> Tensor:
     """`kernels.decode_attention_shared` in Triton."""
     return _launch(q, [(k_prefix, v_prefix, prefix_lengths), (k_cache, v_cache, lengths)])
@@ -189,7 +221,15 @@ def _(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
 
 
 @decode_attention_shared_op.register_fake
-def _(q: Tensor, k_prefix: Tensor, v_prefix: Tensor, prefix_lengths: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+def _(
+    q: Tensor,
+    k_prefix: Tensor,
+    v_prefix: Tensor,
+    prefix_lengths: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lengths: Tensor,
+) -> Tensor:
     return torch.empty(q.shape, dtype=q.dtype, device=q.device)
 
 
@@ -203,7 +243,9 @@ def _launch(q: Tensor, caches: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
         )
     tensors = [q, *(x for keys, values, _ in caches for x in (keys, values))]
     if any(x.stride(-1) != 1 or x.dtype != q.dtype for x in tensors):
-        raise ValueError("queries, keys and values must be of one dtype and contiguous in their last dimension")
+        raise ValueError(
+            "queries, keys and values must be of one dtype and contiguous in their last dimension"
+        )
     result = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if not rows:
         return result
@@ -262,7 +304,9 @@ def _splits(programs: int, keys: int, most: int, device: torch.device) -> int:
 
 @lru_cache
 def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1  # 1: interpreted
+    return (
+        torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    )  # 1: interpreted
 
 
 def compile_cases() -> list["CompileCase"]:
@@ -279,7 +323,13 @@ def compile_cases() -> list["CompileCase"]:
         signature = pointers | dict.fromkeys(strides, "i32") | {"scale_log2": "fp32"} | counts
         for dim in HEAD_DIMS:
             main = main_columns(dim)
-            constexprs = {"MAIN": main, "REST": dim - main, "BLOCK_M": block_m, "BLOCK_N": config.block_n, "UPCAST": False}
+            constexprs = {
+                "MAIN": main,
+                "REST": dim - main,
+                "BLOCK_M": block_m,
+                "BLOCK_N": config.block_n,
+                "UPCAST": False,
+            }
             cases.append(
                 CompileCase(
                     name=f"decode d{dim} {block_m} queries {dtype}",
@@ -297,6 +347,14 @@ def compile_cases() -> list["CompileCase"]:
     signature |= dict.fromkeys(("rows", "heads", "group", "prefix_splits", "splits"), "i32")
     for dim in HEAD_DIMS:
         constexprs = {"DIM": dim, "BLOCK_D": triton.next_power_of_2(dim), "SLOTS": MAX_SPLITS}
-        constexprs |= {"BLOCK_N": CONFIGS[16, False].block_n, "PREFIX_BLOCK_N": CONFIGS[64, False].block_n, "HAS_PREFIX": True}
-        cases.append(CompileCase(f"decode merge d{dim}", combine_kernel, signature, constexprs, COMBINE_WARPS, 3, False))
+        constexprs |= {
+            "BLOCK_N": CONFIGS[16, False].block_n,
+            "PREFIX_BLOCK_N": CONFIGS[64, False].block_n,
+            "HAS_PREFIX": True,
+        }
+        cases.append(
+            CompileCase(
+                f"decode merge d{dim}", combine_kernel, signature, constexprs, COMBINE_WARPS, 3, False
+            )
+        )
     return cases

@@ -1,24 +1,29 @@
 """Triton side of kernels.logprobs: the (T, V) logits never exist, only one tile of them at a time.
 
-Forward. A tile of logits, some rows by some of the vocabulary, comes from torch.matmul into a small reused buffer, and `fold_kernel`
-folds it into four running numbers a row (the online softmax of Milakov & Gimelshein, arXiv 1805.02867): the peak logit x_max so far,
-the sum of e^((x - x_max)/t), the same sum weighted by (x - x_max)/t, which the entropy needs, and the target's logit. From these
+Forward. A tile of logits, some rows by some of the vocabulary, comes from torch.matmul into a small reused
+buffer, and `fold_kernel` folds it into four running numbers a row (the online softmax of Milakov &
+Gimelshein, arXiv 1805.02867): the peak logit x_max so far, the sum of e^((x - x_max)/t), the same sum
+    weighted by (x - x_max)/t, which the entropy needs, and the target's logit. From these
 
     log p(target) = (x_target - x_max)/t - log sum        entropy = log sum - weighted / sum
 
-Backward. The tile is computed again and overwritten by d logits, g and h being the gradients of log-prob and entropy H:
+Backward. The tile is computed again and overwritten by d logits, g and h being the gradients of log-prob and
+entropy H:
 
     d x_j = (g (1[j = target] - p_j) - h p_j (log p_j + H)) / t
 
-Its products with weight and hidden are its shares of d hidden and d weight: four matmuls in all. Three would do only if the gradients
-g and h were known in the forward; here any function of log-probs and entropies may follow. The vocabulary is the outer loop, so that
-each row of d weight is finished, in float32, before it is rounded once; d hidden is summed up in float32 likewise.
+Its products with weight and hidden are its shares of d hidden and d weight: four matmuls in all. Three would
+do only if the gradients g and h were known in the forward; here any function of log-probs and entropies may
+follow. The vocabulary is the outer loop, so that each row of d weight is finished, in float32, before it is
+rounded once; d hidden is summed up in float32 likewise.
 
-Logits are rounded to the inputs' dtype, as by a linear layer, all else is float32. Differences are taken before they are scaled: logits
-of 1e4 lose nothing. -inf counts as probability 0. A target beyond the vocabulary gives nan.
+Logits are rounded to the inputs' dtype, as by a linear layer, all else is float32. Differences are taken
+before they are scaled: logits of 1e4 lose nothing. -inf counts as probability 0. A target beyond the
+    vocabulary gives nan.
 
-Memory beyond inputs, outputs and gradients: one tile (34 MB forward, 67 MB backward in bf16), the rows that have a target, gathered
-once where others have none, and in the backward R*C floats of d hidden and 4096*C of d weight.
+Memory beyond inputs, outputs and gradients: one tile (34 MB forward, 67 MB backward in bf16), the rows that
+have a target, gathered once where others have none, and in the backward R*C floats of d hidden and 4096*C of
+d weight.
 
 Shape letters: T rows, C hidden size, V vocabulary, R rows that have a target.
 """
@@ -34,8 +39,8 @@ from torch import Tensor
 from kernels.triton.gate import CompileCase
 
 IGNORED = tl.constexpr(-100)
-# A tile's rows and columns of logits. The forward's stays in a 50 MB cache between matmul and fold. The backward's has more rows: with as
-# many as a batch has, a tile of d weight is summed up by one product.
+# A tile's rows and columns of logits. The forward's stays in a 50 MB cache between matmul and fold. The
+# backward's has more rows: with as many as a batch has, a tile of d weight is summed up by one product.
 TILES = {"forward": (2048, 8192), "backward": (8192, 4096)}
 CONFIGS = {
     "fold": {"BLOCK_R": 2, "BLOCK_V": 2048, "num_warps": 8, "num_stages": 2},
@@ -58,7 +63,9 @@ def fold_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    """Each program: BLOCK_R rows, all columns of the tile. Rows without a target are neither read nor written."""
+    """Each program: BLOCK_R rows, all columns of the tile. Rows without a target are neither read nor
+    written.
+    """
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     target = tl.load(targets + rows, mask=rows < num_rows, other=IGNORED)
     wanted = target != IGNORED
@@ -70,7 +77,9 @@ def fold_kernel(
     weighted = tl.load(state + 2 * state_stride, mask=wanted, other=0.0)
     for start in range(0, num_columns, BLOCK_V):
         columns = start + tl.arange(0, BLOCK_V)[None, :]
-        x = tl.load(logits + columns, mask=wanted[:, None] & (columns < num_columns), other=-float("inf")).to(tl.float32)
+        x = tl.load(logits + columns, mask=wanted[:, None] & (columns < num_columns), other=-float("inf")).to(
+            tl.float32
+        )
         new_peak = tl.maximum(peak, tl.max(x, 1))
         shift = (peak - new_peak) * inverse_temperature
         distance = (x - new_peak[:, None]) * inverse_temperature
@@ -134,16 +143,31 @@ def _fold(logits: Tensor, targets: Tensor, state: Tensor, first_column: int, tem
     rows, columns = logits.shape
     config = CONFIGS["fold"]
     grid = (triton.cdiv(rows, config["BLOCK_R"]),)
-    fold_kernel[grid](logits, targets, state, rows, columns, logits.stride(0), state.stride(0), first_column, 1 / temperature, **config)
+    fold_kernel[grid](
+        logits,
+        targets,
+        state,
+        rows,
+        columns,
+        logits.stride(0),
+        state.stride(0),
+        first_column,
+        1 / temperature,
+        **config,
+    )
 
 
-def _differentiate(logits: Tensor, out: Tensor, targets: Tensor, state: Tensor, first_column: int, temperature: float) -> None:
+def _differentiate(
+    logits: Tensor, out: Tensor, targets: Tensor, state: Tensor, first_column: int, temperature: float
+) -> None:
     """Writes d logits of a tile (R, columns) into `out`, which may be the tile."""
     rows, columns = logits.shape
     strides = logits.stride(0), out.stride(0), state.stride(0)
     config = CONFIGS["gradient"]
     grid = (triton.cdiv(rows, config["BLOCK_R"]),)
-    gradient_kernel[grid](logits, out, targets, state, rows, columns, *strides, first_column, 1 / temperature, **config)
+    gradient_kernel[grid](
+        logits, out, targets, state, rows, columns, *strides, first_column, 1 / temperature, **config
+    )
 
 
 def _new_state(rows: int, device: torch.device) -> Tensor:
@@ -171,7 +195,9 @@ def _matmul_tile(x: Tensor, w: Tensor, buffer: Tensor) -> Tensor:
 
 
 def _accumulate(out: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
-    """out += a b, or out = a b the first time; `out` is float32, and the product of low-precision factors is not rounded to theirs."""
+    """out += a b, or out = a b the first time; `out` is float32, and the product of low-precision factors is
+    not rounded to theirs.
+    """
     if out.is_cuda:
         torch.addmm(out, a, b, out_dtype=torch.float32, beta=0 if first else 1, out=out)
     else:
@@ -179,8 +205,12 @@ def _accumulate(out: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
         out.copy_(product if first else out + product)
 
 
-def forward(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(T, C), (V, C), (T,) -> log-probs, entropies, peak logits and log sums, each (T,) float32, 0 where there is no target."""
+def forward(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(T, C), (V, C), (T,) -> log-probs, entropies, peak logits and log sums, each (T,) float32, 0 where
+    there is no target.
+    """
     rows = (targets != IGNORED.value).nonzero().squeeze(1)  # (R,)
     results = torch.zeros(4, len(targets), device=hidden.device)
     if len(rows):
@@ -217,7 +247,9 @@ def backward(
     height, width = (min(pair) for pair in zip(TILES["backward"], (len(rows), len(weight)), strict=True))
     buffer = hidden.new_empty(height * width)
     sum_hidden = torch.empty(hidden.shape if need_hidden else 0, dtype=torch.float32, device=hidden.device)
-    sum_weight = torch.empty((width, weight.shape[1]) if need_weight else 0, dtype=torch.float32, device=hidden.device)
+    sum_weight = torch.empty(
+        (width, weight.shape[1]) if need_weight else 0, dtype=torch.float32, device=hidden.device
+    )
     for part in _slices(len(weight), width):
         for block in _slices(len(rows), height):
             tile = _matmul_tile(hidden[block], weight[part], buffer)
@@ -237,7 +269,9 @@ def _with_adjacent_columns(logits: Tensor) -> Tensor:
     return logits if logits.stride(1) == 1 else logits.contiguous()
 
 
-def forward_from_logits(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward_from_logits(
+    logits: Tensor, targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `forward`, from logits (T, V)."""
     logits = _with_adjacent_columns(logits)
     state = _new_state(len(targets), logits.device)
@@ -258,8 +292,12 @@ def backward_from_logits(logits: Tensor, targets: Tensor, state: Tensor, tempera
 
 token_logprobs = torch.library.custom_op("r1ov::token_logprobs", forward, mutates_args=())
 token_logprobs_backward = torch.library.custom_op("r1ov::token_logprobs_backward", backward, mutates_args=())
-logprobs_from_logits = torch.library.custom_op("r1ov::logprobs_from_logits", forward_from_logits, mutates_args=())
-logprobs_from_logits_backward = torch.library.custom_op("r1ov::logprobs_from_logits_backward", backward_from_logits, mutates_args=())
+logprobs_from_logits = torch.library.custom_op(
+    "r1ov::logprobs_from_logits", forward_from_logits, mutates_args=()
+)
+logprobs_from_logits_backward = torch.library.custom_op(
+    "r1ov::logprobs_from_logits_backward", backward_from_logits, mutates_args=()
+)
 
 
 @token_logprobs.register_fake
@@ -269,9 +307,18 @@ def _(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tu
 
 @token_logprobs_backward.register_fake
 def _(
-    hidden: Tensor, weight: Tensor, targets: Tensor, state: Tensor, temperature: float, need_hidden: bool, need_weight: bool
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    state: Tensor,
+    temperature: float,
+    need_hidden: bool,
+    need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    return tuple(torch.empty_like(x) if need else x.new_empty(0) for x, need in ((hidden, need_hidden), (weight, need_weight)))
+    return tuple(
+        torch.empty_like(x) if need else x.new_empty(0)
+        for x, need in ((hidden, need_hidden), (weight, need_weight))
+    )
 
 
 @logprobs_from_logits.register_fake
@@ -291,16 +338,28 @@ def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*tensors, peak, log_sum, entropy)
 
 
-def _token_logprobs_autograd(ctx: Any, grad: Tensor, grad_entropy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _token_logprobs_autograd(
+    ctx: Any, grad: Tensor, grad_entropy: Tensor, *_: Tensor
+) -> tuple[Tensor | None, ...]:
     hidden, weight, targets, *state = ctx.saved_tensors
     needed = ctx.needs_input_grad[:2]
-    grads = token_logprobs_backward(hidden, weight, targets, torch.stack([*state, grad, grad_entropy]), ctx.temperature, *needed)
+    grads = token_logprobs_backward(
+        hidden, weight, targets, torch.stack([*state, grad, grad_entropy]), ctx.temperature, *needed
+    )
     return *(x if need else None for x, need in zip(grads, needed, strict=True)), None, None
 
 
-def _logprobs_from_logits_autograd(ctx: Any, grad: Tensor, grad_entropy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _logprobs_from_logits_autograd(
+    ctx: Any, grad: Tensor, grad_entropy: Tensor, *_: Tensor
+) -> tuple[Tensor | None, ...]:
     logits, targets, *state = ctx.saved_tensors
-    return logprobs_from_logits_backward(logits, targets, torch.stack([*state, grad, grad_entropy]), ctx.temperature), None, None
+    return (
+        logprobs_from_logits_backward(
+            logits, targets, torch.stack([*state, grad, grad_entropy]), ctx.temperature
+        ),
+        None,
+        None,
+    )
 
 
 token_logprobs.register_autograd(_token_logprobs_autograd, setup_context=_keep)
@@ -312,11 +371,20 @@ def compile_cases() -> list[CompileCase]:
     cases = []
     for dtype in ("bf16", "fp16", "fp32"):
         counts = ["num_rows", "num_columns", "row_stride", "state_stride", "first_column"]
-        fold = {"logits": f"*{dtype}", "targets": "*i64", "state": "*fp32", "inverse_temperature": "fp32"} | dict.fromkeys(counts, "i32")
+        fold = {
+            "logits": f"*{dtype}",
+            "targets": "*i64",
+            "state": "*fp32",
+            "inverse_temperature": "fp32",
+        } | dict.fromkeys(counts, "i32")
         gradient = fold | {"grad_logits": f"*{dtype}", "grad_stride": "i32"}
         for name, kernel, signature in (("fold", fold_kernel, fold), ("gradient", gradient_kernel, gradient)):
             config = dict(CONFIGS[name])
             launch = config.pop("num_warps"), config.pop("num_stages"), False
             lengths = ("num_columns", "row_stride", "grad_stride")
-            cases.append(CompileCase(f"logprobs_{name} {dtype}", kernel, signature, config, *launch, multiples_of_16=lengths))
+            cases.append(
+                CompileCase(
+                    f"logprobs_{name} {dtype}", kernel, signature, config, *launch, multiples_of_16=lengths
+                )
+            )
     return cases

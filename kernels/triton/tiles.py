@@ -1,9 +1,12 @@
-"""What the attention kernels share: finding a program's tile among packed sequences, and moving tiles of rows.
+"""What the attention kernels share: finding a program's tile among packed sequences, and moving tiles of
+rows.
 
-Packed tensors are (tokens, heads, D) with the heads of a token side by side, so a row stride is a whole number of heads; it is
-passed as that number, from which the compiler sees by itself that every row begins at a multiple of D elements.
+Packed tensors are (tokens, heads, D) with the heads of a token side by side, so a row stride is a whole
+number of heads; it is passed as that number, from which the compiler sees by itself that every row begins at
+a multiple of D elements.
 
-Head size 80 is worked on as 64 + 16 columns ("main" and "rest"): a tile's width must be a power of two, and 128 would waste 1.6x.
+Head size 80 is worked on as 64 + 16 columns ("main" and "rest"): a tile's width must be a power of two, and
+128 would waste 1.6x.
 """
 
 from dataclasses import dataclass
@@ -15,7 +18,9 @@ from torch import Tensor
 
 HEAD_DIMS = (32, 64, 80, 128)
 TRITON_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-UPCAST = bool(triton.knobs.runtime.interpret)  # the interpreter computes on the raw bits of bfloat16 (triton#11585)
+UPCAST = bool(
+    triton.knobs.runtime.interpret
+)  # the interpreter computes on the raw bits of bfloat16 (triton#11585)
 LOG2_E = 1.4426950408889634
 
 
@@ -35,7 +40,9 @@ def main_columns(head_dim: int) -> int:
 
 
 def side_by_side(x: Tensor) -> Tensor:
-    """(T, H, D) itself if its rows are as the kernels read them, else a contiguous copy. A slice of a fused projection needs no copy."""
+    """(T, H, D) itself if its rows are as the kernels read them, else a contiguous copy. A slice of a fused
+    projection needs no copy.
+    """
     dim = x.shape[2]
     return x if x.stride(2) == 1 and x.stride(1) == dim and x.stride(0) % dim == 0 else x.contiguous()
 
@@ -46,16 +53,20 @@ def row_heads(x: Tensor) -> int:
 
 
 def num_slots(tokens: int, cu_seqlens: Tensor, block: int) -> int:
-    """How many tiles of `block` rows can be needed at most, whatever the lengths are; known without asking the GPU for them."""
+    """How many tiles of `block` rows can be needed at most, whatever the lengths are; known without asking
+    the GPU for them.
+    """
     return tokens // block + cu_seqlens.shape[0] - 1
 
 
 @triton.jit
 def find_tile(cu_seqlens, sequences, slot, BLOCK: tl.constexpr):
-    """Which tile a slot stands for: sequence, the tile's first row in it, where the sequence begins, its length.
+    """Which tile a slot stands for: sequence, the tile's first row in it, where the sequence begins, its
+    length.
 
-    Sequence b owns the slots from cu_seqlens[b] // BLOCK + b on, which always suffices: rounding its length up adds at most one tile.
-    A slot too many comes out with a first row behind the end. Costs one load and a sum for every 128 sequences, and no table.
+    Sequence b owns the slots from cu_seqlens[b] // BLOCK + b on, which always suffices: rounding its length
+    up adds at most one tile. A slot too many comes out with a first row behind the end. Costs one load and a
+    sum for every 128 sequences, and no table.
     """
     sequence = -1
     for start in range(0, sequences, 128):
@@ -69,8 +80,8 @@ def find_tile(cu_seqlens, sequences, slot, BLOCK: tl.constexpr):
 
 @triton.jit
 def visible_keys(first, length, length_k, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """For the queries first .. first + BLOCK_M of a sequence: the last key that each sees (below 0: none); up to where all of them see
-    all keys, in whole tiles; and where the last of them stops seeing."""
+    """For the queries first .. first + BLOCK_M of a sequence: the last key that each sees (below 0: none); up
+    to where all of them see all keys, in whole tiles; and where the last of them stops seeing."""
     rows = first + tl.arange(0, BLOCK_M)
     if CAUSAL:
         shift = length_k - length
@@ -89,9 +100,15 @@ def load_tile(
     x, first, stride, length,
     ROWS: tl.constexpr, COLUMN: tl.constexpr, COLUMNS: tl.constexpr, MASKED: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Rows first .. first + ROWS of a sequence that begins at x; if MASKED, zeros from `length` on. (ROWS, COLUMNS)"""
+    """Rows first .. first + ROWS of a sequence that begins at x; if MASKED, zeros from `length` on. (ROWS,
+    COLUMNS)
+    """
     rows = tl.arange(0, ROWS)
-    places = x + first * tl.cast(stride, tl.int64) + (rows[:, None] * stride + COLUMN + tl.arange(0, COLUMNS)[None, :])
+    places = (
+        x
+        + first * tl.cast(stride, tl.int64)
+        + (rows[:, None] * stride + COLUMN + tl.arange(0, COLUMNS)[None, :])
+    )
     tile = tl.load(places, mask=(first + rows < length)[:, None], other=0.0) if MASKED else tl.load(places)
     if UPCAST:
         tile = tile.to(tl.float32)
@@ -99,8 +116,16 @@ def load_tile(
 
 
 @triton.jit
-def store_tile(x, tile, first, stride, length, ROWS: tl.constexpr, COLUMN: tl.constexpr, COLUMNS: tl.constexpr):
-    """Writes those rows of (ROWS, COLUMNS) that lie before `length`; the next sequence begins right behind them."""
+def store_tile(
+    x, tile, first, stride, length, ROWS: tl.constexpr, COLUMN: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Writes those rows of (ROWS, COLUMNS) that lie before `length`; the next sequence begins right behind
+    them.
+    """
     rows = tl.arange(0, ROWS)
-    places = x + first * tl.cast(stride, tl.int64) + (rows[:, None] * stride + COLUMN + tl.arange(0, COLUMNS)[None, :])
+    places = (
+        x
+        + first * tl.cast(stride, tl.int64)
+        + (rows[:, None] * stride + COLUMN + tl.arange(0, COLUMNS)[None, :])
+    )
     tl.store(places, tile.to(x.dtype.element_ty), mask=(first + rows < length)[:, None])

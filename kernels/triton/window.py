@@ -1,6 +1,8 @@
-"""Attention within short sequences in Triton, such as the vision encoder's windows of 8x8 patches: one tile, no loop over keys.
+"""Attention within short sequences in Triton, such as the vision encoder's windows of 8x8 patches: one tile,
+no loop over keys.
 
-A window's queries, keys and values of one head fit one tile each, so its whole softmax is at hand at once, and one backward kernel owns
+A window's queries, keys and values of one head fit one tile each, so its whole softmax is at hand at once,
+and one backward kernel owns
 all three gradients. Both kernels are bound by memory: every input is read once and every output written once.
 """
 
@@ -127,11 +129,22 @@ def window_backward_kernel(
         p = tl.trans(p.to(grad_main.dtype))
         dv_main = tl.dot(p, grad_main, dv_main, input_precision="ieee")
         dk_main = tl.dot(tl.trans(ds), q_main, dk_main, input_precision="ieee")
-        store_tile(dq, tl.dot(ds, k_main, input_precision="ieee") * scale, 0, out_stride, length, TILE, 0, MAIN)
+        store_tile(
+            dq, tl.dot(ds, k_main, input_precision="ieee") * scale, 0, out_stride, length, TILE, 0, MAIN
+        )
         if REST:
             dv_rest = tl.dot(p, grad_rest, dv_rest, input_precision="ieee")
             dk_rest = tl.dot(tl.trans(ds), q_rest, dk_rest, input_precision="ieee")
-            store_tile(dq, tl.dot(ds, k_rest, input_precision="ieee") * scale, 0, out_stride, length, TILE, MAIN, REST)
+            store_tile(
+                dq,
+                tl.dot(ds, k_rest, input_precision="ieee") * scale,
+                0,
+                out_stride,
+                length,
+                TILE,
+                MAIN,
+                REST,
+            )
         q += HEAD_DIM
         grad += HEAD_DIM
         out += HEAD_DIM
@@ -146,7 +159,9 @@ def window_backward_kernel(
 
 
 def window_forward(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """out (T, H, D) and the log-sum-exp (H, T) to base 2, as `packed_forward` gives them; no sequence is longer than WINDOW."""
+    """out (T, H, D) and the log-sum-exp (H, T) to base 2, as `packed_forward` gives them; no sequence is
+    longer than WINDOW.
+    """
     tokens, heads, dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
@@ -182,15 +197,30 @@ def compile_cases() -> list["CompileCase"]:
 
     cases = []
     for (dim, size), warps in CONFIGS.items():
-        if size == 4:  # exact float32 products run beside the tensor cores and spill; they are for comparing, not for speed
+        if (
+            size == 4
+        ):  # exact float32 products run beside the tensor cores and spill; they are for comparing, not for speed
             continue
         names = [["q", "k", "v", "out"], ["q", "k", "v", "grad", "out", "dq", "dk", "dv"]]
-        numbers = [["q_heads", "k_heads", "v_heads", "heads"], ["q_heads", "k_heads", "v_heads", "grad_heads", "key_heads"]]
+        numbers = [
+            ["q_heads", "k_heads", "v_heads", "heads"],
+            ["q_heads", "k_heads", "v_heads", "grad_heads", "key_heads"],
+        ]
         scales = [{"scale2": "fp32"}, {"scale": "fp32", "scale2": "fp32"}]
         for i, kernel in enumerate((window_forward_kernel, window_backward_kernel)):
-            signature = dict.fromkeys(names[i], "*bf16") | {"lse": "*fp32", "cu_seqlens": "*i32", "tokens": "i32"}
+            signature = dict.fromkeys(names[i], "*bf16") | {
+                "lse": "*fp32",
+                "cu_seqlens": "*i32",
+                "tokens": "i32",
+            }
             signature |= dict.fromkeys(numbers[i], "i32") | scales[i]
-            constexprs = {"GROUP": 1, "HEAD_DIM": dim, "MAIN": main_columns(dim), "TILE": WINDOW, "UPCAST": False}
+            constexprs = {
+                "GROUP": 1,
+                "HEAD_DIM": dim,
+                "MAIN": main_columns(dim),
+                "TILE": WINDOW,
+                "UPCAST": False,
+            }
             name = f"{kernel.__name__.removesuffix('_kernel')} d{dim} bf16"
             cases.append(CompileCase(name, kernel, signature, constexprs, warps[i], 3, True))
     return cases

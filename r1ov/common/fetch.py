@@ -86,7 +86,8 @@ def fetch(url: str, timeout_seconds: float = 20, max_bytes: int = 32 * 1024 * 10
         except Exception as error:  # handed to the caller's thread, which sorts it
             outcome.append(error)
 
-    # A socket's own timeout counts from its last byte, so a server that drips would hold us for ever; a daemon thread can be left behind.
+    # A socket's own timeout counts from its last byte, so a server that drips would hold us for ever; a
+    # daemon thread can be left behind.
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(timeout_seconds)
@@ -100,7 +101,9 @@ def fetch(url: str, timeout_seconds: float = 20, max_bytes: int = 32 * 1024 * 10
             reason = " ".join(str(result.reason).split())[:200]
             raise UserError(f"{name}: the server answered {result.code} {reason}; check the address")
         case TimeoutError() | urllib.error.URLError(reason=TimeoutError()):
-            raise UserError(f"{name}: no complete answer within {timeout_seconds:g} s; try again, or save the picture and give its path")
+            raise UserError(
+                f"{name}: no complete answer within {timeout_seconds:g} s; try again, or save the picture and give its path"
+            )
         case OSError() | HTTPException() | ValueError():
             cause = getattr(result, "reason", result)
             reason = " ".join(str(getattr(cause, "strerror", None) or cause).split()) or type(result).__name__

@@ -27,7 +27,8 @@ class Stop:
 
 @contextmanager
 def stopping(announce: bool = True) -> Iterator[Stop]:
-    """Within it the first SIGTERM or SIGINT (Ctrl-C) only sets `requested`; a SIGINT after that raises KeyboardInterrupt.
+    """Within it the first SIGTERM or SIGINT (Ctrl-C) only sets `requested`; a SIGINT after that raises
+    KeyboardInterrupt.
 
     Under torchrun the step and its save must take less than `--shutdown-timeout` (30 s): then it kills.
 
@@ -53,6 +54,8 @@ def stopping(announce: bool = True) -> Iterator[Stop]:
 
 
 def leave_signals_to_the_main_process(_worker: int = 0) -> None:
-    """For a DataLoader's `worker_init_fn`: a signal to the whole group must not kill the workers of a step that is to be finished."""
+    """For a DataLoader's `worker_init_fn`: a signal to the whole group must not kill the workers of a step
+    that is to be finished.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,10 +1,13 @@
-"""A look at a data set: `python -m r1ov.data FILE` tells what was recognised, what is wrong, how long it is, and shows one example."""
+"""A look at a data set: `python -m r1ov.data FILE` tells what was recognised, what is wrong, how long it is,
+and shows one example.
+"""
 
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from r1ov.cli import one_line, option, parse_cli, run
+from r1ov.cli import option, parse_cli, run
+from r1ov.common.text import one_line
 from r1ov.errors import UserError
 
 if TYPE_CHECKING:
@@ -13,13 +16,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LookConfig:
-    data: str = option(help="file, folder, hub data set, or a mixture a.parquet:0.7,b.jsonl:0.3; it may also stand first, without --data")
-    model: str = option("r1ov-tiny", "model folder, hub name or r1ov-tiny, for its tokenizer and chat template")
+    data: str = option(
+        help="file, folder, hub data set, or a mixture a.parquet:0.7,b.jsonl:0.3; it may also stand first, without --data"
+    )
+    model: str = option(
+        "r1ov-tiny", "model folder, hub name or r1ov-tiny, for its tokenizer and chat template"
+    )
     split: str = option("train", "taken where files are named after splits")
-    need: Literal["any", "reply", "solution"] = option("any", "what a row must have: a reply for SFT, a solution for GRPO")
+    need: Literal["any", "reply", "solution"] = option(
+        "any", "what a row must have: a reply for SFT, a solution for GRPO"
+    )
     clean: bool = option(False, "bring replies to <think>...</think> and <answer>...</answer>")
     limit: int = option(1000, "rows looked at, evenly spread; 0: all")
-    image_folder: str | None = option(None, "where pictures' paths begin and must lie; default: each data file's folder")
+    image_folder: str | None = option(
+        None, "where pictures' paths begin and must lie; default: each data file's folder"
+    )
     allow_outside: bool = option(False, "pictures may lie anywhere on this machine")
     max_bad_share: float = option(0.05, "more bad rows than this share are an error")
 
@@ -60,23 +71,33 @@ def look(config: LookConfig) -> None:
                 try:
                     batch = processor(item.messages, return_labels=item.reply is not None)
                 except UserError as error:
-                    item = Bad(reason="the processor refuses it", detail=one_line(f"{item.where}: {error}")[:500])
+                    item = Bad(
+                        reason="the processor refuses it", detail=one_line(f"{item.where}: {error}")[:500]
+                    )
             tally.add(item)
             if isinstance(item, Bad):
                 continue
             lengths["tokens"].append(len(batch["input_ids"]))
-            lengths["of them trained"].append(int((batch["labels"] != -100).sum()) if "labels" in batch else 0)
-            lengths["of them picture"].append(int((batch["input_ids"] == processor.config.image_token_id).sum()))
+            lengths["of them trained"].append(
+                int((batch["labels"] != -100).sum()) if "labels" in batch else 0
+            )
+            lengths["of them picture"].append(
+                int((batch["input_ids"] == processor.config.image_token_id).sum())
+            )
             kinds["with pictures"] += bool(item.images)
             kinds["with a reply"] += item.reply is not None
             kinds["with a solution"] += item.solution is not None
             if example is None or (example[0].reply is None and item.reply is not None):
                 example = item, batch
     print(f"rows      {len(data):,}, looked at {tally.rows:,}")
-    print(f"format    {', '.join(f'{name} {count:,}' for name, count in tally.formats.most_common()) or 'none'}")
+    print(
+        f"format    {', '.join(f'{name} {count:,}' for name, count in tally.formats.most_common()) or 'none'}"
+    )
     print(f"records   {', '.join(f'{count:,} {name}' for name, count in kinds.items())}")
     if config.clean:
-        print(f"cleaned   {tally.kept:,} kept as they are, {tally.repaired:,} repaired, {tally.dropped.total():,} dropped")
+        print(
+            f"cleaned   {tally.kept:,} kept as they are, {tally.repaired:,} repaired, {tally.dropped.total():,} dropped"
+        )
         for what, count in tally.repairs.most_common():
             print(f"          {count:>7,}  {what}")
     for title, counts in (("dropped", tally.dropped), ("bad rows", tally.bad)):
@@ -89,7 +110,9 @@ def look(config: LookConfig) -> None:
         for name, values in lengths.items():
             print(f"{name:<17} {statistics(values)}")
         record, batch = example
-        print(f"\nexample   {one_line(record.where)}; solution {one_line(str(record.solution))}; what lies between [[ and ]] is trained\n")
+        print(
+            f"\nexample   {one_line(record.where)}; solution {one_line(str(record.solution))}; what lies between [[ and ]] is trained\n"
+        )
         print(rendered(processor, batch))
     tally.max_bad_share = config.max_bad_share
     tally.finish()
@@ -103,18 +126,26 @@ def statistics(values: list[int]) -> str:
 
 
 def rendered(processor: "Processor", batch: "Batch") -> str:
-    """The batch as the model sees it, trained spans between [[ and ]], a picture's tokens as one with their number."""
+    """The batch as the model sees it, trained spans between [[ and ]], a picture's tokens as one with their
+    number.
+    """
     ids, spans = batch["input_ids"].tolist(), []
     trained = (batch["labels"] != -100).tolist() if "labels" in batch else [False] * len(ids)
     picture = processor.config.image_token_id
     begin = 0
     for end in range(1, len(ids) + 1):
-        same = end < len(ids) and trained[end] == trained[begin] and (ids[end] == picture) == (ids[begin] == picture)
+        same = (
+            end < len(ids)
+            and trained[end] == trained[begin]
+            and (ids[end] == picture) == (ids[begin] == picture)
+        )
         if same:
             continue
         one = ids[begin : begin + 1] if ids[begin] == picture else ids[begin:end]
         text = processor.decode(one, skip_special_tokens=False)
-        text = "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)
+        text = "".join(
+            letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text
+        )
         if ids[begin] == picture:
             text += f" x {end - begin}"
         spans.append(f"[[{text}]]" if trained[begin] else text)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 MAX_ASPECT_RATIO = 200
-# Their headers tell the size that decoding gives; None: a picture made in memory. The others are decoded to be measured: TIFF turns
-# itself, ICO chooses among its pictures, and so on.
+# Their headers tell the size that decoding gives; None: a picture made in memory. The others are decoded to
+# be measured: TIFF turns itself, ICO chooses among its pictures, and so on.
 _MEASURED_BY_HEADER = (None, "JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP")
 
 T = TypeVar("T")
@@ -38,31 +38,39 @@ class LazyImage:
 
 
 def open_image(source: str | Path | bytes | Image.Image, name: str | None = None) -> Image.Image:
-    """The picture upright, on white where it is transparent, 8 bits a channel, mode RGB; the first frame of an animation.
+    """The picture upright, on white where it is transparent, 8 bits a channel, mode RGB; the first frame of
+    an animation.
 
     Args:    source: a path, an http(s) URL, a data: URL, a file's bytes, or a picture already open.
              name: what errors call the picture; by default its path or URL.
     Raises:  UserError, one line that names the picture.
     Source:  transformers 5 image_transforms.py `convert_to_rgb`. Different here: EXIF orientation is always applied, and grey
-             pictures of 16 and 32 bits are scaled to 8 bits, where Pillow's convert("RGB") clips every value above 255 to white.
+             pictures of 16 and 32 bits are scaled to 8 bits, where Pillow's convert("RGB") clips every value
+             above 255 to white.
     """
     return _read(*_found(source, name), _to_rgb)
 
 
 def lazy_image(source: str | Path | bytes | Image.Image | LazyImage, name: str | None = None) -> LazyImage:
-    """`open_image` in two parts: what is missing, or not a picture, is told at once; what cannot be decoded, by `load`."""
+    """`open_image` in two parts: what is missing, or not a picture, is told at once; what cannot be decoded,
+    by `load`.
+    """
     if isinstance(source, LazyImage):
         return source
     source, name = _found(source, name)
     return LazyImage(_read(source, name, _upright_size), partial(_read, source, name, _to_rgb))
 
 
-def _found(source: str | Path | bytes | Image.Image, name: str | None) -> tuple[Path | bytes | Image.Image, str]:
+def _found(
+    source: str | Path | bytes | Image.Image, name: str | None
+) -> tuple[Path | bytes | Image.Image, str]:
     """What Pillow can open, and what errors call it."""
     if isinstance(source, Image.Image | bytes):
         return source, name or "the picture"
     if not isinstance(source, str | Path):
-        raise UserError(f"{name or 'a picture'}: expected a path, a URL, bytes or a PIL image, found {type(source).__name__}")
+        raise UserError(
+            f"{name or 'a picture'}: expected a path, a URL, bytes or a PIL image, found {type(source).__name__}"
+        )
     scheme = source.partition(":")[0].lower() if isinstance(source, str) else ""
     if scheme == "data":
         return _data_url(source, name or "data: URL"), name or "data: URL"
@@ -72,7 +80,9 @@ def _found(source: str | Path | bytes | Image.Image, name: str | None) -> tuple[
     if scheme in ("http", "https"):
         return fetch(source), name
     if scheme.isalnum() and source[len(scheme) :].startswith("://"):
-        raise UserError(f"{name}: only http:// and https:// URLs are fetched; a file on this machine is given by its path")
+        raise UserError(
+            f"{name}: only http:// and https:// URLs are fetched; a file on this machine is given by its path"
+        )
     return _existing_file(Path(source), name), name
 
 
@@ -138,8 +148,11 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) of what `_to_rgb` gives, without decoding where the header tells."""
     if image.format not in _MEASURED_BY_HEADER:
         return _to_rgb(image).size
-    # Pillow's own getexif of a PNG decodes the whole of it, for the sake of a note that may stand after the pixels.
-    is_told = image.format == "PNG" and getattr(image, "fp", None) is not None and not _has_afterword(image.fp)
+    # Pillow's own getexif of a PNG decodes the whole of it, for the sake of a note that may stand after the
+    # pixels.
+    is_told = (
+        image.format == "PNG" and getattr(image, "fp", None) is not None and not _has_afterword(image.fp)
+    )
     exif = Image.Image.getexif(image) if is_told else image.getexif()
     return image.size[::-1] if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8) else image.size
 
@@ -175,7 +188,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """Grey of 16 bits (I;16), 32 bits (I) or floats (F), as grey of 8 bits.
 
-    16 bits are divided by 257. I is read as 0..255, or 0..65535 if a value exceeds 255; F as 0..1, or 0..255 if a value exceeds 1.
+    16 bits are divided by 257. I is read as 0..255, or 0..65535 if a value exceeds 255; F as 0..1, or 0..255
+    if a value exceeds 1.
     Values outside all of these widen the range: the smallest is then black, the largest white.
     """
     values = np.asarray(image).astype(np.float64)
@@ -188,14 +202,18 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """(height, width) in multiples of `factor`, within the pixel limits, the aspect ratio kept as nearly as possible.
+    """(height, width) in multiples of `factor`, within the pixel limits, the aspect ratio kept as nearly as
+    possible.
 
     Raises:  UserError beyond an aspect ratio of 200.
     Source:  transformers qwen2_vl/image_processing_qwen2_vl.py `smart_resize`, whose quirk is kept: a side below half a factor rounds
-             to 0, and the enlarging branch then ignores the other side's rounding (qwen-vl-utils clamps to one factor instead).
+             to 0, and the enlarging branch then ignores the other side's rounding (qwen-vl-utils clamps to
+             one factor instead).
     """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise UserError(f"one side of a {width}x{height} picture is more than {MAX_ASPECT_RATIO} times the other; crop it")
+        raise UserError(
+            f"one side of a {width}x{height} picture is more than {MAX_ASPECT_RATIO} times the other; crop it"
+        )
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     if new_height * new_width > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
@@ -203,13 +221,18 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
         new_width = max(factor, math.floor(width / shrink / factor) * factor)
     elif new_height * new_width < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
-        new_height, new_width = math.ceil(height * grow / factor) * factor, math.ceil(width * grow / factor) * factor
+        new_height, new_width = (
+            math.ceil(height * grow / factor) * factor,
+            math.ceil(width * grow / factor) * factor,
+        )
     return new_height, new_width
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageProcessor:
-    """Pictures to the vision encoder's patches, as `preprocessor_config.json` says; the defaults are Qwen2.5-VL's."""
+    """Pictures to the vision encoder's patches, as `preprocessor_config.json` says; the defaults are
+    Qwen2.5-VL's.
+    """
 
     min_pixels: int = 56 * 56
     max_pixels: int = 28 * 28 * 1280
@@ -226,7 +249,9 @@ class ImageProcessor:
             if type(value) is not int or not 1 <= value < 2**31:
                 raise UserError(f"{name} is {value!r}, expected a positive whole number")
         if self.min_pixels > self.max_pixels:
-            raise UserError(f"min_pixels is {self.min_pixels}, above max_pixels, which is {self.max_pixels}; give both, or other ones")
+            raise UserError(
+                f"min_pixels is {self.min_pixels}, above max_pixels, which is {self.max_pixels}; give both, or other ones"
+            )
         if not _is_number(self.rescale_factor) or self.rescale_factor <= 0:
             raise UserError(f"rescale_factor is {self.rescale_factor!r}, expected a positive number")
         for name in ("image_mean", "image_std"):
@@ -238,38 +263,63 @@ class ImageProcessor:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
-        """From a `preprocessor_config.json`, or the `image_processor` part of transformers 5's `processor_config.json`.
+        """From a `preprocessor_config.json`, or the `image_processor` part of transformers 5's
+        `processor_config.json`.
 
         Raises:  UserError that names the field; a setting under which other pictures would come out is refused, not ignored.
         """
         config = {name: value for name, value in config.items() if value is not None}
-        expected = dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), True) | {"resample": 3}
+        expected = dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), True) | {
+            "resample": 3
+        }
         for name, value in expected.items():
             if config.get(name, value) != value:
                 raise UserError(f"{name} is {config[name]!r}, only {value!r} is supported")
         size = config.get("size", {})
-        if not isinstance(size, Mapping) or not size.keys() <= {"shortest_edge", "longest_edge", "min_pixels", "max_pixels"}:
+        if not isinstance(size, Mapping) or not size.keys() <= {
+            "shortest_edge",
+            "longest_edge",
+            "min_pixels",
+            "max_pixels",
+        }:
             raise UserError(f"size is {size!r}, expected shortest_edge and longest_edge")
         # Areas in pixels, whatever the names say; min_pixels and max_pixels win where both are given.
-        spelled = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge"), **size, **config}
-        known = {field.name: spelled[field.name] for field in fields(cls) if spelled.get(field.name) is not None}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
+        spelled = {
+            "min_pixels": size.get("shortest_edge"),
+            "max_pixels": size.get("longest_edge"),
+            **size,
+            **config,
+        }
+        known = {
+            field.name: spelled[field.name] for field in fields(cls) if spelled.get(field.name) is not None
+        }
+        return cls(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
+        )
 
     @cached_property
     def _normalised(self) -> np.ndarray:
-        """(3, 256) float32: what each byte becomes in each channel, in Hugging Face's order of operations and precision."""
+        """(3, 256) float32: what each byte becomes in each channel, in Hugging Face's order of operations and
+        precision.
+        """
         scaled = (np.arange(256, dtype=np.float64) * self.rescale_factor).astype(np.float32)
-        mean, std = (np.array(values, dtype=np.float32)[:, None] for values in (self.image_mean, self.image_std))
+        mean, std = (
+            np.array(values, dtype=np.float32)[:, None] for values in (self.image_mean, self.image_std)
+        )
         return (scaled - mean) / std
 
-    def grid(self, size: tuple[int, int], name: str = "the picture", max_tokens: int | None = None) -> tuple[int, int, int]:
+    def grid(
+        self, size: tuple[int, int], name: str = "the picture", max_tokens: int | None = None
+    ) -> tuple[int, int, int]:
         """(1, rows, columns) of the patches that a picture of this size, (width, height), is cut into.
 
         Args:    max_tokens: a picture that would make more merged tokens is refused before memory is taken for it.
         Raises:  UserError that begins with `name`.
         """
         try:
-            height, width = smart_resize(size[1], size[0], self.patch_size * self.merge_size, self.min_pixels, self.max_pixels)
+            height, width = smart_resize(
+                size[1], size[0], self.patch_size * self.merge_size, self.min_pixels, self.max_pixels
+            )
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
         tokens = height * width // (self.patch_size * self.merge_size) ** 2
@@ -280,17 +330,22 @@ class ImageProcessor:
         return 1, height // self.patch_size, width // self.patch_size
 
     def patches(self, image: Image.Image, grid: tuple[int, int, int]) -> np.ndarray:
-        """(P, 3 * temporal_patch_size * patch_size^2) float32: an RGB picture resized to fill this grid, normalised, cut into patches."""
+        """(P, 3 * temporal_patch_size * patch_size^2) float32: an RGB picture resized to fill this grid,
+        normalised, cut into patches.
+        """
         m, p, t = self.merge_size, self.patch_size, self.temporal_patch_size
         _, rows, columns = grid
         width, height = columns * p, rows * p
-        # One axis a call, width first: what Pillow up to 12 does in one call. Pillow 13 may take the height first, and rounds differently.
+        # One axis a call, width first: what Pillow up to 12 does in one call. Pillow 13 may take the height
+        # first, and rounds differently.
         if image.width != width:
             image = image.resize((width, image.height), Image.Resampling.BICUBIC)
         if image.height != height:
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         pixels = np.asarray(image).reshape(rows // m, m, p, columns // m, m, p, 3)
-        pixels = pixels.transpose(6, 0, 3, 1, 4, 2, 5).reshape(3, rows * columns, p * p)  # (3, P, p*p), patches in blocks of m x m
+        pixels = pixels.transpose(6, 0, 3, 1, 4, 2, 5).reshape(
+            3, rows * columns, p * p
+        )  # (3, P, p*p), patches in blocks of m x m
         patches = np.empty((rows * columns, 3, t, p * p), dtype=np.float32)
         for channel in range(3):
             # A still picture is a film of t equal frames.
@@ -300,7 +355,8 @@ class ImageProcessor:
     def __call__(
         self, images: Sequence[Image.Image], names: Sequence[str] | None = None, max_tokens: int | None = None
     ) -> "tuple[torch.Tensor, torch.Tensor]":
-        """(pixel_values (P, 1176) float32, image_grid_thw (N, 3) int64): resized, normalised, cut into patches.
+        """(pixel_values (P, 1176) float32, image_grid_thw (N, 3) int64): resized, normalised, cut into
+        patches.
 
         Args:    images: N >= 1 RGB pictures, as `open_image` gives them; names: what errors call them; max_tokens: see `grid`.
         Source:  transformers qwen2_vl/image_processing_pil_qwen2_vl.py. Different here: the resize runs as two one-axis calls.

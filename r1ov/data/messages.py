@@ -11,11 +11,18 @@ from r1ov.errors import UserError
 
 Messages = Sequence[Mapping[str, Any]]
 
-SOURCE_KEYS = ("image", "image_url", "url", "path", "base64")  # of a picture, in Hugging Face's and OpenAI's messages
+SOURCE_KEYS = (
+    "image",
+    "image_url",
+    "url",
+    "path",
+    "base64",
+)  # of a picture, in Hugging Face's and OpenAI's messages
 
 
 def split_pictures(messages: Any, where: str) -> tuple[list[dict[str, Any]], list[tuple[str, LazyImage]]]:
-    """The messages with bare {"type": "image"} in the place of each picture, and (name, picture) in their order.
+    """The messages with bare {"type": "image"} in the place of each picture, and (name, picture) in their
+    order.
 
     Args:    where: what errors begin with.
     """
@@ -41,7 +48,12 @@ def split_pictures(messages: Any, where: str) -> tuple[list[dict[str, Any]], lis
             content = parts
         elif not isinstance(content, str):
             raise UserError(f"{at}: content is {content!r:.60}, expected a text or a list of parts")
-        plain.append({**_plain_data({key: value for key, value in message.items() if key != "content"}, at), "content": content})
+        plain.append(
+            {
+                **_plain_data({key: value for key, value in message.items() if key != "content"}, at),
+                "content": content,
+            }
+        )
     return plain, pictures
 
 
@@ -57,11 +69,15 @@ def _part(part: Any, at: str) -> tuple[str, Any]:
         if part.get("base64") is source and isinstance(source, str):
             source = f"data:;base64,{source}"
         if source is None:
-            raise UserError(f"{at}: a picture without a source; expected {{'type': 'image', 'image': path, URL, bytes or PIL image}}")
+            raise UserError(
+                f"{at}: a picture without a source; expected {{'type': 'image', 'image': path, URL, bytes or PIL image}}"
+            )
         return "image", source
     if kind in ("video", "video_url"):
         raise UserError(f"{at}: videos are not supported; give pictures or text")
-    raise UserError(f"{at}: a part of its content is {part!r:.60}, expected an object of type 'text' or 'image'")
+    raise UserError(
+        f"{at}: a part of its content is {part!r:.60}, expected an object of type 'text' or 'image'"
+    )
 
 
 def _plain_data(values: dict[str, Any], at: str) -> dict[str, Any]:
@@ -71,4 +87,6 @@ def _plain_data(values: dict[str, Any], at: str) -> dict[str, Any]:
     try:
         return json.loads(json.dumps(values))
     except (TypeError, ValueError) as error:
-        raise UserError(f"{at}: it holds something besides text, numbers, lists and objects ({error})") from error
+        raise UserError(
+            f"{at}: it holds something besides text, numbers, lists and objects ({error})"
+        ) from error

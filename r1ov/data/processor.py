@@ -1,4 +1,6 @@
-"""Conversations in, packed batches out: what AutoProcessor does for Qwen2.5-VL, on `tokenizers`, Pillow and jinja2 alone."""
+"""Conversations in, packed batches out: what AutoProcessor does for Qwen2.5-VL, on `tokenizers`, Pillow and
+jinja2 alone.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +20,8 @@ from r1ov.errors import UserError
 from r1ov.model.config import Config
 from r1ov.model.rope import mrope_positions
 
-# What may lie in a checkpoint's folder beside its config and weights; kept as text, so that `save` gives back what was read.
+# What may lie in a checkpoint's folder beside its config and weights; kept as text, so that `save` gives back
+# what was read.
 FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -34,8 +37,9 @@ IGNORED = -100  # the label of a token that is not trained
 
 
 class Batch(dict):
-    """B sequences end to end: input_ids (T,), position_ids (3, T), cu_seqlens (B+1,) int32; with pictures also pixel_values
-    (P, 1176) and image_grid_thw (N, 3); with labels also labels (T,), -100 where not trained. prefixes (B,): see `Qwen2_5_VL.forward`."""
+    """B sequences end to end: input_ids (T,), position_ids (3, T), cu_seqlens (B+1,) int32; with pictures
+    also pixel_values (P, 1176) and image_grid_thw (N, 3); with labels also labels (T,), -100 where not
+    trained. prefixes (B,): see `Qwen2_5_VL.forward`."""
 
     def to(self, device: str | torch.device) -> "Batch":
         return Batch({name: tensor.to(device) for name, tensor in self.items()})
@@ -43,7 +47,9 @@ class Batch(dict):
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """One conversation as numbers; its pictures are measured, but not decoded before `Processor.pack` or `with_pixels` needs them."""
+    """One conversation as numbers; its pictures are measured, but not decoded before `Processor.pack` or
+    `with_pixels` needs them.
+    """
 
     input_ids: Tensor  # (T,) int64
     labels: Tensor | None = None  # (T,) int64
@@ -75,10 +81,14 @@ class Processor:
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise UserError(f"{folder}: {'is not a folder' if folder.exists() else 'no such folder'}; expected a Hugging Face checkpoint")
+            raise UserError(
+                f"{folder}: {'is not a folder' if folder.exists() else 'no such folder'}; expected a Hugging Face checkpoint"
+            )
         config = Config.from_file(folder / "config.json")
         files = {name: _text(folder / name) for name in FILES if (folder / name).exists()}
-        parsed = {name: _json_object(folder / name, text) for name, text in files.items() if name.endswith(".json")}
+        parsed = {
+            name: _json_object(folder / name, text) for name, text in files.items() if name.endswith(".json")
+        }
         if "tokenizer.json" not in files:
             raise UserError(f"{folder / 'tokenizer.json'}: no such file; expected beside config.json")
         tokenizer_config = parsed.get("tokenizer_config.json", {})
@@ -100,14 +110,21 @@ class Processor:
 
     def with_pixel_limits(self, min_pixels: int | None = None, max_pixels: int | None = None) -> Self:
         """The same processor with other limits on a picture's size, which `save` writes too."""
-        limits = {name: value for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)) if value is not None}
+        limits = {
+            name: value
+            for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels))
+            if value is not None
+        }
         files = dict(self.files)
         for name, text in self.files.items():
             raw = json.loads(text) if name in ("preprocessor_config.json", "processor_config.json") else {}
             section = raw.get("image_processor", {}) if name == "processor_config.json" else raw
             if section:
                 size = section.get("size") or {}
-                new = {"shortest_edge": min_pixels or size.get("shortest_edge"), "longest_edge": max_pixels or size.get("longest_edge")}
+                new = {
+                    "shortest_edge": min_pixels or size.get("shortest_edge"),
+                    "longest_edge": max_pixels or size.get("longest_edge"),
+                }
                 section |= limits | ({"size": new} if size else {})
                 files[name] = json.dumps(raw, indent=2)
         return replace(self, image_processor=replace(self.image_processor, **limits), files=files)
@@ -129,25 +146,35 @@ class Processor:
         return [text for i in stop_ids if (text := self.tokenizer.id_to_token(i)) is not None]
 
     def decode(self, ids: Sequence[int] | Tensor, skip_special_tokens: bool = True) -> str:
-        return self.tokenizer.decode(ids.tolist() if isinstance(ids, Tensor) else list(ids), skip_special_tokens=skip_special_tokens)
+        return self.tokenizer.decode(
+            ids.tolist() if isinstance(ids, Tensor) else list(ids), skip_special_tokens=skip_special_tokens
+        )
 
     def __call__(
-        self, messages: Messages | Sequence[Messages], return_labels: bool = False, add_generation_prompt: bool | None = None
+        self,
+        messages: Messages | Sequence[Messages],
+        return_labels: bool = False,
+        add_generation_prompt: bool | None = None,
     ) -> Batch:
         """One conversation, or several packed end to end in the order given.
 
         Args:
-            messages: Hugging Face's form: {"role", "content"}, content a text or a list of {"type": "text", "text"} and
-                {"type": "image", "image": path, URL, data: URL, bytes or PIL image} (also {"type": "image_url", "image_url": {"url"}}).
-            return_labels: the assistant's replies, each with the token that ends it, are trained, all else is -100. A reply is
-                tokenised apart from what stands before it, as in generation, where the prompt's tokens are there first.
+            messages: Hugging Face's form: {"role", "content"}, content a text or a list of {"type": "text",
+                "text"} and {"type": "image", "image": path, URL, data: URL, bytes or PIL image} (also
+                {"type": "image_url", "image_url": {"url"}}).
+            return_labels: the assistant's replies, each with the token that ends it, are trained, all else is
+                -100. A reply is tokenised apart from what stands before it, as in generation, where the
+                prompt's tokens are there first.
             add_generation_prompt: None: where the last message is not the assistant's.
         Raises: UserError, one line, that names the picture or the conversation.
         """
         if not isinstance(messages, list | tuple) or not messages:
             raise UserError("no messages were given; expected a list of {'role': ..., 'content': ...}")
         conversations = [messages] if isinstance(messages[0], Mapping) else messages
-        names = [f"conversation {number}" if len(conversations) > 1 else "" for number in range(1, len(conversations) + 1)]
+        names = [
+            f"conversation {number}" if len(conversations) > 1 else ""
+            for number in range(1, len(conversations) + 1)
+        ]
         return self.pack(
             [
                 self.encode(conversation, return_labels, add_generation_prompt, name)
@@ -155,7 +182,13 @@ class Processor:
             ]
         )
 
-    def encode(self, messages: Messages, return_labels: bool = False, add_generation_prompt: bool | None = None, name: str = "") -> Encoded:
+    def encode(
+        self,
+        messages: Messages,
+        return_labels: bool = False,
+        add_generation_prompt: bool | None = None,
+        name: str = "",
+    ) -> Encoded:
         """One conversation, ready to be packed. Of its pictures only the headers are read, for their sizes.
 
         Args:    as `__call__`'s. name: what errors call the conversation.
@@ -167,7 +200,11 @@ class Processor:
         image_grid_thw = torch.tensor(grids) if grids else None  # (N, 3)
         try:
             ids, labels = self._tokenise(self._segments(texts, return_labels, add_generation_prompt))
-            ids, labels = self._expand(ids, labels, torch.tensor([t * h * w // merge_size**2 for t, h, w in grids], dtype=torch.int64))
+            ids, labels = self._expand(
+                ids,
+                labels,
+                torch.tensor([t * h * w // merge_size**2 for t, h, w in grids], dtype=torch.int64),
+            )
             position_ids = mrope_positions(ids, image_grid_thw, self.config.image_token_id, merge_size)
         except UserError as error:
             raise UserError(f"{name}: {error}" if name else str(error)) from error
@@ -188,11 +225,16 @@ class Processor:
             return encoded
         pairs = zip(encoded.pictures, encoded.image_grid_thw.tolist(), strict=True)
         return replace(
-            encoded, pixel_values=tuple(torch.from_numpy(self.image_processor.patches(picture.load(), grid)) for picture, grid in pairs)
+            encoded,
+            pixel_values=tuple(
+                torch.from_numpy(self.image_processor.patches(picture.load(), grid))
+                for picture, grid in pairs
+            ),
         )
 
     def pack(self, encoded: Sequence[Encoded]) -> Batch:
-        """One conversation or more end to end, in the order given; with labels if they were encoded with labels.
+        """One conversation or more end to end, in the order given; with labels if they were encoded with
+        labels.
 
         Raises:  UserError that names the picture.
         """
@@ -210,7 +252,9 @@ class Processor:
             batch["labels"] = torch.cat([row.labels for row in rows])
         return batch
 
-    def _segments(self, messages: Messages, mark_replies: bool, add_generation_prompt: bool | None) -> list[tuple[str, bool]]:
+    def _segments(
+        self, messages: Messages, mark_replies: bool, add_generation_prompt: bool | None
+    ) -> list[tuple[str, bool]]:
         """The rendered conversation cut into (text, is it trained?)."""
         if add_generation_prompt is None:
             add_generation_prompt = messages[-1]["role"] != "assistant"
@@ -223,9 +267,14 @@ class Processor:
                 continue
             prompt = self._render(messages[:turn], True)
             upto = text if turn == len(messages) - 1 else self._render(messages[: turn + 1], False)
-            end = max((upto.rfind(stop) + len(stop) for stop in self._stop_texts if stop in upto[len(prompt) :]), default=0)
+            end = max(
+                (upto.rfind(stop) + len(stop) for stop in self._stop_texts if stop in upto[len(prompt) :]),
+                default=0,
+            )
             if not (upto.startswith(prompt) and text.startswith(upto[:end]) and len(prompt) < end):
-                raise UserError(f"the chat template does not write message {turn + 1} as prompt, reply, stop token: no labels can be made")
+                raise UserError(
+                    f"the chat template does not write message {turn + 1} as prompt, reply, stop token: no labels can be made"
+                )
             segments += [(text[done : len(prompt)], False), (text[len(prompt) : end], True)]
             done = end
         if not segments:
@@ -239,9 +288,14 @@ class Processor:
         for text, is_trained in segments:
             try:
                 piece = self.tokenizer.encode(text, add_special_tokens=False).ids
-            except (TypeError, UnicodeEncodeError) as error:  # a lone surrogate, from a wrongly decoded file or command line
+            except (
+                TypeError,
+                UnicodeEncodeError,
+            ) as error:  # a lone surrogate, from a wrongly decoded file or command line
                 bad = next(place for place, letter in enumerate(text) if "\ud800" <= letter <= "\udfff")
-                raise UserError(f"the text is not valid Unicode at {text[max(bad - 20, 0) : bad + 20]!r}") from error
+                raise UserError(
+                    f"the text is not valid Unicode at {text[max(bad - 20, 0) : bad + 20]!r}"
+                ) from error
             ids += piece
             labels += piece if is_trained else [IGNORED] * len(piece)
         return torch.tensor(ids, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64)
@@ -249,7 +303,9 @@ class Processor:
     def _expand(self, ids: Tensor, labels: Tensor, merged_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Each picture's one placeholder repeated to as many as it has merged tokens (N,)."""
         if (ids == self.config.video_token_id).any():
-            raise UserError(f"the text holds {self._token(self.config.video_token_id)}, but videos are not supported")
+            raise UserError(
+                f"the text holds {self._token(self.config.video_token_id)}, but videos are not supported"
+            )
         is_picture = ids == self.config.image_token_id
         if (found := int(is_picture.sum())) != len(merged_tokens):
             placeholder = self._token(self.config.image_token_id)
@@ -299,12 +355,15 @@ def _tokenizer(folder: Path, text: str, config: Config) -> Tokenizer:
     added = tokenizer.get_added_tokens_decoder()
     for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
         if getattr(config, name) not in added:
-            raise UserError(f"{path}: no added token has the id {getattr(config, name)}, which config.json calls {name}")
+            raise UserError(
+                f"{path}: no added token has the id {getattr(config, name)}, which config.json calls {name}"
+            )
     return tokenizer
 
 
 def _image_processor(folder: Path, parsed: Mapping[str, dict[str, Any]], config: Config) -> ImageProcessor:
-    # transformers 5 nests it in processor_config.json, and that one wins; older files of this name have no such part.
+    # transformers 5 nests it in processor_config.json, and that one wins; older files of this name have no
+    # such part.
     settings, name = parsed.get("processor_config.json", {}).get("image_processor"), "processor_config.json"
     if settings is None:
         settings, name = parsed.get("preprocessor_config.json"), "preprocessor_config.json"
@@ -316,7 +375,11 @@ def _image_processor(folder: Path, parsed: Mapping[str, dict[str, Any]], config:
         processor = ImageProcessor.from_dict(settings)
     except UserError as error:
         raise UserError(f"{folder / name}: {error}") from error
-    pairs = {"patch_size": "patch_size", "temporal_patch_size": "temporal_patch_size", "merge_size": "spatial_merge_size"}
+    pairs = {
+        "patch_size": "patch_size",
+        "temporal_patch_size": "temporal_patch_size",
+        "merge_size": "spatial_merge_size",
+    }
     for mine, theirs in pairs.items():
         if getattr(processor, mine) != getattr(config.vision, theirs):
             raise UserError(
@@ -329,16 +392,26 @@ def _chat_template(folder: Path, files: Mapping[str, str], parsed: Mapping[str, 
     """The template, from the first place that has one, in the order in which transformers' processors look."""
     for name in ("chat_template.json", "chat_template.jinja", "tokenizer_config.json"):
         try:
-            template = files.get(name) if name.endswith(".jinja") else choose_template(parsed.get(name, {}).get("chat_template"))
+            template = (
+                files.get(name)
+                if name.endswith(".jinja")
+                else choose_template(parsed.get(name, {}).get("chat_template"))
+            )
             if template is not None:
                 compile_template(template)
                 return template
         except UserError as error:
             raise UserError(f"{folder / name}: {error}") from error
-    raise UserError(f"{folder}: no chat template; expected chat_template.json, chat_template.jinja or one in tokenizer_config.json")
+    raise UserError(
+        f"{folder}: no chat template; expected chat_template.json, chat_template.jinja or one in tokenizer_config.json"
+    )
 
 
 def _special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
-    tokens = {name: tokenizer_config.get(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
-    tokens = {name: value.get("content") if isinstance(value, dict) else value for name, value in tokens.items()}
+    tokens = {
+        name: tokenizer_config.get(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")
+    }
+    tokens = {
+        name: value.get("content") if isinstance(value, dict) else value for name, value in tokens.items()
+    }
     return {name: value for name, value in tokens.items() if isinstance(value, str)}

@@ -1,9 +1,11 @@
-"""A run's data, step by step: which rows a step takes, which packs they make, and which of these each rank trains.
+"""A run's data, step by step: which rows a step takes, which packs they make, and which of these each rank
+trains.
 
-A step is a function of its number alone: step s takes rows [s * B, (s + 1) * B) of a source without end, B being the same however many
-ranks there are. So a run goes on from any step, on any number of ranks, and the workers that prepare steps need no state. Every rank
-encodes all rows (text to ids, and the pictures' sizes: cheap), so that all come to the same packs without talking; only the rank that
-trains a pack decodes its pictures and cuts them into patches.
+A step is a function of its number alone: step s takes rows [s * B, (s + 1) * B) of a source without end, B
+being the same however many ranks there are. So a run goes on from any step, on any number of ranks, and the
+workers that prepare steps need no state. Every rank encodes all rows (text to ids, and the pictures' sizes:
+cheap), so that all come to the same packs without talking; only the rank that trains a pack decodes its
+pictures and cuts them into patches.
 """
 
 import os
@@ -16,7 +18,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from r1ov.cli import one_line
+from r1ov.common.text import one_line
 from r1ov.data.formats.reader import Bad
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.image import LazyImage
@@ -39,7 +41,9 @@ class StepData:
     batches: list[Batch]  # this rank's packs, with labels; every rank has as many
     rows: int  # that all ranks train together, before any picture failed to decode
     cost: int  # floating-point operations of training them, all ranks together
-    items: list[Record | Bad]  # what became of each row, for a `Tally`, the same on every rank; records come without their messages
+    items: list[
+        Record | Bad
+    ]  # what became of each row, for a `Tally`, the same on every rank; records come without their messages
     undecoded: list[Bad]  # rows left out on this rank alone, as a picture could not be decoded
 
 
@@ -59,10 +63,17 @@ class Steps(Dataset):
         """
         Args:
             rows_per_step: B, over all ranks and micro-batches.
-            max_length: tokens that a sequence, and a pack, may have; a pack of text alone can have those of the blank sequence more.
-            overlong: what becomes of longer sequences: "drop" makes them a Bad that counts as dropped, "error" a UserError.
+            max_length: tokens that a sequence, and a pack, may have; a pack of text alone can have those of
+                the blank sequence more.
+            overlong: what becomes of longer sequences: "drop" makes them a Bad that counts as dropped,
+                "error" a UserError.
         """
-        self.source, self.processor, self.rows_per_step, self.max_length = source, processor, rows_per_step, max_length
+        self.source, self.processor, self.rows_per_step, self.max_length = (
+            source,
+            processor,
+            rows_per_step,
+            max_length,
+        )
         self.rank, self.world_size, self.overlong = rank, world_size, overlong
 
     def __getitem__(self, step: int) -> StepData:
@@ -102,15 +113,21 @@ class Steps(Dataset):
         line = one_line(f"{item.where}: {len(encoded):,} tokens, more than the limit of {self.max_length:,}")
         if self.overlong == "error":
             raise UserError(f"{line}; raise the limit, lower max_pixels, or let such rows be dropped")
-        return Bad(reason=f"the row has more than {self.max_length:,} tokens", detail=line, dropped=True), None
+        return Bad(
+            reason=f"the row has more than {self.max_length:,} tokens", detail=line, dropped=True
+        ), None
 
     def _cost(self, encoded: Encoded) -> int:
         grids = [] if encoded.image_grid_thw is None else encoded.image_grid_thw.tolist()
-        return sequence_cost(self.processor.config, len(encoded), int((encoded.labels != IGNORED).sum()), grids)
+        return sequence_cost(
+            self.processor.config, len(encoded), int((encoded.labels != IGNORED).sum()), grids
+        )
 
 
 def _bad(where: str, error: UserError) -> Bad:
-    """A row that the processor refuses. A BadRow comes from its picture's own reader, and names file and row already."""
+    """A row that the processor refuses. A BadRow comes from its picture's own reader, and names file and row
+    already.
+    """
     if isinstance(error, BadRow):
         return Bad(reason=error.reason, detail=one_line(str(error))[:500])
     return Bad(reason="the processor refuses it", detail=one_line(f"{where}: {error}")[:500])
@@ -119,8 +136,9 @@ def _bad(where: str, error: UserError) -> Bad:
 def blank_sequence(processor: Processor) -> Encoded:
     """A frame of one white merged patch, of which nothing is trained.
 
-    It makes the vision encoder run where a rank has no picture: sharded, all ranks must gather its weights together. It adds exactly
-    nothing to the loss and to any gradient, since no token of it has a label and no other sequence attends to it.
+    It makes the vision encoder run where a rank has no picture: sharded, all ranks must gather its weights
+    together. It adds exactly nothing to the loss and to any gradient, since no token of it has a label and no
+    other sequence attends to it.
     """
     config, merge_size = processor.config, processor.image_processor.merge_size
     side = merge_size * processor.image_processor.patch_size
@@ -137,8 +155,11 @@ def blank_sequence(processor: Processor) -> Encoded:
     )
 
 
-def load_steps(steps: Steps, start: int, stop: int, num_workers: int = 0, prefetch: int = 2) -> Iterator[StepData]:
-    """steps[start], ..., steps[stop - 1] in order, prepared ahead by `num_workers` processes, each `prefetch` steps ahead.
+def load_steps(
+    steps: Steps, start: int, stop: int, num_workers: int = 0, prefetch: int = 2
+) -> Iterator[StepData]:
+    """steps[start], ..., steps[stop - 1] in order, prepared ahead by `num_workers` processes, each `prefetch`
+    steps ahead.
 
     Raises:  UserError in this process, with its own line, where a worker finds one; the workers end with the iterator.
     """
@@ -156,7 +177,9 @@ def load_steps(steps: Steps, start: int, stop: int, num_workers: int = 0, prefet
 
 
 class _Guarded(Dataset):
-    """A user's mistake becomes a value: raised in a worker, it would arrive as torch's text of the whole traceback."""
+    """A user's mistake becomes a value: raised in a worker, it would arrive as torch's text of the whole
+    traceback.
+    """
 
     def __init__(self, steps: Steps):
         self.steps = steps
@@ -179,5 +202,7 @@ def _value_or_raise(result: StepData | UserError) -> StepData:
 
 
 def _start_worker(_worker: int) -> None:
-    """In a session of its own: Ctrl-C and torchrun signal the whole group, but when to stop is for the main process to say."""
+    """In a session of its own: Ctrl-C and torchrun signal the whole group, but when to stop is for the main
+    process to say.
+    """
     os.setsid()

@@ -30,8 +30,16 @@ def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def compile_template(source: str, special_tokens: Mapping[str, str] | None = None) -> Render:
@@ -41,7 +49,9 @@ def compile_template(source: str, special_tokens: Mapping[str, str] | None = Non
     Raises:  UserError, then and whenever the template fails or calls raise_exception.
     Source:  transformers utils/chat_template_utils.py `_compile_jinja_template`, without its tools, documents and masks.
     """
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
@@ -54,7 +64,9 @@ def compile_template(source: str, special_tokens: Mapping[str, str] | None = Non
     def render(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
         try:
             return template.render(messages=messages, add_generation_prompt=add_generation_prompt, **known)
-        except Exception as error:  # the template is a program that came with the checkpoint: it can fail in any way
+        except (
+            Exception
+        ) as error:  # the template is a program that came with the checkpoint: it can fail in any way
             raise UserError(f"the chat template refuses these messages: {_one_line(error)}") from error
 
     return render
@@ -65,7 +77,8 @@ def _one_line(error: Exception) -> str:
 
 
 def choose_template(template: Any) -> str | None:
-    """The template's text out of a `chat_template` value: a string, None, or a list of {"name", "template"} with one named default.
+    """The template's text out of a `chat_template` value: a string, None, or a list of {"name", "template"}
+    with one named default.
 
     Raises:  UserError for anything else.
     """

@@ -1,6 +1,8 @@
-"""Prompts to completions: each prompt is prefilled once, then all rows are decoded together, one token a step.
+"""Prompts to completions: each prompt is prefilled once, then all rows are decoded together, one token a
+step.
 
-The batch is refilled as it runs: a finished row leaves at once, and waiting prompts take the places of those that left.
+The batch is refilled as it runs: a finished row leaves at once, and waiting prompts take the places of those
+    that left.
 """
 
 import time
@@ -23,7 +25,9 @@ from r1ov.reward import split_reply
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """One answer. `token_ids` ends with the stop id where there is one (a policy must learn to stop); `text` shows no special token."""
+    """One answer. `token_ids` ends with the stop id where there is one (a policy must learn to stop); `text`
+    shows no special token.
+    """
 
     text: str
     token_ids: list[int]
@@ -46,20 +50,27 @@ class Timing:
 
 
 def prefill(model: Qwen2_5_VL, batch: Batch, cache: KVCache, num_samples: int) -> Tensor:
-    """(N * num_samples, V) logits of the first new token of each row of N packed prompts, which join the cache's rows.
+    """(N * num_samples, V) logits of the first new token of each row of N packed prompts, which join the
+    cache's rows.
 
-    Only the last token of a prompt goes through the last layer and the head: a 152-thousand-word row for every prompt token would be the
-    largest tensor here.
+    Only the last token of a prompt goes through the last layer and the head: a 152-thousand-word row for
+    every prompt token would be the largest tensor here.
     """
     attend = cache.admit(batch["cu_seqlens"].diff().tolist(), num_samples)
-    logits = model.logits(model.hidden_states(**batch, attend=attend, only=batch["cu_seqlens"][1:].long() - 1))
+    logits = model.logits(
+        model.hidden_states(**batch, attend=attend, only=batch["cu_seqlens"][1:].long() - 1)
+    )
     if not logits.isfinite().all():
-        raise UserError("the model's logits are not finite: its weights are damaged, or its dtype is too narrow")
+        raise UserError(
+            "the model's logits are not finite: its weights are damaged, or its dtype is too narrow"
+        )
     return logits.repeat_interleave(num_samples, dim=0)
 
 
 class TextStream:
-    """Passes on the text of a growing row piece by piece, holding back while it ends in the middle of a character."""
+    """Passes on the text of a growing row piece by piece, holding back while it ends in the middle of a
+    character.
+    """
 
     def __init__(self, processor: Processor, emit: Callable[[str], None]):
         self.processor, self.emit, self.passed = processor, emit, 0
@@ -125,10 +136,16 @@ class _Waiting:
         return self.first < len(self.lengths)
 
     def take(self, live: int) -> tuple[Batch, list[int]] | None:
-        """The next prompts, and the numbers of their rows, if there is room for enough of them to make a prefill worth while."""
+        """The next prompts, and the numbers of their rows, if there is room for enough of them to make a
+        prefill worth while.
+        """
         samples = self.plan.num_samples
         count = min((self.plan.max_num_seqs - live) // samples, len(self.lengths) - self.first)
-        is_worth_while = not live or count * samples >= self.plan.max_num_seqs // 4 or self.first + count == len(self.lengths)
+        is_worth_while = (
+            not live
+            or count * samples >= self.plan.max_num_seqs // 4
+            or self.first + count == len(self.lengths)
+        )
         if not count or not is_worth_while:
             return None
         begin, self.first = self.first, self.first + count
@@ -146,7 +163,8 @@ def decode(
 ) -> tuple[list[Completion], Timing]:
     """The completions of all rows, the samples of a prompt one after another, and where the time went.
 
-    Args: on_done: called with a row's number and its completion as soon as it is finished, while others go on.
+    Args: on_done: called with a row's number and its completion as soon as it is finished, while others go
+        on.
     """
     if stream and len(plan.limits) > 1:
         raise UserError("stream follows one conversation and one sample; leave it out for more")
@@ -154,21 +172,32 @@ def decode(
     params, num_samples = plan.params, plan.num_samples
     waiting = _Waiting(plan, model.config)
     lengths = [length for length in waiting.lengths for _ in range(num_samples)]
-    rows = [_Row(prompt_tokens=length, limit=limit) for length, limit in zip(lengths, plan.limits, strict=True)]
+    rows = [
+        _Row(prompt_tokens=length, limit=limit) for length, limit in zip(lengths, plan.limits, strict=True)
+    ]
     stop_ids, banned = stop_ids_of(processor), banned_ids(processor).to(device)
-    uniforms = None if plan.seeds is None else row_uniforms(plan.seeds, max(plan.limits)).to(device)  # (all rows, most new tokens)
+    uniforms = (
+        None if plan.seeds is None else row_uniforms(plan.seeds, max(plan.limits)).to(device)
+    )  # (all rows, most new tokens)
     text = TextStream(processor, stream) if stream else None
 
     started = time.perf_counter()
     prefill_seconds = 0.0
     capacity = max(length + limit for length, limit in zip(lengths, plan.limits, strict=True))
     step = make_step(model, capacity)
-    cache = KVCache(model.config.text, min(plan.max_num_seqs, len(rows)), capacity, dtype, device, step.key_order)
-    # Of the live rows, B of them: which of `rows` each is, the position of its next token, its logits there, and the ids it has seen.
+    cache = KVCache(
+        model.config.text, min(plan.max_num_seqs, len(rows)), capacity, dtype, device, step.key_order
+    )
+    # Of the live rows, B of them: which of `rows` each is, the position of its next token, its logits there,
+    # and the ids it has seen.
     live: list[int] = []
     positions = torch.zeros(0, dtype=torch.int64, device=device)
     logits = torch.zeros(0, model.config.text.vocab_size, dtype=dtype, device=device)
-    seen = torch.zeros(logits.shape, dtype=torch.bool, device=device) if params.repetition_penalty != 1.0 else None
+    seen = (
+        torch.zeros(logits.shape, dtype=torch.bool, device=device)
+        if params.repetition_penalty != 1.0
+        else None
+    )
     all_threads = torch.get_num_threads()
     try:
         while live or waiting:
@@ -177,21 +206,31 @@ def decode(
             if taken:
                 batch, numbers = taken
                 prompts = batch["position_ids"].split(batch["cu_seqlens"].diff().tolist(), dim=1)
-                first = torch.stack([position_ids.max() + 1 for position_ids in prompts]).repeat_interleave(num_samples)
+                first = torch.stack([position_ids.max() + 1 for position_ids in prompts]).repeat_interleave(
+                    num_samples
+                )
                 batch = batch.to(device)
                 positions = torch.cat((positions, first.to(device)))
                 torch.set_num_threads(all_threads)
                 logits = torch.cat((logits, prefill(model, batch, cache, num_samples)))
                 if seen is not None:
-                    seen = torch.cat((seen, _seen(batch, seen.shape[1]).repeat_interleave(num_samples, dim=0)))
+                    seen = torch.cat(
+                        (seen, _seen(batch, seen.shape[1]).repeat_interleave(num_samples, dim=0))
+                    )
                 live = live + numbers
 
             random = None
             if uniforms is not None:
                 random = uniforms[live, [len(rows[row].token_ids) for row in live]]
             tokens, logprobs = sample(logits, params, banned, seen, random)
-            new = zip(live, tokens.tolist(), logprobs.tolist(), strict=True)  # the one place in a step where the host waits for the device
-            going = [place for place, (row, token, logprob) in enumerate(new) if rows[row].append(token, logprob, stop_ids)]
+            new = zip(
+                live, tokens.tolist(), logprobs.tolist(), strict=True
+            )  # the one place in a step where the host waits for the device
+            going = [
+                place
+                for place, (row, token, logprob) in enumerate(new)
+                if rows[row].append(token, logprob, stop_ids)
+            ]
             if taken:
                 prefill_seconds += time.perf_counter() - since
             if text:

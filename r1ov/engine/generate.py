@@ -25,18 +25,21 @@ def generate(
 ) -> Completion | list[Completion] | list[list[Completion]]:
     """The model's completion of a conversation; a list of conversations is decoded as one batch.
 
-    One conversation gives a Completion, a list of conversations a list with one entry each; where num_samples is above 1, each entry is
-    itself a list of that many completions. Settings left at None come from the checkpoint's generation_config.json (how:
-    `SamplingParams.resolve`). A sample's random numbers depend on the seed and its prompt alone, not
-    on what else is in the batch.
+    One conversation gives a Completion, a list of conversations a list with one entry each; where num_samples
+    is above 1, each entry is itself a list of that many completions. Settings left at None come from the
+    checkpoint's generation_config.json (how: `SamplingParams.resolve`). A sample's random numbers depend on
+    the seed and its prompt alone, not on what else is in the batch.
 
     Args:
-        max_new_tokens: None and no such setting in the file: 2048. A row also ends at the model's last position.
+        max_new_tokens: None and no such setting in the file: 2048. A row also ends at the model's last
+            position.
         temperature: 0 is greedy.
         num_samples: for each conversation; its pictures are encoded and its prompt prefilled once.
-        stream: called with each new piece of the text, for one conversation and one sample; the pieces add up to `text`.
+        stream: called with each new piece of the text, for one conversation and one sample; the pieces add up
+            to `text`.
     Raises:
-        UserError: a setting out of its range, a prompt longer than the model's positions, or what the processor finds wrong.
+        UserError: a setting out of its range, a prompt longer than the model's positions, or what the
+            processor finds wrong.
     """
     is_single = bool(messages) and isinstance(messages[0], Mapping)
     plan = prepare(
@@ -51,5 +54,7 @@ def generate(
         num_samples=num_samples,
     )
     rows, _ = decode(model, processor, plan, stream)
-    entries = rows if num_samples == 1 else [rows[i : i + num_samples] for i in range(0, len(rows), num_samples)]
+    entries = (
+        rows if num_samples == 1 else [rows[i : i + num_samples] for i in range(0, len(rows), num_samples)]
+    )
     return entries[0] if is_single else entries

@@ -1,4 +1,6 @@
-"""What is settled before the first token: the prompts as packed tensors, how tokens are chosen, and where each answer must end."""
+"""What is settled before the first token: the prompts as packed tensors, how tokens are chosen, and where
+each answer must end.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -40,19 +42,25 @@ def prepare(
     names: Sequence[bytes] | None = None,
     **sampling: float | None,
 ) -> Plan:
-    """Reads the pictures, tokenises, and settles what was left open; other arguments, and errors, as in `generate`.
+    """Reads the pictures, tokenises, and settles what was left open; other arguments, and errors, as in
+    `generate`.
 
     Args:
         conversations: also as the packed batch that the processor makes of them, each ready for a reply.
         names: tell the prompts apart for their random numbers, where not their ids and pictures shall.
-        max_num_seqs: at most so many rows are decoded at once, which bounds the cache; the others follow as rows finish. vLLM's name.
+        max_num_seqs: at most so many rows are decoded at once, which bounds the cache; the others follow as
+            rows finish. vLLM's name.
     """
     params = SamplingParams.resolve(processor.generation_config, **sampling)
     if max_new_tokens is None:
         max_new_tokens = processor.generation_config.get("max_new_tokens") or DEFAULT_MAX_NEW_TOKENS
     count = len(conversations["cu_seqlens"]) - 1 if isinstance(conversations, Batch) else len(conversations)
     max_num_seqs = max(count * num_samples, 1) if max_num_seqs is None else max_num_seqs
-    for name, value in {"max_new_tokens": max_new_tokens, "num_samples": num_samples, "max_num_seqs": max_num_seqs}.items():
+    for name, value in {
+        "max_new_tokens": max_new_tokens,
+        "num_samples": num_samples,
+        "max_num_seqs": max_num_seqs,
+    }.items():
         if type(value) is not int or value < 1:
             raise UserError(f"{name} is {value!r}; it must be an integer, 1 or above")
     if max_num_seqs < num_samples:
@@ -60,7 +68,11 @@ def prepare(
             f"max_num_seqs is {max_num_seqs}; the {num_samples} samples of a prompt are decoded together, so it must be as many"
         )
     stop_ids_of(processor)  # a mistake in the file shows now, not after the prefill
-    batch = conversations if isinstance(conversations, Batch) else processor(conversations, add_generation_prompt=True)
+    batch = (
+        conversations
+        if isinstance(conversations, Batch)
+        else processor(conversations, add_generation_prompt=True)
+    )
     prompt_lengths = batch["cu_seqlens"].diff().tolist()
     max_positions = processor.config.text.max_position_embeddings
     if max(prompt_lengths) >= max_positions:
@@ -68,11 +80,22 @@ def prepare(
             f"a prompt has {max(prompt_lengths)} tokens, which leaves no room for an answer in the model's {max_positions} positions; "
             f"shorten the text{' or lower max_pixels' if 'pixel_values' in batch else ''}"
         )
-    limits = [min(max_new_tokens, max_positions - length) for length in prompt_lengths for _ in range(num_samples)]
+    limits = [
+        min(max_new_tokens, max_positions - length) for length in prompt_lengths for _ in range(num_samples)
+    ]
     seeds = None
     if params.temperature:
-        seeds = row_seeds(names or [_digest(prompt) for prompt in split_prompts(batch, processor.config)], num_samples, seed)
-    return Plan(batch=batch, params=params, num_samples=num_samples, limits=limits, seeds=seeds, max_num_seqs=max_num_seqs)
+        seeds = row_seeds(
+            names or [_digest(prompt) for prompt in split_prompts(batch, processor.config)], num_samples, seed
+        )
+    return Plan(
+        batch=batch,
+        params=params,
+        num_samples=num_samples,
+        limits=limits,
+        seeds=seeds,
+        max_num_seqs=max_num_seqs,
+    )
 
 
 def split_prompts(batch: Batch, config: Config) -> list[Batch]:
@@ -81,8 +104,14 @@ def split_prompts(batch: Batch, config: Config) -> list[Batch]:
     grids = batch["image_grid_thw"].tolist() if "image_grid_thw" in batch else []
     patches = [t * height * width for t, height, width in grids]
     prompts, seen, used = [], 0, 0
-    for ids, position_ids in zip(batch["input_ids"].split(lengths), batch["position_ids"].split(lengths, dim=1), strict=True):
-        prompt = Batch(input_ids=ids, position_ids=position_ids, cu_seqlens=torch.tensor([0, len(ids)], dtype=torch.int32))
+    for ids, position_ids in zip(
+        batch["input_ids"].split(lengths), batch["position_ids"].split(lengths, dim=1), strict=True
+    ):
+        prompt = Batch(
+            input_ids=ids,
+            position_ids=position_ids,
+            cu_seqlens=torch.tensor([0, len(ids)], dtype=torch.int32),
+        )
         left = int((ids == config.image_token_id).sum()) * config.vision.spatial_merge_size**2
         count = size = 0
         while left > size:
@@ -122,7 +151,9 @@ def _digest(prompt: Batch) -> bytes:
 
 
 def stop_ids_of(processor: Processor) -> frozenset[int]:
-    """The ids that end an answer: generation_config.json's, or config.json's where that names none, as in Hugging Face."""
+    """The ids that end an answer: generation_config.json's, or config.json's where that names none, as in
+    Hugging Face.
+    """
     ids = processor.generation_config.get("eos_token_id")
     ids = processor.config.eos_token_id if ids is None else ids
     ids = () if ids is None else ids if isinstance(ids, list | tuple) else (ids,)
@@ -132,9 +163,17 @@ def stop_ids_of(processor: Processor) -> frozenset[int]:
 
 
 def banned_ids(processor: Processor) -> Tensor:
-    """(b,) ids that must not be sampled: what frames or stands for a picture or video, and rows of the head that stand for no token."""
+    """(b,) ids that must not be sampled: what frames or stands for a picture or video, and rows of the head
+    that stand for no token.
+    """
     tokenizer, config, vocab_size = processor.tokenizer, processor.config, processor.config.text.vocab_size
     unused = [id for id in range(tokenizer.get_vocab_size(), vocab_size) if tokenizer.id_to_token(id) is None]
-    names = ("vision_start_token_id", "vision_end_token_id", "vision_token_id", "image_token_id", "video_token_id")
+    names = (
+        "vision_start_token_id",
+        "vision_end_token_id",
+        "vision_token_id",
+        "image_token_id",
+        "video_token_id",
+    )
     placeholders = {id for name in names if (id := getattr(config, name)) < vocab_size}
     return torch.tensor(sorted({*placeholders, *unused}), dtype=torch.int64)

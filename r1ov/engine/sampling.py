@@ -1,4 +1,6 @@
-"""From a row of logits to its next token: penalty, temperature, top-k, top-p, in Hugging Face's order, and the token's log-prob."""
+"""From a row of logits to its next token: penalty, temperature, top-k, top-p, in Hugging Face's order, and
+the token's log-prob.
+"""
 
 import hashlib
 import math
@@ -14,7 +16,9 @@ from r1ov.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How a token is chosen. Temperature 0 is greedy: top-k, top-p and the seed then change nothing; the penalty still does."""
+    """How a token is chosen. Temperature 0 is greedy: top-k, top-p and the seed then change nothing; the
+    penalty still does.
+    """
 
     temperature: float = 0.0
     top_k: int = 0  # 0 keeps every token
@@ -38,32 +42,40 @@ class SamplingParams:
     def resolve(cls, generation_config: Mapping[str, Any], **given: float | None) -> "SamplingParams":
         """The settings given, those left at None taken from `generation_config.json`.
 
-        As in Hugging Face, the file's temperature counts only where it says `do_sample: true`; otherwise decoding is greedy. Unlike there,
-        a file without top_k means no top-k (transformers would use 50, a default that nobody wrote down for these models).
+        As in Hugging Face, the file's temperature counts only where it says `do_sample: true`; otherwise
+        decoding is greedy. Unlike there, a file without top_k means no top-k (transformers would use 50, a
+        default that nobody wrote down for these models).
         """
         if not generation_config.get("do_sample"):
             generation_config = {**generation_config, "temperature": 0.0}
         elif generation_config.get("temperature") is None:
             generation_config = {**generation_config, "temperature": 1.0}
         names = ("temperature", "top_k", "top_p", "repetition_penalty")
-        values = {name: generation_config.get(name) if given.get(name) is None else given[name] for name in names}
+        values = {
+            name: generation_config.get(name) if given.get(name) is None else given[name] for name in names
+        }
         for name, value in values.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
                 raise UserError(f"{name} is {value!r}, expected a number")
         return cls(**{name: value for name, value in values.items() if value is not None})
 
 
-def sample(logits: Tensor, params: SamplingParams, banned: Tensor, seen: Tensor | None, uniforms: Tensor | None) -> tuple[Tensor, Tensor]:
+def sample(
+    logits: Tensor, params: SamplingParams, banned: Tensor, seen: Tensor | None, uniforms: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Each row's next token and its log-probability.
 
-    The log-prob is the model's own, at the temperature of the sampling (at 1 when greedy): log_softmax(logits / temperature) before bans,
-    penalty, top-k and top-p. It is what TRL and vLLM call the token's log-prob, and what scoring the finished text gives again.
+    The log-prob is the model's own, at the temperature of the sampling (at 1 when greedy): log_softmax(logits
+    / temperature) before bans, penalty, top-k and top-p. It is what TRL and vLLM call the token's log-prob,
+    and what scoring the finished text gives again.
 
     Args:
         logits: (B, V), any float dtype; not modified.
         banned: (b,) ids that are never chosen.
-        seen: (B, V) bool, the ids in the row's prompt and output so far; only read where there is a repetition penalty.
-        uniforms: (B,) float64 in [0, 1), each row's own random number; only read where the temperature is above 0.
+        seen: (B, V) bool, the ids in the row's prompt and output so far; only read where there is a
+            repetition penalty.
+        uniforms: (B,) float64 in [0, 1), each row's own random number; only read where the temperature is
+            above 0.
     Returns:
         (B,) int64 tokens and (B,) float32 log-probs, in nats.
     """
@@ -85,24 +97,29 @@ def sample(logits: Tensor, params: SamplingParams, banned: Tensor, seen: Tensor 
 
 
 def penalise_repetition(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """(B, V) scores, made less likely by `penalty` where `seen` (B, V): divided when positive, multiplied when negative.
+    """(B, V) scores, made less likely by `penalty` where `seen` (B, V): divided when positive, multiplied
+    when negative.
 
-    Source: Keskar et al. 2019 (CTRL) section 4.1; as in transformers, over the distinct ids of the prompt and the output.
+    Source: Keskar et al. 2019 (CTRL) section 4.1; as in transformers, over the distinct ids of the prompt and
+        the output.
     """
     return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
 def keep_top_k(scores: Tensor, top_k: int) -> Tensor:
-    """(B, V) scores, -inf where below the row's k-th best. Ties with the k-th best all stay, as in transformers."""
+    """(B, V) scores, -inf where below the row's k-th best. Ties with the k-th best all stay, as in
+    transformers.
+    """
     kth_best = scores.topk(min(top_k, scores.shape[-1])).values[:, -1:]
     return scores.masked_fill(scores < kth_best, -math.inf)
 
 
 def keep_top_p(scores: Tensor, top_p: float) -> Tensor:
-    """(B, V) scores, -inf outside the smallest set of likeliest tokens whose probability reaches `top_p`; the best always stays.
+    """(B, V) scores, -inf outside the smallest set of likeliest tokens whose probability reaches `top_p`; the
+    best always stays.
 
-    Source: Holtzman et al. 2020 section 3.1; the boundary is transformers': from the least likely up, tokens go while their cumulated
-    probability is at most 1 - top_p.
+    Source: Holtzman et al. 2020 section 3.1; the boundary is transformers': from the least likely up, tokens
+    go while their cumulated probability is at most 1 - top_p.
     """
     ascending, order = scores.sort(dim=-1)
     removed = ascending.softmax(-1).cumsum(-1) <= 1.0 - top_p
@@ -113,25 +130,30 @@ def keep_top_p(scores: Tensor, top_p: float) -> Tensor:
 def draw(scores: Tensor, uniforms: Tensor) -> Tensor:
     """(B,) tokens drawn from softmax(scores), (B, V), by inverting its cumulative sum at `uniforms` (B,).
 
-    One random number a row, so that a row's draw depends on nothing else in the batch, and drawing costs no more than the softmax.
+    One random number a row, so that a row's draw depends on nothing else in the batch, and drawing costs no
+    more than the softmax.
     """
-    # In float64, because 150 thousand float32 additions would shift the boundaries by more than rare tokens are wide.
+    # In float64, because 150 thousand float32 additions would shift the boundaries by more than rare tokens
+    # are wide.
     cumulative = scores.double().softmax(-1).cumsum(-1)
     # The first entry above the threshold, so never a token of probability 0.
     return torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
 
 def row_uniforms(seeds: list[int], count: int) -> Tensor:
-    """(B, count) float64 in [0, 1): each row's random numbers from its own generator, on the CPU and thus the same on every device."""
+    """(B, count) float64 in [0, 1): each row's random numbers from its own generator, on the CPU and thus the
+    same on every device.
+    """
     rows = [torch.rand(count, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows).double()
 
 
 def row_seeds(prompts: list[bytes], num_samples: int, seed: int) -> list[int]:
-    """One seed a row, `num_samples` rows a prompt, made of the seed, the prompt itself, and which sample of that prompt it is.
+    """One seed a row, `num_samples` rows a prompt, made of the seed, the prompt itself, and which sample of
+    that prompt it is.
 
-    So a row's samples do not depend on the other prompts, on its place among them, or on the size of the batch; and the same prompt given
-    twice gets two different samples, the ones that num_samples=2 gives.
+    So a row's samples do not depend on the other prompts, on its place among them, or on the size of the
+    batch; and the same prompt given twice gets two different samples, the ones that num_samples=2 gives.
 
     Args:
         prompts: what tells the prompts apart: a digest of their ids and pictures.

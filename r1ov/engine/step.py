@@ -1,7 +1,9 @@
 """One new token a row through the language model.
 
-Large models run through their own modules. For a small one on a CPU the calls from module to module, and the many small operations,
-take longer than the arithmetic: `FlatStep` writes the same layers flat, on weights laid out for it. A test holds it to the same logits.
+Large models run through their own modules. For a small one on a CPU the calls from module to module, and the
+many small operations,
+take longer than the arithmetic: `FlatStep` writes the same layers flat, on weights laid out for it. A test
+    holds it to the same logits.
 """
 
 import torch
@@ -20,14 +22,20 @@ LARGEST_FLAT = 1024  # hidden size up to which the copy of the weights is small
 def make_step(model: Qwen2_5_VL, max_positions: int) -> "ModuleStep | FlatStep":
     """Args: max_positions: positions reach from 0 to below this."""
     weight = model.head_weight
-    is_small = model.config.text.hidden_size <= LARGEST_FLAT and weight.dtype == torch.float32 and weight.device.type == "cpu"
+    is_small = (
+        model.config.text.hidden_size <= LARGEST_FLAT
+        and weight.dtype == torch.float32
+        and weight.device.type == "cpu"
+    )
     if is_small and default_impl(weight.device) == "torch":
         return FlatStep(model, max_positions)
     return ModuleStep(model)
 
 
 class ModuleStep:
-    """Maps tokens (B,) at positions (B,) to the logits (B, V) of what follows them, by the model's own modules."""
+    """Maps tokens (B,) at positions (B,) to the logits (B, V) of what follows them, by the model's own
+    modules.
+    """
 
     key_order: Tensor | None = None
 
@@ -48,14 +56,16 @@ class ModuleStep:
 class FlatStep:
     """The same, each layer as few calls as possible. Made anew for each decoding: it holds the weights.
 
-    The heads stand in groups: key head j's queries, then its key, then its value, (G + 2) heads of D numbers. Each head's numbers are
-    reordered so that the pairs that rotary positions turn are neighbours, and a turn is one product of complex numbers, 1 for values.
-    Each norm's weight is part of the matrix behind it.
+    The heads stand in groups: key head j's queries, then its key, then its value, (G + 2) heads of D numbers.
+    Each head's numbers are reordered so that the pairs that rotary positions turn are neighbours, and a turn
+    is one product of complex numbers, 1 for values. Each norm's weight is part of the matrix behind it.
     """
 
     @staticmethod
     def num_threads(rows: int, most: int) -> int:
-        """Few rows: one, because several would wait for each other longer than they work (one row is twice as slow with two)."""
+        """Few rows: one, because several would wait for each other longer than they work (one row is twice as
+        slow with two).
+        """
         return most if rows >= 8 else 1
 
     def __init__(self, model: Qwen2_5_VL, max_positions: int):
@@ -66,10 +76,13 @@ class FlatStep:
         self.key_order = torch.arange(dim).view(2, dim // 2).t().flatten()  # 0, D/2, 1, D/2 + 1, ...
         positions = torch.arange(max_positions).expand(3, -1)
         cos, sin = text_angles(positions, dim, config.rope_theta, config.mrope_section)  # (max_positions, D)
-        turns = torch.complex(cos, sin)[:, None, None, : dim // 2].repeat(1, 1, self.group, 1)  # (max_positions, 1, G + 2, D/2)
+        turns = torch.complex(cos, sin)[:, None, None, : dim // 2].repeat(
+            1, 1, self.group, 1
+        )  # (max_positions, 1, G + 2, D/2)
         turns[:, :, -1] = 1
         self.turns = turns
-        # The mean of squares as a product with (C, 1), and eps as what is added to it: one call instead of three.
+        # The mean of squares as a product with (C, 1), and eps as what is added to it: one call instead of
+        # three.
         self.eps = torch.full((1, 1), config.rms_norm_eps)
         self.mean = torch.full((config.hidden_size, 1), 1 / config.hidden_size)
         self.embedding = model.model.embed_tokens.weight
@@ -85,10 +98,20 @@ class FlatStep:
 
         attention, mlp = layer.self_attn, layer.mlp
         projections = ((attention.q_proj, True), (attention.k_proj, True), (attention.v_proj, False))
-        weight = torch.cat([heads(one.weight, is_turned) for one, is_turned in projections], dim=1).flatten(0, 2)
+        weight = torch.cat([heads(one.weight, is_turned) for one, is_turned in projections], dim=1).flatten(
+            0, 2
+        )
         bias = torch.cat([heads(one.bias, is_turned) for one, is_turned in projections], dim=1).flatten()
-        gate_up = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)) * layer.post_attention_layernorm.weight
-        return bias, (weight * layer.input_layernorm.weight).t(), attention.o_proj.weight.t(), gate_up.t(), mlp.down_proj.weight.t()
+        gate_up = (
+            torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)) * layer.post_attention_layernorm.weight
+        )
+        return (
+            bias,
+            (weight * layer.input_layernorm.weight).t(),
+            attention.o_proj.weight.t(),
+            gate_up.t(),
+            mlp.down_proj.weight.t(),
+        )
 
     def __call__(self, tokens: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
         rows, attend = len(tokens), cache.decode_grouped()
@@ -96,7 +119,9 @@ class FlatStep:
         turns = self.turns.index_select(0, positions)  # (B, 1, G + 2, D/2)
         for index, (bias, qkv_proj, o_proj, gate_up_proj, down_proj) in enumerate(self.layers):
             qkv = torch.addmm(bias, self._norm(x), qkv_proj).view(rows, self.key_heads, self.group, -1, 2)
-            qkv = torch.view_as_real(torch.view_as_complex(qkv) * turns).view(-1, self.group, self.dim)  # (B*K, G + 2, D)
+            qkv = torch.view_as_real(torch.view_as_complex(qkv) * turns).view(
+                -1, self.group, self.dim
+            )  # (B*K, G + 2, D)
             x = torch.addmm(x, attend(index, qkv).view(rows, -1), o_proj)
             gate, up = (self._norm(x) @ gate_up_proj).chunk(2, dim=-1)
             x = torch.addmm(x, F.silu(gate).mul_(up), down_proj)

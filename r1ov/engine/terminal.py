@@ -1,4 +1,6 @@
-"""What `generate.py` shows: the answer as it is thought, on a terminal; plain text in a pipe; JSON for programs."""
+"""What `generate.py` shows: the answer as it is thought, on a terminal; plain text in a pipe; JSON for
+programs.
+"""
 
 import json
 import os
@@ -9,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, TextIO
 
+from r1ov.common.device import choose_device, choose_kernels
 from r1ov.data.processor import Processor
 from r1ov.engine import Timing, decode, prepare
 from r1ov.errors import UserError
 from r1ov.folder.hub import SHIPPED, resolve
-from r1ov.folder.pretrained import choose_device, choose_kernels, load
+from r1ov.folder.pretrained import load
 
 TINY_NOTE = (
     "it knows drawn pictures only: counts, charts, geometry, letters and sums, positions, patterns, boxes. "
@@ -37,11 +40,16 @@ def answer(options: Any) -> None:
     processor = Processor.from_folder(folder)
     if options.min_pixels or options.max_pixels:
         processor = processor.with_pixel_limits(options.min_pixels, options.max_pixels)
-    sampling = {name: getattr(options, name) for name in ("temperature", "top_p", "top_k", "max_new_tokens", "seed", "num_samples")}
+    sampling = {
+        name: getattr(options, name)
+        for name in ("temperature", "top_p", "top_k", "max_new_tokens", "seed", "num_samples")
+    }
     plan = prepare(processor, [_messages(options)], **sampling)
 
     if plan.params.temperature == 0 and options.num_samples > 1:
-        raise UserError(f"greedy decoding gives {options.num_samples} times the same answer; give a --temperature above 0")
+        raise UserError(
+            f"greedy decoding gives {options.num_samples} times the same answer; give a --temperature above 0"
+        )
 
     model, _ = load(folder, device, options.dtype)
 
@@ -69,12 +77,16 @@ def answer(options: Any) -> None:
                     paint.end()
     sys.stdout.flush()
     if cut := [completion for completion in completions if completion.finish_reason == "length"]:
-        _say(f"cut off after {cut[0].completion_tokens:,} tokens (--max-new-tokens, or the model's last position)")
+        _say(
+            f"cut off after {cut[0].completion_tokens:,} tokens (--max-new-tokens, or the model's last position)"
+        )
     _say(closing_line(timing))
 
 
 class Painter:
-    """Writes text as it arrives; in colour, the thought is dim, the answer bold, and the tags that mark them are gone."""
+    """Writes text as it arrives; in colour, the thought is dim, the answer bold, and the tags that mark them
+    are gone.
+    """
 
     def __init__(self, out: TextIO, is_terminal: bool, in_colour: bool):
         self.out, self.is_terminal, self.in_colour = out, is_terminal, in_colour
@@ -87,7 +99,9 @@ class Painter:
         if self.in_colour:
             parts = re.split("(</?think>|</?answer>)", self.held + piece)
             # What may be the beginning of a tag waits for the rest of it.
-            self.held = re.search(r"(<[/a-z]{0,8})?\Z", parts[-1])[0]  # not `$`, which also matches before a last newline
+            self.held = re.search(r"(<[/a-z]{0,8})?\Z", parts[-1])[
+                0
+            ]  # not `$`, which also matches before a last newline
             parts[-1] = parts[-1].removesuffix(self.held) if self.held else parts[-1]
             for part in parts:
                 self.is_styled = STYLES[part] != RESET if part in STYLES else self.is_styled
@@ -109,7 +123,9 @@ class Painter:
 
 @contextmanager
 def painter(out: TextIO) -> Iterator[Painter]:
-    """A Painter for this stream, which leaves the terminal clean however it ends. NO_COLOR (any value) and TERM=dumb mean no colour."""
+    """A Painter for this stream, which leaves the terminal clean however it ends. NO_COLOR (any value) and
+    TERM=dumb mean no colour.
+    """
     is_terminal = out.isatty()
     in_colour = is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     paint = Painter(out, is_terminal, in_colour)

@@ -17,15 +17,25 @@ PLAYGROUND = "playground"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    bench: str = option(PLAYGROUND, "playground, mathvista, mathvision, mathverse, wemath, r1-onevision-bench, or a file of questions")
+    bench: str = option(
+        PLAYGROUND,
+        "playground, mathvista, mathvision, mathverse, wemath, r1-onevision-bench, or a file of questions",
+    )
     data: str | None = option(None, "the benchmark's file or folder (default: from the hub)")
-    split: str | None = option(None, f"default: the benchmark's own; of the playground test, or {', '.join(SPLITS)}")
+    split: str | None = option(
+        None, f"default: the benchmark's own; of the playground test, or {', '.join(SPLITS)}"
+    )
     model: str = option("r1ov-tiny", "model folder, hub name or r1ov-tiny")
-    limit: int | None = option(None, "only the first questions (default: all; of the playground, which has no end, 1000)")
-    out: str | None = option(None, "folder of answers and reports; the same command goes on in it (default: one in runs/evaluate)")
+    limit: int | None = option(
+        None, "only the first questions (default: all; of the playground, which has no end, 1000)"
+    )
+    out: str | None = option(
+        None, "folder of answers and reports; the same command goes on in it (default: one in runs/evaluate)"
+    )
     predictions: str | None = option(None, "score this file of `id` and `text`, and run no model")
     prompt: Literal["r1ov", "official", "direct", "none"] | None = option(
-        None, "r1ov: think, then answer in tags; official: the data's own; direct: the answer alone; none: the question (default: r1ov)"
+        None,
+        "r1ov: think, then answer in tags; official: the data's own; direct: the answer alone; none: the question (default: r1ov)",
     )
     system: str | None = option(None, "the system prompt (default: the chat template's own)")
     num_samples: int = option(1, "answers a question, for mean@k, pass@k and maj@k; needs a temperature")
@@ -35,16 +45,26 @@ class EvaluateConfig:
     top_k: int = option(0, "sample from this many likeliest tokens, 0 for all")
     repetition_penalty: float = option(1.0, "above 1, tokens that were there become less likely")
     seed: int = option(0, "the same seed gives the same samples")
-    min_pixels: int | None = option(None, "smaller pictures are enlarged to it (default: 200704; on the playground the checkpoint's)")
-    max_pixels: int | None = option(None, "larger pictures are shrunk to it (default: 1003520; on the playground the checkpoint's)")
+    min_pixels: int | None = option(
+        None, "smaller pictures are enlarged to it (default: 200704; on the playground the checkpoint's)"
+    )
+    max_pixels: int | None = option(
+        None, "larger pictures are shrunk to it (default: 1003520; on the playground the checkpoint's)"
+    )
     max_num_seqs: int = option(64, "answers decoded together")
     swap_pictures: bool = option(False, "control: every question with another question's picture")
-    lenient: bool = option(False, "guess an answer from the last sentence where none else can be read; reported as method tail")
-    judge: str | None = option(None, "URL of an OpenAI-compatible endpoint, asked where rules cannot decide; key from OPENAI_API_KEY")
+    lenient: bool = option(
+        False, "guess an answer from the last sentence where none else can be read; reported as method tail"
+    )
+    judge: str | None = option(
+        None, "URL of an OpenAI-compatible endpoint, asked where rules cannot decide; key from OPENAI_API_KEY"
+    )
     judge_model: str | None = option(None, "the judge's name there")
     page: bool = option(True, "write page.html, the questions with pictures, answers and verdicts")
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda where there is one)")
-    dtype: Literal["float32", "bfloat16"] | None = option(None, "default: float32 on a CPU, bfloat16 on a GPU")
+    dtype: Literal["float32", "bfloat16"] | None = option(
+        None, "default: float32 on a CPU, bfloat16 on a GPU"
+    )
     kernels: Literal["torch", "triton"] | None = option(None, "default: triton on a GPU, torch elsewhere")
     num_threads: int | None = option(None, "CPU threads (default: torch's own choice)")
 
@@ -52,7 +72,15 @@ class EvaluateConfig:
         """Raises UserError for what can be seen to be wrong before torch is even imported."""
         if self.bench == PLAYGROUND and self.split not in (None, *SPLITS):
             raise UserError(f"--split is {self.split!r}; the playground has {', '.join(SPLITS)}")
-        least = {"limit": 1, "num_samples": 1, "max_new_tokens": 1, "top_k": 0, "seed": 0, "max_num_seqs": 1, "num_threads": 1}
+        least = {
+            "limit": 1,
+            "num_samples": 1,
+            "max_new_tokens": 1,
+            "top_k": 0,
+            "seed": 0,
+            "max_num_seqs": 1,
+            "num_threads": 1,
+        }
         for name, lowest in {**least, "min_pixels": 1, "max_pixels": 1}.items():
             if (value := getattr(self, name)) is not None and value < lowest:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be {lowest} or above")
@@ -61,7 +89,9 @@ class EvaluateConfig:
                 f"--num-samples {self.num_samples} is above --max-num-seqs {self.max_num_seqs}; those of a question are decoded together"
             )
         if self.num_samples > 1 and not self.temperature and not self.predictions:
-            raise UserError(f"greedy decoding gives {self.num_samples} times the same answer; give a --temperature above 0")
+            raise UserError(
+                f"greedy decoding gives {self.num_samples} times the same answer; give a --temperature above 0"
+            )
         if self.predictions and not Path(self.predictions).is_file():
             raise UserError(f"--predictions {self.predictions}: no such file")
         if self.judge and not (self.judge.startswith(("http://", "https://")) and self.judge_model):
@@ -70,7 +100,9 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    first: str = option(help="the first evaluation: its --out folder, or the verdicts.jsonl in one; `compare A B` names both")
+    first: str = option(
+        help="the first evaluation: its --out folder, or the verdicts.jsonl in one; `compare A B` names both"
+    )
     second: str = option(help="the second")
     common: bool = option(False, "compare the questions that both have, where not all are the same")
     limit: int = option(50, "rows of the table of questions that changed")
@@ -79,8 +111,15 @@ class CompareConfig:
 def comparison(words: list[str]) -> CompareConfig:
     """Of `compare A B --flags`: the first two words are what is compared."""
     names = [word for word in words[:2] if not word.startswith("-")]
-    flags = [word for flag, name in zip(("--first", "--second"), names, strict=False) for word in (flag, name)]
-    return parse_cli(CompareConfig, flags + words[len(names) :], prog="python -m r1ov.evaluate compare A B", description="compares A and B")
+    flags = [
+        word for flag, name in zip(("--first", "--second"), names, strict=False) for word in (flag, name)
+    ]
+    return parse_cli(
+        CompareConfig,
+        flags + words[len(names) :],
+        prog="python -m r1ov.evaluate compare A B",
+        description="compares A and B",
+    )
 
 
 def main() -> None:

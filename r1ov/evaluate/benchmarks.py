@@ -1,4 +1,6 @@
-"""The benchmarks: where their data is, how it is read, how many items it has, and what their authors report of it."""
+"""The benchmarks: where their data is, how it is read, how many items it has, and what their authors report
+of it.
+"""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +20,21 @@ from r1ov.evaluate.tables import Table
 
 Reader = Callable[[Sequence[Row], Pictures, str], list[Item]]
 DATA_SUFFIXES = (".tsv", ".csv", ".json", ".jsonl", ".parquet")
-_FILES = ("{split}-*.parquet", "{split}.parquet", "{split}.jsonl", "annot_{split}.json", "{split}.json", "{split}.tsv")
+_FILES = (
+    "{split}-*.parquet",
+    "{split}.parquet",
+    "{split}.jsonl",
+    "annot_{split}.json",
+    "{split}.json",
+    "{split}.tsv",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """counts: items of each known split. floors: what guessing scores there, in per cent, by the kind of guess, with its source."""
+    """counts: items of each known split. floors: what guessing scores there, in per cent, by the kind of
+    guess, with its source.
+    """
 
     name: str
     title: str
@@ -103,8 +114,11 @@ _ALL = (
 BENCHMARKS: Mapping[str, Benchmark] = {one.name: one for one in _ALL}
 
 
-def load_items(bench: str, data: str | None = None, split: str | None = None, limit: int | None = None, seed: int = 0) -> list[Item]:
-    """The items of a benchmark, in the order of its files. A count that is not the known one is told on stderr.
+def load_items(
+    bench: str, data: str | None = None, split: str | None = None, limit: int | None = None, seed: int = 0
+) -> list[Item]:
+    """The items of a benchmark, in the order of its files. A count that is not the known one is told on
+    stderr.
 
     Args:
         bench: a name of BENCHMARKS, or the path of a file of questions (see generic.py).
@@ -124,7 +138,9 @@ def load_items(bench: str, data: str | None = None, split: str | None = None, li
     if golds := sum(not item.answer.strip() for item in items):
         _say(f"{bench}: {golds} of {len(items)} items have no gold answer: they score 0")
     if errors := [item for item in items if item.error]:
-        _say(f"{bench}: {len(errors)} of {len(items)} items cannot be asked and score 0; the first, {errors[0].id}: {errors[0].error}")
+        _say(
+            f"{bench}: {len(errors)} of {len(items)} items cannot be asked and score 0; the first, {errors[0].id}: {errors[0].error}"
+        )
     return items[:limit]
 
 
@@ -145,14 +161,19 @@ def _read_path(bench: str, data: str | None, split: str | None) -> list[Item]:
     path = Path(bench).expanduser()
     if not path.is_file() or path.suffix.lower() not in DATA_SUFFIXES:
         known = ", ".join(BENCHMARKS)
-        raise UserError(f"--bench is {bench!r}; expected {known}, or an existing file that ends in {', '.join(DATA_SUFFIXES)}")
+        raise UserError(
+            f"--bench is {bench!r}; expected {known}, or an existing file that ends in {', '.join(DATA_SUFFIXES)}"
+        )
     if data is not None:
-        raise UserError("--data says where a named benchmark's data is; a file given as --bench is read itself")
+        raise UserError(
+            "--data says where a named benchmark's data is; a file given as --bench is read itself"
+        )
     return read_generic(read_rows(path), Pictures(path.parent, path.parent), split or "all", path.stem)
 
 
 def metrics_of(bench: str, items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Table]:
-    """The benchmark's own metrics beside plain accuracy. A file of questions has a table for each tag of few values.
+    """The benchmark's own metrics beside plain accuracy. A file of questions has a table for each tag of few
+    values.
 
     Args: verdicts: of any samples; an item's score is the mean over its samples, 0 without any.
     """

@@ -17,7 +17,9 @@ VERDICTS = "verdicts.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """What a comparison needs of a question: the mean score of its samples, its cluster, and what was answered."""
+    """What a comparison needs of a question: the mean score of its samples, its cluster, and what was
+    answered.
+    """
 
     score: float
     group: str
@@ -40,7 +42,11 @@ def write_verdicts(path: Path, answered: Sequence[Answered]) -> None:
         }
         for one in answered
     )
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8", errors="backslashreplace")
+    path.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
+        encoding="utf-8",
+        errors="backslashreplace",
+    )
 
 
 def read_verdicts(name: str) -> dict[str, Scored]:
@@ -58,7 +64,9 @@ def read_verdicts(name: str) -> dict[str, Scored]:
         if line.strip():
             try:
                 row = json.loads(line)
-                found.setdefault(row["id"], []).append({**row, "score": float(row["score"]), "gold": str(row["gold"])})
+                found.setdefault(row["id"], []).append(
+                    {**row, "score": float(row["score"]), "gold": str(row["gold"])}
+                )
             except (ValueError, KeyError, TypeError):
                 raise UserError(
                     f"{path}, line {number}: expected an object with id, score and gold, as `python -m r1ov.evaluate` writes it"
@@ -92,7 +100,9 @@ def compare(config: Any) -> str:
     if not both:
         raise UserError(f"{config.first} and {config.second} have no question in common")
     if other := [id for id in both if first[id].gold != second[id].gold]:
-        raise UserError(f"question {other[0]} has gold {first[other[0]].gold!r} in one and {second[other[0]].gold!r} in the other")
+        raise UserError(
+            f"question {other[0]} has gold {first[other[0]].gold!r} in one and {second[other[0]].gold!r} in the other"
+        )
     one, two = ([scored[id] for id in both] for scored in (first, second))
     result = paired([each.score for each in one], [each.score for each in two], [each.group for each in one])
     means = [sum(each.score for each in side) / len(both) for side in (one, two)]
@@ -101,7 +111,10 @@ def compare(config: Any) -> str:
         (config.first, means[0]),
         (config.second, means[1]),
         ("difference", f"{100 * result.difference:+.1f} points"),
-        ("95% interval of it, bootstrap over groups", f"{100 * result.low:+.1f} to {100 * result.high:+.1f} points"),
+        (
+            "95% interval of it, bootstrap over groups",
+            f"{100 * result.low:+.1f} to {100 * result.high:+.1f} points",
+        ),
         ("only the second right, or righter", result.better),
         ("only the first", result.worse),
         ("McNemar's exact p", f"{result.p_value:.3g}"),
@@ -109,7 +122,11 @@ def compare(config: Any) -> str:
     text = markdown(Table("", ("measure", "value"), rows))
     if missing or added:
         text += f"\n\nOnly the questions that both have: {missing} of the first's and {added} of the second's are left out."
-    changed = [(id, a.gold, a.answer, b.answer, b.score - a.score) for id, a, b in zip(both, one, two, strict=True) if a.score != b.score]
+    changed = [
+        (id, a.gold, a.answer, b.answer, b.score - a.score)
+        for id, a, b in zip(both, one, two, strict=True)
+        if a.score != b.score
+    ]
     if changed:
         shown = tuple((*map(_short, row[:-1]), f"{row[-1]:+.2g}") for row in changed[: config.limit])
         text += f"\n\n{len(changed)} questions changed:\n\n"

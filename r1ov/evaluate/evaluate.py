@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from r1ov.common.device import choose_device, choose_kernels
 from r1ov.engine.sampling import SamplingParams
 from r1ov.errors import UserError
 from r1ov.evaluate.benchmarks import BENCHMARKS, load_items, metrics_of
@@ -22,22 +23,35 @@ from r1ov.evaluate.page import write_page
 from r1ov.evaluate.playground import items_by_id, playground_items
 from r1ov.evaluate.predictions import read_predictions
 from r1ov.evaluate.prompts import check_style, swap_pictures
-from r1ov.evaluate.report import Answered, floors_table, markdown, published_table, score_cells, tables_of, write_report
+from r1ov.evaluate.report import (
+    Answered,
+    floors_table,
+    markdown,
+    published_table,
+    score_cells,
+    tables_of,
+    write_report,
+)
 from r1ov.evaluate.runner import Asking, fingerprint, run, settings_of
 from r1ov.evaluate.scoring import score
 from r1ov.evaluate.tables import Table
 from r1ov.folder.hub import resolve
-from r1ov.folder.pretrained import choose_device, choose_kernels, load
+from r1ov.folder.pretrained import load
 
 PLAYGROUND, PLAYGROUND_LIMIT = "playground", 1000  # which has no end
 MIN_PIXELS, MAX_PIXELS = 256 * 28 * 28, 1280 * 28 * 28  # what Qwen2.5-VL's authors advise
 
 
 def evaluate(config: Any) -> None:
-    """Prints the scores on stdout and keeps everything in the folder. Args: config: the fields of `__main__`'s EvaluateConfig."""
+    """Prints the scores on stdout and keeps everything in the folder. Args: config: the fields of
+    `__main__`'s EvaluateConfig.
+    """
     if config.predictions:
         items, predictions = predicted(config)
-        folder, settings = (None if config.out is None else made(Path(config.out))), {"predictions": config.predictions}
+        folder, settings = (
+            (None if config.out is None else made(Path(config.out))),
+            {"predictions": config.predictions},
+        )
     else:
         items = questions(config)
         answers = asked(config, items)
@@ -51,7 +65,10 @@ def evaluate(config: Any) -> None:
         verdicts = Judge(config.judge, config.judge_model, cache)(by_id, predictions, verdicts)
         settings = {**settings, "judge": config.judge_model}
     settings = {**settings, "lenient": config.lenient}
-    answered = [Answered(item=by_id[one.id], prediction=one, verdict=two) for one, two in zip(predictions, verdicts, strict=True)]
+    answered = [
+        Answered(item=by_id[one.id], prediction=one, verdict=two)
+        for one, two in zip(predictions, verdicts, strict=True)
+    ]
     shown, more = report(config, items, answered)
     if folder:
         title = f"{name_of(config.bench)} {items[0].split}: {config.predictions or config.model}"
@@ -59,14 +76,19 @@ def evaluate(config: Any) -> None:
         write_report(folder, title, [*shown, *more], settings)
         if config.page:
             write_page(folder / "page.html", title, answered)
-        print(f"{folder}/: report.md, report.csv, report.json, predictions{', page.html' if config.page else ''}", file=sys.stderr)
+        print(
+            f"{folder}/: report.md, report.csv, report.json, predictions{', page.html' if config.page else ''}",
+            file=sys.stderr,
+        )
     print("\n\n".join(markdown(table) for table in shown))
 
 
 def questions(config: Any) -> list[Item]:
     """The benchmark's, as many as are wanted, with other pictures if that is wanted."""
     if config.bench == PLAYGROUND:
-        return playground_items(config.split or "test", config.limit or PLAYGROUND_LIMIT, swap=config.swap_pictures)
+        return playground_items(
+            config.split or "test", config.limit or PLAYGROUND_LIMIT, swap=config.swap_pictures
+        )
     items = load_items(config.bench, config.data, config.split, config.limit)
     return swap_pictures(items) if config.swap_pictures else items
 
@@ -94,28 +116,53 @@ def predicted(config: Any) -> tuple[list[Item], list[Prediction]]:
             f"{config.predictions}: none of its {len(rows)} ids is one of the questions', {rows[0].id!r} is not; {items[0].id!r} would be"
         )
     if len(known) < len(rows) and not config.limit:
-        print(f"{len(rows) - len(known)} rows have ids that are no question's; they are left out", file=sys.stderr)
+        print(
+            f"{len(rows) - len(known)} rows have ids that are no question's; they are left out",
+            file=sys.stderr,
+        )
     samples = max(row.sample for row in known) + 1
-    lacking = [(item.id, sample) for item in items for sample in range(samples) if (item.id, sample) not in seen]
+    lacking = [
+        (item.id, sample) for item in items for sample in range(samples) if (item.id, sample) not in seen
+    ]
     if lacking:
-        print(f"{len(lacking)} answers are missing, of {lacking[0][0]} first; they count as wrong", file=sys.stderr)
-    known += [Prediction(id=id, text="", sample=sample, finish_reason="error", error="no prediction") for id, sample in lacking]
+        print(
+            f"{len(lacking)} answers are missing, of {lacking[0][0]} first; they count as wrong",
+            file=sys.stderr,
+        )
+    known += [
+        Prediction(id=id, text="", sample=sample, finish_reason="error", error="no prediction")
+        for id, sample in lacking
+    ]
     order = {item.id: number for number, item in enumerate(items)}
     return items, sorted(known, key=lambda row: (order[row.id], row.sample))
 
 
 def asked(config: Any, items: Sequence[Item]) -> tuple[list[Prediction], Path, dict[str, Any]] | None:
-    """The model's answers, their folder and their settings; None in all but the first of torchrun's processes."""
+    """The model's answers, their folder and their settings; None in all but the first of torchrun's
+    processes.
+    """
     at_play = config.bench == PLAYGROUND
     asking = Asking(
         prompt=config.prompt or ("none" if at_play else "r1ov"),
         max_new_tokens=config.max_new_tokens or (256 if at_play else 4096),
         **{
-            name: getattr(config, name) for name in ("system", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "num_samples")
+            name: getattr(config, name)
+            for name in (
+                "system",
+                "temperature",
+                "top_p",
+                "top_k",
+                "repetition_penalty",
+                "seed",
+                "num_samples",
+            )
         },
     )
     check_style(items, asking.prompt)
-    SamplingParams.resolve({}, **{name: getattr(asking, name) for name in ("temperature", "top_p", "top_k", "repetition_penalty")})
+    SamplingParams.resolve(
+        {},
+        **{name: getattr(asking, name) for name in ("temperature", "top_p", "top_k", "repetition_penalty")},
+    )
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     device = choose_device(config.device)
@@ -136,7 +183,13 @@ def asked(config: Any, items: Sequence[Item]) -> tuple[list[Prediction], Path, d
         fingerprint=print_of,
         swap_pictures=config.swap_pictures,
         dtype=str(model.head_weight.dtype).removeprefix("torch."),
-        run={"data": config.data, "device": str(device), "kernels": kernels, "torch": torch.__version__, "questions": len(items)},
+        run={
+            "data": config.data,
+            "device": str(device),
+            "kernels": kernels,
+            "torch": torch.__version__,
+            "questions": len(items),
+        },
     )
     folder = made(Path(config.out) if config.out else default_folder(settings))
 
@@ -148,14 +201,21 @@ def asked(config: Any, items: Sequence[Item]) -> tuple[list[Prediction], Path, d
 
 
 def pixel_limits(least: int | None, most: int | None, at_play: bool) -> dict[str, int | None]:
-    """What a picture is resized to; a limit that is not given gives way to one that is. None: the checkpoint's."""
+    """What a picture is resized to; a limit that is not given gives way to one that is. None: the
+    checkpoint's.
+    """
     if not at_play:
-        least, most = (least or min(MIN_PIXELS, most or MIN_PIXELS)), (most or max(MAX_PIXELS, least or MAX_PIXELS))
+        least, most = (
+            (least or min(MIN_PIXELS, most or MIN_PIXELS)),
+            (most or max(MAX_PIXELS, least or MAX_PIXELS)),
+        )
     return {"min_pixels": least, "max_pixels": most}
 
 
 def default_folder(settings: Mapping[str, Any]) -> Path:
-    """One for each benchmark, split, model and way of asking: runs/evaluate/playground-test-r1ov-tiny-3f9a2c1b."""
+    """One for each benchmark, split, model and way of asking:
+    runs/evaluate/playground-test-r1ov-tiny-3f9a2c1b.
+    """
     digest = hashlib.blake2b(json.dumps({**settings, "run": None}).encode(), digest_size=4).hexdigest()
     model = "-".join(Path(settings["model"]).parts[-2:])
     name = "-".join((name_of(settings["bench"]), settings["split"], model, digest))
@@ -171,12 +231,18 @@ def made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {folder}: cannot be made ({error.strerror}); choose another folder") from error
+        raise UserError(
+            f"--out {folder}: cannot be made ({error.strerror}); choose another folder"
+        ) from error
     return folder
 
 
-def report(config: Any, items: Sequence[Item], answered: Sequence[Answered]) -> tuple[list[Table], list[Table]]:
-    """The tables that are printed, and those that only the report has. Of the playground only its families are printed."""
+def report(
+    config: Any, items: Sequence[Item], answered: Sequence[Answered]
+) -> tuple[list[Table], list[Table]]:
+    """The tables that are printed, and those that only the report has. Of the playground only its families
+    are printed.
+    """
     bench = BENCHMARKS.get(config.bench)
     shown, more = tables_of(answered, metrics_of(config.bench, items, [one.verdict for one in answered]))
     more = [floors_table(items, bench), *more]

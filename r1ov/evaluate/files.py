@@ -1,4 +1,6 @@
-"""The files that benchmarks come in: where they lie, their rows, and their pictures, which are in the row, in a folder or in a zip."""
+"""The files that benchmarks come in: where they lie, their rows, and their pictures, which are in the row, in
+a folder or in a zip.
+"""
 
 import csv
 import json
@@ -40,13 +42,19 @@ def find(name: str, patterns: Sequence[str], extras: Sequence[str] = ()) -> Foun
     if not path.exists():
         match = None if name.startswith(("/", ".", "~")) else HUB_NAME.fullmatch(name)
         if not match or match["inner"]:
-            raise UserError(f"{shown(name)}: no such file or folder, and not a hub data set's name (owner/name)")
-        path = snapshot(name, match["repo"], match["revision"], [f"*{pattern}" for pattern in (*patterns, *extras)])
+            raise UserError(
+                f"{shown(name)}: no such file or folder, and not a hub data set's name (owner/name)"
+            )
+        path = snapshot(
+            name, match["repo"], match["revision"], [f"*{pattern}" for pattern in (*patterns, *extras)]
+        )
         inside = path.parent.parent  # the cache's links lead to blobs/
     for pattern in patterns:
         if files := sorted(file for file in path.rglob(pattern) if file.is_file()):
             return Found(files, inside)
-    raise UserError(f"{shown(name)}: none of its files is called {' or '.join(patterns)}; name the file that is meant")
+    raise UserError(
+        f"{shown(name)}: none of its files is called {' or '.join(patterns)}; name the file that is meant"
+    )
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -69,7 +77,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path}: expected rows with named columns, found {'none' if rows == [] else 'something else'}")
+        raise UserError(
+            f"{path}: expected rows with named columns, found {'none' if rows == [] else 'something else'}"
+        )
     return rows
 
 
@@ -82,7 +92,9 @@ def _read_table(path: Path, delimiter: str) -> list[dict[str, Any]]:
         csv.field_size_limit(limit)
     for number, row in enumerate(rows, 1):
         if None in row or None in row.values():
-            raise UserError(f"{path}: row {number} has {'more' if None in row else 'fewer'} cells than the head line")
+            raise UserError(
+                f"{path}: row {number} has {'more' if None in row else 'fewer'} cells than the head line"
+            )
     return rows
 
 
@@ -90,7 +102,9 @@ def require(rows: Sequence[Row], columns: Iterable[str], bench: str) -> None:
     """Raises: UserError if the rows lack one of the columns."""
     missing = [name for name in columns if name not in rows[0]]
     if missing:
-        raise UserError(f"{bench}: there is no column {', '.join(missing)}, only {', '.join(rows[0])}; is this the right file?")
+        raise UserError(
+            f"{bench}: there is no column {', '.join(missing)}, only {', '.join(rows[0])}; is this the right file?"
+        )
 
 
 class Pictures:
@@ -121,7 +135,9 @@ class Pictures:
             try:
                 return lazy_picture(source, folder, self.inside)
             except BadRow as error:
-                if error.reason != MISSING and (folder != self.folder.parent or "outside" not in error.reason):
+                if error.reason != MISSING and (
+                    folder != self.folder.parent or "outside" not in error.reason
+                ):
                     raise
         return self._from_zip(source)
 
@@ -129,7 +145,10 @@ class Pictures:
         if self._members is None:
             self._members = self._index()
         parts = Path(path).parts
-        found = next((self._members[key] for start in range(2) if (key := "/".join(parts[start:])) in self._members), None)
+        found = next(
+            (self._members[key] for start in range(2) if (key := "/".join(parts[start:])) in self._members),
+            None,
+        )
         if found is None:
             raise BadRow(MISSING, f"{shown(path)} is neither in {self.folder} nor in a zip there")
         archive, member = found
@@ -137,9 +156,17 @@ class Pictures:
         def read() -> LazyImage:
             try:
                 if archive.getinfo(member).file_size > MAX_MEMBER:
-                    raise BadRow("a picture in a zip is too large", f"{member}: the limit is {MAX_MEMBER:,} bytes")
+                    raise BadRow(
+                        "a picture in a zip is too large", f"{member}: the limit is {MAX_MEMBER:,} bytes"
+                    )
                 return lazy_picture(archive.read(member), self.folder, self.inside, shown(member))
-            except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, EOFError) as error:  # RuntimeError: encrypted
+            except (
+                zipfile.BadZipFile,
+                zlib.error,
+                OSError,
+                RuntimeError,
+                EOFError,
+            ) as error:  # RuntimeError: encrypted
                 raise BadRow("a picture in a zip cannot be read", f"{member} ({error})") from error
 
         return LazyImage(read().size, lambda: read().load())

@@ -1,7 +1,9 @@
-"""Questions in VLMEvalKit's TSV, or in JSON lines, CSV or parquet with its column names; R1-Onevision-Bench is such a file.
+"""Questions in VLMEvalKit's TSV, or in JSON lines, CSV or parquet with its column names; R1-Onevision-Bench
+is such a file.
 
-Columns: index or id, question, answer; optional: hint, A ... Z or choices, kind, precision, unit, group; image (base64, a path, a
-list of them, or the index of the row that has it), images or image_path. Every other column becomes a tag.
+Columns: index or id, question, answer; optional: hint, A ... Z or choices, kind, precision, unit, group;
+image (base64, a path, a list of them, or the index of the row that has it), images or image_path. Every other
+column becomes a tag.
 """
 
 import ast
@@ -18,7 +20,21 @@ from r1ov.evaluate.readers import text
 from r1ov.reward import KINDS
 
 MAX_TAG = 200
-_KNOWN = {"index", "id", "question", "answer", "hint", "choices", "kind", "precision", "unit", "group", "image", "images", "image_path"}
+_KNOWN = {
+    "index",
+    "id",
+    "question",
+    "answer",
+    "hint",
+    "choices",
+    "kind",
+    "precision",
+    "unit",
+    "group",
+    "image",
+    "images",
+    "image_path",
+}
 
 
 def read_generic(rows: Sequence[Row], pictures: Pictures, split: str, bench: str = "generic") -> list[Item]:
@@ -34,7 +50,9 @@ def read_onevision_bench(rows: Sequence[Row], pictures: Pictures, split: str) ->
     return [replace(item, question=text(row["question"])) for item, row in zip(items, rows, strict=True)]
 
 
-def _item(number: int, row: Row, cells: Mapping[str, Any], pictures: Pictures, split: str, bench: str) -> Item:
+def _item(
+    number: int, row: Row, cells: Mapping[str, Any], pictures: Pictures, split: str, bench: str
+) -> Item:
     answer, kind = text(row["answer"]), row.get("kind") or None
     if kind not in (None, *KINDS):
         raise UserError(f"{bench}: row {number + 1}: kind is {kind!r}, must be one of {', '.join(KINDS)}")
@@ -48,7 +66,9 @@ def _item(number: int, row: Row, cells: Mapping[str, Any], pictures: Pictures, s
     question = with_options(text(row["question"]), choices)
     precision, sources = text(row.get("precision")).strip(), _sources(row, cells)
     if precision and not precision.removesuffix(".0").isdecimal():
-        raise UserError(f"{bench}: row {number + 1}: precision is {precision!r}, must be a number of decimals")
+        raise UserError(
+            f"{bench}: row {number + 1}: precision is {precision!r}, must be a number of decimals"
+        )
     is_mcq = kind == "mcq" or (kind is None and bool(choices or text(row.get("choices")).strip("[] ")))
     return Item(
         bench=bench,
@@ -67,7 +87,12 @@ def _item(number: int, row: Row, cells: Mapping[str, Any], pictures: Pictures, s
 
 
 def _is_tag(name: str, cell: Any) -> bool:
-    return name not in _KNOWN and name not in LETTERS and isinstance(cell, str | int | float | list) and 0 < len(_flat(cell)) <= MAX_TAG
+    return (
+        name not in _KNOWN
+        and name not in LETTERS
+        and isinstance(cell, str | int | float | list)
+        and 0 < len(_flat(cell)) <= MAX_TAG
+    )
 
 
 def _tag(cell: Any) -> str | tuple[str, ...]:

@@ -10,8 +10,8 @@ from r1ov.data.image import LazyImage
 class Item:
     """One question of a benchmark.
 
-    `error` says why it cannot be asked (a missing picture, say): such an item is never shown to the model, scores 0 and stays
-    in the denominator.
+    `error` says why it cannot be asked (a missing picture, say): such an item is never shown to the model,
+    scores 0 and stays in the denominator.
     """
 
     bench: str
@@ -34,7 +34,9 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One answer to an item: a line of predictions.jsonl. `--predictions` files of others need `id` and `text` only."""
+    """One answer to an item: a line of predictions.jsonl. `--predictions` files of others need `id` and
+    `text` only.
+    """
 
     id: str
     text: str
@@ -49,7 +51,9 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a prediction is worth, by rule. `judged` is the judge's score where one was asked, in a column of its own."""
+    """What a prediction is worth, by rule. `judged` is the judge's score where one was asked, in a column of
+    its own.
+    """
 
     id: str
     sample: int = 0

@@ -1,4 +1,6 @@
-"""The benchmarks' own metrics, as tables. An item's score is the mean over its samples; one without a verdict scores 0."""
+"""The benchmarks' own metrics, as tables. An item's score is the mean over its samples; one without a verdict
+scores 0.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,7 +11,13 @@ from r1ov.evaluate.tables import Table
 from r1ov.evaluate.wemath import four_dimensions
 
 MAX_VALUES = 40  # of a tag that gets a table of its own
-VERSIONS = ("Text Dominant", "Text Lite", "Vision Intensive", "Vision Dominant", "Vision Only")  # Text Only is an ablation
+VERSIONS = (
+    "Text Dominant",
+    "Text Lite",
+    "Vision Intensive",
+    "Vision Dominant",
+    "Vision Only",
+)  # Text Only is an ablation
 Scores = Mapping[str, float]
 
 
@@ -27,8 +35,14 @@ def by_tag(items: Sequence[Item], scores: Scores, tag: str) -> list[Table]:
     for item in items:
         for value in values(item, tag):
             members[value].append(scores[item.id])
-    rows = tuple((value, len(members[value]), fmean(members[value])) for value in sorted(members, key=_numbers_first))
-    return [Table(f"by {tag.replace('_', ' ')}", (tag.replace("_", " "), "items", "accuracy"), rows)] if rows else []
+    rows = tuple(
+        (value, len(members[value]), fmean(members[value])) for value in sorted(members, key=_numbers_first)
+    )
+    return (
+        [Table(f"by {tag.replace('_', ' ')}", (tag.replace("_", " "), "items", "accuracy"), rows)]
+        if rows
+        else []
+    )
 
 
 def mathvista(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Table]:
@@ -39,23 +53,45 @@ def mathvista(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Table]
 def mathvision(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Table]:
     scores = item_scores(items, verdicts)
     tables = by_tag(items, scores, "level") + by_tag(items, scores, "subject")
-    levels, subjects = (sorted({value for item in items for value in values(item, tag)}) for tag in ("level", "subject"))
+    levels, subjects = (
+        sorted({value for item in items for value in values(item, tag)}) for tag in ("level", "subject")
+    )
     cells = defaultdict(list)
     for item in items:
         cells[item.tags.get("subject"), item.tags.get("level")].append(scores[item.id])
-    rows = tuple((subject, *(fmean(cells[subject, level]) if cells[subject, level] else None for level in levels)) for subject in subjects)
-    return [*tables, Table("accuracy by subject and level", ("subject", *(f"level {level}" for level in levels)), rows)] if rows else tables
+    rows = tuple(
+        (subject, *(fmean(cells[subject, level]) if cells[subject, level] else None for level in levels))
+        for subject in subjects
+    )
+    return (
+        [
+            *tables,
+            Table(
+                "accuracy by subject and level", ("subject", *(f"level {level}" for level in levels)), rows
+            ),
+        ]
+        if rows
+        else tables
+    )
 
 
 def mathverse(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Table]:
-    """A row for each version, then the mean of the five that the overall score is made of; Text Only stays apart."""
+    """A row for each version, then the mean of the five that the overall score is made of; Text Only stays
+    apart.
+    """
     scores = item_scores(items, verdicts)
     members = defaultdict(list)
     for item in items:
         members[item.tags.get("problem_version")].append(scores[item.id])
-    rows = [(version, len(members[version]), fmean(members[version])) for version in VERSIONS if members[version]]
+    rows = [
+        (version, len(members[version]), fmean(members[version])) for version in VERSIONS if members[version]
+    ]
     if rows:
-        name = "mean of the five versions" if len(rows) == len(VERSIONS) else f"mean of these {len(rows)} versions"
+        name = (
+            "mean of the five versions"
+            if len(rows) == len(VERSIONS)
+            else f"mean of these {len(rows)} versions"
+        )
         rows.append((name, sum(row[1] for row in rows), fmean(row[2] for row in rows)))
     if apart := members["Text Only"]:
         rows.append(("Text Only (apart)", len(apart), fmean(apart)))
@@ -65,7 +101,9 @@ def mathverse(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Table]
 
 
 def wemath(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Table]:
-    """The four-dimensional score, then each domain's accuracy: the mean over its concepts of their one-step problems' accuracy."""
+    """The four-dimensional score, then each domain's accuracy: the mean over its concepts of their one-step
+    problems' accuracy.
+    """
     scores = item_scores(items, verdicts)
     domains = defaultdict(lambda: defaultdict(list))
     for item in items:
@@ -76,7 +114,11 @@ def wemath(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Table]:
         for domain, concepts in sorted(domains.items())
     )
     tables = four_dimensions(items, verdicts)
-    return [*tables, Table("by domain", ("domain", "concepts", "items", "mean over concepts"), rows)] if rows else tables
+    return (
+        [*tables, Table("by domain", ("domain", "concepts", "items", "mean over concepts"), rows)]
+        if rows
+        else tables
+    )
 
 
 def onevision_bench(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Table]:
@@ -97,7 +139,8 @@ def by_every_tag(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Tab
 
 
 def guessing(items: Sequence[Item]) -> dict[str, float]:
-    """What these items give to who does not look, as shares: a random letter; always the most frequent gold answer.
+    """What these items give to who does not look, as shares: a random letter; always the most frequent gold
+    answer.
 
     A question without options counts 0 for a random letter.
     """

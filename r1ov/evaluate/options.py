@@ -24,7 +24,9 @@ def lettered(text: str) -> tuple[str, ...]:
     if len(marks) < 2:
         return ()
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
-    return tuple(text[mark.end() : end].strip().strip(";；").strip() for mark, end in zip(marks, ends, strict=True))
+    return tuple(
+        text[mark.end() : end].strip().strip(";；").strip() for mark, end in zip(marks, ends, strict=True)
+    )
 
 
 def listed(cell: Any) -> tuple[str, ...]:
@@ -41,9 +43,13 @@ def listed(cell: Any) -> tuple[str, ...]:
 
 
 def choice_fields(texts: Sequence[str], gold: str = "") -> dict[str, Any]:
-    """`choices` of an Item, or `num_choices` where the options are drawn in the picture or fewer than the gold's letter says."""
+    """`choices` of an Item, or `num_choices` where the options are drawn in the picture or fewer than the
+    gold's letter says.
+    """
     beyond = LETTERS.find(gold) + 1 if len(gold) == 1 else 0
-    is_known = all(text.strip() and not _DRAWN.fullmatch(text.strip()) for text in texts) and list(texts) != list(LETTERS[: len(texts)])
+    is_known = all(text.strip() and not _DRAWN.fullmatch(text.strip()) for text in texts) and list(
+        texts
+    ) != list(LETTERS[: len(texts)])
     if texts and is_known and beyond <= len(texts):
         return {"choices": tuple(texts)}
     return {"num_choices": max(len(texts), beyond) if texts else None}
@@ -55,4 +61,6 @@ def with_options(question: str, texts: Sequence[str]) -> str:
         return question
     if "choices" not in choice_fields(texts):
         return f"{question}\nThe options {', '.join(LETTERS[: len(texts)])} are in the picture."
-    return "\n".join([question, *(f"({letter}) {text}" for letter, text in zip(LETTERS, texts, strict=False))])
+    return "\n".join(
+        [question, *(f"({letter}) {text}" for letter, text in zip(LETTERS, texts, strict=False))]
+    )

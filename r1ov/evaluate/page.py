@@ -1,4 +1,6 @@
-"""The items as a page for people who would rather look: pictures, question, thought, answer, gold and verdict, in one file."""
+"""The items as a page for people who would rather look: pictures, question, thought, answer, gold and
+verdict, in one file.
+"""
 
 import base64
 import html
@@ -22,7 +24,9 @@ MAX_VALUES, MAX_TAGS = 100, 8  # what is worth a filter
 
 
 def write_page(path: Path, title: str, answered: Sequence[Answered]) -> None:
-    """One HTML file that needs no other and no network. Where pictures would make it too large, wrong answers keep theirs first."""
+    """One HTML file that needs no other and no network. Where pictures would make it too large, wrong answers
+    keep theirs first.
+    """
     grouped: dict[str, list[Answered]] = {}
     for one in answered:
         grouped.setdefault(one.item.id, []).append(one)
@@ -31,13 +35,15 @@ def write_page(path: Path, title: str, answered: Sequence[Answered]) -> None:
     for own in sorted(grouped.values(), key=lambda own: all(one.status == "right" for one in own)):
         chosen[own[0].item.id] = [album.add(image) for image in own[0].item.images]
     items = [
-        _item(own, [number for number in chosen[name] if number is not None], chosen[name].count(None)) for name, own in grouped.items()
+        _item(own, [number for number in chosen[name] if number is not None], chosen[name].count(None))
+        for name, own in grouped.items()
     ]
     names = dict.fromkeys(name for item in items for name in item["tags"])
     values = {name: {value for item in items for value in item["tags"].get(name, ())} for name in names}
     tags = [name for name in names if 1 < len(values[name]) <= MAX_VALUES][:MAX_TAGS]
     data = json.dumps({"items": items, "pictures": album.pictures, "tags": tags}, ensure_ascii=False)
-    # Inside <script> nothing is markup but "<!--" and "</script": JSON has another spelling of their first letter.
+    # Inside <script> nothing is markup but "<!--" and "</script": JSON has another spelling of their first
+    # letter.
     data = data.replace("<", "\\u003c")
     page = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     write_atomically(path, page.replace("<!--title-->", html.escape(title)).replace("<!--data-->", data))
@@ -83,7 +89,9 @@ def _item(own: Sequence[Answered], pictures: list[int], left: int) -> dict[str, 
         "gold": item.answer,
         "pictures": pictures,
         "left": left,
-        "tags": {name: [value] if isinstance(value, str) else list(value) for name, value in item.tags.items()},
+        "tags": {
+            name: [value] if isinstance(value, str) else list(value) for name, value in item.tags.items()
+        },
         "samples": [_sample(one) for one in own],
     }
 

@@ -1,4 +1,6 @@
-"""The playground's held-out splits as a benchmark: endless, so that it is always the first questions that are asked."""
+"""The playground's held-out splits as a benchmark: endless, so that it is always the first questions that are
+asked.
+"""
 
 from collections.abc import Iterable
 from functools import partial
@@ -13,9 +15,11 @@ from r1ov.evaluate.item import Item
 
 
 def playground_items(split: str, limit: int, seed: int = 0, swap: bool = False) -> list[Item]:
-    """The first questions of one of the playground's endless splits; their pictures are painted when they are needed.
+    """The first questions of one of the playground's endless splits; their pictures are painted when they are
+    needed.
 
-    swap: each with the picture of the family's next question, a control: who still scores then has not looked.
+    swap: each with the picture of the family's next question, a control: who still scores then has not
+        looked.
     """
     if split not in SPLITS:
         raise UserError(f"--split is {split!r}; the playground has {', '.join(SPLITS)}")
@@ -29,7 +33,9 @@ def playground_item(split: str, index: int, seed: int = 0, swap: bool = False) -
         split=split,
         id=f"{split}/{index}",
         question=scene.question,
-        images=(LazyImage((SIZE, SIZE), partial(_picture, split, index + len(FAMILIES) if swap else index, seed)),),
+        images=(
+            LazyImage((SIZE, SIZE), partial(_picture, split, index + len(FAMILIES) if swap else index, seed)),
+        ),
         answer=scene.answer,
         kind=scene.kind,
         tags={"family": family},

@@ -1,4 +1,6 @@
-"""A run's folder: a line for each answer, appended as it is finished, by as many processes as there are; merged, each answer once."""
+"""A run's folder: a line for each answer, appended as it is finished, by as many processes as there are;
+merged, each answer once.
+"""
 
 import fcntl
 import json
@@ -28,7 +30,9 @@ def read_predictions(path: Path, may_be_torn: bool = False) -> list[Prediction]:
         raise UserError(f"{path}: cannot be read ({error})") from None
     if may_be_torn and not _is_json(lines[-1]):
         lines.pop()
-    return [_prediction(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    return [
+        _prediction(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()
+    ]
 
 
 def _is_json(line: str) -> bool:
@@ -65,7 +69,9 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{folder}: another evaluation is writing to it; wait for it, or choose another --out") from None
+            raise UserError(
+                f"{folder}: another evaluation is writing to it; wait for it, or choose another --out"
+            ) from None
         yield
 
 
@@ -73,7 +79,9 @@ def locked(folder: Path) -> Iterator[None]:
 def appending(folder: Path, rank: int) -> Iterator[Callable[[Prediction], None]]:
     """What appends a row to this process's file of the folder; whoever reads the file finds it at once."""
     # backslashreplace is how JSON spells a lone surrogate
-    with (folder / f"predictions.rank{rank}.jsonl").open("a", encoding="utf-8", errors="backslashreplace") as file:
+    with (folder / f"predictions.rank{rank}.jsonl").open(
+        "a", encoding="utf-8", errors="backslashreplace"
+    ) as file:
 
         def write(row: Prediction) -> None:
             file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
@@ -83,10 +91,11 @@ def appending(folder: Path, rank: int) -> Iterator[Callable[[Prediction], None]]
 
 
 def merge(folder: Path, order: Mapping[str, int]) -> list[Prediction]:
-    """Makes one file of what all processes wrote, now and earlier, in the benchmark's order, and returns its rows.
+    """Makes one file of what all processes wrote, now and earlier, in the benchmark's order, and returns its
+    rows.
 
-    The first row of an answer counts, but a failed one gives way to any later. It may be killed at any moment: the others' files go only
-    when theirs is complete.
+    The first row of an answer counts, but a failed one gives way to any later. It may be killed at any
+    moment: the others' files go only when theirs is complete.
 
     Args: order: of the ids; what is not among them comes last.
     """
@@ -116,7 +125,9 @@ def settle(folder: Path, settings: Mapping[str, Any]) -> None:
             former = json.loads(path.read_text(encoding="utf-8"))
             former.items()
         except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); remove it if the predictions beside it are of no use") from None
+            raise UserError(
+                f"{path}: cannot be read ({error}); remove it if the predictions beside it are of no use"
+            ) from None
         for name in {**former, **settings}:
             if name != "run" and former.get(name) != settings.get(name):
                 raise UserError(

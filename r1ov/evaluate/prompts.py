@@ -36,10 +36,16 @@ def check_style(items: Sequence[Item], style: Style) -> None:
 
 
 def prompt_hash(messages: Sequence[dict[str, Any]]) -> str:
-    """Tells one prompt from another by its text and by the sizes of its pictures, none of which is decoded for this."""
+    """Tells one prompt from another by its text and by the sizes of its pictures, none of which is decoded
+    for this.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for message in messages:
-        parts = message["content"] if isinstance(message["content"], list) else [{"type": "text", "text": message["content"]}]
+        parts = (
+            message["content"]
+            if isinstance(message["content"], list)
+            else [{"type": "text", "text": message["content"]}]
+        )
         plain = [part["text"] if part["type"] == "text" else part["image"].size for part in parts]
         digest.update(json.dumps([message["role"], *plain]).encode())
     return digest.hexdigest()
@@ -52,7 +58,9 @@ def swap_pictures(items: Sequence[Item]) -> list[Item]:
     """
     pictured = [number for number, item in enumerate(items) if item.images]
     if len(pictured) < 2:
-        raise UserError(f"--swap-pictures: {len(pictured)} of these questions have pictures, and none to swap them with")
+        raise UserError(
+            f"--swap-pictures: {len(pictured)} of these questions have pictures, and none to swap them with"
+        )
     swapped = list(items)
     for number, other in zip(pictured, pictured[1:] + pictured[:1], strict=True):
         swapped[number] = replace(items[number], images=items[other].images)

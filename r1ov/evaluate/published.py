@@ -1,4 +1,6 @@
-"""What others report, in per cent: for context beside our scores, which come from other prompts, budgets, extraction or judges."""
+"""What others report, in per cent: for context beside our scores, which come from other prompts, budgets,
+extraction or judges.
+"""
 
 from typing import NamedTuple
 
@@ -47,7 +49,10 @@ _OTHERS = {
         Published("GPT-4o", "accuracy, testmini", 63.8, CARD),
         Published("humans", "accuracy, testmini", 60.3, CARD),
     ],
-    "mathvision": [Published("Qwen2.5-VL-7B", "accuracy, test", 25.1, CARD), Published("GPT-4o", "accuracy, test", 30.4, CARD)],
+    "mathvision": [
+        Published("Qwen2.5-VL-7B", "accuracy, test", 25.1, CARD),
+        Published("GPT-4o", "accuracy, test", 30.4, CARD),
+    ],
     "mathverse": [
         Published("Qwen2.5-VL-7B", "accuracy, mean of five versions", 49.2, CARD),
         Published("GPT-4o", "accuracy, mean of five versions", 50.2, CARD),
@@ -69,5 +74,7 @@ def published(bench: str) -> tuple[Published, ...]:
     ]
     if bench == "r1-onevision-bench":
         for model, scores in _TABLE_3.items():
-            found += [Published(model, column, score, BENCH) for column, score in zip(_COLUMNS, scores, strict=True)]
+            found += [
+                Published(model, column, score, BENCH) for column, score in zip(_COLUMNS, scores, strict=True)
+            ]
     return (*found, *_OTHERS.get(bench, ()))

@@ -1,4 +1,6 @@
-"""The published rows of MathVista, MathVision, MathVerse and We-Math as items. Sources: the columns on the data sets' cards."""
+"""The published rows of MathVista, MathVision, MathVerse and We-Math as items. Sources: the columns on the
+data sets' cards.
+"""
 
 import json
 import re
@@ -17,7 +19,11 @@ CONCEPTS = "knowledge_structure_nodes.json"
 
 def read_mathvista(rows: Sequence[Row], pictures: Pictures, split: str) -> list[Item]:
     """A gold option is given by its text: it becomes the letter. The test split has no golds."""
-    require(rows, ("pid", "question", "image", "choices", "answer", "question_type", "answer_type", "metadata"), "mathvista")
+    require(
+        rows,
+        ("pid", "question", "image", "choices", "answer", "question_type", "answer_type", "metadata"),
+        "mathvista",
+    )
     return [_mathvista(row, pictures, split) for row in rows]
 
 
@@ -28,7 +34,11 @@ def _mathvista(row: Row, pictures: Pictures, split: str) -> Item:
     if row["question_type"] == "multi_choice":
         kind, answer = "mcq", LETTERS[choices.index(answer)] if answer in choices else answer
     elif kind in ("integer", "float", "list"):
-        wanted = {"integer": "a whole number", "float": f"a number with {precision} decimal places", "list": "a list such as [1, 2, 3]"}
+        wanted = {
+            "integer": "a whole number",
+            "float": f"a number with {precision} decimal places",
+            "list": "a list such as [1, 2, 3]",
+        }
         question += f"\nAnswer with {wanted[kind]}."
     return Item(
         bench="mathvista",
@@ -55,7 +65,9 @@ def read_mathvision(rows: Sequence[Row], pictures: Pictures, split: str) -> list
     for row in rows:
         options, answer = tuple(map(str, row["options"] or ())), text(row["answer"])
         marks = set(re.findall(r"<image\s*(\d+)>", row["question"]))
-        question = re.sub(r"\s*<image\s*(\d+)>", r" (picture \1)" if len(marks) > 1 else "", row["question"]).strip()
+        question = re.sub(
+            r"\s*<image\s*(\d+)>", r" (picture \1)" if len(marks) > 1 else "", row["question"]
+        ).strip()
         items.append(
             Item(
                 bench="mathvision",
@@ -74,8 +86,14 @@ def read_mathvision(rows: Sequence[Row], pictures: Pictures, split: str) -> list
 
 
 def read_mathverse(rows: Sequence[Row], pictures: Pictures, split: str) -> list[Item]:
-    """Options stand in the question's text; of Vision Only, question and options are in the picture. Text Only has no picture."""
-    require(rows, ("sample_index", "problem_index", "problem_version", "question", "image", "answer", "question_type"), "mathverse")
+    """Options stand in the question's text; of Vision Only, question and options are in the picture. Text
+    Only has no picture.
+    """
+    require(
+        rows,
+        ("sample_index", "problem_index", "problem_version", "question", "image", "answer", "question_type"),
+        "mathverse",
+    )
     return [_mathverse(row, pictures, split) for row in rows]
 
 
@@ -98,7 +116,11 @@ def _mathverse(row: Row, pictures: Pictures, split: str) -> Item:
         answer=answer,
         kind=kind,
         group=text(row["problem_index"]),
-        tags={"problem_version": version, **tags(metadata, ("subject", "subfield", "source")), "question_type": row["question_type"]},
+        tags={
+            "problem_version": version,
+            **tags(metadata, ("subject", "subfield", "source")),
+            "question_type": row["question_type"],
+        },
         raw_query=row.get("query_cot") or None,
         **found,
         **(pictures.of([row["image"]]) if row["image"] or version != "Text Only" else {}),
@@ -121,7 +143,8 @@ def read_wemath(rows: Sequence[Row], pictures: Pictures, split: str) -> list[Ite
                 answer=text(row["answer"]).strip(),
                 kind="mcq",
                 group=text(row["ID"]),
-                tags={"key": row["key"], "concept": concept} | ({"domain": parents[concept]} if concept in parents else {}),
+                tags={"key": row["key"], "concept": concept}
+                | ({"domain": parents[concept]} if concept in parents else {}),
                 **choice_fields(lettered(option), text(row["answer"]).strip()),
                 **pictures.of([row["image_path"]]),
             )
@@ -137,7 +160,9 @@ def _parents(path: Path) -> dict[str, str]:
                 nodes = json.loads(place.read_text(encoding="utf-8"))
                 return {node["full node"].rpartition("_")[2]: node["root2"] for node in nodes}
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{place}: expected a list of objects with `full node` and `root2` ({error})") from error
+                raise UserError(
+                    f"{place}: expected a list of objects with `full node` and `root2` ({error})"
+                ) from error
     return {}
 
 

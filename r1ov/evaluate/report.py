@@ -1,4 +1,6 @@
-"""The scores as tables, for people, spreadsheets and programs: never a number without what it takes to judge it."""
+"""The scores as tables, for people, spreadsheets and programs: never a number without what it takes to judge
+it.
+"""
 
 import csv
 import io
@@ -55,7 +57,9 @@ def tables_of(answered: Sequence[Answered], official: Sequence[Table]) -> tuple[
 
 
 def score_cells(answered: Sequence[Answered]) -> tuple[float, float, float]:
-    """Accuracy and its 95% interval, by groups where the benchmark has them; samples of one question are never independent."""
+    """Accuracy and its 95% interval, by groups where the benchmark has them; samples of one question are
+    never independent.
+    """
     scores = [one.verdict.score for one in answered]
     low, high = interval(scores, [one.item.group or one.item.id for one in answered])
     return sum(scores) / len(scores), low, high
@@ -82,13 +86,17 @@ def overall_table(answered: Sequence[Answered]) -> Table:
     ]
     judged = [one for one in answered if one.verdict.judged is not None]
     if judged:
-        total = sum(one.verdict.score if one.verdict.judged is None else one.verdict.judged for one in answered)
+        total = sum(
+            one.verdict.score if one.verdict.judged is None else one.verdict.judged for one in answered
+        )
         rows += [("asked of the judge", len(judged)), ("accuracy by rules and judge", total / count)]
     return Table("overall", ("measure", "value"), tuple(rows))
 
 
 def by_tag_table(answered: Sequence[Answered], tag: str) -> Table | None:
-    """A line for each value of the tag, in the order in which they come, then all; None for a tag with one value or too many."""
+    """A line for each value of the tag, in the order in which they come, then all; None for a tag with one
+    value or too many.
+    """
     chosen: dict[str, list[Answered]] = {}
     for one in answered:
         for value in dict.fromkeys(values(one.item, tag)):
@@ -99,10 +107,14 @@ def by_tag_table(answered: Sequence[Answered], tag: str) -> Table | None:
         chosen = {value: chosen[value] for value in sorted(chosen)}
     rows = []
     for value, part in [*chosen.items(), ("all", answered)]:
-        formed, tokens = (sum(numbers) / len(part) for numbers in zip(*map(_form_and_tokens, part), strict=True))
+        formed, tokens = (
+            sum(numbers) / len(part) for numbers in zip(*map(_form_and_tokens, part), strict=True)
+        )
         rows.append((value, len({one.item.id for one in part}), *score_cells(part), formed, round(tokens)))
     return Table(
-        f"by {tag.replace('_', ' ')}", (tag.replace("_", " "), "questions", "right", "low", "high", "well-formed", "tokens"), tuple(rows)
+        f"by {tag.replace('_', ' ')}",
+        (tag.replace("_", " "), "questions", "right", "low", "high", "well-formed", "tokens"),
+        tuple(rows),
     )
 
 
@@ -113,8 +125,14 @@ def _form_and_tokens(one: Answered) -> tuple[float, int]:
 def methods_table(answered: Sequence[Answered]) -> Table:
     """How the answers were found in the replies, and how often each way led to a right one."""
     counts = Counter(one.verdict.method for one in answered)
-    scores = {method: sum(one.verdict.score for one in answered if one.verdict.method == method) for method in counts}
-    rows = [(method, count, count / len(answered), scores[method] / count) for method, count in counts.most_common()]
+    scores = {
+        method: sum(one.verdict.score for one in answered if one.verdict.method == method)
+        for method in counts
+    }
+    rows = [
+        (method, count, count / len(answered), scores[method] / count)
+        for method, count in counts.most_common()
+    ]
     return Table("how answers were read", ("method", "answers", "share", "right"), tuple(rows))
 
 
@@ -127,8 +145,15 @@ def samples_table(answered: Sequence[Answered], samples: int) -> Table:
     sizes = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if k < samples] + [samples]
     rows = [(f"mean@{samples}", sum(one.verdict.score for one in answered) / (samples * len(of_item)))]
     rows += [(f"pass@{k}", sum(pass_at_k(samples, c, k) for c in right) / len(right)) for k in sizes]
-    votes = [majority([canonical(one) for one in own], [one.verdict.score for one in own]) for own in of_item.values()]
-    return Table(f"{samples} samples a question", ("measure", "value"), (*rows, (f"maj@{samples}", sum(votes) / len(votes))))
+    votes = [
+        majority([canonical(one) for one in own], [one.verdict.score for one in own])
+        for own in of_item.values()
+    ]
+    return Table(
+        f"{samples} samples a question",
+        ("measure", "value"),
+        (*rows, (f"maj@{samples}", sum(votes) / len(votes))),
+    )
 
 
 def canonical(one: Answered) -> str | None:
@@ -138,7 +163,10 @@ def canonical(one: Answered) -> str | None:
 
 def floors_table(items: Sequence[Item], bench: Benchmark | None) -> Table:
     """What needs no model, by these questions' own golds and as published."""
-    rows = [*guessing(items).items(), *((f"{name}, as published", score / 100) for name, score in (bench.floors if bench else {}).items())]
+    rows = [
+        *guessing(items).items(),
+        *((f"{name}, as published", score / 100) for name, score in (bench.floors if bench else {}).items()),
+    ]
     return Table("without a model", ("floor", "accuracy"), tuple(rows))
 
 
@@ -155,7 +183,11 @@ def share(values: Any) -> float:
 
 
 def errors_table(answered: Sequence[Answered]) -> Table | None:
-    reasons = {one.item.id: one.prediction.error or one.item.error or "" for one in answered if one.verdict.method == "error"}
+    reasons = {
+        one.item.id: one.prediction.error or one.item.error or ""
+        for one in answered
+        if one.verdict.method == "error"
+    }
     rows = tuple((id, " ".join(reason.split())) for id, reason in list(reasons.items())[:SHOWN_ERRORS])
     return Table(f"errors, {len(rows)} of {len(reasons)}", ("question", "reason"), rows) if rows else None
 
@@ -163,7 +195,9 @@ def errors_table(answered: Sequence[Answered]) -> Table | None:
 def settings_table(settings: Mapping[str, Any]) -> Table:
     flat = {**settings, **settings.get("run", {})}
     rows = [
-        (name, value if isinstance(value, str | int) else str(value)) for name, value in flat.items() if name != "run" and value is not None
+        (name, value if isinstance(value, str | int) else str(value))
+        for name, value in flat.items()
+        if name != "run" and value is not None
     ]
     return Table("settings", ("setting", "value"), tuple(rows))
 
@@ -182,7 +216,9 @@ def cell(value: str | float | int | None) -> str:
 def markdown(table: Table) -> str:
     """The table in GitHub's Markdown; columns `low` and `high` become one."""
     columns, rows = list(table.columns), [[cell(value) for value in row] for row in table.rows]
-    aligned = ["---" if any(isinstance(row[at], str) for row in table.rows) else "---:" for at in range(len(columns))]
+    aligned = [
+        "---" if any(isinstance(row[at], str) for row in table.rows) else "---:" for at in range(len(columns))
+    ]
     if "low" in columns:
         at = columns.index("low")
         columns[at : at + 2], aligned[at : at + 2] = ["95% interval"], ["---:"]
@@ -201,7 +237,10 @@ def write_report(folder: Path, title: str, tables: Sequence[Table], settings: Ma
     writer.writerow(("table", "row", "column", "value"))
     for table in tables:
         for row in table.rows:
-            writer.writerows((table.title, row[0], column, value) for column, value in zip(table.columns[1:], row[1:], strict=True))
+            writer.writerows(
+                (table.title, row[0], column, value)
+                for column, value in zip(table.columns[1:], row[1:], strict=True)
+            )
     write_atomically(folder / "report.md", text)
     write_atomically(folder / "report.json", json.dumps(data, indent=2, ensure_ascii=False) + "\n")
     write_atomically(folder / "report.csv", file.getvalue())

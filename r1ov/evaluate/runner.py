@@ -1,4 +1,6 @@
-"""Questions to answers: decoded together, each written down as it is finished, so that whatever is killed goes on where it stopped."""
+"""Questions to answers: decoded together, each written down as it is finished, so that whatever is killed
+goes on where it stopped.
+"""
 
 import hashlib
 import os
@@ -21,7 +23,9 @@ from r1ov.evaluate.predictions import MERGED, appending, locked, merge, read_pre
 from r1ov.evaluate.prompts import Style, messages_of, prompt_hash
 from r1ov.model.model import Qwen2_5_VL
 
-PATCH_BYTES = 4 << 30  # of the pictures that lie in memory at once, as patches; twice that while they are packed
+PATCH_BYTES = (
+    4 << 30
+)  # of the pictures that lie in memory at once, as patches; twice that while they are packed
 CHUNK = 8  # times max_num_seqs: rows prepared at once, so that the batch is seldom short of prompts
 
 
@@ -65,7 +69,9 @@ def ranks() -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
-    dist.init_process_group("gloo", timeout=timedelta(days=30))  # for one waits as long as the slowest works; torchrun sees who dies
+    dist.init_process_group(
+        "gloo", timeout=timedelta(days=30)
+    )  # for one waits as long as the slowest works; torchrun sees who dies
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:
@@ -82,9 +88,11 @@ def run(
     is_right: Callable[[Item, Prediction], float],
     max_num_seqs: int = 64,
 ) -> list[Prediction] | None:
-    """Answers what is not answered yet in the folder's predictions.jsonl, alone or as one of torchrun's processes.
+    """Answers what is not answered yet in the folder's predictions.jsonl, alone or as one of torchrun's
+    processes.
 
-    Returns: in the first process all rows of these items, in their order, samples of one together; None in the others.
+    Returns: in the first process all rows of these items, in their order, samples of one together; None in
+        the others.
     """
     order = {item.id: number for number, item in enumerate(items)}
     with ranks() as world, ExitStack() as stack:
@@ -101,11 +109,16 @@ def run(
         rows = read_predictions(folder / MERGED)
         done = {(row.id, row.sample) for row in rows if row.finish_reason != "error"}
         wanted = range(asking.num_samples)
-        pending = [item for item in items if any((item.id, sample) not in done for sample in wanted)][world.rank :: world.size]
+        pending = [item for item in items if any((item.id, sample) not in done for sample in wanted)][
+            world.rank :: world.size
+        ]
         left = sum((item.id, sample) not in done for item in pending for sample in wanted)
         right, count = 0.0, 0
         # Closed before the wait: after that, the first process removes the file.
-        with appending(folder, world.rank) as write, tqdm(total=left, unit=" answers", disable=world.rank > 0, smoothing=0.05) as progress:
+        with (
+            appending(folder, world.rank) as write,
+            tqdm(total=left, unit=" answers", disable=world.rank > 0, smoothing=0.05) as progress,
+        ):
 
             def keep(item: Item, row: Prediction) -> None:
                 nonlocal right, count
@@ -128,7 +141,9 @@ def _check_prompts(items: Sequence[Item], rows: Sequence[Prediction], asking: As
     """Raises UserError if a question is not the one that was answered."""
     asked = {row.id: row.prompt_hash for row in rows if row.prompt_hash}
     for item in items:
-        if item.id in asked and asked[item.id] != prompt_hash(messages_of(item, asking.prompt, asking.system)):
+        if item.id in asked and asked[item.id] != prompt_hash(
+            messages_of(item, asking.prompt, asking.system)
+        ):
             raise UserError(
                 f"question {item.id} is not the one that was answered before: its text or pictures changed; choose another --out"
             )
@@ -142,12 +157,15 @@ def answer(
     keep: Callable[[Item, Prediction], None],
     max_num_seqs: int,
 ) -> None:
-    """Calls `keep` with each answer as soon as it is there, in no order. What cannot be asked has one as well, that says why.
+    """Calls `keep` with each answer as soon as it is there, in no order. What cannot be asked has one as
+    well, that says why.
 
     An answer depends on its question and the seed, not on what else is asked.
     """
     failures: list[tuple[Item, str]] = []
-    for chunk in _chunks(processor, items, asking, max(1, CHUNK * max_num_seqs // asking.num_samples), failures):
+    for chunk in _chunks(
+        processor, items, asking, max(1, CHUNK * max_num_seqs // asking.num_samples), failures
+    ):
         prompts = []
         for item, encoded in chunk:
             try:
@@ -156,7 +174,9 @@ def answer(
                 failures.append((item, str(error)))
         for item, reason in failures:
             for sample in range(asking.num_samples):
-                row = Prediction(id=item.id, text="", sample=sample, finish_reason="error", seed=asking.seed, error=reason)
+                row = Prediction(
+                    id=item.id, text="", sample=sample, finish_reason="error", seed=asking.seed, error=reason
+                )
                 keep(item, row)
         failures.clear()
         if prompts:
@@ -166,7 +186,9 @@ def answer(
 def _chunks(
     processor: Processor, items: Sequence[Item], asking: Asking, most: int, failures: list[tuple[Item, str]]
 ) -> Iterator[list[tuple[Item, Encoded]]]:
-    """The items with their prompts, as many at a time as fit, longest first: those that take longest do not begin last."""
+    """The items with their prompts, as many at a time as fit, longest first: those that take longest do not
+    begin last.
+    """
     chunk: list[tuple[Item, Encoded]] = []
     size = 0
     positions, images = processor.config.text.max_position_embeddings, processor.image_processor
@@ -175,9 +197,13 @@ def _chunks(
         try:
             if item.error:
                 raise UserError(item.error)
-            encoded = processor.encode(messages_of(item, asking.prompt, asking.system), add_generation_prompt=True)
+            encoded = processor.encode(
+                messages_of(item, asking.prompt, asking.system), add_generation_prompt=True
+            )
             if len(encoded) >= positions:
-                raise UserError(f"the prompt has {len(encoded):,} tokens, which leaves no room for an answer in {positions:,} positions")
+                raise UserError(
+                    f"the prompt has {len(encoded):,} tokens, which leaves no room for an answer in {positions:,} positions"
+                )
         except UserError as error:
             failures.append((item, str(error)))
             continue
@@ -228,12 +254,15 @@ SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penal
 
 
 def fingerprint(processor: Processor, folder: Path) -> str:
-    """Tells one model from another: its tokenizer, template and settings, and of its weights the header and a thousandth.
+    """Tells one model from another: its tokenizer, template and settings, and of its weights the header and a
+    thousandth.
 
     Reading all of 15 GB would take longer than many an evaluation; a training changes weights everywhere.
     """
     digest = hashlib.blake2b(digest_size=8)
-    for name, text in sorted({**processor.files, "config.json": (folder / "config.json").read_text(encoding="utf-8")}.items()):
+    for name, text in sorted(
+        {**processor.files, "config.json": (folder / "config.json").read_text(encoding="utf-8")}.items()
+    ):
         digest.update(f"{name}\n{text}".encode())
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size

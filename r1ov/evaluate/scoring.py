@@ -1,4 +1,5 @@
-"""What a prediction is worth, by rule: the rewards' ladder and comparison, with what a reader would still take for the same answer.
+"""What a prediction is worth, by rule: the rewards' ladder and comparison, with what a reader would still
+take for the same answer.
 
 Nothing here is asked of a model in training: there the reward wants the answer alone, in its tag.
 """
@@ -17,40 +18,57 @@ from r1ov.reward.rules.spelling import boxed, plain, unwrap
 REL_TOL = 1e-4
 MAX_MENTION = 120  # characters of an answer in which an option's text is looked for
 _MARK = r"^(?i:the\s+)?(?i:(?:correct|final|best)\s+)?(?i:option|choice|answer|选项?)?\s*[(\[]?([A-Z])[)\]]?"
-_LETTER_THEN = re.compile(_MARK + r"\s*(?:[,;(]|-\s)\s*(?=\S)(?![(\[]?[A-Z]\b|(?i:and|or)\b)")  # "B, the blue one", "B (blue)"
+_LETTER_THEN = re.compile(
+    _MARK + r"\s*(?:[,;(]|-\s)\s*(?=\S)(?![(\[]?[A-Z]\b|(?i:and|or)\b)"
+)  # "B, the blue one", "B (blue)"
 _LETTER_IS = re.compile(_MARK + r"\s+is\s+(?:the\s+)?(?:correct|right|answer|best)\b.*$", re.DOTALL)
-_NEGATION = re.compile(r"\b(?:not?|nor|never|neither|none|without|except|or|cannot)\b|n't\b|不|非|或", re.IGNORECASE)
+_NEGATION = re.compile(
+    r"\b(?:not?|nor|never|neither|none|without|except|or|cannot)\b|n't\b|不|非|或", re.IGNORECASE
+)
 _LEAD = re.compile(  # words up to the value: "the area is", "about", "面积是"
     r"^(?:[^\d=<>\\(\[{]*(?<![^\W\d])(?:is|are|was|equals?|be|about|approximately|approx\.?|around|roughly|equal\s+to)\s*:?\s+"
     r"|[一-鿿]*(?<!不)(?:是|为|等于|约|选项|选择|选)\s*:?\s*)(?=\S)",
     re.IGNORECASE,
 )
 _SYMBOL = r"(?:[kKMmcdnpuμGh]?(?:mol|Hz|Pa|eV|Wb|cal|bar|atm|[mgsAKNJWCVFTHSLlht]|Ω|\\Omega)|min|rad|rev|r|°[CF])(?:\^?-?\d)?\)?"
-# a number and its unit, such as kg/m^3, N\cdot m or J/(kg*K); or a Chinese one ("7个"), unless that multiplies ("7万")
+# a number and its unit, such as kg/m^3, N\cdot m or J/(kg*K); or a Chinese one ("7个"), unless that multiplies
+# ("7万")
 _QUANTITY = re.compile(
     r"(?P<value>[-+]?\d[\d,.]*(?:/\d+)?(?:\s*(?:\\times|\*)\s*10\s*\^\s*-?\d+)?)"
     rf"\s*(?P<unit>{_SYMBOL}(?:(?:\s*(?:\\cdot|\\times|[*/])\s*\(?|\s+){_SYMBOL})*|(?![十百千万亿半倍分])[一-鿿]{{1,6}})?"
 )
 MAX_QUANTITY = 60  # characters
 # "Area =", "m∠ABC =", "AB ="; not "x =" or "f(x) =", which the comparison reads itself
-_LABEL = re.compile(r"^(?:m?\s*(?:\\angle|\\triangle|∠|△)\s*\w{1,4}|[A-Za-z][A-Za-z' ]+|[A-Za-z]_\{?\w+\}?)\s*=\s*(?=[^=])")
+_LABEL = re.compile(
+    r"^(?:m?\s*(?:\\angle|\\triangle|∠|△)\s*\w{1,4}|[A-Za-z][A-Za-z' ]+|[A-Za-z]_\{?\w+\}?)\s*=\s*(?=[^=])"
+)
 _RATIO = re.compile(r"^(\d+(?:\.\d+)?)\s*(?::|\\colon|\\ratio|to)\s*(\d+(?:\.\d+)?)$")
-_SIGNS = ((r"\\leq?(?:slant)?(?![A-Za-z])|≤|<=", "<="), (r"\\geq?(?:slant)?(?![A-Za-z])|≥|>=", ">="), (r"\\lt(?![A-Za-z])", "<"))
+_SIGNS = (
+    (r"\\leq?(?:slant)?(?![A-Za-z])|≤|<=", "<="),
+    (r"\\geq?(?:slant)?(?![A-Za-z])|≥|>=", ">="),
+    (r"\\lt(?![A-Za-z])", "<"),
+)
 
 
 def score(item: Item, prediction: Prediction, lenient: bool = False) -> Verdict:
-    """The verdict on one answer. lenient: a last guess from the last sentence, method "tail", where nothing else can be read.
+    """The verdict on one answer. lenient: a last guess from the last sentence, method "tail", where nothing
+    else can be read.
 
-    An item or a prediction with an error scores 0. A reply cut off by the length limit counts only with an answer already ended.
+    An item or a prediction with an error scores 0. A reply cut off by the length limit counts only with an
+    answer already ended.
     """
     if item.error or prediction.error or prediction.finish_reason == "error":
-        return Verdict(id=item.id, sample=prediction.sample, score=0.0, answer=None, method="error", well_formed=0.0)
+        return Verdict(
+            id=item.id, sample=prediction.sample, score=0.0, answer=None, method="error", well_formed=0.0
+        )
     text = prediction.text.replace("\f", r"\f")  # a "\frac" that was read as an escape
     found, method = extract_answer(text, "auto", prediction.finish_reason != "length", lenient)
     answer, worth = read_answer(item, found) if found else (None, 0.0)
     worth = worth if item.answer.strip() else 0.0  # a split without golds
     formed = format_reward(prediction.text)
-    return Verdict(id=item.id, sample=prediction.sample, score=worth, answer=answer, method=method, well_formed=formed)
+    return Verdict(
+        id=item.id, sample=prediction.sample, score=worth, answer=answer, method=method, well_formed=formed
+    )
 
 
 def read_answer(item: Item, found: str) -> tuple[str, float]:
@@ -88,7 +106,9 @@ def tidy(text: str, item: Item) -> str:
     text = re.sub(r"(?<=[A-Za-z])\s+\^", "^", text)
     if ratio := _RATIO.match(text):
         return f"({ratio[1]})/({ratio[2]})"
-    if text.endswith("%") and (item.unit in ("%", "percent") or re.search(r"%|percent", item.question, re.IGNORECASE)):
+    if text.endswith("%") and (
+        item.unit in ("%", "percent") or re.search(r"%|percent", item.question, re.IGNORECASE)
+    ):
         text = text.removesuffix("%").removesuffix("\\").strip()
     if item.kind == "tuple" and "," in text and text[0] not in "([{":
         text = f"[{text}]"
@@ -122,7 +142,11 @@ def same_quantity(answer: str, gold: str, rules: Rules) -> bool:
 def _quantity(text: str) -> tuple[Number | None, str]:
     """(number, unit); (None, "") for anything else."""
     text = re.sub(r"\\(?:text|mathrm|mbox|rm)(?![a-z])|[{}]", "", plain(text)).strip(" .")
-    text = re.sub(r"\s+per\s+(hour|h|second|s|minute|min)[a-z]*$", lambda word: f"/{'min' if word[1][0] == 'm' else word[1][0]}", text)
+    text = re.sub(
+        r"\s+per\s+(hour|h|second|s|minute|min)[a-z]*$",
+        lambda word: f"/{'min' if word[1][0] == 'm' else word[1][0]}",
+        text,
+    )
     match = _QUANTITY.fullmatch(text) if len(text) <= MAX_QUANTITY else None
     if not match:
         return None, ""
@@ -130,7 +154,9 @@ def _quantity(text: str) -> tuple[Number | None, str]:
 
 
 def squeezed(text: str) -> str:
-    """Without what only looks different: spaces, case, articles, LaTeX's text commands, the ways to write signs of order."""
+    """Without what only looks different: spaces, case, articles, LaTeX's text commands, the ways to write
+    signs of order.
+    """
     text = unwrap(plain(text))
     for pattern, sign in _SIGNS:
         text = re.sub(pattern, sign, text)
@@ -140,20 +166,30 @@ def squeezed(text: str) -> str:
 
 
 def _option(text: str, rules: Rules) -> str | None:
-    """The option that the text picks: as the rewards read it; by a letter with words after it; by the only option it mentions."""
+    """The option that the text picks: as the rewards read it; by a letter with words after it; by the only
+    option it mentions.
+    """
     short = unwrap(plain(text))
-    for spelled in dict.fromkeys((text, _LETTER_THEN.sub(r"\1. ", short, count=1), _LETTER_IS.sub(r"\1", short), _LEAD.sub("", short))):
+    for spelled in dict.fromkeys(
+        (text, _LETTER_THEN.sub(r"\1. ", short, count=1), _LETTER_IS.sub(r"\1", short), _LEAD.sub("", short))
+    ):
         if letter := choice_of(spelled, rules):
             return letter
     return _mentioned(short, rules) if rules.choices else None
 
 
 def _mentioned(text: str, rules: Rules) -> str | None:
-    """The only option whose text stands in a short answer that denies nothing; one inside another option's mention does not count."""
+    """The only option whose text stands in a short answer that denies nothing; one inside another option's
+    mention does not count.
+    """
     if len(text) > MAX_MENTION or _NEGATION.search(text):
         return None
     text = f" {read_text(text) or ''} "
     options = {read_text(choice) or "" for choice in rules.choices}
-    hits = [one for one in options if len(one) > 1 and re.search(rf"(?<![\w.+*/^\\-]){re.escape(one)}(?![\w.]|\s*[-+*/^=])", text)]
+    hits = [
+        one
+        for one in options
+        if len(one) > 1 and re.search(rf"(?<![\w.+*/^\\-]){re.escape(one)}(?![\w.]|\s*[-+*/^=])", text)
+    ]
     hits = [one for one in hits if not any(one != other and one in other for other in hits)]
     return choice_of(hits[0], rules) if len(hits) == 1 else None

@@ -1,4 +1,6 @@
-"""How far a score can be trusted: intervals, paired differences, and what several samples of one question say together."""
+"""How far a score can be trusted: intervals, paired differences, and what several samples of one question say
+together.
+"""
 
 import math
 from collections import Counter, defaultdict
@@ -16,7 +18,10 @@ def wilson(right: float, count: float) -> tuple[float, float]:
     Example: (90, 100) -> (0.826, 0.945)
     """
     share = right / count
-    middle, spread = share + Z * Z / (2 * count), Z * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
+    middle, spread = (
+        share + Z * Z / (2 * count),
+        Z * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count)),
+    )
     low, high = (middle - spread) / (1 + Z * Z / count), (middle + spread) / (1 + Z * Z / count)
     return max(0.0, low), min(1.0, high)
 
@@ -24,8 +29,9 @@ def wilson(right: float, count: float) -> tuple[float, float]:
 def interval(scores: Sequence[float], groups: Sequence[Hashable]) -> tuple[float, float]:
     """The 95% interval of the mean of scores in [0, 1] that are not independent within a group.
 
-    It is Wilson's, at the number of independent scores that would spread as much: n p (1 - p) / (n v), v the cluster-robust variance
-    of the mean. With every score in a group of its own this is Wilson's interval itself; it is never narrower.
+    It is Wilson's, at the number of independent scores that would spread as much: n p (1 - p) / (n v), v the
+    cluster-robust variance of the mean. With every score in a group of its own this is Wilson's interval
+    itself; it is never narrower.
 
     Source: Miller 2024 (arXiv 2411.00640) section 2.2 for v, without a small-sample factor.
     """
@@ -52,8 +58,16 @@ class Paired:
     p_value: float
 
 
-def paired(first: Sequence[float], second: Sequence[float], groups: Sequence[Hashable], resamples: int = 10_000, seed: int = 0) -> Paired:
-    """The mean difference, its 95% interval by a bootstrap over whole groups (percentiles), and McNemar's exact test."""
+def paired(
+    first: Sequence[float],
+    second: Sequence[float],
+    groups: Sequence[Hashable],
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Paired:
+    """The mean difference, its 95% interval by a bootstrap over whole groups (percentiles), and McNemar's
+    exact test.
+    """
     differences: dict[Hashable, list[float]] = defaultdict(list)
     for one, other, group in zip(first, second, groups, strict=True):
         differences[group].append(other - one)
@@ -89,7 +103,8 @@ def mcnemar(better: int, worse: int) -> float:
 
 
 def pass_at_k(count: int, right: int, k: int) -> float:
-    """The chance that among k of `count` samples, drawn without putting back, one is right, if `right` of all are.
+    """The chance that among k of `count` samples, drawn without putting back, one is right, if `right` of all
+    are.
 
     Source: Chen et al. 2021 (arXiv 2107.03374) equation 1.
     """
@@ -97,7 +112,9 @@ def pass_at_k(count: int, right: int, k: int) -> float:
 
 
 def majority(answers: Sequence[str | None], scores: Sequence[float]) -> float:
-    """The score of the answer that most samples gave, the earlier one of two equally common; None does not vote."""
+    """The score of the answer that most samples gave, the earlier one of two equally common; None does not
+    vote.
+    """
     votes = Counter(answer for answer in answers if answer is not None)
     if not votes:
         return 0.0

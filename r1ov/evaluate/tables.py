@@ -7,4 +7,6 @@ from dataclasses import dataclass
 class Table:
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str | float | int | None, ...], ...]  # shares are in [0, 1], counts are ints, None is an empty cell
+    rows: tuple[
+        tuple[str | float | int | None, ...], ...
+    ]  # shares are in [0, 1], counts are ints, None is an empty cell

@@ -1,4 +1,5 @@
-"""We-Math's four-dimensional score: does a model that solves a composite problem also solve the steps that it is made of?
+"""We-Math's four-dimensional score: does a model that solves a composite problem also solve the steps that it
+is made of?
 
 Source: We-Math (Qiao et al. 2024), section 2.3, and its `four_dimensional_metrics.py`.
 """
@@ -14,17 +15,28 @@ Group = tuple[bool, tuple[bool, ...]]  # composite problem right, each of its on
 
 
 def four_dimensions(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Table]:
-    """Two tables: the scores, strict and loose, and accuracy by the number of steps; [] without a whole group of problems.
+    """Two tables: the scores, strict and loose, and accuracy by the number of steps; [] without a whole group
+    of problems.
 
-    With several samples of an item, means over the samples. Groups of which an item is missing (a subset was run) are left out.
+    With several samples of an item, means over the samples. Groups of which an item is missing (a subset was
+    run) are left out.
     """
     right = {(verdict.id, verdict.sample): verdict.score >= 0.5 for verdict in verdicts}
-    runs = [_groups(items, right, sample) for sample in sorted({verdict.sample for verdict in verdicts}) or [0]]
+    runs = [
+        _groups(items, right, sample) for sample in sorted({verdict.sample for verdict in verdicts}) or [0]
+    ]
     count = len(runs[0])
     if not count:
         return []
     names = ("score", "IK", "IG", "CM", "RM")
-    columns = ("", "groups", "score", "insufficient knowledge (IK)", "inadequate generalization (IG)", "complete mastery (CM)")
+    columns = (
+        "",
+        "groups",
+        "score",
+        "insufficient knowledge (IK)",
+        "inadequate generalization (IG)",
+        "complete mastery (CM)",
+    )
     rows = []
     for name, strict in (("strict", True), ("loose", False)):
         found = [dimensions(groups, strict) for groups in runs]
@@ -38,14 +50,22 @@ def four_dimensions(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[
 
 
 def dimensions(groups: Sequence[Group], strict: bool) -> dict[str, float | None]:
-    """IK, IG and CM are shares of all groups; RM is a share of CM + RM, None where no composite problem is solved."""
+    """IK, IG and CM are shares of all groups; RM is a share of CM + RM, None where no composite problem is
+    solved.
+    """
     n = len(groups)
     ik = sum(not multi and not all(steps) for multi, steps in groups)
     ig = sum(not multi and all(steps) for multi, steps in groups)
     cm = sum(multi and (all(steps) if strict else any(steps)) for multi, steps in groups)
     rm = n - ik - ig - cm
     score = (n - 0.5 * ig - rm - ik) / n
-    return {"score": score, "IK": ik / n, "IG": ig / n, "CM": cm / n, "RM": rm / (cm + rm) if cm + rm else None}
+    return {
+        "score": score,
+        "IK": ik / n,
+        "IG": ig / n,
+        "CM": cm / n,
+        "RM": rm / (cm + rm) if cm + rm else None,
+    }
 
 
 def accuracy_by_steps(groups: Sequence[Group]) -> dict[str, tuple[int, float | None]]:
@@ -57,7 +77,9 @@ def accuracy_by_steps(groups: Sequence[Group]) -> dict[str, tuple[int, float | N
 
 
 def _groups(items: Sequence[Item], right: dict[tuple[str, int], bool], sample: int) -> list[Group]:
-    """The whole groups: "2steps_multi" with "2steps_1" and "2steps_2", and so on. A verdict that is missing is a wrong answer."""
+    """The whole groups: "2steps_multi" with "2steps_1" and "2steps_2", and so on. A verdict that is missing
+    is a wrong answer.
+    """
     found: dict[str, dict[str, bool]] = defaultdict(dict)
     lengths: dict[str, int] = {}
     for item in items:

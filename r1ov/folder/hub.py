@@ -1,4 +1,6 @@
-"""A model's name to the folder that holds it: shipped, on this disk, or downloaded by huggingface_hub into its own cache."""
+"""A model's name to the folder that holds it: shipped, on this disk, or downloaded by huggingface_hub into
+its own cache.
+"""
 
 import os
 import re
@@ -14,7 +16,8 @@ def resolve(name: str | Path) -> Path:
     """The folder of a model.
 
     Args:
-        name: one of SHIPPED, which come with r1ov; else a folder; else a hub name `owner/name` or `owner/name@revision`.
+        name: one of SHIPPED, which come with r1ov; else a folder; else a hub name `owner/name` or
+            `owner/name@revision`.
     Raises: UserError that says what to do: no such folder, no such model, no access, no network.
     """
     if not isinstance(name, str | Path):
@@ -26,8 +29,15 @@ def resolve(name: str | Path) -> Path:
     if text and os.path.isdir(path):
         return Path(path)
     if os.path.isfile(path):
-        raise UserError(f"{shown}: a file; expected the folder of a model, with config.json, weights and tokenizer")
-    is_path = isinstance(name, Path) or text.startswith(("/", ".", "~")) or text.endswith("/") or text.split("@")[0].count("/") > 1
+        raise UserError(
+            f"{shown}: a file; expected the folder of a model, with config.json, weights and tokenizer"
+        )
+    is_path = (
+        isinstance(name, Path)
+        or text.startswith(("/", ".", "~"))
+        or text.endswith("/")
+        or text.split("@")[0].count("/") > 1
+    )
     if is_path or "\\" in text:
         raise UserError(f"{shown}: no such folder")
     match = _HUB_NAME.fullmatch(text)

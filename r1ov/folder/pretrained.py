@@ -1,7 +1,6 @@
 """A model and its processor from a Hugging Face folder, and back into one that transformers and vLLM load."""
 
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from kernels import default_impl, unavailable, use
+from r1ov.common.device import choose_device, choose_dtype, dtype_name
 from r1ov.data.processor import Processor
 from r1ov.errors import UserError
 from r1ov.folder.hub import resolve
@@ -18,27 +17,33 @@ from r1ov.folder.weights import load_weights, save_weights, write_json
 from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 def load(
-    name: str | Path = "r1ov-tiny", device: str | torch.device | None = "cpu", dtype: str | torch.dtype | None = None
+    name: str | Path = "r1ov-tiny",
+    device: str | torch.device | None = "cpu",
+    dtype: str | torch.dtype | None = None,
 ) -> tuple[Qwen2_5_VL, Processor]:
     """A model in evaluation mode, and the processor that feeds it.
 
     Args:
         name: `r1ov-tiny`, a folder, or a hub name `owner/name[@revision]`, downloaded once.
         device: where the model shall be; None: a GPU if there is one.
-        dtype: of the weights and the arithmetic, whatever the files hold; None: float32 on a CPU, bfloat16 elsewhere.
+        dtype: of the weights and the arithmetic, whatever the files hold; None: float32 on a CPU, bfloat16
+            elsewhere.
     Raises: UserError, in one line, for whatever is wrong with any of these.
     """
     return load_prepared(name, device, dtype, lambda model: None)
 
 
 def load_prepared(
-    name: str | Path, device: str | torch.device | None, dtype: str | torch.dtype | None, prepare: Callable[[Qwen2_5_VL], None]
+    name: str | Path,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    prepare: Callable[[Qwen2_5_VL], None],
 ) -> tuple[Qwen2_5_VL, Processor]:
-    """`load`, with something done to the model while it has no weights yet: sharded there, each process reads its own rows alone."""
+    """`load`, with something done to the model while it has no weights yet: sharded there, each process reads
+    its own rows alone.
+    """
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
     folder = resolve(name)
@@ -51,7 +56,9 @@ def load_prepared(
         load_weights(model, folder, device, dtype)
     except torch.OutOfMemoryError:
         gigabytes = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize / 1e9
-        raise UserError(f"{name}: its weights take {gigabytes:.1f} GB in {_name(dtype)}, more than is free on {device}") from None
+        raise UserError(
+            f"{name}: its weights take {gigabytes:.1f} GB in {dtype_name(dtype)}, more than is free on {device}"
+        ) from None
     return model.eval(), processor
 
 
@@ -64,8 +71,8 @@ def save(
 ) -> None:
     """Writes the published layout: weights, config, tokenizer, image processor and chat template.
 
-    Files of these names are replaced, others stay. config.json comes last: a folder without it was not finished. Of a sharded
-    model all processes call this, and the first writes.
+    Files of these names are replaced, others stay. config.json comes last: a folder without it was not
+    finished. Of a sharded model all processes call this, and the first writes.
 
     Args:
         max_shard_size: bytes; larger weights are split over several files with an index.
@@ -76,57 +83,13 @@ def save(
 
     def write_rest() -> None:
         processor.save(folder)
-        write_json(folder / "config.json.tmp", replace(model.config, torch_dtype=_name(dtype)).to_dict())
+        write_json(folder / "config.json.tmp", replace(model.config, torch_dtype=dtype_name(dtype)).to_dict())
         os.replace(folder / "config.json.tmp", folder / "config.json")
 
     try:
         save_weights(model, folder, dtype, max_shard_size)
         in_first_process(is_sharded(model), write_rest)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder}: the model cannot be saved there ({' '.join(str(error).split())})") from error
-
-
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """A device that holds tensors here; None: the GPU if there is one. Raises UserError."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of devices that torch has forgotten, on the way to its error
-            chosen = torch.device(device)
-            torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError, TypeError, ImportError) as error:
-        raise UserError(f"device {str(device)!r} cannot be used here, by this torch on this machine; try cpu{_gpus()}") from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise UserError(f"device {str(device)!r} cannot be used here: r1ov runs on cpu and cuda; try cpu{_gpus()}")
-    return chosen
-
-
-def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """float32 or bfloat16, by name or as it is; None: float32 on a CPU, bfloat16 elsewhere. Raises UserError."""
-    if dtype is None:
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    name = dtype if isinstance(dtype, str) else _name(dtype)
-    if name in ("float16", "half"):
-        raise UserError("dtype float16 overflows in the vision encoder's last block; use bfloat16 or float32")
-    if name not in DTYPES:
-        raise UserError(f"dtype {name!r} is not one of {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
-def choose_kernels(impl: str | None, device: torch.device) -> str:
-    """Switches everything to this implementation of attention and log-probs, and names it; None: the device's default. Raises UserError."""
-    chosen = impl or default_impl(device)
-    if reason := unavailable(chosen, device):
-        raise UserError(f"--kernels {chosen}: {reason}")
-    use(impl)
-    return chosen
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _gpus() -> str:
-    count = torch.cuda.device_count()
-    return "".join(f", cuda:{index}" for index in range(count))
+        raise UserError(
+            f"{folder}: the model cannot be saved there ({' '.join(str(error).split())})"
+        ) from error

@@ -1,7 +1,8 @@
-"""A parameter whole, or of which each process holds some rows: the four things that the rest asks of it without knowing which.
+"""A parameter whole, or of which each process holds some rows: the four things that the rest asks of it
+without knowing which.
 
-Sharded parameters are torch's DTensors as `fully_shard` makes them: dealt by rows over the last dimension of a mesh, copied over the
-others. They are told by their mesh, because importing the class takes a second.
+Sharded parameters are torch's DTensors as `fully_shard` makes them: dealt by rows over the last dimension of
+a mesh, copied over the others. They are told by their mesh, because importing the class takes a second.
 """
 
 from collections.abc import Callable
@@ -36,18 +37,23 @@ def local_rows(tensor: Tensor) -> slice:
 
 
 def rows_of_each(tensor: Tensor) -> int:
-    """How many rows a process holds at most: the first ones hold so many, one the remainder, the last perhaps none."""
+    """How many rows a process holds at most: the first ones hold so many, one the remainder, the last perhaps
+    none.
+    """
     return -(-tensor.shape[0] // tensor.device_mesh.size(tensor.device_mesh.ndim - 1))
 
 
 @torch.no_grad()
 def whole(tensor: Tensor) -> Tensor:
-    """All rows. Of a sharded tensor every process must ask at the same time, and each gets them in memory of its own."""
+    """All rows. Of a sharded tensor every process must ask at the same time, and each gets them in memory of
+    its own.
+    """
     return tensor.full_tensor() if is_sharded(tensor) else tensor.detach()
 
 
 def in_first_process(sharded: bool, work: Callable[[], None]) -> None:
-    """What only one process shall do for all of them; that it cannot write to its disk is then the failure of each.
+    """What only one process shall do for all of them; that it cannot write to its disk is then the failure of
+    each.
 
     Args: sharded: whether all processes call this together; if not, this one does it.
     """

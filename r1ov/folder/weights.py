@@ -1,8 +1,9 @@
 """A model's weights in and out of the safetensors files of a Hugging Face folder, one tensor at a time.
 
-Our modules carry the names of the published files (`visual.*`, `model.*`, `lm_head.weight`), so most names map to themselves; files
-in the newer in-memory layout (`model.visual.*`, `model.language_model.*`) differ by prefix. Loading is strict: every parameter is
-there once, in its shape, and nothing else is. Pickled weights are never opened, because opening a pickle runs the code in it.
+Our modules carry the names of the published files (`visual.*`, `model.*`, `lm_head.weight`), so most names
+map to themselves; files in the newer in-memory layout (`model.visual.*`, `model.language_model.*`) differ by
+prefix. Loading is strict: every parameter is there once, in its shape, and nothing else is. Pickled weights
+    are never opened, because opening a pickle runs the code in it.
 """
 
 import json
@@ -42,17 +43,23 @@ class Stored:
     dtype: str
 
 
-def load_weights(model: Qwen2_5_VL, folder: str | Path, device: torch.device | str, dtype: torch.dtype) -> None:
+def load_weights(
+    model: Qwen2_5_VL, folder: str | Path, device: torch.device | str, dtype: torch.dtype
+) -> None:
     """Gives a model made on the meta device its weights from a folder, each straight to its device and dtype.
 
-    Peak memory is the model and the one file that is mapped at the time. Of a sharded model each process reads its own rows only.
+    Peak memory is the model and the one file that is mapped at the time. Of a sharded model each process
+    reads its own rows only.
 
-    Raises: UserError, in one line, if the files are damaged or do not hold exactly the model's tensors; then nothing was read.
+    Raises: UserError, in one line, if the files are damaged or do not hold exactly the model's tensors; then
+        nothing was read.
     """
     folder = Path(folder)
     stored = _contents(folder)
     head = stored.pop(HEAD, None) if model.config.tie_word_embeddings else None
-    _refuse_mismatch(folder, stored, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
+    _refuse_mismatch(
+        folder, stored, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    )
     if head is not None:
         _refuse_other_head(head, stored[EMBEDDING])
     if is_sharded(model):
@@ -67,31 +74,47 @@ def load_weights(model: Qwen2_5_VL, folder: str | Path, device: torch.device | s
                     if rows.start < rows.stop:
                         local(parameter).copy_(reader.get_slice(tensor.name)[rows])
                 else:
-                    # Copied even where nothing changes: the model must not hang on the mapped file. (`.to` is half as fast.)
-                    value = torch.empty(tensor.shape, dtype=dtype, device=device).copy_(reader.get_tensor(tensor.name))
+                    # Copied even where nothing changes: the model must not hang on the mapped file. (`.to` is
+                    # half as fast.)
+                    value = torch.empty(tensor.shape, dtype=dtype, device=device).copy_(
+                        reader.get_tensor(tensor.name)
+                    )
                     _assign(model, name, nn.Parameter(value, requires_grad=parameter.requires_grad))
 
 
 def save_weights(model: Qwen2_5_VL, folder: str | Path, dtype: torch.dtype, max_shard_size: int) -> None:
-    """Writes a model's weights under their published names, in files of at most `max_shard_size` bytes (or one tensor).
+    """Writes a model's weights under their published names, in files of at most `max_shard_size` bytes (or
+    one tensor).
 
-    The files are written under temporary names and put in place together, replacing those of an earlier save. From that moment
-    there is no config.json, so that the folder cannot be taken for complete: the caller writes it when all else is in place.
+    The files are written under temporary names and put in place together, replacing those of an earlier save.
+    From that moment there is no config.json, so that the folder cannot be taken for complete: the caller
+    writes it when all else is in place.
 
-    Of a sharded model all processes call this; the tensors are gathered one at a time, and the first process keeps those of one
-    file and writes it. Where it cannot, all of them raise.
+    Of a sharded model all processes call this; the tensors are gathered one at a time, and the first process
+    keeps those of one file and writes it. Where it cannot, all of them raise.
     """
     folder, state, sharded = Path(folder), model.state_dict(), is_sharded(model)
-    shards = _shards({name: tensor.numel() * dtype.itemsize for name, tensor in state.items()}, max_shard_size)
-    files = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)] if len(shards) > 1 else [SINGLE]
+    shards = _shards(
+        {name: tensor.numel() * dtype.itemsize for name, tensor in state.items()}, max_shard_size
+    )
+    files = (
+        [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+        if len(shards) > 1
+        else [SINGLE]
+    )
     for file, names in zip(files, shards, strict=True):
-        in_first_process(sharded, partial(_write_shard, folder, file, gathered_state({name: state[name] for name in names}, dtype)))
+        in_first_process(
+            sharded,
+            partial(_write_shard, folder, file, gathered_state({name: state[name] for name in names}, dtype)),
+        )
 
     def put_in_place() -> None:
         if len(shards) > 1:
             weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
             total_size = sum(tensor.numel() for tensor in state.values()) * dtype.itemsize
-            write_json(folder / f"{INDEX}.tmp", {"metadata": {"total_size": total_size}, "weight_map": weight_map})
+            write_json(
+                folder / f"{INDEX}.tmp", {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+            )
             files.append(INDEX)
         (folder / "config.json").unlink(missing_ok=True)
         for path in list(folder.iterdir()):
@@ -104,7 +127,9 @@ def save_weights(model: Qwen2_5_VL, folder: str | Path, dtype: torch.dtype, max_
 
 
 def gathered_state(state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """These tensors whole, on the CPU, in this dtype. Of sharded ones all processes call this, and all but the first get none."""
+    """These tensors whole, on the CPU, in this dtype. Of sharded ones all processes call this, and all but
+    the first get none.
+    """
     gathered = {}
     for name, tensor in state.items():
         value = whole(tensor)
@@ -163,33 +188,49 @@ def _contents(folder: Path) -> dict[str, Stored]:
     for file in files:
         with _opened(folder / file) as reader:
             names = set(reader.keys())
-            listed = names if weight_map is None else {name for name, home in weight_map.items() if home == file}
+            listed = (
+                names if weight_map is None else {name for name, home in weight_map.items() if home == file}
+            )
             if names != listed:
                 absent, extra = _few(listed - names), _few(names - listed)
-                raise UserError(f"{folder / file}: not what {INDEX} says: without {absent}, with unlisted {extra}; download it again")
+                raise UserError(
+                    f"{folder / file}: not what {INDEX} says: without {absent}, with unlisted {extra}; download it again"
+                )
             for name in sorted(names):
                 header = reader.get_slice(name)
                 tensor = Stored(name, folder / file, tuple(header.get_shape()), str(header.get_dtype()))
                 if tensor.dtype not in READABLE:
-                    raise UserError(f"{folder / file}: {_few([name])} is {tensor.dtype}; r1ov reads float32, bfloat16 and float16 weights")
+                    raise UserError(
+                        f"{folder / file}: {_few([name])} is {tensor.dtype}; r1ov reads float32, bfloat16 and float16 weights"
+                    )
                 if (twin := stored.setdefault(_published(name), tensor)) is not tensor:
-                    raise UserError(f"{folder / file}: {_few([name])} is the same parameter as {_few([twin.name])} in {twin.file.name}")
+                    raise UserError(
+                        f"{folder / file}: {_few([name])} is the same parameter as {_few([twin.name])} in {twin.file.name}"
+                    )
     return stored
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor name -> file name from an index. Only plain names of files beside it: a hub cache's own links lead elsewhere, rightly."""
+    """Tensor name -> file name from an index. Only plain names of files beside it: a hub cache's own links
+    lead elsewhere, rightly.
+    """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: no weight_map, which says in which file each tensor is; download it again")
     for name, file in weight_map.items():
         if not isinstance(file, str) or not file.endswith(".safetensors") or set(file) & set("/\\:\0"):
-            raise UserError(f"{index}: {_few([name])} is said to be in {file!r:.200}; expected a .safetensors file beside the index")
+            raise UserError(
+                f"{index}: {_few([name])} is said to be in {file!r:.200}; expected a .safetensors file beside the index"
+            )
     return weight_map
 
 
 def _no_weights(folder: Path) -> str:
-    pickles = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")] if folder.is_dir() else []
+    pickles = (
+        [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+        if folder.is_dir()
+        else []
+    )
     if pickles:
         return f"{folder}: only pickled weights ({_few(pickles)}), which can run any code and are never opened; convert them to safetensors"
     return f"{folder}: no {SINGLE} and no {INDEX}"
@@ -203,7 +244,9 @@ def _opened(file: Path) -> Iterator[safe_open]:
     except FileNotFoundError:
         raise UserError(f"{file}: no such file, although {INDEX} names it; download it again") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: truncated or not a safetensors file ({_one_line(error)}){_pointer_hint(file)}") from None
+        raise UserError(
+            f"{file}: truncated or not a safetensors file ({_one_line(error)}){_pointer_hint(file)}"
+        ) from None
 
 
 def _pointer_hint(file: Path) -> str:
@@ -228,7 +271,11 @@ def _refuse_mismatch(folder: Path, stored: dict[str, Stored], expected: dict[str
     }
     found = [f"{len(names)} {fault} ({_few(names)})" for fault, names in faults.items() if names]
     if found:
-        hint = "; if the head is the embedding, set tie_word_embeddings to true in config.json" if faults["missing"] == [HEAD] else ""
+        hint = (
+            "; if the head is the embedding, set tie_word_embeddings to true in config.json"
+            if faults["missing"] == [HEAD]
+            else ""
+        )
         raise UserError(f"{folder}: its weights are not those of its config.json: {', '.join(found)}{hint}")
 
 
@@ -247,7 +294,10 @@ def _refuse_other_head(head: Stored, embedding: Stored) -> None:
 def _few(names: Iterable[str]) -> str:
     """The first five, in one line whatever is in them."""
     names = list(names)
-    return ", ".join([repr(name[:200])[1:-1] for name in names[:5]] + (["..."] if len(names) > 5 else [])) or "none"
+    return (
+        ", ".join([repr(name[:200])[1:-1] for name in names[:5]] + (["..."] if len(names) > 5 else []))
+        or "none"
+    )
 
 
 def _one_line(error: Exception) -> str:

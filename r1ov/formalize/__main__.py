@@ -1,4 +1,6 @@
-"""Makes training data of pictures and questions: `python -m r1ov.formalize --data playground --limit 200 --out runs/formalize`."""
+"""Makes training data of pictures and questions: `python -m r1ov.formalize --data playground --limit 200
+--out runs/formalize`.
+"""
 
 import json
 import os
@@ -16,10 +18,20 @@ from r1ov.formalize.roles import ROLES, Player, cast, models
 from r1ov.formalize.row import Role, Row
 
 if TYPE_CHECKING:
-    from r1ov.formalize.journal import Journal
+    from r1ov.common.journal import Journal
 
 # What a run may change when it goes on; all else decides what comes out.
-MAY_CHANGE = {"limit", "concurrency", "timeout", "attempts", "max_tokens_spent", "max_cost", "retry_failed", "device", "out"}
+MAY_CHANGE = {
+    "limit",
+    "concurrency",
+    "timeout",
+    "attempts",
+    "max_tokens_spent",
+    "max_cost",
+    "retry_failed",
+    "device",
+    "out",
+}
 MAY_CHANGE |= {f"{role}_{what}" for role in ROLES for what in ("key_env", "price")}
 _MODEL = "of a --{} that is a URL: the model's name there"
 _KEY = "environment variable with the key (default: HF_TOKEN for Hugging Face, OPENAI_API_KEY for OpenAI, else none)"
@@ -31,7 +43,9 @@ class FormalizeConfig:
     data: str = option("playground", "playground[:split], a file, a folder, or a hub data set")
     out: str = option(help="folder for what comes out; the same command again goes on where it stopped")
     limit: int | None = option(None, "rows, the first ones")
-    describer: str | None = option(None, "a URL (OpenAI protocol), a model folder or name, or playground: its own descriptions")
+    describer: str | None = option(
+        None, "a URL (OpenAI protocol), a model folder or name, or playground: its own descriptions"
+    )
     describer_model: str | None = option(None, _MODEL.format("describer"))
     describer_key_env: str | None = option(None, _KEY, metavar="NAME")
     describer_price: str | None = option(None, _PRICE, metavar="IN/OUT")
@@ -44,7 +58,10 @@ class FormalizeConfig:
     judge_key_env: str | None = option(None, _KEY, metavar="NAME")
     judge_price: str | None = option(None, _PRICE, metavar="IN/OUT")
     rounds: int = option(1, "of going back to the picture for what the thought lacks")
-    detector: str = option("IDEA-Research/grounding-dino-tiny", "finds boxes in scenes, where transformers is installed; none: no boxes")
+    detector: str = option(
+        "IDEA-Research/grounding-dino-tiny",
+        "finds boxes in scenes, where transformers is installed; none: no boxes",
+    )
     ocr: str = option("en", "EasyOCR's languages, separated by commas, where it is installed; none: no OCR")
     max_tokens: int = option(2048, "longest answer of a model")
     temperature: float | None = option(None, "default: the model's own")
@@ -52,16 +69,28 @@ class FormalizeConfig:
     concurrency: int = option(8, "rows at once, and so requests")
     timeout: float = option(120.0, "seconds for one request")
     attempts: int = option(6, "requests for one answer, where the server fails or is busy")
-    max_tokens_spent: int | None = option(None, "budget: tokens of all endpoints, in and out, over all starts of the run")
+    max_tokens_spent: int | None = option(
+        None, "budget: tokens of all endpoints, in and out, over all starts of the run"
+    )
     max_cost: float | None = option(None, "budget: money, by the prices given, over all starts of the run")
     retry_failed: bool = option(False, "rows that failed in an earlier start are tried again")
     device: str | None = option(None, "for r1ov's engine (default: cuda if there is one, else cpu)")
 
     def __post_init__(self) -> None:
-        for name in ("limit", "rounds", "max_tokens", "max_pixels", "concurrency", "attempts", "max_tokens_spent"):
+        for name in (
+            "limit",
+            "rounds",
+            "max_tokens",
+            "max_pixels",
+            "concurrency",
+            "attempts",
+            "max_tokens_spent",
+        ):
             value = getattr(self, name)
             if value is not None and value < (name != "rounds"):
-                raise UserError(f"--{name.replace('_', '-')} is {value}; it must be {int(name != 'rounds')} or more")
+                raise UserError(
+                    f"--{name.replace('_', '-')} is {value}; it must be {int(name != 'rounds')} or more"
+                )
         if self.concurrency > 64:  # huggingface_hub's client has 100 connections
             raise UserError(f"--concurrency is {self.concurrency}; at most 64 requests run at once")
         if not 0 < self.timeout <= 3600:
@@ -72,25 +101,39 @@ class FormalizeConfig:
             raise UserError(f"--max-cost is {self.max_cost}; it must be 0 or more")
         for player in cast(self).values():
             if player.is_endpoint and player.price is None and self.max_cost is not None:
-                raise UserError(f"--max-cost needs --{player.role}-price IN/OUT, without which nobody knows the cost")
+                raise UserError(
+                    f"--max-cost needs --{player.role}-price IN/OUT, without which nobody knows the cost"
+                )
 
 
 def formalize_all(config: FormalizeConfig) -> None:
     """Leaves the outputs in `config.out`, and prints a summary on stdout."""
-    from r1ov.formalize.journal import Journal
+    from r1ov.common.journal import Journal
 
     players, folder = cast(config), Path(config.out)
     facts = {"data": config.data, **{role: str(player) for role, player in players.items()}}
     for name, fact in facts.items():
         print(f"{name:<10}{fact}", file=sys.stderr)
-    with Journal(folder / "answers.journal", "key") as answers, Journal(folder / "rows.journal", "row") as finished:
+    with (
+        Journal(folder / "answers.journal", "key") as answers,
+        Journal(folder / "rows.journal", "row") as finished,
+    ):
         _same_run(folder, config)
         if unreadable := answers.unreadable + finished.unreadable:
-            print(f"note      {unreadable} damaged lines in {folder}/*.journal; what they held is done again", file=sys.stderr)
+            print(
+                f"note      {unreadable} damaged lines in {folder}/*.journal; what they held is done again",
+                file=sys.stderr,
+            )
         _run(config, players, facts, answers, finished)
 
 
-def _run(config: FormalizeConfig, players: Mapping[Role, Player], facts: dict[str, str], answers: "Journal", finished: "Journal") -> None:
+def _run(
+    config: FormalizeConfig,
+    players: Mapping[Role, Player],
+    facts: dict[str, str],
+    answers: "Journal",
+    finished: "Journal",
+) -> None:
     from tqdm import tqdm
 
     from r1ov.formalize.ask import Asker, Budget
@@ -136,9 +179,15 @@ def _run(config: FormalizeConfig, players: Mapping[Role, Player], facts: dict[st
     if asker.is_mistake:
         raise UserError(f"{asker.over}; {left} rows are left, and the same command goes on")
     if left:
-        print(f"stopped   {left} rows are left: {asker.over or 'asked to stop; the same command goes on'}", file=sys.stderr)
+        print(
+            f"stopped   {left} rows are left: {asker.over or 'asked to stop; the same command goes on'}",
+            file=sys.stderr,
+        )
     if asker.over or not left:  # whoever asked it to stop does not wait for this
-        facts |= {"tokens": f"{asker.spent.prompt_tokens:,} in, {asker.spent.completion_tokens:,} out", "cost": asker.cost()}
+        facts |= {
+            "tokens": f"{asker.spent.prompt_tokens:,} in, {asker.spent.completion_tokens:,} out",
+            "cost": asker.cost(),
+        }
         write_outputs(Path(config.out), in_order(read_rows(config.data, config.limit), finished), facts)
     print(f"rows      {tally}, {left} left\nasked     {asker.told()}\noutput    {config.out}")
     if tally.outcomes["done"] and not left:
@@ -150,12 +199,18 @@ def _same_run(folder: Path, config: FormalizeConfig) -> None:
     path, now = folder / "config.json", json.loads(json.dumps(asdict(config)))
     try:
         before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
-        differing = sorted(name for name in now.keys() | before.keys() if name not in MAY_CHANGE and before.get(name) != now.get(name))
+        differing = sorted(
+            name
+            for name in now.keys() | before.keys()
+            if name not in MAY_CHANGE and before.get(name) != now.get(name)
+        )
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}); choose another --out") from error
     if differing:
         flag = "--" + differing[0].replace("_", "-")
-        raise UserError(f"{folder} holds a run with {flag} {before.get(differing[0])}; go on with that, or choose another --out")
+        raise UserError(
+            f"{folder} holds a run with {flag} {before.get(differing[0])}; go on with that, or choose another --out"
+        )
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, path)

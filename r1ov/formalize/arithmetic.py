@@ -1,6 +1,8 @@
-"""What a thought claims about numbers, and whether it is so: sums such as 3 + 4 = 8, comparisons such as 5 is greater than 7.
+"""What a thought claims about numbers, and whether it is so: sums such as 3 + 4 = 8, comparisons such as 5 is
+greater than 7.
 
-Only what is certain is called false. A claim that its own sentence supposes or denies, or that the next words take back, is none.
+Only what is certain is called false. A claim that its own sentence supposes or denies, or that the next words
+take back, is none.
 """
 
 import re
@@ -16,29 +18,45 @@ _LOOK_AHEAD = 80  # letters after a claim in which it may be taken back
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?%?"
 _OPERATOR = r"\s*(?:[-+*/]|(?<=[\s\d)])(?<!\b0)x(?=[\s\d(]))\s*"
 _TERMS = rf"-?\(?-?{_NUMBER}\)?(?:{_OPERATOR}\(?-?{_NUMBER}\)?){{0,20}}"
-_CHAIN = re.compile(rf"(?<![\w.,:^\\{{}}]){_TERMS}(?:\s*=\s*{_TERMS}){{1,5}}(?![\w:^/\\{{}}!⁰¹²³⁴-⁹]|[.,]\d)", re.ASCII)
+_CHAIN = re.compile(
+    rf"(?<![\w.,:^\\{{}}]){_TERMS}(?:\s*=\s*{_TERMS}){{1,5}}(?![\w:^/\\{{}}!⁰¹²³⁴-⁹]|[.,]\d)", re.ASCII
+)
 _COMPARISON = re.compile(
     rf"(?<![\w./,:^-])(?P<left>-?{_NUMBER}) (?:is|are) (?:(?P<more>greater|larger|bigger|higher|more)|less|smaller|lower|fewer) than "
     rf"(?P<right>-?{_NUMBER})(?![\w/^%]|[.,]\d)",
     re.ASCII,
 )
-_SPELLINGS = dict.fromkeys(("\\(", "\\)", "\\[", "\\]", "°", "$", "**"), " ") | {"−": "-", "–": "-", "×": "*", "·": "*", "÷": "/"}
+_SPELLINGS = dict.fromkeys(("\\(", "\\)", "\\[", "\\]", "°", "$", "**"), " ") | {
+    "−": "-",
+    "–": "-",
+    "×": "*",
+    "·": "*",
+    "÷": "/",
+}
 _SPELLINGS |= {"\\times": "*", "\\cdot": "*", "\\div": "/"}
-# What makes a sum part of something else: before it an operator, "half of", a variable; after it another operator, "o'clock".
+# What makes a sum part of something else: before it an operator, "half of", a variable; after it another
+# operator, "o'clock".
 _BEFORE = re.compile(
     r"(?:[-+*/(√^<>≤≥≈\]}]|\b(?:of|sqrt|root|log|ln|sin|cos|tan|mod|times|plus|minus|by|over|half|twice|double|base)|\b[b-hj-zB-HJ-Z]|\d|\dx)\s*$"
 )
-_AFTER = re.compile(r"\s*(?:o'clock|[ap]\.?m\b|\(?mod\b|remainder|r ?\d|[-+*/^(√]|[nxyz]\b)|\s+\d", re.IGNORECASE)
-_SUPPOSED = re.compile(r"\b(?:if|suppose|assum\w+|not|never|cannot|can't|isn't|were|would|wrong\w*|false\w*|mistake\w*|claim\w*)\b", re.I)
+_AFTER = re.compile(
+    r"\s*(?:o'clock|[ap]\.?m\b|\(?mod\b|remainder|r ?\d|[-+*/^(√]|[nxyz]\b)|\s+\d", re.IGNORECASE
+)
+_SUPPOSED = re.compile(
+    r"\b(?:if|suppose|assum\w+|not|never|cannot|can't|isn't|were|would|wrong\w*|false\w*|mistake\w*|claim\w*)\b",
+    re.I,
+)
 _TAKEN_BACK = re.compile(
-    r"\b(?:wait|no,|actually|wrong|incorrect|mistake|false|impossible|not right|not correct|isn't|contradict\w*)", re.I
+    r"\b(?:wait|no,|actually|wrong|incorrect|mistake|false|impossible|not right|not correct|isn't|contradict\w*)",
+    re.I,
 )
 
 
 def false_claim(text: str) -> str | None:
     """The first false sum or comparison in the text, as it stands there; None if there is none.
 
-    Examples: "so 3 + 4 = 8" -> "3 + 4 = 8"; "10 / 3 = 3.33" -> None (rounded); "3 + 4 = 8? No, 7" -> None (taken back)
+    Examples: "so 3 + 4 = 8" -> "3 + 4 = 8"; "10 / 3 = 3.33" -> None (rounded); "3 + 4 = 8? No, 7" -> None
+        (taken back)
     """
     text = re.sub(r"(?<=[\w)])\*\*(?=[\w(-])", "^", text[:MAX_LETTERS])
     for spelling, plain in _SPELLINGS.items():
@@ -53,7 +71,9 @@ def false_claim(text: str) -> str | None:
 
 def _false_sums(text: str) -> Iterator[tuple[int, int]]:
     for match in _CHAIN.finditer(text):
-        if _BEFORE.search(text[max(0, match.start() - 20) : match.start()]) or _AFTER.match(text, match.end()):
+        if _BEFORE.search(text[max(0, match.start() - 20) : match.start()]) or _AFTER.match(
+            text, match.end()
+        ):
             continue
         sides = [side.strip() for side in match[0].split("=")]
         if re.fullmatch(rf"-?{_NUMBER}", sides[0]):  # "angle 1 = 180 - 60": the 1 is a name
@@ -70,9 +90,11 @@ def _false_comparisons(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _is_equal(left: str, right: str) -> bool:
-    """Equal, or equal when rounded or cut off to the decimals written on the right; what cannot be computed counts as equal.
+    """Equal, or equal when rounded or cut off to the decimals written on the right; what cannot be computed
+    counts as equal.
 
-    People write one step after the other as "10 - 4 = 6 + 2 = 8", so the first number on the right is enough; and percent as numbers.
+    People write one step after the other as "10 - 4 = 6 + 2 = 8", so the first number on the right is enough;
+    and percent as numbers.
     """
     first = re.match(rf"-?{_NUMBER}", right)
     sides = [right] if "/" in right or not first else [right, first[0]]
@@ -89,7 +111,9 @@ def _is_equal(left: str, right: str) -> bool:
 
 
 def _value(text: str, drop_percent: bool = False) -> Fraction | None:
-    """None for what cannot be computed: brackets that do not pair, a division by zero. A bracket around the whole claim is left out."""
+    """None for what cannot be computed: brackets that do not pair, a division by zero. A bracket around the
+    whole claim is left out.
+    """
     if (more := text.count("(") - text.count(")")) > 0:
         text = text.removeprefix("(" * more)
     elif more < 0:

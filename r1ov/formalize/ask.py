@@ -1,4 +1,6 @@
-"""Asking with care for money: every answer is kept, nothing is asked twice, failures are tried again, a budget holds."""
+"""Asking with care for money: every answer is kept, nothing is asked twice, failures are tried again, a
+budget holds.
+"""
 
 import hashlib
 import json
@@ -12,14 +14,17 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from r1ov.common.journal import Journal, Record
 from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
 from r1ov.formalize.client import NoUse, Question, Reply, TryAgain
-from r1ov.formalize.journal import Journal, Record
 from r1ov.formalize.row import AskFailed, BudgetSpent, Role
 
 MAX_DECODED_PIXELS = 50_000_000  # a picture that is larger is not decoded at all
-FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between attempts, doubled each time, where the server does not tell
+FIRST_WAIT, LONGEST_WAIT = (
+    1.0,
+    60.0,
+)  # seconds between attempts, doubled each time, where the server does not tell
 PATIENCE = 600.0  # a server that asks for more ends the run, which may be started again later
 
 
@@ -45,7 +50,9 @@ class Budget:
 
 @dataclass
 class Spent:
-    """Over all starts of the run. Lost: requests that failed on the way and may be billed; their tokens are guesses, on the high side."""
+    """Over all starts of the run. Lost: requests that failed on the way and may be billed; their tokens are
+    guesses, on the high side.
+    """
 
     requests: int = 0
     lost: int = 0
@@ -67,8 +74,8 @@ class Asker:
     """An `Ask` for any number of threads.
 
     Args:
-        answers: where answers are kept, keyed by "key". What is there already is not asked again, unless it is a failure (a refusal,
-            an empty answer) and `retry_failed`.
+        answers: where answers are kept, keyed by "key". What is there already is not asked again, unless it
+            is a failure (a refusal, an empty answer) and `retry_failed`.
         attempts: requests for one answer, at most.
         stop: once set, nothing more is asked.
     """
@@ -84,7 +91,13 @@ class Asker:
         first_wait: float = FIRST_WAIT,
         stop: threading.Event | None = None,
     ):
-        self.models, self.answers, self.budget, self.attempts, self.first_wait = models, answers, budget or Budget(), attempts, first_wait
+        self.models, self.answers, self.budget, self.attempts, self.first_wait = (
+            models,
+            answers,
+            budget or Budget(),
+            attempts,
+            first_wait,
+        )
         self.stop = stop or threading.Event()
         self.over: str | None = None  # why nothing more is asked
         self.is_mistake = False  # `over` is the user's to mend: a wrong key, say
@@ -98,8 +111,12 @@ class Asker:
             if retry_failed and record["failure"]:
                 self._stale.add(record["key"])
 
-    def __call__(self, role: Role, prompt: str, image: LazyImage | None = None, system: str | None = None) -> str:
-        """Raises: AskFailed, only for this question; BudgetSpent when nothing more is asked, of which `over` says why."""
+    def __call__(
+        self, role: Role, prompt: str, image: LazyImage | None = None, system: str | None = None
+    ) -> str:
+        """Raises: AskFailed, only for this question; BudgetSpent when nothing more is asked, of which `over`
+        says why.
+        """
         model = self.models[role]
         question = Question(prompt=prompt, system=system, image=_decoded(image))
         key = _digest(role, model, question)
@@ -120,7 +137,11 @@ class Asker:
         unpriced = len([model for model in endpoints if model.price == (0.0, 0.0)])
         if not endpoints:
             return "none, no endpoint was asked"
-        return "unknown, no price given" if unpriced == len(endpoints) else f"{self.spent.cost:.4f}" + " and more" * bool(unpriced)
+        return (
+            "unknown, no price given"
+            if unpriced == len(endpoints)
+            else f"{self.spent.cost:.4f}" + " and more" * bool(unpriced)
+        )
 
     def told(self) -> str:
         """What has been asked and spent, on one line."""
@@ -148,13 +169,21 @@ class Asker:
                     reply = model.attempt(question)
                 except TryAgain as error:
                     if error.is_billed:
-                        self._keep(role, model, f"lost {time.time_ns()} {key}", Reply(None, str(error), *estimate), is_lost=True)
+                        self._keep(
+                            role,
+                            model,
+                            f"lost {time.time_ns()} {key}",
+                            Reply(None, str(error), *estimate),
+                            is_lost=True,
+                        )
                     reason, wait = str(error), error.wait
                 except NoUse as error:
                     self.close(str(error), is_mistake=True)
                     raise BudgetSpent(str(error)) from error
                 else:
-                    if (before := self.answers.get(key)) is not None:  # a failure, whose cost stays on the bill
+                    if (
+                        before := self.answers.get(key)
+                    ) is not None:  # a failure, whose cost stays on the bill
                         self.answers.append(before | {"key": f"before {time.time_ns()} {key}"})
                     self._stale.discard(key)
                     return self._keep(role, model, key, reply)
@@ -167,7 +196,11 @@ class Asker:
     def _keep(self, role: Role, model: Model, key: str, reply: Reply, is_lost: bool = False) -> Record:
         cost = (reply.prompt_tokens * model.price[0] + reply.completion_tokens * model.price[1]) / 1e6
         record = {"key": key, "role": role, "model": model.name, "text": reply.text, "failure": reply.failure}
-        record |= {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens, "cost": cost}
+        record |= {
+            "prompt_tokens": reply.prompt_tokens,
+            "completion_tokens": reply.completion_tokens,
+            "cost": cost,
+        }
         record |= {"is_metered": model.is_metered, "is_lost": is_lost}
         try:
             self.answers.append(record)
@@ -180,13 +213,17 @@ class Asker:
 
     def _wait(self, seconds: float) -> None:
         if seconds > PATIENCE:
-            self.close(f"the server asks to wait for {seconds / 60:.0f} minutes; start the same command again then")
+            self.close(
+                f"the server asks to wait for {seconds / 60:.0f} minutes; start the same command again then"
+            )
         if self.stop.wait(max(0.0, seconds)):
             raise BudgetSpent(self.over or "the run was asked to stop")
 
     @contextmanager
     def _reserve(self, model: Model, estimate: tuple[int, int]) -> Iterator[None]:
-        """Within it the request is under way. It does not begin unless it fits the budget, with all that others under way may take."""
+        """Within it the request is under way. It does not begin unless it fits the budget, with all that
+        others under way may take.
+        """
         tokens = sum(estimate) * model.is_metered
         cost = (estimate[0] * model.price[0] + estimate[1] * model.price[1]) / 1e6
         with self._state:
@@ -214,7 +251,11 @@ class Asker:
 
     def _fits(self, tokens: int, cost: float) -> bool:
         limit = self.budget
-        if limit.tokens is not None and tokens and self.spent.metered_tokens + self._reserved.metered_tokens + tokens > limit.tokens:
+        if (
+            limit.tokens is not None
+            and tokens
+            and self.spent.metered_tokens + self._reserved.metered_tokens + tokens > limit.tokens
+        ):
             return False
         return limit.cost is None or not cost or self.spent.cost + self._reserved.cost + cost <= limit.cost
 

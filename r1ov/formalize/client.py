@@ -1,4 +1,6 @@
-"""One request to an OpenAI-compatible endpoint, through huggingface_hub: what came back, what it cost, whether to try again."""
+"""One request to an OpenAI-compatible endpoint, through huggingface_hub: what came back, what it cost,
+whether to try again.
+"""
 
 import base64
 import io
@@ -16,7 +18,7 @@ from huggingface_hub import InferenceClient, get_session
 from huggingface_hub.errors import HTTPError, InferenceTimeoutError, OfflineModeIsEnabled
 from PIL import Image
 
-from r1ov.cli import one_line
+from r1ov.common.text import one_line
 from r1ov.errors import UserError
 from r1ov.formalize.row import AskFailed
 
@@ -25,7 +27,8 @@ MAX_PICTURE_BYTES = 4 << 20  # larger PNGs go as JPEG
 AGAIN = (408, 409, 425, 429)  # and all from 500: the request was in order
 NEVER = (401, 402, 404, 405)  # the key, the account, the model or the address: no row can be had
 REFUSAL = re.compile(
-    r"(i['’]m |i am )(sorry|afraid|unable)\b.{0,40}\b(can|able|assist|comply|help)|i (cannot|can['’]t|won['’]t) (help|assist|comply)", re.I
+    r"(i['’]m |i am )(sorry|afraid|unable)\b.{0,40}\b(can|able|assist|comply|help)|i (cannot|can['’]t|won['’]t) (help|assist|comply)",
+    re.I,
 )
 
 T = TypeVar("T")
@@ -49,7 +52,8 @@ class Reply:
 class TryAgain(Exception):
     """Nothing came back this time.
 
-    wait: seconds that the server asks for. is_billed: it may have worked on the answer all the same, and charge for it.
+    wait: seconds that the server asks for. is_billed: it may have worked on the answer all the same, and
+        charge for it.
     """
 
     def __init__(self, reason: str, wait: float = 0.0, is_billed: bool = False):
@@ -82,7 +86,8 @@ class Endpoint:
     """A model behind a URL. Several threads may use it.
 
     Args:
-        key: sent with each request, and nowhere else: no error shows it. None: none is sent, not the one that `hf auth login` saved either.
+        key: sent with each request, and nowhere else: no error shows it. None: none is sent, not the one that
+            `hf auth login` saved either.
         timeout: seconds for one request, all of it.
         max_tokens: of an answer.
         max_pixels: larger pictures are scaled down to this.
@@ -104,15 +109,27 @@ class Endpoint:
         price: tuple[float, float] = (0.0, 0.0),
     ):
         self.timeout, self.max_tokens, self.max_pixels, self.price = timeout, max_tokens, max_pixels, price
-        self.identity = {"url": url, "model": model, "max_tokens": max_tokens, "temperature": temperature, "max_pixels": max_pixels}
+        self.identity = {
+            "url": url,
+            "model": model,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "max_pixels": max_pixels,
+        }
         self.name = f"{model} at {url}"
         self.ready_at = 0.0  # by time.monotonic(): the server asked for no request before
         self._key = key
-        self._sampling: dict[str, Any] = {"model": model, "max_tokens": max_tokens, "temperature": temperature}
+        self._sampling: dict[str, Any] = {
+            "model": model,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+        }
         self._client = InferenceClient(base_url=url, api_key=key or "none", timeout=timeout)
 
     def estimate(self, question: Question) -> tuple[int, int]:
-        """The most tokens that this should take, (prompt, completion): for the budget, before the server tells."""
+        """The most tokens that this should take, (prompt, completion): for the budget, before the server
+        tells.
+        """
         letters = len(question.prompt) + len(question.system or "")
         pixels = min(self.max_pixels, question.image.width * question.image.height) if question.image else 0
         return 32 + letters // 3 + pixels // 28**2, self.max_tokens
@@ -120,7 +137,8 @@ class Endpoint:
     def attempt(self, question: Question) -> Reply:
         """Asks once.
 
-        Raises: TryAgain; AskFailed for a request that this server will never answer; NoUse for a server that will answer none.
+        Raises: TryAgain; AskFailed for a request that this server will never answer; NoUse for a server that
+            will answer none.
         """
         messages = self._messages(question)
         call = _Call(time.monotonic() + self.timeout)
@@ -144,8 +162,11 @@ class Endpoint:
             if "Timeout" in kind:
                 is_billed = kind not in ("ConnectTimeout", "PoolTimeout")
                 raise TryAgain(f"no complete answer within {self.timeout:g} s", is_billed=is_billed) from None
-            raise TryAgain(f"the connection failed ({self._clean(error) or kind})", is_billed=call.status is not None) from None
-        # What a server sends may be no JSON, or JSON of any other shape, which huggingface_hub does not look into.
+            raise TryAgain(
+                f"the connection failed ({self._clean(error) or kind})", is_billed=call.status is not None
+            ) from None
+        # What a server sends may be no JSON, or JSON of any other shape, which huggingface_hub does not look
+        # into.
         except (ValueError, AttributeError, TypeError, LookupError, RecursionError) as error:
             raise TryAgain(f"the answer is malformed ({self._clean(error)[:200]})", is_billed=True) from None
         finally:
@@ -156,10 +177,15 @@ class Endpoint:
     def _messages(self, question: Question) -> list[dict[str, Any]]:
         content: list[dict[str, Any]] = [{"type": "text", "text": _sendable(question.prompt)}]
         if question.image is not None:
-            content.insert(0, {"type": "image_url", "image_url": {"url": data_url(question.image, self.max_pixels)}})
+            content.insert(
+                0, {"type": "image_url", "image_url": {"url": data_url(question.image, self.max_pixels)}}
+            )
         system = [{"role": "system", "content": _sendable(question.system)}] if question.system else []
         # Servers of text models often know texts alone.
-        return [*system, {"role": "user", "content": content if question.image is not None else content[0]["text"]}]
+        return [
+            *system,
+            {"role": "user", "content": content if question.image is not None else content[0]["text"]},
+        ]
 
     def _send(self, messages: list[dict[str, Any]], call: _Call) -> Any:
         _here.call = call
@@ -169,7 +195,9 @@ class Endpoint:
         return self._client.chat_completion(messages, **self._sampling)
 
     def _read(self, output: Any, prompt_tokens: int) -> Reply:
-        """Args: prompt_tokens: a guess, for servers that do not tell. Raises: whatever is raised by looking into odd shapes."""
+        """Args: prompt_tokens: a guess, for servers that do not tell. Raises: whatever is raised by looking
+        into odd shapes.
+        """
         choice, usage = output.choices[0], output.usage
         text, refusal = choice.message.content, choice.message.get("refusal")
         if text is not None and not isinstance(text, str):
@@ -177,25 +205,35 @@ class Endpoint:
         prompt_tokens = _count(getattr(usage, "prompt_tokens", None), prompt_tokens)
         completion_tokens = _count(getattr(usage, "completion_tokens", None), len(text or "") // 3 + 1)
         failure = None
-        if refusal or choice.finish_reason == "content_filter" or (text and len(text) < 400 and REFUSAL.match(text.strip())):
+        if (
+            refusal
+            or choice.finish_reason == "content_filter"
+            or (text and len(text) < 400 and REFUSAL.match(text.strip()))
+        ):
             failure = f"refused: {self._clean(refusal or text or 'content filter')[:200]}"
         elif choice.finish_reason == "length":
             failure = f"cut off after {completion_tokens} tokens; raise --max-tokens"
         elif not text or not text.strip():
             failure = "the answer is empty"
         text = text.replace(self._key, "***") if text and self._key else text
-        return Reply(text=text, failure=failure, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+        return Reply(
+            text=text, failure=failure, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens
+        )
 
     def _sorted(self, call: _Call, body: str) -> Exception:
         """What a status other than 200 means."""
         status, told = call.status or 0, self._clean(body)[:300]
         reason = f"the server answered {status}" + (f" ({told})" if told else "")
-        if status == 400 and "max_completion_tokens" in body:  # OpenAI's name of today, which other servers do not know
+        if (
+            status == 400 and "max_completion_tokens" in body
+        ):  # OpenAI's name of today, which other servers do not know
             rest = {name: value for name, value in self._sampling.items() if name != "max_tokens"}
             self._sampling = rest | {"extra_body": {"max_completion_tokens": self.max_tokens}}
             return TryAgain(reason)
         if status in NEVER or 300 <= status < 400 or "insufficient_quota" in body:
-            return NoUse(f"{self.name}: {reason}; check the address, the model's name, the key and the account")
+            return NoUse(
+                f"{self.name}: {reason}; check the address, the model's name, the key and the account"
+            )
         if status in AGAIN or status >= 500:
             return TryAgain(reason, asked_to_wait(call.headers))
         return AskFailed(reason)
@@ -210,7 +248,9 @@ _here = threading.local()  # .call: the _Call of this thread
 
 
 def _watch(response: Any) -> None:
-    """A response hook of huggingface_hub's session: its own client reads answers of any length, for any time, before it gives them."""
+    """A response hook of huggingface_hub's session: its own client reads answers of any length, for any time,
+    before it gives them.
+    """
     call: _Call | None = getattr(_here, "call", None)
     if call is None:  # a download of huggingface_hub's own
         return
@@ -235,7 +275,9 @@ def _limited(chunks: Callable[[], Iterator[bytes]], call: _Call) -> Iterator[byt
 
 
 def _within(seconds: float, work: Callable[[], T]) -> T:
-    """Its result, or TimeoutError: a client's time-outs count from the last byte, so a server that drips would hold us for ever."""
+    """Its result, or TimeoutError: a client's time-outs count from the last byte, so a server that drips
+    would hold us for ever.
+    """
     outcome: list[tuple[T | None, BaseException | None]] = []
 
     def run() -> None:
@@ -259,7 +301,9 @@ def data_url(image: Image.Image, max_pixels: int) -> str:
     """An RGB picture as a data URL: scaled down to `max_pixels`, PNG, or JPEG where that would be large."""
     if image.width * image.height > max_pixels:
         shrink = math.sqrt(max_pixels / (image.width * image.height))
-        image = image.resize((max(1, int(image.width * shrink)), max(1, int(image.height * shrink))), Image.Resampling.LANCZOS)
+        image = image.resize(
+            (max(1, int(image.width * shrink)), max(1, int(image.height * shrink))), Image.Resampling.LANCZOS
+        )
     file = io.BytesIO()
     image.save(file, "PNG")
     kind = "png"
@@ -270,7 +314,9 @@ def data_url(image: Image.Image, max_pixels: int) -> str:
 
 
 def asked_to_wait(headers: Mapping[str, str]) -> float:
-    """Seconds that a server's headers ask to wait; 0 for none: Retry-After in its two forms, and rate limits with nothing remaining."""
+    """Seconds that a server's headers ask to wait; 0 for none: Retry-After in its two forms, and rate limits
+    with nothing remaining.
+    """
     headers = {name.lower(): value.strip() for name, value in headers.items()}
     waits = [_number(headers.get("retry-after-ms", "")) / 1000, _number(headers.get("retry-after", ""))]
     if headers.get("retry-after", "")[:1].isalpha():
@@ -292,7 +338,9 @@ def _duration(text: str) -> float:
     """Seconds. Example: "6m0s" -> 360, "20ms" -> 0.02, "55" -> 55, "1790000000" -> until then."""
     if re.fullmatch(r"(\d+(\.\d+)?(ms|h|m|s))+", text):
         units = {"h": 3600, "m": 60, "s": 1, "ms": 0.001}
-        return sum(float(amount) * units[unit] for amount, unit in re.findall(r"(\d+(?:\.\d+)?)(ms|h|m|s)", text))
+        return sum(
+            float(amount) * units[unit] for amount, unit in re.findall(r"(\d+(?:\.\d+)?)(ms|h|m|s)", text)
+        )
     seconds = _number(text)
     return max(0.0, seconds - time.time()) if seconds > 1e9 else seconds
 

@@ -26,7 +26,9 @@ FIELDS = {  # what the describer's JSON object holds, by kind
 
 
 def describe(row: Row, ask: Ask, settings: Settings) -> Row:
-    """The row with its description: by the describer, else the one that is known to be true. Without a picture there is none."""
+    """The row with its description: by the describer, else the one that is known to be true. Without a
+    picture there is none.
+    """
     if row.kind == "text_only":
         return row
     if "describer" not in settings.models:
@@ -37,7 +39,9 @@ def describe(row: Row, ask: Ask, settings: Settings) -> Row:
     notes: list[str] = []
     ocr = _ocr(row, settings, notes) if row.kind in ("text", "mixed") else ""
     data = {"ocr": ocr} if row.kind in ("text", "mixed") else {}
-    reply = ask("describer", prompt(f"describe_{row.kind}", question=row.question, **data), row.image, system())
+    reply = ask(
+        "describer", prompt(f"describe_{row.kind}", question=row.question, **data), row.image, system()
+    )
     if row.kind in FIELDS:
         name, value = "JSON", json_object(reply, FIELDS[row.kind])
         if row.kind != "math":

@@ -1,4 +1,6 @@
-"""Where things are and what is written, by other people's detectors where they are installed: Grounding DINO and EasyOCR."""
+"""Where things are and what is written, by other people's detectors where they are installed: Grounding DINO
+and EasyOCR.
+"""
 
 from functools import lru_cache
 from importlib.util import find_spec
@@ -11,7 +13,9 @@ _ONE_AT_A_TIME = Lock()  # stages run in many threads, these models do not
 MAX_PHRASES = 50
 
 
-def find_boxes(image: Image.Image, phrases: list[str], model: str | None) -> dict[str, list[list[float]]] | str:
+def find_boxes(
+    image: Image.Image, phrases: list[str], model: str | None
+) -> dict[str, list[list[float]]] | str:
     """Phrase -> its boxes [x1, y1, x2, y2] in pixels, by Grounding DINO; or the reason why there are none.
 
     Args:  model: a name on the hub or a folder; None: not wanted.

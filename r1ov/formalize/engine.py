@@ -20,19 +20,34 @@ class _Job:
 
 
 class EngineModel:
-    """A folder, a hub name or r1ov-tiny. The answers depend on the seed and the question, not on who else is in the batch."""
+    """A folder, a hub name or r1ov-tiny. The answers depend on the seed and the question, not on who else is
+    in the batch.
+    """
 
     is_metered = False
     price = (0.0, 0.0)
     ready_at = 0.0
 
-    def __init__(self, name: str, *, device: str | None = None, max_tokens: int = 2048, temperature: float | None = None):
+    def __init__(
+        self,
+        name: str,
+        *,
+        device: str | None = None,
+        max_tokens: int = 2048,
+        temperature: float | None = None,
+    ):
         """Raises: UserError for a model that cannot be loaded."""
-        from r1ov.folder.pretrained import load  # torch takes seconds to import, and many a run asks endpoints alone
+        from r1ov.folder.pretrained import (
+            load,
+        )  # torch takes seconds to import, and many a run asks endpoints alone
 
         self.model, self.processor = load(name, device=device)
         self.name, self.max_tokens, self.temperature = name, max_tokens, temperature
-        self.identity: Mapping[str, Any] = {"engine": name, "max_tokens": max_tokens, "temperature": temperature}
+        self.identity: Mapping[str, Any] = {
+            "engine": name,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+        }
         self._waiting: list[_Job] = []
         self._engine = threading.Lock()
 
@@ -73,9 +88,15 @@ class EngineModel:
                     self._answer([job])
             return
         for job, completion in zip(jobs, completions, strict=True):
-            failure = f"cut off after {completion.completion_tokens} tokens" if completion.finish_reason == "length" else None
+            failure = (
+                f"cut off after {completion.completion_tokens} tokens"
+                if completion.finish_reason == "length"
+                else None
+            )
             failure = failure or (None if completion.text.strip() else "the answer is empty")
-            job.reply = Reply(completion.text, failure, completion.prompt_tokens, completion.completion_tokens)
+            job.reply = Reply(
+                completion.text, failure, completion.prompt_tokens, completion.completion_tokens
+            )
 
 
 def _messages(question: Question) -> list[dict[str, Any]]:

@@ -20,15 +20,27 @@ def conversations(row: Row) -> list[dict[str, str]]:
 
 
 def published_row(row: Row) -> dict[str, Any]:
-    """id, image (base64 of a PNG: upright, RGB, every pixel as the stages saw it; None without a picture) and conversations."""
-    return {"id": row.id, "image": png_base64(row.image.load()) if row.image else None, "conversations": conversations(row)}
+    """id, image (base64 of a PNG: upright, RGB, every pixel as the stages saw it; None without a picture) and
+    conversations.
+    """
+    return {
+        "id": row.id,
+        "image": png_base64(row.image.load()) if row.image else None,
+        "conversations": conversations(row),
+    }
 
 
 def row_to_dict(row: Row) -> dict[str, Any]:
     """All of a row but its picture, of which only the size is kept, as JSON can hold it."""
     values = {field.name: getattr(row, field.name) for field in fields(row) if field.name != "image"}
     size = list(row.image.size) if row.image else None
-    return {**values, "image_size": size, "truth": dict(row.truth), "verdict": dict(row.verdict), "notes": list(row.notes)}
+    return {
+        **values,
+        "image_size": size,
+        "truth": dict(row.truth),
+        "verdict": dict(row.verdict),
+        "notes": list(row.notes),
+    }
 
 
 def row_from_dict(values: Mapping[str, Any], image: LazyImage | None = None) -> Row:
@@ -37,5 +49,9 @@ def row_from_dict(values: Mapping[str, Any], image: LazyImage | None = None) -> 
     Raises:  TypeError for keys that a row has not.
     """
     return Row(
-        **{**{key: value for key, value in values.items() if key != "image_size"}, "notes": tuple(values.get("notes", ()))}, image=image
+        **{
+            **{key: value for key, value in values.items() if key != "image_size"},
+            "notes": tuple(values.get("notes", ())),
+        },
+        image=image,
     )

@@ -18,22 +18,28 @@ ROWS_IN_A_GROUP = 100
 
 
 def write_outputs(folder: Path, rows: Iterable[Row], facts: Mapping[str, str]) -> None:
-    """Writes train.parquet (done rows), stages.jsonl (all), report.md and report.html; each appears when it is whole.
+    """Writes train.parquet (done rows), stages.jsonl (all), report.md and report.html; each appears when it
+    is whole.
 
     Args:
-        rows: one at a time, in the order they are to be kept; an outcome of None is a row that the run did not reach.
+        rows: one at a time, in the order they are to be kept; an outcome of None is a row that the run did
+            not reach.
         facts: lines for the report, such as {"data": "playground:rl", "tokens": "12,345", "cost": "$1.20"}.
     Raises:  UserError where the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {folder}: cannot be made ({error.strerror}); choose another folder") from error
+        raise UserError(
+            f"--out {folder}: cannot be made ({error.strerror}); choose another folder"
+        ) from error
     report, group = Report(facts), []
     with ExitStack() as stack:
         table = stack.enter_context(_parquet(_part(folder / TRAIN)))
         # What is not Unicode becomes \udXXX, which JSON reads back as it was.
-        lines = stack.enter_context(_part(folder / STAGES).open("w", encoding="utf-8", errors="backslashreplace"))
+        lines = stack.enter_context(
+            _part(folder / STAGES).open("w", encoding="utf-8", errors="backslashreplace")
+        )
         for row in rows:
             lines.write(json.dumps(row_to_dict(row), ensure_ascii=False) + "\n")
             report.add(row)

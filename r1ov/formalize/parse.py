@@ -1,11 +1,13 @@
-"""What models reply, read strictly: a reply that is not in the form asked for is no answer, and never a guess."""
+"""What models reply, read strictly: a reply that is not in the form asked for is no answer, and never a
+guess.
+"""
 
 import json
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
-from r1ov.cli import one_line
+from r1ov.common.text import one_line
 from r1ov.formalize.row import AskFailed
 
 MAX_REPLY = 100_000  # characters
@@ -13,7 +15,8 @@ _BLOCK = re.compile(r"```([\w+-]*)[ \t]*\n(.*?)\n?```", re.DOTALL)
 
 
 def json_object(reply: str, keys: Mapping[str, type]) -> dict[str, Any]:
-    """The one JSON object that the reply is, alone or as one fenced block, with exactly these keys and types (list: of texts).
+    """The one JSON object that the reply is, alone or as one fenced block, with exactly these keys and types
+    (list: of texts).
 
     Raises:  AskFailed.
     """
@@ -27,9 +30,14 @@ def json_object(reply: str, keys: Mapping[str, type]) -> dict[str, Any]:
     if not isinstance(value, dict) or value.keys() != keys.keys():
         raise malformed(reply, f"a JSON object with the keys {', '.join(keys)}")
     for key, kind in keys.items():
-        is_texts = kind is not list or (isinstance(value[key], list) and all(isinstance(item, str) for item in value[key]))
+        is_texts = kind is not list or (
+            isinstance(value[key], list) and all(isinstance(item, str) for item in value[key])
+        )
         if not isinstance(value[key], kind) or not is_texts:
-            raise malformed(reply, f"{key!r} to be {'a list of texts' if kind is list else 'true or false' if kind is bool else 'a text'}")
+            raise malformed(
+                reply,
+                f"{key!r} to be {'a list of texts' if kind is list else 'true or false' if kind is bool else 'a text'}",
+            )
     return value
 
 
@@ -69,7 +77,9 @@ def proper(reply: str) -> str:
     """
     text = reply.strip()
     if not text or len(text) > MAX_REPLY:
-        raise AskFailed(f"{'too long a' if text else 'an empty'} reply: {len(text):,} characters, at most {MAX_REPLY:,} are read")
+        raise AskFailed(
+            f"{'too long a' if text else 'an empty'} reply: {len(text):,} characters, at most {MAX_REPLY:,} are read"
+        )
     thinking, _, rest = text.partition("</think>")
     return rest.strip() if thinking.startswith("<think>") and rest.strip() else text
 

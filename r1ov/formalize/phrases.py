@@ -1,4 +1,6 @@
-"""What gives a thought away: talk of a caption where a picture should be looked at, and remarks of the model that rewrote it."""
+"""What gives a thought away: talk of a caption where a picture should be looked at, and remarks of the model
+that rewrote it.
+"""
 
 import re
 
@@ -19,10 +21,14 @@ GIVE_AWAYS = (
 
 # The texts are searched with straight apostrophes and single spaces.
 _PICTURE = r"(?:image|picture|photo|figure|diagram|chart|scene)"
-_KIND = rf"(?:(?:provided|given|above|following|text|textual|formal|structured|detailed|{_PICTURE}(?:'s)?)[ -])*"
+_KIND = (
+    rf"(?:(?:provided|given|above|following|text|textual|formal|structured|detailed|{_PICTURE}(?:'s)?)[ -])*"
+)
 _SOURCE = rf"(?:the|this|that|your|its|an?) {_KIND}(?P<noun>caption|description)s?\b"
 # A caption or description that is itself in the picture: "the caption under the photo".
-_IN_THE_PICTURE = r"(?! (?:under|below|beneath|above|beside|next to|printed|written|at the|on the|in the|of the)\b)"
+_IN_THE_PICTURE = (
+    r"(?! (?:under|below|beneath|above|beside|next to|printed|written|at the|on the|in the|of the)\b)"
+)
 _VERB = (
     "says?|states?|mentions?|indicates?|notes?|lists?|tells?|describes?|specifies|provides?|gives?|confirms?|suggests?|implies"
     "|contains?|includes?"
@@ -59,7 +65,9 @@ _LEFT_OVER = re.compile(
 
 
 def caption_talk(question: str, text: str) -> str | None:
-    """The first phrase that speaks of a description instead of the picture; a noun that the question itself uses is no give-away."""
+    """The first phrase that speaks of a description instead of the picture; a noun that the question itself
+    uses is no give-away.
+    """
     text, asked = " ".join(_plain(text).split()), question.lower()
     for pattern in _CAPTION_TALK:
         for found in pattern.finditer(text):

@@ -9,7 +9,8 @@ FOLDER = Path(__file__).parent / "prompts"
 
 
 def prompt(name: str, **data: str) -> str:
-    """The text of prompts/`name`.txt with each `$key` replaced by its data, fenced. Nothing inside the data is replaced again.
+    """The text of prompts/`name`.txt with each `$key` replaced by its data, fenced. Nothing inside the data
+    is replaced again.
 
     Raises:  KeyError for a key that the file has and `data` has not.
     """
@@ -22,9 +23,11 @@ def system() -> str:
 
 
 def fenced(name: str, text: str) -> str:
-    """The text between two lines that it cannot contain, since they hold a hash of it; frame tokens of chat templates come apart.
+    """The text between two lines that it cannot contain, since they hold a hash of it; frame tokens of chat
+    templates come apart.
 
-    Example: fenced("question", "How many?") -> '<<question 1a2b3c4d5e6f>>\\nHow many?\\n<</question 1a2b3c4d5e6f>>'
+    Example: fenced("question", "How many?") -> '<<question 1a2b3c4d5e6f>>\\nHow many?\\n<</question
+        1a2b3c4d5e6f>>'
     """
     text = text.replace("<|", "< |").replace("|>", "| >")
     mark = f"{name} {hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"

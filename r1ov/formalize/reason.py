@@ -14,7 +14,8 @@ from r1ov.formalize.settings import Settings
 def reason(row: Row, ask: Ask, settings: Settings) -> Row:
     """The row with draft and answer, rejected where the answer is not the gold one: later stages cost money.
 
-    Where the reasoner is wrong, or there is none, a reasoning that is known to be right takes its place, and a note says so.
+    Where the reasoner is wrong, or there is none, a reasoning that is known to be right takes its place, and
+    a note says so.
     """
     if "reasoner" not in settings.models:
         if "reasoning" not in row.truth:
@@ -28,7 +29,9 @@ def reason(row: Row, ask: Ask, settings: Settings) -> Row:
         data = {"question": row.question, "description": row.description or ""}
         reply = ask("reasoner", prompt("reason", **data), None, system())
     try:
-        rest = proper(reply)  # two thoughts: the first is the model's own, before the one that it was asked for
+        rest = proper(
+            reply
+        )  # two thoughts: the first is the model's own, before the one that it was asked for
         cleaned = clean_reply(row.question, rest if rest.startswith("<think>") else reply)
     except (BadRow, AskFailed) as error:
         if "reasoning" in row.truth:

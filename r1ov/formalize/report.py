@@ -1,4 +1,6 @@
-"""What a run did, for people: counts in and out of each stage, of each kind, the reasons, and rows to look at."""
+"""What a run did, for people: counts in and out of each stage, of each kind, the reasons, and rows to look
+at.
+"""
 
 import html
 from collections import Counter
@@ -39,7 +41,9 @@ class Report:
 
     def add(self, row: Row) -> None:
         outcome, kind, why = row.outcome or "not reached", row.kind or "not known", reason_group(row)
-        self.left[("filter" if outcome == "done" else why.split(":")[0] if row.outcome else "not reached", outcome)] += 1
+        self.left[
+            ("filter" if outcome == "done" else why.split(":")[0] if row.outcome else "not reached", outcome)
+        ] += 1
         self.kinds[kind, outcome] += 1
         self.reasons[outcome, why] += outcome in ("rejected", "failed")
         self.notes.update({note.split(":")[0] for note in row.notes})
@@ -49,7 +53,10 @@ class Report:
 
     def tables(self) -> dict[str, list[list[str]]]:
         """Title -> lines, the first of them the head."""
-        stages, entered = [["stage", "in", "out", "rejected", "failed"]], sum(self.left.values()) - self.left["not reached", "not reached"]
+        stages, entered = (
+            [["stage", "in", "out", "rejected", "failed"]],
+            sum(self.left.values()) - self.left["not reached", "not reached"],
+        )
         for name in NAMES:
             rejected, failed = self.left[name, "rejected"], self.left[name, "failed"]
             stages.append([name, *map(_number, (entered, entered - rejected - failed, rejected, failed))])
@@ -59,19 +66,31 @@ class Report:
             counts = [self.kinds[kind, outcome] for outcome in OUTCOMES]
             kinds.append([kind, *map(_number, (sum(counts) + self.kinds[kind, "not reached"], *counts))])
         tables = {"Stages": stages, "Kinds": kinds}
-        if reasons := [[why, outcome, _number(count)] for (outcome, why), count in self.reasons.most_common() if count]:
+        if reasons := [
+            [why, outcome, _number(count)] for (outcome, why), count in self.reasons.most_common() if count
+        ]:
             tables["Reasons"] = [["why", "outcome", "rows"], *reasons]
         if self.notes:
-            tables["Notes"] = [["note", "rows"], *([note, _number(count)] for note, count in self.notes.most_common(12))]
+            tables["Notes"] = [
+                ["note", "rows"],
+                *([note, _number(count)] for note, count in self.notes.most_common(12)),
+            ]
         return tables
 
     def facts_and_total(self) -> dict[str, str]:
-        total, done, missed = sum(self.left.values()), self.left["filter", "done"], self.left["not reached", "not reached"]
+        total, done, missed = (
+            sum(self.left.values()),
+            self.left["filter", "done"],
+            self.left["not reached", "not reached"],
+        )
         counts = {"rows in": _number(total), "rows out": f"{_number(done)} ({done / max(total, 1):.1%})"}
         return counts | ({"not reached": _number(missed)} if missed else {}) | dict(self.facts)
 
     def markdown(self) -> str:
-        parts = ["# Formalization", "\n".join(f"- {name}: {_cell(value)}" for name, value in self.facts_and_total().items())]
+        parts = [
+            "# Formalization",
+            "\n".join(f"- {name}: {_cell(value)}" for name, value in self.facts_and_total().items()),
+        ]
         for title, (head, *lines) in self.tables().items():
             rule = ["---", *["---:"] * (len(head) - 1)]
             rows = ["| " + " | ".join(map(_cell, line)) + " |" for line in (head, rule, *lines)]
@@ -79,10 +98,17 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
     def html(self) -> str:
-        facts = "".join(f"<tr><td>{html.escape(name)}<td>{html.escape(value)}" for name, value in self.facts_and_total().items())
-        tables = "".join(f"<div><h2>{title}</h2>{_table(lines)}</div>" for title, lines in self.tables().items())
+        facts = "".join(
+            f"<tr><td>{html.escape(name)}<td>{html.escape(value)}"
+            for name, value in self.facts_and_total().items()
+        )
+        tables = "".join(
+            f"<div><h2>{title}</h2>{_table(lines)}</div>" for title, lines in self.tables().items()
+        )
         sections = "\n".join(section for _, section in sorted(self.shown, key=lambda one: one[0]))
-        body = f'<table class="facts">{facts}</table><div class="tables">{tables}</div><h2>Rows</h2>{sections}'
+        body = (
+            f'<table class="facts">{facts}</table><div class="tables">{tables}</div><h2>Rows</h2>{sections}'
+        )
         return page("Formalization", body, _STYLE)
 
 
@@ -94,28 +120,43 @@ def reason_group(row: Row) -> str:
 def _section(row: Row) -> str:
     image = picture(row.image.load()) if row.image and row.outcome != "failed" else ""
     outcome = row.outcome or "none"
-    title = (
-        f'<h3>{html.escape(row.id)} &middot; {html.escape(row.kind or "kind not known")}<span class="badge {outcome}">{outcome}</span></h3>'
-    )
-    parts = [title, f"<p>{html.escape(row.question)}</p>", f'<p class="numbers">gold answer: {html.escape(row.gold or "none")}</p>']
+    title = f'<h3>{html.escape(row.id)} &middot; {html.escape(row.kind or "kind not known")}<span class="badge {outcome}">{outcome}</span></h3>'
+    parts = [
+        title,
+        f"<p>{html.escape(row.question)}</p>",
+        f'<p class="numbers">gold answer: {html.escape(row.gold or "none")}</p>',
+    ]
     if row.reason:
         parts.append(f'<pre class="wrong">{html.escape(row.reason)}</pre>')
     if row.description:
         is_open = " open" if len(row.description) < 600 else ""
         name = html.escape(row.description_format or "")
-        parts.append(f"<details{is_open}><summary>description, {name}</summary><pre>{html.escape(row.description)}</pre></details>")
+        parts.append(
+            f"<details{is_open}><summary>description, {name}</summary><pre>{html.escape(row.description)}</pre></details>"
+        )
     if row.draft and row.draft == row.thought:
         parts.append(f"<label>thought</label><pre>{html.escape(row.draft)}</pre>")
     elif row.draft:
-        texts = {"thought before role-play": row.draft, "thought after role-play": row.thought or "(not reached)"}
-        columns = "".join(f"<div><label>{label}</label><pre>{html.escape(text)}</pre></div>" for label, text in texts.items())
+        texts = {
+            "thought before role-play": row.draft,
+            "thought after role-play": row.thought or "(not reached)",
+        }
+        columns = "".join(
+            f"<div><label>{label}</label><pre>{html.escape(text)}</pre></div>"
+            for label, text in texts.items()
+        )
         parts.append(f'<div class="two">{columns}</div>')
     if row.answer:
         colour = "right" if row.outcome == "done" else ""
         parts.append(f'<label>answer</label><pre class="{colour}">{html.escape(row.answer)}</pre>')
-    known = [f"{name}: {'yes' if value is True else 'no' if value is False else value}" for name, value in row.verdict.items()]
+    known = [
+        f"{name}: {'yes' if value is True else 'no' if value is False else value}"
+        for name, value in row.verdict.items()
+    ]
     parts += [
-        f'<p class="numbers">{html.escape(text)}</p>' for text in ("verdict " + " · ".join(known) if known else "", *row.notes) if text
+        f'<p class="numbers">{html.escape(text)}</p>'
+        for text in ("verdict " + " · ".join(known) if known else "", *row.notes)
+        if text
     ]
     return f"<section>{image}<div>{''.join(parts)}</div></section>"
 

@@ -10,26 +10,36 @@ from r1ov.formalize.settings import Settings
 
 
 def role_play(row: Row, ask: Ask, settings: Settings) -> Row:
-    """The row with its thought: the draft rewritten, and in each round rewritten again with what a look at the picture adds.
+    """The row with its thought: the draft rewritten, and in each round rewritten again with what a look at
+    the picture adds.
 
-    A draft that never saw a description (the data's own, a looking reasoner's, a text without picture) stays as it is.
+    A draft that never saw a description (the data's own, a looking reasoner's, a text without picture) stays
+    as it is.
     """
     if row.kind == "text_only":
         return replace(row, thought=row.draft)
     if "reasoner" not in settings.models or settings.reasoner_looks:
-        return replace(row, thought=row.draft, notes=(*row.notes, "not rewritten: the thought looks at the picture already"))
+        return replace(
+            row,
+            thought=row.draft,
+            notes=(*row.notes, "not rewritten: the thought looks at the picture already"),
+        )
     banned = "\n".join(GIVE_AWAYS)
     thought = _rewritten(ask, "role_play", question=row.question, draft=row.draft or "", banned=banned)
     notes: list[str] = []
     for number in range(settings.rounds if "describer" in settings.models else 0):
-        reply = ask("describer", prompt("look_again", question=row.question, thought=thought), row.image, system())
+        reply = ask(
+            "describer", prompt("look_again", question=row.question, thought=thought), row.image, system()
+        )
         missing = json_object(reply, {"missing": list})["missing"]
         if not missing:
             notes.append(f"looked again: nothing was missing (round {number + 1})")
             break
         notes.append(f"looked again: facts added from the picture, {len(missing)} (round {number + 1})")
         seen = "\n".join(f"- {fact}" for fact in missing)
-        thought = _rewritten(ask, "add_seen", question=row.question, thought=thought, seen=seen, banned=banned)
+        thought = _rewritten(
+            ask, "add_seen", question=row.question, thought=thought, seen=seen, banned=banned
+        )
     return replace(row, thought=thought, notes=(*row.notes, *notes))
 
 

@@ -1,4 +1,6 @@
-"""Who plays describer, reasoner and judge: an endpoint, r1ov's engine, the playground's own truth, or the rules alone."""
+"""Who plays describer, reasoner and judge: an endpoint, r1ov's engine, the playground's own truth, or the
+rules alone.
+"""
 
 import os
 from collections.abc import Mapping
@@ -12,7 +14,12 @@ from r1ov.formalize.row import Role
 
 ROLES: tuple[Role, ...] = ("describer", "reasoner", "judge")
 NO_MODEL = ("playground", "rules")
-KEYS = {"huggingface.co": "HF_TOKEN", "huggingface.cloud": "HF_TOKEN", "hf.space": "HF_TOKEN", "openai.com": "OPENAI_API_KEY"}
+KEYS = {
+    "huggingface.co": "HF_TOKEN",
+    "huggingface.cloud": "HF_TOKEN",
+    "hf.space": "HF_TOKEN",
+    "openai.com": "OPENAI_API_KEY",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +45,17 @@ class Player:
             told = {"playground": "the playground's own truth", "rules": "rules alone, no model"}
             return told.get(self.spec, f"{self.spec}, in r1ov's engine")
         key = f"key from ${self.key_env}" if self.key_env else "no key"
-        if self.key_env and self.spec.lower().startswith("http://") and not _is_here(urlsplit(self.spec).hostname):
+        if (
+            self.key_env
+            and self.spec.lower().startswith("http://")
+            and not _is_here(urlsplit(self.spec).hostname)
+        ):
             key += ", which travels unencrypted"
-        price = f", {self.price[0]:g}/{self.price[1]:g} for a million tokens in/out" if self.price else ", no price given"
+        price = (
+            f", {self.price[0]:g}/{self.price[1]:g} for a million tokens in/out"
+            if self.price
+            else ", no price given"
+        )
         return f"{self.model} at {self.spec}, {key}{price}"
 
     def key(self) -> str | None:
@@ -54,22 +69,38 @@ class Player:
 
 
 def cast(config: Any) -> dict[Role, Player]:
-    """The players, from the fields `describer`, `describer_model`, ... of the command line. Raises: UserError."""
+    """The players, from the fields `describer`, `describer_model`, ... of the command line. Raises:
+    UserError.
+    """
     is_playground = config.data.partition(":")[0] == "playground"
     defaults = {"describer": "playground", "reasoner": "r1ov-tiny", "judge": "rules"}
     players = {}
     for role in ROLES:
-        spec, model, key_env, price = (getattr(config, role + more) for more in ("", "_model", "_key_env", "_price"))
+        spec, model, key_env, price = (
+            getattr(config, role + more) for more in ("", "_model", "_key_env", "_price")
+        )
         if spec is None and not is_playground and role != "judge":
-            raise UserError(f"--data {config.data[:80]} does not bring its own descriptions: give --{role} a URL or a model")
+            raise UserError(
+                f"--data {config.data[:80]} does not bring its own descriptions: give --{role} a URL or a model"
+            )
         spec = spec or defaults[role]
-        if (spec in NO_MODEL and (spec == "rules") != (role == "judge")) or (spec == "playground" and not is_playground):
-            raise UserError(f"--{role} {spec} cannot be; give a URL or a model" + (", or --data playground" if role != "judge" else ""))
+        if (spec in NO_MODEL and (spec == "rules") != (role == "judge")) or (
+            spec == "playground" and not is_playground
+        ):
+            raise UserError(
+                f"--{role} {spec} cannot be; give a URL or a model"
+                + (", or --data playground" if role != "judge" else "")
+            )
         player = Player(role=role, spec=spec, model=model, key_env=key_env, price=_price(role, price))
         if player.is_endpoint:
             player = _endpoint(player)
         elif given := next(
-            (f"--{role}-{name}" for name, value in (("model", model), ("key-env", key_env), ("price", price)) if value), None
+            (
+                f"--{role}-{name}"
+                for name, value in (("model", model), ("key-env", key_env), ("price", price))
+                if value
+            ),
+            None,
         ):
             raise UserError(f"{given} is for a --{role} that is a URL, and that is {spec}")
         players[role] = player
@@ -77,7 +108,9 @@ def cast(config: Any) -> dict[Role, Player]:
 
 
 def _endpoint(player: Player) -> Player:
-    """With the environment variable settled from which the key is taken: never one that was not meant for this host."""
+    """With the environment variable settled from which the key is taken: never one that was not meant for
+    this host.
+    """
     role = player.role
     try:
         parts = urlsplit(player.spec)
@@ -85,14 +118,24 @@ def _endpoint(player: Player) -> Player:
     except ValueError:
         host = None
     if not host:
-        raise UserError(f"--{role} {shown(player.spec)}: not a URL; expected one such as http://localhost:8000/v1")
-    if "@" in parts.netloc or any(name != "api-version" for name, _ in parse_qsl(parts.query)) or parts.fragment:
-        raise UserError(f"--{role}: a URL with a password or a query in it would be written down; keys come from --{role}-key-env NAME")
+        raise UserError(
+            f"--{role} {shown(player.spec)}: not a URL; expected one such as http://localhost:8000/v1"
+        )
+    if (
+        "@" in parts.netloc
+        or any(name != "api-version" for name, _ in parse_qsl(parts.query))
+        or parts.fragment
+    ):
+        raise UserError(
+            f"--{role}: a URL with a password or a query in it would be written down; keys come from --{role}-key-env NAME"
+        )
     if not player.model:
         raise UserError(f"--{role} {player.spec} needs --{role}-model, the model's name there")
     key_env = player.key_env
     if key_env is None:
-        known = next((name for domain, name in KEYS.items() if host == domain or host.endswith("." + domain)), None)
+        known = next(
+            (name for domain, name in KEYS.items() if host == domain or host.endswith("." + domain)), None
+        )
         key_env = known if known and known in os.environ else None
     return Player(role=role, spec=player.spec, model=player.model, key_env=key_env, price=player.price)
 
@@ -105,7 +148,9 @@ def _price(role: Role, text: str | None) -> tuple[float, float] | None:
     except ValueError:
         price_in = price_out = -1.0
     if not (0 <= price_in < 1e6 and 0 <= price_out < 1e6):
-        raise UserError(f"--{role}-price is {text[:40]!r}; expected money for a million tokens, in/out, such as 2.5/10")
+        raise UserError(
+            f"--{role}-price is {text[:40]!r}; expected money for a million tokens, in/out, such as 2.5/10"
+        )
     return price_in, price_out
 
 
@@ -135,7 +180,10 @@ def models(players: Mapping[Role, Player], config: Any) -> dict[Role, Any]:
                 from r1ov.formalize.engine import EngineModel
 
                 engines[player.spec] = EngineModel(
-                    player.spec, device=config.device, max_tokens=config.max_tokens, temperature=config.temperature
+                    player.spec,
+                    device=config.device,
+                    max_tokens=config.max_tokens,
+                    temperature=config.temperature,
                 )
             made[role] = engines[player.spec]
     return made

@@ -8,10 +8,20 @@ from r1ov.formalize.row import Ask, AskFailed, Row
 from r1ov.formalize.settings import Settings
 
 KINDS = ("chart", "scene", "text", "mixed", "math")  # of pictures; "text_only" where there is none
-# Tags that need no question: the playground's families, and the sources of which R1-Onevision's data was made, by their folders' names.
+# Tags that need no question: the playground's families, and the sources of which R1-Onevision's data was
+# made, by their folders' names.
 TAGS = {
     "chart": ("charts", "dvqa", "chart2text", "vistext", "robut_wtq", "chartqa", "figureqa", "plotqa"),
-    "scene": ("counting", "spatial", "locate", "clevr", "visual7w", "vizwiz", "vsr", "llava_cot_100k_natural_scene"),
+    "scene": (
+        "counting",
+        "spatial",
+        "locate",
+        "clevr",
+        "visual7w",
+        "vizwiz",
+        "vsr",
+        "llava_cot_100k_natural_scene",
+    ),
     "text": ("text", "textocr", "docvqa", "screen2words"),
     "mixed": ("ai2d", "infographicvqa", "infographic_vqa", "scienceqa"),
     "math": ("geometry", "pattern", "geo170k", "geomverse", "geometry3k", "intergps", "raven", "iconqa"),

@@ -12,10 +12,11 @@ Role = Literal["describer", "reasoner", "judge"]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A picture and a question on their way to a training conversation; each stage returns a new one with more known.
+    """A picture and a question on their way to a training conversation; each stage returns a new one with
+    more known.
 
-    `outcome`: None while under way; "done", or "rejected" (by a rule or the judge) or "failed" (a model could not be had),
-    with `reason` saying why.
+    `outcome`: None while under way; "done", or "rejected" (by a rule or the judge) or "failed" (a model could
+    not be had), with `reason` saying why.
     """
 
     id: str
@@ -24,7 +25,9 @@ class Row:
     gold: str | None
     answer_kind: str | None = None  # how the gold is compared: r1ov.reward.accuracy.KINDS
     tag: str | None = None  # what the data says of its kind or source
-    truth: Mapping[str, str] = field(default_factory=dict)  # what is known without a model: the playground's description, reasoning
+    truth: Mapping[str, str] = field(
+        default_factory=dict
+    )  # what is known without a model: the playground's description, reasoning
     kind: str | None = None  # by route: chart | scene | text | mixed | math | text_only
     description: str | None = None
     description_format: str | None = None  # CSV, JSON, Mermaid, ...
@@ -40,7 +43,9 @@ class Row:
 class Ask(Protocol):
     """Asks the model that plays a role. Raises: AskFailed."""
 
-    def __call__(self, role: Role, prompt: str, image: LazyImage | None = None, system: str | None = None) -> str: ...
+    def __call__(
+        self, role: Role, prompt: str, image: LazyImage | None = None, system: str | None = None
+    ) -> str: ...
 
 
 class AskFailed(UserError):

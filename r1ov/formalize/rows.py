@@ -20,21 +20,28 @@ TRAINABLE = ("rl", "train")  # splits of the playground
 
 
 def read_rows(data: str, limit: int | None = None, seed: int = 0) -> Iterator[Row]:
-    """The rows of `playground[:split]`, a file, a folder or a hub data set, in order, ids unique; bad ones with outcome "failed".
+    """The rows of `playground[:split]`, a file, a folder or a hub data set, in order, ids unique; bad ones
+    with outcome "failed".
 
     Raises:  UserError, before the first row, for data that cannot be opened or an endless playground without a limit.
     """
     if data.partition(":")[0] == "playground":
         split = data.partition(":")[2] or "rl"
         if split not in TRAINABLE:
-            raise UserError(f"--data {data[:60]!r}: expected playground:{' or playground:'.join(TRAINABLE)}; the other splits are held out")
+            raise UserError(
+                f"--data {data[:60]!r}: expected playground:{' or playground:'.join(TRAINABLE)}; the other splits are held out"
+            )
         if limit is None:
             raise UserError("--data playground has no end; give --limit N")
         rows = (_drawn(split, number, seed) for number in range(limit))
     else:
         readers = [(file, Reader([file], lazy=True)) for file in find_files(data)]
-        rows = (_row(reader[number], file, number) for file, reader in readers for number in range(len(reader)))
-    return _named_once(row for _, row in zip(range(limit) if limit is not None else count(), rows, strict=False))
+        rows = (
+            _row(reader[number], file, number) for file, reader in readers for number in range(len(reader))
+        )
+    return _named_once(
+        row for _, row in zip(range(limit) if limit is not None else count(), rows, strict=False)
+    )
 
 
 def count_rows(data: str, limit: int | None = None) -> int:
@@ -50,7 +57,9 @@ def count_rows(data: str, limit: int | None = None) -> int:
 
 
 def _drawn(split: str, number: int, seed: int) -> Row:
-    """A sample of the playground with what is true of it, its reasoning even in the split whose samples come without."""
+    """A sample of the playground with what is true of it, its reasoning even in the split whose samples come
+    without.
+    """
     family, scene = invent(split, number, seed)
     record = Playground(split, seed)[number]
     return Row(
@@ -77,18 +86,34 @@ def _row(item: Record | Bad, file: DataFile, number: int) -> Row:
     if len(images) > 1:
         return _failed(label, tag, f"more than one picture: {item.where}, {len(images)} of them")
     content = users[0]["content"]
-    question = content if isinstance(content, str) else "\n".join(part["text"] for part in content if part["type"] == "text")
+    question = (
+        content
+        if isinstance(content, str)
+        else "\n".join(part["text"] for part in content if part["type"] == "text")
+    )
     if not question.strip():
         return _failed(label, tag, f"the question is empty: {item.where}")
     if images and images[0].size[0] * images[0].size[1] > MAX_PIXELS:
         width, height = images[0].size
-        return _failed(label, tag, f"the picture is too large: {item.where}, {width} x {height} pixels, the limit is {MAX_PIXELS:,}")
+        return _failed(
+            label,
+            tag,
+            f"the picture is too large: {item.where}, {width} x {height} pixels, the limit is {MAX_PIXELS:,}",
+        )
     gold = item.solution or _concluded(item)
     if gold is None:
         return _failed(label, tag, f"no gold answer to check against: {item.where}")
     notes = ("its system text is left out",) if item.prompt[0]["role"] == "system" else ()
     image = images[0] if images else None
-    return Row(id=label, question=question.strip(), image=image, gold=gold, answer_kind=item.kind, tag=tag, notes=notes)
+    return Row(
+        id=label,
+        question=question.strip(),
+        image=image,
+        gold=gold,
+        answer_kind=item.kind,
+        tag=tag,
+        notes=notes,
+    )
 
 
 def _failed(label: str, tag: str | None, why: str) -> Row:
@@ -104,7 +129,9 @@ def _concluded(record: Record) -> str | None:
 
 
 def _tag(file: DataFile) -> str | None:
-    """The source's name, as R1-Onevision's data has it: the folder, where the data lies in several; else the file's own name."""
+    """The source's name, as R1-Onevision's data has it: the folder, where the data lies in several; else the
+    file's own name.
+    """
     inside = Path(file.path).parent
     return inside.name if inside != Path(file.inside) else file.path.stem
 

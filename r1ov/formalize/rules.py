@@ -1,4 +1,6 @@
-"""Our own rules: what is wrong with a reply that needs no judge to see. Each has a name, under which the report counts it."""
+"""Our own rules: what is wrong with a reply that needs no judge to see. Each has a name, under which the
+report counts it.
+"""
 
 import re
 from typing import NamedTuple
@@ -18,7 +20,21 @@ _COUNTED = re.compile(
     r"|(?P<before>[\w,.-]+)(?: \w+){0,2} (?:in total|altogether|in all)\b",
     re.IGNORECASE,
 )
-_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_WORDS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+)
 
 
 class Fault(NamedTuple):
@@ -32,7 +48,8 @@ class Fault(NamedTuple):
 
 
 def first_fault(question: str, reply: str, gold: str | None, kind: str | None = None) -> Fault | None:
-    """The first rule, in this order, that the reply breaks: form, answer, left-overs, caption talk, contradictions.
+    """The first rule, in this order, that the reply breaks: form, answer, left-overs, caption talk,
+    contradictions.
 
     Args:
         reply: `<think>...</think>` and `<answer>...</answer>`. gold, kind: as r1ov.reward compares them.
@@ -62,7 +79,9 @@ def form_fault(reply: str) -> Fault | None:
         return Fault("malformed", "the thought is empty")
     if "<answer>" in inside:
         return Fault("malformed", "the answer stands inside the thought")
-    if not tail or (counts[2:] == [1, 1] and not tail.partition("<answer>")[2].partition("</answer>")[0].strip()):
+    if not tail or (
+        counts[2:] == [1, 1] and not tail.partition("<answer>")[2].partition("</answer>")[0].strip()
+    ):
         return Fault("malformed", "a thought and no answer")
     if counts[1] > 1:
         return Fault("malformed", "a stray </think>")
@@ -88,7 +107,9 @@ def answer_fault(answer: str | None, gold: str | None, kind: str | None = None) 
 
 
 def contradiction(question: str, reply: str, thought: str, answer: str) -> Fault | None:
-    """A false sum or comparison, an end of the thought that names another answer, a last count that the answer is not."""
+    """A false sum or comparison, an end of the thought that names another answer, a last count that the
+    answer is not.
+    """
     if claim := false_claim(thought):
         return Fault("contradiction", f"{claim!r} is not so")
     try:
@@ -96,7 +117,11 @@ def contradiction(question: str, reply: str, thought: str, answer: str) -> Fault
     except Dropped as error:
         return Fault("contradiction", str(error))
     number = read_number(answer)
-    if re.search(r"\bhow many\b|\bcount\b|\bnumber of\b", question, re.IGNORECASE) and number and number.value.denominator == 1:
+    if (
+        re.search(r"\bhow many\b|\bcount\b|\bnumber of\b", question, re.IGNORECASE)
+        and number
+        and number.value.denominator == 1
+    ):
         ending = " ".join(" ".join(re.split(r"(?<=[.!?])\s+", thought[-ENDING:].strip())[-2:]).split())
         stated = [_number(found["after"] or found["before"]) for found in _COUNTED.finditer(ending)]
         named = {_number(word) for word in re.findall(r"[\w.,-]+", ending)}

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
 
-from r1ov.cli import one_line
+from r1ov.common.journal import Journal
+from r1ov.common.text import one_line
 from r1ov.errors import UserError
-from r1ov.formalize.journal import Journal
 from r1ov.formalize.layout import row_from_dict, row_to_dict
 from r1ov.formalize.row import BudgetSpent, Row
 
@@ -31,14 +31,17 @@ def process(
     retry_failed: bool = False,
     tell: Callable[[Row], None] = lambda row: None,
 ) -> None:
-    """Every row that `finished` does not hold through `work`, in `concurrency` threads; what comes out is appended there.
+    """Every row that `finished` does not hold through `work`, in `concurrency` threads; what comes out is
+    appended there.
 
     Args:
-        work: gives a row with an outcome; BudgetSpent leaves the row for another time, any other exception fails it.
+        work: gives a row with an outcome; BudgetSpent leaves the row for another time, any other exception
+            fails it.
         finished: keyed by "row", the place in `rows`.
         stop: once set, no row is begun.
         tell: called with each row that has ended, in the calling thread; earlier starts' rows included.
-    Raises: UserError where `finished` holds a row that is not the one in its place; what reading or writing raises.
+    Raises: UserError where `finished` holds a row that is not the one in its place; what reading or writing
+        raises.
     """
     numbered, turn = enumerate(rows), threading.Lock()
     ended: queue.SimpleQueue[Row | BaseException | None] = queue.SimpleQueue()  # None: a thread has ended
@@ -66,7 +69,9 @@ def process(
                     continue
                 except UserError as error:
                     after = replace(row, outcome="failed", reason=one_line(str(error)))
-                except Exception as error:  # a defect of ours that one row in 100,000 meets must not cost the others
+                except (
+                    Exception
+                ) as error:  # a defect of ours that one row in 100,000 meets must not cost the others
                     print(traceback.format_exc(), file=sys.stderr, flush=True)
                     after = replace(row, outcome="failed", reason=f"crashed: {one_line(repr(error))[:300]}")
                 finished.append({"row": number, "print": fingerprint(row), "values": row_to_dict(after)})
@@ -109,7 +114,9 @@ def fingerprint(row: Row) -> str:
 
 def _check(record: dict, number: int, row: Row) -> None:
     if record["print"] != fingerprint(row):
-        raise UserError(f"row {number + 1} ({row.id[:60]}) is not the one that this folder began with; choose another --out for other data")
+        raise UserError(
+            f"row {number + 1} ({row.id[:60]}) is not the one that this folder began with; choose another --out for other data"
+        )
 
 
 class Tally:
@@ -132,7 +139,9 @@ class Tally:
 
 @contextmanager
 def stopping(stop: threading.Event) -> Iterator[None]:
-    """Within it the first SIGTERM or SIGINT (Ctrl-C) only sets `stop`; a SIGINT after that raises KeyboardInterrupt."""
+    """Within it the first SIGTERM or SIGINT (Ctrl-C) only sets `stop`; a SIGINT after that raises
+    KeyboardInterrupt.
+    """
 
     def ask(number: int, _frame: FrameType | None) -> None:
         if stop.is_set():

@@ -12,5 +12,7 @@ class Settings:
     models: frozenset[Role] = frozenset()  # the roles that a model plays
     reasoner_looks: bool = False  # the reasoner is r1ov's engine: it is asked with picture and bare question, and no rewriting follows
     rounds: int = 1  # of going back to the picture, in role-play
-    detector: str | None = "IDEA-Research/grounding-dino-tiny"  # of boxes, where transformers is installed; None: no boxes
+    detector: str | None = (
+        "IDEA-Research/grounding-dino-tiny"  # of boxes, where transformers is installed; None: no boxes
+    )
     ocr: str | None = "en"  # EasyOCR's languages, separated by commas, where it is installed; None: no OCR

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from r1ov.cli import one_line
+from r1ov.common.text import one_line
 from r1ov.data.formats.records import BadRow
 from r1ov.formalize.describe import describe
 from r1ov.formalize.filter import filter_row
@@ -14,13 +14,21 @@ from r1ov.formalize.row import Ask, AskFailed, Row
 from r1ov.formalize.settings import Settings
 
 Stage = Callable[[Row, Ask, Settings], Row]
-STAGES: dict[str, Stage] = {"route": route, "describe": describe, "reason": reason, "role-play": role_play, "filter": filter_row}
+STAGES: dict[str, Stage] = {
+    "route": route,
+    "describe": describe,
+    "reason": reason,
+    "role-play": role_play,
+    "filter": filter_row,
+}
 
 
 def formalize(row: Row, ask: Ask, settings: Settings) -> Row:
-    """The row after all stages: its outcome is "done", "rejected" or "failed", never None. A row that has one already is not touched.
+    """The row after all stages: its outcome is "done", "rejected" or "failed", never None. A row that has one
+    already is not touched.
 
-    The reason of one that is not done begins with the stage: "filter: wrong answer: '4', the gold answer is '5'".
+    The reason of one that is not done begins with the stage: "filter: wrong answer: '4', the gold answer is
+        '5'".
 
     Raises:  BudgetSpent, from `ask`; then nothing is known of the row.
     """

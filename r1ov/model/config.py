@@ -2,8 +2,9 @@
 
 Flat: text fields at top level (the released 3B to 72B, and fine-tunes saved by older transformers).
 Nested: text fields in `text_config`, rotary settings in `rope_parameters` (saved by newer transformers).
-Fields left out of a file take the class defaults of `transformers`' Qwen2_5_VLConfig, as they would there. What r1ov does not
-compute (sliding windows, scaled rotary positions, other activations) is refused by name rather than ignored.
+Fields left out of a file take the class defaults of `transformers`' Qwen2_5_VLConfig, as they would there.
+What r1ov does not compute (sliding windows, scaled rotary positions, other activations) is refused by name
+rather than ignored.
 """
 
 import json
@@ -92,14 +93,27 @@ class Config:
         text, vision = raw.get("text_config", raw), raw.get("vision_config", {})
         for owner in (raw, text):
             if not isinstance(owner.get("tie_word_embeddings") or False, bool):
-                raise UserError(f"tie_word_embeddings is {owner['tie_word_embeddings']!r}, expected true or false")
-        dtype = raw.get("dtype") or raw.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype") or "bfloat16"
+                raise UserError(
+                    f"tie_word_embeddings is {owner['tie_word_embeddings']!r}, expected true or false"
+                )
+        dtype = (
+            raw.get("dtype")
+            or raw.get("torch_dtype")
+            or text.get("dtype")
+            or text.get("torch_dtype")
+            or "bfloat16"
+        )
         if not isinstance(dtype, str):
             raise UserError(f"torch_dtype is {dtype!r}, expected a name such as 'bfloat16'")
         config = cls(
             text=_section(TextConfig, {**text, **_rope(text)}, ""),
-            vision=_section(VisionConfig, {"in_channels": vision.get("in_chans", 3), **vision}, "vision_config."),
-            **{name: _token_id(raw.get(name, text.get(name, default)), name) for name, default in _TOKEN_IDS.items()},
+            vision=_section(
+                VisionConfig, {"in_channels": vision.get("in_chans", 3), **vision}, "vision_config."
+            ),
+            **{
+                name: _token_id(raw.get(name, text.get(name, default)), name)
+                for name, default in _TOKEN_IDS.items()
+            },
             tie_word_embeddings=bool(raw.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
             torch_dtype=dtype,
         )
@@ -107,10 +121,19 @@ class Config:
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """The flat, published form with every field spelled out: the one that transformers 4.51 to 5 and vLLM all read."""
+        """The flat, published form with every field spelled out: the one that transformers 4.51 to 5 and vLLM
+        all read.
+        """
         text = asdict(self.text)
-        rope = {"rope_theta": text.pop("rope_theta"), "rope_scaling": {"type": "mrope", "mrope_section": list(text.pop("mrope_section"))}}
-        vision = asdict(self.vision) | {"model_type": "qwen2_5_vl", "hidden_act": "silu", "in_chans": self.vision.in_channels}
+        rope = {
+            "rope_theta": text.pop("rope_theta"),
+            "rope_scaling": {"type": "mrope", "mrope_section": list(text.pop("mrope_section"))},
+        }
+        vision = asdict(self.vision) | {
+            "model_type": "qwen2_5_vl",
+            "hidden_act": "silu",
+            "in_chans": self.vision.in_channels,
+        }
         vision["fullatt_block_indexes"] = list(self.vision.fullatt_block_indexes)
         ids = {name: getattr(self, name) for name in _TOKEN_IDS}
         return {
@@ -137,15 +160,22 @@ def read_json(path: str | Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a model is a Hugging Face folder with config.json, weights and tokenizer") from None
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON, or a number too long
+        raise UserError(
+            f"{path}: no such file; a model is a Hugging Face folder with config.json, weights and tokenizer"
+        ) from None
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: not UTF-8, not JSON, or a number too long
         raise UserError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a JSON {type(raw).__name__}, expected an object")
     return raw
 
 
-# Far above any real size, and low enough that no tensor's size overflows; of all other integers the largest is 2^24.
+# Far above any real size, and low enough that no tensor's size overflows; of all other integers the largest
+# is 2^24.
 _LARGEST = {
     "depth": 1024,
     "num_hidden_layers": 1024,
@@ -166,8 +196,14 @@ def _section(cls, raw: dict[str, Any], prefix: str):
             if not isinstance(value, list | tuple) or not all(type(item) is int for item in value):
                 raise UserError(f"{prefix}{field.name} is {value!r}, expected a list of integers")
             value = tuple(value)
-        elif isinstance(value, bool) or not isinstance(value, int | float) or (field.type is int and type(value) is not int):
-            raise UserError(f"{prefix}{field.name} is {value!r}, expected {'an integer' if field.type is int else 'a number'}")
+        elif (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or (field.type is int and type(value) is not int)
+        ):
+            raise UserError(
+                f"{prefix}{field.name} is {value!r}, expected {'an integer' if field.type is int else 'a number'}"
+            )
         elif not 0 < value < 1e30:  # neither NaN nor infinity, which Python's JSON reader lets through
             raise UserError(f"{prefix}{field.name} is {value}, expected a positive number")
         if field.type is int and value > (limit := _LARGEST.get(field.name, 2**24)):
@@ -208,7 +244,9 @@ def _listed(value: Any) -> list:
     return [] if value is None else [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
-def _refuse_unsupported(config: Config, raw: dict[str, Any], text: dict[str, Any], vision: dict[str, Any]) -> None:
+def _refuse_unsupported(
+    config: Config, raw: dict[str, Any], text: dict[str, Any], vision: dict[str, Any]
+) -> None:
     t, v = config.text, config.vision
     quantised = raw.get("quantization_config") or text.get("quantization_config")
     checks = [
@@ -216,9 +254,18 @@ def _refuse_unsupported(config: Config, raw: dict[str, Any], text: dict[str, Any
             not text.get("use_sliding_window"),
             f"use_sliding_window is {text.get('use_sliding_window')!r}; r1ov computes full attention only",
         ),
-        (text.get("hidden_act", "silu") == "silu", f"hidden_act is {text.get('hidden_act')!r}; r1ov computes silu only"),
-        (vision.get("hidden_act", "silu") == "silu", f"vision_config.hidden_act is {vision.get('hidden_act')!r}; r1ov computes silu only"),
-        (not text.get("attention_dropout"), f"attention_dropout is {text.get('attention_dropout')!r}; r1ov has no dropout"),
+        (
+            text.get("hidden_act", "silu") == "silu",
+            f"hidden_act is {text.get('hidden_act')!r}; r1ov computes silu only",
+        ),
+        (
+            vision.get("hidden_act", "silu") == "silu",
+            f"vision_config.hidden_act is {vision.get('hidden_act')!r}; r1ov computes silu only",
+        ),
+        (
+            not text.get("attention_dropout"),
+            f"attention_dropout is {text.get('attention_dropout')!r}; r1ov has no dropout",
+        ),
         (
             set(_listed(text.get("layer_types"))) <= {"full_attention"},
             f"layer_types is {text.get('layer_types')!r}; r1ov computes full_attention only",
@@ -237,14 +284,19 @@ def _refuse_unsupported(config: Config, raw: dict[str, Any], text: dict[str, Any
             f"num_key_value_heads {t.num_key_value_heads} does not divide num_attention_heads",
         ),
         (
-            len(t.mrope_section) == 3 and min(t.mrope_section) >= 0 and 2 * sum(t.mrope_section) == t.head_dim,
+            len(t.mrope_section) == 3
+            and min(t.mrope_section) >= 0
+            and 2 * sum(t.mrope_section) == t.head_dim,
             f"mrope_section {list(t.mrope_section)} must be three numbers that sum to half the head size {t.head_dim}",
         ),
         (
             v.hidden_size % v.num_heads == 0 and v.head_dim % 4 == 0,
             f"vision_config: head size {v.hidden_size}/{v.num_heads} must be a multiple of 4",
         ),
-        (v.out_hidden_size == t.hidden_size, f"vision_config.out_hidden_size {v.out_hidden_size} must equal hidden_size {t.hidden_size}"),
+        (
+            v.out_hidden_size == t.hidden_size,
+            f"vision_config.out_hidden_size {v.out_hidden_size} must equal hidden_size {t.hidden_size}",
+        ),
         (
             v.window_size >= v.patch_size * v.spatial_merge_size,
             f"vision_config.window_size {v.window_size} is smaller than one merged patch",

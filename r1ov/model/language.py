@@ -1,7 +1,8 @@
 """The language model: a Qwen2 decoder over embeddings of text and picture tokens, packed end to end.
 
-Mirrors transformers' `Qwen2_5_VLTextModel`. It differs in one thing: how a layer attends is handed in as a function, so that training
-(packed causal attention) and decoding (the engine's KV cache) run the same few lines.
+Mirrors transformers' `Qwen2_5_VLTextModel`. It differs in one thing: how a layer attends is handed in as a
+function, so that training (packed causal attention) and decoding (the engine's KV cache) run the same few
+lines.
 
 Shape letters: T packed tokens, C hidden size, H query heads, K key/value heads, D head dim.
 """
@@ -16,7 +17,8 @@ from r1ov.model.config import TextConfig
 from r1ov.model.rope import rotate, text_angles
 from r1ov.model.vision import RMSNorm
 
-# (layer index, q (T, H, D), k (T, K, D), v (T, K, D)) -> (T, H, D); q and k are already turned to their positions.
+# (layer index, q (T, H, D), k (T, K, D), v (T, K, D)) -> (T, H, D); q and k are already turned to their
+# positions.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 ALL = slice(None)
 
@@ -30,11 +32,17 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim)
         self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, only: Tensor | slice = ALL) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, only: Tensor | slice = ALL
+    ) -> Tensor:
         inputs = (x[only], x, x)
         projections = (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (proj(y).unflatten(-1, (-1, self.head_dim)) for proj, y in zip(projections, inputs, strict=True))  # (T, H | K, D)
-        return self.o_proj(attend(self.layer_index, rotate(q, cos[only], sin[only]), rotate(k, cos, sin), v).flatten(1))
+        q, k, v = (
+            proj(y).unflatten(-1, (-1, self.head_dim)) for proj, y in zip(projections, inputs, strict=True)
+        )  # (T, H | K, D)
+        return self.o_proj(
+            attend(self.layer_index, rotate(q, cos[only], sin[only]), rotate(k, cos, sin), v).flatten(1)
+        )
 
 
 class MLP(nn.Module):
@@ -56,7 +64,9 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, only: Tensor | slice = ALL) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, only: Tensor | slice = ALL
+    ) -> Tensor:
         """(T, C) -> (T, C), or of the tokens `only` (n,) alone, which still see all the others."""
         x = x[only] + self.self_attn(self.input_layernorm(x), cos, sin, attend, only)
         return x + self.mlp(self.post_attention_layernorm(x))
@@ -66,8 +76,11 @@ class LanguageModel(nn.Module):
     def __init__(self, config: TextConfig):
         super().__init__()
         self.config = config
-        # Not nn.Embedding(...): on the meta device its random start imports torch._dynamo, which takes more than a second.
-        self.embed_tokens = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.hidden_size), freeze=False)
+        # Not nn.Embedding(...): on the meta device its random start imports torch._dynamo, which takes more
+        # than a second.
+        self.embed_tokens = nn.Embedding.from_pretrained(
+            torch.empty(config.vocab_size, config.hidden_size), freeze=False
+        )
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -78,7 +91,10 @@ class LanguageModel(nn.Module):
         """
         config = self.config
         cos, sin = text_angles(position_ids, config.head_dim, config.rope_theta, config.mrope_section)
-        cos, sin = cos.to(x.dtype), sin.to(x.dtype)  # unlike the vision encoder, the turn itself runs in x's dtype
+        cos, sin = (
+            cos.to(x.dtype),
+            sin.to(x.dtype),
+        )  # unlike the vision encoder, the turn itself runs in x's dtype
         for layer in self.layers[:-1]:
             x = layer(x, cos, sin, attend)
         x = self.layers[-1](x, cos, sin, attend, only)

@@ -1,7 +1,10 @@
-"""Rotary positions: two-dimensional for patches, and three streams (time, height, width) for the language model.
+"""Rotary positions: two-dimensional for patches, and three streams (time, height, width) for the language
+model.
 
-Mirrors transformers' `Qwen2_5_VisionRotaryEmbedding`, `apply_multimodal_rotary_pos_emb` and `get_rope_index`. Angles are always float32
-and made on the fly: a table kept as a buffer would be rounded by `model.to(bfloat16)`, an error of a radian at position 1000.
+Mirrors transformers' `Qwen2_5_VisionRotaryEmbedding`, `apply_multimodal_rotary_pos_emb` and `get_rope_index`.
+Angles are always float32
+and made on the fly: a table kept as a buffer would be rounded by `model.to(bfloat16)`, an error of a radian
+    at position 1000.
 """
 
 import torch
@@ -26,31 +29,39 @@ def vision_angles(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     return angles.cos(), angles.sin()
 
 
-def text_angles(position_ids: Tensor, head_dim: int, theta: float, mrope_section: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+def text_angles(
+    position_ids: Tensor, head_dim: int, theta: float, mrope_section: tuple[int, int, int]
+) -> tuple[Tensor, Tensor]:
     """cos and sin, each (T, D) float32, for tokens at (time, height, width) = position_ids (3, T).
 
-    The D/2 frequencies are dealt out in three contiguous runs of `mrope_section`: the fastest turn with time, the next with height,
-    the slowest with width. Three equal streams make ordinary rotary positions.
+    The D/2 frequencies are dealt out in three contiguous runs of `mrope_section`: the fastest turn with time,
+    the next with height, the slowest with width. Three equal streams make ordinary rotary positions.
     """
     f = frequencies(head_dim // 2, theta, position_ids.device)
     angles = position_ids[:, :, None] * f  # (3, T, D/2)
-    angles = torch.cat([run[axis] for axis, run in enumerate(angles.split(mrope_section, dim=-1))], dim=-1)  # (T, D/2)
+    angles = torch.cat(
+        [run[axis] for axis, run in enumerate(angles.split(mrope_section, dim=-1))], dim=-1
+    )  # (T, D/2)
     angles = torch.cat((angles, angles), dim=-1)  # (T, D)
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each pair (x[d], x[d + D/2]) by its angle. x: (T, H, D); cos, sin: (T, D) -> (T, H, D) in the wider dtype of the two."""
+    """Turns each pair (x[d], x[d + D/2]) by its angle. x: (T, H, D); cos, sin: (T, D) -> (T, H, D) in the
+    wider dtype of the two.
+    """
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
     return x * cos[:, None] + turned * sin[:, None]
 
 
-def mrope_positions(input_ids: Tensor, image_grid_thw: Tensor | None, image_token_id: int, spatial_merge_size: int) -> Tensor:
+def mrope_positions(
+    input_ids: Tensor, image_grid_thw: Tensor | None, image_token_id: int, spatial_merge_size: int
+) -> Tensor:
     """(3, T) int64 positions of one sequence's tokens in time, height and width.
 
-    Text runs count up alike on all three streams. A picture of a x b merged tokens that starts at p sits at time p, height p + row,
-    width p + column, and the text after it goes on at p + max(a, b).
+    Text runs count up alike on all three streams. A picture of a x b merged tokens that starts at p sits at
+    time p, height p + row, width p + column, and the text after it goes on at p + max(a, b).
 
     Args:
         input_ids: (T,). image_grid_thw: (N, 3) patch grids of this sequence's pictures in order, or None.
@@ -69,7 +80,9 @@ def mrope_positions(input_ids: Tensor, image_grid_thw: Tensor | None, image_toke
     for t, a, b in sizes:
         begin = placeholders[taken]
         if placeholders[taken + t * a * b - 1] != begin + t * a * b - 1:
-            raise UserError("the placeholders of a picture are not in one run; do not write <|image_pad|> in the text")
+            raise UserError(
+                "the placeholders of a picture are not in one run; do not write <|image_pad|> in the text"
+            )
         pieces.append(torch.arange(position, position + begin - seen).expand(3, -1))
         position += begin - seen
         grid = torch.meshgrid(torch.arange(t), torch.arange(a), torch.arange(b), indexing="ij")

@@ -1,9 +1,11 @@
 """The vision encoder: a picture's patches in, one embedding per 2x2 block of patches out.
 
-Mirrors transformers' `Qwen2_5_VisionTransformerPretrainedModel`. Most blocks attend within windows of `window_size` pixels, a few over
-the whole picture. Patches are put in window order once, so both kinds are plain packed sequences with their own `cu_seqlens`.
+Mirrors transformers' `Qwen2_5_VisionTransformerPretrainedModel`. Most blocks attend within windows of
+`window_size` pixels, a few over the whole picture. Patches are put in window order once, so both kinds are
+plain packed sequences with their own `cu_seqlens`.
 
-Shape letters: P patches, M = P / spatial_merge_size^2 merged tokens, C hidden size, H heads, D head dim, N pictures.
+Shape letters: P patches, M = P / spatial_merge_size^2 merged tokens, C hidden size, H heads, D head dim, N
+    pictures.
 """
 
 from functools import lru_cache
@@ -18,7 +20,9 @@ from r1ov.model.rope import rotate, vision_angles
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, the statistics in float32, rounded to x's dtype before the weight (Qwen2RMSNorm's order)."""
+    """x / rms(x) * weight, the statistics in float32, rounded to x's dtype before the weight (Qwen2RMSNorm's
+    order).
+    """
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -31,7 +35,9 @@ class RMSNorm(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """A convolution whose stride is its kernel: a linear map of each flattened patch. The weight keeps the convolution's shape."""
+    """A convolution whose stride is its kernel: a linear map of each flattened patch. The weight keeps the
+    convolution's shape.
+    """
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -49,7 +55,9 @@ class VisionAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor, max_seqlen: int | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor, max_seqlen: int | None
+    ) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # (P, H, D) each
         q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)  # turned in float32
         return self.proj(attention(q, k, v, cu_seqlens, causal=False, max_seqlen=max_seqlen).flatten(1))
@@ -74,20 +82,26 @@ class VisionBlock(nn.Module):
         self.attn = VisionAttention(config)
         self.mlp = VisionMLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor, max_seqlen: int | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor, max_seqlen: int | None
+    ) -> Tensor:
         x = x + self.attn(self.norm1(x), cos, sin, cu_seqlens, max_seqlen)
         return x + self.mlp(self.norm2(x))
 
 
 class PatchMerger(nn.Module):
-    """Joins the patches of each block (top left, top right, bottom left, bottom right) into one embedding of the language model."""
+    """Joins the patches of each block (top left, top right, bottom left, bottom right) into one embedding of
+    the language model.
+    """
 
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.merged_size = config.hidden_size * config.spatial_merge_size**2
         self.ln_q = RMSNorm(config.hidden_size, eps=1e-6)
         self.mlp = nn.Sequential(
-            nn.Linear(self.merged_size, self.merged_size), nn.GELU(), nn.Linear(self.merged_size, config.out_hidden_size)
+            nn.Linear(self.merged_size, self.merged_size),
+            nn.GELU(),
+            nn.Linear(self.merged_size, config.out_hidden_size),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,14 +127,21 @@ class VisionEncoder(nn.Module):
         grids = [tuple(grid) for grid in image_grid_thw.tolist()]
         patches = sum(t * h * w for t, h, w in grids)
         if pixel_values.shape != (patches, config.patch_dim):
-            raise ValueError(f"pixel_values is {tuple(pixel_values.shape)}, but the grids {grids} need ({patches}, {config.patch_dim})")
-        positions, order, cu_window, cu_full = (x.to(pixel_values.device) for x in layout(tuple(grids), config))
+            raise ValueError(
+                f"pixel_values is {tuple(pixel_values.shape)}, but the grids {grids} need ({patches}, {config.patch_dim})"
+            )
+        positions, order, cu_window, cu_full = (
+            x.to(pixel_values.device) for x in layout(tuple(grids), config)
+        )
         unit = config.spatial_merge_size**2
 
         x = self.patch_embed(pixel_values)  # (P, C)
         x = x.unflatten(0, (-1, unit))[order].flatten(0, 1)  # into window order, whole blocks at a time
         cos, sin = vision_angles(positions.unflatten(0, (-1, unit))[order].flatten(0, 1), config.head_dim)
-        whole, window = (cu_full, None), (cu_window, (config.window_size // config.patch_size) ** 2)  # None: any length
+        whole, window = (
+            (cu_full, None),
+            (cu_window, (config.window_size // config.patch_size) ** 2),
+        )  # None: any length
         for index, block in enumerate(self.blocks):
             x = block(x, cos, sin, *(whole if index in config.fullatt_block_indexes else window))
         return self.merger(x)[order.argsort()]
@@ -129,8 +150,11 @@ class VisionEncoder(nn.Module):
 # Kept over calls, so never inference tensors: training may ask for a layout that decoding asked for first.
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def layout(grids: tuple[tuple[int, int, int], ...], config: VisionConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Where every patch sits, and how attention is cut up, for pictures of these (time, height, width) patch grids.
+def layout(
+    grids: tuple[tuple[int, int, int], ...], config: VisionConfig
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where every patch sits, and how attention is cut up, for pictures of these (time, height, width) patch
+    grids.
 
     Returns:
         positions: (P, 2) row and column of each patch, in the order of `pixel_values`.
@@ -150,7 +174,9 @@ def layout(grids: tuple[tuple[int, int, int], ...], config: VisionConfig) -> tup
 
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)
-def _picture_layout(grid: tuple[int, int, int], config: VisionConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _picture_layout(
+    grid: tuple[int, int, int], config: VisionConfig
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`layout` of one picture: positions, block order, and the lengths of its windows and frames in patches."""
     t, h, w = grid
     m = config.spatial_merge_size

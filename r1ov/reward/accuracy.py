@@ -1,6 +1,8 @@
-"""Whether a reply's answer is right. The kind of answer comes from the row or the gold, never from the prediction.
+"""Whether a reply's answer is right. The kind of answer comes from the row or the gold, never from the
+prediction.
 
-Kinds: mcq (a choice letter), yes_no, number, math (any expression), tuple (ordered), set (unordered), text, bbox, boxes.
+Kinds: mcq (a choice letter), yes_no, number, math (any expression), tuple (ordered), set (unordered), text,
+    bbox, boxes.
 """
 
 import re
@@ -17,11 +19,15 @@ from r1ov.reward.rules.spelling import boxed, plain
 
 KINDS = ("mcq", "yes_no", "number", "math", "tuple", "set", "text", "bbox", "boxes")
 DEFAULT = Rules()
-Verify = Callable[[str, str], bool | None]  # (gold, answer): a judge for what our rules leave open; None: it cannot say
+Verify = Callable[
+    [str, str], bool | None
+]  # (gold, answer): a judge for what our rules leave open; None: it cannot say
 
 
 class Grade(NamedTuple):
-    """score: as `accuracy_reward`. answer: what was read from the reply. method: how, see `extract.Extraction`."""
+    """score: as `accuracy_reward`. answer: what was read from the reply. method: how, see
+    `extract.Extraction`.
+    """
 
     score: float | None
     answer: str | None
@@ -29,7 +35,8 @@ class Grade(NamedTuple):
 
 
 def accuracy_reward(completion: str, gold: str, kind: str | None = None) -> float | None:
-    """1.0 if the answer in the completion's `<answer>` block is right, 0.0 if not, None if the gold itself cannot be read.
+    """1.0 if the answer in the completion's `<answer>` block is right, 0.0 if not, None if the gold itself
+    cannot be read.
 
     Boxes are right from an overlap of a half; lists of boxes score in between. `grade` has all the options.
 
@@ -41,15 +48,26 @@ def accuracy_reward(completion: str, gold: str, kind: str | None = None) -> floa
 
 
 def grade(
-    completion: str, gold: str, kind: str | None = None, rules: Rules = DEFAULT, verify: Verify | None = None, finished: bool = True
+    completion: str,
+    gold: str,
+    kind: str | None = None,
+    rules: Rules = DEFAULT,
+    verify: Verify | None = None,
+    finished: bool = True,
 ) -> Grade:
-    """The reply's answer and its score by these rules. finished: the reply ended by itself, not at the length limit."""
+    """The reply's answer and its score by these rules. finished: the reply ended by itself, not at the length
+    limit.
+    """
     answer, method = extract_answer(completion, rules.answer_from, finished)
     return Grade(score_answer(answer, gold, kind, rules, verify), answer, method)
 
 
 def score_answer(
-    answer: str | None, gold: str, kind: str | None = None, rules: Rules = DEFAULT, verify: Verify | None = None
+    answer: str | None,
+    gold: str,
+    kind: str | None = None,
+    rules: Rules = DEFAULT,
+    verify: Verify | None = None,
 ) -> float | None:
     """The score, in [0, 1], of an answer already taken out of its reply; None if the gold cannot be read.
 
@@ -80,8 +98,8 @@ def score_answer(
 def kind_of(gold: str) -> str:
     """The kind of a gold answer whose row does not say.
 
-    Examples: "B" -> mcq; "Yes" -> yes_no; "1,024" -> number; "[1, 2, 30, 40]" -> bbox; "(1, 2)" -> tuple; "1, 2" -> set;
-    "2\\\\sqrt{3}" -> math; "blue star" -> text
+    Examples: "B" -> mcq; "Yes" -> yes_no; "1,024" -> number; "[1, 2, 30, 40]" -> bbox; "(1, 2)" -> tuple; "1,
+    2" -> set; "2\\\\sqrt{3}" -> math; "blue star" -> text
     """
     if read_yes_no(gold) is not None and len(gold) <= 5:
         return "yes_no"
@@ -108,8 +126,12 @@ def choice_of(text: str, rules: Rules) -> str | None:
     return read_choice(text, rules.choices, rules.num_choices, lambda a, b: _is_same(a, b, exact))
 
 
-def _score_math(answer: str | None, gold: str, kind: str, rules: Rules, verify: Verify | None) -> float | None:
-    """By our rules, else letter by letter, else by the judge. A gold that our parser cannot read needs the judge, or has no score."""
+def _score_math(
+    answer: str | None, gold: str, kind: str, rules: Rules, verify: Verify | None
+) -> float | None:
+    """By our rules, else letter by letter, else by the judge. A gold that our parser cannot read needs the
+    judge, or has no score.
+    """
     try:
         verdict = same_math(answer or "0", gold, rules, kind)
     except Unreadable:
@@ -128,7 +150,9 @@ def _score_math(answer: str | None, gold: str, kind: str, rules: Rules, verify: 
 def _score_boxes(found: list | Box, right: list | Box, rules: Rules) -> float:
     threshold = rules.iou_threshold if rules.iou_mode == "threshold" else None
     if isinstance(right, list):
-        return match_score([one._replace(box=scaled(one.box, rules.box_scale)) for one in found], right, threshold)
+        return match_score(
+            [one._replace(box=scaled(one.box, rules.box_scale)) for one in found], right, threshold
+        )
     overlap = iou(scaled(found, rules.box_scale), right)
     return overlap if threshold is None else float(overlap >= threshold)
 
@@ -151,11 +175,21 @@ def _is_one_formula(answer: str, gold: str) -> bool:
     text = plain(answer)
     words = re.findall(r"[A-Za-z]{2,}", re.sub(r"\\[A-Za-z]+", " ", text))
     is_row = re.search(r"\d\s+\d|\\\\|\?|[.!]\s", text)
-    return not set(words) - {*FUNCTIONS, "pi"} and not is_row and all(text.count(sign) == plain(gold).count(sign) for sign in ",;=")
+    return (
+        not set(words) - {*FUNCTIONS, "pi"}
+        and not is_row
+        and all(text.count(sign) == plain(gold).count(sign) for sign in ",;=")
+    )
 
 
 def _bare(text: str) -> str:
     return re.sub(r"(?<!\d)\s|\s(?!\d)", "", plain(text))
 
 
-_READERS = {"yes_no": read_yes_no, "number": read_number, "text": read_text, "bbox": read_box, "boxes": read_boxes}
+_READERS = {
+    "yes_no": read_yes_no,
+    "number": read_number,
+    "text": read_text,
+    "bbox": read_box,
+    "boxes": read_boxes,
+}

@@ -5,14 +5,19 @@ from collections.abc import Mapping
 REQUIRED = "accuracy"
 
 
-def total_reward(scores: Mapping[str, float | None], weights: Mapping[str, float], wrong_reward: float = 0.0) -> float | None:
-    """The weighted sum of the scores; a name without a weight counts once. None: the completion leaves its group's baseline.
+def total_reward(
+    scores: Mapping[str, float | None], weights: Mapping[str, float], wrong_reward: float = 0.0
+) -> float | None:
+    """The weighted sum of the scores; a name without a weight counts once. None: the completion leaves its
+    group's baseline.
 
-    It is None if the accuracy is (the gold cannot be read), or if no score says anything. Another score that is None is left out,
+    It is None if the accuracy is (the gold cannot be read), or if no score says anything. Another score that
+    is None is left out,
     as TRL does it: that reward does not apply to this sample.
 
     Args: wrong_reward: what an accuracy of 0 is worth instead of 0, such as -1.
-    Source: TRL GRPOTrainer `_generate_and_score_completions`, `(rewards_per_func * reward_weights).nansum(dim=1)`.
+    Source: TRL GRPOTrainer `_generate_and_score_completions`, `(rewards_per_func *
+        reward_weights).nansum(dim=1)`.
     """
     if REQUIRED in scores and scores[REQUIRED] is None:
         return None

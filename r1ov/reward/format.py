@@ -7,10 +7,12 @@ MAX_REPLY = 1_000_000  # characters; longer than any model's budget, short enoug
 
 
 def split_reply(text: str) -> tuple[str | None, str | None]:
-    """(thinking, answer) of a reply, stripped; None for a thought that is absent, or an answer that is absent or not unique.
+    """(thinking, answer) of a reply, stripped; None for a thought that is absent, or an answer that is absent
+    or not unique.
 
-    The thinking runs from the first `<think>` to the last `</think>`, or to the end where it was cut off. The answer counts only
-    after the last `</think>`, and only if there is exactly one `<answer>` block there: nothing inside the thought is taken for it.
+    The thinking runs from the first `<think>` to the last `</think>`, or to the end where it was cut off. The
+    answer counts only after the last `</think>`, and only if there is exactly one `<answer>` block there:
+    nothing inside the thought is taken for it.
 
     Example: "<think>2+2</think>\\n<answer>4</answer>" -> ("2+2", "4")
     """
@@ -27,10 +29,11 @@ def split_reply(text: str) -> tuple[str | None, str | None]:
 
 
 def format_reward(completion: str, mode: Literal["strict", "soft"] = "strict") -> float:
-    """1.0 if all four tags stand exactly once, in order, around bodies that are not blank, with nothing outside; else 0.0.
+    """1.0 if all four tags stand exactly once, in order, around bodies that are not blank, with nothing
+    outside; else 0.0.
 
-    "soft" gives a quarter for each tag that stands exactly once and after the ones before it; blank bodies still give 0.
-    It never depends on whether the answer is right.
+    "soft" gives a quarter for each tag that stands exactly once and after the ones before it; blank bodies
+    still give 0. It never depends on whether the answer is right.
     """
     if mode not in ("strict", "soft"):
         raise ValueError(f"mode is {mode!r}, must be 'strict' or 'soft'")

@@ -9,20 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import token_logprobs
+from r1ov.common.processes import World
 from r1ov.data.pack import pack, sequence_cost
 from r1ov.data.processor import IGNORED, Batch, Encoded, Processor
 from r1ov.data.steps import blank_sequence
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.grpo_loss import clamped, grpo_loss, largest
 from r1ov.train.run.config import GRPOConfig
-from r1ov.train.run.distributed import World
 
 GAP, WEIGHT = "sampling/sampling_logp_difference", "sampling/importance_sampling_ratio"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A prompt with one of its completions: labels are the tokens to be trained, `logprobs` the sampler's, of every completion token."""
+    """A prompt with one of its completions: labels are the tokens to be trained, `logprobs` the sampler's, of
+    every completion token.
+    """
 
     sequence: Encoded
     logprobs: Sequence[float]
@@ -43,7 +45,8 @@ class Row:
 class Pack:
     """Rows end to end, T tokens; what is known of a token stands at the token's own place.
 
-    A prompt that several rows have stands there once, as a sequence of its own without its last token, and they go on from it.
+    A prompt that several rows have stands there once, as a sequence of its own without its last token, and
+    they go on from it.
     """
 
     batch: Batch  # with labels (T,)
@@ -51,7 +54,9 @@ class Pack:
     num_sequences: int  # as well; without the blank one
     advantages: Tensor  # (B,)
     sampler_logprobs: Tensor  # (T,)
-    old_logprobs: Tensor | None = None  # (T,) of the policy before the first update; None: it is the policy that learns
+    old_logprobs: Tensor | None = (
+        None  # (T,) of the policy before the first update; None: it is the policy that learns
+    )
     ref_logprobs: Tensor | None = None  # (T,)
 
     @property
@@ -64,11 +69,14 @@ def num_trained(labels: Tensor) -> int:
     return int((labels != IGNORED).sum())
 
 
-def make_packs(rows: Sequence[Row], processor: Processor, max_length: int, world: World, skip_idle: bool = False) -> list[Pack]:
-    """The rows in packs of at most `max_length` tokens; every process gets as many, because a sharded model is called by all together.
+def make_packs(
+    rows: Sequence[Row], processor: Processor, max_length: int, world: World, skip_idle: bool = False
+) -> list[Pack]:
+    """The rows in packs of at most `max_length` tokens; every process gets as many, because a sharded model
+    is called by all together.
 
-    Args: skip_idle: leave out rows that teach nothing; the first pack counts them, so that what is a mean over all stays one. Where
-        no process has any other, all are kept, and the step is as ever.
+    Args: skip_idle: leave out rows that teach nothing; the first pack counts them, so that what is a mean
+        over all stays one. Where no process has any other, all are kept, and the step is as ever.
     """
     left_out: list[Row] = []
     if skip_idle and any(world.gather(any(row.teaches for row in rows))):
@@ -81,13 +89,20 @@ def make_packs(rows: Sequence[Row], processor: Processor, max_length: int, world
     if world.size > 1:
         bins = pack(lengths, costs, max_length, count) or [[] for _ in range(count)]
     return [
-        _pack([units[index] for index in members], [] if number else left_out, processor, needs_picture=world.size > 1)
+        _pack(
+            [units[index] for index in members],
+            [] if number else left_out,
+            processor,
+            needs_picture=world.size > 1,
+        )
         for number, members in enumerate(bins)
     ]
 
 
 def _units(rows: Sequence[Row], max_length: int, image_token_id: int) -> list[list[Row]]:
-    """The rows by prompt, as many of one prompt together as a pack holds; each for itself where a prompt ends with its picture."""
+    """The rows by prompt, as many of one prompt together as a pack holds; each for itself where a prompt ends
+    with its picture.
+    """
     units: list[list[Row]] = []
     last: dict[int, list[Row]] = {}  # of each group the unit that is being filled
     for row in rows:
@@ -102,7 +117,9 @@ def _units(rows: Sequence[Row], max_length: int, image_token_id: int) -> list[li
 
 
 def _num_shared(unit: Sequence[Row]) -> int:
-    """How many tokens of the prompt stand in the pack once; its last one, which predicts each completion's first, is every row's own."""
+    """How many tokens of the prompt stand in the pack once; its last one, which predicts each completion's
+    first, is every row's own.
+    """
     return len(unit[0].sequence) - len(unit[0].logprobs) - 1 if len(unit) > 1 else 0
 
 
@@ -119,8 +136,12 @@ def _cost(unit: Sequence[Row], processor: Processor) -> int:
     return whole - (len(unit) - 1) * once + sequence_cost(processor.config, 0, 0, grids)
 
 
-def _pack(units: Sequence[Sequence[Row]], left_out: Sequence[Row], processor: Processor, needs_picture: bool) -> Pack:
-    parts: list[tuple[Encoded, Sequence[float], float, int]] = []  # sequence, log-probs of its end, advantage, prefix
+def _pack(
+    units: Sequence[Sequence[Row]], left_out: Sequence[Row], processor: Processor, needs_picture: bool
+) -> Pack:
+    parts: list[
+        tuple[Encoded, Sequence[float], float, int]
+    ] = []  # sequence, log-probs of its end, advantage, prefix
     for unit in units:
         prefix, shared = -1, _num_shared(unit)
         if shared:
@@ -142,7 +163,10 @@ def _pack(units: Sequence[Sequence[Row]], left_out: Sequence[Row], processor: Pr
         num_sequences=len(rows),
         advantages=torch.tensor(advantages),
         sampler_logprobs=torch.cat(
-            [F.pad(torch.tensor(own), (len(sequence) - len(own), 0)) for sequence, own in zip(sequences, logprobs, strict=True)]
+            [
+                F.pad(torch.tensor(own), (len(sequence) - len(own), 0))
+                for sequence, own in zip(sequences, logprobs, strict=True)
+            ]
         ),
     )
 
@@ -151,10 +175,17 @@ NO_PICTURES: dict[str, Any] = {"image_grid_thw": None, "pictures": (), "pixel_va
 
 
 def _cut(encoded: Encoded, part: slice) -> Encoded:
-    return replace(encoded, input_ids=encoded.input_ids[part], labels=encoded.labels[part], position_ids=encoded.position_ids[:, part])
+    return replace(
+        encoded,
+        input_ids=encoded.input_ids[part],
+        labels=encoded.labels[part],
+        position_ids=encoded.position_ids[:, part],
+    )
 
 
-def completion_logprobs(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def completion_logprobs(
+    hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
     """Log-prob and entropy, each (T,), of every token that has a label, at its own place; 0 elsewhere."""
     logprobs, entropies = token_logprobs(hidden[:-1], weight, labels[1:], temperature, return_entropy=True)
     return F.pad(logprobs, (1, 0)), F.pad(entropies, (1, 0))
@@ -162,7 +193,11 @@ def completion_logprobs(hidden: Tensor, weight: Tensor, labels: Tensor, temperat
 
 @torch.no_grad()
 def with_logprobs(
-    packs: Sequence[Pack], model: Qwen2_5_VL | None, reference: Qwen2_5_VL | None, temperature: float, device: torch.device
+    packs: Sequence[Pack],
+    model: Qwen2_5_VL | None,
+    reference: Qwen2_5_VL | None,
+    temperature: float,
+    device: torch.device,
 ) -> list[Pack]:
     """The packs with the log-probs of the policy as it is now, and of the reference; None: not needed."""
 
@@ -171,18 +206,34 @@ def with_logprobs(
             return None
         batch = pack.batch.to(device)
         labels = batch.pop("labels")
-        return judge(**batch, then=lambda hidden, weight: completion_logprobs(hidden, weight, labels, temperature)[0]).cpu()
+        return judge(
+            **batch, then=lambda hidden, weight: completion_logprobs(hidden, weight, labels, temperature)[0]
+        ).cpu()
 
-    return [replace(pack, old_logprobs=scored(pack, model), ref_logprobs=scored(pack, reference)) for pack in packs]
+    return [
+        replace(pack, old_logprobs=scored(pack, model), ref_logprobs=scored(pack, reference))
+        for pack in packs
+    ]
 
 
 def objective(
-    hidden: Tensor, weight: Tensor, pack: Pack, config: GRPOConfig, num_items: float, num_read: float, num_sequences: float, num_packs: int
+    hidden: Tensor,
+    weight: Tensor,
+    pack: Pack,
+    config: GRPOConfig,
+    num_items: float,
+    num_read: float,
+    num_sequences: float,
+    num_packs: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """This pack's share of the step's loss and metrics. The numbers are of the whole step, over all processes."""
+    """This pack's share of the step's loss and metrics. The numbers are of the whole step, over all
+    processes.
+    """
     device = hidden.device
     labels, sampler = pack.batch["labels"].to(device), pack.sampler_logprobs.to(device)
-    old, ref = (None if known is None else known.to(device) for known in (pack.old_logprobs, pack.ref_logprobs))
+    old, ref = (
+        None if known is None else known.to(device) for known in (pack.old_logprobs, pack.ref_logprobs)
+    )
     logprobs, entropies = completion_logprobs(hidden, weight, labels, config.temperature)
     before = logprobs.detach() if old is None else old
     correction = None
@@ -209,5 +260,9 @@ def objective(
     metrics[f"{GAP}/max"] = largest(gap)
     if correction is not None:
         used = correction[mask]
-        metrics |= {f"{WEIGHT}/min": -largest(-used), f"{WEIGHT}/mean": used.sum() / max(num_read, 1), f"{WEIGHT}/max": largest(used)}
+        metrics |= {
+            f"{WEIGHT}/min": -largest(-used),
+            f"{WEIGHT}/mean": used.sum() / max(num_read, 1),
+            f"{WEIGHT}/max": largest(used),
+        }
     return loss, metrics

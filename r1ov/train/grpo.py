@@ -1,4 +1,6 @@
-"""Group relative policy optimisation: answer each question several times, score the answers, and learn from how they compare."""
+"""Group relative policy optimisation: answer each question several times, score the answers, and learn from
+how they compare.
+"""
 
 import math
 import time
@@ -16,7 +18,13 @@ from r1ov.data.steps import Source
 from r1ov.errors import UserError
 from r1ov.reward.rules.check import check_golds
 from r1ov.train.experience import Pack, Row, make_packs, objective, with_logprobs
-from r1ov.train.grpo_loss import check_loss_options, combine_metrics, group_advantages, mean_and_std, reward_metrics
+from r1ov.train.grpo_loss import (
+    check_loss_options,
+    combine_metrics,
+    group_advantages,
+    mean_and_std,
+    reward_metrics,
+)
 from r1ov.train.rollout import Group, Scorer, encode_prompt, roll_out, sequence, texts_of
 from r1ov.train.run.config import GRPOConfig
 from r1ov.train.run.heldout import evaluate
@@ -28,7 +36,10 @@ from r1ov.train.run.sharding import sum_over_copies
 
 GOLDS_CHECKED = 1_000  # of data without end
 GROUPS_SHOWN = 4
-FLAT, PATIENCE = 0.8, 20  # so many rollouts in a row in which a larger share of the groups teaches nothing are worth a line
+FLAT, PATIENCE = (
+    0.8,
+    20,
+)  # so many rollouts in a row in which a larger share of the groups teaches nothing are worth a line
 
 
 def train(config: GRPOConfig) -> None:
@@ -65,7 +76,11 @@ def train(config: GRPOConfig) -> None:
                 metrics = {**compared, **learn(run, packs), **generated}
                 is_last = update == updates or run.step == run.max_steps
                 goes_on = run.end_step(metrics, is_logged, may_stop=is_last)
-                if config.eval_steps and goes_on and (run.step % config.eval_steps == 0 or run.step == run.max_steps):
+                if (
+                    config.eval_steps
+                    and goes_on
+                    and (run.step % config.eval_steps == 0 or run.step == run.max_steps)
+                ):
                     evaluate(run, with_loss=False)
                 if is_last:
                     break
@@ -75,14 +90,24 @@ def train(config: GRPOConfig) -> None:
         run.finish()
 
 
-CHECKED = ("loss_type", "epsilon", "epsilon_high", "delta", "beta", "kl_estimator", "importance_sampling_level")
+CHECKED = (
+    "loss_type",
+    "epsilon",
+    "epsilon_high",
+    "delta",
+    "beta",
+    "kl_estimator",
+    "importance_sampling_level",
+)
 
 
 def prompts_of(run: Run) -> int:
     """How many prompts a rollout has, over all processes."""
     completions, each = run.train_batch_size * run.config.steps_per_generation, run.config.num_generations
     if completions % each:
-        raise UserError(f"a rollout of {completions} completions is no multiple of --num-generations {each}; change the batch size or that")
+        raise UserError(
+            f"a rollout of {completions} completions is no multiple of --num-generations {each}; change the batch size or that"
+        )
     return completions // each
 
 
@@ -92,10 +117,14 @@ def introduce(run: Run, num_prompts: int | None, prompts_per_rollout: int) -> No
         config = run.config
         rewards = ", ".join([*config.reward_funcs, *([config.reward] if config.reward else [])])
         kl = f"KL {config.beta:g}" if config.beta else "no KL term"
-        say(f"rollout {prompts_per_rollout} prompts x {config.num_generations} completions of up to {config.max_completion_length} tokens")
+        say(
+            f"rollout {prompts_per_rollout} prompts x {config.num_generations} completions of up to {config.max_completion_length} tokens"
+        )
         say(f"grpo    {config.loss_type} loss, {kl}, temperature {config.temperature:g}, rewards {rewards}")
         if config.top_p < 1 or config.top_k or config.repetition_penalty != 1:
-            say("note    --top-p, --top-k, --repetition-penalty: what is sampled is not of the policy that learns; best leave them out")
+            say(
+                "note    --top-p, --top-k, --repetition-penalty: what is sampled is not of the policy that learns; best leave them out"
+            )
 
 
 def check_rewards(run: Run, source: Source, num_prompts: int | None, scorer: Scorer) -> None:
@@ -103,21 +132,32 @@ def check_rewards(run: Run, source: Source, num_prompts: int | None, scorer: Sco
     if run.step:
         return
     records = (source[number] for number in range(num_prompts or GOLDS_CHECKED))
-    failed = check_golds((scorer.gold(record) for record in records if isinstance(record, Record)), scorer.verify)
+    failed = check_golds(
+        (scorer.gold(record) for record in records if isinstance(record, Record)), scorer.verify
+    )
     if failed and run.world.is_main:
         gold, why = failed[0]
-        say(f"note    {len(failed)} gold answers do not score 1 against themselves and teach nothing, first {gold.name}: {why}")
+        say(
+            f"note    {len(failed)} gold answers do not score 1 against themselves and teach nothing, first {gold.name}: {why}"
+        )
 
 
-def collect(run: Run, source: Source, tally: Tally, scorer: Scorer, wanted: int) -> tuple[list[Group], dict[str, float]]:
-    """This process's groups of a rollout. Prompts that cannot be used, and under dynamic sampling groups without spread, are replaced."""
+def collect(
+    run: Run, source: Source, tally: Tally, scorer: Scorer, wanted: int
+) -> tuple[list[Group], dict[str, float]]:
+    """This process's groups of a rollout. Prompts that cannot be used, and under dynamic sampling groups
+    without spread, are replaced.
+    """
     config, world = run.config, run.world
     begun = time.perf_counter()
     model = run.answering_model()
     groups: list[Group] = []
     spare: list[Group] = []
     own_tokens = 0
-    longest = min(config.max_length, run.processor.config.text.max_position_embeddings) - config.max_completion_length
+    longest = (
+        min(config.max_length, run.processor.config.text.max_position_embeddings)
+        - config.max_completion_length
+    )
     missing = wanted
     for _ in range(1 + config.max_resamplings):
         first = run.extra.get("next_prompt", 0)
@@ -139,13 +179,17 @@ def collect(run: Run, source: Source, tally: Tally, scorer: Scorer, wanted: int)
         rolled = roll_out(model, run.processor, prompts, config, scorer, config.seed * 1_000_003 + first)
         for group in rolled:
             (spare if config.dynamic_sampling and not group.has_spread else groups).append(group)
-        own_tokens += sum(completion.completion_tokens for group in rolled for completion in group.completions)
+        own_tokens += sum(
+            completion.completion_tokens for group in rolled for completion in group.completions
+        )
         have, tokens = world.sum(float(len(groups)), float(own_tokens))
         missing = wanted - int(have)
         if missing <= 0:
             break
     if missing == wanted:  # nothing to choose from: these teach nothing but the KL term, and the run goes on
-        numbers = sorted(number for share in world.gather([group.number for group in spare]) for number in share)[:wanted]
+        numbers = sorted(
+            number for share in world.gather([group.number for group in spare]) for number in share
+        )[:wanted]
         groups = [group for group in spare if group.number in numbers]
         if not numbers:
             raise UserError(f"none of the prompts of this rollout can be used; {tally.summary()}")
@@ -154,26 +198,43 @@ def collect(run: Run, source: Source, tally: Tally, scorer: Scorer, wanted: int)
 
 
 def compare(run: Run, groups: Sequence[Group]) -> tuple[list[Tensor], dict[str, float]]:
-    """The advantages of each group's completions, (G,) each, and what to log of rewards and lengths, over all processes."""
+    """The advantages of each group's completions, (G,) each, and what to log of rewards and lengths, over all
+    processes.
+    """
     config, each = run.config, run.config.num_generations
     everything = sorted((group.summary() for group in groups), key=lambda one: one["number"])
-    everything = sorted((one for share in run.world.gather(everything) for one in share), key=lambda one: one["number"])
+    everything = sorted(
+        (one for share in run.world.gather(everything) for one in share), key=lambda one: one["number"]
+    )
     rewards = torch.tensor([reward for one in everything for reward in one["rewards"]], dtype=torch.float64)
     advantages = group_advantages(rewards, each, config.scale_rewards).view(-1, each)
     place = {one["number"]: index for index, one in enumerate(everything)}
     metrics = reward_metrics(rewards, each)
     for name in dict.fromkeys(name for one in everything for score in one["scores"] for name in score):
-        values = torch.tensor([float("nan") if (v := score.get(name)) is None else v for one in everything for score in one["scores"]])
+        values = torch.tensor(
+            [
+                float("nan") if (v := score.get(name)) is None else v
+                for one in everything
+                for score in one["scores"]
+            ]
+        )
         if not values.isnan().all():
             mean, std = mean_and_std(values.double())
             metrics |= {f"rewards/{name}/mean": mean.item(), f"rewards/{name}/std": std.item()}
     lengths = torch.tensor([length for one in everything for length in one["lengths"]], dtype=torch.float64)
     ended = torch.tensor([stopped for one in everything for stopped in one["finished"]])
-    metrics |= {f"completions/{name}_length": getattr(lengths, name)().item() for name in ("mean", "min", "max")}
+    metrics |= {
+        f"completions/{name}_length": getattr(lengths, name)().item() for name in ("mean", "min", "max")
+    }
     metrics["completions/clipped_ratio"] = 1 - ended.double().mean().item()
     terminated = lengths[ended] if ended.any() else torch.zeros(1)
-    metrics |= {f"completions/{name}_terminated_length": getattr(terminated, name)().item() for name in ("mean", "min", "max")}
-    run.extra["num_tokens"] = run.extra.get("num_tokens", 0) + int(lengths.sum()) + sum(one["prompt_tokens"] for one in everything)
+    metrics |= {
+        f"completions/{name}_terminated_length": getattr(terminated, name)().item()
+        for name in ("mean", "min", "max")
+    }
+    run.extra["num_tokens"] = (
+        run.extra.get("num_tokens", 0) + int(lengths.sum()) + sum(one["prompt_tokens"] for one in everything)
+    )
     metrics["num_tokens"] = run.extra["num_tokens"]
     return [advantages[place[group.number]].float() for group in groups], metrics
 
@@ -192,7 +253,9 @@ def deal(run: Run, groups: Sequence[Group], advantages: Sequence[Tensor]) -> lis
     """This process's rows of each minibatch; which rows those are does not depend on the number of processes."""
     config, parts = run.config, run.config.steps_per_generation
     minibatches: list[list[Row]] = [[] for _ in range(parts)]
-    numbers = sorted(number for share in run.world.gather([group.number for group in groups]) for number in share)
+    numbers = sorted(
+        number for share in run.world.gather([group.number for group in groups]) for number in share
+    )
     for group, own in zip(groups, advantages, strict=True):
         for index, (completion, advantage) in enumerate(zip(group.completions, own.tolist(), strict=True)):
             is_trained = completion.finish_reason == "stop" or not config.mask_truncated_completions
@@ -206,7 +269,9 @@ def learn(run: Run, packs: Sequence[Pack]) -> dict[str, float]:
     """One optimiser step on these packs, the shares of all processes together; what to log of it."""
     begun = time.perf_counter()
     names = ("num_items", "num_read", "num_sequences")
-    *sums, num_packs = run.world.sum(*(float(sum(getattr(pack, name) for pack in packs)) for name in names), float(len(packs)))
+    *sums, num_packs = run.world.sum(
+        *(float(sum(getattr(pack, name) for pack in packs)) for name in names), float(len(packs))
+    )
     numbers = dict(zip(names, sums, strict=True)) | {"num_packs": int(num_packs)}
     total, shares = 0.0, []
     for number, pack in enumerate(packs, 1):
@@ -218,8 +283,15 @@ def learn(run: Run, packs: Sequence[Pack]) -> dict[str, float]:
         total += loss.item()
         shares.append({name: value.item() for name, value in metrics.items()})
     updated = run.update()
-    metrics = combine_metrics([share for shares_of_rank in run.world.gather(shares) for share in shares_of_rank])
-    return {"loss": run.world.sum(total)[0], **metrics, **updated, "update_seconds": time.perf_counter() - begun}
+    metrics = combine_metrics(
+        [share for shares_of_rank in run.world.gather(shares) for share in shares_of_rank]
+    )
+    return {
+        "loss": run.world.sum(total)[0],
+        **metrics,
+        **updated,
+        "update_seconds": time.perf_counter() - begun,
+    }
 
 
 def show(run: Run, groups: Sequence[Group], advantages: Sequence[Tensor]) -> None:
@@ -230,11 +302,20 @@ def show(run: Run, groups: Sequence[Group], advantages: Sequence[Tensor]) -> Non
     for group, own in list(zip(groups, advantages, strict=True))[:GROUPS_SHOWN]:
         texts = [part for message in texts_of(group.record.prompt) for part in _texts(message["content"])]
         written = [
-            Written(text=completion.text, scores=dict(scores), reward=None if math.isnan(reward) else reward, advantage=advantage)
-            for completion, scores, reward, advantage in zip(group.completions, group.scores, group.rewards, own.tolist(), strict=True)
+            Written(
+                text=completion.text,
+                scores=dict(scores),
+                reward=None if math.isnan(reward) else reward,
+                advantage=advantage,
+            )
+            for completion, scores, reward, advantage in zip(
+                group.completions, group.scores, group.rewards, own.tolist(), strict=True
+            )
         ]
         images = [image.load() for image in group.prompt.pictures]
-        shown.append(Shown(question="\n".join(texts), gold=group.record.solution, images=images, completions=written))
+        shown.append(
+            Shown(question="\n".join(texts), gold=group.record.solution, images=images, completions=written)
+        )
     write_samples(run.out / "samples", run.step, f"rollout after step {run.step}", shown)
 
 
@@ -242,8 +323,14 @@ def sum_up(run: Run) -> None:
     """The reward at the start and at the end of the run: a single step's says little."""
     rewards = [row["reward"] for row in run.log.rows if row.get("reward") is not None] if run.log else []
     if tenth := len(rewards) // 10:
-        say(f"reward  {sum(rewards[:tenth]) / tenth:.3f} in the first tenth of the steps, {sum(rewards[-tenth:]) / tenth:.3f} in the last")
+        say(
+            f"reward  {sum(rewards[:tenth]) / tenth:.3f} in the first tenth of the steps, {sum(rewards[-tenth:]) / tenth:.3f} in the last"
+        )
 
 
 def _texts(content: str | Sequence[dict]) -> list[str]:
-    return [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
+    return (
+        [content]
+        if isinstance(content, str)
+        else [part["text"] for part in content if part["type"] == "text"]
+    )

@@ -14,17 +14,24 @@ from r1ov.folder.shard import is_sharded, local, rows_of_each
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is made orthogonal: every direction of a matrix moves by the same amount.
 
-    Mirrors torch.optim.Muon (Nesterov momentum, five Newton-Schulz steps, update scaled by sqrt(max(1, rows/columns)), decoupled
-    weight decay). It differs in two things, both for speed on CPUs: it computes in the gradient's dtype where torch's always takes
-    bfloat16, and matrices of one shape are handled as one batch. A step of r1ov-tiny's 50 matrices took 4.7 s with torch's.
-    Of sharded matrices the momentum is sharded likewise.
+    Mirrors torch.optim.Muon (Nesterov momentum, five Newton-Schulz steps, update scaled by sqrt(max(1,
+    rows/columns)), decoupled weight decay). It differs in two things, both for speed on CPUs: it computes in
+    the gradient's dtype where torch's always takes bfloat16, and matrices of one shape are handled as one
+    batch. A step of r1ov-tiny's 50 matrices took 4.7 s with torch's. Of sharded matrices the momentum is
+    sharded likewise.
 
     Args:
         params: matrices, (rows, columns). lr: size of the update. momentum: of the gradient.
     Source: https://kellerjordan.github.io/posts/muon
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0):
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+    ):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -45,13 +52,19 @@ class Muon(torch.optim.Optimizer):
                     updates.append(gradient.lerp(momentum, group["momentum"]))
                 scale = group["lr"] * math.sqrt(max(1.0, rows / columns))
                 together = torch.stack(updates)
-                together = orthogonalise_sharded(together, parameters[0]) if is_sharded(parameters[0]) else orthogonalise(together)
+                together = (
+                    orthogonalise_sharded(together, parameters[0])
+                    if is_sharded(parameters[0])
+                    else orthogonalise(together)
+                )
                 for parameter, update in zip(parameters, together, strict=True):
                     local(parameter).mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=scale)
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """(N, rows, columns) -> the same, each with all its singular values moved near 1 by quintic Newton-Schulz steps."""
+    """(N, rows, columns) -> the same, each with all its singular values moved near 1 by quintic Newton-Schulz
+    steps.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315  # steepest at zero: values land in about 0.7 .. 1.2 rather than at 1
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else matrices.mT
@@ -65,8 +78,8 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 def orthogonalise_sharded(matrices: Tensor, parameter: Tensor) -> Tensor:
     """`orthogonalise` for matrices of which each process has some rows: (N, own rows, columns) -> the same.
 
-    The matrices are dealt out over the processes: each is sent the rows of its own ones, makes those orthogonal, and sends the rows
-    back.
+    The matrices are dealt out over the processes: each is sent the rows of its own ones, makes those
+    orthogonal, and sends the rows back.
 
     Args: parameter: one that is sharded as all of them are.
     """
@@ -85,9 +98,16 @@ def orthogonalise_sharded(matrices: Tensor, parameter: Tensor) -> Tensor:
 
 
 def build_optimizers(
-    model: nn.Module, optim: str, learning_rate: float, muon_learning_rate: float, betas: tuple[float, float], weight_decay: float
+    model: nn.Module,
+    optim: str,
+    learning_rate: float,
+    muon_learning_rate: float,
+    betas: tuple[float, float],
+    weight_decay: float,
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for everything ("adamw"), or Muon for the inner matrices and AdamW for the rest ("muon"). Norms and biases never decay."""
+    """AdamW for everything ("adamw"), or Muon for the inner matrices and AdamW for the rest ("muon"). Norms
+    and biases never decay.
+    """
     inner, outer, vectors = [], [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -98,7 +118,11 @@ def build_optimizers(
             inner.append(parameter)
         else:
             outer.append(parameter)
-    groups = [{"params": params, "weight_decay": decay} for params, decay in ((outer, weight_decay), (vectors, 0.0)) if params]
+    groups = [
+        {"params": params, "weight_decay": decay}
+        for params, decay in ((outer, weight_decay), (vectors, 0.0))
+        if params
+    ]
     optimizers: list[torch.optim.Optimizer] = []
     if groups:
         optimizers.append(torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=1e-8))
@@ -107,10 +131,16 @@ def build_optimizers(
     return optimizers
 
 
-def learning_rate_factor(step: int, max_steps: int, warmup_steps: int, kind: str = "cosine", floor: float = 0.0) -> float:
-    """What the peak learning rate is multiplied by at `step` (from 0): linear warm-up, then "cosine", "linear" or "constant" to `floor`."""
+def learning_rate_factor(
+    step: int, max_steps: int, warmup_steps: int, kind: str = "cosine", floor: float = 0.0
+) -> float:
+    """What the peak learning rate is multiplied by at `step` (from 0): linear warm-up, then "cosine",
+    "linear" or "constant" to `floor`.
+    """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
-    shape = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}[kind]
+    shape = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}[
+        kind
+    ]
     return floor + (1 - floor) * shape

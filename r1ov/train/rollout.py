@@ -22,7 +22,9 @@ from r1ov.train.run.config import GRPOConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """A prompt, its G completions, and each one's scores by name and reward (NaN: none, it leaves the group's baseline)."""
+    """A prompt, its G completions, and each one's scores by name and reward (NaN: none, it leaves the group's
+    baseline).
+    """
 
     number: int  # of the prompt, among all of the run
     record: Record
@@ -70,15 +72,22 @@ class Scorer:
         finished = completion.finish_reason == "stop"
         for name in config.reward_funcs:
             if name == "accuracy":
-                graded = grade(completion.text, record.solution or "", record.kind, self.rules, self.verify, finished)
+                graded = grade(
+                    completion.text, record.solution or "", record.kind, self.rules, self.verify, finished
+                )
                 scores[name] = graded.score
             else:
                 scores[name] = format_reward(completion.text, "soft" if name == "soft_format" else "strict")
         if config.overlong_cache:
-            scores["overlong"] = soft_overlong(completion.completion_tokens, config.max_completion_length, config.overlong_cache)
+            scores["overlong"] = soft_overlong(
+                completion.completion_tokens, config.max_completion_length, config.overlong_cache
+            )
         if self.user:
             row = {"id": record.id, "solution": record.solution, "kind": record.kind, "where": record.where}
-            info = {"completion_tokens": completion.completion_tokens, "finish_reason": completion.finish_reason}
+            info = {
+                "completion_tokens": completion.completion_tokens,
+                "finish_reason": completion.finish_reason,
+            }
             scores |= self.user(texts_of(record.prompt), completion.text, row, info)
         return scores
 
@@ -127,7 +136,9 @@ def roll_out(
     scorer: Scorer,
     seed: int,
 ) -> list[Group]:
-    """G sampled completions of each (number, record, prompt), scored. They depend on seed and prompt, not on the rest of the batch."""
+    """G sampled completions of each (number, record, prompt), scored. They depend on seed and prompt, not on
+    the rest of the batch.
+    """
     if not prompts:
         return []
     plan = prepare(
@@ -149,17 +160,27 @@ def roll_out(
         own = completions[index * config.num_generations : (index + 1) * config.num_generations]
         scores = [scorer(record, completion) for completion in own]
         rewards = [scorer.total(score) for score in scores]
-        groups.append(Group(number=number, record=record, prompt=prompt, completions=own, scores=scores, rewards=rewards))
+        groups.append(
+            Group(
+                number=number, record=record, prompt=prompt, completions=own, scores=scores, rewards=rewards
+            )
+        )
     return groups
 
 
 def sequence(prompt: Encoded, completion: Completion, is_trained: bool) -> Encoded:
-    """Prompt and completion as one sequence; its labels are the completion's tokens, stop token included, if it is to be trained."""
+    """Prompt and completion as one sequence; its labels are the completion's tokens, stop token included, if
+    it is to be trained.
+    """
     ids = torch.tensor(completion.token_ids, dtype=torch.int64)
     first = int(prompt.position_ids.max()) + 1
     return replace(
         prompt,
         input_ids=torch.cat((prompt.input_ids, ids)),
-        labels=torch.cat((torch.full_like(prompt.input_ids, IGNORED), ids if is_trained else torch.full_like(ids, IGNORED))),
-        position_ids=torch.cat((prompt.position_ids, torch.arange(first, first + len(ids)).expand(3, -1)), dim=1),
+        labels=torch.cat(
+            (torch.full_like(prompt.input_ids, IGNORED), ids if is_trained else torch.full_like(ids, IGNORED))
+        ),
+        position_ids=torch.cat(
+            (prompt.position_ids, torch.arange(first, first + len(ids)).expand(3, -1)), dim=1
+        ),
     )

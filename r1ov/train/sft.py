@@ -1,4 +1,6 @@
-"""Supervised fine-tuning: learn to write the assistant's replies, thought and answer, given what stands before them."""
+"""Supervised fine-tuning: learn to write the assistant's replies, thought and answer, given what stands
+before them.
+"""
 
 from functools import partial
 
@@ -20,7 +22,13 @@ def train(config: SFTConfig) -> None:
     source, rows_per_epoch = open_source(config, need="reply")
     with open_run(config, rows_per_epoch) as run:
         steps = Steps(
-            source, run.processor, run.train_batch_size, config.max_length, run.world.rank, run.world.size, overlong=config.overlong
+            source,
+            run.processor,
+            run.train_batch_size,
+            config.max_length,
+            run.world.rank,
+            run.world.size,
+            overlong=config.overlong,
         )
         tally = Tally(config.max_bad_share, say if run.world.is_main else None)
         run.introduce(rows_per_epoch)
@@ -30,16 +38,22 @@ def train(config: SFTConfig) -> None:
             count(data, tally, run.world)
             is_logged = run.is_logged
             num_items, num_tokens = run.world.sum(
-                sum(int((batch["labels"] != -100).sum()) for batch in data.batches), sum(len(batch["labels"]) for batch in data.batches)
+                sum(int((batch["labels"] != -100).sum()) for batch in data.batches),
+                sum(len(batch["labels"]) for batch in data.batches),
             )
             if not num_items:
-                raise UserError(f"step {run.step + 1}: not one of its {run.train_batch_size} rows can be trained on; {tally.summary()}")
+                raise UserError(
+                    f"step {run.step + 1}: not one of its {run.train_batch_size} rows can be trained on; {tally.summary()}"
+                )
             loss = correct = torch.zeros((), device=run.device)  # read once, after the step
             for number, batch in enumerate(data.batches, 1):
                 sum_over_copies(run.model, is_last=number == len(data.batches))
                 batch = batch.to(run.device)
                 labels = batch.pop("labels")
-                parts = run.model(**batch, then=partial(objective, labels=labels, num_items=num_items, count_correct=is_logged))
+                parts = run.model(
+                    **batch,
+                    then=partial(objective, labels=labels, num_items=num_items, count_correct=is_logged),
+                )
                 parts["loss"].backward()
                 loss, correct = loss + parts["loss"].detach(), correct + parts["correct"]
             metrics = run.update()
@@ -56,7 +70,11 @@ def train(config: SFTConfig) -> None:
             if rows_per_epoch:
                 metrics["epoch"] = run.step * run.train_batch_size / rows_per_epoch
             goes_on = run.end_step(metrics, is_logged, data.cost)
-            if config.eval_steps and (run.step % config.eval_steps == 0 or run.step == run.max_steps) and goes_on:
+            if (
+                config.eval_steps
+                and (run.step % config.eval_steps == 0 or run.step == run.max_steps)
+                and goes_on
+            ):
                 evaluate(run)
             if not goes_on:
                 return

@@ -1,4 +1,6 @@
-"""Data files as rows that can be read in any order (JSON, JSON lines, parquet by row groups), and where to find them."""
+"""Data files as rows that can be read in any order (JSON, JSON lines, parquet by row groups), and where to
+find them.
+"""
 
 import json
 import os
@@ -19,10 +21,19 @@ from r1ov.errors import UserError
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
-NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "stages.jsonl")
+NOT_DATA = (
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+    "config.json",
+    "stages.jsonl",
+)
 MAX_LINE_BYTES = 256 * 1024 * 1024
 GROUPS_AT_HAND = 4  # parquet row groups kept in memory; a shuffled order mixes so many at a time
-HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?P<inner>(?:/[^/@]+)*)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+HUB_NAME = re.compile(
+    r"(?P<repo>[\w.-]+/[\w.-]+)(?P<inner>(?:/[^/@]+)*)(?:@(?P<revision>[\w./-]+))?", re.ASCII
+)
 _SPLIT = re.compile(r"(?:^|[/_.-])(train|test|validation|valid|val|dev|eval)(?=[/_.-]|$)", re.IGNORECASE)
 
 
@@ -96,8 +107,12 @@ class Parquet:
             # Parsed once and handed over at each opening: a handle of one's own would not survive a fork.
             self._metadata = pq.ParquetFile(path).metadata
         except (OSError, ValueError) as error:  # pyarrow's own are one or the other
-            raise UserError(f"{path}: not a complete parquet file ({_short(error)}); download it again") from error
-        self.group_sizes = [self._metadata.row_group(group).num_rows for group in range(self._metadata.num_row_groups)]
+            raise UserError(
+                f"{path}: not a complete parquet file ({_short(error)}); download it again"
+            ) from error
+        self.group_sizes = [
+            self._metadata.row_group(group).num_rows for group in range(self._metadata.num_row_groups)
+        ]
         self._begins = list(accumulate(self.group_sizes, initial=0))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -148,7 +163,9 @@ def open_rows(path: Path) -> Rows:
         if head.startswith(b"version https://git-lfs"):
             raise UserError(f"{path}: a pointer of Git LFS, not the data; run `git lfs pull` in its folder")
         is_parquet = head.startswith(b"PAR1") or path.suffix.lower() == ".parquet"
-        is_array = head.startswith(b"[") and path.suffix.lower() != ".jsonl"  # a list as the first of many lines is one bad row
+        is_array = (
+            head.startswith(b"[") and path.suffix.lower() != ".jsonl"
+        )  # a list as the first of many lines is one bad row
         rows: Rows = Parquet(path) if is_parquet else JsonArray(path) if is_array else JsonLines(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -164,9 +181,11 @@ class DataFile:
 
 
 def find_files(name: str, split: str = "train") -> list[DataFile]:
-    """The data files of a file, a folder, or a hub data set `owner/name[/file or folder][@revision]`, in a fixed order.
+    """The data files of a file, a folder, or a hub data set `owner/name[/file or folder][@revision]`, in a
+    fixed order.
 
-    Where files or folders are named after splits (train-00000-of-00002.parquet, test.jsonl), only those of `split` are taken.
+    Where files or folders are named after splits (train-00000-of-00002.parquet, test.jsonl), only those of
+    `split` are taken.
     Raises:  UserError.
     """
     path = Path(name).expanduser()
@@ -181,14 +200,24 @@ def find_files(name: str, split: str = "train") -> list[DataFile]:
         if path.suffix.lower() not in SUFFIXES:
             raise UserError(f"{shown(name)}: expected a file that ends in {', '.join(SUFFIXES)}")
         return [DataFile(path=path, inside=path.parent if inside == path else inside)]
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.name not in NOT_DATA and file.is_file())
+    found = sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in SUFFIXES and file.name not in NOT_DATA and file.is_file()
+    )
     if len(kinds := sorted({file.suffix.lower() for file in found})) > 1:
-        raise UserError(f"{shown(name)}: it holds {' and '.join(kinds)} files; name the file or folder that is meant")
-    splits = {file: {part.lower() for part in _SPLIT.findall(file.relative_to(path).as_posix())} for file in found}
+        raise UserError(
+            f"{shown(name)}: it holds {' and '.join(kinds)} files; name the file or folder that is meant"
+        )
+    splits = {
+        file: {part.lower() for part in _SPLIT.findall(file.relative_to(path).as_posix())} for file in found
+    }
     if named := set().union(*splits.values()):
         found = [file for file in found if split in splits[file]]
         if not found:
-            raise UserError(f"{shown(name)}: it has no split {split!r}, only {', '.join(sorted(named))}; name the file that is meant")
+            raise UserError(
+                f"{shown(name)}: it has no split {split!r}, only {', '.join(sorted(named))}; name the file that is meant"
+            )
     if not found:
         raise UserError(f"{shown(name)}: no {', '.join(SUFFIXES)} file in this folder")
     return [DataFile(path=file, inside=inside) for file in found]
@@ -197,29 +226,42 @@ def find_files(name: str, split: str = "train") -> list[DataFile]:
 def _download(name: str, repo: str, inner: str, revision: str | None) -> tuple[Path, Path]:
     """(the file or folder, the folder in which everything of this data set lies) in huggingface_hub's cache."""
     kinds = (
-        [f"{escape(inner)}*{suffix}" for suffix in (*SUFFIXES, *PICTURES)] if inner else [f"*{suffix}" for suffix in SUFFIXES + PICTURES]
+        [f"{escape(inner)}*{suffix}" for suffix in (*SUFFIXES, *PICTURES)]
+        if inner
+        else [f"*{suffix}" for suffix in SUFFIXES + PICTURES]
     )
     if inner.endswith(SUFFIXES):
         kinds = [escape(inner), *(f"{escape(inner.rpartition('/')[0])}*{suffix}" for suffix in PICTURES)]
     folder = snapshot(name, repo, revision, kinds)
     if not (folder / inner).exists():
         raise UserError(f"{name}: the data set has no {inner}")
-    # The cache keeps the bytes in blobs/ and links to them, so that links may lead out of the snapshot, but not out of the data set.
+    # The cache keeps the bytes in blobs/ and links to them, so that links may lead out of the snapshot, but
+    # not out of the data set.
     return folder / inner, folder.parent.parent
 
 
 def snapshot(name: str, repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """The folder, in huggingface_hub's cache, with the files of a hub data set that match the patterns. name: what the user wrote."""
+    """The folder, in huggingface_hub's cache, with the files of a hub data set that match the patterns. name:
+    what the user wrote.
+    """
     from huggingface_hub import constants, errors, snapshot_download
 
     try:
-        return Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=list(patterns)))
+        return Path(
+            snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=list(patterns))
+        )
     except errors.GatedRepoError as error:
-        raise UserError(f"{name}: gated; ask for access at {constants.ENDPOINT}/datasets/{repo}, then `hf auth login`") from error
+        raise UserError(
+            f"{name}: gated; ask for access at {constants.ENDPOINT}/datasets/{repo}, then `hf auth login`"
+        ) from error
     except errors.RepositoryNotFoundError as error:
-        raise UserError(f"{name}: no such file here, and no such data set on the hub; check the name, or `hf auth login`") from error
+        raise UserError(
+            f"{name}: no such file here, and no such data set on the hub; check the name, or `hf auth login`"
+        ) from error
     except (errors.HFValidationError, errors.RevisionNotFoundError) as error:
-        raise UserError(f"{name}: no such file here, and not to be had from the hub ({_short(error)})") from error
+        raise UserError(
+            f"{name}: no such file here, and not to be had from the hub ({_short(error)})"
+        ) from error
     except (errors.HTTPError, OSError, RuntimeError) as error:
         why = f"and the hub is out of reach or broke off ({_short(error)}); check the name and the network"
         raise UserError(f"{name}: no such file here, {why}") from error

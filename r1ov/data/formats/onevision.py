@@ -1,9 +1,11 @@
-"""The cleaner for R1-Onevision's own data, whose replies come in several layouts: all to `<think>...</think>` and `<answer>...</answer>`.
+"""The cleaner for R1-Onevision's own data, whose replies come in several layouts: all to `<think>...</think>`
+and `<answer>...</answer>`.
 
-The layouts, as users of the published set describe them: the answer inside the thought; a thought, then a short answer; a thought and
-no answer; a thought, then an answer that reasons again. Many replies also end in a stray `</think>`, and remarks of the language model
-that rewrote the thoughts ("revised CoT", "no visualization needed") were left in. A reply is kept, repaired (each repair has a name) or
-dropped for a reason; nothing is made up: where no answer can be found, or two answers disagree, the row goes.
+The layouts, as users of the published set describe them: the answer inside the thought; a thought, then a
+short answer; a thought and no answer; a thought, then an answer that reasons again. Many replies also end in
+a stray `</think>`, and remarks of the language model that rewrote the thoughts ("revised CoT", "no
+visualization needed") were left in. A reply is kept, repaired (each repair has a name) or dropped for a
+reason; nothing is made up: where no answer can be found, or two answers disagree, the row goes.
 """
 
 import re
@@ -15,12 +17,17 @@ from r1ov.reward.accuracy import kind_of
 
 MAX_ANSWER_WORDS, MAX_ANSWER_LETTERS = 20, 200  # of an answer that is not a description
 MAX_REMARK_WORDS = 15  # a longer line with a remark in it is also a step of the thought
-_CONCLUSION_LETTERS = 300  # of a thought's end, in which an answer is looked for: earlier ones may have been given up again
+_CONCLUSION_LETTERS = (
+    300  # of a thought's end, in which an answer is looked for: earlier ones may have been given up again
+)
 
 _NAMED = re.compile(
-    r"\b(?:answer|option|choice)\b[*_\s]*(?:is|are|would be|should be|must be|:|=)(?:\s+(?:therefore|thus|indeed|then)\b,?)?[*_:\s]*", re.I
+    r"\b(?:answer|option|choice)\b[*_\s]*(?:is|are|would be|should be|must be|:|=)(?:\s+(?:therefore|thus|indeed|then)\b,?)?[*_:\s]*",
+    re.I,
 )
-_NAMED_BEFORE = re.compile(r"(?<!\S)(\S{1,40})\s+is\s+the\s+(?:correct|right|final|best)\s+(?:answer|option|choice)\b", re.I)
+_NAMED_BEFORE = re.compile(
+    r"(?<!\S)(\S{1,40})\s+is\s+the\s+(?:correct|right|final|best)\s+(?:answer|option|choice)\b", re.I
+)
 REMARK = re.compile(
     r"\b(?:revised|rewritten|updated|original)\s+(?:cot\b|chain[- ]of[- ]thought)|\bno\s+(?:\w+\s+)?visuali[sz]ations?\s+(?:is |are )?"
     r"(?:needed|required|necessary)",
@@ -48,7 +55,8 @@ class Cleaned:
 
 
 def clean(record: Record) -> Record:
-    """The record with its reply in order and the reply's answer as its solution; as it is where it has no reply.
+    """The record with its reply in order and the reply's answer as its solution; as it is where it has no
+    reply.
 
     Raises:  Dropped.
     """
@@ -160,7 +168,9 @@ def _concluded(question: str, thought: str) -> str | None:
 
 
 def _named(question: str, text: str) -> str | None:
-    """The answer in the last box, or else after the last "answer is" or "Answer:", or else before "is the correct answer"."""
+    """The answer in the last box, or else after the last "answer is" or "Answer:", or else before "is the
+    correct answer".
+    """
     if (begin := text.rfind("\\boxed{")) >= 0:
         depth, inside = 1, text[begin + len("\\boxed{") :]
         for place, letter in enumerate(inside):
@@ -174,7 +184,9 @@ def _named(question: str, text: str) -> str | None:
 
 
 def _tidy(question: str, text: str) -> str | None:
-    """The first statement of the text, bare; of a choice its letter; None if there is none, or it is too long for an answer."""
+    """The first statement of the text, bare; of a choice its letter; None if there is none, or it is too long
+    for an answer.
+    """
     statements = _statements(text)
     line = statements[0].strip(" *_`\"'$,:") if statements else ""
     line = re.sub(r"\A\\text\{([^{}]*)\}\Z", r"\1", line)
@@ -194,7 +206,14 @@ def _statements(text: str) -> list[str]:
 
 def _agree(answer: str, concluded: str | None) -> None:
     """Raises Dropped where both are letters, numbers, or yes and no, and differ."""
-    if concluded is None or len(answer) > MAX_ANSWER_LETTERS or (kind := kind_of(answer)) not in ("mcq", "yes_no", "number"):
+    if (
+        concluded is None
+        or len(answer) > MAX_ANSWER_LETTERS
+        or (kind := kind_of(answer)) not in ("mcq", "yes_no", "number")
+    ):
         return
-    if kind_of(concluded) == kind and accuracy_reward(f"<think>-</think><answer>{concluded}</answer>", answer, kind) == 0:
+    if (
+        kind_of(concluded) == kind
+        and accuracy_reward(f"<think>-</think><answer>{concluded}</answer>", answer, kind) == 0
+    ):
         raise Dropped("the thought ends in another answer")

@@ -1,4 +1,6 @@
-"""The pictures of data files: in the row itself or in files beside it, never from the network, never from outside the data's folder."""
+"""The pictures of data files: in the row itself or in files beside it, never from the network, never from
+outside the data's folder.
+"""
 
 import base64
 import binascii
@@ -15,7 +17,8 @@ from r1ov.data.image import LazyImage, lazy_image
 from r1ov.errors import UserError
 
 MAX_BASE64 = 128 * 1024 * 1024  # letters
-# How PNG, JPEG, GIF, WEBP, TIFF and BMP files begin, in base64. Paths may look like base64, but not begin so and be as long.
+# How PNG, JPEG, GIF, WEBP, TIFF and BMP files begin, in base64. Paths may look like base64, but not begin so
+# and be as long.
 _BASE64 = re.compile(r"iVBORw0KGgo|/9j/|R0lGOD|UklGR|SUkqA|TU0AK|Qk.{6}AAAA")
 _SHORTEST_BASE64 = 64
 
@@ -23,7 +26,9 @@ T = TypeVar("T")
 
 
 def picture(source: Any, folder: Path, inside: Path | None, name: str = "the picture") -> Image.Image:
-    """The picture of one of the forms in which data sets keep it, upright and RGB. Arguments and errors are `lazy_picture`'s."""
+    """The picture of one of the forms in which data sets keep it, upright and RGB. Arguments and errors are
+    `lazy_picture`'s.
+    """
     return lazy_picture(source, folder, inside, name).load()
 
 
@@ -31,8 +36,10 @@ def lazy_picture(source: Any, folder: Path, inside: Path | None, name: str = "th
     """The same, found and measured but not yet decoded; its `load` raises BadRow where that fails.
 
     Args:
-        source: a path, a file's bytes, {"bytes", "path"} as `datasets` writes it, base64, a data: URL, or a PIL picture.
-        folder: where relative paths begin. inside: where a path must lead, symbolic links followed; None: anywhere.
+        source: a path, a file's bytes, {"bytes", "path"} as `datasets` writes it, base64, a data: URL, or a
+            PIL picture.
+        folder: where relative paths begin. inside: where a path must lead, symbolic links followed; None:
+            anywhere.
     Raises:  BadRow.
     """
     if isinstance(source, Mapping):
@@ -42,7 +49,10 @@ def lazy_picture(source: Any, folder: Path, inside: Path | None, name: str = "th
     if isinstance(source, bytes | bytearray):
         return _lazy(bytes(source), name)
     if not isinstance(source, str) or not source:
-        raise BadRow("a picture in no form that is known", f"a {type(source).__name__}; expected a path, bytes, base64 or a data: URL")
+        raise BadRow(
+            "a picture in no form that is known",
+            f"a {type(source).__name__}; expected a path, bytes, base64 or a data: URL",
+        )
     if source[:5].lower() == "data:":
         header, _, body = source.partition(",")
         if not header.lower().endswith(";base64"):
@@ -51,7 +61,10 @@ def lazy_picture(source: Any, folder: Path, inside: Path | None, name: str = "th
     if len(source) >= _SHORTEST_BASE64 and _BASE64.match(source):
         return _lazy(_decoded(source), name)
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", source):
-        raise BadRow("a picture is given by its URL, and nothing is fetched", f"{shown(source)}; download it and give its path")
+        raise BadRow(
+            "a picture is given by its URL, and nothing is fetched",
+            f"{shown(source)}; download it and give its path",
+        )
     return _lazy(_confined(source, folder, inside), shown(source))
 
 
@@ -74,7 +87,9 @@ def _confined(path: str, folder: Path, inside: Path | None) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # a name too long, a NUL in it, links in a ring
         if isinstance(error, BadRow):
             raise
-        raise BadRow("a picture's path cannot be read", f"{shown(path)} ({getattr(error, 'strerror', None) or error})") from error
+        raise BadRow(
+            "a picture's path cannot be read", f"{shown(path)} ({getattr(error, 'strerror', None) or error})"
+        ) from error
     return place
 
 

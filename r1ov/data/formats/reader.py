@@ -1,4 +1,6 @@
-"""Data sets as records: a map from a number to a record, so that a loader can begin anywhere, and an account of the rows that are bad."""
+"""Data sets as records: a map from a number to a record, so that a loader can begin anywhere, and an account
+of the rows that are bad.
+"""
 
 import os
 import re
@@ -13,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from r1ov.cli import one_line
+from r1ov.common.text import one_line
 from r1ov.data.formats.files import GROUPS_AT_HAND, DataFile, find_files, open_rows
 from r1ov.data.formats.onevision import Dropped, clean
 from r1ov.data.formats.pictures import lazy_picture
@@ -35,7 +37,9 @@ class Bad:
 
 
 class Reader:
-    """All rows of some files: reader[i] is a Record with its pictures open, or a Bad; the same whenever and wherever it is asked."""
+    """All rows of some files: reader[i] is a Record with its pictures open, or a Bad; the same whenever and
+    wherever it is asked.
+    """
 
     def __init__(
         self,
@@ -48,15 +52,22 @@ class Reader:
     ):
         """
         Args:
-            need: what a record must have: a reply to learn from (SFT), or a solution to be scored against (GRPO).
-            clean: replies are brought to `<think>...</think>` and `<answer>...</answer>`, see r1ov/data/formats/onevision.py.
+            need: what a record must have: a reply to learn from (SFT), or a solution to be scored against
+                (GRPO).
+            clean: replies are brought to `<think>...</think>` and `<answer>...</answer>`, see
+                r1ov/data/formats/onevision.py.
             image_folder: where the pictures' paths begin and must lie; default: each data file's own folder.
             allow_outside: pictures may lie anywhere on this machine.
-            lazy: a record's pictures are found and measured, but decoded only by their `load`, so that rows can be dealt out first;
-                one that cannot be decoded is then a BadRow that `load` raises, with file and row.
+            lazy: a record's pictures are found and measured, but decoded only by their `load`, so that rows
+                can be dealt out first; one that cannot be decoded is then a BadRow that `load` raises, with
+                file and row.
         """
         self.files, self.need, self.clean = list(files), need, clean
-        self.image_folder, self.allow_outside, self.lazy = image_folder and Path(image_folder), allow_outside, lazy
+        self.image_folder, self.allow_outside, self.lazy = (
+            image_folder and Path(image_folder),
+            allow_outside,
+            lazy,
+        )
         self._rows = [open_rows(file.path) for file in self.files]
         self._begins = list(accumulate(map(len, self._rows), initial=0))
 
@@ -75,7 +86,11 @@ class Reader:
         try:
             return self._record(self._rows[which][number - self._begins[which]], self.files[which], where)
         except BadRow as error:
-            return Bad(reason=error.reason, detail=one_line(f"{where}: {error}")[:500], dropped=isinstance(error, Dropped))
+            return Bad(
+                reason=error.reason,
+                detail=one_line(f"{where}: {error}")[:500],
+                dropped=isinstance(error, Dropped),
+            )
 
     def _record(self, row: Any, file: DataFile, where: str) -> Record:
         record = read_row(row, where)
@@ -96,7 +111,10 @@ class Reader:
                     if part["type"] == "image":
                         count += 1
                         found = lazy_picture(part["image"], folder, inside, f"picture {count}")
-                        part = {"type": "image", "image": _located(found, where) if self.lazy else found.load()}
+                        part = {
+                            "type": "image",
+                            "image": _located(found, where) if self.lazy else found.load(),
+                        }
                     parts.append(part)
                 content = parts
             messages.append({"role": message["role"], "content": content})
@@ -116,9 +134,11 @@ def _located(picture: LazyImage, where: str) -> LazyImage:
 
 
 def shuffled(group_sizes: Sequence[int], seed: Sequence[int]) -> np.ndarray:
-    """(rows,) a permutation that keeps near what is read together: it goes through the groups, shuffled, a few at a time.
+    """(rows,) a permutation that keeps near what is read together: it goes through the groups, shuffled, a
+    few at a time.
 
-    With groups of one row it is a uniform permutation; otherwise each group is read once, and the rows of GROUPS_AT_HAND groups mix.
+    With groups of one row it is a uniform permutation; otherwise each group is read once, and the rows of
+    GROUPS_AT_HAND groups mix.
     """
     rng = np.random.Generator(np.random.PCG64(list(seed)))
     window = rng.permutation(len(group_sizes)) // GROUPS_AT_HAND  # in which a group's rows have their turn
@@ -128,15 +148,24 @@ def shuffled(group_sizes: Sequence[int], seed: Sequence[int]) -> np.ndarray:
 class Mixture:
     """Records without end: mixture[i] is a function of (files, weights, seed, i) alone.
 
-    Without weights all readers are one, and every row comes once in each len(mixture). With weights each reader is drawn from in
-    that share, evenly spread, and goes through its own rows again and again, in a new order each time.
+    Without weights all readers are one, and every row comes once in each len(mixture). With weights each
+    reader is drawn from in that share, evenly spread, and goes through its own rows again and again, in a new
+    order each time.
     """
 
-    def __init__(self, readers: Sequence[Reader], weights: Sequence[float] | None = None, seed: int = 0, shuffle: bool = True):
+    def __init__(
+        self,
+        readers: Sequence[Reader],
+        weights: Sequence[float] | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+    ):
         self.readers, self.seed, self.shuffle = list(readers), seed, shuffle
         shares = np.asarray(weights or [1.0], dtype=np.float64)
         assert len(shares) == len(self.readers), f"{len(shares)} weights for {len(self.readers)} readers"
-        self._counts = np.maximum(np.rint(shares / shares.sum() * _SLOTS), 1).astype(np.int64)  # (readers,) slots in a round
+        self._counts = np.maximum(np.rint(shares / shares.sum() * _SLOTS), 1).astype(
+            np.int64
+        )  # (readers,) slots in a round
         ranks = np.concatenate([np.arange(count) for count in self._counts])
         sources = np.repeat(np.arange(len(shares)), self._counts)
         order = np.argsort((ranks + 0.5) / self._counts[sources], kind="stable")
@@ -154,33 +183,45 @@ class Mixture:
         """(which reader, which of its rows) stands at this number."""
         turn, slot = divmod(number, len(self._sources))
         which = int(self._sources[slot])
-        epoch, place = divmod(turn * int(self._counts[which]) + int(self._ranks[slot]), len(self.readers[which]))
+        epoch, place = divmod(
+            turn * int(self._counts[which]) + int(self._ranks[slot]), len(self.readers[which])
+        )
         if not self.shuffle:
             return which, place
         if self._orders.get(which, (None,))[0] != epoch:
-            self._orders[which] = epoch, shuffled(self.readers[which].group_sizes, (self.seed % 2**63, which, epoch))
+            self._orders[which] = (
+                epoch,
+                shuffled(self.readers[which].group_sizes, (self.seed % 2**63, which, epoch)),
+            )
         return which, int(self._orders[which][1][place])
 
 
 def parse_mixture(text: str) -> tuple[list[str], list[float] | None]:
-    """The names and weights of `a.parquet:0.7,b.jsonl:0.3`; None without weights. Commas inside parentheses belong to a name.
+    """The names and weights of `a.parquet:0.7,b.jsonl:0.3`; None without weights. Commas inside parentheses
+    belong to a name.
 
     Raises:  UserError.
     """
     names: list[str] = []
     weights: list[float] = []
     for item in [text] if os.path.exists(text) else re.split(r",(?![^()]*\))", text):
-        match = None if os.path.exists(item) else re.fullmatch(r"(.+):(\d*\.?\d+|\d+\.)", item.strip(), re.ASCII)
+        match = (
+            None if os.path.exists(item) else re.fullmatch(r"(.+):(\d*\.?\d+|\d+\.)", item.strip(), re.ASCII)
+        )
         names.append(match[1] if match else item.strip())
         weights += [float(match[2])] if match else []
     if not all(names):
-        raise UserError(f"--data {text[:200]!r}: a name is empty; expected names separated by commas, such as a.parquet:0.7,b.jsonl:0.3")
+        raise UserError(
+            f"--data {text[:200]!r}: a name is empty; expected names separated by commas, such as a.parquet:0.7,b.jsonl:0.3"
+        )
     if weights and (len(weights) != len(names) or min(weights) <= 0):
         raise UserError(f"--data {text[:200]!r}: give each name a weight above 0, or none at all")
     return names, weights or None
 
 
-def open_data(text: str, *, split: str = "train", seed: int = 0, shuffle: bool = True, **options: Any) -> Mixture:
+def open_data(
+    text: str, *, split: str = "train", seed: int = 0, shuffle: bool = True, **options: Any
+) -> Mixture:
     """What `--data` names: files, folders, hub data sets, or a mixture of them with weights.
 
     Args:    split: see find_files. options: Reader's.
@@ -193,7 +234,9 @@ def open_data(text: str, *, split: str = "train", seed: int = 0, shuffle: bool =
 
 
 class Tally:
-    """Counts what a reader gave, shows the first bad row of each reason, and stops a run that would lose too many."""
+    """Counts what a reader gave, shows the first bad row of each reason, and stops a run that would lose too
+    many.
+    """
 
     def __init__(self, max_bad_share: float = 0.05, say: Callable[[str], None] | None = None):
         self.max_bad_share, self.say = max_bad_share, say
@@ -209,7 +252,9 @@ class Tally:
         return self.formats.total() + self.dropped.total() + self.bad.total()
 
     def add(self, item: Record | Bad) -> None:
-        """Raises UserError when bad rows are more than `max_bad_share` of those seen so far, taken as FEWEST_ROWS at least."""
+        """Raises UserError when bad rows are more than `max_bad_share` of those seen so far, taken as
+        FEWEST_ROWS at least.
+        """
         if isinstance(item, Record):
             self.formats[item.format] += 1
             self.repairs.update(item.repairs or ())

@@ -1,4 +1,6 @@
-"""One row of other people's data files to a `Record`. The format is told by the row's keys, as each project writes them."""
+"""One row of other people's data files to a `Record`. The format is told by the row's keys, as each project
+writes them.
+"""
 
 import math
 import re
@@ -18,11 +20,15 @@ Turn = tuple[str, list[dict[str, Any]]]  # (role, parts); a picture's part may s
 ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 MARK = "<image>"
 # Written in a text, these would become the tokens that frame turns and pictures.
-_FRAMES = re.compile(r"<\|(?:im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>")
+_FRAMES = re.compile(
+    r"<\|(?:im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
+)
 
 
 class BadRow(UserError):
-    """A row that cannot be used. `reason` is the same text for every row with this fault, so that rows can be counted by it."""
+    """A row that cannot be used. `reason` is the same text for every row with this fault, so that rows can be
+    counted by it.
+    """
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -31,7 +37,9 @@ class BadRow(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    messages: Messages  # as the processor takes them; the assistant's reply, where the row has one, is the last
+    messages: (
+        Messages  # as the processor takes them; the assistant's reply, where the row has one, is the last
+    )
     solution: str | None = None  # the gold answer alone, without tags
     kind: str | None = None  # how the answer is compared, where the row says so
     id: str | None = None
@@ -49,27 +57,42 @@ class Record:
 
     @property
     def images(self) -> list[Any]:
-        return [part["image"] for message in self.messages for part in message["content"] if isinstance(part, dict) and "image" in part]
+        return [
+            part["image"]
+            for message in self.messages
+            for part in message["content"]
+            if isinstance(part, dict) and "image" in part
+        ]
 
 
 def read_row(row: Any, where: str = "") -> Record:
     """The record in a row of any format below; pictures stay as the row gives them.
 
-    Where a row names no gold answer, it is the reply's `<answer>`, or else a reply of one line without a thought.
+    Where a row names no gold answer, it is the reply's `<answer>`, or else a reply of one line without a
+    thought.
     Raises:  BadRow.
     """
     if not isinstance(row, Mapping):
         raise BadRow("the row is not an object", f"a {type(row).__name__}")
-    row = {key: value for key, value in row.items() if value is not None}  # parquet writes None for what a row has not
+    row = {
+        key: value for key, value in row.items() if value is not None
+    }  # parquet writes None for what a row has not
     name = sniff(row)
-    for key, what in {"videos": "a video", "video": "a video", "audios": "sound", "tools": "tool calls"}.items():
+    for key, what in {
+        "videos": "a video",
+        "video": "a video",
+        "audios": "sound",
+        "tools": "tool calls",
+    }.items():
         if row.get(key) not in (None, "", [], "[]"):
             raise BadRow(f"the row has {what}, which is not supported")
     turns, images, gold = FORMATS[name][1](row)
     messages = _messages(turns, images)
     if gold is None and messages[-1]["role"] == "assistant":
         reply = messages[-1]["content"]
-        gold = split_reply(reply)[1] or (None if "think>" in reply or "\n" in reply.strip() else reply.strip())
+        gold = split_reply(reply)[1] or (
+            None if "think>" in reply or "\n" in reply.strip() else reply.strip()
+        )
     kind = row.get("kind", row.get("accu_reward_method"))
     label = row.get("id", row.get("index"))
     return Record(
@@ -92,7 +115,9 @@ def sniff(row: Row) -> str:
             return name
     keys = ", ".join(sorted(map(str, row)))
     if "chosen" in row:
-        raise BadRow("the row is a preference pair, expected one reply or one gold answer", f"keys {keys[:200]}")
+        raise BadRow(
+            "the row is a preference pair, expected one reply or one gold answer", f"keys {keys[:200]}"
+        )
     raise BadRow("the format is not known", f"keys {keys[:200]}; expected one of {', '.join(FORMATS)}")
 
 
@@ -106,7 +131,9 @@ def _text(value: Any, what: str) -> str:
 
 
 def _part(part: Any) -> dict[str, Any]:
-    """A part of a message's content in Hugging Face's, OpenAI's or Qwen's own form, as {"type": ...}; None for a source that is absent."""
+    """A part of a message's content in Hugging Face's, OpenAI's or Qwen's own form, as {"type": ...}; None
+    for a source that is absent.
+    """
     if isinstance(part, str):
         return {"type": "text", "text": part}
     if isinstance(part, Mapping):
@@ -115,7 +142,10 @@ def _part(part: Any) -> dict[str, Any]:
             return {"type": "text", "text": part["text"]}
         if kind in ("image", "image_url"):
             source = next((part[key] for key in SOURCE_KEYS if part.get(key) is not None), None)
-            return {"type": "image", "image": source.get("url", source) if isinstance(source, Mapping) else source}
+            return {
+                "type": "image",
+                "image": source.get("url", source) if isinstance(source, Mapping) else source,
+            }
     raise BadRow("a part of a message is neither text nor picture", reprlib.repr(part))
 
 
@@ -131,12 +161,16 @@ def _turns(value: Any) -> list[Turn]:
             raise BadRow("a message is not an object", reprlib.repr(message))
         role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
         if not isinstance(role, str) or role not in ROLES:
-            raise BadRow("a message's role is not known", f"{reprlib.repr(role)}; expected one of {', '.join(ROLES)}")
+            raise BadRow(
+                "a message's role is not known", f"{reprlib.repr(role)}; expected one of {', '.join(ROLES)}"
+            )
         if isinstance(content, int | float) and not isinstance(content, bool):  # VLM-R1 labels
             content = str(content)
         if not isinstance(content, str | list):
             raise BadRow("a message's content is neither a text nor a list of parts", reprlib.repr(content))
-        turns.append((ROLES[role], [_part(content)] if isinstance(content, str) else [_part(part) for part in content]))
+        turns.append(
+            (ROLES[role], [_part(content)] if isinstance(content, str) else [_part(part) for part in content])
+        )
     return turns
 
 
@@ -174,8 +208,9 @@ def _gold(value: Any) -> str:
 def _messages(turns: Sequence[Turn], images: Sequence[Any]) -> list[dict[str, Any]]:
     """The turns as messages, each picture of the row's own column in its place.
 
-    Pictures that lie in the messages themselves win over the column. Else the column fills the {"type": "image"} without a source,
-    or the `<image>` marks, one for one; without any mark all pictures stand before the first question.
+    Pictures that lie in the messages themselves win over the column. Else the column fills the {"type":
+    "image"} without a source, or the `<image>` marks, one for one; without any mark all pictures stand before
+    the first question.
     """
     parts = [part for _, content in turns for part in content]
     slots = [part for part in parts if part["type"] == "image"]
@@ -183,7 +218,10 @@ def _messages(turns: Sequence[Turn], images: Sequence[Any]) -> list[dict[str, An
     marks = 0 if slots else sum(part["text"].count(MARK) for part in parts)
     wanted = len(bare) if slots else marks or len(images)
     if wanted != len(images) and not (slots and not bare):
-        raise BadRow("the number of pictures differs from that of their places", f"{len(images)} pictures, {wanted} places")
+        raise BadRow(
+            "the number of pictures differs from that of their places",
+            f"{len(images)} pictures, {wanted} places",
+        )
     left = iter(images)
     filled = []
     for role, content in turns:
@@ -192,17 +230,24 @@ def _messages(turns: Sequence[Turn], images: Sequence[Any]) -> list[dict[str, An
             placed += [{"type": "image", "image": image} for image in left]
         for part in content:
             if part["type"] == "image":
-                placed.append({"type": "image", "image": next(left) if part["image"] is None else part["image"]})
+                placed.append(
+                    {"type": "image", "image": next(left) if part["image"] is None else part["image"]}
+                )
                 continue
             for number, text in enumerate(part["text"].split(MARK) if marks else [part["text"]]):
                 if number:
                     placed.append({"type": "image", "image": next(left)})
-                if text := text.lstrip() if number and len(placed) == number else text:  # nothing but pictures before it
+                if (
+                    text := text.lstrip() if number and len(placed) == number else text
+                ):  # nothing but pictures before it
                     placed.append({"type": "text", "text": text})
         filled.append({"role": role, "content": _content(role, placed)})
     roles = [message["role"] for message in filled]
     if "system" in roles[1:] or "user" not in roles or roles[roles[0] == "system"] != "user":
-        raise BadRow("the turns are out of order", f"{', '.join(roles)[:100]}; expected an optional system, then user first")
+        raise BadRow(
+            "the turns are out of order",
+            f"{', '.join(roles)[:100]}; expected an optional system, then user first",
+        )
     return filled
 
 
@@ -249,11 +294,21 @@ def _chat(row: Row) -> Read:
 
 def _alpaca(row: Row) -> Read:
     history = row.get("history") or []
-    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+    if not isinstance(history, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 for pair in history
+    ):
         raise BadRow("history is not a list of [question, reply]", reprlib.repr(history))
     question = "\n".join(text for key in ("instruction", "input") if (text := _text(row.get(key, ""), key)))
-    before = [(role, [_part(_text(text, "history"))]) for pair in history for role, text in zip(("user", "assistant"), pair, strict=True)]
-    return _with_system(before + _exchange(question, _text(row["output"], "output"), {}), row), _images(row), None
+    before = [
+        (role, [_part(_text(text, "history"))])
+        for pair in history
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    return (
+        _with_system(before + _exchange(question, _text(row["output"], "output"), {}), row),
+        _images(row),
+        None,
+    )
 
 
 def _verl(row: Row) -> Read:
@@ -264,7 +319,9 @@ def _verl(row: Row) -> Read:
 
 
 def _trl(row: Row) -> Read:
-    """A plain-text prompt and completion become one question and one reply, as there is always a chat template here."""
+    """A plain-text prompt and completion become one question and one reply, as there is always a chat
+    template here.
+    """
     turns = _with_system(_turns(row["prompt"]), row)
     if "completion" in row:
         reply = row["completion"]
@@ -277,7 +334,11 @@ def _problem(row: Row) -> Read:
     """A solution with a thought in it is also a reply to learn from; beside it, `answer` is the gold."""
     solution = row.get("solution")
     reply = solution if isinstance(solution, str) and "<think>" in solution else None
-    return _exchange(_text(row["problem"], "problem"), reply, row), _images(row), _gold(row.get("answer", solution))
+    return (
+        _exchange(_text(row["problem"], "problem"), reply, row),
+        _images(row),
+        _gold(row.get("answer", solution)),
+    )
 
 
 def _question(row: Row) -> Read:
@@ -294,7 +355,9 @@ def _speaks(name: str) -> Callable[[Row], bool]:
 
     def fits(row: Row) -> bool:
         turns = row.get("conversations")
-        named = isinstance(turns, list) and any(isinstance(turn, Mapping) and turn.get("from") == name for turn in turns)
+        named = isinstance(turns, list) and any(
+            isinstance(turn, Mapping) and turn.get("from") == name for turn in turns
+        )
         return named and ("image" in row or "accu_reward_method" in row)
 
     return fits
@@ -310,5 +373,8 @@ FORMATS: dict[str, tuple[Callable[[Row], bool], Callable[[Row], Read]]] = {  # t
     "trl": (lambda row: "prompt" in row and "chosen" not in row, _trl),
     "easyr1": (_has("problem", "answer"), _problem),
     "r1-v": (_has("problem", "solution"), _problem),
-    "question-answer": (lambda row: _has("question", "answer")(row) or _has("query", "label")(row), _question),
+    "question-answer": (
+        lambda row: _has("question", "answer")(row) or _has("query", "label")(row),
+        _question,
+    ),
 }

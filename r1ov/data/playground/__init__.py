@@ -1,8 +1,9 @@
-"""The playground: pictures drawn on the fly, each with a question, a formal description, a chain of thought, a gold answer.
+"""The playground: pictures drawn on the fly, each with a question, a formal description, a chain of thought,
+a gold answer.
 
-It mirrors how the R1-Onevision data was made (cross-modal formalization) in seven small families. A sample is a pure
-function of (seed, split, index). Which split a scene may appear in is decided by a hash of its formal description,
-so no scene is ever shared between splits, whatever the seeds.
+It mirrors how the R1-Onevision data was made (cross-modal formalization) in seven small families. A sample is
+a pure function of (seed, split, index). Which split a scene may appear in is decided by a hash of its formal
+description, so no scene is ever shared between splits, whatever the seeds.
 """
 
 import hashlib
@@ -25,13 +26,23 @@ FAMILIES = {
     "pattern": pattern.make,
     "locate": locate.make,
 }
-SPLITS: dict[str, tuple[Level, ...]] = {  # and the levels that take turns in each, a sample of every family at a time
-    "train": (*("normal",) * 9, "hard"),  # reinforcement sharpens what a model does now and then, not what it never does
+SPLITS: dict[
+    str, tuple[Level, ...]
+] = {  # and the levels that take turns in each, a sample of every family at a time
+    "train": (
+        *("normal",) * 9,
+        "hard",
+    ),  # reinforcement sharpens what a model does now and then, not what it never does
     "rl": ("normal", "hard", "hard"),
     "test": ("normal",),
     "generalisation": ("beyond",),
 }
-_SHARES = {"test": range(0, 2), "generalisation": range(2, 4), "rl": range(4, 8), "train": range(8, 16)}  # of 16 hash values
+_SHARES = {
+    "test": range(0, 2),
+    "generalisation": range(2, 4),
+    "rl": range(4, 8),
+    "train": range(8, 16),
+}  # of 16 hash values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +96,17 @@ def sample(split: str = "train", index: int = 0, seed: int = 0) -> Sample:
 
 
 def messages(sample: Sample) -> list[dict]:
-    """The sample as a conversation: picture and question, then thought and answer (left out where there is no thought)."""
+    """The sample as a conversation: picture and question, then thought and answer (left out where there is no
+    thought).
+    """
     return conversation(sample.image, sample.question, sample.reasoning, sample.answer)
 
 
 def conversation(image: Any, question: str, reasoning: str | None, answer: str) -> list[dict]:
-    user = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}
+    user = {
+        "role": "user",
+        "content": [{"type": "image", "image": image}, {"type": "text", "text": question}],
+    }
     if reasoning is None:
         return [user]
     return [user, {"role": "assistant", "content": f"<think>{reasoning}</think>\n<answer>{answer}</answer>"}]

@@ -1,4 +1,6 @@
-"""`python -m r1ov.data.playground --show sheet.png`: a contact sheet of all families, with questions, thoughts and answers."""
+"""`python -m r1ov.data.playground --show sheet.png`: a contact sheet of all families, with questions,
+thoughts and answers.
+"""
 
 import argparse
 import textwrap
@@ -16,8 +18,12 @@ _DESK, _QUIET, _ANSWER = (232, 235, 240), (110, 116, 128), (24, 110, 70)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m r1ov.data.playground", description="Draw a contact sheet of the playground.")
-    parser.add_argument("--show", required=True, type=Path, metavar="FILE", help="where to write the sheet (PNG)")
+    parser = argparse.ArgumentParser(
+        prog="python -m r1ov.data.playground", description="Draw a contact sheet of the playground."
+    )
+    parser.add_argument(
+        "--show", required=True, type=Path, metavar="FILE", help="where to write the sheet (PNG)"
+    )
     parser.add_argument("--split", default="train", choices=SPLITS, help="default: train")
     parser.add_argument("--seed", default=0, type=int, help="default: 0")
     parser.add_argument("--count", default=5, type=int, help="samples of each family (default: 5)")
@@ -31,17 +37,25 @@ def main() -> None:
         contact_sheet(samples).save(args.show)
     except (OSError, ValueError) as problem:
         parser.error(f"cannot write the sheet {args.show}: {problem}")
-    print(f"{args.show}: {len(samples)} samples of the split {args.split}, {len(samples) / seconds:.0f} samples/s")
+    print(
+        f"{args.show}: {len(samples)} samples of the split {args.split}, {len(samples) / seconds:.0f} samples/s"
+    )
 
 
 def contact_sheet(samples: list[Sample]) -> Image.Image:
-    """One row for each family, in order of appearance; the picture, and below it question, thought and answer."""
+    """One row for each family, in order of appearance; the picture, and below it question, thought and
+    answer.
+    """
     families: dict[str, list[Image.Image]] = {}
     for each in samples:
         families.setdefault(each.family, []).append(_tile(each))
     heights = [max(tile.height for tile in tiles) for tiles in families.values()]
     columns = max(map(len, families.values()))
-    sheet = Image.new("RGB", (_GUTTER + columns * (_WIDTH + _GUTTER), _GUTTER + sum(heights) + len(heights) * _GUTTER), _DESK)
+    sheet = Image.new(
+        "RGB",
+        (_GUTTER + columns * (_WIDTH + _GUTTER), _GUTTER + sum(heights) + len(heights) * _GUTTER),
+        _DESK,
+    )
     y = _GUTTER
     for tiles, height in zip(families.values(), heights, strict=True):
         for column, tile in enumerate(tiles):

@@ -56,7 +56,9 @@ def make(rng: random.Random, level: Level) -> Scene:
     topic = rng.choice(list(QUESTIONS))
     values, slots, conclusion, answer = _task(rng, topic, names)
     style = rng.choice(("vertical bars", "horizontal bars", "line"))
-    palette = list(COLOURS) if style != "line" else [name for name in COLOURS if name != "yellow"]  # thin yellow is hard to see
+    palette = (
+        list(COLOURS) if style != "line" else [name for name in COLOURS if name != "yellow"]
+    )  # thin yellow is hard to see
     rng.shuffle(palette)
     if style == "line" or rng.random() < 0.5:
         palette = palette[:1]
@@ -74,7 +76,13 @@ def make(rng: random.Random, level: Level) -> Scene:
         draw=partial(_draw, chart=chart, names=names, values=values),
         paper=PAPER[chart["paper"]],
         question=rng.choice(QUESTIONS[topic]).format(**slots),
-        description="\n".join([f"# {header}", "category,value", *(f"{name},{value}" for name, value in zip(names, values, strict=True))]),
+        description="\n".join(
+            [
+                f"# {header}",
+                "category,value",
+                *(f"{name},{value}" for name, value in zip(names, values, strict=True)),
+            ]
+        ),
         reasoning=f"{_read_off(names, values, slots.get('limit'))} {conclusion}",
         answer=answer,
         kind="text" if topic in ("highest", "lowest") else "number",
@@ -82,7 +90,9 @@ def make(rng: random.Random, level: Level) -> Scene:
 
 
 def _task(rng: random.Random, topic: str, names: str) -> tuple[list[int], dict[str, Any], str, str]:
-    """The values, what fills the question's blanks, the last step of the thought, and the answer; the answer is drawn first."""
+    """The values, what fills the question's blanks, the last step of the thought, and the answer; the answer
+    is drawn first.
+    """
     values = [rng.randint(1, TOP) for _ in names]
     i, j = rng.sample(range(len(names)), 2)
     x, y = names[i], names[j]
@@ -116,7 +126,12 @@ def _read_off(names: str, values: list[int], limit: int | None) -> str:
     """A 4, B 7, C 2.; with a limit, those above it are counted on the way: A 4, B 7 (1), C 2."""
     number = count(1)
     counted = [f" ({next(number)})" if limit is not None and value > limit else "" for value in values]
-    return ", ".join(f"{name} {value}{remark}" for name, value, remark in zip(names, values, counted, strict=True)) + "."
+    return (
+        ", ".join(
+            f"{name} {value}{remark}" for name, value, remark in zip(names, values, counted, strict=True)
+        )
+        + "."
+    )
 
 
 def _draw(canvas: Canvas, chart: dict, names: str, values: list[int]) -> None:

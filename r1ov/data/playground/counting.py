@@ -58,8 +58,12 @@ def _how_many(rng: random.Random, level: Level, name: str, fits: Callable[[Pair]
     fitting = [pair for pair in pairs(level) if fits(pair)]
     # Half of the others share a colour or a shape with what is counted, so that both must be looked at.
     others = [pair for pair in pairs(level) if not fits(pair)]
-    near = [pair for pair in others if any(pair[0] == colour or pair[1] == shape for colour, shape in fitting)]
-    chosen = rng.choices(fitting, k=gold) + [rng.choice(near if rng.random() < 0.5 else others) for _ in range(total - gold)]
+    near = [
+        pair for pair in others if any(pair[0] == colour or pair[1] == shape for colour, shape in fitting)
+    ]
+    chosen = rng.choices(fitting, k=gold) + [
+        rng.choice(near if rng.random() < 0.5 else others) for _ in range(total - gold)
+    ]
     things = _scatter(rng, chosen)
     reasoning = f"{_counted(things, lambda thing: fits((thing.colour, thing.shape)))} That makes {gold}."
     return _scene(rng, things, rng.choice(_HOW_MANY).format(name), reasoning, str(gold), "number")
@@ -98,18 +102,26 @@ def _most_common(rng: random.Random, level: Level) -> Scene:
     values = (list(COLOURS), SHAPES)[which]
     winner = rng.choice(values)
     total = rng.randint(max(low, 3), high)
-    most = rng.randint(2 if total < 8 else 3, min(5, total))  # six values: eleven objects always leave room for a winner of three
+    most = rng.randint(
+        2 if total < 8 else 3, min(5, total)
+    )  # six values: eleven objects always leave room for a winner of three
     counts = Counter({winner: most})
     while counts.total() < total:
         counts[rng.choice([value for value in values if counts[value] < most - 1])] += 1
-    chosen = [rng.choice([pair for pair in pairs(level) if pair[which] == value]) for value in counts.elements()]
+    chosen = [
+        rng.choice([pair for pair in pairs(level) if pair[which] == value]) for value in counts.elements()
+    ]
     things = _scatter(rng, chosen)
     reasoning = f"{_counted_by_value(things, which, tuple(values))} The most common is {winner}."
-    return _scene(rng, things, rng.choice(_COMMON).format(("colour", "shape")[which]), reasoning, winner, "text")
+    return _scene(
+        rng, things, rng.choice(_COMMON).format(("colour", "shape")[which]), reasoning, winner, "text"
+    )
 
 
 def _scatter(rng: random.Random, chosen: list[Pair]) -> list[Thing]:
-    return in_reading_order([put(rng, pair, place) for pair, place in zip(chosen, rng.sample(CELLS, len(chosen)), strict=True)])
+    return in_reading_order(
+        [put(rng, pair, place) for pair, place in zip(chosen, rng.sample(CELLS, len(chosen)), strict=True)]
+    )
 
 
 def _counted(things: list[Thing], fits: Callable[[Thing], bool]) -> str:
@@ -119,7 +131,9 @@ def _counted(things: list[Thing], fits: Callable[[Thing], bool]) -> str:
 
 
 def _counted_by_value(things: list[Thing], which: int, values: tuple[str, ...]) -> str:
-    """Row 1: a1 red circle (red 1), b1 blue star (blue 1). Row 2: c2 red cross (red 2). ...; `which`: 0 colour, 1 shape."""
+    """Row 1: a1 red circle (red 1), b1 blue star (blue 1). Row 2: c2 red cross (red 2). ...; `which`: 0
+    colour, 1 shape.
+    """
     counts: Counter[str] = Counter()
 
     def remark(thing: Thing) -> str:
@@ -130,7 +144,9 @@ def _counted_by_value(things: list[Thing], which: int, values: tuple[str, ...]) 
     return listing(things, remark)
 
 
-def _scene(rng: random.Random, things: list[Thing], question: str, reasoning: str, answer: str, kind: str) -> Scene:
+def _scene(
+    rng: random.Random, things: list[Thing], question: str, reasoning: str, answer: str, kind: str
+) -> Scene:
     paper = rng.choice(PAPER)
     return Scene(
         draw=painter(things),

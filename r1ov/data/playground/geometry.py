@@ -1,4 +1,6 @@
-"""Plane geometry: measures of rectangles, areas on a unit grid, sides of polygons, angles between rays and in triangles."""
+"""Plane geometry: measures of rectangles, areas on a unit grid, sides of polygons, angles between rays and in
+triangles.
+"""
 
 import json
 import math
@@ -14,7 +16,11 @@ SIDES = {"normal": range(2, 10), "hard": range(2, 13), "beyond": range(11, 16)} 
 GRID_SIDE = {"normal": 4, "hard": 6, "beyond": 7}  # longest side of a shape on the grid
 UNIT = 14  # pixels; the grid has SIZE / UNIT squares a side
 CORNERS = {"normal": range(3, 9), "hard": range(3, 9), "beyond": range(9, 11)}
-ANGLES = {"normal": (30, 45, 60, 90, 120, 135, 150), "hard": (30, 45, 60, 90, 120, 135, 150), "beyond": (15, 75, 105, 165)}
+ANGLES = {
+    "normal": (30, 45, 60, 90, 120, 135, 150),
+    "hard": (30, 45, 60, 90, 120, 135, 150),
+    "beyond": (15, 75, 105, 165),
+}
 TRIANGLE_ANGLES = {
     "normal": range(30, 101, 10),
     "hard": range(25, 116, 5),
@@ -64,7 +70,9 @@ QUESTIONS = {
 
 @cache
 def _convex(number: int) -> list[list[tuple[int, int]]]:
-    """All polygons of so many corners, in order around them, whose corners are cells of the 4 x 4 grid; no corner is flat."""
+    """All polygons of so many corners, in order around them, whose corners are cells of the 4 x 4 grid; no
+    corner is flat.
+    """
     found = []
     for corners in combinations(CELLS, number):
         x, y = (sum(corner[axis] for corner in corners) / number for axis in (0, 1))
@@ -81,7 +89,14 @@ def _convex(number: int) -> list[list[tuple[int, int]]]:
 def make(rng: random.Random, level: Level) -> Scene:
     """One figure with one question about it."""
     topic = rng.choice(list(QUESTIONS))
-    figures = {"area": _rectangle, "perimeter": _rectangle, "grid": _grid, "polygon": _polygon, "rays": _rays, "triangle": _triangle}
+    figures = {
+        "area": _rectangle,
+        "perimeter": _rectangle,
+        "grid": _grid,
+        "polygon": _polygon,
+        "rays": _rays,
+        "triangle": _triangle,
+    }
     figure, draw = figures[topic](rng, level)
     figure |= {"colour": rng.choice(DRAWABLE), "paper": rng.randrange(len(PAPER))}
     reasoning, answer = _solve(topic, figure)
@@ -113,12 +128,20 @@ def _solve(topic: str, figure: dict) -> tuple[str, int]:
         return f"{seen} Area = {w} x {h} + {v} x {k} = {w * h} + {v * k} = {w * h + v * k}.", w * h + v * k
     if topic == "polygon":
         places = sorted((min(y // CELL, 3), min(x // CELL, 3)) for x, y in figure["corners"])
-        counted = [(row, f"{cell_name(column, row)} ({number})") for number, (row, column) in enumerate(places, 1)]
+        counted = [
+            (row, f"{cell_name(column, row)} ({number})") for number, (row, column) in enumerate(places, 1)
+        ]
         rows = [", ".join(corner for at, corner in counted if at == row) or "none" for row in range(4)]
-        return f"Row 1: {rows[0]}. Row 2: {rows[1]}. Row 3: {rows[2]}. Row 4: {rows[3]}. That makes {len(places)}.", len(places)
+        return (
+            f"Row 1: {rows[0]}. Row 2: {rows[1]}. Row 3: {rows[2]}. Row 4: {rows[3]}. That makes {len(places)}.",
+            len(places),
+        )
     if topic == "rays":
         first, second = figure["directions"]
-        return f"The rays point to {second} and {first} degrees. {second} - {first} = {second - first}.", second - first
+        return (
+            f"The rays point to {second} and {first} degrees. {second} - {first} = {second - first}.",
+            second - first,
+        )
     a, b = (angle for angle in figure["angles"] if angle is not None)
     return f"The angles are {a} and {b}. {a} + {b} = {a + b}. 180 - {a + b} = {180 - a - b}.", 180 - a - b
 
@@ -181,9 +204,17 @@ def _polygon(rng: random.Random, level: Level) -> Figure:
     number = rng.choice(CORNERS[level])
     if number <= 8:  # one corner to a cell
         places = rng.choice(_convex(number))
-        corners = [[CELL * column + 14 + rng.randint(-2, 2), CELL * row + 14 + rng.randint(-2, 2)] for column, row in places]
+        corners = [
+            [CELL * column + 14 + rng.randint(-2, 2), CELL * row + 14 + rng.randint(-2, 2)]
+            for column, row in places
+        ]
         return {"figure": "polygon", "corners": corners}, _draw_polygon
-    x, y, radius, turn = 56 + rng.randint(-5, 5), 56 + rng.randint(-5, 5), rng.randint(36, 43), rng.randrange(360)
+    x, y, radius, turn = (
+        56 + rng.randint(-5, 5),
+        56 + rng.randint(-5, 5),
+        rng.randint(36, 43),
+        rng.randrange(360),
+    )
     corners = []
     for corner in range(number):
         angle = math.radians(turn + (corner + rng.uniform(-0.1, 0.1)) * 360 / number)
@@ -205,7 +236,9 @@ def _rays(rng: random.Random, level: Level) -> Figure:
     directions, lengths = [start, start + angle], [rng.randint(42, 50), rng.randint(42, 50)]
     tips = [_step((0, 0), *ray) for ray in zip(directions, lengths, strict=True)]
     offsets = zip((0, 0), *tips, strict=True)
-    vertex = [round((SIZE - min(each) - max(each)) / 2) + rng.randint(-4, 4) for each in offsets]  # near where it is centred
+    vertex = [
+        round((SIZE - min(each) - max(each)) / 2) + rng.randint(-4, 4) for each in offsets
+    ]  # near where it is centred
     # degrees, anticlockwise from the right
     return {"figure": "two rays", "directions": directions, "lengths": lengths, "vertex": vertex}, _draw_rays
 
@@ -230,7 +263,9 @@ def _triangle(rng: random.Random, level: Level) -> Figure:
     unknown = rng.randrange(3)
     angles.insert(unknown, third)  # lower left, lower right, top
     left, right, top = angles
-    reach = math.sin(math.radians(right)) / math.sin(math.radians(top))  # lower left corner to the top, where the base is 1
+    reach = math.sin(math.radians(right)) / math.sin(
+        math.radians(top)
+    )  # lower left corner to the top, where the base is 1
     x, y = _step((0, 0), left, reach)
     width, start = max(1, x) - min(0, x), min(0, x)
     scale = min(88 / width, 54 / -y)
@@ -246,12 +281,16 @@ def _draw_triangle(canvas: Canvas, figure: dict) -> None:
     canvas.line([*figure["corners"], *figure["corners"][:2]], COLOURS[figure["colour"]], 2)
     (left, _), (right, _), (top, height) = figure["corners"]
     right = max(right, left // CELL * CELL + CELL)  # never in the left one's cell
-    for place, angle in zip(((left, SIZE - 1), (right, SIZE - 1), (top, height - 24)), figure["angles"], strict=True):
+    for place, angle in zip(
+        ((left, SIZE - 1), (right, SIZE - 1), (top, height - 24)), figure["angles"], strict=True
+    ):
         canvas.text(*_centre(*place), "?" if angle is None else f"{angle}°", 14)
 
 
 def _centre(x: int, y: int) -> tuple[int, int]:
-    """The middle of the cell that holds a pixel, where a number is read best: a cell is what one vision token sees."""
+    """The middle of the cell that holds a pixel, where a number is read best: a cell is what one vision token
+    sees.
+    """
     return x // CELL * CELL + CELL // 2, y // CELL * CELL + CELL // 2
 
 

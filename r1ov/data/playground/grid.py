@@ -1,7 +1,7 @@
 """Coloured shapes and where they are: the common ground of counting, spatial, locate and pattern.
 
-Places are named as on a chessboard, but from the top: columns a-d, rows 1-4, "b3" is the second column of the third row.
-A cell is 28 x 28 pixels, the area of one merged vision token.
+Places are named as on a chessboard, but from the top: columns a-d, rows 1-4, "b3" is the second column of the
+third row. A cell is 28 x 28 pixels, the area of one merged vision token.
 """
 
 import json
@@ -58,19 +58,26 @@ def in_reading_order(things: list[Thing]) -> list[Thing]:
 
 
 def listing(things: list[Thing], remark: Callable[[Thing], str] = lambda thing: "") -> str:
-    """What is seen, row by row: "Row 1: a1 red circle, c1 blue star. Row 2: none. Row 3: none. Row 4: d4 red cross."
+    """What is seen, row by row: "Row 1: a1 red circle, c1 blue star. Row 2: none. Row 3: none. Row 4: d4 red
+    cross."
 
-    Every row is named, also an empty one. Without, the next object had to be searched for in all that is left of the picture,
-    and in that search a small model was still guessing after 30 thousand samples. `remark` is asked in reading order, and what it
-    says follows the thing at once: a count kept while looking is a small step, one made afterwards from the list is a search.
+    Every row is named, also an empty one. Without, the next object had to be searched for in all that is left
+    of the picture, and in that search a small model was still guessing after 30 thousand samples. `remark` is
+    asked in reading order, and what it
+    says follows the thing at once: a count kept while looking is a small step, one made afterwards from the
+        list is a search.
     """
-    ordered = [(thing.place[1], f"{thing.cell} {thing.name}{remark(thing)}") for thing in in_reading_order(things)]
+    ordered = [
+        (thing.place[1], f"{thing.cell} {thing.name}{remark(thing)}") for thing in in_reading_order(things)
+    ]
     rows = [[seen for at, seen in ordered if at == row] for row in range(4)]
     return " ".join(f"Row {number}: {', '.join(seen) or 'none'}." for number, seen in enumerate(rows, 1))
 
 
 def describe(paper: tuple[int, int, int], things: list[Thing]) -> str:
-    objects = [{"colour": t.colour, "shape": t.shape, "cell": t.cell, "box": t.box} for t in in_reading_order(things)]
+    objects = [
+        {"colour": t.colour, "shape": t.shape, "cell": t.cell, "box": t.box} for t in in_reading_order(things)
+    ]
     return json.dumps({"paper": paper, "objects": objects}, separators=(",", ":"))
 
 

@@ -7,7 +7,11 @@ from r1ov.data.playground.scene import PAPER, SIZE, Level, Scene, pairs
 
 _TOTAL = {"normal": (1, 3), "hard": (4, 4), "beyond": (5, 5)}  # objects in a picture
 _SIDES = {"normal": (21, 42), "hard": (20, 44), "beyond": (16, 50)}  # pixels
-_STEP = {"normal": 7, "hard": 1, "beyond": 1}  # sides and corners are multiples of so many pixels (7: half a patch)
+_STEP = {
+    "normal": 7,
+    "hard": 1,
+    "beyond": 1,
+}  # sides and corners are multiples of so many pixels (7: half a patch)
 _GAP = 3  # pixels between two boxes, at least
 _WHERE = (
     "Where is the {}? Answer with its box [x1, y1, x2, y2].",
@@ -21,7 +25,9 @@ _WHERE = (
 def make(rng: random.Random, level: Level) -> Scene:
     names = rng.sample(pairs(level), rng.randint(*_TOTAL[level]))
     boxes = _boxes(rng, len(names), _SIDES[level], _STEP[level])
-    things = [Thing(colour=colour, shape=shape, box=box) for (colour, shape), box in zip(names, boxes, strict=True)]
+    things = [
+        Thing(colour=colour, shape=shape, box=box) for (colour, shape), box in zip(names, boxes, strict=True)
+    ]
     target = things[0]
     asked = [target.name]
     if all(other.colour != target.colour for other in things[1:]):
@@ -41,8 +47,12 @@ def make(rng: random.Random, level: Level) -> Scene:
     )
 
 
-def _boxes(rng: random.Random, count: int, sides: tuple[int, int], step: int) -> list[tuple[int, int, int, int]]:
-    """Square boxes that keep their distance, in no order; the large ones are placed first, or they would rarely find room."""
+def _boxes(
+    rng: random.Random, count: int, sides: tuple[int, int], step: int
+) -> list[tuple[int, int, int, int]]:
+    """Square boxes that keep their distance, in no order; the large ones are placed first, or they would
+    rarely find room.
+    """
     while True:
         boxes: list[tuple[int, int, int, int]] = []
         for side in sorted((rng.randrange(sides[0], sides[1] + 1, step) for _ in range(count)), reverse=True):

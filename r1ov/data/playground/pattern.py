@@ -10,7 +10,16 @@ from itertools import pairwise
 from r1ov.data.playground.grid import CELL, plural
 from r1ov.data.playground.scene import COLOURS, GRID, INK, PAPER, SHAPES, UNSEEN, Canvas, Level, Scene, pairs
 
-_DIRECTIONS = ("up", "up right", "right", "down right", "down", "down left", "left", "up left")  # an eighth of a turn each
+_DIRECTIONS = (
+    "up",
+    "up right",
+    "right",
+    "down right",
+    "down",
+    "down left",
+    "left",
+    "up left",
+)  # an eighth of a turn each
 _TURNS = {1: "an eighth of a turn", 2: "a quarter turn", 3: "three eighths of a turn"}
 _DOTS = {  # on a 3 x 3 raster, as on dice
     1: (4,),
@@ -77,13 +86,30 @@ class Tile:
         elif self.kind == "dots":
             radius = 0.14 * side
             for dot in _DOTS[self.form]:
-                x, y = (low + radius + (side - 2 * radius) * step / 2 for low, step in ((x1, dot % 3), (y1, dot // 3)))
+                x, y = (
+                    low + radius + (side - 2 * radius) * step / 2
+                    for low, step in ((x1, dot % 3), (y1, dot // 3))
+                )
                 canvas.ellipse((x - radius, y - radius, x + radius, y + radius), COLOURS[self.colour])
         else:
             angle = math.pi / 4 * _DIRECTIONS.index(self.form)
-            outline = [(0, -0.5), (0.36, -0.08), (0.13, -0.08), (0.13, 0.5), (-0.13, 0.5), (-0.13, -0.08), (-0.36, -0.08)]
-            turned = [(u * math.cos(angle) - v * math.sin(angle), u * math.sin(angle) + v * math.cos(angle)) for u, v in outline]
-            canvas.polygon([((x1 + x2) / 2 + side * u, (y1 + y2) / 2 + side * v) for u, v in turned], COLOURS[self.colour])
+            outline = [
+                (0, -0.5),
+                (0.36, -0.08),
+                (0.13, -0.08),
+                (0.13, 0.5),
+                (-0.13, 0.5),
+                (-0.13, -0.08),
+                (-0.36, -0.08),
+            ]
+            turned = [
+                (u * math.cos(angle) - v * math.sin(angle), u * math.sin(angle) + v * math.cos(angle))
+                for u, v in outline
+            ]
+            canvas.polygon(
+                [((x1 + x2) / 2 + side * u, (y1 + y2) / 2 + side * v) for u, v in turned],
+                COLOURS[self.colour],
+            )
 
 
 def make(rng: random.Random, level: Level) -> Scene:
@@ -112,16 +138,30 @@ def _repeating(rng: random.Random, level: Level) -> Scene:
     gold, others = cells[-1], [pair for pair in pairs(level) if pair != cells[-1]]
     if level != "normal":
         others = [pair for pair in others if pair in cells or pair[0] == gold[0] or pair[1] == gold[1]]
-    return _sequence(rng, level, tiles, [Tile("shape", *pair) for pair in others], f"{seen}.{steps} Next: {tiles[-1].name}.", "text")
+    return _sequence(
+        rng,
+        level,
+        tiles,
+        [Tile("shape", *pair) for pair in others],
+        f"{seen}.{steps} Next: {tiles[-1].name}.",
+        "text",
+    )
 
 
 def _growing(rng: random.Random, level: Level) -> Scene:
     kinds = {
         "normal": [[step] * 3 for step in (-2, -1, 1, 2)],
         "hard": [[a, b, a, b] for a in (-3, -2, -1, 1, 2, 3) for b in (-3, -2, -1, 1, 2, 3) if a != b],
-        "beyond": [[sign * (start + more) for more in range(count)] for sign in (-1, 1) for start in (1, 2) for count in (3, 4)],
+        "beyond": [
+            [sign * (start + more) for more in range(count)]
+            for sign in (-1, 1)
+            for start in (1, 2)
+            for count in (3, 4)
+        ],
     }[level]
-    rows = [[start + sum(steps[:at]) for at in range(len(steps) + 1)] for steps in kinds for start in range(1, 10)]
+    rows = [
+        [start + sum(steps[:at]) for at in range(len(steps) + 1)] for steps in kinds for start in range(1, 10)
+    ]
     rows = [row for row in rows if all(1 <= number <= 9 for number in row)]
     gold = rng.choice(sorted({row[-1] for row in rows}))
     row = rng.choice([row for row in rows if row[-1] == gold])
@@ -129,9 +169,17 @@ def _growing(rng: random.Random, level: Level) -> Scene:
     tiles = [Tile("dots", colour, number) for number in row]
     changes = [after - before for before, after in pairwise(row)]
     said = [f"{abs(change)} {'more' if change > 0 else 'fewer'}" for change in changes]
-    each = f"Each time {said[0]}" if len(set(said)) == 1 else f"The changes: {', '.join(said[:-1])}, then {said[-1]}"
+    each = (
+        f"Each time {said[0]}"
+        if len(set(said)) == 1
+        else f"The changes: {', '.join(said[:-1])}, then {said[-1]}"
+    )
     steps = f"Dots: {', '.join(map(str, row[:-1]))}. {each}. {row[-2]} {'+' if changes[-1] > 0 else '-'} {abs(changes[-1])} = {gold}."
-    others = [Tile("dots", colour, number) for number in range(max(1, gold - 3), min(9, gold + 3) + 1) if number != gold]
+    others = [
+        Tile("dots", colour, number)
+        for number in range(max(1, gold - 3), min(9, gold + 3) + 1)
+        if number != gold
+    ]
     return _sequence(rng, level, tiles, others, steps, "number")
 
 
@@ -150,13 +198,19 @@ def _turning(rng: random.Random, level: Level) -> Scene:
     return _sequence(rng, level, tiles, others, steps, "text")
 
 
-def _sequence(rng: random.Random, level: Level, tiles: list[Tile], others: list[Tile], steps: str, kind: str) -> Scene:
-    """Cells in rows of four, the last one hidden; half of the time with four options below, the true one among `others`."""
+def _sequence(
+    rng: random.Random, level: Level, tiles: list[Tile], others: list[Tile], steps: str, kind: str
+) -> Scene:
+    """Cells in rows of four, the last one hidden; half of the time with four options below, the true one
+    among `others`.
+    """
     gold = tiles[-1]
     if rng.random() < 0.5:
         first_row = 0
         letter = rng.choice("ABCD")
-        if level == "normal":  # one word is enough to tell the right one: small models find one token more easily than two
+        if (
+            level == "normal"
+        ):  # one word is enough to tell the right one: small models find one token more easily than two
             others = [tile for tile in others if not set(tile.name.split()) & set(gold.name.split())]
         shown = rng.sample(others, 3)
         shown.insert("ABCD".index(letter), gold)
@@ -172,18 +226,27 @@ def _sequence(rng: random.Random, level: Level, tiles: list[Tile], others: list[
 
 
 def _matrix(rng: random.Random, level: Level) -> Scene:
-    """Each attribute is fixed by the row, fixed by the column, or (hard: one, beyond: both) once in each row and column."""
+    """Each attribute is fixed by the row, fixed by the column, or (hard: one, beyond: both) once in each row
+    and column.
+    """
     rules: dict[str, Callable[[int, int], int]] = {
         "row": lambda row, column: row,
         "column": lambda row, column: column,
         "each": lambda row, column: (row + column) % 3,
         "each too": lambda row, column: (row - column) % 3,
     }
-    kinds = {"normal": ("row", "column"), "hard": ("each", rng.choice(("row", "column"))), "beyond": ("each", "each too")}[level]
+    kinds = {
+        "normal": ("row", "column"),
+        "hard": ("each", rng.choice(("row", "column"))),
+        "beyond": ("each", "each too"),
+    }[level]
     kinds = rng.sample(kinds, 2)
     while True:
         colours, shapes = rng.sample(list(COLOURS), 3), rng.sample(SHAPES, 3)
-        cells = [(colours[rules[kinds[0]](*divmod(at, 3))], shapes[rules[kinds[1]](*divmod(at, 3))]) for at in range(9)]
+        cells = [
+            (colours[rules[kinds[0]](*divmod(at, 3))], shapes[rules[kinds[1]](*divmod(at, 3))])
+            for at in range(9)
+        ]
         if level == "beyond" or not UNSEEN & set(cells):
             break
     missing = rng.randrange(9)
@@ -241,9 +304,14 @@ def _scene(
             canvas.text((x1 + x2) / 2, y2 + 10, letter, 13, INK)
 
     cells = [
-        _facts(tile, box) if at != missing else {"kind": "?", "box": box} for at, (tile, box) in enumerate(zip(tiles, boxes, strict=True))
+        _facts(tile, box) if at != missing else {"kind": "?", "box": box}
+        for at, (tile, box) in enumerate(zip(tiles, boxes, strict=True))
     ]
-    facts = {"paper": paper, "cells": cells, "options": {letter: _facts(tile, option_boxes[letter]) for letter, tile in options.items()}}
+    facts = {
+        "paper": paper,
+        "cells": cells,
+        "options": {letter: _facts(tile, option_boxes[letter]) for letter, tile in options.items()},
+    }
     return Scene(
         draw=draw,
         paper=paper,

@@ -26,7 +26,14 @@ PAPER = ((255, 255, 255), (250, 247, 240), (243, 247, 252), (246, 250, 244))  # 
 
 # These combinations appear only at the level "beyond" (the generalisation split): never in train, rl or test.
 UNSEEN = frozenset(
-    {("red", "star"), ("orange", "diamond"), ("yellow", "cross"), ("green", "triangle"), ("blue", "square"), ("purple", "circle")}
+    {
+        ("red", "star"),
+        ("orange", "diamond"),
+        ("yellow", "cross"),
+        ("green", "triangle"),
+        ("blue", "square"),
+        ("purple", "circle"),
+    }
 )
 
 Level = Literal["normal", "hard", "beyond"]
@@ -34,15 +41,21 @@ Level = Literal["normal", "hard", "beyond"]
 
 def pairs(level: Level) -> list[tuple[str, str]]:
     """All (colour, shape) pairs that may be drawn at this level."""
-    return [(colour, shape) for colour in COLOURS for shape in SHAPES if level == "beyond" or (colour, shape) not in UNSEEN]
+    return [
+        (colour, shape)
+        for colour in COLOURS
+        for shape in SHAPES
+        if level == "beyond" or (colour, shape) not in UNSEEN
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
     """One question about one picture, before it is drawn.
 
-    `draw` paints the picture on a blank `Canvas`; it runs only when the scene is kept. `description` is the formal
-    description of all that is drawn (JSON or CSV; positions included), and decides which split the scene belongs to.
+    `draw` paints the picture on a blank `Canvas`; it runs only when the scene is kept. `description` is the
+    formal description of all that is drawn (JSON or CSV; positions included), and decides which split the
+    scene belongs to.
     """
 
     draw: Callable[["Canvas"], None]
@@ -71,25 +84,38 @@ class Canvas:
         return self._image.reduce(SUPERSAMPLE)
 
     def polygon(self, points, fill=None, outline=None, width=1):
-        self._draw.polygon([(x * SUPERSAMPLE, y * SUPERSAMPLE) for x, y in points], fill, outline, round(width * SUPERSAMPLE))
+        self._draw.polygon(
+            [(x * SUPERSAMPLE, y * SUPERSAMPLE) for x, y in points], fill, outline, round(width * SUPERSAMPLE)
+        )
 
     def line(self, points, fill=INK, width=1.0):
-        self._draw.line([(x * SUPERSAMPLE, y * SUPERSAMPLE) for x, y in points], fill, round(width * SUPERSAMPLE), joint="curve")
+        self._draw.line(
+            [(x * SUPERSAMPLE, y * SUPERSAMPLE) for x, y in points],
+            fill,
+            round(width * SUPERSAMPLE),
+            joint="curve",
+        )
 
     def rectangle(self, box, fill=None, outline=None, width=1.0, radius=0.0):
         scaled = [round(value * SUPERSAMPLE) for value in box]
         self._draw.rounded_rectangle(scaled, radius * SUPERSAMPLE, fill, outline, round(width * SUPERSAMPLE))
 
     def ellipse(self, box, fill=None, outline=None, width=1.0):
-        self._draw.ellipse([round(value * SUPERSAMPLE) for value in box], fill, outline, round(width * SUPERSAMPLE))
+        self._draw.ellipse(
+            [round(value * SUPERSAMPLE) for value in box], fill, outline, round(width * SUPERSAMPLE)
+        )
 
     def arc(self, box, start, end, fill=INK, width=1.0):
         """Degrees run clockwise from 3 o'clock, as in Pillow."""
-        self._draw.arc([round(value * SUPERSAMPLE) for value in box], start, end, fill, round(width * SUPERSAMPLE))
+        self._draw.arc(
+            [round(value * SUPERSAMPLE) for value in box], start, end, fill, round(width * SUPERSAMPLE)
+        )
 
     def text(self, x, y, text, size=12, fill=INK, anchor="mm"):
         """`anchor` as in Pillow; the default centres the text on (x, y)."""
-        self._draw.text((x * SUPERSAMPLE, y * SUPERSAMPLE), text, fill, _font(round(size * SUPERSAMPLE)), anchor)
+        self._draw.text(
+            (x * SUPERSAMPLE, y * SUPERSAMPLE), text, fill, _font(round(size * SUPERSAMPLE)), anchor
+        )
 
     def shape(self, name: str, colour: str, box: tuple[float, float, float, float]):
         """One of SHAPES in one of COLOURS, touching all four sides of `box` = (x1, y1, x2, y2)."""

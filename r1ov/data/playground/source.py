@@ -11,7 +11,9 @@ from r1ov.data.playground.scene import SIZE
 
 @dataclass(frozen=True)
 class Playground:
-    """Records without end: playground[i] is `sample(split, i, seed)`, its picture painted only when it is needed."""
+    """Records without end: playground[i] is `sample(split, i, seed)`, its picture painted only when it is
+    needed.
+    """
 
     split: str = "train"
     seed: int = 0
@@ -20,7 +22,9 @@ class Playground:
         _, scene = invent(self.split, number, self.seed)
         image = LazyImage((SIZE, SIZE), partial(paint, scene))
         return Record(
-            messages=conversation(image, scene.question, None if self.split == "rl" else scene.reasoning, scene.answer),
+            messages=conversation(
+                image, scene.question, None if self.split == "rl" else scene.reasoning, scene.answer
+            ),
             solution=scene.answer,
             kind=scene.kind,
             id=str(number),

@@ -6,7 +6,12 @@ from r1ov.data.playground.grid import CELLS, Thing, cell_name, describe, in_read
 from r1ov.data.playground.scene import PAPER, Level, Scene, pairs
 
 _TOTAL = {"normal": (3, 5), "hard": (6, 7), "beyond": (8, 9)}  # objects in a picture
-_STEPS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # (column, row) to the cell next to it
+_STEPS = {
+    "left of": (-1, 0),
+    "right of": (1, 0),
+    "above": (0, -1),
+    "below": (0, 1),
+}  # (column, row) to the cell next to it
 _CORNERS = {"top left": (0, 0), "top right": (3, 0), "bottom left": (0, 3), "bottom right": (3, 3)}
 _NEXT_TO = (
     "Which object is directly {side} the {name}?",
@@ -45,7 +50,9 @@ def _next_to(rng: random.Random, names: list[tuple[str, str]]) -> Scene:
     things = _scatter(rng, names, [(column, row), (column + right, row + down)])
     here, there = things[:2]
     steps = f"The {here.name} is at {here.cell}. {side.capitalize()} {here.cell} is {there.cell}. At {there.cell} is the {there.name}."
-    return _scene(rng, things, rng.choice(_NEXT_TO).format(side=side, name=here.name), steps, there.name, "text")
+    return _scene(
+        rng, things, rng.choice(_NEXT_TO).format(side=side, name=here.name), steps, there.name, "text"
+    )
 
 
 def _seen_from(rng: random.Random, names: list[tuple[str, str]]) -> Scene:
@@ -77,7 +84,10 @@ def _is_it(rng: random.Random, names: list[tuple[str, str]]) -> Scene:
     true_side = asked if answer == "yes" else opposite
     low, high = sorted(rng.sample(range(4), 2))
     first_along, second_along = (low, high) if sum(_STEPS[true_side]) < 0 else (high, low)
-    places = [(along, rng.randrange(4)) if right else (rng.randrange(4), along) for along in (first_along, second_along)]
+    places = [
+        (along, rng.randrange(4)) if right else (rng.randrange(4), along)
+        for along in (first_along, second_along)
+    ]
     things = _scatter(rng, names, places)
     first, second = things[:2]
     where = f"The {first.name} is at {first.cell}, the {second.name} at {second.cell}."
@@ -98,10 +108,15 @@ def _scatter(rng: random.Random, names: list[tuple[str, str]], places: list[tupl
     """The first things stand at the given places, the others anywhere else."""
     places = places[: len(names)]
     free = [place for place in CELLS if place not in places]
-    return [put(rng, pair, place) for pair, place in zip(names, places + rng.sample(free, len(names) - len(places)), strict=True)]
+    return [
+        put(rng, pair, place)
+        for pair, place in zip(names, places + rng.sample(free, len(names) - len(places)), strict=True)
+    ]
 
 
-def _scene(rng: random.Random, things: list[Thing], question: str, steps: str, answer: str, kind: str) -> Scene:
+def _scene(
+    rng: random.Random, things: list[Thing], question: str, steps: str, answer: str, kind: str
+) -> Scene:
     paper = rng.choice(PAPER)
     return Scene(
         draw=painter(in_reading_order(things)),

@@ -1,6 +1,7 @@
 """Writing on tiles: small sums, signs with letters, and which of several numbers is the largest or smallest.
 
-A tile fills a cell, and a cell is what one vision token sees: half as many pictures teach a small model to read as with lines of type.
+A tile fills a cell, and a cell is what one vision token sees: half as many pictures teach a small model to
+read as with lines of type.
 """
 
 import json
@@ -62,10 +63,20 @@ def make(rng: random.Random, level: Level) -> Scene:
         written, reasoning, answer = _numbers(rng, level, topic)
     style = rng.choice(list(STYLES))
     tiles = [
-        {"text": text, "cell": cell_name(column, row), "x": 28 * column + 14 + rng.randint(-1, 1), "y": 28 * row + 14 + rng.randint(-1, 1)}
+        {
+            "text": text,
+            "cell": cell_name(column, row),
+            "x": 28 * column + 14 + rng.randint(-1, 1),
+            "y": 28 * row + 14 + rng.randint(-1, 1),
+        }
         for text, (column, row) in written
     ]
-    picture = {"style": style, "size": rng.randint(18, 20), "paper": rng.randrange(len(PAPER)), "tiles": tiles}
+    picture = {
+        "style": style,
+        "size": rng.randint(18, 20),
+        "paper": rng.randrange(len(PAPER)),
+        "tiles": tiles,
+    }
     return Scene(
         draw=partial(_draw, picture=picture),
         paper=PAPER[picture["paper"]],
@@ -84,7 +95,9 @@ def _sum(rng: random.Random, level: Level) -> tuple[list[Tile], str, str]:
         a, b = (rng.randint(1, 9), rng.randint(1, 9)) if small else (rng.randint(10, 59), rng.randint(2, 39))
         result = a + b
     elif sign == "-":
-        result, b = (rng.randint(1, 9), rng.randint(1, 9)) if small else (rng.randint(2, 59), rng.randint(10, 39))
+        result, b = (
+            (rng.randint(1, 9), rng.randint(1, 9)) if small else (rng.randint(2, 59), rng.randint(10, 39))
+        )
         a = result + b
     else:
         a, b = (rng.randint(2, 9), rng.randint(2, 9)) if small else (rng.randint(10, 19), rng.randint(2, 9))
@@ -110,7 +123,9 @@ def _sign(rng: random.Random, level: Level) -> tuple[list[Tile], str, str]:
 
 
 def _numbers(rng: random.Random, level: Level, topic: str) -> tuple[list[Tile], str, str]:
-    """One number a row, the first rows of two columns for more than four; normal: no two begin with the same digit."""
+    """One number a row, the first rows of two columns for more than four; normal: no two begin with the same
+    digit.
+    """
     amount = rng.randint(*HOW_MANY_NUMBERS[level])
     if level == "normal":
         numbers = [10 * tens + rng.randint(0, 9) for tens in rng.sample(range(1, 10), amount)]
@@ -128,4 +143,6 @@ def _draw(canvas: Canvas, picture: dict) -> None:
         x, y = tile["x"], tile["y"]
         canvas.rectangle((x - 11.5, y - 10.5, x + 12.5, y + 13), SHADOW, radius=4)
         canvas.rectangle((x - 12.5, y - 12.5, x + 12.5, y + 12), face, edge, 1.25, radius=4)
-        canvas.text(x, y, tile["text"], picture["size"] if len(tile["text"]) == 1 else picture["size"] - 2, ink)
+        canvas.text(
+            x, y, tile["text"], picture["size"] if len(tile["text"]) == 1 else picture["size"] - 2, ink
+        )

@@ -21,24 +21,34 @@ class Labelled(NamedTuple):
 
 
 def iou(a: Sequence[Fraction | float], b: Sequence[Fraction | float]) -> float:
-    """Overlap of two boxes, as areas of the plane: intersection over union, in [0, 1]. Of fractions, exact but for its rounding."""
+    """Overlap of two boxes, as areas of the plane: intersection over union, in [0, 1]. Of fractions, exact
+    but for its rounding.
+    """
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     shared = max(width, 0) * max(height, 0)
     return float(shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared))
 
 
 def read_boxes(text: str) -> list[Labelled] | None:
-    """All boxes in the text, equal ones once; None if there is none, one that is no box (x1 < x2, y1 < y2), or over MAX_BOXES.
+    """All boxes in the text, equal ones once; None if there is none, one that is no box (x1 < x2, y1 < y2),
+    or over MAX_BOXES.
 
-    Examples: "[1, 2, 30, 40]"; '[{"bbox_2d": [1, 2, 30, 40], "label": "cat"}]', also inside Markdown's code fence
+    Examples: "[1, 2, 30, 40]"; '[{"bbox_2d": [1, 2, 30, 40], "label": "cat"}]', also inside Markdown's code
+        fence
     """
     body = re.sub(r"^\s*```(?:json)?|```\s*$", "", text).strip()
     found = _from_json(body) if body.startswith(("{", "[")) else None
     if found is None:
         found = [Labelled(_box(match.groups()), None) for match in _FOUR.finditer(plain(body))]
-        if re.search(r"\d\s*,\s*[-+.\d]", _FOUR.sub("", plain(body))):  # another list of numbers, which is no box
+        if re.search(
+            r"\d\s*,\s*[-+.\d]", _FOUR.sub("", plain(body))
+        ):  # another list of numbers, which is no box
             return None
-    if not found or len(found) > MAX_BOXES or any(box is None or box[0] >= box[2] or box[1] >= box[3] for box, _ in found):
+    if (
+        not found
+        or len(found) > MAX_BOXES
+        or any(box is None or box[0] >= box[2] or box[1] >= box[3] for box, _ in found)
+    ):
         return None
     return list(dict.fromkeys(found))
 
@@ -52,8 +62,8 @@ def read_box(text: str) -> Box | None:
 def box_scale(frame: Frame, original: tuple[int, int], resized: tuple[int, int]) -> tuple[Fraction, Fraction]:
     """What to multiply x and y by, from the frame a model answers in to the original picture's pixels.
 
-    Args: original, resized: (width, height) of the picture as given, and as the vision encoder sees it (its grid times 14:
-        Qwen2.5-VL answers in these pixels).
+    Args: original, resized: (width, height) of the picture as given, and as the vision encoder sees it (its
+        grid times 14: Qwen2.5-VL answers in these pixels).
     """
     by = {"original": original, "resized": resized, "unit": (1, 1), "per-mille": (1000, 1000)}
     if frame not in by:
@@ -66,11 +76,15 @@ def scaled(box: Box, scale: tuple[Fraction, Fraction]) -> Box:
 
 
 def match_score(found: list[Labelled], gold: list[Labelled], threshold: float | None = None) -> float:
-    """Sum of the overlaps of boxes matched one to one, best overlaps first, over the longer list's length: in [0, 1].
+    """Sum of the overlaps of boxes matched one to one, best overlaps first, over the longer list's length: in
+    [0, 1].
 
-    A gold box with a label is matched only by the same label. threshold: count overlaps of at least so much as 1, others as 0.
+    A gold box with a label is matched only by the same label. threshold: count overlaps of at least so much
+    as 1, others as 0.
     """
-    sides = [[[float(x) for x in one.box] for one in boxes] for boxes in (found, gold)]  # many pairs: fractions would take long
+    sides = [
+        [[float(x) for x in one.box] for one in boxes] for boxes in (found, gold)
+    ]  # many pairs: fractions would take long
     pairs = sorted(
         (-iou(sides[0][i], sides[1][k]), i, k)
         for i, one in enumerate(found)
@@ -103,7 +117,9 @@ def _from_json(body: str) -> list[Labelled] | None:
             entry = entry.get("bbox_2d", entry.get("bbox"))
         if not isinstance(entry, list) or len(entry) != 4:
             return None
-        found.append(Labelled(_box(entry), " ".join(label.casefold().split()) if isinstance(label, str) else None))
+        found.append(
+            Labelled(_box(entry), " ".join(label.casefold().split()) if isinstance(label, str) else None)
+        )
     return found
 
 

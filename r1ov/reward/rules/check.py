@@ -29,7 +29,13 @@ def unscorable(golds: Iterable[Gold], verify: Verify | None = None) -> tuple[lis
         if gold.rules.answer_from == "boxed" and "\\boxed" not in answer:
             answer = f"\\boxed{{{answer}}}"
         # the gold is in its own coordinates already
-        score = grade(f"<think>.</think><answer>{answer}</answer>", gold.answer, gold.kind, gold.rules.without_box_scale(), verify).score
+        score = grade(
+            f"<think>.</think><answer>{answer}</answer>",
+            gold.answer,
+            gold.kind,
+            gold.rules.without_box_scale(),
+            verify,
+        ).score
         if score != 1.0:
             failed.append((gold, "cannot be read" if score is None else f"scores {score:g}"))
     return failed, count
@@ -42,7 +48,10 @@ def check_golds(golds: Iterable[Gold], verify: Verify | None = None) -> list[tup
     """
     failed, count = unscorable(golds, verify)
     if count - len(failed) < MIN_SHARE * count or not count:
-        shown = "; ".join(f"{gold.name}: {gold.answer!r:.60} as {gold.kind or 'any kind'} {why}" for gold, why in failed[:SHOWN])
+        shown = "; ".join(
+            f"{gold.name}: {gold.answer!r:.60} as {gold.kind or 'any kind'} {why}"
+            for gold, why in failed[:SHOWN]
+        )
         raise UserError(
             f"{len(failed)} of {count} gold answers do not score 1 against themselves, at most 5% may: {shown or 'there are none'}; "
             "mend or drop these rows, or say their kind"

@@ -17,12 +17,17 @@ _ANOTHER = re.compile(
 
 
 def read_letter(text: str) -> str | None:
-    """The one choice letter in forms such as `B`, `(b)`, `B.`, `**B**`, `option B`, `B. blue star`; None if there is none or several."""
+    """The one choice letter in forms such as `B`, `(b)`, `B.`, `**B**`, `option B`, `B. blue star`; None if
+    there is none or several.
+    """
     return _letter(text)[0]
 
 
 def read_choice(
-    text: str, choices: Sequence[str] = (), num_choices: int | None = None, same: Callable[[str, str], bool] | None = None
+    text: str,
+    choices: Sequence[str] = (),
+    num_choices: int | None = None,
+    same: Callable[[str, str], bool] | None = None,
 ) -> str | None:
     """The letter of the one choice that the text names; of choices with the same text, the first one's.
 

@@ -43,20 +43,25 @@ class Rules:
 
 
 def same_number(found: Number, gold: Number, rules: Rules) -> bool:
-    """Exactly equal; within `rules` where one is inexact. Different units never; a missing one is no difference."""
+    """Exactly equal; within `rules` where one is inexact. Different units never; a missing one is no
+    difference.
+    """
     if found.unit and gold.unit and found.unit != gold.unit:
         return False
     decimals = gold.decimals if gold.decimals is not None else None if found.decimals is None else 1_000
     if _close(found.value, gold.value, decimals, rules):
         return True
     is_bare = rules.bare_percent and gold.percent and not found.percent
-    return is_bare and _close(found.value, gold.value * 100, None if decimals is None else max(decimals - 2, 0), rules)
+    return is_bare and _close(
+        found.value, gold.value * 100, None if decimals is None else max(decimals - 2, 0), rules
+    )
 
 
 def same_math(found: str, gold: str, rules: Rules, kind: str = "math") -> bool | None:
     """Whether two texts are the same mathematics; None where our rules leave it open.
 
-    kind: "tuple" takes the gold's items in order and "set" without order, whatever its brackets; else the gold's brackets say.
+    kind: "tuple" takes the gold's items in order and "set" without order, whatever its brackets; else the
+        gold's brackets say.
     Raises: Unreadable, if the gold is not read here.
     """
     numbers = read_number(found), read_number(gold)
@@ -85,7 +90,9 @@ def _read(text: str, is_set: bool, algebra: Algebra) -> tuple[Value, str]:
 
 
 def _bracketed(left: Value, right: Value, kind: str) -> tuple[Value, Value]:
-    """Both as tuples or both as sets, where the found one's brackets allow it: those of the kind, or the gold's own."""
+    """Both as tuples or both as sets, where the found one's brackets allow it: those of the kind, or the
+    gold's own.
+    """
     brackets, allowed = ("{}", UNORDERED) if kind == "set" else ("()", ("()", "[]"))
     own = right.brackets if isinstance(right, Group) else "{}"
     if isinstance(left, Group) and left.brackets in (*allowed, own):
@@ -102,7 +109,9 @@ def _same_form(found: Form, gold: Form, algebra: Algebra, rules: Rules) -> bool 
     values = [form.rational if form.rational is not None else approximate(form) for form in (found, gold)]
     if None in values:
         return verdict
-    return _close(Fraction(values[0]), Fraction(values[1]), 1_000 if gold.decimals is None else gold.decimals, rules)
+    return _close(
+        Fraction(values[0]), Fraction(values[1]), 1_000 if gold.decimals is None else gold.decimals, rules
+    )
 
 
 def _close(found: Fraction, gold: Fraction, decimals: int | None, rules: Rules) -> bool:
@@ -118,7 +127,9 @@ def _close(found: Fraction, gold: Fraction, decimals: int | None, rules: Rules) 
 
 
 def _equal(a: Value, b: Value, algebra: Algebra, same: Callable[[Form, Form], bool | None]) -> bool | None:
-    """A variable alone on the left ("x = 3") may be missing on one side. Groups need the same brackets; sets are matched one to one."""
+    """A variable alone on the left ("x = 3") may be missing on one side. Groups need the same brackets; sets
+    are matched one to one.
+    """
     if isinstance(a, Equation) and isinstance(b, Equation):
         if a.name and a.name == b.name:
             return same(a.right, b.right)
@@ -151,6 +162,8 @@ def _equal(a: Value, b: Value, algebra: Algebra, same: Callable[[Form, Form], bo
 
 
 def _leading(form: Form) -> Form:
-    """A coefficient of the form that is not zero, always of the same term: two equations may differ by a factor."""
+    """A coefficient of the form that is not zero, always of the same term: two equations may differ by a
+    factor.
+    """
     monomial = min(form.num, key=lambda one: sorted(map(repr, one)))
     return Form({frozenset(): form.num[monomial]}, {frozenset(): Fraction(1)})

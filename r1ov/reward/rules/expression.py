@@ -1,6 +1,8 @@
-"""Mathematical answers: text or LaTeX read into exact forms, tuples, sets, lists and equations, within fixed bounds.
+"""Mathematical answers: text or LaTeX read into exact forms, tuples, sets, lists and equations, within fixed
+bounds.
 
-A parser of our own, since general ones evaluate what they read. Beyond MAX_LENGTH, MAX_DEPTH or form.py's bounds it raises Unreadable.
+A parser of our own, since general ones evaluate what they read. Beyond MAX_LENGTH, MAX_DEPTH or form.py's
+bounds it raises Unreadable.
 """
 
 import re
@@ -16,7 +18,18 @@ MAX_DEPTH = 32  # of brackets, fractions, exponents
 MAX_ITEMS = 32  # of a set or tuple
 MAX_DIGITS = 100  # of a number
 TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc")
-FUNCTIONS = ("sqrt", "ln", "log", "lg", "exp", *TRIGONOMETRIC, *("arc" + name for name in TRIGONOMETRIC), "sinh", "cosh", "tanh")
+FUNCTIONS = (
+    "sqrt",
+    "ln",
+    "log",
+    "lg",
+    "exp",
+    *TRIGONOMETRIC,
+    *("arc" + name for name in TRIGONOMETRIC),
+    "sinh",
+    "cosh",
+    "tanh",
+)
 WORDS = ("or", "and", "not", "yes", "no")  # and no products of letters
 GREEK = ("alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "rho", "sigma", "omega", "tau")
 
@@ -39,7 +52,9 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Group:
-    """Several values. brackets: "()" a tuple, "[]" a list or closed interval, "(]" "[)" intervals, "{}" a set, "" only commas."""
+    """Several values. brackets: "()" a tuple, "[]" a list or closed interval, "(]" "[)" intervals, "{}" a
+    set, "" only commas.
+    """
 
     brackets: str
     items: tuple["Value", ...]
@@ -59,7 +74,8 @@ def read(text: str, algebra: Algebra | None = None) -> Value:
     """The value that the text writes.
 
     Raises: Unreadable, where it is none or beyond the bounds.
-    Examples: "\\\\frac{1}{2}" "2\\\\sqrt{3}" "(1, -2)" "{1, 2}" "1, 2" "y = 2x + 1" "[0, 1)" "1 1/2" "3 \\\\times 10^{5}" "12%"
+    Examples: "\\\\frac{1}{2}" "2\\\\sqrt{3}" "(1, -2)" "{1, 2}" "1, 2" "y = 2x + 1" "[0, 1)" "1 1/2" "3
+        \\\\times 10^{5}" "12%"
     """
     if len(text) > 5 * MAX_LENGTH:
         raise Unreadable("too long")
@@ -101,7 +117,9 @@ def _tokens(text: str) -> list[tuple[str, str]]:
 
 
 def _groups(tokens: list[tuple[str, str]]) -> set[int]:
-    """Where brackets open that hold several values: `\\{`, a comma inside, or square ones around all that stands there."""
+    """Where brackets open that hold several values: `\\{`, a comma inside, or square ones around all that
+    stands there.
+    """
     groups, opened = set(), []
     for at, (kind, text) in enumerate(tokens):
         if kind in ("sign", "set") and text in _CLOSING:
@@ -176,7 +194,11 @@ class _Parser:
         items = () if closing else tuple(self._items())
         if not closing:
             closing_kind, closing = self._next()
-            if (closing_kind == "set") != (kind == "set") or (closing == "}") != (opening == "{") or closing not in _CLOSING.values():
+            if (
+                (closing_kind == "set") != (kind == "set")
+                or (closing == "}") != (opening == "{")
+                or closing not in _CLOSING.values()
+            ):
                 raise Unreadable("brackets")
         self.depth -= 1
         return Group(opening + closing, items)
@@ -209,7 +231,11 @@ class _Parser:
         kind, text = self._peek()
         if kind == "number" and (after_number or self.tokens[self.at - 1][0] == "letter"):
             raise Unreadable("a number after a number or a letter")
-        return kind == "letter" or (kind == "sign" and text in "({") or (kind == "command" and text not in ("times", "cdot", "div", "|"))
+        return (
+            kind == "letter"
+            or (kind == "sign" and text in "({")
+            or (kind == "command" and text not in ("times", "cdot", "div", "|"))
+        )
 
     def _power(self) -> Form:
         base = self._atom()
@@ -243,7 +269,11 @@ class _Parser:
             if not self._take(kind, "|"):
                 raise Unreadable("|")
             value = inside.rational
-            return symbol(("function", "abs", inside.key)) if value is None else constant(abs(value), inside.decimals)
+            return (
+                symbol(("function", "abs", inside.key))
+                if value is None
+                else constant(abs(value), inside.decimals)
+            )
         if kind == "command":
             return self._command(text)
         raise Unreadable(text or "the end")

@@ -1,4 +1,6 @@
-"""Where in a reply the answer stands. One ladder for training and evaluation; which rung held is kept and reported."""
+"""Where in a reply the answer stands. One ladder for training and evaluation; which rung held is kept and
+reported.
+"""
 
 import re
 from typing import Literal, NamedTuple
@@ -21,26 +23,33 @@ _PHRASE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _END = re.compile(r"\n|。|(?<!\b[A-Za-z])[.!?](?=\s|$)")  # of a sentence; the full stop of "B. blue" is none
-_REASON = re.compile(r"[,;，；]?\s*(?:\b(?:because|since|as\s+(?:the|it|they|there|we)|which|where|so\s+that)\b|因为|由于|理由)")
+_REASON = re.compile(
+    r"[,;，；]?\s*(?:\b(?:because|since|as\s+(?:the|it|they|there|we)|which|where|so\s+that)\b|因为|由于|理由)"
+)
 
 
 class Extraction(NamedTuple):
-    """An answer and the rung that gave it: tag, boxed, phrase, short, tail; without an answer: truncated, unparsed."""
+    """An answer and the rung that gave it: tag, boxed, phrase, short, tail; without an answer: truncated,
+    unparsed.
+    """
 
     answer: str | None
     method: str
 
 
-def extract_answer(reply: str, answer_from: AnswerFrom = "tag", finished: bool = True, lenient: bool = False) -> Extraction:
+def extract_answer(
+    reply: str, answer_from: AnswerFrom = "tag", finished: bool = True, lenient: bool = False
+) -> Extraction:
     """The answer of a reply. Nothing inside the thought ever counts.
 
-    "tag" (training): the body of the only `<answer>` block after the thought. "boxed": the last `\\boxed{}` after the thought,
-    in the `<answer>` block if there is one. "auto" (evaluation): the last `<answer>` block that is not blank; else the later of
-    the last `\\boxed{}` and the last phrase such as "the answer is"; else a short reply as a whole.
-    A reason after a phrase's answer ("B, because ...") is left out.
+    "tag" (training): the body of the only `<answer>` block after the thought. "boxed": the last `\\boxed{}`
+    after the thought, in the `<answer>` block if there is one. "auto" (evaluation): the last `<answer>` block
+    that is not blank; else the later of the last `\\boxed{}` and the last phrase such as "the answer is";
+    else a short reply as a whole. A reason after a phrase's answer ("B, because ...") is left out.
 
     Args:
-        finished: the reply ended by itself; only then may a last `<answer>` lack its closing tag, or a phrase run to the very end.
+        finished: the reply ended by itself; only then may a last `<answer>` lack its closing tag, or a phrase
+            run to the very end.
         lenient: at last, guess the last number or choice letter of the last sentence (rung "tail").
     """
     if answer_from not in ("tag", "boxed", "auto"):
@@ -94,4 +103,6 @@ def _ladder(tail: str, finished: bool, lenient: bool) -> Extraction:
 
 def _if_short(answer: str | None, method: str) -> Extraction:
     """No answer where there is none, a blank one, or one too long to be an answer."""
-    return Extraction(answer, method) if answer and len(answer) <= MAX_ANSWER else Extraction(None, "unparsed")
+    return (
+        Extraction(answer, method) if answer and len(answer) <= MAX_ANSWER else Extraction(None, "unparsed")
+    )

@@ -1,8 +1,10 @@
-"""Exact algebra for comparing answers: a quotient of sums of c * a^p * b^q ..., c a fraction, p and q fractions, a, b symbols.
+"""Exact algebra for comparing answers: a quotient of sums of c * a^p * b^q ..., c a fraction, p and q
+fractions, a, b symbols.
 
-Symbols are variables, pi, e, primes under roots, logarithms of primes, and whatever else cannot be taken apart (sin of something,
-a root of a sum), which stays closed. Powers of different primes between 0 and 1 are linearly independent over the fractions, so
-two forms that look alike are equal, and two that differ without closed symbols are not.
+Symbols are variables, pi, e, primes under roots, logarithms of primes, and whatever else cannot be taken
+apart (sin of something, a root of a sum), which stays closed. Powers of different primes between 0 and 1 are
+linearly independent over the fractions, so two forms that look alike are equal, and two that differ without
+closed symbols are not.
 """
 
 import math
@@ -27,7 +29,9 @@ class TooLarge(Exception):
 
 @dataclass(frozen=True)
 class Form:
-    """num / den, where den is 1 or has several terms. decimals: how many places a decimal number has, None where all is exact."""
+    """num / den, where den is 1 or has several terms. decimals: how many places a decimal number has, None
+    where all is exact.
+    """
 
     num: Sum
     den: Sum
@@ -35,7 +39,9 @@ class Form:
 
     @property
     def rational(self) -> Fraction | None:
-        return self.num.get(ONE, Fraction(0)) if self.num.keys() <= {ONE} and self.den.keys() == {ONE} else None
+        return (
+            self.num.get(ONE, Fraction(0)) if self.num.keys() <= {ONE} and self.den.keys() == {ONE} else None
+        )
 
     @property
     def key(self) -> Hashable:
@@ -80,7 +86,9 @@ class Algebra:
         return self._quotient(self._times(a.num, b.den), self._times(a.den, b.num), _inexact(a, b))
 
     def power(self, base: Form, exponent: Form) -> Form:
-        """Raises: ZeroDivisionError for 0 to a negative power; TooLarge for 0^0 and even roots of negative numbers."""
+        """Raises: ZeroDivisionError for 0 to a negative power; TooLarge for 0^0 and even roots of negative
+        numbers.
+        """
         n = exponent.rational
         if n is None:
             return symbol(("power", base.key, exponent.key))
@@ -99,7 +107,10 @@ class Algebra:
             raise ZeroDivisionError("no logarithm")
         if value is not None:
             total = constant(0, a.decimals)
-            for prime, count in [*factors(value.numerator), *((p, -k) for p, k in factors(value.denominator))]:
+            for prime, count in [
+                *factors(value.numerator),
+                *((p, -k) for p, k in factors(value.denominator)),
+            ]:
                 total = self.add(total, self.multiply(constant(count), symbol(("ln", prime))))
             return total
         if a.den.keys() == {ONE} and len(a.num) == 1:
@@ -114,7 +125,11 @@ class Algebra:
         if left == right:
             return True
         names = {name for side in (left, right) for monomial in side for name, _ in monomial}
-        return None if any(isinstance(name, tuple) and name[0] in ("function", "power", "root") for name in names) else False
+        return (
+            None
+            if any(isinstance(name, tuple) and name[0] in ("function", "power", "root") for name in names)
+            else False
+        )
 
     def _plus(self, a: Sum, b: Sum) -> Sum:
         self._count(len(b))
@@ -133,8 +148,14 @@ class Algebra:
         return _checked(total)
 
     def _quotient(self, num: Sum, den: Sum, decimals: int | None) -> Form:
-        """A denominator of one term goes into the numerator; one that the numerator is a multiple of becomes 1."""
-        if len(den) > 1 and num.keys() == den.keys() and len(ratios := {num[monomial] / den[monomial] for monomial in den}) == 1:
+        """A denominator of one term goes into the numerator; one that the numerator is a multiple of becomes
+        1.
+        """
+        if (
+            len(den) > 1
+            and num.keys() == den.keys()
+            and len(ratios := {num[monomial] / den[monomial] for monomial in den}) == 1
+        ):
             return constant(ratios.pop(), decimals)
         if len(den) == 1:
             (monomial, coefficient), *_ = den.items()
@@ -162,7 +183,9 @@ class Algebra:
             if coefficient < 0 and n.denominator % 2 == 0:
                 raise TooLarge
             # (x^2)^(1/2) is not x for every x; x^1 and x^(1/3) are safe
-            if all(name in ("pi", "e") or _is_prime(name) or k == 1 or k.denominator > 1 for name, k in monomial):
+            if all(
+                name in ("pi", "e") or _is_prime(name) or k == 1 or k.denominator > 1 for name, k in monomial
+            ):
                 result = constant(-1 if coefficient < 0 and n.numerator % 2 else 1, base.decimals)
                 size = abs(coefficient)
                 whole = [*factors(size.numerator), *((p, -k) for p, k in factors(size.denominator))]
@@ -179,7 +202,9 @@ class Algebra:
 
 
 def factors(n: int) -> list[tuple[int, int]]:
-    """(prime, count) of n > 0. Raises: TooLarge where what is left without its primes below 1,000 is not a prime or its square."""
+    """(prime, count) of n > 0. Raises: TooLarge where what is left without its primes below 1,000 is not a
+    prime or its square.
+    """
     found = []
     for p in PRIMES:
         count = 0
@@ -200,7 +225,10 @@ def approximate(form: Form) -> float | None:
     """Its value in floating point; None with variables, closed symbols, or out of range."""
     try:
         num, den = (
-            math.fsum(float(c) * math.prod(_value(name) ** float(k) for name, k in monomial) for monomial, c in side.items())
+            math.fsum(
+                float(c) * math.prod(_value(name) ** float(k) for name, k in monomial)
+                for monomial, c in side.items()
+            )
             for side in (form.num, form.den)
         )
         value = num / den

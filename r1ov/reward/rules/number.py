@@ -1,4 +1,6 @@
-"""Numbers as people write them, exactly: integers, decimals, fractions, mixed and scientific numbers, percent, currency, units."""
+"""Numbers as people write them, exactly: integers, decimals, fractions, mixed and scientific numbers,
+percent, currency, units.
+"""
 
 import re
 from dataclasses import dataclass
@@ -17,19 +19,44 @@ _NUMBER = re.compile(
     rf"|\\frac\s*\{{\s*(?P<tex_top>-?{_DIGITS})\s*\}}\s*\{{\s*(?P<tex_bottom>{_DIGITS})\s*\}})"
     rf"|(?P<digits>{_DIGITS}){_POWER}?)"
 )
-_UNIT = re.compile(r"(?:(?P<power_word>square|sq\.?|cubic)\s+)?(?P<name>[A-Za-zμΩ]+\.?(?:\s*/\s*[A-Za-z]+)?)(?:\^\{?(?P<power>-?\d)\}?)?")
+_UNIT = re.compile(
+    r"(?:(?P<power_word>square|sq\.?|cubic)\s+)?(?P<name>[A-Za-zμΩ]+\.?(?:\s*/\s*[A-Za-z]+)?)(?:\^\{?(?P<power>-?\d)\}?)?"
+)
 _TRAILING = re.compile(
     r"(?:\\(?:text|mathrm|mbox)\s*\{\s*(?P<tex>[^{}]*)\}|(?<=[\d)}\s])(?P<name>(?:(?:square|sq|cubic)\s+)?[A-Za-z]{2,}))"
     r"(?:\^\{?(?P<power>\d)\}?)?\.?$"
 )
-_PREFIXES = {"": "", "kilo": "k", "centi": "c", "milli": "m", "mega": "M", "micro": "μ", "nano": "n", "deci": "d"}
-_BASES = {"meter": "m", "metre": "m", "gram": "g", "liter": "L", "litre": "L", "second": "s", "watt": "W", "joule": "J", "newton": "N"}
+_PREFIXES = {
+    "": "",
+    "kilo": "k",
+    "centi": "c",
+    "milli": "m",
+    "mega": "M",
+    "micro": "μ",
+    "nano": "n",
+    "deci": "d",
+}
+_BASES = {
+    "meter": "m",
+    "metre": "m",
+    "gram": "g",
+    "liter": "L",
+    "litre": "L",
+    "second": "s",
+    "watt": "W",
+    "joule": "J",
+    "newton": "N",
+}
 _OTHERS = (
     "inch in, inche in, foot ft, feet ft, yard yd, mile mi, pound lb, lbs lb, ounce oz, minute min, hour h, hr h, sec s, volt V, ohm Ω, "
     "hertz Hz, pascal Pa, ampere A, mole mol, l L, ml mL"
 )
-SYMBOLS = {prefix + base: short + symbol for prefix, short in _PREFIXES.items() for base, symbol in _BASES.items()}
-SYMBOLS |= dict(pair.split() for pair in _OTHERS.split(", ")) | dict.fromkeys(("degree", "deg", "dollar", "euro", "unit"), "")
+SYMBOLS = {
+    prefix + base: short + symbol for prefix, short in _PREFIXES.items() for base, symbol in _BASES.items()
+}
+SYMBOLS |= dict(pair.split() for pair in _OTHERS.split(", ")) | dict.fromkeys(
+    ("degree", "deg", "dollar", "euro", "unit"), ""
+)
 _SHORT = {*SYMBOLS.values(), *(f"{a}/{b}" for a in ("m", "km", "cm", "mi", "g") for b in ("s", "h", "L"))}
 # words after a number that change it, instead of saying of what it is the number
 _CHANGING = (
@@ -41,7 +68,9 @@ _NO_UNIT = set(_CHANGING.split())
 
 @dataclass(frozen=True)
 class Number:
-    """decimals: places after the point, None for an exact number. unit: "" for none, or one that does not matter (degrees, currency)."""
+    """decimals: places after the point, None for an exact number. unit: "" for none, or one that does not
+    matter (degrees, currency).
+    """
 
     value: Fraction
     decimals: int | None = None
@@ -52,7 +81,8 @@ class Number:
 def read_number(text: str) -> Number | None:
     """The one number that the text is, or None.
 
-    Examples: "1,234.5" "8/2" "\\\\frac{1}{2}" "1 1/2" "3 \\\\times 10^{5}" "x = -3" "150°" "12%" "$5" "12.5 cm^2"
+    Examples: "1,234.5" "8/2" "\\\\frac{1}{2}" "1 1/2" "3 \\\\times 10^{5}" "x = -3" "150°" "12%" "$5" "12.5
+        cm^2"
     """
     if len(text) > 1_000:
         return None
@@ -70,12 +100,16 @@ def read_number(text: str) -> Number | None:
 
 
 def split_unit(text: str) -> tuple[str, str]:
-    """An expression and the unit after it, in text already `plain`: one in `\\\\text{}`, or a known one of two letters or more."""
+    """An expression and the unit after it, in text already `plain`: one in `\\\\text{}`, or a known one of
+    two letters or more.
+    """
     match = _TRAILING.search(text)
     if not match or not text[: match.start()].strip():
         return text, ""
     is_tex = match["tex"] is not None
-    words = (match["tex"] if is_tex else match["name"]).strip() + (f"^{match['power']}" if match["power"] else "")
+    words = (match["tex"] if is_tex else match["name"]).strip() + (
+        f"^{match['power']}" if match["power"] else ""
+    )
     unit = read_unit(words)
     is_unit = unit is not None and (is_tex or unit.partition("^")[0] in _SHORT or unit == "")
     return (text[: match.start()].strip(), unit) if is_unit else (text, "")
@@ -103,7 +137,9 @@ def _short(name: str) -> str:
 
 
 def _suffix(text: str) -> tuple[bool, str | None]:
-    """(percent, unit) after a number; the unit is None where what follows makes it another number or no number."""
+    """(percent, unit) after a number; the unit is None where what follows makes it another number or no
+    number.
+    """
     text = text.strip()
     if re.fullmatch(r"(?:%|percent|per cent)", text):
         return True, ""
@@ -121,7 +157,10 @@ def _value(match: re.Match) -> tuple[Fraction | None, int | None]:
         digits = match["digits"].replace(",", "")
         decimals = max(len(digits.partition(".")[2]) - exponent, 0) if "." in digits else None
         return Fraction(digits.rstrip(".")) * Fraction(10) ** exponent, decimals
-    top, bottom = (Fraction((match[name] or match["tex_" + name]).replace(",", "").rstrip(".")) for name in ("top", "bottom"))
+    top, bottom = (
+        Fraction((match[name] or match["tex_" + name]).replace(",", "").rstrip("."))
+        for name in ("top", "bottom")
+    )
     if bottom == 0 or (match["whole"] and not (0 <= top < bottom)):
         return None, None
     is_decimal = "." in match[0]

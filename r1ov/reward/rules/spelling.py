@@ -1,4 +1,6 @@
-"""One plain spelling for text that may hold LaTeX, Markdown or Unicode's own forms: the same thing written the same way."""
+"""One plain spelling for text that may hold LaTeX, Markdown or Unicode's own forms: the same thing written
+the same way.
+"""
 
 import re
 import unicodedata
@@ -19,7 +21,12 @@ _LATEX = [  # in this order
     (re.compile(r"\\[()\[\]$]|\$"), " "),
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
-    (re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\{\s*°\s*\}|\\degree(?![A-Za-z])|\{\s*degrees?\s*\}"), "°"),
+    (
+        re.compile(
+            r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\{\s*°\s*\}|\\degree(?![A-Za-z])|\{\s*degrees?\s*\}"
+        ),
+        "°",
+    ),
     (re.compile(r"\\%"), "%"),
     (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
 ]
@@ -29,7 +36,8 @@ _EDGES = " \t\r\n*`\"'"
 
 @lru_cache(maxsize=1024)
 def plain(text: str) -> str:
-    """The text in one spelling: NFKC, `^{2}` for a superscript, ` 1/2` for a vulgar fraction, LaTeX's spacing and `$` gone.
+    """The text in one spelling: NFKC, `^{2}` for a superscript, ` 1/2` for a vulgar fraction, LaTeX's spacing
+    and `$` gone.
 
     Example: "$5\\\\dfrac12\\\\,\\\\text{cm}²$" -> "5\\\\frac{1}{2} \\\\text{cm}^{2}"
     """
@@ -44,7 +52,9 @@ def plain(text: str) -> str:
 
 
 def unwrap(text: str) -> str:
-    """The text without Markdown, quotes and LaTeX's text commands around or in it, and without a final full stop."""
+    """The text without Markdown, quotes and LaTeX's text commands around or in it, and without a final full
+    stop.
+    """
     text = _WRAPPERS.sub(r"\1", text).strip(_EDGES)
     return text.removesuffix(".").strip(_EDGES)
 

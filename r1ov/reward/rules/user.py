@@ -15,7 +15,8 @@ MAX_TIMEOUTS = 8  # one after the other
 
 
 class UserReward:
-    """Scores of the user's function, by name. The file is loaded at once, so that a mistake in it stops the run before training.
+    """Scores of the user's function, by name. The file is loaded at once, so that a mistake in it stops the
+    run before training.
 
     Args: target: "FILE.py:function". seconds: hard limit of a call.
     Attributes: name: the function's. timeouts: how many calls were overdue.
@@ -32,10 +33,13 @@ class UserReward:
         except (WorkerError, WorkerTimeout) as error:
             raise UserError(f"--reward cannot be loaded: {error}") from None
 
-    def __call__(self, prompt: Any, completion: str, row: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, float | None]:
+    def __call__(
+        self, prompt: Any, completion: str, row: Mapping[str, Any], info: Mapping[str, Any]
+    ) -> dict[str, float | None]:
         """{name: score}; None where the function says nothing or was overdue.
 
-        Raises: UserError if the function raises, returns anything else than a finite number, None or an object of them, or was
+        Raises: UserError if the function raises, returns anything else than a finite number, None or an
+            object of them, or was
             overdue MAX_TIMEOUTS times in a row: a broken reward must not pass for a low one.
         """
         try:
@@ -44,15 +48,23 @@ class UserReward:
             self.timeouts += 1
             self.in_a_row += 1
             if self.in_a_row >= MAX_TIMEOUTS:
-                raise UserError(f"--reward: {self.in_a_row} calls in a row took over {self.worker.timeout:g} s ({error})") from None
+                raise UserError(
+                    f"--reward: {self.in_a_row} calls in a row took over {self.worker.timeout:g} s ({error})"
+                ) from None
             return {self.name: None}
         except WorkerError as error:
             raise UserError(f"--reward: {error}") from None
         self.in_a_row = 0
-        scores = {f"{self.name}/{key}": score for key, score in value.items()} if isinstance(value, dict) else {self.name: value}
+        scores = (
+            {f"{self.name}/{key}": score for key, score in value.items()}
+            if isinstance(value, dict)
+            else {self.name: value}
+        )
         for key, score in scores.items():
             if not isinstance(score, int | float | None):
-                raise UserError(f"--reward: {key} is {score!r:.40}; expected a number, None, or an object of them")
+                raise UserError(
+                    f"--reward: {key} is {score!r:.40}; expected a number, None, or an object of them"
+                )
         return {key: None if score is None else float(score) for key, score in scores.items()}
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
-"""math-verify, for equalities that our exact rules leave open: only ever in a worker process that is killed when it takes too long.
+"""math-verify, for equalities that our exact rules leave open: only ever in a worker process that is killed
+when it takes too long.
 
-Source: huggingface/Math-Verify 0.9, `parse` and `verify`, which build sympy expressions from what a model wrote. Its own time limits
-use SIGALRM (main thread only, whole seconds), so they are switched off here.
+Source: huggingface/Math-Verify 0.9, `parse` and `verify`, which build sympy expressions from what a model
+wrote. Its own time limits use SIGALRM (main thread only, whole seconds), so they are switched off here.
 """
 
 from importlib.util import find_spec
@@ -13,7 +14,8 @@ MEMORY_BYTES = 4 << 30
 
 
 class MathVerify:
-    """Whether answer and gold are the same mathematics, by math-verify. A call that fails or is overdue says None, never True.
+    """Whether answer and gold are the same mathematics, by math-verify. A call that fails or is overdue says
+    None, never True.
 
     Args: seconds: hard limit of a call. target: the function in the worker.
     Attributes: calls, timeouts, errors: how many there were, for the log.

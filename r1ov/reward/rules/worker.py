@@ -1,7 +1,10 @@
-"""A function in a process of its own, each call within a time limit: an overdue process is killed, with all that it started.
+"""A function in a process of its own, each call within a time limit: an overdue process is killed, with all
+that it started.
 
-Requests and replies are lines of JSON over pipes, so that a thread, a rank or a process with a GPU may own one.
-Also the program of that process: python -m r1ov.reward.rules.worker FILE.py:function | package.module:function
+Requests and replies are lines of JSON over pipes, so that a thread, a rank or a process with a GPU may own
+one.
+Also the program of that process: python -m r1ov.reward.rules.worker FILE.py:function |
+    package.module:function
 """
 
 import contextlib
@@ -55,7 +58,14 @@ class Worker:
         root = str(Path(__file__).resolve().parents[3])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "r1ov.reward.rules.worker", self.target, str(self.timeout), str(self.memory_bytes)],
+            [
+                sys.executable,
+                "-m",
+                "r1ov.reward.rules.worker",
+                self.target,
+                str(self.timeout),
+                str(self.memory_bytes),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -90,7 +100,9 @@ class Worker:
         self.close()
 
     def _exchange(self, request: bytes, seconds: float) -> Any:
-        """Sends a request and reads one line. Neither a full pipe nor a silent process can hold it beyond the limit."""
+        """Sends a request and reads one line. Neither a full pipe nor a silent process can hold it beyond the
+        limit.
+        """
         try:
             reply = json.loads(self._converse(request, time.monotonic() + seconds))
         except BaseException:  # an interrupted exchange too would leave its reply to the next call
@@ -146,7 +158,9 @@ def load_function(target: str) -> Callable[..., Any]:
 
 
 def main(target: str, seconds: float, memory_bytes: int) -> None:
-    """Answers requests until the pipe closes. What the function prints goes to stderr, its mistakes go into the reply."""
+    """Answers requests until the pipe closes. What the function prints goes to stderr, its mistakes go into
+    the reply.
+    """
     requests, replies = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
@@ -171,7 +185,11 @@ def main(target: str, seconds: float, memory_bytes: int) -> None:
             reply = json.dumps({"value": value}, allow_nan=False, default=float)
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
-            reply = json.dumps({"error": f"{target}: {type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"})
+            reply = json.dumps(
+                {
+                    "error": f"{target}: {type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
+                }
+            )
         print(reply, file=replies, flush=True)
         if function is None:
             return

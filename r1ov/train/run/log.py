@@ -1,4 +1,6 @@
-"""What a run shows and keeps: one aligned line a step on stderr, the same numbers in log.jsonl, and curves.png."""
+"""What a run shows and keeps: one aligned line a step on stderr, the same numbers in log.jsonl, and
+curves.png.
+"""
 
 import json
 import math
@@ -45,13 +47,16 @@ FEW = 30  # points that are shown one by one; more get a smoothed line over them
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """The mean of each value and its neighbours, a tenth of all of them together; fewer at the ends, as many on either side.
+    """The mean of each value and its neighbours, a tenth of all of them together; fewer at the ends, as many
+    on either side.
 
     Example: 20 values 0, 1, .. 19 -> the same, for a line stays a line
     """
     reach = len(values) // 20
     windows = (
-        values[index - near : index + near + 1] for index in range(len(values)) for near in [min(reach, index, len(values) - 1 - index)]
+        values[index - near : index + near + 1]
+        for index in range(len(values))
+        for near in [min(reach, index, len(values) - 1 - index)]
     )
     return [sum(window) / len(window) for window in windows]
 
@@ -70,7 +75,9 @@ class Log:
     """Writes a run's steps. `rows` holds everything logged so far, of an earlier part of the run too."""
 
     def __init__(self, folder: Path, max_steps: int, step: int = 0, report_to: str = "none"):
-        """Args: step: where the run goes on; what an earlier process logged beyond it is forgotten, for it is done again."""
+        """Args: step: where the run goes on; what an earlier process logged beyond it is forgotten, for it is
+        done again.
+        """
         self.folder, self.max_steps = folder, max_steps
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
@@ -88,13 +95,18 @@ class Log:
         cells = [f"step {metrics['step']:>{len(str(self.max_steps))}}/{self.max_steps}"]
         for name, (label, shape) in COLUMNS.items():
             if name in metrics:
-                cells.append(f"{label} {shape.format(metrics[name])}".strip() if label else shape.format(metrics[name]))
+                cells.append(
+                    f"{label} {shape.format(metrics[name])}".strip() if label else shape.format(metrics[name])
+                )
         say(" | ".join([*cells, f"eta {duration(seconds_left)}"]))
 
     def event(self, metrics: dict) -> None:
         """A row that is not a training step, such as an evaluation; not shown."""
         # JSON has neither NaN nor infinity.
-        metrics = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in metrics.items()}
+        metrics = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in metrics.items()
+        }
         self.rows.append(metrics)
         self._file.write(json.dumps(metrics) + "\n")
         self._file.flush()
@@ -110,15 +122,25 @@ class Log:
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
 
-        panels = {name: title for name, title in PANELS.items() if any(row.get(name) is not None for row in self.rows)}
-        on_log_scale = ON_LOG_SCALE if "reward" in panels else ("loss", *ON_LOG_SCALE)  # GRPO's loss changes its sign
+        panels = {
+            name: title
+            for name, title in PANELS.items()
+            if any(row.get(name) is not None for row in self.rows)
+        }
+        on_log_scale = (
+            ON_LOG_SCALE if "reward" in panels else ("loss", *ON_LOG_SCALE)
+        )  # GRPO's loss changes its sign
         wide = min(len(panels), PANELS_A_ROW)
         high = math.ceil(len(panels) / wide)
-        figure, axes = plt.subplots(high, wide, figsize=(4 * wide, 3 * high), squeeze=False, layout="constrained")
+        figure, axes = plt.subplots(
+            high, wide, figsize=(4 * wide, 3 * high), squeeze=False, layout="constrained"
+        )
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
         for axis, (name, title) in zip(axes.flat, panels.items(), strict=False):
-            steps, values = zip(*((row["step"], row[name]) for row in self.rows if row.get(name) is not None), strict=True)
+            steps, values = zip(
+                *((row["step"], row[name]) for row in self.rows if row.get(name) is not None), strict=True
+            )
             if len(values) < FEW:
                 axis.plot(steps, values, linewidth=1.2, marker="o", markersize=3)
             else:
@@ -154,9 +176,15 @@ def _reporter(report_to: str, folder: Path) -> Callable[[dict], None]:
             from torch.utils.tensorboard import SummaryWriter
 
             writer = SummaryWriter(str(folder / "tensorboard"))
-            return lambda metrics: [writer.add_scalar(name, value, metrics["step"]) for name, value in metrics.items() if name != "step"]
+            return lambda metrics: [
+                writer.add_scalar(name, value, metrics["step"])
+                for name, value in metrics.items()
+                if name != "step"
+            ]
         import wandb
     except ImportError as error:
-        raise UserError(f"--report-to {report_to}: {error}; pip install {report_to}, or leave it out") from error
+        raise UserError(
+            f"--report-to {report_to}: {error}; pip install {report_to}, or leave it out"
+        ) from error
     run = wandb.init(project="r1ov", name=folder.name, dir=str(folder), resume="allow")
     return lambda metrics: run.log(metrics, step=metrics["step"])

@@ -1,6 +1,7 @@
 """What both loops share: the model laid out and loaded, the update, and what is written after it.
 
-A loop asks for the gradients of a step and nothing else; `Run` does the rest. Its methods are called by all processes at the same steps.
+A loop asks for the gradients of a step and nothing else; `Run` does the rest. Its methods are called by all
+processes at the same steps.
 """
 
 import json
@@ -15,24 +16,34 @@ from typing import Any
 
 import torch
 
+from r1ov.common.device import choose_kernels
+from r1ov.common.processes import World, joined
 from r1ov.common.stopping import Stop, stopping
 from r1ov.data.processor import Processor
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
+from r1ov.folder.fresh import init_weights
 from r1ov.folder.hub import resolve
 from r1ov.folder.shard import is_sharded
 from r1ov.folder.weights import write_json
 from r1ov.model.config import Config
-from r1ov.model.model import Qwen2_5_VL, init_weights
+from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.optim import build_optimizers, learning_rate_factor
 from r1ov.train.run.checkpoint import Checkpoints
 from r1ov.train.run.config import TrainConfig
-from r1ov.train.run.distributed import World, clip_grad_norm, joined
+from r1ov.train.run.distributed import clip_grad_norm
 from r1ov.train.run.log import Log, duration, say
 from r1ov.train.run.sharding import checkpoint_activations, freeze, make_mesh, refresh, replica, shard
 from r1ov.train.run.state import check_same_run
 
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "B200": 2250e12}  # dense bfloat16, by name
+PEAK_FLOPS = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "H800": 989e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "B200": 2250e12,
+}  # dense bfloat16, by name
 
 
 @dataclass(kw_only=True)
@@ -53,7 +64,9 @@ class Run:
     stop: Stop
     log: Log | None  # the main process's
     step: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)  # what else a checkpoint keeps: num_tokens, skipped_steps, ...
+    extra: dict[str, Any] = field(
+        default_factory=dict
+    )  # what else a checkpoint keeps: num_tokens, skipped_steps, ...
 
     def __post_init__(self):
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
@@ -69,16 +82,28 @@ class Run:
         config, world = self.config, self.world
         total = sum(parameter.numel() for parameter in self.model.parameters())
         trained = sum(parameter.numel() for parameter in self.parameters)
-        share = f"{total / 1e6:,.2f} M parameters" + ("" if trained == total else f", {trained / 1e6:,.2f} M of them learn")
+        share = f"{total / 1e6:,.2f} M parameters" + (
+            "" if trained == total else f", {trained / 1e6:,.2f} M of them learn"
+        )
         rows = "" if rows_per_epoch is None else f", {rows_per_epoch:,} rows"
-        per_process = (16 * trained + 4 * (total - trained)) * config.replicate / world.size  # weights, gradients, AdamW's two moments
-        sharding = "whole in each process" if world.size == 1 else f"sharded over {world.size // config.replicate}"
+        per_process = (
+            (16 * trained + 4 * (total - trained)) * config.replicate / world.size
+        )  # weights, gradients, AdamW's two moments
+        sharding = (
+            "whole in each process" if world.size == 1 else f"sharded over {world.size // config.replicate}"
+        )
         sharding += f", {config.replicate} times" if config.replicate > 1 else ""
         threads = f"{world.size} process(es) of {torch.get_num_threads()} thread(s)"
         dtype = str(self.compute_dtype).removeprefix("torch.")
-        say(f"{config.stage:<8}{config.model or f'from scratch, as {config.config_name}'}, {share}, on {config.data}{rows} -> {self.out}/")
-        say(f"run     {self.device}, {dtype}, {self.kernels} kernels, {threads}, model {sharding}, seed {config.seed}")
-        say(f"memory  {per_process / 1e9:.2f} GB a process for weights, gradients and optimizer; activations come on top")
+        say(
+            f"{config.stage:<8}{config.model or f'from scratch, as {config.config_name}'}, {share}, on {config.data}{rows} -> {self.out}/"
+        )
+        say(
+            f"run     {self.device}, {dtype}, {self.kernels} kernels, {threads}, model {sharding}, seed {config.seed}"
+        )
+        say(
+            f"memory  {per_process / 1e9:.2f} GB a process for weights, gradients and optimizer; activations come on top"
+        )
         say(
             f"step    {self.train_batch_size} conversations in packs of up to {config.max_length:,} tokens, {config.optim}, "
             f"peak learning rate {config.peak_learning_rate:g}, {self.max_steps:,} steps"
@@ -90,12 +115,15 @@ class Run:
         """Of this step, as a share of the peak."""
         config = self.config
         warmup_steps = round(config.warmup_ratio * self.max_steps)
-        return learning_rate_factor(self.step, self.max_steps, warmup_steps, config.lr_scheduler_type, config.min_lr_rate)
+        return learning_rate_factor(
+            self.step, self.max_steps, warmup_steps, config.lr_scheduler_type, config.min_lr_rate
+        )
 
     def update(self) -> dict[str, float]:
         """One step of the optimizers with the gradients that have been summed up; they are gone then.
 
-        A gradient that is not finite anywhere skips the step everywhere. Raises: UserError after too many of these in a row.
+        A gradient that is not finite anywhere skips the step everywhere. Raises: UserError after too many of
+        these in a row.
         """
         grad_norm = clip_grad_norm(self.parameters, self.config.max_grad_norm)
         factor = self.learning_rate()
@@ -124,7 +152,9 @@ class Run:
         """Whether the step under way gets a line."""
         return (self.step + 1) % self.config.logging_steps == 0 or self.step + 1 == self.max_steps
 
-    def end_step(self, metrics: dict[str, float], is_logged: bool, cost: float = 0.0, may_stop: bool = True) -> bool:
+    def end_step(
+        self, metrics: dict[str, float], is_logged: bool, cost: float = 0.0, may_stop: bool = True
+    ) -> bool:
         """Writes the line and the checkpoint that are due after a step; whether the run goes on.
 
         Args:
@@ -159,7 +189,9 @@ class Run:
         return compute_dtype(self.config, self.device)
 
     def answering_model(self) -> Qwen2_5_VL:
-        """The model as it is now, whole in every process, for decoding: itself, or of a sharded one a copy. All call this together."""
+        """The model as it is now, whole in every process, for decoding: itself, or of a sharded one a copy.
+        All call this together.
+        """
         if not is_sharded(self.model):
             return self.model
         if self._replica is None:
@@ -173,7 +205,9 @@ class Run:
         pretrained.save(self.model, self.processor, self.out / "final", dtype=torch.float32)
         if self.log:
             self.log.draw()
-            say(f"done    {duration(time.perf_counter() - self.begun)}; model in {self.out}/final, curves in {self.out}/curves.png")
+            say(
+                f"done    {duration(time.perf_counter() - self.begun)}; model in {self.out}/final, curves in {self.out}/curves.png"
+            )
             say(f"try it  python generate.py --model {self.out}/final --image PICTURE")
 
 
@@ -189,21 +223,29 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def build(config: TrainConfig, world: World, device: torch.device) -> tuple[Qwen2_5_VL, Processor]:
-    """The model to train, its weights in float32, with its processor: loaded, or drawn afresh in the shape of `config_name`.
+    """The model to train, its weights in float32, with its processor: loaded, or drawn afresh in the shape of
+    `config_name`.
 
     Sharded wherever there is more than one process, or a GPU; no process then ever holds the whole of it.
     """
     is_to_be_sharded = world.size > 1 or device.type == "cuda"
     dtype = compute_dtype(config, device)
     if dtype == torch.bfloat16 and not is_to_be_sharded:
-        raise UserError("--bf16 needs a GPU or several processes: one process on a CPU computes in float32, which is faster there")
+        raise UserError(
+            "--bf16 needs a GPU or several processes: one process on a CPU computes in float32, which is faster there"
+        )
 
     def lay_out(model: Qwen2_5_VL) -> None:
         freeze(model, config.frozen_parts)
         checkpoint_activations(model, config.activation_checkpointing)
         if is_to_be_sharded:
             # CPUs have memory to spare, and gathering twice takes their time.
-            shard(model, make_mesh(world, device, config.replicate), dtype, reshard_after_forward=device.type != "cpu")
+            shard(
+                model,
+                make_mesh(world, device, config.replicate),
+                dtype,
+                reshard_after_forward=device.type != "cpu",
+            )
 
     if config.model:
         model, processor = pretrained.load_prepared(config.model, device, torch.float32, lay_out)
@@ -219,14 +261,18 @@ def build(config: TrainConfig, world: World, device: torch.device) -> tuple[Qwen
 
 
 def set_threads(config: TrainConfig) -> None:
-    """Several processes on one machine share its cores: torchrun gives each a single thread, unless OMP_NUM_THREADS says otherwise."""
+    """Several processes on one machine share its cores: torchrun gives each a single thread, unless
+    OMP_NUM_THREADS says otherwise.
+    """
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     elif local > 1 and os.environ.get("OMP_NUM_THREADS") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // local))
-    torch.set_flush_denormal(True)  # gradients of a peaked softmax are full of denormals: ten times slower without
+    torch.set_flush_denormal(
+        True
+    )  # gradients of a peaked softmax are full of denormals: ten times slower without
 
 
 def resolved(config: TrainConfig, **settled: Any) -> dict[str, Any]:
@@ -235,7 +281,9 @@ def resolved(config: TrainConfig, **settled: Any) -> dict[str, Any]:
 
 
 def earlier_run(out: Path) -> dict[str, Any] | None:
-    """The options of an unfinished run in this folder. Raises: UserError if there is a finished one, or none can be made there."""
+    """The options of an unfinished run in this folder. Raises: UserError if there is a finished one, or none
+    can be made there.
+    """
     if (out / "final" / "config.json").exists():
         raise UserError(f"{out} already holds a finished run; choose another --out")
     try:
@@ -246,7 +294,9 @@ def earlier_run(out: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise UserError(f"--out {out}: cannot be used ({error.strerror}); choose another folder") from error
     except ValueError as error:
-        raise UserError(f"{out / 'config.json'} is damaged ({error}); choose another --out, or remove the folder") from error
+        raise UserError(
+            f"{out / 'config.json'} is damaged ({error}); choose another --out, or remove the folder"
+        ) from error
 
 
 @contextmanager
@@ -260,17 +310,33 @@ def open_run(config: TrainConfig, rows_per_epoch: int | None) -> Iterator[Run]:
     with ExitStack() as stack:
         world, device = stack.enter_context(joined(config.device))
         before = earlier_run(out)
-        kernels = pretrained.choose_kernels(config.kernels, device)
+        kernels = choose_kernels(config.kernels, device)
         model, processor = build(config, world, device)
         betas = (config.adam_beta1, config.adam_beta2)
-        optimizers = build_optimizers(model, config.optim, config.peak_learning_rate, config.muon_learning_rate, betas, config.weight_decay)
+        optimizers = build_optimizers(
+            model,
+            config.optim,
+            config.peak_learning_rate,
+            config.muon_learning_rate,
+            betas,
+            config.weight_decay,
+        )
         checkpoints = stack.enter_context(Checkpoints(out / "checkpoints", world, config.save_total_limit))
-        batch_size = config.train_batch_size or config.per_device_train_batch_size * config.gradient_accumulation_steps * world.size
+        batch_size = (
+            config.train_batch_size
+            or config.per_device_train_batch_size * config.gradient_accumulation_steps * world.size
+        )
         if before and checkpoints.steps():  # the rows of a step stay the same on any number of processes
             batch_size = config.train_batch_size or before["train_batch_size"]
         max_steps = config.max_steps or (config.endless_steps if rows_per_epoch is None else 0)
         max_steps = max_steps or math.ceil(config.num_train_epochs * rows_per_epoch / batch_size)
-        options = resolved(config, max_steps=max_steps, train_batch_size=batch_size, device=str(device), world_size=world.size)
+        options = resolved(
+            config,
+            max_steps=max_steps,
+            train_batch_size=batch_size,
+            device=str(device),
+            world_size=world.size,
+        )
         step, extra = 0, {}
         if before and checkpoints.steps():
             check_same_run(before, options)

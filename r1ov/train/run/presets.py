@@ -3,8 +3,9 @@
 from typing import Any
 
 SFT: dict[str, dict[str, Any]] = {
-    # The paper's recipe; its configuration files agree but for the pictures. "512" stands in the model card as image_resolution, which in
-    # LLaMA-Factory was first the longer side and then a number of pixels; a literal 512 makes sense as a side alone, hence a square of it.
+    # The paper's recipe; its configuration files agree but for the pictures. "512" stands in the model card
+    # as image_resolution, which in LLaMA-Factory was first the longer side and then a number of pixels; a
+    # literal 512 makes sense as a side alone, hence a square of it.
     "r1-onevision": {
         "model": "Qwen/Qwen2.5-VL-7B-Instruct",
         "learning_rate": 1e-5,
@@ -18,10 +19,12 @@ SFT: dict[str, dict[str, Any]] = {
         "optim": "adamw",
     },
 }
-# How to learn, not how much: batch sizes and numbers of steps stay the user's. Names are TRL's where TRL has them.
+# How to learn, not how much: batch sizes and numbers of steps stay the user's. Names are TRL's where TRL has
+# them.
 GRPO: dict[str, dict[str, Any]] = {
-    # The authors' grpo_config.py and grpo_trainer.py (VLM-R1's) at the defaults that their run_grpo.sh leaves in force. They sum the
-    # rewards, take the KL term without the ratio, and update once per rollout, so that the clip never binds.
+    # The authors' grpo_config.py and grpo_trainer.py (VLM-R1's) at the defaults that their run_grpo.sh leaves
+    # in force. They sum the rewards, take the KL term without the ratio, and update once per rollout, so that
+    # the clip never binds.
     "r1-onevision": {
         "num_generations": 8,
         "num_iterations": 1,
@@ -37,8 +40,9 @@ GRPO: dict[str, dict[str, Any]] = {
         "kl_estimator": "k3",
         "use_bias_correction_kl": False,
     },
-    # DAPO (arXiv 2503.14476): clip higher, token mean, dynamic sampling, no lesson from truncated completions, no reference model. Its
-    # soft penalty for length is an option of the rewards, because it needs a length that suits the model.
+    # DAPO (arXiv 2503.14476): clip higher, token mean, dynamic sampling, no lesson from truncated
+    # completions, no reference model. Its soft penalty for length is an option of the rewards, because it
+    # needs a length that suits the model.
     "dapo": {
         "num_generations": 16,
         "temperature": 1.0,

@@ -2,11 +2,11 @@
 
 from typing import Literal
 
+from r1ov.common.processes import World
 from r1ov.data.formats.reader import Tally, open_data
 from r1ov.data.playground.source import Playground
 from r1ov.data.steps import Source, StepData
 from r1ov.train.run.config import PLAYGROUND, TrainConfig
-from r1ov.train.run.distributed import World
 
 
 def open_source(config: TrainConfig, need: Literal["reply", "solution"]) -> tuple[Source, int | None]:

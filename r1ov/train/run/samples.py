@@ -1,4 +1,6 @@
-"""What the model writes while it learns, for people to look at: one JSON object a line, and the same as a page with the pictures."""
+"""What the model writes while it learns, for people to look at: one JSON object a line, and the same as a
+page with the pictures.
+"""
 
 import html
 import json
@@ -45,7 +47,10 @@ def _plain(sample: Shown) -> dict:
     return {
         "question": sample.question,
         "gold": sample.gold,
-        "completions": [{name: value for name, value in asdict(one).items() if value is not None} for one in sample.completions],
+        "completions": [
+            {name: value for name, value in asdict(one).items() if value is not None}
+            for one in sample.completions
+        ],
     }
 
 
@@ -58,6 +63,8 @@ def _section(sample: Shown) -> str:
 
 def _completion(one: Written) -> str:
     numbers = [*one.scores.items(), ("reward", one.reward), ("advantage", one.advantage)]
-    shown = " &middot; ".join(f"{html.escape(name)} {value:.3g}" for name, value in numbers if value is not None)
+    shown = " &middot; ".join(
+        f"{html.escape(name)} {value:.3g}" for name, value in numbers if value is not None
+    )
     kind = "right" if one.scores.get("accuracy") == 1 else "wrong"
     return f'<pre class="{kind}">{html.escape(one.text)}</pre><p class="numbers">{shown}</p>'

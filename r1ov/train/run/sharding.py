@@ -1,8 +1,10 @@
-"""How a model is laid out for training: which parts learn, what is kept for the backward pass, and which process holds which rows.
+"""How a model is laid out for training: which parts learn, what is kept for the backward pass, and which
+process holds which rows.
 
-The order is freeze, checkpoint_activations, shard, on a model that has no weights yet (on the meta device); then the weights are read
-or drawn, and each process only ever holds its own rows, in float32. The forward pass gathers one unit at a time: the vision encoder,
-each decoder layer, and what is left (embedding, final norm, head).
+The order is freeze, checkpoint_activations, shard, on a model that has no weights yet (on the meta device);
+then the weights are read or drawn, and each process only ever holds its own rows, in float32. The forward
+pass gathers one unit at a time: the vision encoder, each decoder layer, and what is left (embedding, final
+    norm, head).
 """
 
 from collections.abc import Collection
@@ -14,10 +16,10 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from r1ov.common.processes import World
 from r1ov.errors import UserError
 from r1ov.folder.shard import is_sharded, local, whole
 from r1ov.model.model import Qwen2_5_VL
-from r1ov.train.run.distributed import World
 
 PARTS = ("vision", "merger", "language")
 KEPT = {  # operations whose results selective checkpointing keeps; bmm is not among them: here it only makes attention's (T, T) scores
@@ -32,7 +34,9 @@ KEPT = {  # operations whose results selective checkpointing keeps; bmm is not a
 
 
 def freeze(model: Qwen2_5_VL, parts: Collection[str]) -> None:
-    """Stops these parts of the model from learning: "vision" (the encoder's blocks), "merger", "language" (with embedding and head)."""
+    """Stops these parts of the model from learning: "vision" (the encoder's blocks), "merger", "language"
+    (with embedding and head).
+    """
     if unknown := sorted(set(parts) - set(PARTS)):
         raise UserError(f"--freeze: there is no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
     for name, parameter in model.named_parameters():
@@ -43,14 +47,18 @@ def freeze(model: Qwen2_5_VL, parts: Collection[str]) -> None:
 
 
 def checkpoint_activations(model: Qwen2_5_VL, mode: str) -> None:
-    """What the blocks of both stacks keep of their forward pass: "off" everything, "selective" the results of matrix products and
-    attention, "full" their input alone; the rest is computed again when the backward pass needs it. Names of parameters do not change.
+    """What the blocks of both stacks keep of their forward pass: "off" everything, "selective" the results of
+    matrix products and attention, "full" their input alone; the rest is computed again when the backward pass
+    needs it. Names of parameters do not change.
     """
     if mode not in ("off", "selective", "full"):
         raise ValueError(f"mode is {mode!r}, must be off, selective or full")
     if mode == "off":
         return
-    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # nothing in the model is random
+    options: dict[str, Any] = {
+        "use_reentrant": False,
+        "preserve_rng_state": False,
+    }  # nothing in the model is random
     if mode == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     for block in [*model.visual.blocks, *model.model.layers]:
@@ -58,38 +66,58 @@ def checkpoint_activations(model: Qwen2_5_VL, mode: str) -> None:
 
 
 def make_mesh(world: World, device: torch.device, replicate: int = 1) -> DeviceMesh:
-    """The processes in `replicate` groups that each hold the whole model: (shard,), or (replicate, shard) for more than one group.
+    """The processes in `replicate` groups that each hold the whole model: (shard,), or (replicate, shard) for
+    more than one group.
 
-    Groups are consecutive ranks: with one group a node the parameters travel within nodes only, and gradients alone between them.
+    Groups are consecutive ranks: with one group a node the parameters travel within nodes only, and gradients
+        alone between them.
     """
     if replicate < 1 or world.size % replicate:
         raise UserError(f"--replicate is {replicate}; it must divide the number of processes, {world.size}")
     if replicate == 1:
         return init_device_mesh(device.type, (world.size,), mesh_dim_names=("shard",))
-    return init_device_mesh(device.type, (replicate, world.size // replicate), mesh_dim_names=("replicate", "shard"))
+    return init_device_mesh(
+        device.type, (replicate, world.size // replicate), mesh_dim_names=("replicate", "shard")
+    )
 
 
-def shard(model: Qwen2_5_VL, mesh: DeviceMesh, compute_dtype: torch.dtype, reshard_after_forward: bool = True) -> None:
-    """Deals the model's parameters out over the mesh, in place; it computes in `compute_dtype` and sums gradients in float32.
+def shard(
+    model: Qwen2_5_VL, mesh: DeviceMesh, compute_dtype: torch.dtype, reshard_after_forward: bool = True
+) -> None:
+    """Deals the model's parameters out over the mesh, in place; it computes in `compute_dtype` and sums
+    gradients in float32.
 
-    Gradients are the sums over all processes, not their means: the loss is divided by the global number of tokens already.
+    Gradients are the sums over all processes, not their means: the loss is divided by the global number of
+        tokens already.
 
     Args:
         model: on the meta device, or with whole weights that are the same in all processes.
         mesh: of `make_mesh`.
-        reshard_after_forward: False keeps the gathered parameters until the backward pass: no second gathering, more memory.
+        reshard_after_forward: False keeps the gathered parameters until the backward pass: no second
+            gathering, more memory.
     """
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard  # not on the way of a run that is not sharded
+    from torch.distributed.fsdp import (
+        FSDPModule,
+        MixedPrecisionPolicy,
+        fully_shard,
+    )  # not on the way of a run that is not sharded
 
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     layers = list(model.model.layers)
     for unit in (model.visual, *layers, model):
         # The root is needed first by the backward pass: it always stays gathered.
-        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward and unit is not model)
+        fully_shard(
+            unit,
+            mesh=mesh,
+            mp_policy=policy,
+            reshard_after_forward=reshard_after_forward and unit is not model,
+        )
     for unit in model.modules():
         if isinstance(unit, FSDPModule):
             unit.set_gradient_divide_factor(1.0)
-            unit.set_force_sum_reduction_for_comms(True)  # else a factor of 1 is NCCL's own scaled sum, which gloo has not
+            unit.set_force_sum_reduction_for_comms(
+                True
+            )  # else a factor of 1 is NCCL's own scaled sum, which gloo has not
     # The vision encoder is no one's next in these lists: a batch without pictures never asks for it.
     for this, following in pairwise([model.visual, *layers]):
         this.set_modules_to_forward_prefetch([following])
@@ -98,15 +126,18 @@ def shard(model: Qwen2_5_VL, mesh: DeviceMesh, compute_dtype: torch.dtype, resha
 
 
 def sum_over_copies(model: Qwen2_5_VL, is_last: bool) -> None:
-    """To be told before each of a step's packs whether it is the last: groups that each hold the whole model exchange gradients then,
-    once a step. Within a group gradients are summed after every pack, so that no process holds all of them. A plain model ignores it.
+    """To be told before each of a step's packs whether it is the last: groups that each hold the whole model
+    exchange gradients then, once a step. Within a group gradients are summed after every pack, so that no
+    process holds all of them. A plain model ignores it.
     """
     if is_sharded(model):
         model.set_requires_all_reduce(is_last)
 
 
 def replica(model: Qwen2_5_VL, dtype: torch.dtype) -> Qwen2_5_VL:
-    """An ordinary copy of the model, whole in every process, for answering questions. All processes call this together."""
+    """An ordinary copy of the model, whole in every process, for answering questions. All processes call this
+    together.
+    """
     with torch.device("meta"):
         copy = Qwen2_5_VL(model.config)
     device = local(next(model.parameters())).device
@@ -117,7 +148,9 @@ def replica(model: Qwen2_5_VL, dtype: torch.dtype) -> Qwen2_5_VL:
 
 @torch.no_grad()
 def refresh(copy: Qwen2_5_VL, model: Qwen2_5_VL) -> None:
-    """Brings a replica's weights up to date, one tensor at a time, in place. All processes call this together."""
+    """Brings a replica's weights up to date, one tensor at a time, in place. All processes call this
+    together.
+    """
     parameters = dict(model.named_parameters())
     for name, parameter in copy.named_parameters():
         parameter.copy_(whole(parameters[name]))

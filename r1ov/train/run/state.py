@@ -1,4 +1,6 @@
-"""What a run must remember to go on as if it had never stopped: its options, its tensors by name, and torch's random states."""
+"""What a run must remember to go on as if it had never stopped: its options, its tensors by name, and torch's
+random states.
+"""
 
 import base64
 import json
@@ -14,7 +16,16 @@ from r1ov.folder.shard import is_sharded, local
 # Options that change what is shown, kept, or used to compute, but not what is computed.
 MAY_DIFFER = frozenset(
     {
-        *("out", "device", "kernels", "num_threads", "dataloader_num_workers", "world_size", "replicate", "activation_checkpointing"),
+        *(
+            "out",
+            "device",
+            "kernels",
+            "num_threads",
+            "dataloader_num_workers",
+            "world_size",
+            "replicate",
+            "activation_checkpointing",
+        ),
         *(
             "logging_steps",
             "save_steps",
@@ -27,13 +38,19 @@ MAY_DIFFER = frozenset(
             "report_to",
         ),
         *("max_skipped_steps", "max_bad_share", "max_num_seqs"),
-        *("per_device_train_batch_size", "gradient_accumulation_steps"),  # the rows of a step are train_batch_size
+        *(
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+        ),  # the rows of a step are train_batch_size
     }
 )
 
 
-def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], may_differ: Iterable[str] = MAY_DIFFER) -> None:
-    """Raises UserError if a run begun with the options `before` cannot go on with `now`: it names each that differs, with both values.
+def check_same_run(
+    before: Mapping[str, Any], now: Mapping[str, Any], may_differ: Iterable[str] = MAY_DIFFER
+) -> None:
+    """Raises UserError if a run begun with the options `before` cannot go on with `now`: it names each that
+    differs, with both values.
 
     Args: before, now: as resolved for config.json; None is the same as absent.
     """
@@ -45,13 +62,17 @@ def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], may_differ
         if name not in ignored and before.get(name) != now.get(name)
     ]
     if changed:
-        raise UserError(f"this run was begun with other options: {', '.join(changed)}; give the same ones to go on, or another --out")
+        raise UserError(
+            f"this run was begun with other options: {', '.join(changed)}; give the same ones to go on, or another --out"
+        )
 
 
 def state_tensors(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Every tensor of the training state by a name that is the same on all ranks: the tensors themselves, sharded where they are.
+    """Every tensor of the training state by a name that is the same on all ranks: the tensors themselves,
+    sharded where they are.
 
-    `model.<parameter or buffer>`, and `optimizer.<class>.<parameter>.<state>`, say `optimizer.AdamW.lm_head.weight.exp_avg`.
+    `model.<parameter or buffer>`, and `optimizer.<class>.<parameter>.<state>`, say
+    `optimizer.AdamW.lm_head.weight.exp_avg`.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for optimizer in optimizers:
@@ -71,7 +92,8 @@ def restore(
     stored: Mapping[str, tuple[torch.Size, torch.dtype]],
     read: Callable[[dict[str, Tensor]], None],
 ) -> None:
-    """Fills the model's tensors, and gives the optimizers their states; the optimizers' options are left as they are.
+    """Fills the model's tensors, and gives the optimizers their states; the optimizers' options are left as
+    they are.
 
     Args:
         stored: shape and dtype of what there is to read, by the names of `state_tensors`.
@@ -91,7 +113,11 @@ def restore(
                 state[index] = {key: _empty(parameter, *stored[prefix + key]) for key in keys[prefix]}
                 target |= {prefix + key: value for key, value in state[index].items()}
         states.append((optimizer, state))
-    other = [name for name in {**target, **stored} if name not in target or name not in stored or target[name].shape != stored[name][0]]
+    other = [
+        name
+        for name in {**target, **stored}
+        if name not in target or name not in stored or target[name].shape != stored[name][0]
+    ]
     if other:
         raise UserError(
             f"the checkpoint is of another model or optimizer: {len(other)} tensors are missing, unexpected or of another shape, first "
@@ -111,8 +137,13 @@ def random_state() -> dict[str, str]:
 
 
 def set_random_state(states: Mapping[str, str]) -> None:
-    """Undoes what was drawn since `random_state`. A GPU's state is left as it is where there was none, or is none."""
-    decoded = {device: torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8) for device, text in states.items()}
+    """Undoes what was drawn since `random_state`. A GPU's state is left as it is where there was none, or is
+    none.
+    """
+    decoded = {
+        device: torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+        for device, text in states.items()
+    }
     torch.set_rng_state(decoded["cpu"])
     if "cuda" in decoded and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(decoded["cuda"])
@@ -127,7 +158,9 @@ def _prefixes(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tu
 
 
 def _empty(parameter: nn.Parameter, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """Room for a state of the parameter: laid out as the parameter is, or a small tensor of its own such as a count of steps."""
+    """Room for a state of the parameter: laid out as the parameter is, or a small tensor of its own such as a
+    count of steps.
+    """
     if shape == parameter.shape and parameter.ndim:
         return _laid_out(torch.zeros_like(local(parameter), dtype=dtype), parameter)
     return torch.zeros(shape, dtype=dtype)
@@ -136,7 +169,8 @@ def _empty(parameter: nn.Parameter, shape: torch.Size, dtype: torch.dtype) -> Te
 def _laid_out(rows: Tensor, tensor: Tensor) -> Tensor:
     """This rank's rows as a tensor that is sharded as `tensor` is, if it is.
 
-    By hand, because DTensor's own operations (`to`, `zeros_like`) take seconds to find out how their first results are laid out.
+    By hand, because DTensor's own operations (`to`, `zeros_like`) take seconds to find out how their first
+    results are laid out.
     """
     if not is_sharded(tensor):
         return rows

@@ -4,9 +4,9 @@
     .metadata        which tensor lies where, both as torch.distributed.checkpoint writes them
     checkpoint.json  whatever else is to be remembered; size and SHA-256 of each file above, and its own SHA-256
 
-The checksums find files that are cut short, missing or damaged. They do not find malice, for whoever can write the files can write
-checksums too; but nothing of a checkpoint is run: it is JSON, a pickle read by an unpickler that knows a few harmless names, and tensors
-read by `torch.load(weights_only=True)`.
+The checksums find files that are cut short, missing or damaged. They do not find malice, for whoever can
+write the files can write checksums too; but nothing of a checkpoint is run: it is JSON, a pickle read by an
+unpickler that knows a few harmless names, and tensors read by `torch.load(weights_only=True)`.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from r1ov.cli import one_line
+from r1ov.common.text import one_line
 
 RECORD = "checkpoint.json"
 HARMLESS = {
@@ -43,18 +43,31 @@ HARMLESS = {
 
 
 def write_tensors(folder: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
-    """Writes and syncs each rank's share of CPU tensors; all ranks of the group together. Raises: OSError, on all ranks alike."""
-    _together(lambda: dcp.save(tensors, storage_writer=_Writer(folder, per_thread_copy_ahead=0), process_group=group))
+    """Writes and syncs each rank's share of CPU tensors; all ranks of the group together. Raises: OSError, on
+    all ranks alike.
+    """
+    _together(
+        lambda: dcp.save(
+            tensors, storage_writer=_Writer(folder, per_thread_copy_ahead=0), process_group=group
+        )
+    )
 
 
-def read_tensors(folder: Path, metadata: Metadata, tensors: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
-    """Fills the tensors, each rank its own share of them, all ranks of the group together. Raises: OSError, on all ranks alike."""
+def read_tensors(
+    folder: Path, metadata: Metadata, tensors: dict[str, Tensor], group: dist.ProcessGroup | None
+) -> None:
+    """Fills the tensors, each rank its own share of them, all ranks of the group together. Raises: OSError,
+    on all ranks alike.
+    """
     _together(lambda: dcp.load(tensors, storage_reader=_Reader(folder, metadata), process_group=group))
 
 
 def describe(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {
+            "bytes": os.fstat(file.fileno()).st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
 
 
 def verify(folder: Path, files: Mapping[str, dict[str, Any]]) -> None:
@@ -95,12 +108,16 @@ def read_metadata(folder: Path) -> Metadata:
             raise OSError(f".metadata: {error}") from error
     entries = metadata.state_dict_metadata.values() if isinstance(metadata, Metadata) else [None]
     if not all(isinstance(entry, TensorStorageMetadata) for entry in entries):
-        raise OSError(".metadata: there is something beside tensors")  # torch would unpickle it without a look
+        raise OSError(
+            ".metadata: there is something beside tensors"
+        )  # torch would unpickle it without a look
     return metadata
 
 
 def publish(temporary: Path, final: Path) -> None:
-    """Makes a complete folder visible under its name, in one step; what had the name before is moved out of the way."""
+    """Makes a complete folder visible under its name, in one step; what had the name before is moved out of
+    the way.
+    """
     sync_folder(temporary)
     if final.exists():
         hide(final)
@@ -109,7 +126,9 @@ def publish(temporary: Path, final: Path) -> None:
 
 
 def hide(path: Path) -> None:
-    """Out of sight in one step, so that half a checkpoint never has a checkpoint's name: `step-40` becomes `.step-40.old`."""
+    """Out of sight in one step, so that half a checkpoint never has a checkpoint's name: `step-40` becomes
+    `.step-40.old`.
+    """
     os.rename(path, path.with_name(f".{path.name}.old"))
 
 
@@ -158,7 +177,10 @@ def _together(work: Callable[[], Any]) -> None:
         # torch's zip writer and reader tell of the disk by RuntimeError
         if not all(isinstance(cause, (OSError, RuntimeError)) for cause in causes.values()):
             raise
-        told = [(f"rank {rank}: " if dist.is_initialized() else "") + _told(cause) for rank, cause in causes.items()]
+        told = [
+            (f"rank {rank}: " if dist.is_initialized() else "") + _told(cause)
+            for rank, cause in causes.items()
+        ]
         raise OSError("; ".join(told)) from error
 
 

@@ -1,4 +1,6 @@
-"""What must survive a kill at any instant: records as JSON lines, each on the disk before anything is built on it."""
+"""What must survive a kill at any instant: records as JSON lines, each on the disk before anything is built
+on it.
+"""
 
 import fcntl
 import json
@@ -14,7 +16,8 @@ Record = dict[str, Any]
 
 
 class Journal:
-    """A file that only grows. Of the records with one key the last counts; in memory are the keys alone. Any thread may read and append.
+    """A file that only grows. Of the records with one key the last counts; in memory are the keys alone. Any
+    thread may read and append.
 
     Args: key: the field that names a record.
     Raises: UserError where the file cannot be opened, or another process has it.
@@ -34,7 +37,9 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(self._file)
-            raise UserError(f"{path}: another process is at work in this folder; wait for it, or choose another --out") from error
+            raise UserError(
+                f"{path}: another process is at work in this folder; wait for it, or choose another --out"
+            ) from error
         self._end = self._read_all()
         # What a kill left of a line that was being written.
         os.ftruncate(self._file, self._end)
@@ -54,7 +59,9 @@ class Journal:
         return end
 
     def append(self, record: Record) -> None:
-        """Returns when the record is on the disk; raises OSError, and leaves no half line, where it cannot be."""
+        """Returns when the record is on the disk; raises OSError, and leaves no half line, where it cannot
+        be.
+        """
         line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         with self._lock:
             try:

@@ -1,0 +1,118 @@
+"""Files written whole or not at all, folders that one process works in, and runs that go on only with their
+own options.
+"""
+
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from r1ov.errors import UserError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a path to write to; on leaving, one rename puts that file in the place of `path`.
+
+    Whoever opens `path` finds the old content or the new one, whole. After an exception the old one stays and
+    the new one is removed.
+    """
+    new = path.with_name(f"{path.name}.tmp")
+    try:
+        yield new
+        os.replace(new, path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces the file as a whole. A lone surrogate becomes its escape."""
+    with replacing(path) as new:
+        new.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces the file as a whole, indented for people."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path, missing: str = "") -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args: missing: what to do if there is no such file, for the message.
+    Raises: UserError if there is no such file, or anything else in it.
+    """
+    path = Path(path)
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file{missing and '; ' + missing}") from None
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: not UTF-8, not JSON, or a number too long
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a JSON {type(raw).__name__}, expected an object")
+    return raw
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of the folder. Raises UserError if one is at work there, or the folder cannot
+    be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{folder}: another process is at work in this folder; wait for it, or choose another --out"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"--out {folder}: cannot be used ({error.strerror}); choose another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def earlier_options(path: Path) -> dict[str, Any] | None:
+    """What an earlier run wrote to its options file; None if there is none. Raises UserError if it is
+    damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        return read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}; choose another --out, or remove the folder") from None
+
+
+def check_same_options(
+    before: Mapping[str, Any], now: Mapping[str, Any], may_differ: Collection[str], where: str
+) -> None:
+    """Raises UserError if a run begun with the options `before` cannot go on with `now`: it names each that
+    differs, with both values.
+
+    Args: before, now: JSON data; None is the same as absent. where: the run, for the message.
+    """
+    now = json.loads(json.dumps(now))  # as it would come back from the file: tuples are lists
+    changed = [
+        f"--{name.replace('_', '-')} was {before.get(name)!r} and is {now.get(name)!r}"
+        for name in {**before, **now}
+        if name not in may_differ and before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise UserError(
+            f"{where} was begun with other options: {', '.join(changed)}; give the same ones to go on, or another --out"
+        )

@@ -1,0 +1,88 @@
+"""One program as several processes: torchrun sets RANK, WORLD_SIZE and LOCAL_RANK; without it there is one
+process.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from r1ov.common.device import choose_device
+from r1ov.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """The one process that prints and writes."""
+        return self.rank == 0
+
+    def sum(self, *values: float) -> list[float]:
+        """Each number summed over all processes."""
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(
+            values, dtype=torch.float64
+        )  # numbers of the CPU's: gloo sums them, and no GPU waits
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Each process's value, by rank; anything that can be pickled, so no tensors of a GPU."""
+        values: list[Any] = [value]
+        if self.size > 1:
+            values = [None] * self.size
+            dist.all_gather_object(values, value)
+        return values
+
+
+@contextmanager
+def joined(device: str | None) -> Iterator[tuple[World, torch.device]]:
+    """The processes that torchrun started, or this one alone, and the device of this one; gloo on CPUs, NCCL
+    on GPUs.
+
+    One process with a GPU is a group of one, because a model that is sharded needs a group.
+
+    Args: device: cpu, cuda, or with one process cuda:N; None is cuda where there is one.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if alone and (chosen := choose_device(device)).type == "cpu":
+        yield World(), chosen
+        return
+    if alone:
+        torch.cuda.set_device(chosen.index or 0)
+        dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        chosen = _join(device)
+    try:
+        yield World(dist.get_rank(), dist.get_world_size()), chosen
+        dist.barrier()  # a process that left early would cut off the others' last exchange
+    finally:
+        dist.destroy_process_group()
+
+
+def _join(device: str | None) -> torch.device:
+    if device not in (None, "cpu", "cuda"):
+        raise UserError(
+            f"--device is {device!r}; torchrun gives each process its own, so it must be cpu or cuda"
+        )
+    on_gpu = device == "cuda" or (device is None and torch.cuda.is_available())
+    if on_gpu:
+        local_rank = int(os.environ["LOCAL_RANK"])
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local_rank} of this node has no GPU: there are {torch.cuda.device_count()}; lower --nproc-per-node"
+            )
+        torch.cuda.set_device(local_rank)
+    # The main process evaluates and saves while the others wait.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(hours=2))
+    return torch.device("cuda" if on_gpu else "cpu")
