@@ -79,7 +79,7 @@ def main() -> None:
             )
             most = 64 if forced else 256
             plans = {limit: plan(limit) for limit in (1, most)}
-            inputs = reference_inputs(plans[1].batch, config)
+            inputs = reference_inputs(processor.pack(plans[1].prompts), config)
 
             def run_ours(limit, plans=plans, ours=ours):
                 return [row.token_ids for row in decode(model, ours, plans[limit])[0]]

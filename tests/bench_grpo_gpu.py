@@ -139,7 +139,7 @@ def ours(
 
     def roll_out(seed: int):
         plan = prepare(
-            processor, processor.pack(prompts), max_new_tokens=tokens, num_samples=each, seed=seed, names=names, temperature=1.0,
+            processor, prompts, max_new_tokens=tokens, num_samples=each, seed=seed, names=names, temperature=1.0,
             top_p=1.0, top_k=0, repetition_penalty=1.0,
         )  # fmt: skip
         return decode(sampler, processor, plan)

@@ -19,7 +19,7 @@ from transformers.generation import (
 from r1ov.engine import decode, generate, prepare
 from r1ov.engine.cache import KVCache
 from r1ov.engine.decode import TextStream, prefill
-from r1ov.engine.plan import banned_ids, join_prompts, split_prompts
+from r1ov.engine.plan import banned_ids
 from r1ov.engine.sampling import (
     SamplingParams,
     draw,
@@ -172,18 +172,16 @@ def test_a_batch_refilled_as_rows_finish_gives_what_all_at_once_gives(trio, max_
     assert (same.prefill_tokens, same.decode_tokens) == (timing.prefill_tokens, timing.decode_tokens)
 
 
-def test_prompts_taken_apart_and_joined_are_the_batch_they_were(trio):
+def test_conversations_encoded_already_give_the_same_answers(trio, greedy):
     _, model, processor = trio
-    batch = processor(CONVERSATIONS)
-    prompts = split_prompts(batch, model.config)
-    for prompt, conversation in zip(prompts, CONVERSATIONS, strict=True):
-        alone = processor(conversation)
-        assert prompt.keys() == alone.keys()
-        assert all(torch.equal(prompt[name], alone[name]) for name in alone)
-    joined = join_prompts(prompts)
-    assert all(torch.equal(joined[name], batch[name]) for name in batch)
+    encoded = [processor.encode(messages, add_generation_prompt=True) for messages in CONVERSATIONS[:4]]
+    done, _ = decode(model, processor, prepare(processor, encoded, max_new_tokens=64, temperature=0.0))
+    assert [row.token_ids for row in done] == [row.token_ids for row in greedy[:4]]
+
+
+def test_fewer_rows_than_samples_are_refused(trio):
     with pytest.raises(UserError, match="max_num_seqs is 2"):
-        prepare(processor, CONVERSATIONS, num_samples=3, max_num_seqs=2)
+        prepare(trio[2], CONVERSATIONS, num_samples=3, max_num_seqs=2)
 
 
 @pytest.mark.parametrize("kind", ["flat", "modules"])

@@ -45,7 +45,7 @@ def test_it_is_small():
 def test_transformers_makes_the_same_greedy_tokens(tiny, reference):
     model, processor = tiny
     plan = prepare(processor, [messages(sample("test", index))[:1] for index in range(21)], temperature=0.0)
-    inputs = reference_inputs(plan.batch, model.config)
+    inputs = reference_inputs(processor.pack(plan.prompts), model.config)
     made = reference.generate(**inputs, do_sample=False, max_new_tokens=160)[
         :, inputs["input_ids"].shape[1] :
     ].tolist()

@@ -6,19 +6,18 @@ The batch is refilled as it runs: a finished row leaves at once, and waiting pro
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from r1ov.data.processor import Batch, Processor
+from r1ov.data.processor import Batch, Encoded, Processor
 from r1ov.engine.cache import KVCache
-from r1ov.engine.plan import Plan, banned_ids, join_prompts, split_prompts, stop_ids_of
+from r1ov.engine.plan import Plan, banned_ids, stop_ids_of
 from r1ov.engine.sampling import row_uniforms, sample
 from r1ov.engine.step import make_step
 from r1ov.errors import UserError
-from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.reward import split_reply
 
@@ -126,31 +125,27 @@ class _Row:
 class _Waiting:
     """The prompts that are not yet prefilled, in order."""
 
-    def __init__(self, plan: Plan, config: Config):
+    def __init__(self, plan: Plan):
         self.plan, self.first = plan, 0  # the number of the next one
-        self.lengths = plan.batch["cu_seqlens"].diff().tolist()
-        is_one_batch = len(plan.limits) <= plan.max_num_seqs
-        self.prompts = None if is_one_batch else split_prompts(plan.batch, config)
 
     def __bool__(self) -> bool:
-        return self.first < len(self.lengths)
+        return self.first < len(self.plan.prompts)
 
-    def take(self, live: int) -> tuple[Batch, list[int]] | None:
+    def take(self, live: int) -> tuple[Sequence[Encoded], list[int]] | None:
         """The next prompts, and the numbers of their rows, if there is room for enough of them to make a
         prefill worth while.
         """
         samples = self.plan.num_samples
-        count = min((self.plan.max_num_seqs - live) // samples, len(self.lengths) - self.first)
+        count = min((self.plan.max_num_seqs - live) // samples, len(self.plan.prompts) - self.first)
         is_worth_while = (
             not live
             or count * samples >= self.plan.max_num_seqs // 4
-            or self.first + count == len(self.lengths)
+            or self.first + count == len(self.plan.prompts)
         )
         if not count or not is_worth_while:
             return None
         begin, self.first = self.first, self.first + count
-        batch = self.plan.batch if self.prompts is None else join_prompts(self.prompts[begin : self.first])
-        return batch, list(range(begin * samples, self.first * samples))
+        return self.plan.prompts[begin : self.first], list(range(begin * samples, self.first * samples))
 
 
 @torch.inference_mode()
@@ -170,8 +165,8 @@ def decode(
         raise UserError("stream follows one conversation and one sample; leave it out for more")
     device, dtype = model.head_weight.device, model.head_weight.dtype
     params, num_samples = plan.params, plan.num_samples
-    waiting = _Waiting(plan, model.config)
-    lengths = [length for length in waiting.lengths for _ in range(num_samples)]
+    waiting = _Waiting(plan)
+    lengths = [len(prompt) for prompt in plan.prompts for _ in range(num_samples)]
     rows = [
         _Row(prompt_tokens=length, limit=limit) for length, limit in zip(lengths, plan.limits, strict=True)
     ]
@@ -204,13 +199,10 @@ def decode(
             since = time.perf_counter()
             taken = waiting.take(len(live))
             if taken:
-                batch, numbers = taken
-                prompts = batch["position_ids"].split(batch["cu_seqlens"].diff().tolist(), dim=1)
-                first = torch.stack([position_ids.max() + 1 for position_ids in prompts]).repeat_interleave(
-                    num_samples
-                )
-                batch = batch.to(device)
-                positions = torch.cat((positions, first.to(device)))
+                prompts, numbers = taken
+                first = torch.stack([prompt.position_ids.max() + 1 for prompt in prompts])
+                positions = torch.cat((positions, first.repeat_interleave(num_samples).to(device)))
+                batch = processor.pack(prompts).to(device)
                 torch.set_num_threads(all_threads)
                 logits = torch.cat((logits, prefill(model, batch, cache, num_samples)))
                 if seen is not None:
@@ -253,7 +245,7 @@ def decode(
         torch.set_num_threads(all_threads)
 
     return [row.completion(processor) for row in rows], Timing(
-        prefill_tokens=sum(waiting.lengths),
+        prefill_tokens=sum(map(len, plan.prompts)),
         prefill_seconds=prefill_seconds,
         decode_tokens=sum(len(row.token_ids) for row in rows) - len(rows),
         decode_seconds=time.perf_counter() - started - prefill_seconds,

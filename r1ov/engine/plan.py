@@ -1,4 +1,4 @@
-"""What is settled before the first token: the prompts as packed tensors, how tokens are chosen, and where
+"""What is settled before the first token: the prompts as tensors, how tokens are chosen, and where
 each answer must end.
 """
 
@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from r1ov.data.messages import Messages
-from r1ov.data.processor import Batch, Processor
+from r1ov.data.processor import Encoded, Processor
 from r1ov.engine.sampling import SamplingParams, row_seeds
 from r1ov.errors import UserError
-from r1ov.model.config import Config
 
 DEFAULT_MAX_NEW_TOKENS = 2048
 
@@ -23,7 +21,7 @@ DEFAULT_MAX_NEW_TOKENS = 2048
 class Plan:
     """`prepare` makes it and finds every mistake of the user's, `decode` carries it out."""
 
-    batch: Batch  # N prompts
+    prompts: Sequence[Encoded]  # N
     params: SamplingParams
     num_samples: int
     limits: list[int]  # of new tokens, one a row; the samples of a prompt stand together
@@ -33,7 +31,7 @@ class Plan:
 
 def prepare(
     processor: Processor,
-    conversations: Sequence[Messages] | Batch,
+    conversations: Sequence[Messages] | Sequence[Encoded],
     *,
     max_new_tokens: int | None = None,
     seed: int = 0,
@@ -46,7 +44,7 @@ def prepare(
     `generate`.
 
     Args:
-        conversations: also as the packed batch that the processor makes of them, each ready for a reply.
+        conversations: as messages, or already encoded, each ready for a reply.
         names: tell the prompts apart for their random numbers, where not their ids and pictures shall.
         max_num_seqs: at most so many rows are decoded at once, which bounds the cache; the others follow as
             rows finish. vLLM's name.
@@ -54,8 +52,7 @@ def prepare(
     params = SamplingParams.resolve(processor.generation_config, **sampling)
     if max_new_tokens is None:
         max_new_tokens = processor.generation_config.get("max_new_tokens") or DEFAULT_MAX_NEW_TOKENS
-    count = len(conversations["cu_seqlens"]) - 1 if isinstance(conversations, Batch) else len(conversations)
-    max_num_seqs = max(count * num_samples, 1) if max_num_seqs is None else max_num_seqs
+    max_num_seqs = max(len(conversations) * num_samples, 1) if max_num_seqs is None else max_num_seqs
     for name, value in {
         "max_new_tokens": max_new_tokens,
         "num_samples": num_samples,
@@ -68,28 +65,22 @@ def prepare(
             f"max_num_seqs is {max_num_seqs}; the {num_samples} samples of a prompt are decoded together, so it must be as many"
         )
     stop_ids_of(processor)  # a mistake in the file shows now, not after the prefill
-    batch = (
-        conversations
-        if isinstance(conversations, Batch)
-        else processor(conversations, add_generation_prompt=True)
-    )
-    prompt_lengths = batch["cu_seqlens"].diff().tolist()
+    prompts = [processor.with_pixels(prompt) for prompt in _encoded(processor, conversations)]
+    prompt_lengths = [len(prompt) for prompt in prompts]
     max_positions = processor.config.text.max_position_embeddings
     if max(prompt_lengths) >= max_positions:
         raise UserError(
             f"a prompt has {max(prompt_lengths)} tokens, which leaves no room for an answer in the model's {max_positions} positions; "
-            f"shorten the text{' or lower max_pixels' if 'pixel_values' in batch else ''}"
+            f"shorten the text{' or lower max_pixels' if any(prompt.pictures for prompt in prompts) else ''}"
         )
     limits = [
         min(max_new_tokens, max_positions - length) for length in prompt_lengths for _ in range(num_samples)
     ]
     seeds = None
     if params.temperature:
-        seeds = row_seeds(
-            names or [_digest(prompt) for prompt in split_prompts(batch, processor.config)], num_samples, seed
-        )
+        seeds = row_seeds(names or [_digest(prompt) for prompt in prompts], num_samples, seed)
     return Plan(
-        batch=batch,
+        prompts=prompts,
         params=params,
         num_samples=num_samples,
         limits=limits,
@@ -98,55 +89,23 @@ def prepare(
     )
 
 
-def split_prompts(batch: Batch, config: Config) -> list[Batch]:
-    """The prompts of a packed batch, each as a batch of its own."""
-    lengths = batch["cu_seqlens"].diff().tolist()
-    grids = batch["image_grid_thw"].tolist() if "image_grid_thw" in batch else []
-    patches = [t * height * width for t, height, width in grids]
-    prompts, seen, used = [], 0, 0
-    for ids, position_ids in zip(
-        batch["input_ids"].split(lengths), batch["position_ids"].split(lengths, dim=1), strict=True
-    ):
-        prompt = Batch(
-            input_ids=ids,
-            position_ids=position_ids,
-            cu_seqlens=torch.tensor([0, len(ids)], dtype=torch.int32),
-        )
-        left = int((ids == config.image_token_id).sum()) * config.vision.spatial_merge_size**2
-        count = size = 0
-        while left > size:
-            size += patches[seen + count]
-            count += 1
-        if count:
-            pictures = {
-                "pixel_values": batch["pixel_values"][used : used + size],
-                "image_grid_thw": batch["image_grid_thw"][seen : seen + count],
-            }
-            prompt |= pictures
-        seen, used = seen + count, used + size
-        prompts.append(prompt)
-    return prompts
+def _encoded(
+    processor: Processor, conversations: Sequence[Messages] | Sequence[Encoded]
+) -> Sequence[Encoded]:
+    if not conversations or isinstance(conversations[0], Encoded):
+        return conversations
+    names = [f"conversation {number}" for number in range(1, len(conversations) + 1)]
+    return [
+        processor.encode(messages, add_generation_prompt=True, name=name if len(names) > 1 else "")
+        for messages, name in zip(conversations, names, strict=True)
+    ]
 
 
-def join_prompts(prompts: Sequence[Batch]) -> Batch:
-    """Packed batches end to end as one."""
-    lengths = torch.cat([prompt["cu_seqlens"].diff() for prompt in prompts])
-    batch = Batch(
-        input_ids=torch.cat([prompt["input_ids"] for prompt in prompts]),
-        position_ids=torch.cat([prompt["position_ids"] for prompt in prompts], dim=1),
-        cu_seqlens=F.pad(lengths.cumsum(0), (1, 0)).int(),
-    )
-    for name in ("pixel_values", "image_grid_thw"):
-        if parts := [prompt[name] for prompt in prompts if name in prompt]:
-            batch[name] = torch.cat(parts)
-    return batch
-
-
-def _digest(prompt: Batch) -> bytes:
-    """What tells a prompt from any other: a digest of its ids and its pictures' patches."""
-    digest = hashlib.blake2b(prompt["input_ids"].numpy().tobytes(), digest_size=16)
-    if "pixel_values" in prompt:
-        digest.update(prompt["pixel_values"].numpy())
+def _digest(prompt: Encoded) -> bytes:
+    """What tells a prompt from any other: a digest of its ids and its images' patches."""
+    digest = hashlib.blake2b(prompt.input_ids.numpy().tobytes(), digest_size=16)
+    for patches in prompt.pixel_values or ():
+        digest.update(patches.numpy())
     return digest.digest()
 
 

@@ -226,7 +226,7 @@ def _decode(
 ) -> None:
     plan = prepare(
         processor,
-        processor.pack([encoded for _, encoded in prompts]),
+        [encoded for _, encoded in prompts],
         names=[item.id.encode(errors="backslashreplace") for item, _ in prompts],
         max_num_seqs=max_num_seqs,
         **{name: getattr(asking, name) for name in SAMPLING},

@@ -143,7 +143,7 @@ def roll_out(
         return []
     plan = prepare(
         processor,
-        processor.pack([prompt for *_, prompt in prompts]),
+        [prompt for *_, prompt in prompts],
         max_new_tokens=config.max_completion_length,
         num_samples=config.num_generations,
         max_num_seqs=config.max_num_seqs,
