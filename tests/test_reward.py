@@ -2,7 +2,8 @@
 
 import pytest
 
-from r1ov.reward import accuracy_reward, format_reward, split_reply
+from r1ov.common.text import split_reply
+from r1ov.reward import accuracy_reward, format_reward
 from r1ov.reward.accuracy import iou, kind_of
 
 

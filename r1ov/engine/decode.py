@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from r1ov.common.text import split_reply
 from r1ov.data.processor import Batch, Encoded, Processor
 from r1ov.engine.cache import KVCache
 from r1ov.engine.plan import Plan, banned_ids, stop_ids_of
@@ -19,7 +20,6 @@ from r1ov.engine.sampling import row_uniforms, sample
 from r1ov.engine.step import make_step
 from r1ov.errors import UserError
 from r1ov.model.model import Qwen2_5_VL
-from r1ov.reward import split_reply
 
 
 @dataclass(frozen=True, kw_only=True)

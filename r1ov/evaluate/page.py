@@ -12,11 +12,11 @@ from typing import Any
 
 from PIL import Image
 
+from r1ov.common.text import split_reply
 from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
 from r1ov.evaluate.predictions import write_atomically
 from r1ov.evaluate.report import Answered
-from r1ov.reward import split_reply
 
 SIDE = 360  # pixels of a picture, at most
 ROOM = 30 << 20  # letters of pictures in the page: browsers open it at once

@@ -5,10 +5,11 @@ report counts it.
 import re
 from typing import NamedTuple
 
+from r1ov.common.text import split_reply
 from r1ov.data.formats.onevision import Dropped, clean_reply
 from r1ov.formalize.arithmetic import false_claim
 from r1ov.formalize.phrases import caption_talk, left_over
-from r1ov.reward import format_reward, score_answer, split_reply
+from r1ov.reward import format_reward, score_answer
 from r1ov.reward.format import TAGS
 from r1ov.reward.rules.number import read_number
 

@@ -2,7 +2,7 @@
 
 from r1ov.reward.accuracy import KINDS, Grade, accuracy_reward, grade, score_answer
 from r1ov.reward.combine import soft_overlong, total_reward
-from r1ov.reward.format import format_reward, split_reply
+from r1ov.reward.format import format_reward
 from r1ov.reward.rules.compare import Rules
 
 __all__ = [
@@ -14,6 +14,5 @@ __all__ = [
     "grade",
     "score_answer",
     "soft_overlong",
-    "split_reply",
     "total_reward",
 ]

@@ -6,28 +6,6 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 MAX_REPLY = 1_000_000  # characters; longer than any model's budget, short enough to search in a millisecond
 
 
-def split_reply(text: str) -> tuple[str | None, str | None]:
-    """(thinking, answer) of a reply, stripped; None for a thought that is absent, or an answer that is absent
-    or not unique.
-
-    The thinking runs from the first `<think>` to the last `</think>`, or to the end where it was cut off. The
-    answer counts only after the last `</think>`, and only if there is exactly one `<answer>` block there:
-    nothing inside the thought is taken for it.
-
-    Example: "<think>2+2</think>\\n<answer>4</answer>" -> ("2+2", "4")
-    """
-    thinking = None
-    if "<think>" in text:
-        thinking = text.split("<think>", 1)[1].rsplit("</think>", 1)[0].strip()
-    tail = text.rsplit("</think>", 1)[-1]
-    if "<think>" in tail or tail.count("<answer>") != 1 or tail.count("</answer>") != 1:
-        return thinking, None
-    before, _, after = tail.partition("<answer>")
-    if "</answer>" in before:
-        return thinking, None
-    return thinking, after.split("</answer>")[0].strip()
-
-
 def format_reward(completion: str, mode: Literal["strict", "soft"] = "strict") -> float:
     """1.0 if all four tags stand exactly once, in order, around bodies that are not blank, with nothing
     outside; else 0.0.

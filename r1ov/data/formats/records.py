@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from r1ov.common.text import split_reply
 from r1ov.data.messages import SOURCE_KEYS, Messages
 from r1ov.errors import UserError
 from r1ov.reward.accuracy import KINDS
-from r1ov.reward.format import split_reply
 
 Row = Mapping[str, Any]
 Turn = tuple[str, list[dict[str, Any]]]  # (role, parts); a picture's part may still lack its source

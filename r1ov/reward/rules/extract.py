@@ -5,7 +5,8 @@ reported.
 import re
 from typing import Literal, NamedTuple
 
-from r1ov.reward.format import MAX_REPLY, split_reply
+from r1ov.common.text import split_reply
+from r1ov.reward.format import MAX_REPLY
 from r1ov.reward.rules.spelling import boxed
 
 AnswerFrom = Literal["tag", "boxed", "auto"]
