@@ -1,6 +1,4 @@
-"""What must survive a kill at any instant: records as JSON lines, each on the disk before anything is built
-on it.
-"""
+"""A journal: records as JSON lines that survive a kill at any instant."""
 
 import fcntl
 import json
@@ -16,18 +14,19 @@ Record = dict[str, Any]
 
 
 class Journal:
-    """A file that only grows. Of the records with one key the last counts; in memory are the keys alone. Any
-    thread may read and append.
+    """A file that only grows. The last record of a key counts; only the keys are in memory. Any thread may
+    read and append.
 
-    Args: key: the field that names a record.
-    Raises: UserError where the file cannot be opened, or another process has it.
+    Args: key: the field that names a record. sync: each record is on the disk before `append` returns;
+        False: it is with the system, which survives a kill but no loss of power.
+    Raises: UserError if the file cannot be opened, or another process has it.
     """
 
-    def __init__(self, path: Path, key: str):
-        self.path, self.key = path, key
-        self._places: dict[Any, tuple[int, int]] = {}  # of the record of a key: offset and length in bytes
+    def __init__(self, path: Path, key: str, sync: bool = True):
+        self.path, self.key, self.sync = path, key, sync
+        self._places: dict[Any, tuple[int, int]] = {}  # key -> offset and length in bytes of its record
         self._lock = threading.Lock()
-        self.unreadable = 0  # whole lines that hold no record: the disk's doing; what they held is done again
+        self.unreadable = 0  # whole lines without a record, damaged by the disk: their work is done again
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
@@ -41,11 +40,10 @@ class Journal:
                 f"{path}: another process is at work in this folder; wait for it, or choose another --out"
             ) from error
         self._end = self._read_all()
-        # What a kill left of a line that was being written.
-        os.ftruncate(self._file, self._end)
+        os.ftruncate(self._file, self._end)  # drops the line that a kill cut off
 
     def _read_all(self) -> int:
-        """Finds the records; the number of bytes that whole lines take."""
+        """Finds the records. Returns the number of bytes in whole lines."""
         end = 0
         with open(self.path, "rb") as file:
             for line in file:
@@ -59,16 +57,15 @@ class Journal:
         return end
 
     def append(self, record: Record) -> None:
-        """Returns when the record is on the disk; raises OSError, and leaves no half line, where it cannot
-        be.
-        """
+        """Returns when the record is kept. Raises OSError, and leaves no half line, if it cannot be."""
         line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         with self._lock:
             try:
                 written = 0
                 while written < len(line):
                     written += os.write(self._file, line[written:])
-                os.fsync(self._file)
+                if self.sync:
+                    os.fsync(self._file)
             except OSError:
                 os.ftruncate(self._file, self._end)
                 raise
@@ -83,7 +80,7 @@ class Journal:
         return key in self._places
 
     def __iter__(self) -> Iterator[Record]:
-        """The records of all keys, in the order in which the keys first came."""
+        """Yields one record a key, in the order in which the keys first came."""
         for key in list(self._places):
             yield self.get(key)
 
@@ -94,6 +91,6 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        with self._lock:  # a thread that comes later gets an error, and no other file that took the number
+        with self._lock:  # a later thread gets an error instead of another file that took the number
             os.close(self._file)
             self._file = -1

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from r1ov.common.page import png_base64
+from r1ov.common.page import base64_image
 from r1ov.data.image import LazyImage
 from r1ov.formalize.row import Row
 
@@ -25,7 +25,7 @@ def published_row(row: Row) -> dict[str, Any]:
     """
     return {
         "id": row.id,
-        "image": png_base64(row.image.load()) if row.image else None,
+        "image": base64_image(row.image.load()) if row.image else None,
         "conversations": conversations(row),
     }
 
