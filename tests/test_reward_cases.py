@@ -9,7 +9,7 @@ import pytest
 
 from r1ov.reward import KINDS, accuracy_reward, format_reward
 from r1ov.reward.accuracy import kind_of
-from r1ov.reward.rules.extract import extract_answer
+from r1ov.reward.rules.reading import extract_answer
 from tests.fuzz_rewards import findings, right_answers
 from tests.plain_reading import may_be_right, unboxed
 

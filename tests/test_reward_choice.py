@@ -5,8 +5,8 @@ from fractions import Fraction
 import pytest
 
 from r1ov.reward import Rules, accuracy_reward, score_answer
-from r1ov.reward.rules.choice import read_choice
-from r1ov.reward.rules.number import Number, read_number, read_unit, split_unit
+from r1ov.reward.rules.numbers import Number, read_number, read_unit, split_unit
+from r1ov.reward.rules.reading import read_choice
 
 COLOURS = ("red", "blue", "green", "blue")
 

@@ -7,9 +7,10 @@ from fractions import Fraction
 
 import pytest
 
-from r1ov.reward.rules.compare import Rules, same_math
+from r1ov.reward.rules.compare import same_math
 from r1ov.reward.rules.expression import MAX_DEPTH, Group, Unreadable, read
 from r1ov.reward.rules.form import Algebra, approximate, constant, factors
+from r1ov.reward.rules.numbers import Rules
 
 RULES = Rules()
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from r1ov.reward.rules.extract import MAX_ANSWER, extract_answer
-from r1ov.reward.rules.spelling import boxed, plain, unwrap
+from r1ov.reward.rules.reading import MAX_ANSWER, boxed, extract_answer, plain, unwrap
 
 LONG = "The picture shows a triangle whose sides are given, so I look at them one by one. "
 

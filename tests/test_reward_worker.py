@@ -9,9 +9,7 @@ import pytest
 
 from r1ov.errors import UserError
 from r1ov.reward import score_answer
-from r1ov.reward.rules.user import MAX_TIMEOUTS, UserReward
-from r1ov.reward.rules.verify import MathVerify
-from r1ov.reward.rules.worker import Worker, WorkerError, WorkerTimeout
+from r1ov.reward.rules.workers import MAX_TIMEOUTS, MathVerify, UserReward, Worker, WorkerError, WorkerTimeout
 
 SOURCE = """
 import os, subprocess, sys, time

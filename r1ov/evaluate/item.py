@@ -59,6 +59,6 @@ class Verdict:
     sample: int = 0
     score: float  # in [0, 1]
     answer: str | None  # what was read from the text
-    method: str  # how it was read: see r1ov.reward.rules.extract; "unparsed", "error" score 0
+    method: str  # how it was read: see r1ov.reward.rules.reading; "unparsed", "error" score 0
     well_formed: float
     judged: float | None = None

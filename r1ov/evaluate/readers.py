@@ -12,7 +12,7 @@ from r1ov.errors import UserError
 from r1ov.evaluate.files import Pictures, Row, require
 from r1ov.evaluate.item import Item
 from r1ov.evaluate.options import LETTERS, choice_fields, lettered, with_options
-from r1ov.reward.rules.choice import read_letter
+from r1ov.reward.rules.reading import read_letter
 
 CONCEPTS = "knowledge_structure_nodes.json"
 

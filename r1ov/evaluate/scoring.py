@@ -9,11 +9,8 @@ import re
 from r1ov.evaluate.item import Item, Prediction, Verdict
 from r1ov.reward import Rules, format_reward, score_answer
 from r1ov.reward.accuracy import choice_of, kind_of
-from r1ov.reward.rules.choice import read_text
-from r1ov.reward.rules.compare import same_number
-from r1ov.reward.rules.extract import extract_answer
-from r1ov.reward.rules.number import Number, read_number
-from r1ov.reward.rules.spelling import boxed, plain, unwrap
+from r1ov.reward.rules.numbers import Number, read_number, same_number
+from r1ov.reward.rules.reading import boxed, extract_answer, plain, read_text, unwrap
 
 REL_TOL = 1e-4
 MAX_MENTION = 120  # characters of an answer in which an option's text is looked for

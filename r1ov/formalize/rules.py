@@ -11,7 +11,7 @@ from r1ov.formalize.arithmetic import false_claim
 from r1ov.formalize.phrases import caption_talk, left_over
 from r1ov.reward import format_reward, score_answer
 from r1ov.reward.format import TAGS
-from r1ov.reward.rules.number import read_number
+from r1ov.reward.rules.numbers import read_number
 
 MAX_ANSWER_WORDS = 20  # more than the gold answer has
 ENDING = 600  # letters of a thought's end, in which a count is its last word

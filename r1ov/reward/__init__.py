@@ -3,7 +3,7 @@
 from r1ov.reward.accuracy import KINDS, Grade, accuracy_reward, grade, score_answer
 from r1ov.reward.combine import soft_overlong, total_reward
 from r1ov.reward.format import format_reward
-from r1ov.reward.rules.compare import Rules
+from r1ov.reward.rules.numbers import Rules
 
 __all__ = [
     "KINDS",

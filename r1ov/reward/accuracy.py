@@ -10,12 +10,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from r1ov.reward.rules.boxes import Box, iou, match_score, read_box, read_boxes, scaled
-from r1ov.reward.rules.choice import read_choice, read_text, read_yes_no
-from r1ov.reward.rules.compare import UNORDERED, Rules, same_math, same_number
+from r1ov.reward.rules.compare import UNORDERED, same_math
 from r1ov.reward.rules.expression import FUNCTIONS, Group, Unreadable, read
-from r1ov.reward.rules.extract import extract_answer
-from r1ov.reward.rules.number import read_number
-from r1ov.reward.rules.spelling import boxed, plain
+from r1ov.reward.rules.numbers import Rules, read_number, same_number
+from r1ov.reward.rules.reading import boxed, extract_answer, plain, read_choice, read_text, read_yes_no
 
 KINDS = ("mcq", "yes_no", "number", "math", "tuple", "set", "text", "bbox", "boxes")
 DEFAULT = Rules()

@@ -15,8 +15,7 @@ from r1ov.errors import UserError
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.reward import Rules, format_reward, grade, soft_overlong, total_reward
 from r1ov.reward.rules.check import Gold
-from r1ov.reward.rules.user import UserReward
-from r1ov.reward.rules.verify import math_verify_or_none
+from r1ov.reward.rules.workers import UserReward, math_verify_or_none
 from r1ov.train.run.config import GRPOConfig
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
-from r1ov.reward.rules.spelling import plain
+from r1ov.reward.rules.reading import plain
 
 Box = tuple[Fraction, Fraction, Fraction, Fraction]
 Frame = Literal["original", "resized", "unit", "per-mille"]

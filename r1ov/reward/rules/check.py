@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from r1ov.errors import UserError
 from r1ov.reward.accuracy import DEFAULT, Verify, grade
-from r1ov.reward.rules.compare import Rules
+from r1ov.reward.rules.numbers import Rules
 
 MIN_SHARE = 0.95
 SHOWN = 5

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from r1ov.reward.rules.form import Algebra, Form, TooLarge, constant, negative, symbol
-from r1ov.reward.rules.spelling import plain, unwrap
+from r1ov.reward.rules.reading import plain, unwrap
 
 MAX_LENGTH = 200  # characters
 MAX_DEPTH = 32  # of brackets, fractions, exponents

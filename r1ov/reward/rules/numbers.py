@@ -3,10 +3,11 @@ percent, currency, units.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Literal
 
-from r1ov.reward.rules.spelling import plain, unwrap
+from r1ov.reward.rules.reading import AnswerFrom, plain, unwrap
 
 MAX_DIGITS = 100
 MAX_EXPONENT = 300  # of ten
@@ -165,3 +166,57 @@ def _value(match: re.Match) -> tuple[Fraction | None, int | None]:
         return None, None
     is_decimal = "." in match[0]
     return int(match["whole"] or 0) + top / bottom, 1_000 if is_decimal else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How answers are found and compared. The last four belong to a row; the rest to a run.
+
+    rel_tol: where a side is a decimal number, the relative difference below which two numbers are equal.
+    round_to_gold: the gold's decimal places are enough ("0.33" is a right third, if the gold says 0.33).
+    bare_percent: where the gold says 12%, 12 is right too.
+    iou_mode: a box scores 1 from iou_threshold on ("threshold"), or its overlap ("soft").
+    precision: decimal places that count; 0: the number must be the gold's own.
+    box_scale: from the answer's coordinates to the gold's, `boxes.box_scale`.
+    """
+
+    answer_from: AnswerFrom = "tag"
+    rel_tol: float = 1e-6
+    round_to_gold: bool = False
+    bare_percent: bool = True
+    iou_mode: Literal["threshold", "soft"] = "threshold"
+    iou_threshold: float = 0.5
+    choices: tuple[str, ...] = ()
+    num_choices: int | None = None
+    precision: int | None = None
+    box_scale: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1))
+
+    def without_box_scale(self) -> "Rules":
+        return replace(self, box_scale=(Fraction(1), Fraction(1)))
+
+
+def same_number(found: Number, gold: Number, rules: Rules) -> bool:
+    """Exactly equal; within `rules` where one is inexact. Different units never; a missing one is no
+    difference.
+    """
+    if found.unit and gold.unit and found.unit != gold.unit:
+        return False
+    decimals = gold.decimals if gold.decimals is not None else None if found.decimals is None else 1_000
+    if close(found.value, gold.value, decimals, rules):
+        return True
+    is_bare = rules.bare_percent and gold.percent and not found.percent
+    return is_bare and close(
+        found.value, gold.value * 100, None if decimals is None else max(decimals - 2, 0), rules
+    )
+
+
+def close(found: Fraction, gold: Fraction, decimals: int | None, rules: Rules) -> bool:
+    """decimals: the gold's decimal places; None if both sides are exact."""
+    if found == gold:
+        return True
+    if rules.precision is not None:
+        return rules.precision > 0 and abs(found - gold) * 2 * 10**rules.precision <= 1
+    if decimals is None:
+        return False
+    rounds = rules.round_to_gold and decimals <= 100 and abs(found - gold) * 2 * 10**decimals <= 1
+    return rounds or abs(found - gold) < Fraction(rules.rel_tol) * abs(gold)

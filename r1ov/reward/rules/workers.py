@@ -3,7 +3,7 @@ that it started.
 
 Requests and replies are lines of JSON over pipes, so that a thread, a rank or a process with a GPU may own
 one.
-Also the program of that process: python -m r1ov.reward.rules.worker FILE.py:function |
+Also the program of that process: python -m r1ov.reward.rules.workers FILE.py:function |
     package.module:function
 """
 
@@ -18,9 +18,12 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from r1ov.errors import UserError
 
 MAX_REPLY = 1_000_000  # bytes
 
@@ -61,7 +64,7 @@ class Worker:
             [
                 sys.executable,
                 "-m",
-                "r1ov.reward.rules.worker",
+                "r1ov.reward.rules.workers",
                 self.target,
                 str(self.timeout),
                 str(self.memory_bytes),
@@ -193,6 +196,111 @@ def main(target: str, seconds: float, memory_bytes: int) -> None:
         print(reply, file=replies, flush=True)
         if function is None:
             return
+
+
+MAX_TIMEOUTS = 8  # one after the other
+
+
+class UserReward:
+    """Scores of the user's function, by name. The file is loaded at once, so that a mistake in it stops the
+    run before training.
+
+    Args: target: "FILE.py:function". seconds: hard limit of a call.
+    Attributes: name: the function's. timeouts: how many calls were overdue.
+    """
+
+    def __init__(self, target: str, seconds: float = 10.0):
+        path, _, self.name = target.rpartition(":")
+        if not path.endswith(".py") or not Path(path).is_file() or not self.name.isidentifier():
+            raise UserError(f"--reward is {target!r}; expected FILE.py:function, with a file that exists")
+        self.worker = Worker(target, seconds)
+        self.timeouts = self.in_a_row = 0
+        try:
+            self.worker.start()
+        except (WorkerError, WorkerTimeout) as error:
+            raise UserError(f"--reward cannot be loaded: {error}") from None
+
+    def __call__(
+        self, prompt: Any, completion: str, row: Mapping[str, Any], info: Mapping[str, Any]
+    ) -> dict[str, float | None]:
+        """{name: score}; None where the function says nothing or was overdue.
+
+        Raises: UserError if the function raises, returns anything else than a finite number, None or an
+            object of them, or was
+            overdue MAX_TIMEOUTS times in a row: a broken reward must not pass for a low one.
+        """
+        try:
+            value = self.worker(prompt, completion, row, info)
+        except WorkerTimeout as error:
+            self.timeouts += 1
+            self.in_a_row += 1
+            if self.in_a_row >= MAX_TIMEOUTS:
+                raise UserError(
+                    f"--reward: {self.in_a_row} calls in a row took over {self.worker.timeout:g} s ({error})"
+                ) from None
+            return {self.name: None}
+        except WorkerError as error:
+            raise UserError(f"--reward: {error}") from None
+        self.in_a_row = 0
+        scores = (
+            {f"{self.name}/{key}": score for key, score in value.items()}
+            if isinstance(value, dict)
+            else {self.name: value}
+        )
+        for key, score in scores.items():
+            if not isinstance(score, int | float | None):
+                raise UserError(
+                    f"--reward: {key} is {score!r:.40}; expected a number, None, or an object of them"
+                )
+        return {key: None if score is None else float(score) for key, score in scores.items()}
+
+    def close(self) -> None:
+        self.worker.close()
+
+
+MAX_LENGTH = 1_000  # characters of an answer
+MEMORY_BYTES = 4 << 30
+
+
+class MathVerify:
+    """Whether answer and gold are the same mathematics, by math-verify. A call that fails or is overdue says
+    None, never True.
+
+    Args: seconds: hard limit of a call. target: the function in the worker.
+    Attributes: calls, timeouts, errors: how many there were, for the log.
+    """
+
+    def __init__(self, seconds: float = 5.0, target: str = "r1ov.reward.rules.workers:judge"):
+        self.worker = Worker(target, seconds, memory_bytes=MEMORY_BYTES)
+        self.calls = self.timeouts = self.errors = 0
+
+    def __call__(self, gold: str, answer: str) -> bool | None:
+        if max(len(gold), len(answer)) > MAX_LENGTH:
+            return None
+        self.calls += 1
+        try:
+            return self.worker(gold, answer)
+        except WorkerTimeout:
+            self.timeouts += 1
+        except WorkerError:
+            self.errors += 1
+        return None
+
+    def close(self) -> None:
+        self.worker.close()
+
+
+def math_verify_or_none(seconds: float = 5.0) -> MathVerify | None:
+    """A judge if math-verify is installed, else None: what our rules leave open then counts as wrong."""
+    return MathVerify(seconds) if find_spec("math_verify") else None
+
+
+def judge(gold: str, answer: str) -> bool | None:
+    """Runs in the worker. None if either side cannot be parsed."""
+    from math_verify import parse, verify
+
+    sides = [parse(f"\\boxed{{{side}}}", parsing_timeout=None) for side in (gold, answer)]
+    return bool(verify(*sides, timeout_seconds=None)) if all(sides) else None
 
 
 if __name__ == "__main__":
