@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from r1ov.cli import option, parse_cli, run
+from r1ov.cli import check_bounds, option, parse_cli, run
 from r1ov.errors import UserError
 
 DEFAULT_PROMPT = "How many objects are there?"
@@ -25,22 +25,25 @@ class Options:
         "a folder, a Hugging Face name such as Fancy-MLLM/R1-Onevision-7B, or r1ov-tiny, which is shipped",
     )
     max_new_tokens: int | None = option(
-        None, "the most tokens of an answer (default: the checkpoint's, or 2048)"
+        None, "the most tokens of an answer (default: the checkpoint's, or 2048)", least=1
     )
     temperature: float | None = option(None, "0 is greedy (default: the checkpoint's)")
     top_p: float | None = option(
-        None, "sample from the likeliest tokens that make up this probability (default: the checkpoint's)"
+        None,
+        "sample from the likeliest tokens that make up this probability (default: the checkpoint's)",
+        above=0,
+        most=1,
     )
     top_k: int | None = option(
-        None, "sample from this many likeliest tokens, 0 for all (default: the checkpoint's)"
+        None, "sample from this many likeliest tokens, 0 for all (default: the checkpoint's)", least=0
     )
-    seed: int = option(0, "the same seed gives the same samples")
-    num_samples: int = option(1, "how many answers")
+    seed: int = option(0, "the same seed gives the same samples", least=0)
+    num_samples: int = option(1, "how many answers", least=1, most=MAX_SAMPLES)
     min_pixels: int | None = option(
-        None, "smaller pictures are enlarged to this many pixels (default: the checkpoint's)"
+        None, "smaller pictures are enlarged to this many pixels (default: the checkpoint's)", least=1
     )
     max_pixels: int | None = option(
-        None, "larger pictures are shrunk to this many pixels (default: the checkpoint's)"
+        None, "larger pictures are shrunk to this many pixels (default: the checkpoint's)", least=1
     )
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda where there is one)")
     dtype: Literal["float32", "bfloat16", "float16"] | None = option(
@@ -53,27 +56,11 @@ class Options:
 
     def __post_init__(self) -> None:
         """Raises UserError for what can be seen to be wrong before torch is even imported."""
-        for name, least in {
-            "max_new_tokens": 1,
-            "num_samples": 1,
-            "top_k": 0,
-            "seed": 0,
-            "min_pixels": 1,
-            "max_pixels": 1,
-        }.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"--{name.replace('_', '-')} is {value}; it must be {least} or above")
-        if self.num_samples > MAX_SAMPLES:
-            raise UserError(
-                f"--num-samples is {self.num_samples}; at most {MAX_SAMPLES} are decoded together"
-            )
+        check_bounds(self)
         if self.temperature and not 1e-6 <= self.temperature <= 1e6:
             raise UserError(
                 f"--temperature is {self.temperature}; it must be 0 (greedy), or from 1e-6 to 1e6"
             )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"--top-p is {self.top_p}; it must be above 0 and at most 1 (off)")
         if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
             raise UserError(f"--min-pixels {self.min_pixels} is above --max-pixels {self.max_pixels}")
         if self.dtype == "float16":

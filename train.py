@@ -5,24 +5,22 @@ r1ov-tiny-sft by reinforcement learning, on a laptop's CPU in minutes. `--stage 
 stage's flags.
 """
 
+import argparse
 import sys
 
 from r1ov.cli import parse_cli, run
 from r1ov.train.run.config import GRPOConfig, SFTConfig
-from r1ov.train.run.presets import PRESETS
+from r1ov.train.run.presets import GRPO, SFT
 
 
 def main() -> None:
-    is_grpo = "--stage grpo" in " ".join(sys.argv[1:]).replace("--stage=", "--stage ")
-    stage = "grpo" if is_grpo else "sft"
-    config = parse_cli(
-        GRPOConfig if stage == "grpo" else SFTConfig,
-        prog="train.py",
-        description=__doc__,
-        presets=PRESETS[stage],
-    )
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--stage", nargs="?")
+    is_grpo = parser.parse_known_args()[0].stage == "grpo"
+    options, presets = (GRPOConfig, GRPO) if is_grpo else (SFTConfig, SFT)
+    config = parse_cli(options, prog="train.py", description=__doc__, presets=presets)
     # torch takes seconds to import: not before the command line is known to be right
-    if stage == "grpo":
+    if is_grpo:
         from r1ov.train.grpo import train
     else:
         from r1ov.train.sft import train

@@ -4,25 +4,50 @@ import argparse
 import dataclasses
 import errno
 import math
+import operator
 import os
 import sys
 from collections.abc import Callable, Mapping
-from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from functools import partial
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from r1ov.common.text import one_line
 from r1ov.errors import UserError
 
 C = TypeVar("C")
+BOUNDS = {"least": operator.ge, "above": operator.gt, "most": operator.le, "below": operator.lt}
 
 
 def option(default: Any = dataclasses.MISSING, help: str = "", **more: Any) -> Any:
-    """A dataclass field that carries its flag's help; without a default the flag is required.
+    """A dataclass field that declares a flag with all its properties; without a default the flag is required.
 
     Args:
-        more: further keyword arguments for argparse's `add_argument`, `metavar` say.
+        more: `least`, `above`, `most`, `below`: bounds of a number, for `check_bounds`; `metavar`: for
+            argparse; anything else, `resumable=True` say, is a mark that `marked` looks for.
     """
     return dataclasses.field(default=default, metadata={"help": help, **more})
+
+
+def check_bounds(options: Any) -> None:
+    """Raises UserError for the first number that is outside the bounds of its declaration."""
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        for name, holds in BOUNDS.items():
+            bound = field.metadata.get(name)
+            if None not in (value, bound) and not holds(value, bound):
+                words = f"at {name}" if name in ("least", "most") else name
+                raise UserError(f"{flag(field.name)} is {value}; it must be {words} {bound}")
+
+
+def marked(options: Any, mark: str) -> dict[str, Any]:
+    """The options whose declaration has this mark, with their values."""
+    names = (field.name for field in dataclasses.fields(options) if mark in field.metadata)
+    return {name: getattr(options, name) for name in names}
+
+
+def flag(name: str) -> str:
+    """Example: "max_steps" -> "--max-steps"."""
+    return "--" + name.replace("_", "-")
 
 
 def parse_cli(
@@ -31,7 +56,7 @@ def parse_cli(
     *,
     prog: str,
     description: str,
-    presets: Mapping[str, Mapping[str, Any]] | None = None,
+    presets: Mapping[str, Mapping[str, Any]] = {},
 ) -> C:
     """The instance of the keyword-only dataclass `cls` that the command line describes.
 
@@ -50,20 +75,19 @@ def parse_cli(
     parser = _Parser(prog=prog, description=description, allow_abbrev=False)
     types = get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        more = dict(field.metadata)
-        text = more.pop("help", "").replace("%", "%%")
-        more |= _argument(types[field.name])
+        text, more = field.metadata["help"], dict(_argument(types[field.name]))
+        if "metavar" in field.metadata:
+            more["metavar"] = field.metadata["metavar"]
         if field.default is dataclasses.MISSING:
             more["required"] = True
         elif field.default not in (None, (), False):
-            text = f"{text} (default: {str(field.default).replace('%', '%%')})"
-        parser.add_argument(
-            "--" + field.name.replace("_", "-"), dest=field.name, default=argparse.SUPPRESS, help=text, **more
-        )
+            text += f" (default: {field.default})"
+        text = text.replace("%", "%%")
+        parser.add_argument(flag(field.name), default=argparse.SUPPRESS, help=text, **more)
     given = vars(parser.parse_args(argv))
     if (preset := given.get("preset")) is not None:
-        if preset not in (presets or {}):
-            parser.error(f"--preset is {preset!r}; there are {', '.join(presets or {}) or 'none'}")
+        if preset not in presets:
+            parser.error(f"--preset is {preset!r}; there are {', '.join(presets) or 'none'}")
         given = {**presets[preset], **given}
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
@@ -84,23 +108,21 @@ def run(main: Callable[[], None]) -> int:
     try:
         main()
         sys.stdout.flush()
-    except UserError as error:
-        print("error:", one_line(str(error)), file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # Python flushes stdout once more at exit, into the same broken pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except UserError as error:
+        print("error:", one_line(str(error)), file=sys.stderr)
+        return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT):
             raise
+        # Python flushes stdout once more at exit, into the same broken pipe or full disk.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(
-            "error:", one_line(f"{error.strerror}, writing {error.filename or 'the output'}"), file=sys.stderr
-        )
+        if error.errno == errno.EPIPE:
+            return 141
+        where = error.filename or "the output"
+        print("error:", one_line(f"{error.strerror}, writing {where}"), file=sys.stderr)
         return 2
     return 0
 
@@ -111,37 +133,30 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {one_line(message)} (see {self.prog} --help)\n")
 
 
-def _argument(kind: Any) -> dict[str, Any]:
-    """What `add_argument` needs to read a value of this type."""
-    if get_origin(kind) in (Union, UnionType):
-        (kind,) = [member for member in get_args(kind) if member is not NoneType]
-    if get_origin(kind) is Literal:
-        return {"choices": get_args(kind), "type": type(get_args(kind)[0])}
-    if get_origin(kind) is tuple:
-        return {"action": "append", "type": get_args(kind)[0]}
-    if kind is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    if kind is float:
-        return {"type": _finite_float, "metavar": "X"}
-    if kind is int:
-        return {"type": _whole_number, "metavar": "N"}
-    assert kind is str, f"parse_cli does not know fields of type {kind}"
-    return {"type": str}
-
-
-def _finite_float(text: str) -> float:
+def _number(kind: type[int | float], text: str) -> float:
     """The number, or an error that argparse reports: `nan` and `inf` are no setting of anything here."""
     try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number")
-    return value
+        if math.isfinite(value := kind(text)):
+            return value
+    except (ValueError, OverflowError):
+        pass
+    name = "whole number" if kind is int else "number"
+    raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a {name}")
 
 
-def _whole_number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number") from None
+ARGUMENTS = {  # what `add_argument` needs to read a value of this type
+    str: {},
+    bool: {"action": argparse.BooleanOptionalAction},
+    int: {"type": partial(_number, int), "metavar": "N"},
+    float: {"type": partial(_number, float), "metavar": "X"},
+}
+
+
+def _argument(kind: Any) -> dict[str, Any]:
+    """The same for any annotation: one of ARGUMENTS, a Literal, `tuple[T, ...]`, or one of these `| None`."""
+    members = get_args(kind)
+    if get_origin(kind) is Literal:
+        return {"choices": members}
+    if get_origin(kind) is tuple:
+        return {**_argument(members[0]), "action": "append"}
+    return _argument(members[0]) if members else ARGUMENTS[kind]

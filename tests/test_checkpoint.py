@@ -16,11 +16,14 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
+from r1ov.cli import marked
+from r1ov.common.files import check_same_options
 from r1ov.common.processes import World
 from r1ov.errors import UserError
 from r1ov.train.run import storage
 from r1ov.train.run.checkpoint import Checkpoints
-from r1ov.train.run.state import check_same_run, random_state, set_random_state, state_tensors
+from r1ov.train.run.config import SFTConfig
+from r1ov.train.run.state import random_state, set_random_state, state_tensors
 from tests.checkpoint_worker import make, same, train_step
 
 ROOT = Path(__file__).parent.parent
@@ -371,11 +374,12 @@ def test_options_that_change_the_mathematics_must_be_the_same():
         "device": "cuda",
         "gone": None,
     }
-    check_same_run(
-        before, before | {"logging_steps": 5, "device": "cpu", "world_size": 8, "data": ("a", "b")}
-    )
+    resumable = marked(SFTConfig(), "resumable")
+    now = before | {"logging_steps": 5, "device": "cpu", "data": ("a", "b")}
+    check_same_options(before, now, resumable, "this run")
+    now = before | {"learning_rate": 2e-5, "seed": 1, "max_steps": 10, "device": "cpu"}
     with pytest.raises(UserError) as error:
-        check_same_run(before, before | {"learning_rate": 2e-5, "seed": 1, "max_steps": 10, "device": "cpu"})
+        check_same_options(before, now, resumable, "this run")
     text = str(error.value)
     assert "--learning-rate was 1e-05 and is 2e-05" in text
     assert "--seed was 0 and is 1" in text

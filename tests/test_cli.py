@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import generate
-from r1ov.cli import option, parse_cli, run
+from r1ov.cli import check_bounds, marked, option, parse_cli, run
 from r1ov.engine.terminal import BOLD, DIM, RESET, Painter
 from r1ov.errors import UserError
 from tests.checkpoint import write_checkpoint
@@ -92,6 +92,59 @@ def test_help_names_every_flag_with_its_default(capsys):
     assert stop.value.code == 0
     assert "100% of it (default: 0.001)" in out
     assert "--resume, --no-resume" in out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounded:
+    steps: int | None = option(None, "", least=1, resumable=True)
+    top_p: float = option(1.0, "", above=0, most=1)
+    beta: float = option(0.5, "", least=0, below=1, resumable=True)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+def test_a_number_outside_the_bounds_of_its_declaration_is_refused():
+    for sound in ({}, {"steps": 1, "top_p": 1, "beta": 0}, {"top_p": 1e-9, "beta": 0.99}):
+        Bounded(**sound)
+    for name, value, bound in (
+        ("steps", 0, "at least 1"),
+        ("top_p", 0.0, "above 0"),
+        ("top_p", 1.01, "at most 1"),
+        ("beta", -0.1, "at least 0"),
+        ("beta", 1.0, "below 1"),
+    ):
+        flag = "--" + name.replace("_", "-")
+        with pytest.raises(UserError, match=f"^{flag} is {value}; it must be {bound}$"):
+            Bounded(**{name: value})
+
+
+def test_marks_of_a_declaration_find_its_options():
+    assert marked(Bounded(steps=3), "resumable") == {"steps": 3, "beta": 0.5}
+
+
+def test_a_value_that_looks_like_a_stage_does_not_select_it(monkeypatch):
+    import train
+
+    chosen = []
+    monkeypatch.setattr(train, "parse_cli", lambda options, **_: chosen.append(options) or sys.exit())
+    for words in (
+        "--out|--stage grpo",
+        "--data|x --stage=grpo|--stage|sft",
+        "--stage|grpo",
+        "--stage=grpo",
+        "--stage",
+    ):
+        monkeypatch.setattr(sys, "argv", ["train.py", *words.split("|")])
+        with pytest.raises(SystemExit):
+            train.main()
+    assert [options.__name__ for options in chosen] == [
+        "SFTConfig",
+        "SFTConfig",
+        "GRPOConfig",
+        "GRPOConfig",
+        "SFTConfig",
+    ]
 
 
 def fails_with(error: BaseException) -> int:

@@ -52,11 +52,7 @@ def read_json(path: str | Path, missing: str = "") -> dict[str, Any]:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file{missing and '; ' + missing}") from None
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: not UTF-8, not JSON, or a number too long
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, too long a number
         raise UserError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a JSON {type(raw).__name__}, expected an object")
@@ -114,5 +110,6 @@ def check_same_options(
     ]
     if changed:
         raise UserError(
-            f"{where} was begun with other options: {', '.join(changed)}; give the same ones to go on, or another --out"
+            f"{where} was begun with other options: {', '.join(changed)}; give the same ones to go on, "
+            "or another --out"
         )

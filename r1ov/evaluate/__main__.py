@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from r1ov.cli import option, parse_cli, run
+from r1ov.cli import check_bounds, option, parse_cli, run
 from r1ov.data.playground import SPLITS
 from r1ov.errors import UserError
 
@@ -27,7 +27,7 @@ class EvaluateConfig:
     )
     model: str = option("r1ov-tiny", "model folder, hub name or r1ov-tiny")
     limit: int | None = option(
-        None, "only the first questions (default: all; of the playground, which has no end, 1000)"
+        None, "only the first questions (default: all; of the playground, which has no end, 1000)", least=1
     )
     out: str | None = option(
         None, "folder of answers and reports; the same command goes on in it (default: one in runs/evaluate)"
@@ -38,20 +38,28 @@ class EvaluateConfig:
         "r1ov: think, then answer in tags; official: the data's own; direct: the answer alone; none: the question (default: r1ov)",
     )
     system: str | None = option(None, "the system prompt (default: the chat template's own)")
-    num_samples: int = option(1, "answers a question, for mean@k, pass@k and maj@k; needs a temperature")
-    max_new_tokens: int | None = option(None, "longest answer (default: 4096; on the playground 256)")
+    num_samples: int = option(
+        1, "answers a question, for mean@k, pass@k and maj@k; needs a temperature", least=1
+    )
+    max_new_tokens: int | None = option(
+        None, "longest answer (default: 4096; on the playground 256)", least=1
+    )
     temperature: float = option(0.0, "0 is greedy")
     top_p: float = option(1.0, "sample from the likeliest tokens that make up this probability")
-    top_k: int = option(0, "sample from this many likeliest tokens, 0 for all")
+    top_k: int = option(0, "sample from this many likeliest tokens, 0 for all", least=0)
     repetition_penalty: float = option(1.0, "above 1, tokens that were there become less likely")
-    seed: int = option(0, "the same seed gives the same samples")
+    seed: int = option(0, "the same seed gives the same samples", least=0)
     min_pixels: int | None = option(
-        None, "smaller pictures are enlarged to it (default: 200704; on the playground the checkpoint's)"
+        None,
+        "smaller pictures are enlarged to it (default: 200704; on the playground the checkpoint's)",
+        least=1,
     )
     max_pixels: int | None = option(
-        None, "larger pictures are shrunk to it (default: 1003520; on the playground the checkpoint's)"
+        None,
+        "larger pictures are shrunk to it (default: 1003520; on the playground the checkpoint's)",
+        least=1,
     )
-    max_num_seqs: int = option(64, "answers decoded together")
+    max_num_seqs: int = option(64, "answers decoded together", least=1)
     swap_pictures: bool = option(False, "control: every question with another question's picture")
     lenient: bool = option(
         False, "guess an answer from the last sentence where none else can be read; reported as method tail"
@@ -66,24 +74,13 @@ class EvaluateConfig:
         None, "default: float32 on a CPU, bfloat16 on a GPU"
     )
     kernels: Literal["torch", "triton"] | None = option(None, "default: triton on a GPU, torch elsewhere")
-    num_threads: int | None = option(None, "CPU threads (default: torch's own choice)")
+    num_threads: int | None = option(None, "CPU threads (default: torch's own choice)", least=1)
 
     def __post_init__(self) -> None:
         """Raises UserError for what can be seen to be wrong before torch is even imported."""
+        check_bounds(self)
         if self.bench == PLAYGROUND and self.split not in (None, *SPLITS):
             raise UserError(f"--split is {self.split!r}; the playground has {', '.join(SPLITS)}")
-        least = {
-            "limit": 1,
-            "num_samples": 1,
-            "max_new_tokens": 1,
-            "top_k": 0,
-            "seed": 0,
-            "max_num_seqs": 1,
-            "num_threads": 1,
-        }
-        for name, lowest in {**least, "min_pixels": 1, "max_pixels": 1}.items():
-            if (value := getattr(self, name)) is not None and value < lowest:
-                raise UserError(f"--{name.replace('_', '-')} is {value}; it must be {lowest} or above")
         if self.num_samples > self.max_num_seqs:
             raise UserError(
                 f"--num-samples {self.num_samples} is above --max-num-seqs {self.max_num_seqs}; those of a question are decoded together"

@@ -12,27 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1ov.cli import option, parse_cli, run
+from r1ov.cli import check_bounds, marked, option, parse_cli, run
 from r1ov.errors import UserError
-from r1ov.formalize.roles import ROLES, Player, cast, models
+from r1ov.formalize.roles import Player, cast, models
 from r1ov.formalize.row import Role, Row
 
 if TYPE_CHECKING:
     from r1ov.common.journal import Journal
 
-# What a run may change when it goes on; all else decides what comes out.
-MAY_CHANGE = {
-    "limit",
-    "concurrency",
-    "timeout",
-    "attempts",
-    "max_tokens_spent",
-    "max_cost",
-    "retry_failed",
-    "device",
-    "out",
-}
-MAY_CHANGE |= {f"{role}_{what}" for role in ROLES for what in ("key_env", "price")}
 _MODEL = "of a --{} that is a URL: the model's name there"
 _KEY = "environment variable with the key (default: HF_TOKEN for Hugging Face, OPENAI_API_KEY for OpenAI, else none)"
 _PRICE = "money for a million tokens, IN/OUT, such as 2.5/10"
@@ -41,64 +28,54 @@ _PRICE = "money for a million tokens, IN/OUT, such as 2.5/10"
 @dataclass(frozen=True, kw_only=True)
 class FormalizeConfig:
     data: str = option("playground", "playground[:split], a file, a folder, or a hub data set")
-    out: str = option(help="folder for what comes out; the same command again goes on where it stopped")
-    limit: int | None = option(None, "rows, the first ones")
+    out: str = option(
+        help="folder for what comes out; the same command again goes on where it stopped", resumable=True
+    )
+    limit: int | None = option(None, "rows, the first ones", least=1, resumable=True)
     describer: str | None = option(
         None, "a URL (OpenAI protocol), a model folder or name, or playground: its own descriptions"
     )
     describer_model: str | None = option(None, _MODEL.format("describer"))
-    describer_key_env: str | None = option(None, _KEY, metavar="NAME")
-    describer_price: str | None = option(None, _PRICE, metavar="IN/OUT")
+    describer_key_env: str | None = option(None, _KEY, metavar="NAME", resumable=True)
+    describer_price: str | None = option(None, _PRICE, metavar="IN/OUT", resumable=True)
     reasoner: str | None = option(None, "the same; with --data playground by default r1ov-tiny")
     reasoner_model: str | None = option(None, _MODEL.format("reasoner"))
-    reasoner_key_env: str | None = option(None, _KEY, metavar="NAME")
-    reasoner_price: str | None = option(None, _PRICE, metavar="IN/OUT")
+    reasoner_key_env: str | None = option(None, _KEY, metavar="NAME", resumable=True)
+    reasoner_price: str | None = option(None, _PRICE, metavar="IN/OUT", resumable=True)
     judge: str | None = option(None, "a URL, a model, or rules: no model")
     judge_model: str | None = option(None, _MODEL.format("judge"))
-    judge_key_env: str | None = option(None, _KEY, metavar="NAME")
-    judge_price: str | None = option(None, _PRICE, metavar="IN/OUT")
-    rounds: int = option(1, "of going back to the picture for what the thought lacks")
+    judge_key_env: str | None = option(None, _KEY, metavar="NAME", resumable=True)
+    judge_price: str | None = option(None, _PRICE, metavar="IN/OUT", resumable=True)
+    rounds: int = option(1, "of going back to the picture for what the thought lacks", least=0)
     detector: str = option(
         "IDEA-Research/grounding-dino-tiny",
         "finds boxes in scenes, where transformers is installed; none: no boxes",
     )
     ocr: str = option("en", "EasyOCR's languages, separated by commas, where it is installed; none: no OCR")
-    max_tokens: int = option(2048, "longest answer of a model")
-    temperature: float | None = option(None, "default: the model's own")
-    max_pixels: int = option(2_000_000, "larger pictures are scaled down before they are sent")
-    concurrency: int = option(8, "rows at once, and so requests")
-    timeout: float = option(120.0, "seconds for one request")
-    attempts: int = option(6, "requests for one answer, where the server fails or is busy")
-    max_tokens_spent: int | None = option(
-        None, "budget: tokens of all endpoints, in and out, over all starts of the run"
+    max_tokens: int = option(2048, "longest answer of a model", least=1)
+    temperature: float | None = option(None, "default: the model's own", least=0, most=10)
+    max_pixels: int = option(2_000_000, "larger pictures are scaled down before they are sent", least=1)
+    concurrency: int = option(8, "rows at once, and so requests", least=1, most=64, resumable=True)
+    timeout: float = option(120.0, "seconds for one request", above=0, most=3600, resumable=True)
+    attempts: int = option(
+        6, "requests for one answer, where the server fails or is busy", least=1, resumable=True
     )
-    max_cost: float | None = option(None, "budget: money, by the prices given, over all starts of the run")
-    retry_failed: bool = option(False, "rows that failed in an earlier start are tried again")
-    device: str | None = option(None, "for r1ov's engine (default: cuda if there is one, else cpu)")
+    max_tokens_spent: int | None = option(
+        None,
+        "budget: tokens of all endpoints, in and out, over all starts of the run",
+        least=1,
+        resumable=True,
+    )
+    max_cost: float | None = option(
+        None, "budget: money, by the prices given, over all starts of the run", least=0, resumable=True
+    )
+    retry_failed: bool = option(False, "rows that failed in an earlier start are tried again", resumable=True)
+    device: str | None = option(
+        None, "for r1ov's engine (default: cuda if there is one, else cpu)", resumable=True
+    )
 
     def __post_init__(self) -> None:
-        for name in (
-            "limit",
-            "rounds",
-            "max_tokens",
-            "max_pixels",
-            "concurrency",
-            "attempts",
-            "max_tokens_spent",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < (name != "rounds"):
-                raise UserError(
-                    f"--{name.replace('_', '-')} is {value}; it must be {int(name != 'rounds')} or more"
-                )
-        if self.concurrency > 64:  # huggingface_hub's client has 100 connections
-            raise UserError(f"--concurrency is {self.concurrency}; at most 64 requests run at once")
-        if not 0 < self.timeout <= 3600:
-            raise UserError(f"--timeout is {self.timeout}; it must be above 0 and at most 3600 seconds")
-        if self.temperature is not None and not 0 <= self.temperature <= 10:
-            raise UserError(f"--temperature is {self.temperature}; it must be from 0 to 10")
-        if self.max_cost is not None and self.max_cost < 0:
-            raise UserError(f"--max-cost is {self.max_cost}; it must be 0 or more")
+        check_bounds(self)
         for player in cast(self).values():
             if player.is_endpoint and player.price is None and self.max_cost is not None:
                 raise UserError(
@@ -196,13 +173,14 @@ def _run(
 
 def _same_run(folder: Path, config: FormalizeConfig) -> None:
     """Writes config.json; raises UserError where another run has been going on in this folder."""
+    may_change = marked(config, "resumable")
     path, now = folder / "config.json", json.loads(json.dumps(asdict(config)))
     try:
         before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
         differing = sorted(
             name
             for name in now.keys() | before.keys()
-            if name not in MAY_CHANGE and before.get(name) != now.get(name)
+            if name not in may_change and before.get(name) != now.get(name)
         )
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}); choose another --out") from error

@@ -1,145 +1,148 @@
-"""What a training run can be told. Names are TRL's and Hugging Face Trainer's; every field is a flag of
-train.py.
-"""
+"""Options of training, named as in TRL and Hugging Face's Trainer; every field is a flag of train.py."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from r1ov.cli import option
+from r1ov.cli import check_bounds, marked, option
 from r1ov.errors import UserError
 
 PLAYGROUND = "playground"
-LEAST = {  # of each number that has a bound
-    "max_steps": 1, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "train_batch_size": 1, "max_length": 8,
-    "num_threads": 1, "logging_steps": 1, "eval_samples": 1, "replicate": 1, "save_total_limit": 1, "max_skipped_steps": 1,
-    "min_pixels": 1, "max_pixels": 1, "max_completion_length": 1, "max_num_seqs": 1, "num_iterations": 1, "steps_per_generation": 1,
-    "dataloader_num_workers": 0, "save_steps": 0, "eval_steps": 0, "sample_steps": 0, "weight_decay": 0, "max_resamplings": 0,
-}  # fmt: skip
-SHARES = ("warmup_ratio", "min_lr_rate", "max_bad_share")  # from 0 to 1
-ABOVE_ZERO = ("learning_rate", "muon_learning_rate", "max_grad_norm", "num_train_epochs")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What both stages can be told."""
+    """Options of both stages."""
 
-    preset: str | None = option(
-        None, "a published recipe, whose settings the other flags override: r1-onevision"
-    )
+    preset: str | None = option(None, "a published recipe, which the other flags override: r1-onevision")
     model: str | None = option(
         None, "model folder, hub name or r1ov-tiny to start from; default: train from scratch"
     )
     config_name: str = option(
-        "r1ov-tiny", "from scratch: the model whose architecture and processor are taken, its weights not"
+        "r1ov-tiny", "from scratch: the model whose architecture and processor, but not weights, are used"
     )
-    freeze: str | None = option(None, "parts that do not learn: any of vision,merger,language")
-    seed: int = option(0, "decides the weights drawn, and which samples are seen in which order")
+    freeze: str | None = option(None, "parts that are not trained: any of vision,merger,language")
+    seed: int = option(0, "of initial weights, of the order of samples, and of sampling")
 
     data: str = option(
         PLAYGROUND,
-        "playground (the built-in pictures), a file, folder or hub data set, or a mixture: a.parquet:0.7,b.jsonl:0.3",
+        "playground (built in), a file, folder or hub data set, or a mixture: a.parquet:0.7,b.jsonl:0.3",
     )
     eval_data: str | None = option(
-        None, "what the held-out loss is of; default with the playground: its test split, else nothing"
+        None,
+        "data for the held-out loss; default: the playground's test split on the playground, else none",
+        resumable=True,
     )
     clean: bool = option(
-        False, "bring replies to <think>, <answer>: for R1-Onevision's own data, whose rows mix four layouts"
+        False, "rewrite replies as <think>, <answer>: for R1-Onevision's own data, which mixes four layouts"
     )
     image_folder: str | None = option(
-        None, "where the pictures' paths begin and must lie; default: each data file's folder"
+        None, "folder that image paths are relative to and may not leave; default: each data file's folder"
     )
-    allow_outside: bool = option(False, "pictures may lie anywhere on this machine")
-    max_bad_share: float = option(0.05, "share of rows that may be bad before the run stops")
+    allow_outside: bool = option(False, "images may lie anywhere on this machine")
+    max_bad_share: float = option(
+        0.05, "stop when a larger share of the rows is unusable", least=0, most=1, resumable=True
+    )
     min_pixels: int | None = option(
-        None, "smaller pictures are enlarged to this many pixels; default: the checkpoint's"
+        None, "enlarge smaller images to this many pixels; default: the checkpoint's", least=1
     )
     max_pixels: int | None = option(
-        None, "larger pictures are shrunk to this many pixels; default: the checkpoint's"
+        None, "shrink larger images to this many pixels; default: the checkpoint's", least=1
     )
-    max_length: int = option(8192, "tokens of the longest conversation, and of one packed micro-batch")
+    max_length: int = option(8192, "most tokens of a conversation, and of a packed micro-batch", least=8)
     overlong: Literal["drop", "error"] = option(
-        "drop", "longer conversations are dropped and counted, or stop the run"
+        "drop", "longer conversations: drop and count them, or stop the run"
     )
     dataloader_num_workers: int = option(
-        1, "processes that draw and encode ahead of the training step; 0: none"
+        1, "processes that prepare the next steps' data; 0: none", least=0, resumable=True
     )
 
     max_steps: int | None = option(
-        None, "optimiser steps; default: --num-train-epochs of the data; on the playground 200, with grpo 300"
+        None,
+        "optimiser steps; default: --num-train-epochs; on the playground 200, with grpo 300",
+        least=1,
     )
-    num_train_epochs: float = option(1.0, "how often to see the data, where --max-steps is not given")
+    num_train_epochs: float = option(1.0, "passes over the data, unless --max-steps is given", above=0)
     per_device_train_batch_size: int = option(
-        64, "conversations of one process; how many at once, --max-length decides"
+        64,
+        "conversations per process and step; --max-length decides how many run at once",
+        least=1,
+        resumable=True,
     )
-    gradient_accumulation_steps: int = option(1, "so many times as many conversations in one optimiser step")
-    train_batch_size: int | None = option(
-        None, "conversations of one step, whatever the number of processes; instead of those two"
-    )
+    gradient_accumulation_steps: int = option(1, "micro-batches per optimiser step", least=1, resumable=True)
+    train_batch_size: int | None = option(None, "global batch size; replaces the two flags above", least=1)
 
     optim: Literal["adamw", "muon"] = option(
-        "adamw", "adamw, or muon for the inner matrices and adamw for the rest"
+        "adamw", "adamw, or muon for inner matrices and adamw for the rest"
     )
     learning_rate: float | None = option(
-        None, "peak, of adamw; default: 2e-3 from scratch, 1e-5 from a model"
+        None, "peak of adamw; default: 2e-3 from scratch, 1e-5 from a model", above=0
     )
     muon_learning_rate: float = option(
-        0.008, "peak, of muon; at 0.02 a small model's attention hardens within a thousand steps"
+        0.008, "peak of muon; at 0.02 a small model's attention saturates within 1,000 steps", above=0
     )
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = option("cosine", "what follows the warm-up")
-    min_lr_rate: float = option(0.0, "where cosine and linear end, as a share of the peak")
-    warmup_ratio: float = option(0.05, "share of the steps in which the learning rate climbs")
-    weight_decay: float = option(0.0, "of matrices and embeddings")
-    adam_beta1: float = option(0.9, "first moment")
-    adam_beta2: float = option(0.98, "second moment")
-    max_grad_norm: float = option(1.0, "longer gradients are scaled down to this length")
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = option("cosine", "after the warm-up")
+    min_lr_rate: float = option(0.0, "end of cosine and linear, as a share of the peak", least=0, most=1)
+    warmup_ratio: float = option(0.05, "share of the steps with a rising learning rate", least=0, most=1)
+    weight_decay: float = option(0.0, "of matrices and embeddings", least=0)
+    adam_beta1: float = option(0.9, "first moment", least=0, below=1)
+    adam_beta2: float = option(0.98, "second moment", least=0, below=1)
+    max_grad_norm: float = option(1.0, "scale longer gradients down to this norm", above=0)
     max_skipped_steps: int = option(
-        10, "steps in a row that may be skipped, their gradient not being finite, before the run stops"
+        10,
+        "stop after this many steps in a row without a finite gradient",
+        least=1,
+        resumable=True,
     )
 
-    device: str | None = option(None, "default: cuda if there is one, else cpu")
+    device: str | None = option(None, "default: cuda if there is one, else cpu", resumable=True)
     kernels: Literal["torch", "triton"] | None = option(
-        None, "attention and log-probs; default: triton on a GPU, torch elsewhere"
+        None, "attention and log-probs; default: triton on a GPU, torch elsewhere", resumable=True
     )
     bf16: bool | None = option(
-        None, "compute in bfloat16 (weights, gradients and their sums stay float32); default: on a GPU"
+        None, "compute in bfloat16, with float32 weights and gradients; default: on a GPU"
     )
     activation_checkpointing: Literal["off", "selective", "full"] = option(
-        "off", "what is computed again instead of kept: saves memory"
+        "off", "recompute activations instead of keeping them, to save memory", resumable=True
     )
     replicate: int = option(
-        1, "groups of processes that each hold the whole model: hybrid sharding, one group a node"
+        1,
+        "groups that each hold the whole model: hybrid sharding, one group per node",
+        least=1,
+        resumable=True,
     )
     num_threads: int | None = option(
-        None, "CPU threads of each process; default: torch's own choice, divided among the processes"
+        None,
+        "CPU threads per process; default: torch's own choice, divided among the processes",
+        least=1,
+        resumable=True,
     )
 
-    logging_steps: int = option(1, "a line every so many steps")
+    logging_steps: int = option(1, "a line every N steps", least=1, resumable=True)
     save_steps: int = option(
-        0, "a checkpoint every so many steps, from which the same command goes on; 0: none"
+        0,
+        "a checkpoint every N steps, from which the same command resumes; 0: none",
+        least=0,
+        resumable=True,
     )
-    save_total_limit: int | None = option(2, "keep so many checkpoints, the newest")
+    save_total_limit: int | None = option(
+        2, "keep this many checkpoints, the newest", least=1, resumable=True
+    )
     eval_steps: int = option(
-        50, "held-out loss, and on the playground answers, every so many steps; 0: never"
+        50,
+        "held-out loss, and on the playground answers, every N steps; 0: never",
+        least=0,
+        resumable=True,
     )
-    eval_samples: int = option(35, "held-out samples each time")
+    eval_samples: int = option(35, "held-out samples per evaluation", least=1, resumable=True)
     eval_split: Literal["test", "rl", "generalisation"] = option(
-        "test", "of the playground, whose questions are answered"
+        "test", "split of the playground whose questions are answered", resumable=True
     )
-    report_to: Literal["none", "tensorboard", "wandb"] = option("none", "also log there, if it is installed")
+    report_to: Literal["none", "tensorboard", "wandb"] = option(
+        "none", "also log there; must be installed", resumable=True
+    )
 
     def __post_init__(self):
-        for name, value in self.__dict__.items():
-            flag = f"--{name.replace('_', '-')} is {value}; it must be"
-            if value is None or isinstance(value, str | bool | tuple):
-                continue
-            if name in LEAST and value < LEAST[name]:
-                raise UserError(f"{flag} {LEAST[name]} or more")
-            if name in SHARES and not 0 <= value <= 1:
-                raise UserError(f"{flag} from 0 to 1")
-            if name in ("adam_beta1", "adam_beta2") and not 0 <= value < 1:
-                raise UserError(f"{flag} from 0 to below 1")
-            if name in ABOVE_ZERO and not value > 0:
-                raise UserError(f"{flag} above 0")
+        check_bounds(self)
 
     @property
     def peak_learning_rate(self) -> float:
@@ -147,7 +150,7 @@ class TrainConfig:
 
     @property
     def endless_steps(self) -> int:
-        """Optimiser steps on data without end, where `max_steps` does not say."""
+        """Optimiser steps on endless data, unless `max_steps` is given."""
         return 200
 
     @property
@@ -156,7 +159,7 @@ class TrainConfig:
 
     @property
     def reading(self) -> dict[str, Any]:
-        """How `open_data` shall read the data's files."""
+        """Arguments of `open_data`."""
         return {"clean": self.clean, "image_folder": self.image_folder, "allow_outside": self.allow_outside}
 
 
@@ -166,7 +169,9 @@ class SFTConfig(TrainConfig):
         "sft", "sft: supervised fine-tuning; grpo: reinforcement learning with rewards by rule"
     )
     out: str = option(
-        "runs/sft", "folder of the run: config.json, log.jsonl, curves.png, samples/, checkpoints/, final/"
+        "runs/sft",
+        "folder of the run: config.json, log.jsonl, curves.png, samples/, checkpoints/, final/",
+        resumable=True,
     )
 
 
@@ -176,80 +181,101 @@ class GRPOConfig(TrainConfig):
         "grpo", "sft: supervised fine-tuning; grpo: reinforcement learning with rewards by rule"
     )
     out: str = option(
-        "runs/grpo", "folder of the run: config.json, log.jsonl, curves.png, samples/, checkpoints/, final/"
+        "runs/grpo",
+        "folder of the run: config.json, log.jsonl, curves.png, samples/, checkpoints/, final/",
+        resumable=True,
     )
     model: str = option("r1ov-tiny-sft", "model folder, hub name or r1ov-tiny-sft to start from")
-    learning_rate: float | None = option(None, "peak; default: 2e-4 on the playground, else 1e-6")
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = option("linear", "what follows the warm-up")
-    warmup_ratio: float = option(0.0, "share of the steps in which the learning rate climbs")
-    adam_beta2: float = option(0.999, "second moment")
+    learning_rate: float | None = option(None, "peak; default: 2e-4 on the playground, else 1e-6", above=0)
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = option("linear", "after the warm-up")
+    warmup_ratio: float = option(0.0, "share of the steps with a rising learning rate", least=0, most=1)
+    adam_beta2: float = option(0.999, "second moment", least=0, below=1)
     eval_steps: int = option(
-        50, "answers to held-out questions of the playground every so many steps; 0: never"
+        50,
+        "answers to held-out questions of the playground every N steps; 0: never",
+        least=0,
+        resumable=True,
     )
-    eval_samples: int = option(210, "held-out questions each time")
+    eval_samples: int = option(210, "held-out questions per evaluation", least=1, resumable=True)
     eval_split: Literal["test", "rl", "generalisation"] = option(
-        "rl", "of the playground: those questions, with scenes of another seed"
+        "rl",
+        "split of the playground whose questions are answered, with scenes of another seed",
+        resumable=True,
     )
     per_device_train_batch_size: int = option(
-        128, "completions of one process; how many at once, --max-length decides"
+        128,
+        "completions per process and step; --max-length decides how many run at once",
+        least=1,
+        resumable=True,
     )
 
-    num_generations: int = option(8, "G: completions of each prompt")
-    max_completion_length: int = option(256, "tokens of a completion, at most")
-    temperature: float = option(1.0, "of the sampling, and of the log-probs that are learned from")
+    num_generations: int = option(8, "G, completions per prompt")
+    max_completion_length: int = option(256, "most tokens of a completion", least=1, of_loss=True)
+    temperature: float = option(1.0, "of sampling, and of the log-probs in the loss")
     top_p: float = option(1.0, "sample from the likeliest tokens that make up this probability; 1: from all")
     top_k: int = option(0, "sample from this many likeliest tokens; 0: from all")
     repetition_penalty: float = option(1.0, "of the sampling; 1: none")
     max_num_seqs: int | None = option(
-        None, "completions decoded at once, at most; the others follow as rows finish; default: all"
+        None,
+        "most completions decoded at once; others follow as rows finish; default: all",
+        least=1,
+        resumable=True,
     )
-    num_iterations: int = option(1, "mu: how often the completions of a rollout are learned from")
+    num_iterations: int = option(1, "mu, passes over the completions of a rollout", least=1)
     steps_per_generation: int = option(
-        1, "optimiser steps that share a rollout, each on a part of it (TRL counts micro-batches)"
+        1, "optimiser steps per rollout, each on its own slice (TRL counts micro-batches)", least=1
     )
     beta: float = option(
         0.0,
-        "weight of the KL term; 0 loads no reference model, and completions of advantage 0 cost no update",
+        "weight of the KL term; 0: no reference model, and completions of advantage 0 are not trained on",
+        least=0,
+        of_loss=True,
     )
-    epsilon: float = option(0.2, "the ratio is clipped below 1 - epsilon")
+    epsilon: float = option(0.2, "clip the ratio below 1 - epsilon", least=0, of_loss=True)
     epsilon_high: float | None = option(
-        None, "and above 1 + this; default: epsilon. With cispo: the cap of the ratio itself"
+        None,
+        "and above 1 + this; default: epsilon. With cispo: the cap of the ratio itself",
+        least=0,
+        of_loss=True,
     )
-    delta: float | None = option(None, "a second cap of the ratio, for negative advantages; default: none")
+    delta: float | None = option(
+        None, "a second cap of the ratio, for negative advantages; default: none", of_loss=True
+    )
     loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo"] = option(
-        "dapo", "how tokens are weighed against each other"
+        "dapo", "how tokens are weighted", of_loss=True
     )
     scale_rewards: Literal["group", "batch", "none"] = option(
-        "group", "which standard deviation divides the advantages"
+        "group", "standard deviation that divides the advantages"
     )
     importance_sampling_level: Literal["token", "sequence"] = option(
-        "token", "a ratio a token, or one a completion (GSPO)"
+        "token", "one ratio per token, or per completion (GSPO)", of_loss=True
     )
-    kl_estimator: Literal["k1", "k2", "k3"] = option("k3", "of the KL term")
-    use_bias_correction_kl: bool = option(True, "multiply the KL term by the ratio")
-    mask_truncated_completions: bool = option(False, "completions cut off at the limit teach nothing")
-    dynamic_sampling: bool = option(False, "replace groups whose rewards are all equal by new ones")
-    max_resamplings: int = option(3, "so often at most, for one rollout")
-    importance_sampling_correction: bool = option(
-        False, "weigh tokens by trainer over sampler, where the two differ"
-    )
+    kl_estimator: Literal["k1", "k2", "k3"] = option("k3", "of the KL term", of_loss=True)
+    use_bias_correction_kl: bool = option(True, "multiply the KL term by the ratio", of_loss=True)
+    mask_truncated_completions: bool = option(False, "do not train on completions cut off at the limit")
+    dynamic_sampling: bool = option(False, "replace groups whose rewards are all equal")
+    max_resamplings: int = option(3, "most replacements per rollout", least=0)
+    importance_sampling_correction: bool = option(False, "weight tokens by trainer / sampler probability")
     importance_sampling_cap: float = option(2.0, "of that weight")
 
     reward_funcs: tuple[str, ...] = option(
-        ("accuracy", "format"), "what is rewarded: accuracy, format, soft_format; may be repeated"
+        ("accuracy", "format"), "accuracy, format or soft_format; may be repeated"
     )
-    reward_weights: tuple[float, ...] = option((), "a weight for each of these; default: 1")
-    reward: str | None = option(None, "FILE.py:function, a reward of your own beside these")
-    wrong_reward: float = option(0.0, "accuracy of a wrong answer")
+    reward_weights: tuple[float, ...] = option((), "a weight per reward, in this order; default: 1")
+    reward: str | None = option(None, "FILE.py:function, your own reward beside these")
+    wrong_reward: float = option(0.0, "accuracy reward of a wrong answer")
     overlong_cache: int | None = option(
-        None, "the last so many tokens before the limit cost up to 1 (DAPO); default: nothing"
+        None, "penalty of up to 1 in this many tokens before the limit (DAPO); default: none"
     )
-    answer_from: Literal["tag", "boxed"] = option("tag", "where an answer stands: <answer>, or \\boxed{}")
+    answer_from: Literal["tag", "boxed"] = option("tag", "where the answer is: <answer> or \\boxed{}")
     iou_mode: Literal["threshold", "soft"] = option(
-        "threshold", "boxes score 1 from an overlap of a half on, or the overlap itself"
+        "threshold", "reward of a box: 1 from an IoU of 0.5, or the IoU itself"
     )
     sample_steps: int = option(
-        10, "some completions, with rewards and advantages, go to samples/ every so many steps; 0: never"
+        10,
+        "write some completions with their rewards to samples/ every N steps; 0: never",
+        least=0,
+        resumable=True,
     )
 
     def __post_init__(self):
@@ -260,15 +286,16 @@ class GRPOConfig(TrainConfig):
             )
         if unknown := set(self.reward_funcs) - {"accuracy", "format", "soft_format"}:
             raise UserError(
-                f"--reward-funcs: there is no {sorted(unknown)[0]!r}; there are accuracy, format, soft_format (--reward: your own)"
+                f"--reward-funcs: there is no {sorted(unknown)[0]!r}; there are accuracy, format, soft_format "
+                "(--reward: your own)"
             )
-        if self.reward_weights and len(self.reward_weights) != len(self.reward_funcs) + bool(self.reward):
-            raise UserError(
-                f"--reward-weights: {len(self.reward_weights)} for {len(self.reward_funcs) + bool(self.reward)} rewards"
-            )
+        rewards, weights = len(self.reward_funcs) + bool(self.reward), len(self.reward_weights)
+        if weights not in (0, rewards):
+            raise UserError(f"--reward-weights: {weights} for {rewards} rewards")
         if not 0 < self.temperature < 1e6:
             raise UserError(
-                f"--temperature is {self.temperature}; it must be above 0: greedy completions of a prompt are all the same"
+                f"--temperature is {self.temperature}; it must be above 0: greedy completions of a prompt are "
+                "all the same"
             )
         if self.overlong_cache is not None and not 0 < self.overlong_cache <= self.max_completion_length:
             raise UserError(
@@ -281,8 +308,8 @@ class GRPOConfig(TrainConfig):
 
     @property
     def skips_idle_rows(self) -> bool:
-        """Whether completions of advantage 0 give no gradient at all, and stay out of the update. Bnpo weighs
-        packs, not tokens.
+        """Whether completions of advantage 0 give no gradient, and stay out of the update. (Bnpo weights
+        packs, not tokens.)
         """
         return self.beta == 0 and self.loss_type != "bnpo"
 
@@ -293,5 +320,4 @@ class GRPOConfig(TrainConfig):
     @property
     def loss_options(self) -> dict[str, Any]:
         """Those of `grpo_loss`."""
-        names = "loss_type epsilon epsilon_high delta beta kl_estimator use_bias_correction_kl importance_sampling_level max_completion_length"
-        return {name: getattr(self, name) for name in names.split()}
+        return marked(self, "of_loss")

@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 
+from r1ov.cli import marked
 from r1ov.common.device import choose_kernels
+from r1ov.common.files import check_same_options
 from r1ov.common.processes import World, joined
 from r1ov.common.stopping import Stop, stopping
 from r1ov.data.processor import Processor
@@ -34,7 +36,6 @@ from r1ov.train.run.config import TrainConfig
 from r1ov.train.run.distributed import clip_grad_norm
 from r1ov.train.run.log import Log, duration, say
 from r1ov.train.run.sharding import checkpoint_activations, freeze, make_mesh, refresh, replica, shard
-from r1ov.train.run.state import check_same_run
 
 PEAK_FLOPS = {
     "H100": 989e12,
@@ -339,7 +340,7 @@ def open_run(config: TrainConfig, rows_per_epoch: int | None) -> Iterator[Run]:
         )
         step, extra = 0, {}
         if before and checkpoints.steps():
-            check_same_run(before, options)
+            check_same_options(before, options, {*marked(config, "resumable"), "world_size"}, "this run")
             step, extra = checkpoints.load_latest(model, optimizers) or (0, {})
         elif before and world.is_main:
             say(f"note    {out}/ holds a run without a checkpoint; it begins anew")

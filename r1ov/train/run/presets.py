@@ -56,4 +56,3 @@ GRPO: dict[str, dict[str, Any]] = {
         "mask_truncated_completions": True,
     },
 }
-PRESETS = {"sft": SFT, "grpo": GRPO}

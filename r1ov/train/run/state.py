@@ -1,70 +1,13 @@
-"""What a run must remember to go on as if it had never stopped: its options, its tensors by name, and torch's
-random states.
-"""
+"""The state that a run resumes from: its tensors by name, and torch's random states."""
 
 import base64
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from r1ov.errors import UserError
 from r1ov.folder.shard import is_sharded, local
-
-# Options that change what is shown, kept, or used to compute, but not what is computed.
-MAY_DIFFER = frozenset(
-    {
-        *(
-            "out",
-            "device",
-            "kernels",
-            "num_threads",
-            "dataloader_num_workers",
-            "world_size",
-            "replicate",
-            "activation_checkpointing",
-        ),
-        *(
-            "logging_steps",
-            "save_steps",
-            "save_total_limit",
-            "eval_steps",
-            "eval_samples",
-            "eval_split",
-            "eval_data",
-            "sample_steps",
-            "report_to",
-        ),
-        *("max_skipped_steps", "max_bad_share", "max_num_seqs"),
-        *(
-            "per_device_train_batch_size",
-            "gradient_accumulation_steps",
-        ),  # the rows of a step are train_batch_size
-    }
-)
-
-
-def check_same_run(
-    before: Mapping[str, Any], now: Mapping[str, Any], may_differ: Iterable[str] = MAY_DIFFER
-) -> None:
-    """Raises UserError if a run begun with the options `before` cannot go on with `now`: it names each that
-    differs, with both values.
-
-    Args: before, now: as resolved for config.json; None is the same as absent.
-    """
-    now = json.loads(json.dumps(now))  # as it would come back from config.json: tuples are lists
-    ignored = frozenset(may_differ)
-    changed = [
-        f"--{name.replace('_', '-')} was {before.get(name)!r} and is {now.get(name)!r}"
-        for name in {**before, **now}
-        if name not in ignored and before.get(name) != now.get(name)
-    ]
-    if changed:
-        raise UserError(
-            f"this run was begun with other options: {', '.join(changed)}; give the same ones to go on, or another --out"
-        )
 
 
 def state_tensors(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
