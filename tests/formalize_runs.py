@@ -21,10 +21,11 @@ from pathlib import Path
 from PIL import Image
 
 from r1ov.common.journal import Journal
+from r1ov.common.remote import AskFailed
 from r1ov.data.image import lazy_image
 from r1ov.formalize.ask import Asker, Budget
 from r1ov.formalize.client import Endpoint
-from r1ov.formalize.row import AskFailed, Row
+from r1ov.formalize.row import Row
 from r1ov.formalize.run import Tally, in_order, process
 
 CONCURRENCY = 4

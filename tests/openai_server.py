@@ -73,6 +73,7 @@ class OpenAIServer(ThreadingHTTPServer):
         self.asked: Counter[str] = Counter()
         self.bodies: list[dict] = []
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
         self.active = self.peak = 0
         self.closing = threading.Event()
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -108,6 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
             before = server.asked[content]
             server.asked[content] += 1
             server.bodies.append(body)
+            server.paths.append(self.path)
             server.headers.append({name.lower(): value for name, value in self.headers.items()})
             server.active += 1
             server.peak = max(server.peak, server.active)

@@ -11,7 +11,8 @@ import pytest
 from huggingface_hub import get_session
 from PIL import Image
 
-from r1ov.formalize.client import AskFailed, Endpoint, NoUse, Question, TryAgain, asked_to_wait, data_url
+from r1ov.common.remote import AskFailed, NoUse, Remote, TryAgain, asked_to_wait
+from r1ov.formalize.client import Endpoint, Question, data_url
 from tests.openai_server import OpenAIServer
 
 KEY = "sk-never-to-be-seen"
@@ -157,12 +158,11 @@ def test_downloads_of_huggingface_hub_are_not_held_to_the_limits_of_answers():
         assert len(get_session().get(server.url).content) == 3_000_000
 
 
-def test_offline_mode_is_told_as_what_it_is(monkeypatch):
+def test_offline_mode_is_about_the_hub_alone(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    error, _, server = attempt("ok")
-    assert isinstance(error, NoUse)
-    assert "HF_HUB_OFFLINE" in str(error)
-    assert not server.bodies
+    reply, _, server = attempt("ok")
+    assert reply.text.startswith("answer ")
+    assert len(server.bodies) == 1
 
 
 def test_openais_newer_name_for_the_longest_answer_is_learned():
@@ -237,3 +237,32 @@ def test_large_pictures_are_scaled_and_those_that_png_cannot_press_go_as_jpeg():
     noise = Image.frombytes("RGB", (1300, 1300), random.Random(0).randbytes(3 * 1300**2))
     noisy = picture(noise, 2_000_000)
     assert (noisy.format, noisy.size) == ("JPEG", (1300, 1300))
+
+
+@pytest.mark.parametrize(
+    ("end", "path"),
+    [
+        ("", "/v1/chat/completions"),
+        ("/", "/v1/chat/completions"),
+        ("/v1/", "/v1/chat/completions"),
+        ("/openai/v1", "/openai/v1/chat/completions"),
+        ("/proxy", "/proxy/v1/chat/completions"),
+        ("/odd/chat/completions?api-version=1", "/odd/chat/completions?api-version=1"),
+    ],
+)
+def test_an_address_is_completed_as_huggingface_hub_does(end, path):
+    with OpenAIServer() as server:
+        Endpoint(server.url.removesuffix("/v1") + end, "m").attempt(Question(prompt="Hi"))
+    assert server.paths == [path]
+
+
+def test_retries_are_a_few_and_their_reason_is_told(monkeypatch):
+    naps = []
+    monkeypatch.setattr(time, "sleep", naps.append)
+    with OpenAIServer(lambda body, before: "503 7" if before < 2 else "ok") as server:
+        assert Remote(server.url, "m").ask([{"role": "user", "content": "Hi"}]).text.startswith("answer ")
+        with pytest.raises(AskFailed, match=r"answered 503 .*, 2 times in all"):
+            Remote(server.url, "m").ask([{"role": "user", "content": "Hello"}], attempts=2)
+    assert len(server.bodies) == 5
+    assert all(nap == 0 or 6 < nap < 9 for nap in naps)
+    assert sum(nap > 0 for nap in naps) >= 3

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from r1ov.common.remote import AskFailed
 from r1ov.data.formats.records import BadRow
 from r1ov.data.image import LazyImage, lazy_image
 from r1ov.formalize import describe as describe_stage
@@ -17,7 +18,7 @@ from r1ov.formalize.parse import MAX_REPLY, code_block, json_object, one_word
 from r1ov.formalize.prompt import FOLDER, fenced, prompt, system
 from r1ov.formalize.role_play import role_play
 from r1ov.formalize.route import KINDS, kind_of_tag, route
-from r1ov.formalize.row import AskFailed, BudgetSpent, Row
+from r1ov.formalize.row import BudgetSpent, Row
 from r1ov.formalize.settings import Settings
 from r1ov.formalize.stages import formalize
 

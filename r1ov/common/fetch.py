@@ -2,60 +2,15 @@
 
 import re
 import string
-import threading
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from http.client import HTTPException, HTTPResponse
+from urllib.parse import quote, urljoin
 
+from r1ov.common.remote import http, read_body, within
+from r1ov.common.text import one_line
 from r1ov.errors import UserError
 
 MAX_REDIRECTS = 5
-CHUNK_BYTES = 64 * 1024
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    max_redirections = MAX_REDIRECTS
-    max_repeats = MAX_REDIRECTS
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """Knows http and https and nothing else, so that no redirect leads to file:, ftp: or data:."""
-    opener = urllib.request.OpenerDirector()
-    handlers = (
-        urllib.request.ProxyHandler,  # the usual *_proxy variables are honoured
-        urllib.request.UnknownHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPErrorProcessor,
-        _Redirects,
-    )
-    for handler in handlers:
-        opener.add_handler(handler())
-    opener.addheaders = [("User-Agent", "r1ov"), ("Accept", "image/*,*/*;q=0.5")]
-    return opener
-
-
-def _read(response: HTTPResponse, deadline: float, max_bytes: int) -> bytes:
-    """The whole body, or a UserError without the URL."""
-    declared = response.headers.get("Content-Length", "")
-    expected = int(declared) if declared.isdecimal() else None
-    if expected is not None and expected > max_bytes:
-        raise UserError(f"the file has {expected:,} bytes, more than the limit of {max_bytes:,}")
-    body = bytearray()
-    while chunk := response.read1(CHUNK_BYTES):
-        body += chunk
-        if len(body) > max_bytes:
-            raise UserError(f"the file has more bytes than the limit of {max_bytes:,}")
-        if time.monotonic() > deadline:
-            raise TimeoutError
-    if expected is not None and len(body) < expected:
-        raise UserError(f"the connection ended after {len(body):,} of {expected:,} bytes; try again")
-    if not body:
-        raise UserError("the answer is empty")
-    return bytes(body)
+HEADERS = {"User-Agent": "r1ov", "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
 
 
 def shown(address: str) -> str:
@@ -66,47 +21,54 @@ def shown(address: str) -> str:
 
 
 def fetch(url: str, timeout_seconds: float = 20, max_bytes: int = 32 * 1024 * 1024) -> bytes:
-    """The bytes behind an http(s) URL.
+    """Returns the bytes behind an http(s) URL.
 
     Args:    timeout_seconds: for everything together: name look-up, redirects (at most 5), headers and body.
     Raises:  UserError, one line that names the URL, for whatever goes wrong.
     """
-    name = shown(url)
-    if not url.lower().startswith(("http://", "https://")):
-        raise UserError(f"{name}: only http:// and https:// URLs are fetched")
-    # A URL copied from a browser may hold letters outside ASCII; what is already escaped stays as it is.
-    quoted = urllib.parse.quote(url, safe=string.punctuation)
-    deadline = time.monotonic() + timeout_seconds
-    outcome: list[bytes | Exception] = []
+    name, deadline = shown(url), time.monotonic() + timeout_seconds
+    try:
+        return within(timeout_seconds, lambda: _get(url, deadline, max_bytes))
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    except (http().TimeoutException, TimeoutError):
+        raise UserError(
+            f"{name}: no complete answer within {timeout_seconds:g} s; try again, or save the picture and give its path"
+        ) from None
+    except (http().HTTPError, http().InvalidURL, UnicodeError) as error:
+        reason = one_line(str(error))[:200] or type(error).__name__
+        raise UserError(f"{name}: cannot be fetched ({reason}); check the address and the network") from None
 
-    def work() -> None:
-        try:
-            with _opener().open(quoted, timeout=timeout_seconds) as response:
-                outcome.append(_read(response, deadline, max_bytes))
-        except Exception as error:  # handed to the caller's thread, which sorts it
-            outcome.append(error)
 
-    # A socket's own timeout counts from its last byte, so a server that drips would hold us for ever; a
-    # daemon thread can be left behind.
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(timeout_seconds)
-    result = outcome[0] if outcome else TimeoutError()
-    match result:
-        case bytes():
-            return result
-        case UserError():
-            raise UserError(f"{name}: {result}")
-        case urllib.error.HTTPError():
-            reason = " ".join(str(result.reason).split())[:200]
-            raise UserError(f"{name}: the server answered {result.code} {reason}; check the address")
-        case TimeoutError() | urllib.error.URLError(reason=TimeoutError()):
-            raise UserError(
-                f"{name}: no complete answer within {timeout_seconds:g} s; try again, or save the picture and give its path"
-            )
-        case OSError() | HTTPException() | ValueError():
-            cause = getattr(result, "reason", result)
-            reason = " ".join(str(getattr(cause, "strerror", None) or cause).split()) or type(result).__name__
-            raise UserError(f"{name}: cannot be fetched ({reason}); check the address and the network")
-        case _:
-            raise result
+def _get(url: str, deadline: float, max_bytes: int) -> bytes:
+    """Raises: UserError without the URL; what the HTTP library and `read_body` raise."""
+    with http().Client(timeout=max(0.0, deadline - time.monotonic()), headers=HEADERS) as client:
+        for _ in range(MAX_REDIRECTS + 1):
+            if not url.lower().startswith(("http://", "https://")):
+                raise UserError(f"{url[:20]} is not allowed; only http:// and https:// URLs are fetched")
+            # A URL copied from a browser may hold letters outside ASCII; what is already escaped stays as it is.
+            with client.stream("GET", quote(url, safe=string.punctuation)) as response:
+                status = response.status_code
+                if response.has_redirect_location:
+                    url = urljoin(url, response.headers["Location"])
+                    continue
+                if status != 200:
+                    raise UserError(
+                        f"the server answered {status} {response.reason_phrase[:200]}; check the address"
+                    )
+                expected = int(response.headers.get("Content-Length", -1))
+                if expected > max_bytes:
+                    raise UserError(f"the file has {expected:,} bytes, more than the limit of {max_bytes:,}")
+                try:
+                    body = read_body(response, max_bytes, deadline)
+                except http().RemoteProtocolError as error:
+                    whole = f" of {expected:,}" * (expected >= 0)
+                    raise UserError(
+                        f"the connection ended after {response.num_bytes_downloaded:,}{whole} bytes; try again"
+                    ) from error
+            if len(body) > max_bytes:
+                raise UserError(f"the file has more bytes than the limit of {max_bytes:,}")
+            if not body:
+                raise UserError("the answer is empty")
+            return body
+    raise UserError(f"the server answered {status} more than {MAX_REDIRECTS} times; check the address")

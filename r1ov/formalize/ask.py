@@ -4,7 +4,6 @@ budget holds.
 
 import hashlib
 import json
-import random
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -15,17 +14,13 @@ from typing import Any, Protocol
 from PIL import Image
 
 from r1ov.common.journal import Journal, Record
+from r1ov.common.remote import FIRST_WAIT, PATIENCE, AskFailed, NoUse, Reply, TryAgain, retried
 from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
-from r1ov.formalize.client import NoUse, Question, Reply, TryAgain
-from r1ov.formalize.row import AskFailed, BudgetSpent, Role
+from r1ov.formalize.client import Question
+from r1ov.formalize.row import BudgetSpent, Role
 
 MAX_DECODED_PIXELS = 50_000_000  # a picture that is larger is not decoded at all
-FIRST_WAIT, LONGEST_WAIT = (
-    1.0,
-    60.0,
-)  # seconds between attempts, doubled each time, where the server does not tell
-PATIENCE = 600.0  # a server that asks for more ends the run, which may be started again later
 
 
 class Model(Protocol):
@@ -161,7 +156,8 @@ class Asker:
 
     def _ask(self, role: Role, model: Model, question: Question, key: str) -> Record:
         """A new answer, on the disk."""
-        for attempt in range(1, self.attempts + 1):
+
+        def attempt() -> Record:
             self._wait(model.ready_at - time.monotonic())
             estimate = model.estimate(question)
             with self._reserve(model, estimate):
@@ -169,29 +165,21 @@ class Asker:
                     reply = model.attempt(question)
                 except TryAgain as error:
                     if error.is_billed:
-                        self._keep(
-                            role,
-                            model,
-                            f"lost {time.time_ns()} {key}",
-                            Reply(None, str(error), *estimate),
-                            is_lost=True,
-                        )
-                    reason, wait = str(error), error.wait
+                        lost = Reply(None, str(error), *estimate)
+                        self._keep(role, model, f"lost {time.time_ns()} {key}", lost, is_lost=True)
+                    raise
                 except NoUse as error:
                     self.close(str(error), is_mistake=True)
                     raise BudgetSpent(str(error)) from error
-                else:
-                    if (
-                        before := self.answers.get(key)
-                    ) is not None:  # a failure, whose cost stays on the bill
-                        self.answers.append(before | {"key": f"before {time.time_ns()} {key}"})
-                    self._stale.discard(key)
-                    return self._keep(role, model, key, reply)
-            if attempt < self.attempts:
-                back_off = min(LONGEST_WAIT, self.first_wait * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
-                # Those who were told the same time do not come back at the same instant.
-                self._wait(max(wait + random.uniform(0, self.first_wait) if wait else 0, back_off))
-        raise AskFailed(f"{role}: {reason}, {self.attempts} times in all")
+                if (before := self.answers.get(key)) is not None:  # a failure, whose cost stays on the bill
+                    self.answers.append(before | {"key": f"before {time.time_ns()} {key}"})
+                self._stale.discard(key)
+                return self._keep(role, model, key, reply)
+
+        try:
+            return retried(attempt, self.attempts, self._wait, self.first_wait)
+        except AskFailed as error:
+            raise AskFailed(f"{role}: {error}") from error
 
     def _keep(self, role: Role, model: Model, key: str, reply: Reply, is_lost: bool = False) -> Record:
         cost = (reply.prompt_tokens * model.price[0] + reply.completion_tokens * model.price[1]) / 1e6

@@ -3,10 +3,11 @@
 import json
 from dataclasses import replace
 
+from r1ov.common.remote import AskFailed
 from r1ov.formalize.detectors import find_boxes, read_text
 from r1ov.formalize.parse import code_block, json_object
 from r1ov.formalize.prompt import prompt, system
-from r1ov.formalize.row import Ask, AskFailed, Row
+from r1ov.formalize.row import Ask, Row
 from r1ov.formalize.settings import Settings
 
 LANGUAGES = {

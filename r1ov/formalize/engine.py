@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from r1ov.common.remote import AskFailed, Reply
 from r1ov.errors import UserError
-from r1ov.formalize.client import Question, Reply
-from r1ov.formalize.row import AskFailed
+from r1ov.formalize.client import Question
 
 MAX_BATCH = 64
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
+from r1ov.common.remote import AskFailed
 from r1ov.common.text import one_line
-from r1ov.formalize.row import AskFailed
 
 MAX_REPLY = 100_000  # characters
 _BLOCK = re.compile(r"```([\w+-]*)[ \t]*\n(.*?)\n?```", re.DOTALL)

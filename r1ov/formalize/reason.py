@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
+from r1ov.common.remote import AskFailed
 from r1ov.data.formats.onevision import clean_reply
 from r1ov.data.formats.records import BadRow
 from r1ov.formalize.parse import malformed, proper
 from r1ov.formalize.prompt import prompt, system
-from r1ov.formalize.row import Ask, AskFailed, Row
+from r1ov.formalize.row import Ask, Row
 from r1ov.formalize.rules import answer_fault
 from r1ov.formalize.settings import Settings
 

@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
+from r1ov.common.remote import AskFailed
 from r1ov.formalize.parse import one_word
 from r1ov.formalize.prompt import prompt, system
-from r1ov.formalize.row import Ask, AskFailed, Row
+from r1ov.formalize.row import Ask, Row
 from r1ov.formalize.settings import Settings
 
 KINDS = ("chart", "scene", "text", "mixed", "math")  # of pictures; "text_only" where there is none

@@ -48,9 +48,5 @@ class Ask(Protocol):
     ) -> str: ...
 
 
-class AskFailed(UserError):
-    """No usable answer could be had for this row: refused, timed out, kept failing. Only the row is lost."""
-
-
 class BudgetSpent(UserError):
     """The run's budget is used up: nothing more may be asked, and the run stops cleanly."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from r1ov.common.remote import AskFailed
 from r1ov.common.text import one_line
 from r1ov.data.formats.records import BadRow
 from r1ov.formalize.describe import describe
@@ -10,7 +11,7 @@ from r1ov.formalize.filter import filter_row
 from r1ov.formalize.reason import reason
 from r1ov.formalize.role_play import role_play
 from r1ov.formalize.route import route
-from r1ov.formalize.row import Ask, AskFailed, Row
+from r1ov.formalize.row import Ask, Row
 from r1ov.formalize.settings import Settings
 
 Stage = Callable[[Row, Ask, Settings], Row]
