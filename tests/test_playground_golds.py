@@ -15,7 +15,7 @@ import pytest
 
 from r1ov.data.playground import charts, geometry, text
 from r1ov.data.playground.grid import CELL, cell_name
-from r1ov.data.playground.scene import COLOURS, INK, PAPER, SIZE, Canvas, Scene
+from r1ov.data.playground.scene import COLOURS, INK, PAPER, SIZE, Canvas, Scene, wordings
 
 LEVELS = ("normal", "hard", "beyond")
 MODULES = {"charts": charts, "geometry": geometry, "text": text}
@@ -243,15 +243,15 @@ def test_what_is_drawn_stands_out_from_the_paper(family):
 @pytest.mark.parametrize("family", MODULES)
 def test_each_type_of_question_has_balanced_golds(family):
     golds: dict[str, Counter] = {}
-    wordings = {wording: topic for topic, several in MODULES[family].QUESTIONS.items() for wording in several}
+    topics = {wording: topic for topic, several in wordings(family).items() for wording in several}
     for scene in scenes(family, "normal", 4000):
         [topic] = {
             topic
-            for wording, topic in wordings.items()
+            for wording, topic in topics.items()
             if re.fullmatch(re.sub(r"\\{\w+\\}", r"\\w+", re.escape(wording)), scene.question)
         }
         golds.setdefault(topic, Counter())[scene.answer] += 1
-    assert golds.keys() == MODULES[family].QUESTIONS.keys()
+    assert golds.keys() == wordings(family).keys()
     for topic, answers in golds.items():
         share = answers.most_common(1)[0][1] / answers.total()
         print(f"{family} {topic}: {len(answers)} golds, the commonest {share:.2f}")

@@ -1,5 +1,5 @@
-"""The playground: pictures drawn on the fly, each with a question, a formal description, a chain of thought,
-a gold answer.
+"""The playground: images drawn on the fly, each with a question, a formal description, a chain of thought and
+a gold answer. The door is `sample(split, index, seed)`; `source.Playground` gives the same as records.
 
 It mirrors how the R1-Onevision data was made (cross-modal formalization) in seven small families. A sample is
 a pure function of (seed, split, index). Which split a scene may appear in is decided by a hash of its formal
@@ -7,9 +7,9 @@ description, so no scene is ever shared between splits, whatever the seeds.
 """
 
 import hashlib
-import random
 from dataclasses import dataclass
 from itertools import count
+from random import Random
 from typing import Any
 
 from PIL import Image
@@ -26,23 +26,15 @@ FAMILIES = {
     "pattern": pattern.make,
     "locate": locate.make,
 }
-SPLITS: dict[
-    str, tuple[Level, ...]
-] = {  # and the levels that take turns in each, a sample of every family at a time
-    "train": (
-        *("normal",) * 9,
-        "hard",
-    ),  # reinforcement sharpens what a model does now and then, not what it never does
+# The levels that take turns in each split, one sample of every family at a time. A few hard ones in "train":
+# reinforcement sharpens what a model does now and then, not what it never does.
+SPLITS: dict[str, tuple[Level, ...]] = {
+    "train": (*("normal",) * 9, "hard"),
     "rl": ("normal", "hard", "hard"),
     "test": ("normal",),
     "generalisation": ("beyond",),
 }
-_SHARES = {
-    "test": range(0, 2),
-    "generalisation": range(2, 4),
-    "rl": range(4, 8),
-    "train": range(8, 16),
-}  # of 16 hash values
+_HOMES = ["test"] * 2 + ["generalisation"] * 2 + ["rl"] * 4 + ["train"] * 8  # by the hash of a scene
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +50,7 @@ class Sample:
 
 def split_of(family: str, scene: Scene) -> str:
     """The only split that may hold this scene."""
-    share = hashlib.sha256(f"{family}\n{scene.description}".encode()).digest()[0] % 16
-    return next(split for split, shares in _SHARES.items() if share in shares)
+    return _HOMES[hashlib.sha256(f"{family}\n{scene.description}".encode()).digest()[0] % len(_HOMES)]
 
 
 def invent(split: str, index: int, seed: int) -> tuple[str, Scene]:
@@ -69,13 +60,13 @@ def invent(split: str, index: int, seed: int) -> tuple[str, Scene]:
     turn, place = divmod(index, len(FAMILIES))
     family, level = list(FAMILIES)[place], SPLITS[split][turn % len(SPLITS[split])]
     for attempt in count():
-        scene = FAMILIES[family](random.Random(f"{seed}/{split}/{index}/{attempt}"), level)
+        scene = FAMILIES[family](Random(f"{seed}/{split}/{index}/{attempt}"), level)
         if split_of(family, scene) == split:
             return family, scene
 
 
 def paint(scene: Scene) -> Image.Image:
-    """The scene's picture, (SIZE, SIZE) RGB."""
+    """The scene's image, (SIZE, SIZE) RGB."""
     canvas = Canvas(scene.paper)
     scene.draw(canvas)
     return canvas.finish()
@@ -96,17 +87,12 @@ def sample(split: str = "train", index: int = 0, seed: int = 0) -> Sample:
 
 
 def messages(sample: Sample) -> list[dict]:
-    """The sample as a conversation: picture and question, then thought and answer (left out where there is no
-    thought).
-    """
+    """The sample as a conversation: image and question, and where there is a thought, thought and answer."""
     return conversation(sample.image, sample.question, sample.reasoning, sample.answer)
 
 
 def conversation(image: Any, question: str, reasoning: str | None, answer: str) -> list[dict]:
-    user = {
-        "role": "user",
-        "content": [{"type": "image", "image": image}, {"type": "text", "text": question}],
-    }
-    if reasoning is None:
-        return [user]
-    return [user, {"role": "assistant", "content": f"<think>{reasoning}</think>\n<answer>{answer}</answer>"}]
+    content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+    user = {"role": "user", "content": content}
+    reply = {"role": "assistant", "content": f"<think>{reasoning}</think>\n<answer>{answer}</answer>"}
+    return [user] if reasoning is None else [user, reply]

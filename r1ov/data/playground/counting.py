@@ -1,82 +1,64 @@
 """Counting and comparing coloured shapes on a 4 x 4 grid."""
 
-import random
 from collections import Counter
 from collections.abc import Callable
 from itertools import count
+from random import Random
 
-from r1ov.data.playground.grid import CELLS, Thing, describe, in_reading_order, listing, painter, plural, put
-from r1ov.data.playground.scene import COLOURS, PAPER, SHAPES, Level, Scene, pairs
+from r1ov.data.playground.grid import Thing, listing, plural, scatter, scene
+from r1ov.data.playground.scene import COLOURS, SHAPES, Level, Pair, Scene, ask, pairs
 
-Pair = tuple[str, str]  # (colour, shape)
-
-_TOTAL = {"normal": (2, 6), "hard": (4, 8), "beyond": (9, 11)}  # objects in a picture
+_TOTAL = {"normal": (2, 6), "hard": (4, 8), "beyond": (9, 11)}  # objects in an image
 _MOST = {"normal": 4, "hard": 5, "beyond": 6}  # largest count asked for
-_HOW_MANY = (
-    "How many {} are there?",
-    "How many {} do you see?",
-    "Count the {}.",
-    "What is the number of {}?",
-    "How many {} are in the picture?",
-)
-_MORE = (
-    "How many more {} than {} are there?",
-    "How many more {} than {} do you see?",
-    "By how many do the {} outnumber the {}?",
-    "What is the number of {} minus the number of {}?",
-)
-_COMMON = (
-    "Which {} is the most common?",
-    "What is the most common {}?",
-    "Which {} do most objects have?",
-    "Which {} occurs most often?",
-)
+_ATTRIBUTES = ("colour", "shape")
 
 
-def make(rng: random.Random, level: Level) -> Scene:
-    ask = rng.choices((_count_pair, _count_alike, _count_all, _more, _most_common), (6, 5, 3, 3, 4))[0]
-    return ask(rng, level)
+def make(rng: Random, level: Level) -> Scene:
+    topic = rng.choices((_count_pair, _count_alike, _count_all, _more, _most_common), (6, 5, 3, 3, 4))[0]
+    return topic(rng, level)
 
 
-def _count_pair(rng: random.Random, level: Level) -> Scene:
+def _count_pair(rng: Random, level: Level) -> Scene:
     pair = rng.choice(pairs(level))
-    return _how_many(rng, level, f"{pair[0]} {plural(pair[1])}", lambda other: other == pair)
+    return _count_some(rng, level, f"{pair[0]} {plural(pair[1])}", lambda other: other == pair)
 
 
-def _count_alike(rng: random.Random, level: Level) -> Scene:
+def _count_alike(rng: Random, level: Level) -> Scene:
     if rng.random() < 0.5:
         colour = rng.choice(list(COLOURS))
-        return _how_many(rng, level, f"{colour} objects", lambda pair: pair[0] == colour)
+        return _count_some(rng, level, f"{colour} objects", lambda pair: pair[0] == colour)
     shape = rng.choice(SHAPES)
-    return _how_many(rng, level, plural(shape), lambda pair: pair[1] == shape)
+    return _count_some(rng, level, plural(shape), lambda pair: pair[1] == shape)
 
 
-def _how_many(rng: random.Random, level: Level, name: str, fits: Callable[[Pair], bool]) -> Scene:
+def _count_some(rng: Random, level: Level, name: str, fits: Callable[[Pair], bool]) -> Scene:
     gold = rng.randint(0, _MOST[level])
     low, high = _TOTAL[level]
     total = rng.randint(max(low, gold), high)
     fitting = [pair for pair in pairs(level) if fits(pair)]
     # Half of the others share a colour or a shape with what is counted, so that both must be looked at.
     others = [pair for pair in pairs(level) if not fits(pair)]
-    near = [
-        pair for pair in others if any(pair[0] == colour or pair[1] == shape for colour, shape in fitting)
-    ]
-    chosen = rng.choices(fitting, k=gold) + [
-        rng.choice(near if rng.random() < 0.5 else others) for _ in range(total - gold)
-    ]
-    things = _scatter(rng, chosen)
-    reasoning = f"{_counted(things, lambda thing: fits((thing.colour, thing.shape)))} That makes {gold}."
-    return _scene(rng, things, rng.choice(_HOW_MANY).format(name), reasoning, str(gold), "number")
+    near = [pair for pair in others if any(pair[0] == fit[0] or pair[1] == fit[1] for fit in fitting)]
+    chosen = rng.choices(fitting, k=gold)
+    chosen += [rng.choice(near if rng.random() < 0.5 else others) for _ in range(total - gold)]
+    return _how_many(rng, chosen, name, fits)
 
 
-def _count_all(rng: random.Random, level: Level) -> Scene:
-    total = rng.randint(*_TOTAL[level])
-    things = _scatter(rng, rng.choices(pairs(level), k=total))
-    reasoning = f"{_counted(things, lambda thing: True)} That makes {total}."
-    return _scene(rng, things, rng.choice(_HOW_MANY).format("objects"), reasoning, str(total), "number")
+def _count_all(rng: Random, level: Level) -> Scene:
+    chosen = rng.choices(pairs(level), k=rng.randint(*_TOTAL[level]))
+    return _how_many(rng, chosen, "objects", lambda pair: True)
 
 
-def _more(rng: random.Random, level: Level) -> Scene:
+def _how_many(rng: Random, chosen: list[Pair], name: str, fits: Callable[[Pair], bool]) -> Scene:
+    """Reasoning: Row 1: a1 red circle (1), b1 blue star. Row 2: c2 red cross (2). ... That makes 2."""
+    things, number = scatter(rng, chosen), count(1)
+    seen = listing(things, lambda thing: f" ({next(number)})" if fits((thing.colour, thing.shape)) else "")
+    answer = str(sum(map(fits, chosen)))
+    question = ask(rng, "counting", "how many", name=name)
+    return scene(rng, things, question, f"{seen} That makes {answer}.", answer, "number")
+
+
+def _more(rng: Random, level: Level) -> Scene:
     low, high = _TOTAL[level]
     gold = rng.randint(0, 3)
     fewer = rng.randint(0 if gold else 1, (high - gold) // 2)
@@ -89,45 +71,31 @@ def _more(rng: random.Random, level: Level) -> Scene:
 
     chosen = choose(fewer + gold, lambda value: value == first) + choose(fewer, lambda value: value == second)
     chosen += choose(total - len(chosen), lambda value: value not in (first, second))
-    things = _scatter(rng, chosen)
+    things = scatter(rng, chosen)
     names = [(f"{value} objects", plural(value))[which] for value in (first, second)]
     seen = _counted_by_value(things, which, (first, second))
     reasoning = f"{seen} So {first} {fewer + gold}, {second} {fewer}. {fewer + gold} - {fewer} = {gold}."
-    return _scene(rng, things, rng.choice(_MORE).format(*names), reasoning, str(gold), "number")
+    question = ask(rng, "counting", "more", first=names[0], second=names[1])
+    return scene(rng, things, question, reasoning, str(gold), "number")
 
 
-def _most_common(rng: random.Random, level: Level) -> Scene:
+def _most_common(rng: Random, level: Level) -> Scene:
     low, high = _TOTAL[level]
     which = rng.randrange(2)
-    values = (list(COLOURS), SHAPES)[which]
+    values = (tuple(COLOURS), SHAPES)[which]
     winner = rng.choice(values)
     total = rng.randint(max(low, 3), high)
-    most = rng.randint(
-        2 if total < 8 else 3, min(5, total)
-    )  # six values: eleven objects always leave room for a winner of three
-    counts = Counter({winner: most})
+    # Six values: eleven objects always leave room for a winner of three.
+    counts = Counter({winner: rng.randint(2 if total < 8 else 3, min(5, total))})
     while counts.total() < total:
-        counts[rng.choice([value for value in values if counts[value] < most - 1])] += 1
+        counts[rng.choice([value for value in values if counts[value] < counts[winner] - 1])] += 1
     chosen = [
         rng.choice([pair for pair in pairs(level) if pair[which] == value]) for value in counts.elements()
     ]
-    things = _scatter(rng, chosen)
-    reasoning = f"{_counted_by_value(things, which, tuple(values))} The most common is {winner}."
-    return _scene(
-        rng, things, rng.choice(_COMMON).format(("colour", "shape")[which]), reasoning, winner, "text"
-    )
-
-
-def _scatter(rng: random.Random, chosen: list[Pair]) -> list[Thing]:
-    return in_reading_order(
-        [put(rng, pair, place) for pair, place in zip(chosen, rng.sample(CELLS, len(chosen)), strict=True)]
-    )
-
-
-def _counted(things: list[Thing], fits: Callable[[Thing], bool]) -> str:
-    """Row 1: a1 red circle (1), b1 blue star. Row 2: c2 red cross (2). ..."""
-    number = count(1)
-    return listing(things, lambda thing: f" ({next(number)})" if fits(thing) else "")
+    things = scatter(rng, chosen)
+    reasoning = f"{_counted_by_value(things, which, values)} The most common is {winner}."
+    question = ask(rng, "counting", "most common", attribute=_ATTRIBUTES[which])
+    return scene(rng, things, question, reasoning, winner, "text")
 
 
 def _counted_by_value(things: list[Thing], which: int, values: tuple[str, ...]) -> str:
@@ -142,18 +110,3 @@ def _counted_by_value(things: list[Thing], which: int, values: tuple[str, ...]) 
         return f" ({value} {counts[value]})" if value in values else ""
 
     return listing(things, remark)
-
-
-def _scene(
-    rng: random.Random, things: list[Thing], question: str, reasoning: str, answer: str, kind: str
-) -> Scene:
-    paper = rng.choice(PAPER)
-    return Scene(
-        draw=painter(things),
-        paper=paper,
-        question=question,
-        description=describe(paper, things),
-        reasoning=reasoning,
-        answer=answer,
-        kind=kind,
-    )

@@ -1,15 +1,15 @@
-"""Coloured shapes and where they are: the common ground of counting, spatial, locate and pattern.
+"""Coloured shapes and where they are: the common ground of counting, spatial and locate.
 
 Places are named as on a chessboard, but from the top: columns a-d, rows 1-4, "b3" is the second column of the
 third row. A cell is 28 x 28 pixels, the area of one merged vision token.
 """
 
 import json
-import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from random import Random
 
-from r1ov.data.playground.scene import GRID, SIZE, Canvas
+from r1ov.data.playground.scene import PAPER, Canvas, Pair, Scene
 
 CELL = 28
 CELLS = [(column, row) for row in range(4) for column in range(4)]  # in reading order
@@ -44,51 +44,71 @@ def plural(shape: str) -> str:
     return shape + ("es" if shape == "cross" else "s")
 
 
-def put(rng: random.Random, pair: tuple[str, str], place: tuple[int, int]) -> Thing:
-    """A thing of 18 to 24 pixels in the given (column, row), a little off its middle."""
-    size = rng.choice((18, 20, 22, 24))
-    slack = min(2, (CELL - size) // 2 - 1)
-    x = place[0] * CELL + (CELL - size) // 2 + rng.randint(-slack, slack)
-    y = place[1] * CELL + (CELL - size) // 2 + rng.randint(-slack, slack)
-    return Thing(colour=pair[0], shape=pair[1], box=(x, y, x + size, y + size))
+def scatter(rng: Random, names: list[Pair], places: Sequence[tuple[int, int]] = ()) -> list[Thing]:
+    """Things of 18 to 24 pixels, each a little off the middle of its cell: the first ones in the given
+    (column, row), the others anywhere else.
+    """
+    places = list(places[: len(names)])
+    places += rng.sample([place for place in CELLS if place not in places], len(names) - len(places))
+    things = []
+    for (colour, shape), place in zip(names, places, strict=True):
+        size = rng.choice((18, 20, 22, 24))
+        slack = min(2, (CELL - size) // 2 - 1)
+        x, y = (at * CELL + (CELL - size) // 2 + rng.randint(-slack, slack) for at in place)
+        things.append(Thing(colour=colour, shape=shape, box=(x, y, x + size, y + size)))
+    return things
+
+
+def by_row(seen: Iterable[tuple[int, str]]) -> str:
+    """The texts of each row, counted from 0; every row is named, also an empty one."""
+    rows: list[list[str]] = [[], [], [], []]
+    for row, text in seen:
+        rows[row].append(text)
+    return " ".join(f"Row {number}: {', '.join(row) or 'none'}." for number, row in enumerate(rows, 1))
 
 
 def in_reading_order(things: list[Thing]) -> list[Thing]:
     return sorted(things, key=lambda thing: (thing.place[1], thing.place[0], thing.box))
 
 
-def listing(things: list[Thing], remark: Callable[[Thing], str] = lambda thing: "") -> str:
-    """What is seen, row by row: "Row 1: a1 red circle, c1 blue star. Row 2: none. Row 3: none. Row 4: d4 red
+def listing(things: list[Thing], remark: Callable[[Thing], str]) -> str:
+    """The image row by row: "Row 1: a1 red circle, c1 blue star. Row 2: none. Row 3: none. Row 4: d4 red
     cross."
 
-    Every row is named, also an empty one. Without, the next object had to be searched for in all that is left
-    of the picture, and in that search a small model was still guessing after 30 thousand samples. `remark` is
-    asked in reading order, and what it
-    says follows the thing at once: a count kept while looking is a small step, one made afterwards from the
-        list is a search.
+    Every row is named. Without, the next object had to be searched for in all that is left
+    of the image, and in that search a small model was still guessing after 30 thousand samples. `remark` is
+    called in reading order, and its text follows the thing at once: a count kept while looking is a small
+    step, one made afterwards from the list is a search.
     """
-    ordered = [
-        (thing.place[1], f"{thing.cell} {thing.name}{remark(thing)}") for thing in in_reading_order(things)
-    ]
-    rows = [[seen for at, seen in ordered if at == row] for row in range(4)]
-    return " ".join(f"Row {number}: {', '.join(seen) or 'none'}." for number, seen in enumerate(rows, 1))
+    ordered = in_reading_order(things)
+    return by_row((thing.place[1], f"{thing.cell} {thing.name}{remark(thing)}") for thing in ordered)
 
 
-def describe(paper: tuple[int, int, int], things: list[Thing]) -> str:
-    objects = [
-        {"colour": t.colour, "shape": t.shape, "cell": t.cell, "box": t.box} for t in in_reading_order(things)
-    ]
-    return json.dumps({"paper": paper, "objects": objects}, separators=(",", ":"))
-
-
-def painter(things: list[Thing]) -> Callable[[Canvas], None]:
-    """Draws the things on a faint 4 x 4 grid."""
+def scene(
+    rng: Random,
+    things: list[Thing],
+    question: str,
+    reasoning: str,
+    answer: str,
+    kind: str,
+    paper: tuple[int, int, int] | None = None,
+) -> Scene:
+    """The things on a faint 4 x 4 grid, with one question about them."""
+    paper = paper or rng.choice(PAPER)
+    things = in_reading_order(things)
+    objects = [{"colour": t.colour, "shape": t.shape, "cell": t.cell, "box": t.box} for t in things]
 
     def draw(canvas: Canvas) -> None:
-        for at in range(CELL, SIZE, CELL):
-            canvas.line([(at, 0), (at, SIZE)], GRID)
-            canvas.line([(0, at), (SIZE, at)], GRID)
+        canvas.grid(CELL)
         for thing in things:
             canvas.shape(thing.shape, thing.colour, thing.box)
 
-    return draw
+    return Scene(
+        draw=draw,
+        paper=paper,
+        question=question,
+        description=json.dumps({"paper": paper, "objects": objects}, separators=(",", ":")),
+        reasoning=reasoning,
+        answer=answer,
+        kind=kind,
+    )

@@ -1,60 +1,43 @@
 """Finding one object among several of different sizes and giving its box in pixels."""
 
-import random
+from random import Random
 
-from r1ov.data.playground.grid import Thing, describe, painter
-from r1ov.data.playground.scene import PAPER, SIZE, Level, Scene, pairs
+from r1ov.data.playground.grid import Thing, scene
+from r1ov.data.playground.scene import PAPER, SIZE, Level, Scene, pairs, wordings
 
-_TOTAL = {"normal": (1, 3), "hard": (4, 4), "beyond": (5, 5)}  # objects in a picture
+Box = tuple[int, int, int, int]  # (x1, y1, x2, y2)
+
+_TOTAL = {"normal": (1, 3), "hard": (4, 4), "beyond": (5, 5)}  # objects in an image
 _SIDES = {"normal": (21, 42), "hard": (20, 44), "beyond": (16, 50)}  # pixels
-_STEP = {
-    "normal": 7,
-    "hard": 1,
-    "beyond": 1,
-}  # sides and corners are multiples of so many pixels (7: half a patch)
+_STEP = {"normal": 7, "hard": 1, "beyond": 1}  # sides and corners are multiples of it (7: half a patch)
 _GAP = 3  # pixels between two boxes, at least
-_WHERE = (
-    "Where is the {}? Answer with its box [x1, y1, x2, y2].",
-    "Find the {} and give its box [x1, y1, x2, y2].",
-    "Give the box [x1, y1, x2, y2] of the {}.",
-    "Locate the {}: what is its box [x1, y1, x2, y2] in pixels?",
-    "Which box [x1, y1, x2, y2] holds the {}?",
-)
 
 
-def make(rng: random.Random, level: Level) -> Scene:
+def make(rng: Random, level: Level) -> Scene:
     names = rng.sample(pairs(level), rng.randint(*_TOTAL[level]))
     boxes = _boxes(rng, len(names), _SIDES[level], _STEP[level])
     things = [
         Thing(colour=colour, shape=shape, box=box) for (colour, shape), box in zip(names, boxes, strict=True)
     ]
-    target = things[0]
+    target, *others = things
     asked = [target.name]
-    if all(other.colour != target.colour for other in things[1:]):
+    if all(other.colour != target.colour for other in others):
         asked.append(f"{target.colour} object")
-    if all(other.shape != target.shape for other in things[1:]):
+    if all(other.shape != target.shape for other in others):
         asked.append(target.shape)
     x1, y1, x2, y2 = target.box
+    reasoning = f"The {target.name} at {target.cell} spans x {x1} to {x2} and y {y1} to {y2}."
     paper = rng.choice(PAPER)
-    return Scene(
-        draw=painter(things),
-        paper=paper,
-        question=rng.choice(_WHERE).format(rng.choice(asked)),
-        description=describe(paper, things),
-        reasoning=f"The {target.name} at {target.cell} spans x {x1} to {x2} and y {y1} to {y2}.",
-        answer=f"[{x1}, {y1}, {x2}, {y2}]",
-        kind="bbox",
-    )
+    question = rng.choice(wordings("locate")["where"]).format(name=rng.choice(asked))
+    return scene(rng, things, question, reasoning, f"[{x1}, {y1}, {x2}, {y2}]", "bbox", paper)
 
 
-def _boxes(
-    rng: random.Random, count: int, sides: tuple[int, int], step: int
-) -> list[tuple[int, int, int, int]]:
+def _boxes(rng: Random, count: int, sides: tuple[int, int], step: int) -> list[Box]:
     """Square boxes that keep their distance, in no order; the large ones are placed first, or they would
     rarely find room.
     """
     while True:
-        boxes: list[tuple[int, int, int, int]] = []
+        boxes: list[Box] = []
         for side in sorted((rng.randrange(sides[0], sides[1] + 1, step) for _ in range(count)), reverse=True):
             for _ in range(10):
                 x, y = (rng.randrange(step, SIZE - side, step) for _ in range(2))
@@ -67,5 +50,5 @@ def _boxes(
             return boxes
 
 
-def _apart(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+def _apart(a: Box, b: Box) -> bool:
     return a[2] + _GAP <= b[0] or b[2] + _GAP <= a[0] or a[3] + _GAP <= b[1] or b[3] + _GAP <= a[1]

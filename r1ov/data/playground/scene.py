@@ -1,15 +1,17 @@
-"""What a family hands over (`Scene`), and the canvas it draws on: plain shapes and letters, anti-aliased."""
+"""What a family returns (`Scene`), and the canvas it draws on: plain shapes and letters, anti-aliased."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
+from pathlib import Path
+from random import Random
 from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
-SIZE = 112  # side of a picture in pixels: 8x8 patches of 14, 4x4 tokens after merging
-SUPERSAMPLE = 4  # pictures are drawn this many times larger, then averaged down
+SIZE = 112  # side of an image in pixels: 8x8 patches of 14, 4x4 tokens after merging
+SUPERSAMPLE = 4  # images are drawn this many times larger, then averaged down
 
 COLOURS = {
     "red": (219, 55, 55),
@@ -23,37 +25,38 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
 INK = (52, 58, 70)  # lines and letters
 GRID = (222, 226, 232)  # faint helper lines
 PAPER = ((255, 255, 255), (250, 247, 240), (243, 247, 252), (246, 250, 244))  # backgrounds
-
 # These combinations appear only at the level "beyond" (the generalisation split): never in train, rl or test.
-UNSEEN = frozenset(
-    {
-        ("red", "star"),
-        ("orange", "diamond"),
-        ("yellow", "cross"),
-        ("green", "triangle"),
-        ("blue", "square"),
-        ("purple", "circle"),
-    }
-)
+UNSEEN = frozenset(zip(COLOURS, ("star", "diamond", "cross", "triangle", "square", "circle"), strict=True))
 
 Level = Literal["normal", "hard", "beyond"]
+Pair = tuple[str, str]  # (colour, shape)
 
 
-def pairs(level: Level) -> list[tuple[str, str]]:
-    """All (colour, shape) pairs that may be drawn at this level."""
-    return [
-        (colour, shape)
-        for colour in COLOURS
-        for shape in SHAPES
-        if level == "beyond" or (colour, shape) not in UNSEEN
-    ]
+def pairs(level: Level) -> list[Pair]:
+    """All pairs that may be drawn at this level."""
+    every = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+    return every if level == "beyond" else [pair for pair in every if pair not in UNSEEN]
+
+
+@cache
+def wordings(family: str) -> dict[str, list[str]]:
+    """Topic -> the ways in which a family asks about it, from questions.txt."""
+    blocks = (Path(__file__).parent / "questions.txt").read_text(encoding="utf-8").strip().split("\n\n")
+    titled = [block.split("\n") for block in blocks]
+    mark = f"# {family}: "
+    return {title.removeprefix(mark): lines for title, *lines in titled if title.startswith(mark)}
+
+
+def ask(rng: Random, family: str, topic: str, **slots: object) -> str:
+    """A question in one of its wordings, the blanks filled."""
+    return rng.choice(wordings(family)[topic]).format(**slots)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One question about one picture, before it is drawn.
+    """One question about one image, before it is drawn.
 
-    `draw` paints the picture on a blank `Canvas`; it runs only when the scene is kept. `description` is the
+    `draw` paints the image on a blank `Canvas`; it runs only when the scene is kept. `description` is the
     formal description of all that is drawn (JSON or CSV; positions included), and decides which split the
     scene belongs to.
     """
@@ -67,66 +70,70 @@ class Scene:
     kind: str  # mcq | yes_no | number | text | bbox
 
 
-@lru_cache
+@cache
 def _font(pixels: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(pixels)  # Pillow's own embedded typeface: the same on every platform
 
 
 class Canvas:
-    """A square picture of SIZE pixels; all coordinates and sizes are in its pixels, x to the right, y down."""
+    """A square image of SIZE pixels; all coordinates and sizes are in its pixels, x to the right, y down."""
 
     def __init__(self, paper: tuple[int, int, int]):
         self._image = Image.new("RGB", (SIZE * SUPERSAMPLE, SIZE * SUPERSAMPLE), paper)
         self._draw = ImageDraw.Draw(self._image)
 
     def finish(self) -> Image.Image:
-        """The anti-aliased (SIZE, SIZE) RGB picture."""
+        """The anti-aliased (SIZE, SIZE) RGB image."""
         return self._image.reduce(SUPERSAMPLE)
 
-    def polygon(self, points, fill=None, outline=None, width=1):
-        self._draw.polygon(
-            [(x * SUPERSAMPLE, y * SUPERSAMPLE) for x, y in points], fill, outline, round(width * SUPERSAMPLE)
-        )
+    def polygon(self, points, fill):
+        self._draw.polygon(_large(points), fill)
 
-    def line(self, points, fill=INK, width=1.0):
-        self._draw.line(
-            [(x * SUPERSAMPLE, y * SUPERSAMPLE) for x, y in points],
-            fill,
-            round(width * SUPERSAMPLE),
-            joint="curve",
-        )
+    def line(self, points, fill, width=1.0):
+        self._draw.line(_large(points), fill, round(width * SUPERSAMPLE), joint="curve")
+
+    def grid(self, step: int):
+        """Faint lines every `step` pixels, both ways."""
+        for at in range(step, SIZE, step):
+            self.line([(at, 0), (at, SIZE)], GRID)
+            self.line([(0, at), (SIZE, at)], GRID)
 
     def rectangle(self, box, fill=None, outline=None, width=1.0, radius=0.0):
-        scaled = [round(value * SUPERSAMPLE) for value in box]
-        self._draw.rounded_rectangle(scaled, radius * SUPERSAMPLE, fill, outline, round(width * SUPERSAMPLE))
-
-    def ellipse(self, box, fill=None, outline=None, width=1.0):
-        self._draw.ellipse(
-            [round(value * SUPERSAMPLE) for value in box], fill, outline, round(width * SUPERSAMPLE)
+        self._draw.rounded_rectangle(
+            _whole(box), radius * SUPERSAMPLE, fill, outline, round(width * SUPERSAMPLE)
         )
 
-    def arc(self, box, start, end, fill=INK, width=1.0):
+    def dot(self, x, y, radius, fill):
+        self._draw.ellipse(_whole((x - radius, y - radius, x + radius, y + radius)), fill)
+
+    def arc(self, x, y, radius, start, end, fill, width):
         """Degrees run clockwise from 3 o'clock, as in Pillow."""
-        self._draw.arc(
-            [round(value * SUPERSAMPLE) for value in box], start, end, fill, round(width * SUPERSAMPLE)
-        )
+        box = _whole((x - radius, y - radius, x + radius, y + radius))
+        self._draw.arc(box, start, end, fill, round(width * SUPERSAMPLE))
 
-    def text(self, x, y, text, size=12, fill=INK, anchor="mm"):
-        """`anchor` as in Pillow; the default centres the text on (x, y)."""
-        self._draw.text(
-            (x * SUPERSAMPLE, y * SUPERSAMPLE), text, fill, _font(round(size * SUPERSAMPLE)), anchor
-        )
+    def text(self, x, y, text, size, fill=INK):
+        """Centred on (x, y)."""
+        [place] = _large([(x, y)])
+        self._draw.text(place, text, fill, _font(round(size * SUPERSAMPLE)), "mm")
 
-    def shape(self, name: str, colour: str, box: tuple[float, float, float, float]):
-        """One of SHAPES in one of COLOURS, touching all four sides of `box` = (x1, y1, x2, y2)."""
-        x1, y1, x2, y2 = box
-        fill = COLOURS[colour]
+    def shape(self, name: str, colour: str, box: tuple[int, int, int, int]):
+        """One of SHAPES in one of COLOURS, touching all four sides of the square `box` = (x1, y1, x2, y2)."""
+        x, y, right, _ = box
+        side, fill = right - x, COLOURS[colour]
         if name == "circle":
-            self.ellipse(box, fill)
+            self.dot(x + side / 2, y + side / 2, side / 2, fill)
         elif name == "square":
             self.rectangle(box, fill, radius=1)
         else:
-            self.polygon([(x1 + u * (x2 - x1), y1 + v * (y2 - y1)) for u, v in _OUTLINES[name]], fill)
+            self.polygon([(x + u * side, y + v * side) for u, v in _OUTLINES[name]], fill)
+
+
+def _large(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [(x * SUPERSAMPLE, y * SUPERSAMPLE) for x, y in points]
+
+
+def _whole(box: Sequence[float]) -> list[int]:
+    return [round(value * SUPERSAMPLE) for value in box]
 
 
 def _star() -> list[tuple[float, float]]:
@@ -139,22 +146,16 @@ def _star() -> list[tuple[float, float]]:
     return [((x - left) / (right - left), (y - top) / (bottom - top)) for x, y in points]
 
 
-_OUTLINES = {  # corners in the unit square
+# Corners in the unit square.
+# fmt: off
+_CROSS = [
+    (0.33, 0), (0.67, 0), (0.67, 0.33), (1, 0.33), (1, 0.67), (0.67, 0.67),
+    (0.67, 1), (0.33, 1), (0.33, 0.67), (0, 0.67), (0, 0.33), (0.33, 0.33),
+]
+# fmt: on
+_OUTLINES = {
     "triangle": [(0.5, 0), (1, 1), (0, 1)],
     "diamond": [(0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)],
-    "cross": [
-        (0.33, 0),
-        (0.67, 0),
-        (0.67, 0.33),
-        (1, 0.33),
-        (1, 0.67),
-        (0.67, 0.67),
-        (0.67, 1),
-        (0.33, 1),
-        (0.33, 0.67),
-        (0, 0.67),
-        (0, 0.33),
-        (0.33, 0.33),
-    ],
+    "cross": _CROSS,
     "star": _star(),
 }

@@ -1,15 +1,15 @@
 """Writing on tiles: small sums, signs with letters, and which of several numbers is the largest or smallest.
 
-A tile fills a cell, and a cell is what one vision token sees: half as many pictures teach a small model to
-read as with lines of type.
+A tile fills a cell, and a cell is what one vision token sees: half as many images teach a small model to read
+as with lines of type.
 """
 
 import json
-import random
 from functools import partial
+from random import Random
 
-from r1ov.data.playground.grid import cell_name
-from r1ov.data.playground.scene import INK, PAPER, Canvas, Level, Scene
+from r1ov.data.playground.grid import CELL, cell_name
+from r1ov.data.playground.scene import INK, PAPER, Canvas, Level, Scene, ask
 
 LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ"  # as on number plates: without I, O and Q, which look like 1 and 0
 SIGN_LENGTH = {"normal": (2, 4), "hard": (5, 5), "beyond": (6, 6)}  # fewest and most letters
@@ -23,36 +23,11 @@ STYLES = {  # a tile's face, its edge, and the ink on it
     "slate": ((62, 70, 84), (40, 46, 56), (250, 250, 246)),
 }
 SHADOW = (214, 214, 216)
-Tile = tuple[str, tuple[int, int]]  # what is written, and its (column, row)
-QUESTIONS = {
-    "sum": (
-        "What is the result?",
-        "Solve the sum in the picture.",
-        "What number comes after the equals sign?",
-        "Compute what is written here.",
-    ),
-    "sign": (
-        "What does the sign say?",
-        "Which letters are written here?",
-        "Read the letters in the picture.",
-        "What is written in the picture?",
-    ),
-    "largest": (
-        "Which number is the largest?",
-        "What is the highest number in the picture?",
-        "Find the greatest of these numbers.",
-        "Which of the numbers is the biggest?",
-    ),
-    "smallest": (
-        "Which number is the smallest?",
-        "What is the lowest number in the picture?",
-        "Find the least of these numbers.",
-        "Which of the numbers is the lowest?",
-    ),
-}
+# What is written on each tile and the (column, row) it lies in, the thought, and the answer.
+Writing = tuple[list[tuple[str, tuple[int, int]]], str, str]
 
 
-def make(rng: random.Random, level: Level) -> Scene:
+def make(rng: Random, level: Level) -> Scene:
     """Tiles with one question about what is written on them."""
     topic = rng.choice(("sum", "sign", rng.choice(("largest", "smallest"))))
     if topic == "sum":
@@ -62,46 +37,34 @@ def make(rng: random.Random, level: Level) -> Scene:
     else:
         written, reasoning, answer = _numbers(rng, level, topic)
     style = rng.choice(list(STYLES))
-    tiles = [
-        {
-            "text": text,
-            "cell": cell_name(column, row),
-            "x": 28 * column + 14 + rng.randint(-1, 1),
-            "y": 28 * row + 14 + rng.randint(-1, 1),
-        }
-        for text, (column, row) in written
-    ]
-    picture = {
-        "style": style,
-        "size": rng.randint(18, 20),
-        "paper": rng.randrange(len(PAPER)),
-        "tiles": tiles,
-    }
+    tiles = []
+    for text, (column, row) in written:
+        x, y = (CELL * at + CELL // 2 + rng.randint(-1, 1) for at in (column, row))
+        tiles.append({"text": text, "cell": cell_name(column, row), "x": x, "y": y})
+    size, paper = rng.randint(18, 20), rng.randrange(len(PAPER))
     return Scene(
-        draw=partial(_draw, picture=picture),
-        paper=PAPER[picture["paper"]],
-        question=rng.choice(QUESTIONS[topic]),
-        description=json.dumps(picture),
+        draw=partial(_draw, style=style, size=size, tiles=tiles),
+        paper=PAPER[paper],
+        question=ask(rng, "text", topic),
+        description=json.dumps({"style": style, "size": size, "paper": paper, "tiles": tiles}),
         reasoning=reasoning,
         answer=answer,
         kind="text" if topic == "sign" else "number",
     )
 
 
-def _sum(rng: random.Random, level: Level) -> tuple[list[Tile], str, str]:
+def _sum(rng: Random, level: Level) -> Writing:
     sign = rng.choice("+-x")
-    small = level != "hard"
-    if sign == "+":
-        a, b = (rng.randint(1, 9), rng.randint(1, 9)) if small else (rng.randint(10, 59), rng.randint(2, 39))
-        result = a + b
-    elif sign == "-":
-        result, b = (
-            (rng.randint(1, 9), rng.randint(1, 9)) if small else (rng.randint(2, 59), rng.randint(10, 39))
-        )
-        a = result + b
-    else:
-        a, b = (rng.randint(2, 9), rng.randint(2, 9)) if small else (rng.randint(10, 19), rng.randint(2, 9))
-        result = a * b
+    # The numbers from which each term (of a difference: the result and the second term) is drawn.
+    first, second = {
+        "+": ((1, 9), (1, 9)) if level != "hard" else ((10, 59), (2, 39)),
+        "-": ((1, 9), (1, 9)) if level != "hard" else ((2, 59), (10, 39)),
+        "x": ((2, 9), (2, 9)) if level != "hard" else ((10, 19), (2, 9)),
+    }[sign]
+    a, b = rng.randint(*first), rng.randint(*second)
+    if sign == "-":
+        a += b
+    result = {"+": a + b, "-": a - b, "x": a * b}[sign]
     terms = [str(a), sign, str(b)]
     steps = f"{a} {sign} {b} = {result}."
     if level == "beyond":
@@ -114,7 +77,7 @@ def _sum(rng: random.Random, level: Level) -> tuple[list[Tile], str, str]:
     return written, f"The picture says {' '.join(terms)}. {steps}", str(result)
 
 
-def _sign(rng: random.Random, level: Level) -> tuple[list[Tile], str, str]:
+def _sign(rng: Random, level: Level) -> Writing:
     length = rng.randint(*SIGN_LENGTH[level])
     letters = "".join(rng.choices(LETTERS, k=length))
     column, row = rng.randrange(max(1, 5 - length)), rng.randrange(4 - length // 5)
@@ -122,7 +85,7 @@ def _sign(rng: random.Random, level: Level) -> tuple[list[Tile], str, str]:
     return written, f"The letters are {', '.join(letters)}. Together: {letters}.", letters
 
 
-def _numbers(rng: random.Random, level: Level, topic: str) -> tuple[list[Tile], str, str]:
+def _numbers(rng: Random, level: Level, topic: str) -> Writing:
     """One number a row, the first rows of two columns for more than four; normal: no two begin with the same
     digit.
     """
@@ -137,12 +100,10 @@ def _numbers(rng: random.Random, level: Level, topic: str) -> tuple[list[Tile], 
     return written, f"The numbers are {', '.join(map(str, numbers))}. The {topic} is {answer}.", answer
 
 
-def _draw(canvas: Canvas, picture: dict) -> None:
-    face, edge, ink = STYLES[picture["style"]]
-    for tile in picture["tiles"]:
-        x, y = tile["x"], tile["y"]
+def _draw(canvas: Canvas, style: str, size: int, tiles: list[dict]) -> None:
+    face, edge, ink = STYLES[style]
+    for tile in tiles:
+        x, y, text = tile["x"], tile["y"], tile["text"]
         canvas.rectangle((x - 11.5, y - 10.5, x + 12.5, y + 13), SHADOW, radius=4)
         canvas.rectangle((x - 12.5, y - 12.5, x + 12.5, y + 12), face, edge, 1.25, radius=4)
-        canvas.text(
-            x, y, tile["text"], picture["size"] if len(tile["text"]) == 1 else picture["size"] - 2, ink
-        )
+        canvas.text(x, y, text, size if len(text) == 1 else size - 2, ink)
