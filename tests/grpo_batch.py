@@ -7,10 +7,10 @@ import math
 
 import torch
 
-from r1ov.train.grpo_loss import group_advantages, grpo_loss
+from r1ov.train.loss import group_advantages, grpo_loss
 
 NAN = math.nan
-LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "bnpo", "cispo")
+LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "cispo")
 PROMPTS = (3, 3, 1, 1, 5, 5, 2, 2)  # tokens
 COMPLETIONS = (4, 1, 7, 2, 3, 0, 5, 6)  # trained tokens; one completion is masked whole
 MAX_LENGTH = 7
@@ -56,7 +56,7 @@ class Ragged:
         self.advantages = group_advantages(tensor(1, 0, 0, 0, 1, 0, 1, 1), 4).to(dtype)
         self.logprobs = self.tensors.pop("logprobs").requires_grad_()
 
-    def loss(self, rows=None, num_micro_batches=1, **options):
+    def loss(self, rows=None, **options):
         """Of the given rows, packed in that order, as a part of the whole."""
         rows = range(len(PROMPTS)) if rows is None else rows
         pieces = [torch.arange(self.cu_seqlens[row], self.cu_seqlens[row + 1]) for row in rows]
@@ -68,7 +68,6 @@ class Ragged:
             self.mask[index],
             num_items_in_batch=sum(COMPLETIONS),
             num_sequences_in_batch=len(COMPLETIONS),
-            num_micro_batches=num_micro_batches,
             **{name: value[index] for name, value in self.tensors.items() if name not in options},
             **{"max_completion_length": MAX_LENGTH} | options,
         )
@@ -116,7 +115,7 @@ def padded(batch, **options):
         gain = torch.where(ratio > high, high, ratio).detach() * advantage * logp
     term = -gain * (weight if options.get("weighted", True) else 1)
     d = ref - logp
-    kl = {"k1": -d, "k2": d**2 / 2, "k3": torch.exp(d) - d - 1}[options.get("kl_estimator", "k3")]
+    kl = torch.exp(d) - d - 1
     kl = kl * (token_ratio if options.get("use_bias_correction_kl", True) else 1)
     term = torch.where(mask, term + options.get("beta", 0.0) * kl, 0)
 
@@ -159,8 +158,7 @@ OPTIONS = (
     {"epsilon_high": 0.3, "delta": 1.35},
     {"beta": 0.1},
     {"beta": 0.1, "use_bias_correction_kl": False},
-    {"beta": 0.1, "kl_estimator": "k1"},
-    {"beta": 0.1, "kl_estimator": "k2", "epsilon": 0.05},
+    {"beta": 0.1, "epsilon": 0.05},
 )
 
 

@@ -54,7 +54,6 @@ LOSSES = {  # each with other metrics
         "loss_type": "grpo",
         "importance_sampling_level": "sequence",
         "epsilon": 0.005,
-        "kl_estimator": "k2",
     },
     "dr_grpo": {"loss_type": "dr_grpo", "use_bias_correction_kl": False},
     "cispo": {"loss_type": "cispo", "epsilon_high": 1.02},

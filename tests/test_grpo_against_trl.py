@@ -30,7 +30,7 @@ from r1ov.engine import Completion
 from r1ov.reward.combine import total_reward
 from r1ov.train import grpo
 from r1ov.train.experience import make_packs, objective
-from r1ov.train.grpo_loss import combine_metrics, group_advantages
+from r1ov.train.loss import combine_metrics, group_advantages
 from r1ov.train.rollout import Group
 from r1ov.train.run.config import GRPOConfig
 from tests.grpo_worker import Bare
@@ -42,7 +42,6 @@ LOSSES = {
     "grpo": {"loss_type": "grpo"},
     "dapo": {"loss_type": "dapo"},
     "dr_grpo": {"loss_type": "dr_grpo"},
-    "bnpo": {"loss_type": "bnpo"},
     "cispo": {"loss_type": "cispo", "epsilon_high": 1.1},
     "gspo": {
         "loss_type": "grpo",
@@ -208,19 +207,12 @@ def groups_of(batch):
     return groups
 
 
-def ours(batch, config, processor, parts):
+def ours(batch, config, processor):
     run = Bare(None, processor, World(), config)
     advantages, metrics = grpo.compare(run, groups_of(batch))
     (rows,) = grpo.deal(run, groups_of(batch), advantages)
-    size = len(rows) // parts
-    packs = [
-        pack
-        for start in range(0, len(rows), size)
-        for pack in make_packs(rows[start : start + size], processor, 10_000, World())
-    ]
-    if config.loss_type != "bnpo":
-        packs = make_packs(rows, processor, 60, World())  # however it is cut
-        assert len(packs) > 1
+    packs = make_packs(rows, processor, 60, World())  # however it is cut
+    assert len(packs) > 1
     count, read = sum(pack.num_items for pack in packs), sum(pack.num_read for pack in packs)
 
     def known(policy, pack):
@@ -237,7 +229,7 @@ def ours(batch, config, processor, parts):
         pack = replace(pack, old_logprobs=known(batch.old, pack) if is_off_policy else None)
         pack = replace(pack, ref_logprobs=known(batch.ref, pack) if config.beta else None)
         hidden = batch.policy.states[pack.batch["input_ids"]]
-        loss, share = objective(hidden, batch.policy.head, pack, config, count, read, len(rows), len(packs))
+        loss, share = objective(hidden, batch.policy.head, pack, config, count, read, len(rows))
         losses.append(loss)
         shares.append(share)
     gradients = torch.autograd.grad(sum(losses), [batch.policy.states, batch.policy.head])
@@ -267,7 +259,7 @@ def test_loss_gradients_advantages_and_metrics_equal_trls_own(processor, name, o
     for seed, parts in ((1, 1), (2, 2), (3, 4)):
         batch = Batch(seed, config.temperature)
         expected, expected_gradients, their_metrics, their_advantages = trl(batch, config, parts)
-        loss, gradients, metrics, advantages = ours(batch, config, processor, parts)
+        loss, gradients, metrics, advantages = ours(batch, config, processor)
         torch.testing.assert_close(advantages, their_advantages, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(gradients, expected_gradients, rtol=1e-5, atol=1e-6)
@@ -286,7 +278,7 @@ def test_those_batches_were_no_easy_ones(processor):
     spread.
     """
     for name, options in LOSSES.items():
-        _, _, metrics, _ = ours(Batch(1), config_of(**options), processor, 1)
+        _, _, metrics, _ = ours(Batch(1), config_of(**options), processor)
         shares = (
             [metrics["cispo_clip_ratio"]]
             if "cispo" in name
@@ -294,7 +286,7 @@ def test_those_batches_were_no_easy_ones(processor):
         )
         assert all(0.01 < share < 0.9 for share in shares), (name, shares)
     batch = Batch(1)
-    _, _, metrics, _ = ours(batch, config_of(**OPTIONS["correction"]), processor, 1)
+    _, _, metrics, _ = ours(batch, config_of(**OPTIONS["correction"]), processor)
     assert (
         metrics["sampling/importance_sampling_ratio/min"]
         < 1
@@ -329,5 +321,5 @@ def test_with_a_ratio_a_completion_the_kl_term_keeps_the_tokens_own_where_trl_do
     """TRL says itself that its term is then no longer the gradient of the divergence."""
     config = config_of(beta=0.2, **LOSSES["gspo"])
     batch = Batch(1)
-    (theirs, *_), (mine, *_) = trl(batch, config, 1), ours(batch, config, processor, 1)
+    (theirs, *_), (mine, *_) = trl(batch, config, 1), ours(batch, config, processor)
     assert abs(theirs - mine) > 1e-5

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from r1ov.errors import UserError
-from r1ov.train.grpo_loss import check_loss_options, combine_metrics, group_advantages, grpo_loss
+from r1ov.train.loss import EPS, check_loss_options, combine_metrics, group_advantages, grpo_loss
 from r1ov.train.run.presets import GRPO
 from tests.grpo_batch import (
     COMPLETIONS,
@@ -47,7 +47,7 @@ def test_loss_gradient_and_metrics_equal_the_padded_definition(loss_type, level,
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "bnpo"])
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
 def test_gradients_equal_finite_differences(loss_type, level):
     for seed, extra in enumerate(OPTIONS):
         batch = Ragged(seed=10 + seed)
@@ -81,15 +81,6 @@ def test_the_cut_into_micro_batches_or_ranks_does_not_matter(loss_type, level, p
     assert combine_metrics(metrics) == pytest.approx(whole_metrics, abs=1e-12)
     ranks = [combine_metrics(metrics[:1]), combine_metrics(metrics[1:])]
     assert combine_metrics(ranks) == pytest.approx(whole_metrics, abs=1e-12)
-
-
-def test_bnpo_is_the_mean_of_the_micro_batches_token_means():
-    batch = Ragged()
-    (first, _), (second, _) = (
-        batch.loss(rows, num_micro_batches=2, loss_type="bnpo") for rows in (range(2), range(2, 8))
-    )
-    dapo = [batch.loss(rows, loss_type="dapo")[0] * sum(COMPLETIONS) for rows in (range(2), range(2, 8))]
-    close(first + second, (dapo[0] / 5 + dapo[1] / 23) / 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -139,7 +130,6 @@ def test_a_batch_masked_whole_gives_zero_and_no_gradient(loss_type):
         num_items_in_batch=0,
         num_sequences_in_batch=8,
         max_completion_length=MAX_LENGTH,
-        num_micro_batches=1,
         **options_for(loss_type, {"beta": 0.1}),
         **batch.tensors,
     )
@@ -194,7 +184,6 @@ def test_nothing_is_written_into_the_arguments():
     ("options", "words"),
     [
         ({"loss_type": "ppo"}, "loss_type is 'ppo'"),
-        ({"kl_estimator": "k4"}, "kl_estimator is 'k4'"),
         ({"importance_sampling_level": "word"}, "importance_sampling_level is 'word'"),
         ({"epsilon": -0.1}, "epsilon is -0.1"),
         ({"epsilon_high": NAN}, "epsilon_high is nan"),
@@ -220,7 +209,6 @@ def test_what_a_loss_type_cannot_do_without_is_asked_for():
     for options, words in (
         ({"beta": 0.1}, "ref_logprobs"),
         ({"loss_type": "dr_grpo"}, "max_completion_length"),
-        ({"loss_type": "bnpo"}, "num_micro_batches"),
     ):
         with pytest.raises(ValueError, match=words):
             grpo_loss(*arguments, **common, **options)
@@ -229,15 +217,15 @@ def test_what_a_loss_type_cannot_do_without_is_asked_for():
 
 
 def test_defaults_are_those_of_trl():
-    """TRL 1.16's `GRPOConfig`; kl_estimator has no counterpart there, where it is always k3."""
+    """TRL 1.16's `GRPOConfig`."""
     defaults = {
         name: parameter.default for name, parameter in inspect.signature(grpo_loss).parameters.items()
     }
     expected = {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": None, "delta": None, "beta": 0.0}
-    expected |= {"use_bias_correction_kl": True, "importance_sampling_level": "token", "kl_estimator": "k3"}
+    expected |= {"use_bias_correction_kl": True, "importance_sampling_level": "token"}
     assert expected.items() <= defaults.items()
     assert inspect.signature(group_advantages).parameters["scale_rewards"].default == "group"
-    assert inspect.signature(group_advantages).parameters["eps"].default == 1e-4
+    assert EPS == 1e-4
 
 
 # -- presets

@@ -401,7 +401,6 @@ def test_a_picture_that_is_missing_drops_its_row_and_another_takes_the_place(tmp
         ({"delta": 1.1}, "delta is 1.1"),
         ({"beta": -1.0}, "beta is -1.0"),
         ({"reward": "nowhere.py:f"}, "expected FILE.py:function, with a file that exists"),
-        ({"top_p": 2.0}, "top_p is 2.0"),
         ({"max_num_seqs": 3}, "max_num_seqs is 3"),
         ({"max_length": 60}, "none of the prompts of this rollout can be used"),
     ],

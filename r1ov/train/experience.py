@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import token_logprobs
 from r1ov.common.processes import World
 from r1ov.data.pack import pack, sequence_cost
 from r1ov.data.processor import IGNORED, Batch, Encoded, Processor
 from r1ov.data.steps import blank_sequence
 from r1ov.model.model import Qwen2_5_VL
-from r1ov.train.grpo_loss import clamped, grpo_loss, largest
+from r1ov.train.loss import clamped, completion_logprobs, grpo_loss, largest
 from r1ov.train.run.config import GRPOConfig
 
 GAP, WEIGHT = "sampling/sampling_logp_difference", "sampling/importance_sampling_ratio"
@@ -183,14 +182,6 @@ def _cut(encoded: Encoded, part: slice) -> Encoded:
     )
 
 
-def completion_logprobs(
-    hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Log-prob and entropy, each (T,), of every token that has a label, at its own place; 0 elsewhere."""
-    logprobs, entropies = token_logprobs(hidden[:-1], weight, labels[1:], temperature, return_entropy=True)
-    return F.pad(logprobs, (1, 0)), F.pad(entropies, (1, 0))
-
-
 @torch.no_grad()
 def with_logprobs(
     packs: Sequence[Pack],
@@ -224,7 +215,6 @@ def objective(
     num_items: float,
     num_read: float,
     num_sequences: float,
-    num_packs: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """This pack's share of the step's loss and metrics. The numbers are of the whole step, over all
     processes.
@@ -252,7 +242,6 @@ def objective(
         ref_logprobs=ref,
         entropies=entropies.detach(),
         importance_sampling_ratio=correction,
-        num_micro_batches=num_packs,
         **config.loss_options,
     )
     gap = (before - sampler).abs()[mask]

@@ -18,14 +18,16 @@ from r1ov.data.steps import Source
 from r1ov.errors import UserError
 from r1ov.reward.rules.check import check_golds
 from r1ov.train.experience import Pack, Row, make_packs, objective, with_logprobs
-from r1ov.train.grpo_loss import (
-    check_loss_options,
-    combine_metrics,
-    group_advantages,
-    mean_and_std,
+from r1ov.train.loss import check_loss_options, combine_metrics, group_advantages, mean_and_std
+from r1ov.train.rollout import (
+    Group,
+    Scorer,
+    encode_prompt,
     reward_metrics,
+    roll_out,
+    sequence,
+    texts_of,
 )
-from r1ov.train.rollout import Group, Scorer, encode_prompt, roll_out, sequence, texts_of
 from r1ov.train.run.config import GRPOConfig
 from r1ov.train.run.heldout import evaluate
 from r1ov.train.run.log import say
@@ -44,7 +46,7 @@ FLAT, PATIENCE = (
 
 def train(config: GRPOConfig) -> None:
     """Runs the whole of it, and leaves the trained model in `out`/final."""
-    check_loss_options(**{name: value for name, value in config.loss_options.items() if name in CHECKED})
+    check_loss_options(**config.loss_options)
     source, num_prompts = open_source(config, need="solution")
     rows_per_epoch = num_prompts and num_prompts * config.num_generations * config.num_iterations
     with closing(Scorer(config)) as scorer, open_run(config, rows_per_epoch) as run:
@@ -90,17 +92,6 @@ def train(config: GRPOConfig) -> None:
         run.finish()
 
 
-CHECKED = (
-    "loss_type",
-    "epsilon",
-    "epsilon_high",
-    "delta",
-    "beta",
-    "kl_estimator",
-    "importance_sampling_level",
-)
-
-
 def prompts_of(run: Run) -> int:
     """How many prompts a rollout has, over all processes."""
     completions, each = run.train_batch_size * run.config.steps_per_generation, run.config.num_generations
@@ -121,10 +112,6 @@ def introduce(run: Run, num_prompts: int | None, prompts_per_rollout: int) -> No
             f"rollout {prompts_per_rollout} prompts x {config.num_generations} completions of up to {config.max_completion_length} tokens"
         )
         say(f"grpo    {config.loss_type} loss, {kl}, temperature {config.temperature:g}, rewards {rewards}")
-        if config.top_p < 1 or config.top_k or config.repetition_penalty != 1:
-            say(
-                "note    --top-p, --top-k, --repetition-penalty: what is sampled is not of the policy that learns; best leave them out"
-            )
 
 
 def check_rewards(run: Run, source: Source, num_prompts: int | None, scorer: Scorer) -> None:
@@ -209,7 +196,7 @@ def compare(run: Run, groups: Sequence[Group]) -> tuple[list[Tensor], dict[str, 
     rewards = torch.tensor([reward for one in everything for reward in one["rewards"]], dtype=torch.float64)
     advantages = group_advantages(rewards, each, config.scale_rewards).view(-1, each)
     place = {one["number"]: index for index, one in enumerate(everything)}
-    metrics = reward_metrics(rewards, each)
+    metrics = reward_metrics(rewards.view(-1, each))
     for name in dict.fromkeys(name for one in everything for score in one["scores"] for name in score):
         values = torch.tensor(
             [
@@ -269,10 +256,8 @@ def learn(run: Run, packs: Sequence[Pack]) -> dict[str, float]:
     """One optimiser step on these packs, the shares of all processes together; what to log of it."""
     begun = time.perf_counter()
     names = ("num_items", "num_read", "num_sequences")
-    *sums, num_packs = run.world.sum(
-        *(float(sum(getattr(pack, name) for pack in packs)) for name in names), float(len(packs))
-    )
-    numbers = dict(zip(names, sums, strict=True)) | {"num_packs": int(num_packs)}
+    sums = run.world.sum(*(float(sum(getattr(pack, name) for pack in packs)) for name in names))
+    numbers = dict(zip(names, sums, strict=True))
     total, shares = 0.0, []
     for number, pack in enumerate(packs, 1):
         sum_over_copies(run.model, is_last=number == len(packs))

@@ -1,19 +1,40 @@
-"""The losses, as pure functions of tensors. GRPO's stand in a file of their own; their names are here too."""
+"""The losses as pure functions: supervised fine-tuning's, and the way from rewards to GRPO's.
 
+Three policies meet in GRPO. `logprobs` are those of the policy that learns, `old_logprobs` those of the
+policy that sampled, `ref_logprobs` those of the frozen reference. The ratio of the clipped objective is
+learning over sampling policy; the reference appears in the KL term alone.
+
+Names of options and metrics, and defaults, are TRL's. Notation: G completions o_i of one prompt, |o_i|
+trained tokens each, stop token included; B completions and N trained tokens in the whole optimiser step, over
+all its micro-batches and ranks.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import token_logprobs
-from r1ov.train.grpo_loss import group_advantages, grpo_loss
+from r1ov.errors import UserError
 
-__all__ = ["group_advantages", "grpo_loss", "sft_loss"]
+LossType = Literal["grpo", "dapo", "dr_grpo", "cispo"]
+ScaleRewards = Literal["group", "batch", "none"]
+ImportanceSamplingLevel = Literal["token", "sequence"]
+
+EPS = 1e-4  # added to the standard deviation, as in TRL
+MIN_STD = 1e-6  # a smaller spread is rounding, which division by the standard deviation would blow up
+MAX_LOG_RATIO = 20.0  # e^20 = 5e8; verl's bound
 
 
-def sft_loss(hidden: Tensor, weight: Tensor, labels: Tensor, num_items_in_batch: int) -> Tensor:
-    """Mean negative log-likelihood, in nats, of the trained tokens: -1/N sum_t log p(labels[t+1] | tokens up
-    to t).
+def sft_loss(hidden: Tensor, weight: Tensor, labels: Tensor, num_items_in_batch: float) -> Tensor:
+    """Mean negative log-likelihood of the trained tokens, in nats: -1/N sum_t log p(labels[t+1] | tokens to t).
 
-    N is the number of trained tokens of the whole optimiser step, over all its micro-batches and ranks, so
-    that the loss and its gradients do not depend on how the step was cut up.
+    N counts the trained tokens of the whole optimiser step, over all its micro-batches and ranks, so the loss
+    and its gradients do not depend on how the step is cut up.
 
     Args:
         hidden: (T, C) states of packed sequences. weight: (V, C), the output head.
@@ -24,3 +45,331 @@ def sft_loss(hidden: Tensor, weight: Tensor, labels: Tensor, num_items_in_batch:
     Source: transformers' `ForCausalLMLoss` with `num_items_in_batch`; here over a packed batch.
     """
     return -token_logprobs(hidden[:-1], weight, labels[1:]).sum() / num_items_in_batch
+
+
+def completion_logprobs(
+    hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-prob and entropy, (T,) each, of every token with a label, at the token's own place; 0 elsewhere."""
+    logprobs, entropies = token_logprobs(hidden[:-1], weight, labels[1:], temperature, return_entropy=True)
+    return F.pad(logprobs, (1, 0)), F.pad(entropies, (1, 0))
+
+
+# -- from rewards to advantages
+
+
+def mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., n) -> (..., 1) mean and standard deviation (ddof 1) of what is not NaN; 0 where that is too few."""
+    count = (~values.isnan()).sum(-1, keepdim=True)
+    mean = values.nansum(-1, keepdim=True) / count.clamp(min=1)
+    return mean, ((values - mean).square().nansum(-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+
+
+def group_advantages(rewards: Tensor, num_generations: int, scale_rewards: ScaleRewards = "group") -> Tensor:
+    """How much better each completion did than its siblings: A_i = (r_i - mean of its group) / (std + 1e-4).
+
+    A completion without a reward (NaN: the gold cannot be scored) is left out of its group's mean and std,
+    and gets 0. A group without spread gets exactly 0, and so does a group with a single reward; its tokens
+    still count in the normaliser of the loss and still feel the KL term.
+
+    Args:
+        rewards: (B,) of the whole step, all ranks, the G completions of a prompt side by side.
+        num_generations: G.
+        scale_rewards: "group": the std of the group, ddof 1; "batch": of all B rewards; "none": no division.
+    Returns: (B,) float32, or float64 if the rewards are.
+    Source: DeepSeekMath (arXiv 2402.03300) section 4.1.2; "batch": Lite PPO (2508.08221); "none": Dr. GRPO
+        (2503.20783); eps, ddof and the treatment of NaN: TRL's `GRPOTrainer`. There the rounding of a group
+        without spread may leave a trace; here it does not.
+    """
+    if scale_rewards not in get_args(ScaleRewards):
+        raise UserError(
+            f"scale_rewards is {scale_rewards!r}; it must be one of {', '.join(get_args(ScaleRewards))}"
+        )
+    if num_generations < 2:
+        raise UserError(
+            f"num_generations is {num_generations}; a group needs 2 or more completions to compare"
+        )
+    if rewards.dim() != 1 or len(rewards) % num_generations:
+        raise UserError(
+            f"rewards have the shape {tuple(rewards.shape)}; expected one dimension, a multiple of num_generations "
+            f"{num_generations}"
+        )
+    if rewards.isinf().any():
+        raise UserError(
+            f"{int(rewards.isinf().sum())} of {len(rewards)} rewards are infinite; a reward is finite, or None"
+        )
+    groups = rewards.double().view(
+        -1, num_generations
+    )  # in float64 the mean of equal float32 rewards is exact
+    mean, std = mean_and_std(groups)
+    advantages = groups - mean
+    if scale_rewards != "none":
+        scale = std if scale_rewards == "group" else mean_and_std(groups.flatten())[1]
+        advantages = advantages / (scale + EPS)
+    advantages = advantages.masked_fill((std < MIN_STD) | groups.isnan(), 0.0)
+    return advantages.flatten().to(torch.promote_types(rewards.dtype, torch.float32))
+
+
+# -- from log-probs and advantages to the loss
+
+
+def check_loss_options(
+    loss_type: str = "dapo",
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    delta: float | None = None,
+    beta: float = 0.0,
+    importance_sampling_level: str = "token",
+    **_others: object,
+) -> None:
+    """Raises UserError for what `grpo_loss` cannot mean; a run asks before it loads anything."""
+    for name, value, choices in (
+        ("loss_type", loss_type, LossType),
+        ("importance_sampling_level", importance_sampling_level, ImportanceSamplingLevel),
+    ):
+        if value not in get_args(choices):
+            raise UserError(f"{name} is {value!r}; it must be one of {', '.join(get_args(choices))}")
+    for name, number in (("epsilon", epsilon), ("epsilon_high", epsilon_high), ("beta", beta)):
+        if number is not None and not 0 <= number < math.inf:
+            raise UserError(f"{name} is {number}; it must be 0 or more")
+    if loss_type == "cispo" and (epsilon_high is None or epsilon_high < 1):
+        raise UserError(
+            f"epsilon_high is {epsilon_high}; with loss_type cispo it caps the ratio itself and must be 1 or more "
+            "(ScaleRL: 5.0)"
+        )
+    if delta is not None and loss_type == "cispo":
+        raise UserError(f"delta is {delta}; loss_type cispo has no second clip, leave delta out")
+    high = epsilon if epsilon_high is None else epsilon_high
+    if delta is not None and not 1 + high < delta < math.inf:
+        raise UserError(
+            f"delta is {delta}; it caps the ratio where the clip at {1 + high:g} does not, so it must be above that"
+        )
+
+
+class Tokens:
+    """The N trained tokens of a micro-batch, and the numbers of the whole step that they belong to."""
+
+    def __init__(
+        self, mask: Tensor, cu_seqlens: Tensor, num_items: float, num_sequences: float, num_read: float
+    ):
+        self.index = mask.nonzero().squeeze(1)  # (N,) their places in the pack
+        assert len(self.index) <= num_items, (
+            f"{len(self.index)} trained tokens here, {num_items} in the whole step"
+        )
+        sequences = torch.arange(len(cu_seqlens) - 1, device=mask.device)
+        self.sequence = sequences.repeat_interleave(cu_seqlens.diff())[self.index]  # (N,) whose each is
+        self.lengths = self.sequence.bincount(minlength=len(sequences))  # (B,)
+        # all may be masked: no division by 0
+        self.num_items, self.num_sequences, self.num_read = (
+            max(n, 1) for n in (num_items, num_sequences, num_read)
+        )
+
+    def pick(self, values: Tensor | None) -> Tensor | None:
+        """(T,) -> (N,), in float32 or more."""
+        if values is None:
+            return None
+        return values[self.index].to(torch.promote_types(values.dtype, torch.float32))
+
+    def means(self, values: Tensor) -> Tensor:
+        """(N,) -> (B,) by sequence; 0 for a sequence of which nothing is trained."""
+        sums = values.new_zeros(len(self.lengths)).index_add(0, self.sequence, values)
+        return sums / self.lengths.clamp(min=1)
+
+
+def clamped(log_ratio: Tensor) -> Tensor:
+    """Bounded before exp: bounding later gives 0 * inf = NaN in the backward. No gradient beyond the bounds."""
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """(N,) estimates of KL(policy, reference) in nats: r - 1 - log r at each token, r = reference / policy.
+
+    Known as k3: unbiased, never negative. On samples of the policy itself its expected gradient is that of
+    KL(reference, policy); times the ratio of learning to sampling policy, it is that of KL(policy,
+    reference).
+
+    Source: equation 4 of DeepSeekMath; Schulman, "Approximating KL divergence" (2020).
+    """
+    log_r = clamped(ref_logprobs - logprobs)
+    return torch.expm1(log_r) - log_r
+
+
+def policy_term(
+    ratio: Tensor,
+    advantage: Tensor,
+    logprobs: Tensor,
+    loss_type: LossType,
+    low: float,
+    high: float,
+    delta: float | None,
+) -> Tensor:
+    """(N,) losses without the KL term: clipped, or under cispo with the ratio as a mere weight."""
+    if loss_type == "cispo":
+        return -ratio.clamp(max=high).detach() * advantage * logprobs
+    capped = ratio if delta is None else ratio.clamp(max=delta)
+    return -torch.minimum(capped * advantage, ratio.clamp(low, high) * advantage)
+
+
+def aggregate(
+    values: Tensor, tokens: Tokens, loss_type: LossType, max_completion_length: int | None = None
+) -> Tensor:
+    """(N,) values of tokens summed up, each weighed as `loss_type` says."""
+    if loss_type == "grpo":
+        return (values / tokens.lengths[tokens.sequence]).sum() / tokens.num_sequences
+    if loss_type == "dr_grpo":
+        if max_completion_length is None:
+            raise ValueError("loss_type dr_grpo needs max_completion_length")
+        return values.sum() / (tokens.num_sequences * max_completion_length)
+    return values.sum() / tokens.num_items
+
+
+def grpo_loss(
+    logprobs: Tensor,
+    advantages: Tensor,
+    cu_seqlens: Tensor,
+    completion_mask: Tensor,
+    *,
+    num_items_in_batch: float,
+    num_sequences_in_batch: float,
+    num_read_in_batch: float | None = None,
+    old_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    entropies: Tensor | None = None,
+    importance_sampling_ratio: Tensor | None = None,
+    loss_type: LossType = "dapo",
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    delta: float | None = None,
+    beta: float = 0.0,
+    use_bias_correction_kl: bool = True,
+    importance_sampling_level: ImportanceSamplingLevel = "token",
+    max_completion_length: int | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One micro-batch's share of the step's loss and metrics; shares add up over micro-batches and ranks.
+
+    With the ratio rho = policy / sampling policy of a token, the loss of a token is
+
+        l = -min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A) + beta rho KL
+
+    and loss_type weighs tokens by numbers of the whole step, so that neither how the step is cut up nor how
+    it is packed changes anything:
+
+        grpo     sum_i 1/(B |o_i|) sum_t l   mean over completions of their token means: DeepSeekMath, eq. 3
+        dapo     sum_it l / N                mean over the batch's tokens, as in the code of DAPO (2503.14476)
+        dr_grpo  sum_it l / (B L)            L = max_completion_length: Dr. GRPO (2503.20783)
+        cispo    as dapo, with l = -stop_gradient(min(rho, epsilon_high)) A log p + beta rho KL: no token loses
+                 its gradient, the value means nothing. MiniMax-M1 (2506.13585), cap of ScaleRL (2510.13786)
+
+    Log-ratios are taken in float32 and clamped to +-20 before exp; TRL does not clamp.
+
+    Args:
+        logprobs: (T,) of the packed tokens, any float dtype, at the sampling temperature, aligned as you
+            like.
+        advantages: (B,) of the sequences here. cu_seqlens: (B + 1,) int.
+        completion_mask: (T,) bool, aligned with logprobs: what is trained, of each completion up to and
+            including its stop token. Elsewhere nothing is read. A sequence without any (a truncated
+            completion) still counts.
+        num_items_in_batch: N. num_sequences_in_batch: B of the whole step.
+        num_read_in_batch: how many of the N tokens any micro-batch sees; default: all. Without a KL term,
+            completions of advantage 0 may stay away: loss, gradients and clip ratios are the same, the other
+            means are over the tokens seen.
+        old_logprobs: (T,); None: the sample is the policy's own and rho is 1, though its gradient is not 0.
+        ref_logprobs: (T,), needed if beta is not 0. entropies: (T,) in nats, for the metrics.
+        importance_sampling_ratio: (T,) weights of the policy term, for a sampler that differs from the
+            trainer.
+        delta: caps rho also where A < 0, where the loss is otherwise unbounded: dual clip (1912.09729) as in
+            INTELLECT-2 (2505.07291).
+        use_bias_correction_kl: the rho before KL, always the token's own (DeepSeek-V3.2, 2512.02556); TRL
+            takes the completion's at "sequence".
+        importance_sampling_level: "sequence" (GSPO, 2507.18071, with loss_type grpo) takes one rho a
+            completion for the policy term, exp(mean_t log rho).
+    """
+    check_loss_options(loss_type, epsilon, epsilon_high, delta, beta, importance_sampling_level)
+    if beta and ref_logprobs is None:
+        raise ValueError(f"beta is {beta}, which needs ref_logprobs")
+    num_read = num_items_in_batch if num_read_in_batch is None else num_read_in_batch
+    tokens = Tokens(completion_mask, cu_seqlens, num_items_in_batch, num_sequences_in_batch, num_read)
+    packed = (logprobs, old_logprobs, ref_logprobs, entropies, importance_sampling_ratio)
+    logprobs, old, ref, entropy, weight = map(tokens.pick, packed)  # (N,) each from here on
+    advantage = advantages[tokens.sequence]
+    low, high = 1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high)
+    high = epsilon_high if loss_type == "cispo" else high
+
+    log_ratio = logprobs - (logprobs.detach() if old is None else old)
+    token_ratio = ratio = clamped(log_ratio).exp()
+    if importance_sampling_level == "sequence":
+        ratio = clamped(tokens.means(log_ratio)).exp()[tokens.sequence]
+    loss = policy_term(ratio, advantage, logprobs, loss_type, low, high, delta)
+    loss = loss if weight is None else loss * weight
+    kl = None if ref is None else kl_estimate(logprobs, ref)
+    if kl is not None and use_bias_correction_kl:
+        kl = kl * token_ratio
+    if beta:
+        loss = loss + beta * kl
+    total = aggregate(loss, tokens, loss_type, max_completion_length)
+
+    is_low = ((ratio < low) & (advantage < 0)).to(ratio.dtype)
+    is_high = ((ratio > high) & (advantage > 0)).to(ratio.dtype)
+    metrics = loss_metrics(
+        tokens, log_ratio, kl, entropy, is_low, is_high, loss_type, importance_sampling_level
+    )
+    return total, metrics
+
+
+# -- what is logged of it, under TRL's names
+
+
+@torch.no_grad()
+def loss_metrics(
+    tokens: Tokens,
+    log_ratio: Tensor,
+    kl: Tensor | None,
+    entropy: Tensor | None,
+    is_low: Tensor,
+    is_high: Tensor,
+    loss_type: LossType,
+    level: ImportanceSamplingLevel,
+) -> dict[str, Tensor]:
+    """A micro-batch's share of the metrics, for `combine_metrics`; the tensors are (N,).
+
+    clip_ratio/*_mean and cispo_clip_ratio: share of the tokens, at level "sequence" of the completions, whose
+    gradient is clipped away. clip_ratio/low_min and high_max: over completions.
+    """
+    means = {"log_ratio/abs_mean": log_ratio.abs(), "kl": kl, "entropy": entropy}
+    metrics = {name: values.sum() / tokens.num_read for name, values in means.items() if values is not None}
+    metrics["log_ratio/abs_max"] = largest(log_ratio.abs())
+    if kl is not None:
+        metrics["kl_max"] = largest(kl)
+    share = partial(aggregate, tokens=tokens, loss_type="grpo" if level == "sequence" else "dapo")
+    if loss_type == "cispo":
+        return {**metrics, "cispo_clip_ratio": share(is_high)}
+    low, high = (tokens.means(flags)[tokens.lengths > 0] for flags in (is_low, is_high))
+    is_all_read = tokens.num_read >= tokens.num_items  # what is not read has advantage 0, and is not clipped
+    return {
+        **metrics,
+        "clip_ratio/low_mean": share(is_low),
+        "clip_ratio/low_min": -largest(-low) * is_all_read,
+        "clip_ratio/high_mean": share(is_high),
+        "clip_ratio/high_max": largest(high),
+        "clip_ratio/region_mean": share(is_low + is_high),
+    }
+
+
+def largest(values: Tensor) -> Tensor:
+    """The maximum; NaN of nothing."""
+    return values.max() if len(values) else values.new_tensor(math.nan)
+
+
+def combine_metrics(parts: Sequence[Mapping[str, Tensor | float]]) -> dict[str, float]:
+    """The step's metrics from those of micro-batches or ranks: sums, or the min or max where a name ends in it.
+
+    A minimum or maximum over no token at all is left out.
+    """
+    combined = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        values = [float(part[name]) for part in parts if name in part]
+        if not name.endswith(("min", "max")):
+            combined[name] = math.fsum(values)
+        elif values := [value for value in values if not math.isnan(value)]:
+            combined[name] = (min if name.endswith("min") else max)(values)
+    return combined

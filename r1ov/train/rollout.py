@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from r1ov.data.formats.reader import Bad
 from r1ov.data.formats.records import Record
@@ -16,6 +17,7 @@ from r1ov.model.model import Qwen2_5_VL
 from r1ov.reward import Rules, format_reward, grade, soft_overlong, total_reward
 from r1ov.reward.rules.check import Gold
 from r1ov.reward.rules.workers import UserReward, math_verify_or_none
+from r1ov.train.loss import MIN_STD, mean_and_std
 from r1ov.train.run.config import GRPOConfig
 
 
@@ -102,6 +104,22 @@ class Scorer:
                 worker.close()
 
 
+def reward_metrics(rewards: Tensor) -> dict[str, float]:
+    """What to log of the step's rewards (prompts, G), NaN left out: mean, std, mean std of a group, share of groups without spread.
+
+    With p the chance of a right answer, p^G + (1 - p)^G of the groups have no spread, and teach nothing.
+    Source: TRL's names; `group_std_mean` is what its older versions called reward_std.
+    """
+    stds = mean_and_std(rewards)[1]
+    mean, std = mean_and_std(rewards.flatten())
+    return {
+        "reward": mean.item(),
+        "reward_std": std.item(),
+        "group_std_mean": stds.mean().item(),
+        "frac_reward_zero_std": (stds < MIN_STD).double().mean().item(),
+    }
+
+
 def texts_of(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The messages with pictures left out but for their places: JSON data."""
     return [
@@ -149,9 +167,9 @@ def roll_out(
         seed=seed,
         names=[str(number).encode() for number, *_ in prompts],
         temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        repetition_penalty=config.repetition_penalty,
+        top_p=1.0,  # no filter of generation_config.json's: what is sampled is the policy that learns
+        top_k=0,
+        repetition_penalty=1.0,
     )
     completions, _ = decode(model, processor, plan)
     groups = []

@@ -212,9 +212,6 @@ class GRPOConfig(TrainConfig):
     num_generations: int = option(8, "G, completions per prompt")
     max_completion_length: int = option(256, "most tokens of a completion", least=1, of_loss=True)
     temperature: float = option(1.0, "of sampling, and of the log-probs in the loss")
-    top_p: float = option(1.0, "sample from the likeliest tokens that make up this probability; 1: from all")
-    top_k: int = option(0, "sample from this many likeliest tokens; 0: from all")
-    repetition_penalty: float = option(1.0, "of the sampling; 1: none")
     max_num_seqs: int | None = option(
         None,
         "most completions decoded at once; others follow as rows finish; default: all",
@@ -241,7 +238,7 @@ class GRPOConfig(TrainConfig):
     delta: float | None = option(
         None, "a second cap of the ratio, for negative advantages; default: none", of_loss=True
     )
-    loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo"] = option(
+    loss_type: Literal["grpo", "dapo", "dr_grpo", "cispo"] = option(
         "dapo", "how tokens are weighted", of_loss=True
     )
     scale_rewards: Literal["group", "batch", "none"] = option(
@@ -250,7 +247,6 @@ class GRPOConfig(TrainConfig):
     importance_sampling_level: Literal["token", "sequence"] = option(
         "token", "one ratio per token, or per completion (GSPO)", of_loss=True
     )
-    kl_estimator: Literal["k1", "k2", "k3"] = option("k3", "of the KL term", of_loss=True)
     use_bias_correction_kl: bool = option(True, "multiply the KL term by the ratio", of_loss=True)
     mask_truncated_completions: bool = option(False, "do not train on completions cut off at the limit")
     dynamic_sampling: bool = option(False, "replace groups whose rewards are all equal")
@@ -308,10 +304,8 @@ class GRPOConfig(TrainConfig):
 
     @property
     def skips_idle_rows(self) -> bool:
-        """Whether completions of advantage 0 give no gradient, and stay out of the update. (Bnpo weights
-        packs, not tokens.)
-        """
-        return self.beta == 0 and self.loss_type != "bnpo"
+        """Whether completions of advantage 0 give no gradient, and stay out of the update."""
+        return self.beta == 0
 
     @property
     def endless_steps(self) -> int:

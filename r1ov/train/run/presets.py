@@ -37,7 +37,6 @@ GRPO: dict[str, dict[str, Any]] = {
         "loss_type": "grpo",
         "epsilon": 0.2,
         "beta": 0.04,
-        "kl_estimator": "k3",
         "use_bias_correction_kl": False,
     },
     # DAPO (arXiv 2503.14476): clip higher, token mean, dynamic sampling, no lesson from truncated
