@@ -16,7 +16,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from r1ov import load
-from r1ov.evaluate.playground import playground_items
+from r1ov.evaluate.benchmarks import playground_items
 from r1ov.evaluate.prompts import messages_of
 from r1ov.evaluate.runner import Asking, run
 from r1ov.evaluate.scoring import score

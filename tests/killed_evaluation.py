@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 
 from r1ov import load
+from r1ov.common.processes import joined
+from r1ov.evaluate.benchmarks import playground_items
 from r1ov.evaluate.item import Item, Prediction
-from r1ov.evaluate.playground import playground_items
 from r1ov.evaluate.predictions import read_predictions
 from r1ov.evaluate.runner import Asking, run
 
@@ -35,7 +36,7 @@ def slowly(item: Item, row: Prediction) -> float:
 
 
 def children(model, processor, folder: Path, size: int) -> list[int]:
-    """The process ids of as many forks that work as torchrun's processes, and exit with 0 when they are done."""
+    """The process ids of this many forks that work as torchrun's processes, and exit with 0 when done."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -49,16 +50,9 @@ def children(model, processor, folder: Path, size: int) -> list[int]:
                 os.environ.update(
                     RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
                 )
-                run(
-                    model,
-                    processor,
-                    playground_items("test", COUNT),
-                    ASKING,
-                    folder,
-                    {"seed": 3},
-                    slowly,
-                    max_num_seqs=8,
-                )
+                items = playground_items("test", COUNT)
+                with joined("cpu") as (world, _):
+                    run(model, processor, items, ASKING, folder, {"seed": 3}, slowly, 8, world)
                 status = 0
             finally:
                 os._exit(status)

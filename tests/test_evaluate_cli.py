@@ -12,7 +12,10 @@ from r1ov.data.playground import sample
 from r1ov.evaluate.__main__ import main
 
 ROOT = Path(__file__).parent.parent
-TSV = "index\tquestion\tA\tB\tanswer\tlevel\n0\tWhich?\tone\ttwo\tB\teasy\n1\tWhich?\tone\ttwo\tA\thard\n2\tWhich?\tone\ttwo\tB\thard\n"
+TSV = (
+    "index\tquestion\tA\tB\tanswer\tlevel\n0\tWhich?\tone\ttwo\tB\teasy\n"
+    "1\tWhich?\tone\ttwo\tA\thard\n2\tWhich?\tone\ttwo\tB\thard\n"
+)
 
 
 def called(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
@@ -128,7 +131,7 @@ def test_a_file_of_questions_is_answered_and_goes_on_only_with_the_same_settings
     assert not (tmp_path / "o" / "page.html").exists()
     status, out, err = called(monkeypatch, capsys, *words, "--system", "Be brief.")
     assert (status, out) == (2, "")
-    assert "o: its answers were made with system None, now it is 'Be brief.'" in err.splitlines()[-1]
+    assert "o was begun with other options: --system was None and is 'Be brief.'" in err.splitlines()[-1]
 
 
 MISTAKES = [
@@ -181,7 +184,10 @@ def test_a_mistake_gives_one_line_and_status_2(words, tmp_path, monkeypatch, cap
 
 
 def test_mistakes_come_before_torch_is_imported():
-    code = "import sys, r1ov.evaluate.__main__ as m; sys.argv = ['e', '--limit', '0']; print(m.run(m.main), 'torch' in sys.modules)"
+    code = (
+        "import sys, r1ov.evaluate.__main__ as m; sys.argv = ['e', '--limit', '0']; "
+        "print(m.run(m.main), 'torch' in sys.modules)"
+    )
     shown = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout

@@ -5,10 +5,9 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 
-from r1ov.evaluate.benchmarks import BENCHMARKS, load_items, metrics_of
+from r1ov.evaluate.benchmarks import BENCHMARKS, load_items, metrics_of, published
 from r1ov.evaluate.item import Item, Prediction, Verdict
 from r1ov.evaluate.metrics import VERSIONS, guessing
-from r1ov.evaluate.published import published
 from r1ov.evaluate.scoring import score
 from r1ov.evaluate.tables import Table
 from r1ov.evaluate.wemath import dimensions

@@ -9,9 +9,8 @@ from PIL import Image
 from r1ov.data.image import LazyImage, lazy_image
 from r1ov.errors import UserError
 from r1ov.evaluate import page
-from r1ov.evaluate.item import Item, Prediction, Verdict
+from r1ov.evaluate.item import Answered, Item, Prediction, Verdict
 from r1ov.evaluate.page import write_page
-from r1ov.evaluate.report import Answered
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!--<script>\u2028&amp;\"'`${1}<!--data--><!--title-->"
 

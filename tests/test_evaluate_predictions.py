@@ -5,9 +5,10 @@ from dataclasses import asdict
 
 import pytest
 
+from r1ov.common.files import locked
 from r1ov.errors import UserError
 from r1ov.evaluate.item import Prediction
-from r1ov.evaluate.predictions import appending, locked, merge, read_predictions, settle
+from r1ov.evaluate.predictions import appending, merge, read_predictions, settle
 
 ORDER = {f"q{number}": number for number in range(5)}
 
@@ -63,7 +64,8 @@ def test_killed_between_merging_and_removing_the_parts_nothing_is_there_twice(tm
 def test_of_other_peoples_rows_id_and_text_are_enough(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text(
-        '{"id": 7, "text": "x", "model": "y", "finish_reason": "eos", "completion_tokens": null}\n\n{"id": "8", "text": ""}'
+        '{"id": 7, "text": "x", "model": "y", "finish_reason": "eos", "completion_tokens": null}\n\n'
+        '{"id": "8", "text": ""}'
     )
     assert read_predictions(path) == [Prediction(id="7", text="x"), Prediction(id="8", text="")]
 
@@ -103,7 +105,7 @@ def test_any_text_comes_back_as_it_was(tmp_path):
 def test_two_evaluations_cannot_write_to_one_folder(tmp_path):
     with (
         locked(tmp_path),
-        pytest.raises(UserError, match="another evaluation is writing to it"),
+        pytest.raises(UserError, match="another process is at work in this folder"),
         locked(tmp_path),
     ):
         pass
@@ -118,5 +120,5 @@ def test_settings_may_differ_only_in_how_they_are_run(tmp_path):
         with pytest.raises(UserError, match="choose another --out"):
             settle(tmp_path, other)
     (tmp_path / "settings.json").write_text("[1]")
-    with pytest.raises(UserError, match=r"settings\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"settings\.json: a JSON list, expected an object"):
         settle(tmp_path, {"seed": 1})

@@ -512,7 +512,7 @@ def test_a_benchmark_without_data_comes_from_the_hub(tmp_path, monkeypatch):
 
 def test_the_playground_is_painted_when_it_is_looked_at(monkeypatch):
     from r1ov.data.playground import sample
-    from r1ov.evaluate import playground
+    from r1ov.evaluate import benchmarks as playground
 
     painted = []
     paint = playground.paint

@@ -6,19 +6,16 @@ import json
 import pytest
 
 from r1ov.evaluate.benchmarks import BENCHMARKS
-from r1ov.evaluate.item import Item, Prediction, Verdict
+from r1ov.evaluate.item import Answered, Item, Prediction, Verdict
 from r1ov.evaluate.report import (
-    Answered,
     by_tag_table,
-    markdown,
     overall_table,
     published_table,
     samples_table,
     tables_of,
-    write_report,
 )
 from r1ov.evaluate.statistics import wilson
-from r1ov.evaluate.tables import Table
+from r1ov.evaluate.tables import Table, markdown, write_report
 
 
 def one(
@@ -154,8 +151,8 @@ def test_the_three_files_say_the_same(tmp_path):
     write_report(tmp_path, "b s: m", [hostile], {"seed": 0, "system": None, "run": {"device": "cpu"}})
     text = (tmp_path / "report.md").read_text()
     assert (
-        "| tag | questions | right | 95% interval |\n|---|---:|---:|---:|\n| a\\|b &lt;b>  | 3 | 33.3% | 10.0% to 90.0% |"
-        in text
+        "| tag | questions | right | 95% interval |\n|---|---:|---:|---:|\n"
+        "| a\\|b &lt;b>  | 3 | 33.3% | 10.0% to 90.0% |" in text
     )
     assert "| device | cpu |" in text
     data = json.loads((tmp_path / "report.json").read_text())

@@ -1,4 +1,4 @@
-"""The runner: whatever is killed goes on where it stopped, and an answer depends on nothing but its question."""
+"""The runner: a killed run goes on where it stopped, and an answer depends on nothing but its question."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from r1ov.data.image import LazyImage
 from r1ov.engine import generate
 from r1ov.errors import UserError
 from r1ov.evaluate import runner
-from r1ov.evaluate.playground import playground_items
+from r1ov.evaluate.benchmarks import playground_items
 from r1ov.evaluate.predictions import read_predictions
 from r1ov.evaluate.prompts import messages_of, swap_pictures
 from r1ov.evaluate.runner import Asking, answer, run
@@ -157,7 +157,7 @@ def test_more_questions_go_on_in_the_same_folder_and_answers_are_kept_in_the_ben
 def test_other_settings_and_other_questions_are_no_continuation(tiny, items, tmp_path):
     run(*tiny, items[:1], GREEDY, tmp_path, {"temperature": 0.0, "run": {"device": "cpu"}}, right)
     run(*tiny, items[:1], GREEDY, tmp_path, {"temperature": 0.0, "run": {"device": "cuda"}}, right)
-    with pytest.raises(UserError, match=r"made with temperature 0\.0, now it is 1\.0; choose another --out"):
+    with pytest.raises(UserError, match=r"--temperature was 0\.0 and is 1\.0; .*choose another --out"):
         run(*tiny, items[:1], GREEDY, tmp_path, {"temperature": 1.0, "run": {}}, right)
     changed = replace(items[0], question="How many?")
     with pytest.raises(UserError, match="question test/0 is not the one that was answered before"):

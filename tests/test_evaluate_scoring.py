@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parent
 
 
 def item(kind: str, gold: str, **more) -> Item:
-    """kind: int, float2, list, text, math, auto, mcq5 (so many letters) or mcq:one|two|three (the options)."""
+    """kind: int, float2, list, text, math, auto, mcq5 (this many letters) or mcq:one|two|three."""
     fields = {"kind": kind}
     if kind.startswith("mcq:"):
         fields = {"kind": "mcq", "choices": tuple(kind[4:].split("|"))}
@@ -28,8 +28,8 @@ def item(kind: str, gold: str, **more) -> Item:
     return Item(bench="b", split="s", id="1", **{"question": "How many?", "answer": gold, **fields, **more})
 
 
-def verdict(one: Item, text: str, finish_reason: str = "stop", lenient: bool = False) -> Verdict:
-    return score(one, Prediction(id="1", text=text, finish_reason=finish_reason), lenient)
+def verdict(one: Item, text: str, finish_reason: str = "stop") -> Verdict:
+    return score(one, Prediction(id="1", text=text, finish_reason=finish_reason))
 
 
 def table(name: str) -> list[list[str]]:
@@ -109,16 +109,6 @@ def test_what_could_not_be_asked_or_answered_scores_0_and_is_called_an_error():
     assert (found.score, found.method, found.sample) == (0.0, "error", 3)
 
 
-def test_a_guess_from_the_last_sentence_is_lenient_and_says_so():
-    reply = "I count three on the left and four on the right. That is a total of 7 apples on the table."
-    assert verdict(item("int", "7"), reply).method == "unparsed"
-    assert (
-        verdict(item("int", "7"), reply, lenient=True).score,
-        verdict(item("int", "7"), reply, lenient=True).method,
-    ) == (1.0, "tail")
-    assert verdict(item("int", "7"), reply, "length", lenient=True).method == "truncated"
-
-
 def test_a_percent_sign_is_no_mistake_where_the_question_asks_for_per_cent():
     for more in ({"question": "What percent is blue?"}, {"unit": "%"}):
         assert verdict(item("int", "12", **more), "<answer>12%</answer>").score == 1.0
@@ -149,5 +139,5 @@ def test_hostile_replies_cost_little_and_earn_nothing(text):
     ):
         for reply in (text, f"<answer>{text}</answer>", f"Answer: {text}"):
             start = time.process_time()
-            assert verdict(item(kind, gold), reply, lenient=False).score == 0.0
+            assert verdict(item(kind, gold), reply).score == 0.0
             assert time.process_time() - start < 0.1

@@ -10,7 +10,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 import r1ov
 from r1ov.data.playground import messages, sample
 from r1ov.engine import decode, prepare
-from r1ov.evaluate.playground import playground_items
+from r1ov.evaluate.benchmarks import playground_items
 from r1ov.evaluate.runner import Asking, answer
 from r1ov.evaluate.scoring import score
 from r1ov.folder.hub import resolve

@@ -111,5 +111,5 @@ def check_same_options(
     if changed:
         raise UserError(
             f"{where} was begun with other options: {', '.join(changed)}; give the same ones to go on, "
-            "or another --out"
+            "or choose another --out"
         )

@@ -46,13 +46,15 @@ class World:
 
 
 @contextmanager
-def joined(device: str | None) -> Iterator[tuple[World, torch.device]]:
+def joined(device: str | None, hours: float = 2) -> Iterator[tuple[World, torch.device]]:
     """The processes that torchrun started, or this one alone, and the device of this one; gloo on CPUs, NCCL
     on GPUs.
 
     One process with a GPU is a group of one, because a model that is sharded needs a group.
 
-    Args: device: cpu, cuda, or with one process cuda:N; None is cuda where there is one.
+    Args:
+        device: cpu, cuda, or with one process cuda:N; None is cuda if there is one.
+        hours: how long a rank waits for the others: the main one evaluates and saves meanwhile.
     """
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if alone and (chosen := choose_device(device)).type == "cpu":
@@ -62,7 +64,7 @@ def joined(device: str | None) -> Iterator[tuple[World, torch.device]]:
         torch.cuda.set_device(chosen.index or 0)
         dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1)
     else:
-        chosen = _join(device)
+        chosen = _join(device, hours)
     try:
         yield World(dist.get_rank(), dist.get_world_size()), chosen
         dist.barrier()  # a process that left early would cut off the others' last exchange
@@ -70,7 +72,7 @@ def joined(device: str | None) -> Iterator[tuple[World, torch.device]]:
         dist.destroy_process_group()
 
 
-def _join(device: str | None) -> torch.device:
+def _join(device: str | None, hours: float) -> torch.device:
     if device not in (None, "cpu", "cuda"):
         raise UserError(
             f"--device is {device!r}; torchrun gives each process its own, so it must be cpu or cuda"
@@ -83,6 +85,5 @@ def _join(device: str | None) -> torch.device:
                 f"process {local_rank} of this node has no GPU: there are {torch.cuda.device_count()}; lower --nproc-per-node"
             )
         torch.cuda.set_device(local_rank)
-    # The main process evaluates and saves while the others wait.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(hours=2))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(hours=hours))
     return torch.device("cuda" if on_gpu else "cpu")

@@ -9,21 +9,18 @@ from pathlib import Path
 from typing import Literal
 
 from r1ov.cli import check_bounds, option, parse_cli, run
-from r1ov.data.playground import SPLITS
 from r1ov.errors import UserError
-
-PLAYGROUND = "playground"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     bench: str = option(
-        PLAYGROUND,
+        "playground",
         "playground, mathvista, mathvision, mathverse, wemath, r1-onevision-bench, or a file of questions",
     )
     data: str | None = option(None, "the benchmark's file or folder (default: from the hub)")
     split: str | None = option(
-        None, f"default: the benchmark's own; of the playground test, or {', '.join(SPLITS)}"
+        None, "default: the benchmark's own; of the playground test, or train, rl, generalisation"
     )
     model: str = option("r1ov-tiny", "model folder, hub name or r1ov-tiny")
     limit: int | None = option(
@@ -44,32 +41,31 @@ class EvaluateConfig:
     max_new_tokens: int | None = option(
         None, "longest answer (default: 4096; on the playground 256)", least=1
     )
-    temperature: float = option(0.0, "0 is greedy")
-    top_p: float = option(1.0, "sample from the likeliest tokens that make up this probability")
+    temperature: float = option(0.0, "0 is greedy", least=0)
+    top_p: float = option(
+        1.0, "sample from the likeliest tokens that make up this probability", above=0, most=1
+    )
     top_k: int = option(0, "sample from this many likeliest tokens, 0 for all", least=0)
-    repetition_penalty: float = option(1.0, "above 1, tokens that were there become less likely")
+    repetition_penalty: float = option(1.0, "above 1, tokens that were there become less likely", above=0)
     seed: int = option(0, "the same seed gives the same samples", least=0)
     min_pixels: int | None = option(
         None,
-        "smaller pictures are enlarged to it (default: 200704; on the playground the checkpoint's)",
+        "smaller images are enlarged to it (default: 200704; on the playground the checkpoint's)",
         least=1,
     )
     max_pixels: int | None = option(
         None,
-        "larger pictures are shrunk to it (default: 1003520; on the playground the checkpoint's)",
+        "larger images are shrunk to it (default: 1003520; on the playground the checkpoint's)",
         least=1,
     )
     max_num_seqs: int = option(64, "answers decoded together", least=1)
-    swap_pictures: bool = option(False, "control: every question with another question's picture")
-    lenient: bool = option(
-        False, "guess an answer from the last sentence where none else can be read; reported as method tail"
-    )
+    swap_pictures: bool = option(False, "control: every question with another question's image")
     judge: str | None = option(
-        None, "URL of an OpenAI-compatible endpoint, asked where rules cannot decide; key from OPENAI_API_KEY"
+        None, "URL of an OpenAI-compatible endpoint, asked if rules cannot decide; key from OPENAI_API_KEY"
     )
     judge_model: str | None = option(None, "the judge's name there")
-    page: bool = option(True, "write page.html, the questions with pictures, answers and verdicts")
-    device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda where there is one)")
+    page: bool = option(True, "write page.html, the questions with images, answers and verdicts")
+    device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda if there is one)")
     dtype: Literal["float32", "bfloat16"] | None = option(
         None, "default: float32 on a CPU, bfloat16 on a GPU"
     )
@@ -77,13 +73,12 @@ class EvaluateConfig:
     num_threads: int | None = option(None, "CPU threads (default: torch's own choice)", least=1)
 
     def __post_init__(self) -> None:
-        """Raises UserError for what can be seen to be wrong before torch is even imported."""
+        """Raises UserError for the mistakes that can be seen before torch is imported."""
         check_bounds(self)
-        if self.bench == PLAYGROUND and self.split not in (None, *SPLITS):
-            raise UserError(f"--split is {self.split!r}; the playground has {', '.join(SPLITS)}")
         if self.num_samples > self.max_num_seqs:
             raise UserError(
-                f"--num-samples {self.num_samples} is above --max-num-seqs {self.max_num_seqs}; those of a question are decoded together"
+                f"--num-samples {self.num_samples} is above --max-num-seqs {self.max_num_seqs}; "
+                "the samples of a question are decoded together"
             )
         if self.num_samples > 1 and not self.temperature and not self.predictions:
             raise UserError(
@@ -101,12 +96,12 @@ class CompareConfig:
         help="the first evaluation: its --out folder, or the verdicts.jsonl in one; `compare A B` names both"
     )
     second: str = option(help="the second")
-    common: bool = option(False, "compare the questions that both have, where not all are the same")
-    limit: int = option(50, "rows of the table of questions that changed")
+    common: bool = option(False, "compare the questions that both have, if not all are the same")
+    limit: int = option(50, "rows of the table of questions that changed", least=0)
 
 
 def comparison(words: list[str]) -> CompareConfig:
-    """Of `compare A B --flags`: the first two words are what is compared."""
+    """Reads the words after `compare`: A B, then flags."""
     names = [word for word in words[:2] if not word.startswith("-")]
     flags = [
         word for flag, name in zip(("--first", "--second"), names, strict=False) for word in (flag, name)

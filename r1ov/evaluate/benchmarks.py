@@ -1,184 +1,228 @@
-"""The benchmarks: where their data is, how it is read, how many items it has, and what their authors report
-of it.
-"""
+"""The benchmarks: where their data is, how it is read, how many items it has, and what others report."""
 
+import csv
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from r1ov.data.playground import SPLITS
+from PIL import Image
+
+from r1ov.data.image import LazyImage
+from r1ov.data.playground import FAMILIES, SPLITS, invent, paint
+from r1ov.data.playground.scene import SIZE
 from r1ov.errors import UserError
-from r1ov.evaluate import metrics
-from r1ov.evaluate.files import Pictures, Row, find, read_rows
-from r1ov.evaluate.generic import read_generic, read_onevision_bench
+from r1ov.evaluate import metrics, readers
+from r1ov.evaluate.files import Pictures, find, read_rows
 from r1ov.evaluate.item import Item, Verdict
-from r1ov.evaluate.playground import playground_items
-from r1ov.evaluate.published import Published, published
-from r1ov.evaluate.readers import CONCEPTS, read_mathverse, read_mathvision, read_mathvista, read_wemath
 from r1ov.evaluate.tables import Table
 
-Reader = Callable[[Sequence[Row], Pictures, str], list[Item]]
+PLAYGROUND = "playground"
 DATA_SUFFIXES = (".tsv", ".csv", ".json", ".jsonl", ".parquet")
-_FILES = (
-    "{split}-*.parquet",
-    "{split}.parquet",
-    "{split}.jsonl",
-    "annot_{split}.json",
-    "{split}.json",
-    "{split}.tsv",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """counts: items of each known split. floors: what guessing scores there, in per cent, by the kind of
-    guess, with its source.
+    """One benchmark.
+
+    Args: counts: items of each known split, the default one first. metrics: functions, and tags to group by.
+        files: patterns of their names, best first. floors: what guessing scores, in per cent, as published.
     """
 
     name: str
-    title: str
-    hub: str | None
-    split: str
+    hub: str | None = None
     counts: Mapping[str, int | None]
-    read: Reader
-    metrics: Callable[[Sequence[Item], Sequence[Verdict]], list[Table]]
-    files: Sequence[str] = _FILES
+    read: readers.Reader = readers.generic
+    metrics: Sequence[str | metrics.Metric]
+    files: Sequence[str] = (
+        "{split}-*.parquet",
+        "{split}.parquet",
+        "{split}.jsonl",
+        "annot_{split}.json",
+        "{split}.json",
+        "{split}.tsv",
+    )
     floors: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def published(self) -> tuple[Published, ...]:
+    def split(self) -> str:
+        return next(iter(self.counts))
+
+    @property
+    def published(self) -> list["Published"]:
         return published(self.name)
 
 
 _ALL = (
     Benchmark(
         name="mathvista",
-        title="MathVista",
         hub="AI4Math/MathVista",
-        split="testmini",
         counts={"testmini": 1_000, "test": 5_141},
-        read=read_mathvista,
-        metrics=metrics.mathvista,
+        read=readers.mathvista,
+        metrics=("task", "skills", "source"),
         floors={"random": 17.9, "most frequent": 26.3},
     ),
     Benchmark(
         name="mathvision",
-        title="MathVision",
         hub="MathLLMs/MathVision",
-        split="test",
         counts={"test": 3_040, "testmini": 304},
-        read=read_mathvision,
-        metrics=metrics.mathvision,
+        read=readers.mathvision,
+        metrics=("level", "subject", metrics.mathvision),
         floors={"always A": 9.8},
     ),
     Benchmark(
         name="mathverse",
-        title="MathVerse",
         hub="AI4Math/MathVerse",
-        split="testmini",
         counts={"testmini": 3_940, "testmini_text_only": 788},
-        read=read_mathverse,
-        metrics=metrics.mathverse,
+        read=readers.mathverse,
+        metrics=(metrics.mathverse,),
     ),
     Benchmark(
         name="wemath",
-        title="We-Math",
         hub="We-Math/We-Math",
-        split="testmini",
         counts={"testmini": 1_740},
-        read=read_wemath,
-        metrics=metrics.wemath,
+        read=readers.wemath,
+        metrics=(metrics.wemath,),
         floors={"always A": 33.62, "always B": 29.14},
     ),
     Benchmark(
         name="r1-onevision-bench",
-        title="R1-Onevision-Bench",
         hub="Fancy-MLLM/R1-Onevision-Bench",
-        split="train",
         counts={"train": 942},
-        read=read_onevision_bench,
-        metrics=metrics.onevision_bench,
-        files=("r1-onevision.tsv", "*.tsv", *_FILES),
+        read=readers.onevision_bench,
+        metrics=("level", "category"),
+        files=("r1-onevision.tsv", "*.tsv", *Benchmark.files),
     ),
-    Benchmark(
-        name="playground",
-        title="the playground",
-        hub=None,
-        split="test",
-        counts=dict.fromkeys(SPLITS),
-        read=read_generic,
-        metrics=metrics.playground,
-    ),
+    Benchmark(name=PLAYGROUND, counts=dict.fromkeys(("test", *SPLITS)), metrics=("family",)),
 )
-BENCHMARKS: Mapping[str, Benchmark] = {one.name: one for one in _ALL}
+BENCHMARKS = {one.name: one for one in _ALL}
 
 
 def load_items(
-    bench: str, data: str | None = None, split: str | None = None, limit: int | None = None, seed: int = 0
+    bench: str, data: str | None = None, split: str | None = None, limit: int | None = None
 ) -> list[Item]:
-    """The items of a benchmark, in the order of its files. A count that is not the known one is told on
-    stderr.
+    """Returns the items of a benchmark, in the order of its files; says on stderr what is unusual about them.
 
     Args:
-        bench: a name of BENCHMARKS, or the path of a file of questions (see generic.py).
+        bench: a name of BENCHMARKS, or the path of a file of questions (see `readers.generic`).
         data: file, folder or hub name; None: the benchmark's own data set on the hub.
-        limit: the first so many; the playground, which is endless, needs it. seed: the playground's.
+        limit: only the first this many; the playground, which is endless, needs it.
     Raises: UserError.
     """
-    if bench == "playground":
+    if bench == PLAYGROUND:
         if limit is None:
             raise UserError("the playground is endless; say how many questions with --limit")
-        return playground_items(split or "test", limit, seed)
-    items = _read(BENCHMARKS[bench], data, split) if bench in BENCHMARKS else _read_path(bench, data, split)
-    ids = [item.id for item in items]
-    if len(set(ids)) < len(ids):
-        twice = next(id for id in ids if ids.count(id) > 1)
-        raise UserError(f"{bench}: two rows have the id {twice!r}; every question needs its own")
+        return playground_items(split or "test", limit)
+    items = (
+        _of_benchmark(BENCHMARKS[bench], data, split) if bench in BENCHMARKS else _of_file(bench, data, split)
+    )
+    ids: set[str] = set()
+    for item in items:
+        if item.id in ids:
+            raise UserError(f"{bench}: two rows have the id {item.id!r}; every question needs its own")
+        ids.add(item.id)
     if golds := sum(not item.answer.strip() for item in items):
         _say(f"{bench}: {golds} of {len(items)} items have no gold answer: they score 0")
     if errors := [item for item in items if item.error]:
-        _say(
-            f"{bench}: {len(errors)} of {len(items)} items cannot be asked and score 0; the first, {errors[0].id}: {errors[0].error}"
-        )
+        first = f"the first, {errors[0].id}: {errors[0].error}"
+        _say(f"{bench}: {len(errors)} of {len(items)} items cannot be asked and score 0; {first}")
     return items[:limit]
 
 
-def _read(bench: Benchmark, data: str | None, split: str | None) -> list[Item]:
+def _of_benchmark(bench: Benchmark, data: str | None, split: str | None) -> list[Item]:
     split = split or bench.split
     if split not in bench.counts:
         raise UserError(f"--split is {split!r}; {bench.name} has {', '.join(bench.counts)}")
-    found = find(data or bench.hub, [pattern.format(split=split) for pattern in bench.files], (CONCEPTS,))
-    items = []
+    patterns = [pattern.format(split=split) for pattern in bench.files]
+    found = find(data or bench.hub, patterns, (readers.CONCEPTS,))
+    items: list[Item] = []
     for path in found.files:
-        items += bench.read(read_rows(path), Pictures(path.parent, found.inside), split)
+        pictures = Pictures(path.parent, found.inside)
+        items += readers.read(bench.read, read_rows(path), pictures, bench.name, split)
     if len(items) != bench.counts[split]:
         _say(f"{bench.name}: {len(items):,} items; {split} is known to have {bench.counts[split]:,}")
     return items
 
 
-def _read_path(bench: str, data: str | None, split: str | None) -> list[Item]:
-    path = Path(bench).expanduser()
+def _of_file(name: str, data: str | None, split: str | None) -> list[Item]:
+    path = Path(name).expanduser()
     if not path.is_file() or path.suffix.lower() not in DATA_SUFFIXES:
-        known = ", ".join(BENCHMARKS)
-        raise UserError(
-            f"--bench is {bench!r}; expected {known}, or an existing file that ends in {', '.join(DATA_SUFFIXES)}"
-        )
+        known = f"{', '.join(BENCHMARKS)}, or an existing file that ends in {', '.join(DATA_SUFFIXES)}"
+        raise UserError(f"--bench is {name!r}; expected {known}")
     if data is not None:
         raise UserError(
             "--data says where a named benchmark's data is; a file given as --bench is read itself"
         )
-    return read_generic(read_rows(path), Pictures(path.parent, path.parent), split or "all", path.stem)
+    pictures = Pictures(path.parent, path.parent)
+    return readers.read(readers.generic, read_rows(path), pictures, path.stem, split or "all")
 
 
 def metrics_of(bench: str, items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Table]:
-    """The benchmark's own metrics beside plain accuracy. A file of questions has a table for each tag of few
-    values.
+    """Returns the benchmark's own metrics; for a file of questions, a table for each tag with few values."""
+    own = BENCHMARKS[bench].metrics if bench in BENCHMARKS else (metrics.by_every_tag,)
+    return metrics.tables_of(own, items, verdicts)
 
-    Args: verdicts: of any samples; an item's score is the mean over its samples, 0 without any.
+
+class Published(NamedTuple):
+    """A score that others report, in per cent: for context, as prompts, budgets, extraction and judges
+    differ.
     """
-    own = BENCHMARKS[bench].metrics if bench in BENCHMARKS else metrics.by_every_tag
-    return own(items, verdicts)
+
+    model: str
+    metric: str
+    score: float
+    source: str
+
+
+def published(bench: str) -> list[Published]:
+    with (Path(__file__).parent / "published.tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    return [Published(**{**row, "score": float(row["score"])}) for row in rows if row.pop("bench") == bench]
+
+
+# The playground's held-out splits as a benchmark: endless, so it is always the first questions that are asked.
+
+
+def playground_items(split: str, limit: int, swap: bool = False) -> list[Item]:
+    """Returns the first questions of a split; their images are painted when they are needed.
+
+    swap: each with the image of the family's next question, a control: who still scores has not looked.
+    """
+    if split not in SPLITS:
+        raise UserError(f"--split is {split!r}; the playground has {', '.join(SPLITS)}")
+    return [_playground_item(split, index, index + swap * len(FAMILIES)) for index in range(limit)]
+
+
+def playground_by_id(ids: Iterable[str]) -> list[Item]:
+    """Returns the questions with these ids ("test/12"), of any splits. Raises UserError."""
+    items = []
+    for id in ids:
+        split, _, index = id.partition("/")
+        if split not in SPLITS or not index.isdecimal() or len(index) > 9:
+            raise UserError(f'the playground has no question {id!r:.60}; ids are such as "test/12"')
+        items.append(_playground_item(split, int(index), int(index)))
+    return items
+
+
+def _playground_item(split: str, index: int, shown: int) -> Item:
+    """shown: the index of the question whose image is shown."""
+    family, scene = invent(split, index, 0)
+    return Item(
+        bench=PLAYGROUND,
+        split=split,
+        id=f"{split}/{index}",
+        question=scene.question,
+        images=(LazyImage((SIZE, SIZE), partial(_painted, split, shown)),),
+        answer=scene.answer,
+        kind=scene.kind,
+        tags={"family": family},
+    )
+
+
+def _painted(split: str, index: int) -> Image.Image:
+    return paint(invent(split, index, 0)[1])
 
 
 def _say(line: str) -> None:

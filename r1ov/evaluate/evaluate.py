@@ -1,45 +1,46 @@
-"""The whole way: questions, answers, verdicts, report."""
+"""From questions to a report: the whole way."""
 
 import hashlib
 import json
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from r1ov.common.device import choose_device, choose_kernels
-from r1ov.engine.sampling import SamplingParams
+from r1ov.common.device import choose_kernels, dtype_name
+from r1ov.common.files import locked
+from r1ov.common.processes import World, joined
 from r1ov.errors import UserError
-from r1ov.evaluate.benchmarks import BENCHMARKS, load_items, metrics_of
+from r1ov.evaluate.benchmarks import (
+    BENCHMARKS,
+    PLAYGROUND,
+    load_items,
+    metrics_of,
+    playground_by_id,
+    playground_items,
+)
 from r1ov.evaluate.compare import VERDICTS, write_verdicts
-from r1ov.evaluate.item import Item, Prediction
+from r1ov.evaluate.item import Answered, Item, Prediction
 from r1ov.evaluate.judge import Judge
 from r1ov.evaluate.page import write_page
-from r1ov.evaluate.playground import items_by_id, playground_items
 from r1ov.evaluate.predictions import read_predictions
 from r1ov.evaluate.prompts import check_style, swap_pictures
-from r1ov.evaluate.report import (
-    Answered,
-    floors_table,
-    markdown,
-    published_table,
-    score_cells,
-    tables_of,
-    write_report,
-)
+from r1ov.evaluate.report import floors_table, published_table, score_cells, tables_of
 from r1ov.evaluate.runner import Asking, fingerprint, run, settings_of
 from r1ov.evaluate.scoring import score
-from r1ov.evaluate.tables import Table
+from r1ov.evaluate.tables import Table, markdown, write_report
 from r1ov.folder.hub import resolve
 from r1ov.folder.pretrained import load
 
-PLAYGROUND, PLAYGROUND_LIMIT = "playground", 1000  # which has no end
-MIN_PIXELS, MAX_PIXELS = 256 * 28 * 28, 1280 * 28 * 28  # what Qwen2.5-VL's authors advise
+FOLDER = Path("runs/evaluate")
+PLAYGROUND_LIMIT = 1000  # the playground has no end
+MIN_PIXELS, MAX_PIXELS = 256 * 28 * 28, 1280 * 28 * 28  # as Qwen2.5-VL's authors advise
+PATIENCE_HOURS = 24 * 30  # ranks wait for the slowest; torchrun notices a dead one
 
 
 def evaluate(config: Any) -> None:
@@ -48,132 +49,125 @@ def evaluate(config: Any) -> None:
     """
     if config.predictions:
         items, predictions = predicted(config)
-        folder, settings = (
-            (None if config.out is None else made(Path(config.out))),
-            {"predictions": config.predictions},
-        )
-    else:
-        items = questions(config)
-        answers = asked(config, items)
-        if answers is None:
-            return  # not the first of torchrun's processes
-        predictions, folder, settings = answers
+        folder, settings = config.out and Path(config.out), {"predictions": config.predictions}
+        write(config, items, predictions, folder, settings)
+        return
+    items = questions(config)
+    with joined(config.device, PATIENCE_HOURS) as (world, device):
+        answers = asked(config, items, world, device)
+    if answers:
+        write(config, items, *answers)
+
+
+def write(
+    config: Any,
+    items: Sequence[Item],
+    predictions: Sequence[Prediction],
+    folder: Path | None,
+    settings: Mapping[str, Any],
+) -> None:
+    """Scores the answers, prints the tables, and writes the report if there is a folder."""
     by_id = {item.id: item for item in items}
-    verdicts = [score(by_id[row.id], row, config.lenient) for row in predictions]
-    if config.judge:
-        cache = (folder or made(Path("runs/evaluate"))) / "judge.jsonl"
-        verdicts = Judge(config.judge, config.judge_model, cache)(by_id, predictions, verdicts)
-        settings = {**settings, "judge": config.judge_model}
-    settings = {**settings, "lenient": config.lenient}
-    answered = [
-        Answered(item=by_id[one.id], prediction=one, verdict=two)
-        for one, two in zip(predictions, verdicts, strict=True)
-    ]
-    shown, more = report(config, items, answered)
-    if folder:
-        title = f"{name_of(config.bench)} {items[0].split}: {config.predictions or config.model}"
-        write_verdicts(folder / VERDICTS, answered)
-        write_report(folder, title, [*shown, *more], settings)
-        if config.page:
-            write_page(folder / "page.html", title, answered)
-        print(
-            f"{folder}/: report.md, report.csv, report.json, predictions{', page.html' if config.page else ''}",
-            file=sys.stderr,
-        )
-    print("\n\n".join(markdown(table) for table in shown))
+    verdicts = [score(by_id[row.id], row) for row in predictions]
+    with locked(folder) if folder else nullcontext():
+        if config.judge:
+            judge = Judge(config.judge, config.judge_model, (folder or FOLDER) / "judge.jsonl")
+            verdicts = judge(by_id, predictions, verdicts)
+            settings = {**settings, "judge": config.judge_model}
+        answered = [
+            Answered(item=by_id[row.id], prediction=row, verdict=verdict)
+            for row, verdict in zip(predictions, verdicts, strict=True)
+        ]
+        shown, more = report(config, items, answered)
+        if folder:
+            title = f"{_name(config.bench)} {items[0].split}: {config.predictions or config.model}"
+            write_verdicts(folder / VERDICTS, answered)
+            write_report(folder, title, [*shown, *more], settings)
+            if config.page:
+                write_page(folder / "page.html", title, answered)
+            page = ", page.html" if config.page else ""
+            print(f"{folder}/: report.md, report.csv, report.json, predictions{page}", file=sys.stderr)
+    print("\n\n".join(map(markdown, shown)))
 
 
 def questions(config: Any) -> list[Item]:
-    """The benchmark's, as many as are wanted, with other pictures if that is wanted."""
+    """Returns the benchmark's questions, with other images if the control is asked for."""
     if config.bench == PLAYGROUND:
         return playground_items(
-            config.split or "test", config.limit or PLAYGROUND_LIMIT, swap=config.swap_pictures
+            config.split or "test", config.limit or PLAYGROUND_LIMIT, config.swap_pictures
         )
     items = load_items(config.bench, config.data, config.split, config.limit)
     return swap_pictures(items) if config.swap_pictures else items
 
 
 def predicted(config: Any) -> tuple[list[Item], list[Prediction]]:
-    """The questions and the answers of the file --predictions; of the playground only those that it has."""
+    """Returns the questions and the answers in the file --predictions; of the playground only its own."""
     rows = read_predictions(Path(config.predictions))
     if not rows:
         raise UserError(f"{config.predictions}: there are no predictions in it")
-    seen: set[tuple[str, int]] = set()
+    found: dict[tuple[str, int], Prediction] = {}
     for row in rows:
-        if (row.id, row.sample) in seen:
+        if found.setdefault((row.id, row.sample), row) is not row:
             raise UserError(
-                f"{config.predictions}: {row.id} stands there twice; several samples of a question are told apart by `sample`, 0, 1 ..."
+                f"{config.predictions}: {row.id} stands there twice; "
+                "several samples of a question are told apart by `sample`, 0, 1 ..."
             )
-        seen.add((row.id, row.sample))
     if config.bench == PLAYGROUND:
-        items = items_by_id(list(dict.fromkeys(row.id for row in rows))[: config.limit])
+        items = playground_by_id(list(dict.fromkeys(row.id for row in rows))[: config.limit])
     else:
-        items = questions(replace(config, swap_pictures=False))
-    wanted = {item.id for item in items}
-    known = [row for row in rows if row.id in wanted]
+        items = load_items(config.bench, config.data, config.split, config.limit)
+    ids = {item.id for item in items}
+    known = [row for row in rows if row.id in ids]
     if not known:
         raise UserError(
-            f"{config.predictions}: none of its {len(rows)} ids is one of the questions', {rows[0].id!r} is not; {items[0].id!r} would be"
+            f"{config.predictions}: none of its {len(rows)} ids is one of the questions', "
+            f"{rows[0].id!r} is not; {items[0].id!r} would be"
         )
     if len(known) < len(rows) and not config.limit:
-        print(
-            f"{len(rows) - len(known)} rows have ids that are no question's; they are left out",
-            file=sys.stderr,
+        left = len(rows) - len(known)
+        print(f"{left} rows have ids that are no question's; they are left out", file=sys.stderr)
+    samples = range(max(row.sample for row in known) + 1)
+    wanted = [(item.id, sample) for item in items for sample in samples]
+    if lacking := [key for key in wanted if key not in found]:
+        first = lacking[0][0]
+        print(f"{len(lacking)} answers are missing, of {first} first; they count as wrong", file=sys.stderr)
+    for id, sample in lacking:
+        found[id, sample] = Prediction(
+            id=id, text="", sample=sample, finish_reason="error", error="no prediction"
         )
-    samples = max(row.sample for row in known) + 1
-    lacking = [
-        (item.id, sample) for item in items for sample in range(samples) if (item.id, sample) not in seen
-    ]
-    if lacking:
-        print(
-            f"{len(lacking)} answers are missing, of {lacking[0][0]} first; they count as wrong",
-            file=sys.stderr,
-        )
-    known += [
-        Prediction(id=id, text="", sample=sample, finish_reason="error", error="no prediction")
-        for id, sample in lacking
-    ]
-    order = {item.id: number for number, item in enumerate(items)}
-    return items, sorted(known, key=lambda row: (order[row.id], row.sample))
+    return items, [found[key] for key in wanted]
 
 
-def asked(config: Any, items: Sequence[Item]) -> tuple[list[Prediction], Path, dict[str, Any]] | None:
-    """The model's answers, their folder and their settings; None in all but the first of torchrun's
-    processes.
-    """
+def asked(
+    config: Any, items: Sequence[Item], world: World, device: torch.device
+) -> tuple[list[Prediction], Path, dict[str, Any]] | None:
+    """Returns the model's answers, their folder and their settings; None on all but the main rank."""
     at_play = config.bench == PLAYGROUND
-    asking = Asking(
-        prompt=config.prompt or ("none" if at_play else "r1ov"),
-        max_new_tokens=config.max_new_tokens or (256 if at_play else 4096),
-        **{
-            name: getattr(config, name)
-            for name in (
-                "system",
-                "temperature",
-                "top_p",
-                "top_k",
-                "repetition_penalty",
-                "seed",
-                "num_samples",
-            )
-        },
-    )
+    given = {field.name: getattr(config, field.name) for field in fields(Asking)}
+    given["prompt"] = config.prompt or ("none" if at_play else "r1ov")
+    given["max_new_tokens"] = config.max_new_tokens or (256 if at_play else 4096)
+    asking = Asking(**given)
     check_style(items, asking.prompt)
-    SamplingParams.resolve(
-        {},
-        **{name: getattr(asking, name) for name in ("temperature", "top_p", "top_k", "repetition_penalty")},
-    )
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    device = choose_device(config.device)
-    if device.type == "cuda":
-        device = choose_device(f"cuda:{os.environ['LOCAL_RANK']}") if "LOCAL_RANK" in os.environ else device
-        torch.cuda.set_device(device)  # Triton launches its kernels there
     kernels = choose_kernels(config.kernels, device)
     path = resolve(config.model)
     model, processor = load(path, device, config.dtype)
     print_of = fingerprint(processor, path)
-    processor = processor.with_pixel_limits(**pixel_limits(config.min_pixels, config.max_pixels, at_play))
+    least, most = config.min_pixels, config.max_pixels
+    if not at_play:  # a limit that is not given gives way to one that is
+        least, most = (
+            least or min(MIN_PIXELS, most or MIN_PIXELS),
+            most or max(MAX_PIXELS, least or MAX_PIXELS),
+        )
+    processor = processor.with_pixel_limits(least, most)
+    run_only = {
+        "data": config.data,
+        "device": str(device),
+        "kernels": kernels,
+        "torch": torch.__version__,
+        "questions": len(items),
+    }
     settings = settings_of(
         asking,
         processor,
@@ -182,70 +176,40 @@ def asked(config: Any, items: Sequence[Item]) -> tuple[list[Prediction], Path, d
         model=config.model,
         fingerprint=print_of,
         swap_pictures=config.swap_pictures,
-        dtype=str(model.head_weight.dtype).removeprefix("torch."),
-        run={
-            "data": config.data,
-            "device": str(device),
-            "kernels": kernels,
-            "torch": torch.__version__,
-            "questions": len(items),
-        },
+        dtype=dtype_name(model.head_weight.dtype),
+        run=run_only,
     )
-    folder = made(Path(config.out) if config.out else default_folder(settings))
+    folder = Path(config.out) if config.out else default_folder(settings)
 
     def is_right(item: Item, row: Prediction) -> float:
-        return score(item, row, config.lenient).score
+        return score(item, row).score
 
-    rows = run(model, processor, items, asking, folder, settings, is_right, config.max_num_seqs)
+    rows = run(model, processor, items, asking, folder, settings, is_right, config.max_num_seqs, world)
     return None if rows is None else (rows, folder, settings)
 
 
-def pixel_limits(least: int | None, most: int | None, at_play: bool) -> dict[str, int | None]:
-    """What a picture is resized to; a limit that is not given gives way to one that is. None: the
-    checkpoint's.
-    """
-    if not at_play:
-        least, most = (
-            (least or min(MIN_PIXELS, most or MIN_PIXELS)),
-            (most or max(MAX_PIXELS, least or MAX_PIXELS)),
-        )
-    return {"min_pixels": least, "max_pixels": most}
-
-
 def default_folder(settings: Mapping[str, Any]) -> Path:
-    """One for each benchmark, split, model and way of asking:
+    """Returns one for each benchmark, split, model and way of asking:
     runs/evaluate/playground-test-r1ov-tiny-3f9a2c1b.
     """
     digest = hashlib.blake2b(json.dumps({**settings, "run": None}).encode(), digest_size=4).hexdigest()
     model = "-".join(Path(settings["model"]).parts[-2:])
-    name = "-".join((name_of(settings["bench"]), settings["split"], model, digest))
-    return Path("runs/evaluate") / re.sub(r"[^\w.-]+", "-", name)
+    name = "-".join((_name(settings["bench"]), settings["split"], model, digest))
+    return FOLDER / re.sub(r"[^\w.-]+", "-", name)
 
 
-def name_of(bench: str) -> str:
-    """Without the folders, of a file of questions."""
+def _name(bench: str) -> str:
+    """Returns the name of a benchmark, or of a file of questions without its folders."""
     return Path(bench).name or bench
-
-
-def made(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--out {folder}: cannot be made ({error.strerror}); choose another folder"
-        ) from error
-    return folder
 
 
 def report(
     config: Any, items: Sequence[Item], answered: Sequence[Answered]
 ) -> tuple[list[Table], list[Table]]:
-    """The tables that are printed, and those that only the report has. Of the playground only its families
-    are printed.
-    """
+    """Returns the tables to print, of the playground only the families, and those that only the report has."""
     bench = BENCHMARKS.get(config.bench)
     shown, more = tables_of(answered, metrics_of(config.bench, items, [one.verdict for one in answered]))
-    more = [floors_table(items, bench), *more]
+    more = [floors_table(items, bench.floors if bench else {}), *more]
     if bench and bench.published:
         model = config.predictions or config.model
         more = [published_table(bench, model, items[0].split, score_cells(answered)[0]), *more]

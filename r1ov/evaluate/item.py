@@ -1,4 +1,4 @@
-"""What is asked, what was answered, and what that is worth: the three records that every benchmark shares."""
+"""A question, an answer, its verdict: the records that every benchmark shares."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,33 +10,31 @@ from r1ov.data.image import LazyImage
 class Item:
     """One question of a benchmark.
 
-    `error` says why it cannot be asked (a missing picture, say): such an item is never shown to the model,
+    `error` says why it cannot be asked (a missing image, say): such an item is never shown to the model,
     scores 0 and stays in the denominator.
     """
 
     bench: str
     split: str
     id: str  # unique within the split
-    question: str  # as to be sent, without our prompt around it
+    question: str  # as it is sent, without our prompt around it
     images: Sequence[LazyImage] = ()
     answer: str  # the gold, as stored
     kind: str | None = None  # of r1ov.reward.accuracy.KINDS, from the data's type columns; None: by the gold
-    choices: Sequence[str] | None = None  # None: no options, or they stand in the text or the picture only
-    num_choices: int | None = None  # how far the letters go, where the texts are unknown
+    choices: Sequence[str] | None = None  # None: no options, or they are only in the text or the image
+    num_choices: int | None = None  # how far the letters go, if the texts are unknown
     is_integer: bool = False  # a number that must be whole
     precision: int | None = None  # decimals that count, for numbers
     unit: str | None = None
     group: str | None = None  # items of one group are not independent: intervals are clustered by it
-    tags: Mapping[str, str | Sequence[str]] = field(default_factory=dict)  # what the report has tables of
+    tags: Mapping[str, str | Sequence[str]] = field(default_factory=dict)  # what the report groups by
     raw_query: str | None = None  # the official prompt, where the data has one
     error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One answer to an item: a line of predictions.jsonl. `--predictions` files of others need `id` and
-    `text` only.
-    """
+    """One answer to an item: a line of predictions.jsonl. Other people's files need only `id` and `text`."""
 
     id: str
     text: str
@@ -51,14 +49,33 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a prediction is worth, by rule. `judged` is the judge's score where one was asked, in a column of
-    its own.
+    """The score of a prediction, by rule. `judged` is the judge's score, in a column of its own, if it was
+    asked.
     """
 
     id: str
     sample: int = 0
     score: float  # in [0, 1]
-    answer: str | None  # what was read from the text
-    method: str  # how it was read: see r1ov.reward.rules.reading; "unparsed", "error" score 0
+    answer: str | None  # as read from the text
+    method: str  # how it was read: see r1ov.reward.rules.reading
     well_formed: float
     judged: float | None = None
+
+
+UNREAD = ("unparsed", "truncated", "error")  # methods without an answer; they score 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """A question, one of its answers, and the verdict on it."""
+
+    item: Item
+    prediction: Prediction
+    verdict: Verdict
+
+    @property
+    def status(self) -> str:
+        """right, wrong, or why there is no answer: unparsed, truncated, error."""
+        if self.verdict.method in UNREAD:
+            return self.verdict.method
+        return "right" if self.verdict.score >= 1 else "wrong"

@@ -1,103 +1,68 @@
-"""A run's folder: a line for each answer, appended as it is finished, by as many processes as there are;
-merged, each answer once.
+"""A run's folder: a line for each answer, appended as it is finished, by any number of processes; merged,
+each answer once.
 """
 
-import fcntl
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from r1ov.common.files import check_same_options, earlier_options, write_json, write_text
+from r1ov.common.journal import Journal
 from r1ov.errors import UserError
 from r1ov.evaluate.item import Prediction
 
 MERGED = "predictions.jsonl"
 EXAMPLE = '{"id": "test/0", "text": "<think>..."}'
+_KINDS = {**Prediction.__annotations__, "error": str}
 
 
 def read_predictions(path: Path, may_be_torn: bool = False) -> list[Prediction]:
-    """The rows of a file of predictions. Of other people's, `id` and `text` are enough.
+    """Returns the rows of a file of predictions. Other people's rows need only `id` and `text`.
 
-    Args:    may_be_torn: a last line that was cut off, as when the writer was killed, is dropped.
+    Args:    may_be_torn: drops a last line that was cut off, as when the writer was killed.
     Raises:  UserError that names the file and the line.
     """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace" if may_be_torn else "strict").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
-    if may_be_torn and not _is_json(lines[-1]):
-        lines.pop()
-    return [
-        _prediction(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()
-    ]
-
-
-def _is_json(line: str) -> bool:
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _prediction(line: str, where: str) -> Prediction:
-    try:
-        row = json.loads(line)
-        reason = row.get("finish_reason")
-        return Prediction(
-            id=str(row["id"]),
-            text=str(row["text"]),
-            sample=int(row.get("sample") or 0),
-            finish_reason=reason if reason in ("length", "error") else "stop",
-            completion_tokens=int(row.get("completion_tokens") or 0),
-            seconds=float(row.get("seconds") or 0),
-            prompt_hash=str(row.get("prompt_hash") or ""),
-            seed=int(row.get("seed") or 0),
-            error=None if row.get("error") is None else str(row["error"]),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{where}: expected an object such as {EXAMPLE}") from None
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Makes sure that no other evaluation writes to the folder meanwhile. Raises UserError if one does."""
-    with (folder / ".lock").open("w") as file:
+    rows = []
+    for number, line in enumerate(lines, 1):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{folder}: another evaluation is writing to it; wait for it, or choose another --out"
-            ) from None
-        yield
+            if line.strip():
+                rows.append(_prediction(json.loads(line)))
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            if may_be_torn and number == len(lines):
+                break
+            raise UserError(f"{path}, line {number}: expected an object such as {EXAMPLE}") from None
+    return rows
+
+
+def _prediction(row: Mapping[str, Any]) -> Prediction:
+    values = {name: kind(row[name]) for name, kind in _KINDS.items() if row.get(name) is not None}
+    if values.get("finish_reason") not in ("length", "error"):
+        values["finish_reason"] = "stop"
+    return Prediction(**values)
 
 
 @contextmanager
 def appending(folder: Path, rank: int) -> Iterator[Callable[[Prediction], None]]:
-    """What appends a row to this process's file of the folder; whoever reads the file finds it at once."""
-    # backslashreplace is how JSON spells a lone surrogate
-    with (folder / f"predictions.rank{rank}.jsonl").open(
-        "a", encoding="utf-8", errors="backslashreplace"
-    ) as file:
-
-        def write(row: Prediction) -> None:
-            file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
-            file.flush()
-
-        yield write
+    """Yields a function that appends a row to this process's file in the folder; readers find it at once."""
+    with Journal(folder / f"predictions.rank{rank}.jsonl", "id", sync=False) as journal:
+        yield lambda row: journal.append(asdict(row))
 
 
 def merge(folder: Path, order: Mapping[str, int]) -> list[Prediction]:
-    """Makes one file of what all processes wrote, now and earlier, in the benchmark's order, and returns its
+    """Makes one file of the answers of all processes, now and earlier, in the benchmark's order. Returns its
     rows.
 
     The first row of an answer counts, but a failed one gives way to any later. It may be killed at any
-    moment: the others' files go only when theirs is complete.
+    moment: the other files go only when this one is complete.
 
-    Args: order: of the ids; what is not among them comes last.
+    Args: order: of the ids; unknown ones come last.
     """
     merged, parts = folder / MERGED, sorted(folder.glob("predictions.rank*.jsonl"))
     kept: dict[tuple[str, int], Prediction] = {}
@@ -107,38 +72,19 @@ def merge(folder: Path, order: Mapping[str, int]) -> list[Prediction]:
             if earlier is None or earlier.finish_reason == "error":
                 kept[row.id, row.sample] = row
     rows = sorted(kept.values(), key=lambda row: (order.get(row.id, len(order)), row.id, row.sample))
-    write_atomically(merged, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+    write_text(merged, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
     for path in parts:
         path.unlink()
     return rows
 
 
 def settle(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Writes down how the folder's answers are made, or makes sure that they are made as they were.
+    """Writes down how the folder's answers are made, or checks that they are made as before.
 
-    Args:    settings: JSON data; what stands under "run" may differ.
-    Raises:  UserError where anything else does.
+    Args:    settings: JSON data; what is under "run" may differ.
+    Raises:  UserError if anything else does.
     """
     path = folder / "settings.json"
-    if path.exists():
-        try:
-            former = json.loads(path.read_text(encoding="utf-8"))
-            former.items()
-        except (OSError, ValueError, AttributeError) as error:
-            raise UserError(
-                f"{path}: cannot be read ({error}); remove it if the predictions beside it are of no use"
-            ) from None
-        for name in {**former, **settings}:
-            if name != "run" and former.get(name) != settings.get(name):
-                raise UserError(
-                    f"{folder}: its answers were made with {name} {former.get(name)!r}, now it is {settings.get(name)!r}; "
-                    "choose another --out, or remove that folder"
-                )
-    write_atomically(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Whoever opens the file finds the old text or the new one, whole."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(new, path)
+    if (before := earlier_options(path)) is not None:
+        check_same_options(before, settings, ("run",), str(folder))
+    write_json(path, settings)

@@ -1,37 +1,35 @@
-"""Questions to answers: decoded together, each written down as it is finished, so that whatever is killed
-goes on where it stopped.
+"""Questions to answers: decoded together, each written down as it is finished, so that a killed run goes on
+where it stopped.
 """
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from tqdm import tqdm
 
+from r1ov.common.files import locked
+from r1ov.common.processes import World
 from r1ov.data.processor import Encoded, Processor
 from r1ov.engine import Completion, decode, prepare
 from r1ov.errors import UserError
 from r1ov.evaluate.item import Item, Prediction
-from r1ov.evaluate.predictions import MERGED, appending, locked, merge, read_predictions, settle
+from r1ov.evaluate.predictions import MERGED, appending, merge, read_predictions, settle
 from r1ov.evaluate.prompts import Style, messages_of, prompt_hash
 from r1ov.model.model import Qwen2_5_VL
 
-PATCH_BYTES = (
-    4 << 30
-)  # of the pictures that lie in memory at once, as patches; twice that while they are packed
+PATCH_BYTES = 4 << 30  # images in memory at once, as patches
 CHUNK = 8  # times max_num_seqs: rows prepared at once, so that the batch is seldom short of prompts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asking:
-    """All that an answer depends on, but for the model and the question."""
+    """Everything that an answer depends on, except the model and the question."""
 
     prompt: Style = "r1ov"
     system: str | None = None
@@ -44,38 +42,8 @@ class Asking:
     num_samples: int = 1
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """This process's number, and how many torchrun started."""
-
-    rank: int = 0
-    size: int = 1
-
-    def wait(self) -> None:
-        """Until all have come so far."""
-        if self.size > 1:
-            dist.barrier()
-
-    def told(self, value: bool) -> bool:
-        """The first process's value."""
-        values = [value]
-        if self.size > 1:
-            dist.broadcast_object_list(values, 0)
-        return values[0]
-
-
-@contextmanager
-def ranks() -> Iterator[Ranks]:
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Ranks()
-        return
-    dist.init_process_group(
-        "gloo", timeout=timedelta(days=30)
-    )  # for one waits as long as the slowest works; torchrun sees who dies
-    try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+ALONE = World()
+SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "num_samples")
 
 
 def run(
@@ -87,51 +55,58 @@ def run(
     settings: Mapping[str, Any],
     is_right: Callable[[Item, Prediction], float],
     max_num_seqs: int = 64,
+    world: World = ALONE,
 ) -> list[Prediction] | None:
-    """Answers what is not answered yet in the folder's predictions.jsonl, alone or as one of torchrun's
-    processes.
+    """Answers what is not answered yet in the folder's predictions.jsonl. Collective: all ranks call this.
 
-    Returns: in the first process all rows of these items, in their order, samples of one together; None in
-        the others.
+    Returns: on the main rank all rows of these items, in their order, samples of one together; None on the
+        others.
     """
     order = {item.id: number for number, item in enumerate(items)}
-    with ranks() as world, ExitStack() as stack:
+    with ExitStack() as stack:
         refusal = None
-        if world.rank == 0:
+        if world.is_main:
             try:
                 stack.enter_context(locked(folder))
                 settle(folder, settings)
-                _check_prompts(items, merge(folder, order), asking)  # with what a killed run left behind
+                # with the answers of a killed run
+                _check_prompts(items, merge(folder, order), asking)
             except UserError as error:
                 refusal = error
-        if world.told(refusal is not None):
-            raise refusal or SystemExit(2)  # said once, by the first
+        if world.gather(refusal is not None)[0]:
+            raise refusal or SystemExit(2)  # said once, by the main rank
         rows = read_predictions(folder / MERGED)
         done = {(row.id, row.sample) for row in rows if row.finish_reason != "error"}
-        wanted = range(asking.num_samples)
-        pending = [item for item in items if any((item.id, sample) not in done for sample in wanted)][
-            world.rank :: world.size
-        ]
-        left = sum((item.id, sample) not in done for item in pending for sample in wanted)
+        open_ = {
+            item.id: count
+            for item in items
+            if (count := sum((item.id, sample) not in done for sample in range(asking.num_samples)))
+        }
+        mine = [item for item in items if item.id in open_][world.rank :: world.size]
         right, count = 0.0, 0
-        # Closed before the wait: after that, the first process removes the file.
+        # Closed before the ranks meet: after that, the main rank removes the file.
         with (
             appending(folder, world.rank) as write,
-            tqdm(total=left, unit=" answers", disable=world.rank > 0, smoothing=0.05) as progress,
+            tqdm(
+                total=sum(open_[item.id] for item in mine),
+                unit=" answers",
+                disable=not world.is_main,
+                smoothing=0.05,
+            ) as progress,
         ):
 
             def keep(item: Item, row: Prediction) -> None:
                 nonlocal right, count
                 if (row.id, row.sample) in done:
-                    return  # of an item that lacked other samples
+                    return  # the item lacked another sample
                 write(row)
                 right, count = right + is_right(item, row), count + 1
                 progress.update()
                 progress.set_postfix_str(f"right {right / count:.1%}", refresh=False)
 
-            answer(model, processor, pending, asking, keep, max_num_seqs)
-        world.wait()
-        if world.rank:
+            answer(model, processor, mine, asking, keep, max_num_seqs)
+        world.gather(None)  # waits for all ranks
+        if not world.is_main:
             return None
         rows = merge(folder, order)
     return [row for row in rows if row.id in order and row.sample < asking.num_samples]
@@ -141,11 +116,11 @@ def _check_prompts(items: Sequence[Item], rows: Sequence[Prediction], asking: As
     """Raises UserError if a question is not the one that was answered."""
     asked = {row.id: row.prompt_hash for row in rows if row.prompt_hash}
     for item in items:
-        if item.id in asked and asked[item.id] != prompt_hash(
-            messages_of(item, asking.prompt, asking.system)
-        ):
+        now = prompt_hash(messages_of(item, asking.prompt, asking.system)) if item.id in asked else None
+        if now != asked.get(item.id):
             raise UserError(
-                f"question {item.id} is not the one that was answered before: its text or pictures changed; choose another --out"
+                f"question {item.id} is not the one that was answered before: its text or pictures changed; "
+                "choose another --out"
             )
 
 
@@ -157,37 +132,39 @@ def answer(
     keep: Callable[[Item, Prediction], None],
     max_num_seqs: int,
 ) -> None:
-    """Calls `keep` with each answer as soon as it is there, in no order. What cannot be asked has one as
-    well, that says why.
+    """Calls `keep` with each answer as soon as it is there, in no order. Items that cannot be asked get an
+    error row.
 
     An answer depends on its question and the seed, not on what else is asked.
     """
-    failures: list[tuple[Item, str]] = []
-    for chunk in _chunks(
-        processor, items, asking, max(1, CHUNK * max_num_seqs // asking.num_samples), failures
-    ):
-        prompts = []
-        for item, encoded in chunk:
-            try:
-                prompts.append((item, processor.with_pixels(encoded)))
-            except UserError as error:
-                failures.append((item, str(error)))
-        for item, reason in failures:
-            for sample in range(asking.num_samples):
-                row = Prediction(
-                    id=item.id, text="", sample=sample, finish_reason="error", seed=asking.seed, error=reason
-                )
-                keep(item, row)
-        failures.clear()
-        if prompts:
-            _decode(model, processor, prompts, asking, keep, max_num_seqs)
+
+    def fail(item: Item, reason: str) -> None:
+        row = Prediction(id=item.id, text="", finish_reason="error", seed=asking.seed, error=reason)
+        for sample in range(asking.num_samples):
+            keep(item, replace(row, sample=sample))
+
+    most = max(1, CHUNK * max_num_seqs // asking.num_samples)
+    for prompts in _chunks(processor, items, asking, most, fail):
+        plan = prepare(
+            processor,
+            [encoded for _, encoded in prompts],
+            names=[item.id.encode(errors="backslashreplace") for item, _ in prompts],
+            max_num_seqs=max_num_seqs,
+            **{name: getattr(asking, name) for name in SAMPLING},
+        )
+        on_done = partial(_keep_answer, [item for item, _ in prompts], asking, keep, time.perf_counter())
+        decode(model, processor, plan, on_done=on_done)
 
 
 def _chunks(
-    processor: Processor, items: Sequence[Item], asking: Asking, most: int, failures: list[tuple[Item, str]]
+    processor: Processor,
+    items: Sequence[Item],
+    asking: Asking,
+    most: int,
+    fail: Callable[[Item, str], None],
 ) -> Iterator[list[tuple[Item, Encoded]]]:
-    """The items with their prompts, as many at a time as fit, longest first: those that take longest do not
-    begin last.
+    """Yields the items with their prompts, as many at a time as fit, longest first, so that the slowest do
+    not begin last.
     """
     chunk: list[tuple[Item, Encoded]] = []
     size = 0
@@ -197,72 +174,56 @@ def _chunks(
         try:
             if item.error:
                 raise UserError(item.error)
-            encoded = processor.encode(
-                messages_of(item, asking.prompt, asking.system), add_generation_prompt=True
-            )
+            messages = messages_of(item, asking.prompt, asking.system)
+            encoded = processor.encode(messages, add_generation_prompt=True)
             if len(encoded) >= positions:
                 raise UserError(
-                    f"the prompt has {len(encoded):,} tokens, which leaves no room for an answer in {positions:,} positions"
+                    f"the prompt has {len(encoded):,} tokens, "
+                    f"which leaves no room for an answer in {positions:,} positions"
                 )
+            own = 0 if encoded.image_grid_thw is None else int(encoded.image_grid_thw.prod(1).sum()) * patch
+            if chunk and (len(chunk) == most or size + own > PATCH_BYTES):
+                yield sorted(chunk, key=lambda pair: -len(pair[1]))
+                chunk, size = [], 0
+            chunk.append((item, processor.with_pixels(encoded)))
+            size += own
         except UserError as error:
-            failures.append((item, str(error)))
-            continue
-        own = 0 if encoded.image_grid_thw is None else int(encoded.image_grid_thw.prod(1).sum()) * patch
-        if chunk and (len(chunk) == most or size + own > PATCH_BYTES):
-            yield sorted(chunk, key=lambda pair: -len(pair[1]))
-            chunk, size = [], 0
-        chunk.append((item, encoded))
-        size += own
-    yield sorted(chunk, key=lambda pair: -len(pair[1]))
+            fail(item, str(error))
+    if chunk:
+        yield sorted(chunk, key=lambda pair: -len(pair[1]))
 
 
-def _decode(
-    model: Qwen2_5_VL,
-    processor: Processor,
-    prompts: Sequence[tuple[Item, Encoded]],
+def _keep_answer(
+    items: Sequence[Item],
     asking: Asking,
     keep: Callable[[Item, Prediction], None],
-    max_num_seqs: int,
+    started: float,
+    number: int,
+    completion: Completion,
 ) -> None:
-    plan = prepare(
-        processor,
-        [encoded for _, encoded in prompts],
-        names=[item.id.encode(errors="backslashreplace") for item, _ in prompts],
-        max_num_seqs=max_num_seqs,
-        **{name: getattr(asking, name) for name in SAMPLING},
+    index, sample = divmod(number, asking.num_samples)
+    row = Prediction(
+        id=items[index].id,
+        text=completion.text,
+        sample=sample,
+        finish_reason=completion.finish_reason,
+        completion_tokens=completion.completion_tokens,
+        seconds=round(time.perf_counter() - started, 3),
+        prompt_hash=prompt_hash(messages_of(items[index], asking.prompt, asking.system)),
+        seed=asking.seed,
     )
-    started = time.perf_counter()
-
-    def on_done(number: int, completion: Completion) -> None:
-        item = prompts[number // asking.num_samples][0]
-        row = Prediction(
-            id=item.id,
-            text=completion.text,
-            sample=number % asking.num_samples,
-            finish_reason=completion.finish_reason,
-            completion_tokens=completion.completion_tokens,
-            seconds=round(time.perf_counter() - started, 3),
-            prompt_hash=prompt_hash(messages_of(item, asking.prompt, asking.system)),
-            seed=asking.seed,
-        )
-        keep(item, row)
-
-    decode(model, processor, plan, on_done=on_done)
-
-
-SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "num_samples")
+    keep(items[index], row)
 
 
 def fingerprint(processor: Processor, folder: Path) -> str:
-    """Tells one model from another: its tokenizer, template and settings, and of its weights the header and a
-    thousandth.
+    """Tells one model from another: by its tokenizer, template and settings, and of its weights by the header
+    and a thousandth.
 
-    Reading all of 15 GB would take longer than many an evaluation; a training changes weights everywhere.
+    Reading all of 15 GB would take longer than many an evaluation; training changes weights everywhere.
     """
     digest = hashlib.blake2b(digest_size=8)
-    for name, text in sorted(
-        {**processor.files, "config.json": (folder / "config.json").read_text(encoding="utf-8")}.items()
-    ):
+    config = (folder / "config.json").read_text(encoding="utf-8")
+    for name, text in sorted({**processor.files, "config.json": config}.items()):
         digest.update(f"{name}\n{text}".encode())
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
@@ -274,6 +235,6 @@ def fingerprint(processor: Processor, folder: Path) -> str:
 
 
 def settings_of(asking: Asking, processor: Processor, **more: Any) -> dict[str, Any]:
-    """What settings.json says of a run. Args: more: of the model and the questions."""
+    """Returns the settings of a run for settings.json. Args: more: about the model and the questions."""
     limits = {name: getattr(processor.image_processor, name) for name in ("min_pixels", "max_pixels")}
-    return {**more, **{name: getattr(asking, name) for name in Asking.__dataclass_fields__}, **limits}
+    return {**more, **asdict(asking), **limits}

@@ -47,9 +47,8 @@ _SIGNS = (
 )
 
 
-def score(item: Item, prediction: Prediction, lenient: bool = False) -> Verdict:
-    """The verdict on one answer. lenient: a last guess from the last sentence, method "tail", where nothing
-    else can be read.
+def score(item: Item, prediction: Prediction) -> Verdict:
+    """Returns the verdict on one answer.
 
     An item or a prediction with an error scores 0. A reply cut off by the length limit counts only with an
     answer already ended.
@@ -59,7 +58,7 @@ def score(item: Item, prediction: Prediction, lenient: bool = False) -> Verdict:
             id=item.id, sample=prediction.sample, score=0.0, answer=None, method="error", well_formed=0.0
         )
     text = prediction.text.replace("\f", r"\f")  # a "\frac" that was read as an escape
-    found, method = extract_answer(text, "auto", prediction.finish_reason != "length", lenient)
+    found, method = extract_answer(text, "auto", prediction.finish_reason != "length")
     answer, worth = read_answer(item, found) if found else (None, 0.0)
     worth = worth if item.answer.strip() else 0.0  # a split without golds
     formed = format_reward(prediction.text)

@@ -5,29 +5,28 @@ together.
 import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 Z = 1.96  # of 95%
+RESAMPLES = 10_000  # of the bootstrap
 
 
 def wilson(right: float, count: float) -> tuple[float, float]:
-    """The 95% confidence interval of a share, by Wilson's score (1927).
+    """Returns the 95% confidence interval of a share, by Wilson's score (1927).
 
     Example: (90, 100) -> (0.826, 0.945)
     """
-    share = right / count
-    middle, spread = (
-        share + Z * Z / (2 * count),
-        Z * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count)),
-    )
-    low, high = (middle - spread) / (1 + Z * Z / count), (middle + spread) / (1 + Z * Z / count)
+    share, z2 = right / count, Z * Z
+    middle = share + z2 / (2 * count)
+    spread = Z * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
+    low, high = ((middle + side) / (1 + z2 / count) for side in (-spread, spread))
     return max(0.0, low), min(1.0, high)
 
 
 def interval(scores: Sequence[float], groups: Sequence[Hashable]) -> tuple[float, float]:
-    """The 95% interval of the mean of scores in [0, 1] that are not independent within a group.
+    """Returns the 95% interval of the mean of scores in [0, 1] that depend on each other within a group.
 
     It is Wilson's, at the number of independent scores that would spread as much: n p (1 - p) / (n v), v the
     cluster-robust variance of the mean. With every score in a group of its own this is Wilson's interval
@@ -45,9 +44,8 @@ def interval(scores: Sequence[float], groups: Sequence[Hashable]) -> tuple[float
     return wilson(mean * effective, effective)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Paired:
-    """Two models on the same questions. Differences are of the second from the first."""
+class Paired(NamedTuple):
+    """Two models on the same questions. Differences are second minus first."""
 
     count: int
     difference: float
@@ -58,42 +56,30 @@ class Paired:
     p_value: float
 
 
-def paired(
-    first: Sequence[float],
-    second: Sequence[float],
-    groups: Sequence[Hashable],
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Paired:
-    """The mean difference, its 95% interval by a bootstrap over whole groups (percentiles), and McNemar's
-    exact test.
+def paired(first: Sequence[float], second: Sequence[float], groups: Sequence[Hashable]) -> Paired:
+    """Returns the mean difference, its 95% interval by a bootstrap over whole groups (percentiles), and
+    McNemar's exact p.
     """
-    differences: dict[Hashable, list[float]] = defaultdict(list)
-    for one, other, group in zip(first, second, groups, strict=True):
-        differences[group].append(other - one)
-    sums = np.array([sum(values) for values in differences.values()])
-    counts = np.array([len(values) for values in differences.values()])
-    rng, means = np.random.default_rng(seed), []
-    at_once = max(1, 2_000_000 // len(sums))
-    for begin in range(0, resamples, at_once):
-        drawn = rng.integers(0, len(sums), (min(at_once, resamples - begin), len(sums)))
-        means.append(sums[drawn].sum(1) / counts[drawn].sum(1))
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    better = sum(other > one for one, other in zip(first, second, strict=True))
-    worse = sum(other < one for one, other in zip(first, second, strict=True))
+    differences = np.subtract(second, first)
+    _, of_group = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    sums, counts = np.bincount(of_group, differences), np.bincount(of_group)
+    rng, means = np.random.default_rng(0), []
+    for _ in range(RESAMPLES):
+        drawn = rng.integers(0, len(sums), len(sums))
+        means.append(sums[drawn].sum() / counts[drawn].sum())
+    better, worse = int((differences > 0).sum()), int((differences < 0).sum())
     return Paired(
-        count=len(first),
-        difference=float(sums.sum() / counts.sum()),
-        low=float(low),
-        high=float(high),
-        better=better,
-        worse=worse,
-        p_value=mcnemar(better, worse),
+        len(differences),
+        float(differences.mean()),
+        *map(float, np.percentile(means, (2.5, 97.5))),
+        better,
+        worse,
+        mcnemar(better, worse),
     )
 
 
 def mcnemar(better: int, worse: int) -> float:
-    """The exact two-sided p-value of so many changes each way, were both ways equally likely.
+    """Returns the exact two-sided p-value of this many changes each way, if both ways were equally likely.
 
     Example: (5, 1) -> 0.21875
     """
@@ -103,8 +89,8 @@ def mcnemar(better: int, worse: int) -> float:
 
 
 def pass_at_k(count: int, right: int, k: int) -> float:
-    """The chance that among k of `count` samples, drawn without putting back, one is right, if `right` of all
-    are.
+    """Returns the chance that one of k samples is right, drawn without replacement from `count` of which
+    `right` are.
 
     Source: Chen et al. 2021 (arXiv 2107.03374) equation 1.
     """
@@ -112,10 +98,6 @@ def pass_at_k(count: int, right: int, k: int) -> float:
 
 
 def majority(answers: Sequence[str | None], scores: Sequence[float]) -> float:
-    """The score of the answer that most samples gave, the earlier one of two equally common; None does not
-    vote.
-    """
+    """Returns the score of the most frequent answer, the earlier of two equally frequent; None does not vote."""
     votes = Counter(answer for answer in answers if answer is not None)
-    if not votes:
-        return 0.0
-    return scores[list(answers).index(votes.most_common(1)[0][0])]
+    return scores[list(answers).index(votes.most_common(1)[0][0])] if votes else 0.0
