@@ -46,7 +46,7 @@ import torch
 
 import r1ov
 from r1ov.common.processes import World
-from r1ov.data.formats.reader import Bad
+from r1ov.data.formats.records import BadRow
 from r1ov.data.processor import IGNORED
 from r1ov.engine.plan import stop_ids_of
 from r1ov.train import grpo
@@ -327,7 +327,7 @@ def test_a_prompt_too_long_is_left_out_and_never_cut(tiny):
     record, whole = worker.prompt(processor, 0)
     assert encode_prompt(processor, record, len(whole)).input_ids.tolist() == whole.input_ids.tolist()
     left_out = encode_prompt(processor, record, len(whole) - 1)
-    assert isinstance(left_out, Bad)
+    assert isinstance(left_out, BadRow)
     assert left_out.dropped
 
 

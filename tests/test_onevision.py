@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from r1ov.data.formats.onevision import Dropped, clean, clean_reply
-from r1ov.data.formats.records import read_row
+from r1ov.data.formats.onevision import clean, clean_reply
+from r1ov.data.formats.records import BadRow, read_row
 
 CHOICE = "Hint: Please answer with the option letter.\nQuestion: What is the angle?\nChoices:\n(A) 30\n(B) 45"
 PLAIN = "What is the angle?"
@@ -177,7 +177,7 @@ def test_each_layout_becomes_thought_and_answer(question, reply, thought, answer
     ],
 )
 def test_what_cannot_be_brought_into_order_is_dropped_for_a_reason(question, reply, reason):
-    with pytest.raises(Dropped, match=reason):
+    with pytest.raises(BadRow, match=reason):
         clean_reply(question, reply)
 
 
@@ -213,7 +213,7 @@ def test_a_very_long_reply_is_cleaned_in_reasonable_time():
         " ",
         "a",
     ):
-        with contextlib.suppress(Dropped):
+        with contextlib.suppress(BadRow):
             clean_reply(CHOICE, "<think>" + filling * 20_000 + "</think> " + filling * 20_000)
     assert (
         time.process_time() - begin < 5

@@ -19,8 +19,8 @@ import pytest
 from r1ov.cli import parse_cli
 from r1ov.data.__main__ import LookConfig, look
 from r1ov.data.formats.files import GROUPS_AT_HAND, find_files, open_rows
-from r1ov.data.formats.reader import Bad, Mixture, Reader, Tally, open_data, parse_mixture, shuffled
-from r1ov.data.formats.records import FORMATS, Record
+from r1ov.data.formats.reader import Mixture, Reader, Tally, open_data, parse_mixture, shuffled
+from r1ov.data.formats.records import FORMATS, BadRow, Record
 from r1ov.data.processor import Processor
 from r1ov.errors import UserError
 from r1ov.folder.hub import resolve
@@ -226,7 +226,7 @@ def test_bad_rows_are_counted_by_reason_and_shown_once_with_file_and_row(tmp_pat
 
 
 def test_too_many_bad_rows_stop_a_run_in_its_midst_and_a_few_do_not():
-    good, bad = Record(messages=[], format="x"), Bad(reason="r", detail="f, row 1: r")
+    good, bad = Record(messages=[], format="x"), BadRow(reason="r", detail="f, row 1: r")
     tally = Tally(max_bad_share=0.05)
     for _ in range(10):
         tally.add(bad)  # 5% of 200, below which a share says little
@@ -242,10 +242,10 @@ def test_too_many_bad_rows_stop_a_run_in_its_midst_and_a_few_do_not():
 
 def test_what_a_stage_needs_is_asked_of_each_row():
     files = find_files(str(DATA / "trl.jsonl"))
-    assert [type(Reader(files, need="reply")[number]) for number in range(3)] == [Record, Bad, Record]
+    assert [type(Reader(files, need="reply")[number]) for number in range(3)] == [Record, BadRow, Record]
     only = find_files(str(DATA / "sharegpt.json")) + find_files(str(DATA / "r1-onevision.parquet"))
     reader = Reader(only, need="solution")
-    assert [type(reader[number]) for number in range(3)] == [Record, Bad, Bad]
+    assert [type(reader[number]) for number in range(3)] == [Record, BadRow, BadRow]
     assert [Reader(only, need="solution", clean=True)[number].solution for number in (1, 2)] == ["B", "1"]
 
 
@@ -357,7 +357,7 @@ def test_a_parquet_file_with_damaged_bytes_gives_bad_rows_and_no_crash(tmp_path)
             seen.update(type(reader[number]).__name__ for number in range(len(reader)))
         except UserError:
             seen["file refused"] += 1
-    assert seen["Bad"] > 0
+    assert seen["BadRow"] > 0
     assert seen["file refused"] > 0
 
 

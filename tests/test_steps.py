@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from r1ov.data.formats.files import find_files
-from r1ov.data.formats.reader import Bad, Mixture, Reader, Tally
-from r1ov.data.formats.records import Record
+from r1ov.data.formats.reader import Mixture, Reader, Tally
+from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.image import LazyImage
 from r1ov.data.playground import SPLITS, messages, sample
 from r1ov.data.playground.source import Playground
@@ -45,11 +45,11 @@ class Rows:
     def __init__(self, conversations: list):
         self.conversations = conversations
 
-    def __getitem__(self, number: int) -> Record | Bad:
+    def __getitem__(self, number: int) -> Record | BadRow:
         item = self.conversations[number % len(self.conversations)]
         return (
             item
-            if isinstance(item, Bad)
+            if isinstance(item, BadRow)
             else Record(messages=item, format="made up", where=f"made up, row {number + 1}")
         )
 
@@ -208,7 +208,7 @@ def test_rows_too_long_are_dropped_and_counted_or_an_error(processor):
 def test_bad_rows_are_counted_and_the_others_trained(processor):
     good = mixed().conversations
     bad = [
-        Bad(reason="the line is not JSON", detail="x.jsonl, row 2: the line is not JSON"),
+        BadRow(reason="the line is not JSON", detail="x.jsonl, row 2: the line is not JSON"),
         exchange("<|image_pad|>", "x"),
         exchange("x", "y", Image.new("RGB", (300, 1))),
         good[0][:1],
@@ -217,7 +217,7 @@ def test_bad_rows_are_counted_and_the_others_trained(processor):
     data = Steps(source, processor, 6, 1000)[0]
     assert data.rows == 2
     assert trained([data], processor) == alone(source, [0, 5], processor)
-    assert [type(item) for item in data.items] == [Record, Bad, Bad, Bad, Bad, Record]
+    assert [type(item) for item in data.items] == [Record, BadRow, BadRow, BadRow, BadRow, Record]
     assert data.items[1] == bad[0]
     reasons = ["placeholders for 0 pictures", "picture 1: one side", "no assistant message"]
     for item, number, reason in zip(data.items[2:5], (3, 4, 5), reasons, strict=True):

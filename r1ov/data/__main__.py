@@ -43,7 +43,8 @@ class LookConfig:
 
 def look(config: LookConfig) -> None:
     # torch takes seconds to import: not before the command line is known to be right.
-    from r1ov.data.formats.reader import Bad, Tally, open_data
+    from r1ov.data.formats.reader import Tally, open_data
+    from r1ov.data.formats.records import BadRow
     from r1ov.data.processor import Processor
     from r1ov.folder.hub import resolve
 
@@ -67,15 +68,13 @@ def look(config: LookConfig) -> None:
         step = max(1, len(reader) // config.limit) if config.limit else 1
         for number in range(0, len(reader), step):
             item = reader[number]
-            if not isinstance(item, Bad):
+            if not isinstance(item, BadRow):
                 try:
                     batch = processor(item.messages, return_labels=item.reply is not None)
                 except UserError as error:
-                    item = Bad(
-                        reason="the processor refuses it", detail=one_line(f"{item.where}: {error}")[:500]
-                    )
+                    item = BadRow("the processor refuses it", one_line(f"{item.where}: {error}")[:500])
             tally.add(item)
-            if isinstance(item, Bad):
+            if isinstance(item, BadRow):
                 continue
             lengths["tokens"].append(len(batch["input_ids"]))
             lengths["of them trained"].append(

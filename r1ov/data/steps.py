@@ -19,7 +19,6 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from r1ov.common.text import one_line
-from r1ov.data.formats.reader import Bad
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.image import LazyImage
 from r1ov.data.pack import pack, sequence_cost
@@ -31,7 +30,7 @@ from r1ov.model.rope import mrope_positions
 class Source(Protocol):
     """Rows without end; a function of the number alone. `Mixture` is one, `Playground` another."""
 
-    def __getitem__(self, number: int) -> Record | Bad: ...
+    def __getitem__(self, number: int) -> Record | BadRow: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +41,9 @@ class StepData:
     rows: int  # that all ranks train together, before any picture failed to decode
     cost: int  # floating-point operations of training them, all ranks together
     items: list[
-        Record | Bad
+        Record | BadRow
     ]  # what became of each row, for a `Tally`, the same on every rank; records come without their messages
-    undecoded: list[Bad]  # rows left out on this rank alone, as a picture could not be decoded
+    undecoded: list[BadRow]  # rows left out on this rank alone, as a picture could not be decoded
 
 
 class Steps(Dataset):
@@ -65,7 +64,7 @@ class Steps(Dataset):
             rows_per_step: B, over all ranks and micro-batches.
             max_length: tokens that a sequence, and a pack, may have; a pack of text alone can have those of
                 the blank sequence more.
-            overlong: what becomes of longer sequences: "drop" makes them a Bad that counts as dropped,
+            overlong: what becomes of longer sequences: "drop" makes them a BadRow that counts as dropped,
                 "error" a UserError.
         """
         self.source, self.processor, self.rows_per_step, self.max_length = (
@@ -78,7 +77,7 @@ class Steps(Dataset):
 
     def __getitem__(self, step: int) -> StepData:
         """Raises UserError for an over-long row where that is an error, and for what the source raises."""
-        items: list[Record | Bad] = []
+        items: list[Record | BadRow] = []
         rows: list[tuple[str, Encoded]] = []  # (where, the sequence)
         for number in range(step * self.rows_per_step, (step + 1) * self.rows_per_step):
             item, encoded = self._row(self.source[number])
@@ -100,9 +99,9 @@ class Steps(Dataset):
             batches += [self.processor.pack(sequences)] if sequences else []
         return StepData(batches=batches, rows=len(rows), cost=sum(costs), items=items, undecoded=undecoded)
 
-    def _row(self, item: Record | Bad) -> tuple[Record | Bad, Encoded | None]:
+    def _row(self, item: Record | BadRow) -> tuple[Record | BadRow, Encoded | None]:
         """The row as it is counted, and its sequence where it is trained."""
-        if isinstance(item, Bad):
+        if isinstance(item, BadRow):
             return item, None
         try:
             encoded = self.processor.encode(item.messages, return_labels=True)
@@ -113,9 +112,7 @@ class Steps(Dataset):
         line = one_line(f"{item.where}: {len(encoded):,} tokens, more than the limit of {self.max_length:,}")
         if self.overlong == "error":
             raise UserError(f"{line}; raise the limit, lower max_pixels, or let such rows be dropped")
-        return Bad(
-            reason=f"the row has more than {self.max_length:,} tokens", detail=line, dropped=True
-        ), None
+        return BadRow(f"the row has more than {self.max_length:,} tokens", line, dropped=True), None
 
     def _cost(self, encoded: Encoded) -> int:
         grids = [] if encoded.image_grid_thw is None else encoded.image_grid_thw.tolist()
@@ -124,13 +121,11 @@ class Steps(Dataset):
         )
 
 
-def _bad(where: str, error: UserError) -> Bad:
-    """A row that the processor refuses. A BadRow comes from its picture's own reader, and names file and row
-    already.
-    """
+def _bad(where: str, error: UserError) -> BadRow:
+    """A row with an image that cannot be decoded, or that the processor refuses."""
     if isinstance(error, BadRow):
-        return Bad(reason=error.reason, detail=one_line(str(error))[:500])
-    return Bad(reason="the processor refuses it", detail=one_line(f"{where}: {error}")[:500])
+        return error.at(where)
+    return BadRow("the processor refuses it", one_line(f"{where}: {error}")[:500])
 
 
 def blank_sequence(processor: Processor) -> Encoded:

@@ -7,9 +7,9 @@ from itertools import count
 from pathlib import Path
 
 from r1ov.data.formats.files import DataFile, find_files
-from r1ov.data.formats.onevision import Dropped, clean
-from r1ov.data.formats.reader import Bad, Reader
-from r1ov.data.formats.records import Record
+from r1ov.data.formats.onevision import clean
+from r1ov.data.formats.reader import Reader
+from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.playground import invent
 from r1ov.data.playground.source import Playground
 from r1ov.errors import UserError
@@ -73,10 +73,10 @@ def _drawn(split: str, number: int, seed: int) -> Row:
     )
 
 
-def _row(item: Record | Bad, file: DataFile, number: int) -> Row:
+def _row(item: Record | BadRow, file: DataFile, number: int) -> Row:
     """One question about one picture, or about none."""
     label, tag = f"{file.path.stem}-{number + 1}", _tag(file)
-    if isinstance(item, Bad):
+    if isinstance(item, BadRow):
         return _failed(label, tag, f"{item.reason}: {item.detail.replace(f': {item.reason}', '', 1)}")
     label = (item.id or label).encode("utf-8", "replace").decode()
     users = [message for message in item.prompt if message["role"] == "user"]
@@ -124,7 +124,7 @@ def _concluded(record: Record) -> str | None:
     """The answer that a reply of one of the published layouts ends in."""
     try:
         return clean(record).solution
-    except Dropped:
+    except BadRow:
         return None
 
 

@@ -6,7 +6,8 @@ import re
 from typing import NamedTuple
 
 from r1ov.common.text import split_reply
-from r1ov.data.formats.onevision import Dropped, clean_reply
+from r1ov.data.formats.onevision import clean_reply
+from r1ov.data.formats.records import BadRow
 from r1ov.formalize.arithmetic import false_claim
 from r1ov.formalize.phrases import caption_talk, left_over
 from r1ov.reward import format_reward, score_answer
@@ -115,7 +116,7 @@ def contradiction(question: str, reply: str, thought: str, answer: str) -> Fault
         return Fault("contradiction", f"{claim!r} is not so")
     try:
         clean_reply(question, reply)
-    except Dropped as error:
+    except BadRow as error:
         return Fault("contradiction", str(error))
     number = read_number(answer)
     if (

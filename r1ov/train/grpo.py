@@ -12,8 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from r1ov.data.formats.reader import Bad, Tally
-from r1ov.data.formats.records import Record
+from r1ov.data.formats.reader import Tally
+from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.steps import Source
 from r1ov.errors import UserError
 from r1ov.reward.rules.check import check_golds
@@ -149,13 +149,13 @@ def collect(
     for _ in range(1 + config.max_resamplings):
         first = run.extra.get("next_prompt", 0)
         run.extra["next_prompt"] = first + missing
-        items: list[Record | Bad] = []
+        items: list[Record | BadRow] = []
         prompts = []
         for number in range(first + world.rank, first + missing, world.size):
             item = source[number]
             if isinstance(item, Record):
                 prompt = encode_prompt(run.processor, item, longest)
-                if isinstance(prompt, Bad):
+                if isinstance(prompt, BadRow):
                     item = prompt
                 else:
                     prompts.append((number, item, prompt))

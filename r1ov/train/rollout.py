@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r1ov.data.formats.reader import Bad
-from r1ov.data.formats.records import Record
+from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.processor import IGNORED, Encoded, Processor
 from r1ov.engine import Completion, decode, prepare
 from r1ov.errors import UserError
@@ -133,16 +132,16 @@ def texts_of(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def encode_prompt(processor: Processor, record: Record, longest: int) -> Encoded | Bad:
+def encode_prompt(processor: Processor, record: Record, longest: int) -> Encoded | BadRow:
     """The prompt with its pictures' patches, or why it cannot be used. Args: longest: tokens."""
     try:
         prompt = processor.encode(record.prompt, add_generation_prompt=True)
         if len(prompt) > longest:
             detail = f"{record.where}: {len(prompt):,} tokens, more than the {longest:,} that leave room for a completion"
-            return Bad(reason="the prompt is too long", detail=detail, dropped=True)
+            return BadRow("the prompt is too long", detail, dropped=True)
         return processor.with_pixels(prompt)
     except UserError as error:
-        return Bad(reason="the prompt cannot be read", detail=f"{record.where}: {error}")
+        return BadRow("the prompt cannot be read", f"{record.where}: {error}")
 
 
 def roll_out(

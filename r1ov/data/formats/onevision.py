@@ -39,10 +39,6 @@ _LETTER = re.compile(r"\(?([A-Ha-h])(?:[).:,]|$)")
 _ANSWER_LINE = re.compile(r"\n[*_# \t]*(?:the\s+)?(?:final\s+|correct\s+)?answer[*_\s]*:[^\n]*\Z", re.I)
 
 
-class Dropped(BadRow):
-    """A reply that cannot be brought into order."""
-
-
 @dataclass(frozen=True)
 class Cleaned:
     thought: str
@@ -58,7 +54,7 @@ def clean(record: Record) -> Record:
     """The record with its reply in order and the reply's answer as its solution; as it is where it has no
     reply.
 
-    Raises:  Dropped.
+    Raises:  BadRow.
     """
     if record.reply is None:
         return record
@@ -75,7 +71,7 @@ def clean_reply(question: str, reply: str) -> Cleaned:
     Examples:
         "<think>2 + 2 = 4</think> Answer: 4" -> thought "2 + 2 = 4", answer "4"
         "<think>Both angles are 45. The answer is B.</think>" -> the whole as thought, answer "B"
-    Raises:  Dropped.
+    Raises:  BadRow.
     """
     repairs: list[str] = []
     thought, tail = _split(reply.strip(), repairs)
@@ -88,13 +84,13 @@ def clean_reply(question: str, reply: str) -> Cleaned:
     else:
         found = _concluded(question, thought)
         if found is None:
-            raise Dropped("a thought without an answer")
+            raise BadRow("a thought without an answer", dropped=True)
         answer, thought = found, _ANSWER_LINE.sub("", "\n" + thought).strip()
         repairs.append("answer taken from the thought's end")
     if not thought:
-        raise Dropped("the thought is empty")
+        raise BadRow("the thought is empty", dropped=True)
     if any(tag in thought + answer for tag in ("<think>", "</think>", "<answer>", "</answer>")):
-        raise Dropped("the answer tags do not pair")
+        raise BadRow("the answer tags do not pair", dropped=True)
     return Cleaned(thought, answer, tuple(repairs))
 
 
@@ -108,7 +104,7 @@ def _split(text: str, repairs: list[str]) -> tuple[str, str]:
             before, _, rest = text.partition("<think>")
             thought, closed, tail = rest.partition("</think>")
             if before.strip() or not closed:
-                raise Dropped("text before the thought, or its tags the wrong way round")
+                raise BadRow("text before the thought, or its tags the wrong way round", dropped=True)
         case 0, 1:
             thought, _, tail = text.partition("</think>")
             repairs.append("<think> added")
@@ -116,14 +112,14 @@ def _split(text: str, repairs: list[str]) -> tuple[str, str]:
             before, opened, thought = text.rpartition("<think>")
             tail = ""
             if before.strip():
-                raise Dropped("text before the thought, or its tags the wrong way round")
+                raise BadRow("text before the thought, or its tags the wrong way round", dropped=True)
             repairs.append("</think> added" if opened else "think tags added")
         case _:
-            raise Dropped("the think tags do not pair")
+            raise BadRow("the think tags do not pair", dropped=True)
     if "<answer>" in thought:
         thought, _, moved = thought.partition("<answer>")
         if tail.strip():
-            raise Dropped("answers inside and after the thought")
+            raise BadRow("answers inside and after the thought", dropped=True)
         tail = "<answer>" + moved
         if "think tags added" not in repairs:
             repairs.append("answer moved out of the thought")
@@ -135,7 +131,7 @@ def _without_remarks(text: str, repairs: list[str]) -> str:
         return text
     lines = text.split("\n")
     if any(REMARK.search(line) and len(line.split()) > MAX_REMARK_WORDS for line in lines):
-        raise Dropped("a remark of the rewriting model within the reasoning")
+        raise BadRow("a remark of the rewriting model within the reasoning", dropped=True)
     if "remarks of the rewriting model left out" not in repairs:
         repairs.append("remarks of the rewriting model left out")
     return "\n".join(line for line in lines if not REMARK.search(line)).strip()
@@ -147,7 +143,7 @@ def _answer_after(question: str, tail: str) -> tuple[str, bool]:
         before, _, rest = tail.partition("<answer>")
         answer, _, after = rest.partition("</answer>")
         if tail.count("<answer>") != 1 or tail.count("</answer>") != 1 or not answer.strip():
-            raise Dropped("the answer tags do not pair")
+            raise BadRow("the answer tags do not pair", dropped=True)
         return answer.strip(), bool(before.strip() or after.strip())
     if _IS_OPEN.search(question) and not _IS_CHOICE.search(question):
         return re.sub(r"\A[*_#\s]*(?:final\s+)?answer[*_\s]*:[*_\s]*", "", tail, flags=re.I), False
@@ -158,7 +154,7 @@ def _answer_after(question: str, tail: str) -> tuple[str, bool]:
         if len(_statements(tail)) > 1 and not re.fullmatch("[A-H]", answer or ""):
             answer = None
     if answer is None:
-        raise Dropped("reasoning after the thought that names no answer")
+        raise BadRow("reasoning after the thought that names no answer", dropped=True)
     return answer, len(tail.split()) > len(answer.split()) + MAX_ANSWER_WORDS
 
 
@@ -205,7 +201,7 @@ def _statements(text: str) -> list[str]:
 
 
 def _agree(answer: str, concluded: str | None) -> None:
-    """Raises Dropped where both are letters, numbers, or yes and no, and differ."""
+    """Raises BadRow where both are letters, numbers, or yes and no, and differ."""
     if (
         concluded is None
         or len(answer) > MAX_ANSWER_LETTERS
@@ -216,4 +212,4 @@ def _agree(answer: str, concluded: str | None) -> None:
         kind_of(concluded) == kind
         and accuracy_reward(f"<think>-</think><answer>{concluded}</answer>", answer, kind) == 0
     ):
-        raise Dropped("the thought ends in another answer")
+        raise BadRow("the thought ends in another answer", dropped=True)

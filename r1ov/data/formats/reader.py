@@ -7,37 +7,25 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
-from r1ov.common.text import one_line
 from r1ov.data.formats.files import GROUPS_AT_HAND, DataFile, find_files, open_rows
-from r1ov.data.formats.onevision import Dropped, clean
+from r1ov.data.formats.onevision import clean
 from r1ov.data.formats.pictures import lazy_picture
 from r1ov.data.formats.records import BadRow, Record, read_row
-from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
 
 FEWEST_ROWS = 200  # before so many rows are seen, a share says little
 _SLOTS = 1000  # of one round of a mixture: its shares are right to a thousandth
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bad:
-    """A row without a record. `reason` groups such rows, `detail` is one line that names file, row and fault."""
-
-    reason: str
-    detail: str
-    dropped: bool = False  # the row was read, and the cleaner did not want it
-
-
 class Reader:
-    """All rows of some files: reader[i] is a Record with its pictures open, or a Bad; the same whenever and
+    """All rows of some files: reader[i] is a Record with its pictures open, or a BadRow; the same whenever and
     wherever it is asked.
     """
 
@@ -59,8 +47,7 @@ class Reader:
             image_folder: where the pictures' paths begin and must lie; default: each data file's own folder.
             allow_outside: pictures may lie anywhere on this machine.
             lazy: a record's pictures are found and measured, but decoded only by their `load`, so that rows
-                can be dealt out first; one that cannot be decoded is then a BadRow that `load` raises, with
-                file and row.
+                can be dealt out first; `load` raises a BadRow where that fails.
         """
         self.files, self.need, self.clean = list(files), need, clean
         self.image_folder, self.allow_outside, self.lazy = (
@@ -78,7 +65,7 @@ class Reader:
     def __len__(self) -> int:
         return self._begins[-1]
 
-    def __getitem__(self, number: int) -> Record | Bad:
+    def __getitem__(self, number: int) -> Record | BadRow:
         if not 0 <= number < len(self):
             raise IndexError(number)
         which = bisect_right(self._begins, number) - 1
@@ -86,11 +73,7 @@ class Reader:
         try:
             return self._record(self._rows[which][number - self._begins[which]], self.files[which], where)
         except BadRow as error:
-            return Bad(
-                reason=error.reason,
-                detail=one_line(f"{where}: {error}")[:500],
-                dropped=isinstance(error, Dropped),
-            )
+            return error.at(where)
 
     def _record(self, row: Any, file: DataFile, where: str) -> Record:
         record = read_row(row, where)
@@ -113,24 +96,12 @@ class Reader:
                         found = lazy_picture(part["image"], folder, inside, f"picture {count}")
                         part = {
                             "type": "image",
-                            "image": _located(found, where) if self.lazy else found.load(),
+                            "image": found if self.lazy else found.load(),
                         }
                     parts.append(part)
                 content = parts
             messages.append({"role": message["role"], "content": content})
         return replace(record, messages=messages)
-
-
-def _located(picture: LazyImage, where: str) -> LazyImage:
-    """The picture, whose `load` names file and row: it fails long after the row was read."""
-
-    def load() -> Image.Image:
-        try:
-            return picture.load()
-        except BadRow as error:
-            raise BadRow(error.reason, f"{where}: {error.__cause__}") from error
-
-    return LazyImage(picture.size, load)
 
 
 def shuffled(group_sizes: Sequence[int], seed: Sequence[int]) -> np.ndarray:
@@ -175,7 +146,7 @@ class Mixture:
     def __len__(self) -> int:
         return sum(map(len, self.readers))
 
-    def __getitem__(self, number: int) -> Record | Bad:
+    def __getitem__(self, number: int) -> Record | BadRow:
         which, row = self.place(number)
         return self.readers[which][row]
 
@@ -251,7 +222,7 @@ class Tally:
     def rows(self) -> int:
         return self.formats.total() + self.dropped.total() + self.bad.total()
 
-    def add(self, item: Record | Bad) -> None:
+    def add(self, item: Record | BadRow) -> None:
         """Raises UserError when bad rows are more than `max_bad_share` of those seen so far, taken as
         FEWEST_ROWS at least.
         """

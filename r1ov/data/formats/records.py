@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from r1ov.common.text import split_reply
+from r1ov.common.text import one_line, split_reply
 from r1ov.data.messages import SOURCE_KEYS, Messages
 from r1ov.errors import UserError
 from r1ov.reward.accuracy import KINDS
@@ -26,13 +26,24 @@ _FRAMES = re.compile(
 
 
 class BadRow(UserError):
-    """A row that cannot be used. `reason` is the same text for every row with this fault, so that rows can be
-    counted by it.
+    """A row that cannot be used: raised while it is read, and given by a reader in the record's place.
+
+    reason: the same text for every row with this fault, so that rows can be counted by it.
+    dropped: the row was read, and then left out (by the cleaner, or as too long).
     """
 
-    def __init__(self, reason: str, detail: str = ""):
+    def __init__(self, reason: str, detail: str = "", dropped: bool = False):
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
+        self.reason, self.detail, self.dropped = reason, detail, dropped
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BadRow) and vars(self) == vars(other)
+
+    __hash__ = UserError.__hash__
+
+    def at(self, where: str) -> "BadRow":
+        """The same, its detail one line that names file, row and fault."""
+        return BadRow(self.reason, one_line(f"{where}: {self}")[:500], self.dropped)
 
 
 @dataclass(frozen=True, kw_only=True)
