@@ -5,7 +5,7 @@ Knows nothing of r1ov.
 from kernels.attention import attention
 from kernels.decode import decode_attention, decode_attention_shared, decode_bias
 from kernels.dispatch import IMPLEMENTATIONS, check_impl, default_impl, unavailable, use
-from kernels.logprobs import logprobs_from_logits, token_logprobs
+from kernels.logprobs import token_logprobs
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -15,7 +15,6 @@ __all__ = [
     "decode_attention_shared",
     "decode_bias",
     "default_impl",
-    "logprobs_from_logits",
     "token_logprobs",
     "unavailable",
     "use",

@@ -1,4 +1,4 @@
-"""Log-probs of chosen tokens over a large vocabulary, from the hidden states or from logits.
+"""Log-probs of chosen tokens over a large vocabulary, from the hidden states.
 
 With impl="torch" a call is the definition below, over rows a few at a time; kernels/triton/logprobs.py is its
 Triton side.
@@ -55,27 +55,6 @@ def token_logprobs(
         for chunk in chunks
     ]
     return _place([torch.cat(parts) for parts in zip(*scored, strict=True)], rows, targets)
-
-
-def logprobs_from_logits(
-    logits: Tensor,
-    targets: Tensor,
-    temperature: float = 1.0,
-    return_entropy: bool = False,
-    impl: str | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """`token_logprobs` where the logits (T, V) are at hand already; the other arguments and the results are
-    the same.
-    """
-    impl = check_impl(impl, logits.device)
-    _check(logits, "logits", targets, temperature)
-    if impl == "triton":
-        from kernels.triton import logprobs as triton_logprobs
-
-        logprobs, entropy = triton_logprobs.logprobs_from_logits(logits, targets, temperature)[:2]
-        return (logprobs, entropy) if return_entropy else logprobs
-    rows = (targets != IGNORED).nonzero().squeeze(1)  # (R,)
-    return _place(definition(logits[rows], targets[rows], temperature, return_entropy), rows, targets)
 
 
 def definition(

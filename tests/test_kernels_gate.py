@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 WRONG_KERNELS = """
 import sys
+from collections import Counter
 
 import triton
 import triton.language as tl
@@ -56,7 +57,10 @@ wrong = gate.judge(
     ]
 )
 print("wrong:", wrong)
-triton_logprobs.compile_cases = lambda: []
+# What a walk over the keys in two loops gave on sm_90: a wait for every product.
+serialised = gate.MachineCode(180, 0, 0, waits=24, counts=Counter(EXIT=1, HGMMA=24))
+print(gate.faults(case("two loops", product, "ab", 64, tensor_cores=True), 90, serialised))
+triton_logprobs.lost_kernel = softmax
 try:
     gate.all_cases()
 except ValueError as error:
@@ -91,10 +95,8 @@ def test_wrong_kernels_are_stopped(tmp_path):
         assert plain.endswith(f"WRONG: {tensor_cores}")
         assert f"shared memory above {163 if arch == 80 else 227} KiB" in greedy
     assert "wrong: 6" in result.stdout
-    assert (
-        "no compile case for triton_logprobs.py: fold_kernel, triton_logprobs.py: gradient_kernel"
-        in result.stdout
-    )
+    assert "['serialised products: 24 waits for 24']" in result.stdout
+    assert "logprobs.py: no call of the gate launches lost_kernel" in result.stdout
 
 
 def test_it_refuses_to_judge_the_interpreter():

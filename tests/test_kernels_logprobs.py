@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import logprobs, logprobs_from_logits, token_logprobs
+from kernels import logprobs, token_logprobs
 
 
 def inputs():
@@ -76,18 +76,9 @@ def test_chunks_change_nothing_and_keep_the_logits_small(monkeypatch):
     assert seen.numel == 101 * 8  # the weight's gradient; all logits at once would be about 2,000
 
 
-def test_from_logits_is_the_same():
-    hidden, weight, targets = inputs()
-    expected = token_logprobs(hidden, weight, targets, 0.7, return_entropy=True)
-    for ours, theirs in zip(
-        logprobs_from_logits(hidden @ weight.T, targets, 0.7, return_entropy=True), expected, strict=True
-    ):
-        torch.testing.assert_close(ours, theirs)
-
-
 def test_impossible_tokens_add_nothing_to_the_entropy():
     logits = torch.tensor([[0.0, 0.0, float("-inf")]], requires_grad=True)
-    values, entropy = logprobs_from_logits(logits, torch.tensor([1]), return_entropy=True)
+    values, entropy = logprobs.definition(logits, torch.tensor([1]), 1.0, return_entropy=True)
     torch.testing.assert_close(values.exp(), torch.tensor([0.5]))
     torch.testing.assert_close(entropy.exp(), torch.tensor([2.0]))
     (grad,) = torch.autograd.grad((values + entropy).sum(), logits)

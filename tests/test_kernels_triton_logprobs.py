@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from kernels import logprobs_from_logits, token_logprobs
+from kernels import token_logprobs
 from kernels.logprobs import definition
 
 pytest.importorskip("triton")  # there is none for macOS and Windows
@@ -80,6 +80,28 @@ def assert_near(actual, expected, bounds):
         assert error < bound, f"{name}: off by {error:.2g} of the largest entry, allowed {bound:.2g}"
 
 
+class OneTile(torch.autograd.Function):
+    """The two kernels on logits (T, V) that no product could give: infinite ones, and all of a row alike."""
+
+    @staticmethod
+    def forward(ctx, logits, targets, temperature):
+        state = triton_logprobs._new_state(len(targets), logits.device)
+        triton_logprobs._fold(logits, targets, state, 0, temperature)
+        finished = triton_logprobs._finish(state, temperature).masked_fill(targets == -100, 0.0)
+        logprobs, entropy, peak, log_sum = finished.clone()
+        ctx.temperature = temperature
+        ctx.save_for_backward(logits, targets, peak, log_sum, entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx, grad, grad_entropy):
+        logits, targets, *state = ctx.saved_tensors
+        out = torch.empty_like(logits)
+        state = torch.stack([*state, grad, grad_entropy])
+        triton_logprobs._differentiate(logits, out, targets, state, 0, ctx.temperature)
+        return out, None, None
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
 @pytest.mark.parametrize(("rows", "vocabulary"), [(1, 7), (19, 1000), (11, 2049)])
 def test_values_and_gradients_equal_the_definition(monkeypatch, rows, vocabulary, temperature):
@@ -144,9 +166,7 @@ def test_logits_of_any_size(temperature):
         return [x.where(wanted, 0) for x in scored]
 
     expected = everything(truth, (logits.double(),), targets)
-    actual = everything(
-        lambda x: logprobs_from_logits(x, targets, temperature, True, "triton"), (logits,), targets
-    )
+    actual = everything(lambda x: OneTile.apply(x, targets, temperature), (logits,), targets)
     for ours, x in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, x, atol=TOLERANCE, rtol=TOLERANCE)
     assert (actual[2][7] == 0).all()
@@ -157,19 +177,9 @@ def test_an_impossible_target_is_minus_infinity_and_a_broken_logit_is_nan():
     logits = torch.zeros(4, 5)
     logits[0, 2], logits[1, 3], logits[2, 3] = float("-inf"), float("nan"), float("inf")
     targets = torch.tensor([2, 0, 0, 5])  # the last one is beyond the vocabulary
-    values = logprobs_from_logits(logits, targets, impl="triton")
+    values, _ = OneTile.apply(logits, targets, 1.0)
     assert values[0] == float("-inf")
     assert values[1:].isnan().all()
-
-
-def test_rows_of_a_larger_tensor_need_no_copy():
-    logits = torch.randn(7, 40, generator=torch.Generator().manual_seed(4))
-    targets = torch.arange(7)
-    expected = logprobs_from_logits(logits[:, 3:30].contiguous(), targets, impl="torch")
-    torch.testing.assert_close(logprobs_from_logits(logits[:, 3:30], targets, impl="triton"), expected)
-    torch.testing.assert_close(
-        logprobs_from_logits(logits[:, 3:30].T.contiguous().T, targets, impl="triton"), expected
-    )
 
 
 def test_rows_without_a_target_are_never_read():
@@ -194,7 +204,6 @@ def test_no_target_at_all(rows):
     assert (entropy == 0).all()
     for grad in torch.autograd.grad((logprobs + entropy).sum(), (hidden, weight)):
         assert (grad == 0).all()
-    assert logprobs_from_logits(torch.zeros(rows, 5), targets, impl="triton").tolist() == [0.0] * rows
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
@@ -233,13 +242,10 @@ def test_the_logits_are_never_held_whole(monkeypatch):
     assert backward.numel == weight.numel()  # its gradient
 
 
-@pytest.mark.parametrize("name", ["token_logprobs", "logprobs_from_logits"])
-def test_torch_library_accepts_the_operators(name):
+def test_torch_library_accepts_the_operator():
     hidden, weight, targets = inputs(5, 33)
-    tensors = (hidden, weight) if name == "token_logprobs" else (hidden @ weight.mT,)
-    torch.library.opcheck(
-        getattr(triton_logprobs, name), (*(x.requires_grad_() for x in tensors), targets, 0.7)
-    )
+    tensors = hidden.requires_grad_(), weight.requires_grad_()
+    torch.library.opcheck(triton_logprobs.token_logprobs, (*tensors, targets, 0.7))
 
 
 def test_checkpointing_changes_nothing():

@@ -10,8 +10,6 @@ Exponentials are taken to base 2, with log2(e) folded into the scale. Sums are f
 tiles are exact ones, not TF32.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
@@ -24,69 +22,36 @@ from kernels.triton.tiles import (
     TRITON_TYPES,
     UPCAST,
     Config,
+    add_dot,
+    columns,
+    dot_rows,
     find_tile,
-    load_tile,
-    main_columns,
+    head_at,
+    load_pair,
     num_slots,
     row_heads,
+    scale_pair,
     side_by_side,
-    store_tile,
+    store_pair,
     visible_keys,
+    zero_pair,
 )
 from kernels.triton.window import WINDOW, window_backward, window_forward
 
-if TYPE_CHECKING:
-    from kernels.triton.gate import CompileCase
-
-# (head size, element bytes) -> tiles
-CONFIGS = {
-    (32, 2): Config(128, 64, 4, 3),
-    (64, 2): Config(128, 64, 8, 3),
-    (80, 2): Config(128, 64, 8, 3),
-    (128, 2): Config(128, 64, 8, 3),
-    (32, 4): Config(64, 32, 4, 2),
-    (64, 4): Config(64, 32, 8, 2),
-    (80, 4): Config(64, 32, 8, 2),
-    (128, 4): Config(64, 32, 8, 2),
+CONFIGS = {  # by head size
+    32: Config(128, 64, 4, 3),
+    64: Config(128, 64, 8, 3),
+    80: Config(128, 64, 8, 3),
+    128: Config(128, 64, 8, 3),
 }
-
-
-@triton.jit
-def attend(
-    acc, acc_rest, m_i, l_i, q_main, q_rest, k, v, k_stride, v_stride, start, end, length_k, last_seen, scale2,
-    MASKED: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, BLOCK_N: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """Takes the keys start .. end into the running softmax of a tile of queries."""
-    for first in range(start, end, BLOCK_N):
-        k_main = load_tile(k, first, k_stride, length_k, BLOCK_N, 0, MAIN, MASKED, UPCAST)  # (BLOCK_N, MAIN)
-        scores = tl.dot(q_main, tl.trans(k_main), input_precision="ieee")  # (BLOCK_M, BLOCK_N)
-        if REST:
-            k_rest = load_tile(k, first, k_stride, length_k, BLOCK_N, MAIN, REST, MASKED, UPCAST)
-            scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision="ieee")
-        if MASKED:
-            offs_n = first + tl.arange(0, BLOCK_N)
-            scores = tl.where(offs_n[None, :] <= last_seen[:, None], scores, -1e30)
-        m_new = tl.maximum(m_i, tl.max(scores, 1) * scale2)
-        p = tl.math.exp2(scores * scale2 - m_new[:, None])
-        alpha = tl.math.exp2(m_i - m_new)
-        l_i = l_i * alpha + tl.sum(p, 1)
-        v_main = load_tile(v, first, v_stride, length_k, BLOCK_N, 0, MAIN, MASKED, UPCAST)
-        p = p.to(v_main.dtype)
-        acc = tl.dot(p, v_main, acc * alpha[:, None], input_precision="ieee")
-        if REST:
-            v_rest = load_tile(v, first, v_stride, length_k, BLOCK_N, MAIN, REST, MASKED, UPCAST)
-            acc_rest = tl.dot(p, v_rest, acc_rest * alpha[:, None], input_precision="ieee")
-        m_i = m_new
-    return acc, acc_rest, m_i, l_i
 
 
 @triton.jit
 def forward_kernel(
     q, k, v, out, lse, cu_seqlens, cu_seqlens_k, q_heads, k_heads, v_heads, heads, tokens, sequences, scale2,
-    GROUP: tl.constexpr, CAUSAL: tl.constexpr, HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    UPCAST: tl.constexpr,
+    GROUP: tl.constexpr, CAUSAL: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    REST: tl.constexpr = HEAD_DIM - MAIN
     # The heads of a tile run side by side, which reads their common keys together; a sequence's late tiles,
     # the long ones, come first.
     head = tl.program_id(0) % heads
@@ -96,56 +61,40 @@ def forward_kernel(
         return
     begin_k = tl.load(cu_seqlens_k + sequence)
     length_k = tl.load(cu_seqlens_k + sequence + 1) - begin_k
-    q_stride = q_heads * HEAD_DIM
-    k_stride = k_heads * HEAD_DIM
-    v_stride = v_heads * HEAD_DIM
-    out_stride = heads * HEAD_DIM
-    q += begin.to(tl.int64) * q_stride + head * HEAD_DIM
-    k += begin_k.to(tl.int64) * k_stride + head // GROUP * HEAD_DIM
-    v += begin_k.to(tl.int64) * v_stride + head // GROUP * HEAD_DIM
-    out += begin.to(tl.int64) * out_stride + head * HEAD_DIM
+    q = head_at(q, begin, q_heads, head, MAIN + REST)
+    k = head_at(k, begin_k, k_heads, head // GROUP, MAIN + REST)
+    v = head_at(v, begin_k, v_heads, head // GROUP, MAIN + REST)
+    out = head_at(out, begin, heads, head, MAIN + REST)
     lse += head.to(tl.int64) * tokens + begin
 
-    offs_m = first + tl.arange(0, BLOCK_M)
     last_seen, full, end = visible_keys(first, length, length_k, CAUSAL, BLOCK_M, BLOCK_N)
-
-    q_main = load_tile(q, first, q_stride, length, BLOCK_M, 0, MAIN, True, UPCAST)
-    q_rest = q_main
-    acc = tl.zeros((BLOCK_M, MAIN), tl.float32)
-    acc_rest = acc
-    if REST:
-        q_rest = load_tile(q, first, q_stride, length, BLOCK_M, MAIN, REST, True, UPCAST)
-        acc_rest = tl.zeros((BLOCK_M, REST), tl.float32)
+    q_main, q_rest = load_pair(q, first, q_heads, length, BLOCK_M, MAIN, REST, UPCAST)  # (BLOCK_M, ...)
+    acc, acc_rest = zero_pair(BLOCK_M, MAIN, REST)
     m_i = tl.full((BLOCK_M,), -1e30, tl.float32)
     l_i = tl.zeros((BLOCK_M,), tl.float32)
-    # Keys that every query of the tile sees, then those at the diagonal or at the sequence's end.
-    acc, acc_rest, m_i, l_i = attend(
-        acc, acc_rest, m_i, l_i, q_main, q_rest, k, v, k_stride, v_stride, 0, full, length_k, last_seen, scale2,
-        False, MAIN, REST, BLOCK_N, UPCAST,
-    )  # fmt: skip
-    acc, acc_rest, m_i, l_i = attend(
-        acc, acc_rest, m_i, l_i, q_main, q_rest, k, v, k_stride, v_stride, full, end, length_k, last_seen, scale2,
-        True, MAIN, REST, BLOCK_N, UPCAST,
-    )  # fmt: skip
+    # One loop that always runs, masked where it must be: two loops over one accumulator, or one that may not
+    # run at all, and Triton waits for each tensor-core product before it starts the next.
+    for start in range(0, tl.maximum(end, 1), BLOCK_N):
+        k_main, k_rest = load_pair(k, start, k_heads, length_k, BLOCK_N, MAIN, REST, UPCAST)
+        scores = dot_rows(q_main, q_rest, k_main, k_rest, REST)  # (BLOCK_M, BLOCK_N)
+        if start >= full:
+            seen = (start + tl.arange(0, BLOCK_N))[None, :] <= last_seen[:, None]
+            scores = tl.where(seen, scores, -1e30)
+        m_new = tl.maximum(m_i, tl.max(scores, 1) * scale2)
+        p = tl.math.exp2(scores * scale2 - m_new[:, None])
+        alpha = tl.math.exp2(m_i - m_new)
+        l_i = l_i * alpha + tl.sum(p, 1)
+        m_i = m_new
+        v_main, v_rest = load_pair(v, start, v_heads, length_k, BLOCK_N, MAIN, REST, UPCAST)
+        acc, acc_rest = scale_pair(acc, acc_rest, alpha[:, None], REST)
+        acc, acc_rest = add_dot(acc, acc_rest, p.to(v_main.dtype), v_main, v_rest, REST)
 
-    alive = last_seen >= 0
+    alive = last_seen >= 0  # a query that sees no key gets 0
     l_i = tl.where(alive, l_i, 1.0)
-    share = tl.where(alive, 1.0 / l_i, 0.0)
-    tl.store(lse + offs_m, tl.where(alive, m_i + tl.math.log2(l_i), 0.0), mask=offs_m < length)
-    store_tile(
-        out, tl.where(alive[:, None], acc * share[:, None], 0.0), first, out_stride, length, BLOCK_M, 0, MAIN
-    )
-    if REST:
-        store_tile(
-            out,
-            tl.where(alive[:, None], acc_rest * share[:, None], 0.0),
-            first,
-            out_stride,
-            length,
-            BLOCK_M,
-            MAIN,
-            REST,
-        )
+    rows = first + tl.arange(0, BLOCK_M)
+    tl.store(lse + rows, tl.where(alive, m_i + tl.math.log2(l_i), 0.0), mask=rows < length)
+    acc, acc_rest = scale_pair(acc, acc_rest, tl.where(alive, 1.0 / l_i, 0.0)[:, None], REST)
+    store_pair(out, acc, acc_rest, first, heads, length, BLOCK_M, MAIN, REST)
 
 
 def packed_forward(
@@ -160,12 +109,11 @@ def packed_forward(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
     if tokens:
-        config = CONFIGS[dim, q.element_size()]
-        forward_kernel[(num_slots(tokens, cu_seqlens, config.block_m) * heads,)](
+        launch = CONFIGS[dim].launch(q.dtype)
+        forward_kernel[(num_slots(tokens, cu_seqlens, launch["BLOCK_M"]) * heads,)](
             q, k, v, out, lse, cu_seqlens, cu_seqlens_k, row_heads(q), row_heads(k), row_heads(v), heads, tokens,
             cu_seqlens.shape[0] - 1, dim**-0.5 * LOG2_E,
-            GROUP=heads // k.shape[1], CAUSAL=causal, HEAD_DIM=dim, MAIN=main_columns(dim), BLOCK_M=config.block_m, BLOCK_N=config.block_n,
-            UPCAST=UPCAST, num_warps=config.num_warps, num_stages=config.num_stages,
+            GROUP=heads // k.shape[1], CAUSAL=causal, UPCAST=UPCAST, **columns(dim), **launch,
         )  # fmt: skip
     return out, lse
 
@@ -184,9 +132,7 @@ def attention_op(
 
 
 @attention_op.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, cu_seqlens_k: Tensor, causal: bool, window: bool
-) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
 
 
@@ -213,18 +159,7 @@ def attention_backward_op(
 
 
 @attention_backward_op.register_fake
-def _(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cu_seqlens: Tensor,
-    cu_seqlens_k: Tensor,
-    causal: bool,
-    window: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
@@ -265,33 +200,3 @@ def attention_triton(
     cu_seqlens = cu_seqlens.to(torch.int32)
     cu_seqlens_k = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k.to(torch.int32)
     return attention_op(q, k, v, cu_seqlens, cu_seqlens_k, causal, window)[0]
-
-
-def compile_cases() -> list["CompileCase"]:
-    """Every 16-bit row of the table, causal and full."""
-    from kernels.triton.gate import CompileCase
-
-    cases = []
-    for (dim, size), config in CONFIGS.items():
-        if (
-            size == 4
-        ):  # exact float32 products run beside the tensor cores and spill; they are for comparing, not for speed
-            continue
-        signature = dict.fromkeys(["q", "k", "v", "out"], "*bf16") | {
-            "lse": "*fp32",
-            "cu_seqlens": "*i32",
-            "cu_seqlens_k": "*i32",
-        }
-        signature |= dict.fromkeys(
-            ["q_heads", "k_heads", "v_heads", "heads", "tokens", "sequences"], "i32"
-        ) | {"scale2": "fp32"}
-        for causal in (True, False):
-            constexprs = {"GROUP": 7, "CAUSAL": causal, "HEAD_DIM": dim, "MAIN": main_columns(dim)}
-            constexprs |= {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "UPCAST": False}
-            name = f"attention_forward d{dim} {'causal' if causal else 'full'} bf16"
-            cases.append(
-                CompileCase(
-                    name, forward_kernel, signature, constexprs, config.num_warps, config.num_stages, True
-                )
-            )
-    return cases

@@ -2,13 +2,12 @@
 
 A first kernel goes over one stretch of one row's keys for all queries that share them, and leaves the
 softmax's running maximum, sum and weighted values in float32; a second one merges the stretches. The same
-first kernel serves the keys of a prompt that G
-completions share: up to 64 of their G*H/K queries of a key head lie in one tile (float32: 16), so that the
-prompt's keys are read once for all of them; more take several tiles side by side, which find the keys in the
-GPU's cache.
+first kernel serves the keys of a prompt that G completions share: up to 64 of their G*H/K queries of a key
+head lie in one tile (float32: 16), so that the prompt's keys are read once for all of them; more take several
+tiles side by side, which find the keys in the GPU's cache.
 
 Bound by the reading of keys and values: a tile of at least 16 queries (what a tensor core takes) costs no
-    more than one of 7.
+more than one of 7.
 
 Source: "Flash-Decoding for long-context inference" (Dao, Haziza, Massa, Sizov 2023) for the split; "Hydragen"
 (Juravsky et al. 2024, arXiv 2402.05099) for the shared prefix. Definitions and shape letters:
@@ -16,33 +15,27 @@ kernels/decode.py.
 """
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton.tiles import HEAD_DIMS, TRITON_TYPES, UPCAST, main_columns
+from kernels.triton.tiles import (
+    HEAD_DIMS,
+    TRITON_TYPES,
+    UPCAST,
+    add_dot,
+    columns,
+    dot_rows,
+    scale_pair,
+    zero_pair,
+)
 
-if TYPE_CHECKING:
-    from kernels.triton.gate import CompileCase
-
-
-@dataclass(frozen=True)
-class Config:
-    """How the first kernel is launched; block_n keys a step."""
-
-    block_n: int
-    num_warps: int
-    num_stages: int
-
-
-# (queries in a tile, whether the keys are float32) -> launch. float32 uses no tensor cores, and a larger tile
-# of it would spill.
-CONFIGS = {(16, False): Config(64, 4, 3), (64, False): Config(64, 4, 3), (16, True): Config(16, 4, 2)}
+# (queries in a tile, whether the keys are float32) -> keys a step, warps, stages. float32 uses no tensor
+# cores, and a larger tile of it would spill.
+CONFIGS = {(16, False): (64, 4, 3), (64, False): (64, 4, 3), (16, True): (16, 4, 2)}
 COMBINE_WARPS = 4
 
 PROGRAMS_PER_SM = 4  # two or three fit at a time; more even out rows of different lengths
@@ -59,11 +52,15 @@ def _keys_per_split(length, splits, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def _load(pointers, mask, UPCAST: tl.constexpr):
-    tile = tl.load(pointers, mask=mask, other=0.0)
-    if UPCAST:
-        tile = tile.to(tl.float32)
-    return tile
+def _load_pair(rows, is_row, MAIN: tl.constexpr, REST: tl.constexpr, UPCAST: tl.constexpr):
+    """The rows that `rows` points to, zeros where there is none; (ROWS, MAIN) and (ROWS, REST)."""
+    main = tl.load(rows[:, None] + tl.arange(0, MAIN)[None, :], mask=is_row[:, None], other=0.0)
+    main = main.to(tl.float32) if UPCAST else main
+    rest = main
+    if REST:
+        rest = tl.load(rows[:, None] + MAIN + tl.arange(0, REST)[None, :], mask=is_row[:, None], other=0.0)
+        rest = rest.to(tl.float32) if UPCAST else rest
+    return main, rest
 
 
 @triton.jit
@@ -98,14 +95,9 @@ def partial_kernel(
     is_query = query < group * ratio
     row = (prompt * group + query // ratio).to(tl.int64)
     head = key_head * ratio + query % ratio
-    offs_main = tl.arange(0, MAIN)
-    q_at = q_ptr + row[:, None] * stride_qb + head[:, None] * stride_qh
-    q_main = _load(q_at + offs_main[None, :], is_query[:, None], UPCAST)
-    acc_main = tl.zeros([BLOCK_M, MAIN], tl.float32)
-    if REST:
-        offs_rest = MAIN + tl.arange(0, REST)
-        q_rest = _load(q_at + offs_rest[None, :], is_query[:, None], UPCAST)
-        acc_rest = tl.zeros([BLOCK_M, REST], tl.float32)
+    q_rows = q_ptr + row * stride_qb + head * stride_qh
+    q_main, q_rest = _load_pair(q_rows, is_query, MAIN, REST, UPCAST)  # (BLOCK_M, ...)
+    acc_main, acc_rest = zero_pair(BLOCK_M, MAIN, REST)
     m_i = tl.full([BLOCK_M], -1e30, tl.float32)
     l_i = tl.zeros([BLOCK_M], tl.float32)
 
@@ -115,43 +107,25 @@ def partial_kernel(
         offs_n = start + tl.arange(0, BLOCK_N)
         # Only a row's last tile needs it, but where the memory is the limit a comparison costs nothing.
         is_key = offs_n < end
-        k_at = k_row + offs_n[:, None].to(tl.int64) * stride_ks
-        v_at = v_row + offs_n[:, None].to(tl.int64) * stride_vs
-        scores = tl.dot(
-            q_main,
-            tl.trans(_load(k_at + offs_main[None, :], is_key[:, None], UPCAST)),
-            input_precision="ieee",
-        )
-        if REST:
-            scores = tl.dot(
-                q_rest,
-                tl.trans(_load(k_at + offs_rest[None, :], is_key[:, None], UPCAST)),
-                scores,
-                input_precision="ieee",
-            )
-        scores = tl.where(is_key[None, :], scores * scale_log2, -1e30)  # (BLOCK_M, BLOCK_N)
+        k_main, k_rest = _load_pair(k_row + offs_n.to(tl.int64) * stride_ks, is_key, MAIN, REST, UPCAST)
+        scores = dot_rows(q_main, q_rest, k_main, k_rest, REST)  # (BLOCK_M, BLOCK_N)
+        scores = tl.where(is_key[None, :], scores * scale_log2, -1e30)
         m_new = tl.maximum(m_i, tl.max(scores, 1))
         weights = tl.exp2(scores - m_new[:, None])
         rescale = tl.exp2(m_i - m_new)
         l_i = l_i * rescale + tl.sum(weights, 1)
         m_i = m_new
-        v_main = _load(v_at + offs_main[None, :], is_key[:, None], UPCAST)
-        acc_main = tl.dot(
-            weights.to(v_main.dtype), v_main, acc_main * rescale[:, None], input_precision="ieee"
-        )
-        if REST:
-            v_rest = _load(v_at + offs_rest[None, :], is_key[:, None], UPCAST)
-            acc_rest = tl.dot(
-                weights.to(v_rest.dtype), v_rest, acc_rest * rescale[:, None], input_precision="ieee"
-            )
+        v_main, v_rest = _load_pair(v_row + offs_n.to(tl.int64) * stride_vs, is_key, MAIN, REST, UPCAST)
+        acc_main, acc_rest = scale_pair(acc_main, acc_rest, rescale[:, None], REST)
+        acc_main, acc_rest = add_dot(acc_main, acc_rest, weights.to(v_main.dtype), v_main, v_rest, REST)
 
     slot = ((first_slot + split) * rows + row) * heads + head  # (BLOCK_M,)
     tl.store(max_ptr + slot, m_i, mask=is_query)
     tl.store(sum_ptr + slot, l_i, mask=is_query)
     out_at = out_ptr + slot[:, None] * (MAIN + REST)
-    tl.store(out_at + offs_main[None, :], acc_main, mask=is_query[:, None])
+    tl.store(out_at + tl.arange(0, MAIN)[None, :], acc_main, mask=is_query[:, None])
     if REST:
-        tl.store(out_at + offs_rest[None, :], acc_rest, mask=is_query[:, None])
+        tl.store(out_at + MAIN + tl.arange(0, REST)[None, :], acc_rest, mask=is_query[:, None])
 
 
 @triton.jit
@@ -216,20 +190,8 @@ def decode_attention_shared_op(
 
 
 @decode_attention_op.register_fake
-def _(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
-    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
-
-
 @decode_attention_shared_op.register_fake
-def _(
-    q: Tensor,
-    k_prefix: Tensor,
-    v_prefix: Tensor,
-    prefix_lengths: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    lengths: Tensor,
-) -> Tensor:
+def _(q: Tensor, *_: Tensor) -> Tensor:
     return torch.empty(q.shape, dtype=q.dtype, device=q.device)
 
 
@@ -254,7 +216,9 @@ def _launch(q: Tensor, caches: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     plans = []  # for each cache: rows that share it, queries in a tile, splits
     for keys, _, _ in caches:
         group = rows // len(keys)
-        block_m = _block_m(group * ratio, is_float32)
+        block_m = (
+            16 if group * ratio <= 16 or is_float32 else 64
+        )  # the smallest tile that holds all, or the largest
         programs = len(keys) * triton.cdiv(group * ratio, block_m) * keys.shape[1]
         plans.append((group, block_m, _splits(programs, keys.shape[2], MAX_SPLITS // len(caches), q.device)))
     slots = sum(splits for _, _, splits in plans)
@@ -264,18 +228,16 @@ def _launch(q: Tensor, caches: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
 
     first_slot = 0
     for (keys, values, lengths), (group, block_m, splits) in zip(caches, plans, strict=True):
-        config = CONFIGS[block_m, is_float32]
+        block_n, warps, stages = CONFIGS[block_m, is_float32]
         partial_kernel[len(keys) * triton.cdiv(group * ratio, block_m), keys.shape[1], splits](
             *(q, keys, values, lengths, out, maxima, sums),
             *(*q.stride()[:2], *keys.stride()[:3], *values.stride()[:3]),
             *(dim**-0.5 * math.log2(math.e), rows, heads, group, ratio, splits, first_slot),
-            *(main_columns(dim), dim - main_columns(dim), block_m, config.block_n, UPCAST),
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-        )
+            **columns(dim), BLOCK_M=block_m, BLOCK_N=block_n, UPCAST=UPCAST, num_warps=warps, num_stages=stages,
+        )  # fmt: skip
         first_slot += splits
 
-    blocks = [CONFIGS[block_m, is_float32].block_n for _, block_m, _ in plans]
+    blocks = [CONFIGS[block_m, is_float32][0] for _, block_m, _ in plans]
     own_splits = plans[-1][2]
     combine_kernel[rows, heads](
         *(out, maxima, sums, caches[0][2], caches[-1][2], result),
@@ -291,11 +253,6 @@ def _launch(q: Tensor, caches: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     return result
 
 
-def _block_m(queries: int, is_float32: bool) -> int:
-    """The smallest tile that holds all queries of a key head, or the largest there is, several times."""
-    return 16 if queries <= 16 or is_float32 else 64
-
-
 def _splits(programs: int, keys: int, most: int, device: torch.device) -> int:
     """Into how many stretches `keys` cached positions are cut, `programs` being launched for each stretch."""
     wanted = triton.cdiv(PROGRAMS_PER_SM * _multiprocessors(device), programs)
@@ -307,54 +264,3 @@ def _multiprocessors(device: torch.device) -> int:
     return (
         torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
     )  # 1: interpreted
-
-
-def compile_cases() -> list["CompileCase"]:
-    """Every launch in the table at every head size, and the merge where it is heaviest."""
-    from kernels.triton.gate import CompileCase
-
-    partial = dict.fromkeys(("out_ptr", "max_ptr", "sum_ptr"), "*fp32")
-    strides = tuple(f"stride_{name}" for name in ("qb", "qh", "kb", "kh", "ks", "vb", "vh", "vs"))
-    counts = dict.fromkeys(("rows", "heads", "group", "ratio", "splits", "first_slot"), "i32")
-    cases = []
-    for (block_m, is_float32), config in CONFIGS.items():
-        dtype = "fp32" if is_float32 else "bf16"
-        pointers = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), f"*{dtype}") | {"lengths_ptr": "*i64"} | partial
-        signature = pointers | dict.fromkeys(strides, "i32") | {"scale_log2": "fp32"} | counts
-        for dim in HEAD_DIMS:
-            main = main_columns(dim)
-            constexprs = {
-                "MAIN": main,
-                "REST": dim - main,
-                "BLOCK_M": block_m,
-                "BLOCK_N": config.block_n,
-                "UPCAST": False,
-            }
-            cases.append(
-                CompileCase(
-                    name=f"decode d{dim} {block_m} queries {dtype}",
-                    kernel=partial_kernel,
-                    signature=signature,
-                    constexprs=constexprs,
-                    num_warps=config.num_warps,
-                    num_stages=config.num_stages,
-                    needs_tensor_cores=not is_float32,
-                    warp_groups=block_m >= 64,
-                    multiples_of_16=strides,
-                )
-            )
-    signature = partial | {"prefix_lengths_ptr": "*i64", "lengths_ptr": "*i64", "result_ptr": "*bf16"}
-    signature |= dict.fromkeys(("rows", "heads", "group", "prefix_splits", "splits"), "i32")
-    for dim in HEAD_DIMS:
-        constexprs = {"DIM": dim, "BLOCK_D": triton.next_power_of_2(dim), "SLOTS": MAX_SPLITS}
-        constexprs |= {
-            "BLOCK_N": CONFIGS[16, False].block_n,
-            "PREFIX_BLOCK_N": CONFIGS[64, False].block_n,
-            "HAS_PREFIX": True,
-        }
-        cases.append(
-            CompileCase(
-                f"decode merge d{dim}", combine_kernel, signature, constexprs, COMBINE_WARPS, 3, False
-            )
-        )
-    return cases

@@ -1,12 +1,12 @@
-"""The gate that needs no GPU: every configuration of every kernel is compiled for two generations of GPUs,
-and its machine code judged.
+"""The gate that needs no GPU: what the public functions launch is compiled for two generations of GPUs.
 
     python -m kernels.gate [--only TEXT]
 
 Compiling a kernel wrongly seldom fails: it spills registers to memory, or falls back from tensor cores to
-plain arithmetic, or asks for more shared memory than there is and stops at the first launch. All three are
-visible in the machine code, which Triton writes on any machine. One row a case; exit 1 if one of them is
-wrong. Compiled kernels come from Triton's cache where the source is unchanged.
+plain arithmetic, or waits for each tensor-core product before it starts the next, or asks for more shared
+memory than there is and stops at the first launch. All of this is visible in the machine code, which Triton
+writes on any machine. Prints one row a case; exits with 1 if one of them is wrong. Compiled kernels come from
+Triton's cache where the source is unchanged.
 """
 
 import argparse
@@ -17,12 +17,18 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from kernels.triton.tiles import HEAD_DIMS
 
 # Shared memory that one block may ask for, in bytes: CUDA C++ Programming Guide, "Technical Specifications
 # per Compute Capability".
@@ -32,22 +38,31 @@ SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 COUNTED = ("HMMA", "HGMMA", "UTMALDG", "LDGSTS")
 
 
+# Kernels without a product, and what a tensor's dtype is to Triton.
+PLAIN_KERNELS = ("delta_kernel", "combine_kernel", "fold_kernel", "gradient_kernel")
+TYPES = {
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float32: "*fp32",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+
 @dataclass(frozen=True)
 class CompileCase:
-    """One configuration of one kernel, as its launcher would have Triton compile it.
+    """One launch of one kernel, as Triton would compile it.
 
     Attributes:
-        name: says which configuration, e.g. "attention_forward d128 causal bf16".
+        name: says which launch, e.g. "attention d128 causal: forward_kernel".
         kernel: the `@triton.jit` function.
         signature: each run-time argument's name -> its Triton type: "*bf16", "*fp32", "i32", "fp32". Pointers
             are taken as aligned to 16.
         constexprs: each `tl.constexpr` argument's name -> its value.
         num_warps, num_stages: as launched.
-        needs_tensor_cores: the kernel's products must come out as tensor-core instructions (not asked of
-            float32).
+        needs_tensor_cores: the kernel's products must come out as tensor-core instructions.
         warp_groups: on sm_90 those of whole warp groups; False where tiles have fewer than their 64 rows.
-        multiples_of_16: integer arguments that are, at the sizes that count. Triton looks at each launch and
-            reads rows in wider steps.
+        multiples_of_16: integer arguments that are. Triton looks at each launch and reads rows in wider steps.
     """
 
     name: str
@@ -56,20 +71,24 @@ class CompileCase:
     constexprs: dict[str, Any]
     num_warps: int
     num_stages: int
-    needs_tensor_cores: bool
+    needs_tensor_cores: bool = False
     warp_groups: bool = True
     multiples_of_16: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class MachineCode:
-    """What counts in a compiled kernel. `spills`: instructions that move registers to or from local memory;
-    `shared`: bytes.
+    """What counts in a compiled kernel.
+
+    Attributes:
+        spills: instructions that move registers to or from local memory. shared: bytes.
+        waits: for the products of a warp group. counts: instructions by name.
     """
 
     registers: int
     spills: int
     shared: int
+    waits: int
     counts: Counter
 
 
@@ -111,7 +130,8 @@ def compile_case(case: CompileCase, arch: int) -> MachineCode:
         re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", listing, re.MULTILINE)
     )
     registers = int(re.search(r"REG:(\d+)", listing)[1])
-    return MachineCode(registers, counts["STL"] + counts["LDL"], compiled.metadata.shared, counts)
+    waits = len(re.findall(r"WARPGROUP\.DEPBAR", listing))
+    return MachineCode(registers, counts["STL"] + counts["LDL"], compiled.metadata.shared, waits, counts)
 
 
 def faults(case: CompileCase, arch: int, code: MachineCode) -> list[str]:
@@ -127,6 +147,8 @@ def faults(case: CompileCase, arch: int, code: MachineCode) -> list[str]:
         wanted = ["HGMMA"] if arch == 90 and case.warp_groups else ["HMMA", "HGMMA"]
         if not sum(code.counts[name] for name in wanted):
             found.append(f"no {' or '.join(wanted)}")
+    if code.waits > code.counts["HGMMA"] // 2:
+        found.append(f"serialised products: {code.waits} waits for {code.counts['HGMMA']}")
     return found
 
 
@@ -148,27 +170,105 @@ def judge(cases: Iterable[CompileCase]) -> int:
     return wrong
 
 
-def all_cases() -> list[CompileCase]:
-    """The cases of all modules of this folder. Raises ValueError if a kernel (a jit function named *_kernel)
-    is in none of them.
-    """
-    from triton import JITFunction
+def launches(name: str, call: Callable[[], Any]) -> list[CompileCase]:
+    """Every kernel that a call launches, as a case. Nothing is run: a recorder takes the kernels' place."""
+    from triton.runtime.jit import JITFunction
 
-    cases, kernels = [], {}
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.stem in ("__init__", "gate"):
-            continue
-        module = importlib.import_module(f"kernels.triton.{path.stem}")
-        cases += module.compile_cases() if hasattr(module, "compile_cases") else []
-        kernels |= {
-            id(x): f"{path.name}: {name}"
-            for name, x in vars(module).items()
-            if isinstance(x, JITFunction) and name.endswith("_kernel")
+    cases = []
+
+    def record(kernel, *args, grid, warmup, **options) -> None:
+        given = dict(zip(kernel.arg_names, args, strict=False)) | options
+        values = {param.name: given[param.name] for param in kernel.params}
+        constexprs = {param.name: values.pop(param.name) for param in kernel.params if param.is_constexpr}
+        kinds = {
+            key: TYPES[value.dtype]
+            if isinstance(value, torch.Tensor)
+            else "fp32"
+            if isinstance(value, float)
+            else "i32"
+            for key, value in values.items()
         }
-    missing = [name for key, name in kernels.items() if key not in {id(case.kernel) for case in cases}]
-    if missing:
-        raise ValueError(f"no compile case for {', '.join(missing)}")
+        short = kernel.__name__ == "partial_kernel" and constexprs["BLOCK_M"] < 64
+        cases.append(
+            CompileCase(
+                name=f"{name}: {kernel.__name__}",
+                kernel=kernel,
+                signature=kinds,
+                constexprs=constexprs,
+                num_warps=options.get("num_warps", 4),
+                num_stages=options.get("num_stages", 3),
+                needs_tensor_cores=kernel.__name__ not in PLAIN_KERNELS
+                and values[kernel.arg_names[0]].itemsize == 2,
+                warp_groups=not short,
+                multiples_of_16=tuple(
+                    key for key, value in values.items() if type(value) is int and value % 16 == 0
+                ),
+            )
+        )
+
+    with patch.object(JITFunction, "run", record):
+        call()
     return cases
+
+
+def all_cases() -> list[CompileCase]:
+    """What the public functions launch at every head size and dtype that counts, each configuration once.
+
+    float32 attention is left out: its exact products run beside the tensor cores, and spill.
+
+    Raises: ValueError if a kernel (a jit function named *_kernel) of this folder is never launched.
+    """
+    from triton.runtime.jit import JITFunction
+
+    import kernels
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    def attend(dim: int, heads: int, key_heads: int, causal: bool, longest: int) -> None:
+        q, k, v = (zeros(250, count, dim).requires_grad_() for count in (heads, key_heads, key_heads))
+        cu_seqlens = torch.tensor([*range(0, 250, longest), 250], dtype=torch.int32)
+        out = kernels.attention(q, k, v, cu_seqlens, causal, max_seqlen=longest, impl="triton")
+        out.backward(zeros(*out.shape))
+
+    def decode(dim: int, group: int) -> None:
+        prompts, keys = zeros(2, 4, 64, dim), zeros(2 * group, 4, 32, dim)
+        lengths = torch.full((2,), 64), torch.full((2 * group,), 9)
+        q = zeros(2 * group, 28, dim)
+        kernels.decode_attention_shared(
+            q, prompts, prompts, lengths[0], keys, keys, lengths[1], impl="triton"
+        )
+        kernels.decode_attention(q, keys, keys, lengths[1], impl="triton")
+
+    def score(dtype: torch.dtype) -> None:
+        hidden, weight = (zeros(rows, 128, dtype=dtype).requires_grad_() for rows in (64, 4096))
+        kernels.token_logprobs(hidden, weight, torch.arange(64), impl="triton").sum().backward()
+
+    found = []
+    for dim in HEAD_DIMS:
+        for causal in (True, False):
+            how = "causal" if causal else "full"
+            found += launches(f"attention d{dim} {how}", partial(attend, dim, 28, 4, causal, 128))
+        found += launches(f"window d{dim}", partial(attend, dim, 16, 16, False, 64))
+        for group in (2, 16):  # 14 queries of a key head, and 112
+            found += launches(f"decode d{dim} G{group}", partial(decode, dim, group))
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        found += launches(f"log-probs {str(dtype).removeprefix('torch.')}", partial(score, dtype))
+    # A configuration that several calls launch is one case.
+    cases = {
+        (
+            case.kernel.__name__,
+            *map(str, (case.signature, case.constexprs, case.num_warps, case.num_stages)),
+        ): case
+        for case in reversed(found)
+    }
+    launched = {case.kernel.__name__ for case in found}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        module = importlib.import_module(f"kernels.triton.{path.stem}")
+        for name, value in vars(module).items():
+            if isinstance(value, JITFunction) and name.endswith("_kernel") and name not in launched:
+                raise ValueError(f"{path.name}: no call of the gate launches {name}")
+    return list(reversed(cases.values()))
 
 
 def main() -> int:

@@ -36,8 +36,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton.gate import CompileCase
-
 IGNORED = tl.constexpr(-100)
 # A tile's rows and columns of logits. The forward's stays in a 50 MB cache between matmul and fold. The
 # backward's has more rows: with as many as a batch has, a tile of d weight is summed up by one product.
@@ -265,39 +263,8 @@ def backward(
     return grad_hidden, grad_weight
 
 
-def _with_adjacent_columns(logits: Tensor) -> Tensor:
-    return logits if logits.stride(1) == 1 else logits.contiguous()
-
-
-def forward_from_logits(
-    logits: Tensor, targets: Tensor, temperature: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `forward`, from logits (T, V)."""
-    logits = _with_adjacent_columns(logits)
-    state = _new_state(len(targets), logits.device)
-    if len(targets):
-        _fold(logits, targets, state, 0, temperature)
-    results = _finish(state, temperature).masked_fill_(targets == IGNORED.value, 0.0)
-    return tuple(result.clone() for result in results)
-
-
-def backward_from_logits(logits: Tensor, targets: Tensor, state: Tensor, temperature: float) -> Tensor:
-    """d logits (T, V)."""
-    grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    logits = _with_adjacent_columns(logits)
-    if len(targets):
-        _differentiate(logits, grad_logits, targets, state, 0, temperature)
-    return grad_logits
-
-
 token_logprobs = torch.library.custom_op("r1ov::token_logprobs", forward, mutates_args=())
 token_logprobs_backward = torch.library.custom_op("r1ov::token_logprobs_backward", backward, mutates_args=())
-logprobs_from_logits = torch.library.custom_op(
-    "r1ov::logprobs_from_logits", forward_from_logits, mutates_args=()
-)
-logprobs_from_logits_backward = torch.library.custom_op(
-    "r1ov::logprobs_from_logits_backward", backward_from_logits, mutates_args=()
-)
 
 
 @token_logprobs.register_fake
@@ -321,16 +288,6 @@ def _(
     )
 
 
-@logprobs_from_logits.register_fake
-def _(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(targets, dtype=torch.float32) for _ in range(4))
-
-
-@logprobs_from_logits_backward.register_fake
-def _(logits: Tensor, targets: Tensor, state: Tensor, temperature: float) -> Tensor:
-    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-
-
 def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.temperature = inputs
     _, entropy, peak, log_sum = output
@@ -349,42 +306,4 @@ def _token_logprobs_autograd(
     return *(x if need else None for x, need in zip(grads, needed, strict=True)), None, None
 
 
-def _logprobs_from_logits_autograd(
-    ctx: Any, grad: Tensor, grad_entropy: Tensor, *_: Tensor
-) -> tuple[Tensor | None, ...]:
-    logits, targets, *state = ctx.saved_tensors
-    return (
-        logprobs_from_logits_backward(
-            logits, targets, torch.stack([*state, grad, grad_entropy]), ctx.temperature
-        ),
-        None,
-        None,
-    )
-
-
 token_logprobs.register_autograd(_token_logprobs_autograd, setup_context=_keep)
-logprobs_from_logits.register_autograd(_logprobs_from_logits_autograd, setup_context=_keep)
-
-
-def compile_cases() -> list[CompileCase]:
-    """Both kernels for every dtype of logits, at row lengths that 16 divides."""
-    cases = []
-    for dtype in ("bf16", "fp16", "fp32"):
-        counts = ["num_rows", "num_columns", "row_stride", "state_stride", "first_column"]
-        fold = {
-            "logits": f"*{dtype}",
-            "targets": "*i64",
-            "state": "*fp32",
-            "inverse_temperature": "fp32",
-        } | dict.fromkeys(counts, "i32")
-        gradient = fold | {"grad_logits": f"*{dtype}", "grad_stride": "i32"}
-        for name, kernel, signature in (("fold", fold_kernel, fold), ("gradient", gradient_kernel, gradient)):
-            config = dict(CONFIGS[name])
-            launch = config.pop("num_warps"), config.pop("num_stages"), False
-            lengths = ("num_columns", "row_stride", "grad_stride")
-            cases.append(
-                CompileCase(
-                    f"logprobs_{name} {dtype}", kernel, signature, config, *launch, multiples_of_16=lengths
-                )
-            )
-    return cases

@@ -1,15 +1,16 @@
-"""What the attention kernels share: finding a program's tile among packed sequences, and moving tiles of
-rows.
+"""What the attention kernels share: finding a program's tile among packed sequences, moving tiles of rows,
+multiplying them.
 
 Packed tensors are (tokens, heads, D) with the heads of a token side by side, so a row stride is a whole
 number of heads; it is passed as that number, from which the compiler sees by itself that every row begins at
 a multiple of D elements.
 
-Head size 80 is worked on as 64 + 16 columns ("main" and "rest"): a tile's width must be a power of two, and
-128 would waste 1.6x.
+A tile's width must be a power of two, and padding head size 80 to 128 would waste 1.6x. So a tile of rows is
+a pair of tiles, MAIN + REST columns: 64 + 16 for head size 80. Where REST is 0 the second of a pair is never
+read, and the compiler drops it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -33,10 +34,24 @@ class Config:
     num_warps: int
     num_stages: int
 
+    def launch(self, dtype: torch.dtype) -> dict[str, int]:
+        """A kernel's keyword arguments. float32 takes half the rows: it is for comparing, not for speed."""
+        if dtype == torch.float32:
+            return replace(
+                self, block_m=max(32, self.block_m // 2), block_n=max(32, self.block_n // 2)
+            ).launch(torch.bfloat16) | {"num_stages": 2}
+        return {
+            "BLOCK_M": self.block_m,
+            "BLOCK_N": self.block_n,
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+        }
 
-def main_columns(head_dim: int) -> int:
-    """How many of a head's columns the main part has: the largest power of two."""
-    return 1 << (head_dim.bit_length() - 1)
+
+def columns(head_dim: int) -> dict[str, int]:
+    """MAIN, the largest power of two that a head's columns hold, and REST, the others."""
+    main = 1 << (head_dim.bit_length() - 1)
+    return {"MAIN": main, "REST": head_dim - main}
 
 
 def side_by_side(x: Tensor) -> Tensor:
@@ -96,32 +111,78 @@ def visible_keys(first, length, length_k, CAUSAL: tl.constexpr, BLOCK_M: tl.cons
 
 
 @triton.jit
+def head_at(x, begin, heads, head, DIM: tl.constexpr):
+    """Where the row `begin` of one head begins in (tokens, heads, DIM)."""
+    return x + begin.to(tl.int64) * (heads * DIM) + head * DIM
+
+
+@triton.jit
 def load_tile(
-    x, first, stride, length,
-    ROWS: tl.constexpr, COLUMN: tl.constexpr, COLUMNS: tl.constexpr, MASKED: tl.constexpr, UPCAST: tl.constexpr,
+    x, first, stride, length, ROWS: tl.constexpr, COLUMN: tl.constexpr, COLUMNS: tl.constexpr, UPCAST: tl.constexpr
 ):  # fmt: skip
-    """Rows first .. first + ROWS of a sequence that begins at x; if MASKED, zeros from `length` on. (ROWS,
-    COLUMNS)
-    """
+    """Rows first .. first + ROWS of a sequence that begins at x, zeros from `length` on; (ROWS, COLUMNS)."""
     rows = tl.arange(0, ROWS)
     places = (
         x
         + first * tl.cast(stride, tl.int64)
         + (rows[:, None] * stride + COLUMN + tl.arange(0, COLUMNS)[None, :])
     )
-    tile = tl.load(places, mask=(first + rows < length)[:, None], other=0.0) if MASKED else tl.load(places)
-    if UPCAST:
-        tile = tile.to(tl.float32)
-    return tile
+    tile = tl.load(places, mask=(first + rows < length)[:, None], other=0.0)
+    return tile.to(tl.float32) if UPCAST else tile
+
+
+@triton.jit
+def load_pair(
+    x, first, heads, length, ROWS: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, UPCAST: tl.constexpr
+):  # fmt: skip
+    """Rows first .. first + ROWS of a head, zeros from `length` on; (ROWS, MAIN) and (ROWS, REST)."""
+    main = load_tile(x, first, heads * (MAIN + REST), length, ROWS, 0, MAIN, UPCAST)
+    rest = main
+    if REST:
+        rest = load_tile(x, first, heads * (MAIN + REST), length, ROWS, MAIN, REST, UPCAST)
+    return main, rest
+
+
+@triton.jit
+def zero_pair(ROWS: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr):
+    main = tl.zeros((ROWS, MAIN), tl.float32)
+    rest = main
+    if REST:
+        rest = tl.zeros((ROWS, REST), tl.float32)
+    return main, rest
+
+
+@triton.jit
+def scale_pair(main, rest, factor, REST: tl.constexpr):
+    """Each row times its factor (ROWS, 1), or both times one number."""
+    if REST:
+        rest = rest * factor
+    return main * factor, rest
+
+
+@triton.jit
+def dot_rows(a, a_rest, b, b_rest, REST: tl.constexpr):
+    """The product of each row of one pair with each row of another, (ROWS of a, ROWS of b)."""
+    product = tl.dot(a, tl.trans(b), input_precision="ieee")
+    if REST:
+        product = tl.dot(a_rest, tl.trans(b_rest), product, input_precision="ieee")
+    return product
+
+
+@triton.jit
+def add_dot(acc, acc_rest, weights, b, b_rest, REST: tl.constexpr):
+    """acc + weights b for the pairs acc and b."""
+    acc = tl.dot(weights, b, acc, input_precision="ieee")
+    if REST:
+        acc_rest = tl.dot(weights, b_rest, acc_rest, input_precision="ieee")
+    return acc, acc_rest
 
 
 @triton.jit
 def store_tile(
     x, tile, first, stride, length, ROWS: tl.constexpr, COLUMN: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """Writes those rows of (ROWS, COLUMNS) that lie before `length`; the next sequence begins right behind
-    them.
-    """
+    """Writes the rows of (ROWS, COLUMNS) before `length`; the next sequence begins right behind them."""
     rows = tl.arange(0, ROWS)
     places = (
         x
@@ -129,3 +190,13 @@ def store_tile(
         + (rows[:, None] * stride + COLUMN + tl.arange(0, COLUMNS)[None, :])
     )
     tl.store(places, tile.to(x.dtype.element_ty), mask=(first + rows < length)[:, None])
+
+
+@triton.jit
+def store_pair(
+    x, main, rest, first, heads, length, ROWS: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr
+):  # fmt: skip
+    """Writes rows first .. first + ROWS of a head, those before `length`."""
+    store_tile(x, main, first, heads * (MAIN + REST), length, ROWS, 0, MAIN)
+    if REST:
+        store_tile(x, rest, first, heads * (MAIN + REST), length, ROWS, MAIN, REST)
