@@ -45,7 +45,8 @@ def attention(
     impl = check_impl(impl, q.device)
     if q.shape[1] % k.shape[1] or q.shape[2] != k.shape[2] or k.shape != v.shape:
         raise ValueError(
-            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: heads must divide, head sizes must be equal"
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: "
+            "heads must divide, head sizes must be equal"
         )
     if impl == "triton":
         from kernels.triton.attention import attention_triton

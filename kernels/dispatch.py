@@ -42,5 +42,8 @@ def unavailable(impl: str, device: torch.device | str) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (on Linux: pip install triton); torch does without"
     if torch.device(device).type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"Triton's kernels need a GPU, found {device}; use torch, or set TRITON_INTERPRET=1 to have them interpreted, slowly"
+        return (
+            f"Triton's kernels need a GPU, found {device}; use torch, "
+            "or set TRITON_INTERPRET=1 to have them interpreted, slowly"
+        )
     return None

@@ -111,8 +111,8 @@ def packed_forward(
     if tokens:
         launch = CONFIGS[dim].launch(q.dtype)
         forward_kernel[(num_slots(tokens, cu_seqlens, launch["BLOCK_M"]) * heads,)](
-            q, k, v, out, lse, cu_seqlens, cu_seqlens_k, row_heads(q), row_heads(k), row_heads(v), heads, tokens,
-            cu_seqlens.shape[0] - 1, dim**-0.5 * LOG2_E,
+            *(q, k, v, out, lse, cu_seqlens, cu_seqlens_k, row_heads(q), row_heads(k), row_heads(v)),
+            *(heads, tokens, cu_seqlens.shape[0] - 1, dim**-0.5 * LOG2_E),
             GROUP=heads // k.shape[1], CAUSAL=causal, UPCAST=UPCAST, **columns(dim), **launch,
         )  # fmt: skip
     return out, lse
@@ -193,8 +193,8 @@ def attention_triton(
     """`attention` by the kernels; arguments as there. No value is read back from the GPU."""
     if q.shape[2] not in HEAD_DIMS or q.dtype not in TRITON_TYPES or not q.dtype == k.dtype == v.dtype:
         raise ValueError(
-            f"q {tuple(q.shape)} {q.dtype}, k {k.dtype}, v {v.dtype}: the kernels take one dtype of {', '.join(map(str, TRITON_TYPES))}"
-            f" and head sizes {', '.join(map(str, HEAD_DIMS))}; use impl='torch'"
+            f"q {tuple(q.shape)} {q.dtype}, k {k.dtype}, v {v.dtype}: the kernels take one dtype of "
+            f"{', '.join(map(str, TRITON_TYPES))} and head sizes {', '.join(map(str, HEAD_DIMS))}; use impl='torch'"
         )
     window = not causal and cu_seqlens_k is None and max_seqlen is not None and max_seqlen <= WINDOW
     cu_seqlens = cu_seqlens.to(torch.int32)

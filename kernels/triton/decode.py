@@ -74,7 +74,8 @@ def partial_kernel(
     sum_ptr,  # (slots, B, H) float32
     stride_qb, stride_qh, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
     scale_log2, rows, heads, group, ratio, splits, first_slot,
-    MAIN: tl.constexpr, REST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UPCAST: tl.constexpr,
+    MAIN: tl.constexpr, REST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One stretch of the keys of one prompt and key head, for up to BLOCK_M of the queries that share them.
 
@@ -233,7 +234,8 @@ def _launch(q: Tensor, caches: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
             *(q, keys, values, lengths, out, maxima, sums),
             *(*q.stride()[:2], *keys.stride()[:3], *values.stride()[:3]),
             *(dim**-0.5 * math.log2(math.e), rows, heads, group, ratio, splits, first_slot),
-            **columns(dim), BLOCK_M=block_m, BLOCK_N=block_n, UPCAST=UPCAST, num_warps=warps, num_stages=stages,
+            **columns(dim), BLOCK_M=block_m, BLOCK_N=block_n, UPCAST=UPCAST,
+            num_warps=warps, num_stages=stages,
         )  # fmt: skip
         first_slot += splits
 

@@ -62,7 +62,7 @@ class CompileCase:
         num_warps, num_stages: as launched.
         needs_tensor_cores: the kernel's products must come out as tensor-core instructions.
         warp_groups: on sm_90 those of whole warp groups; False where tiles have fewer than their 64 rows.
-        multiples_of_16: integer arguments that are. Triton looks at each launch and reads rows in wider steps.
+        multiples_of_16: integer arguments that are; Triton then reads rows in wider steps.
     """
 
     name: str
@@ -165,8 +165,8 @@ def judge(cases: Iterable[CompileCase]) -> int:
             found = faults(case, arch, code)
             wrong += bool(found)
             counts = " ".join(f"{code.counts[name]:7}" for name in COUNTED)
-            row = f"{case.name:44} sm_{arch} {code.registers:5} {code.spills:6} {code.shared / 1024:10.1f} {counts}"
-            print(row, "ok" if not found else f"WRONG: {', '.join(found)}", flush=True)
+            row = f"{case.name:44} sm_{arch} {code.registers:5} {code.spills:6} {code.shared / 1024:10.1f}"
+            print(row, counts, "ok" if not found else f"WRONG: {', '.join(found)}", flush=True)
     return wrong
 
 

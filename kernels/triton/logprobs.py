@@ -3,7 +3,7 @@
 Forward. A tile of logits, some rows by some of the vocabulary, comes from torch.matmul into a small reused
 buffer, and `fold_kernel` folds it into four running numbers a row (the online softmax of Milakov &
 Gimelshein, arXiv 1805.02867): the peak logit x_max so far, the sum of e^((x - x_max)/t), the same sum
-    weighted by (x - x_max)/t, which the entropy needs, and the target's logit. From these
+weighted by (x - x_max)/t, which the entropy needs, and the target's logit. From these
 
     log p(target) = (x_target - x_max)/t - log sum        entropy = log sum - weighted / sum
 
@@ -19,7 +19,7 @@ rounded once; d hidden is summed up in float32 likewise.
 
 Logits are rounded to the inputs' dtype, as by a linear layer, all else is float32. Differences are taken
 before they are scaled: logits of 1e4 lose nothing. -inf counts as probability 0. A target beyond the
-    vocabulary gives nan.
+vocabulary gives nan.
 
 Memory beyond inputs, outputs and gradients: one tile (34 MB forward, 67 MB backward in bf16), the rows that
 have a target, gathered once where others have none, and in the backward R*C floats of d hidden and 4096*C of
@@ -234,7 +234,7 @@ def backward(
     need_hidden: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    """d hidden (T, C) and d weight (V, C), or (0,) where not needed. `state` is `gradient_kernel`'s, (5, T)."""
+    """d hidden (T, C) and d weight (V, C), or (0,) if not needed. `state` is `gradient_kernel`'s, (5, T)."""
     grad_hidden = torch.zeros_like(hidden) if need_hidden else hidden.new_empty(0)
     grad_weight = torch.zeros_like(weight) if need_weight else weight.new_empty(0)
     rows = (targets != IGNORED.value).nonzero().squeeze(1)  # (R,)

@@ -19,9 +19,8 @@ from torch import Tensor
 
 HEAD_DIMS = (32, 64, 80, 128)
 TRITON_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-UPCAST = bool(
-    triton.knobs.runtime.interpret
-)  # the interpreter computes on the raw bits of bfloat16 (triton#11585)
+# The interpreter computes on the raw bits of bfloat16 (triton#11585).
+UPCAST = bool(triton.knobs.runtime.interpret)
 LOG2_E = 1.4426950408889634
 
 
@@ -55,9 +54,7 @@ def columns(head_dim: int) -> dict[str, int]:
 
 
 def side_by_side(x: Tensor) -> Tensor:
-    """(T, H, D) itself if its rows are as the kernels read them, else a contiguous copy. A slice of a fused
-    projection needs no copy.
-    """
+    """Copies (T, H, D) unless a token's heads are side by side, as in a slice of a fused projection."""
     dim = x.shape[2]
     return x if x.stride(2) == 1 and x.stride(1) == dim and x.stride(0) % dim == 0 else x.contiguous()
 
@@ -68,16 +65,13 @@ def row_heads(x: Tensor) -> int:
 
 
 def num_slots(tokens: int, cu_seqlens: Tensor, block: int) -> int:
-    """How many tiles of `block` rows can be needed at most, whatever the lengths are; known without asking
-    the GPU for them.
-    """
+    """Bounds the number of tiles of `block` rows, whatever the lengths: without asking the GPU for them."""
     return tokens // block + cu_seqlens.shape[0] - 1
 
 
 @triton.jit
 def find_tile(cu_seqlens, sequences, slot, BLOCK: tl.constexpr):
-    """Which tile a slot stands for: sequence, the tile's first row in it, where the sequence begins, its
-    length.
+    """Finds a slot's tile: its sequence, its first row in that, where the sequence begins, and its length.
 
     Sequence b owns the slots from cu_seqlens[b] // BLOCK + b on, which always suffices: rounding its length
     up adds at most one tile. A slot too many comes out with a first row behind the end. Costs one load and a
@@ -95,8 +89,11 @@ def find_tile(cu_seqlens, sequences, slot, BLOCK: tl.constexpr):
 
 @triton.jit
 def visible_keys(first, length, length_k, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """For the queries first .. first + BLOCK_M of a sequence: the last key that each sees (below 0: none); up
-    to where all of them see all keys, in whole tiles; and where the last of them stops seeing."""
+    """Finds what the queries first .. first + BLOCK_M of a sequence see.
+
+    Returns the last key that each sees (below 0: none); up to where all of them see all keys, in whole tiles;
+    and where the last of them stops seeing.
+    """
     rows = first + tl.arange(0, BLOCK_M)
     if CAUSAL:
         shift = length_k - length
@@ -118,7 +115,8 @@ def head_at(x, begin, heads, head, DIM: tl.constexpr):
 
 @triton.jit
 def load_tile(
-    x, first, stride, length, ROWS: tl.constexpr, COLUMN: tl.constexpr, COLUMNS: tl.constexpr, UPCAST: tl.constexpr
+    x, first, stride, length,
+    ROWS: tl.constexpr, COLUMN: tl.constexpr, COLUMNS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Rows first .. first + ROWS of a sequence that begins at x, zeros from `length` on; (ROWS, COLUMNS)."""
     rows = tl.arange(0, ROWS)
