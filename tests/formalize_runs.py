@@ -24,7 +24,7 @@ from r1ov.common.journal import Journal
 from r1ov.common.remote import AskFailed
 from r1ov.data.image import lazy_image
 from r1ov.formalize.ask import Asker, Budget
-from r1ov.formalize.client import Endpoint
+from r1ov.formalize.models import Endpoint
 from r1ov.formalize.row import Row
 from r1ov.formalize.run import Tally, in_order, process
 

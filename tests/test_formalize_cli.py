@@ -20,7 +20,7 @@ from r1ov.data.formats.reader import Reader
 from r1ov.data.image import lazy_image
 from r1ov.formalize.__main__ import main
 from r1ov.formalize.ask import Asker
-from r1ov.formalize.engine import EngineModel
+from r1ov.formalize.models import EngineModel
 from tests.openai_server import OpenAIServer, text_of
 from tests.test_bad_input import png_file
 
@@ -237,7 +237,7 @@ def test_a_folder_is_gone_on_with_by_the_same_command_only(tmp_path, monkeypatch
         assert len(server.events) == asked
         capsys.readouterr()
         assert call(monkeypatch, *run, "--limit", "2", "--rounds", "2") == 2
-        assert "holds a run with --rounds 1" in capsys.readouterr().err
+        assert "--rounds was 1 and is 2" in capsys.readouterr().err
         assert call(monkeypatch, *run, "--max-tokens-spent", "10") == 0
         out, err = capsys.readouterr()
         assert "stopped   2 rows are left: the budget is used up" in err

@@ -12,7 +12,7 @@ from huggingface_hub import get_session
 from PIL import Image
 
 from r1ov.common.remote import AskFailed, NoUse, Remote, TryAgain, asked_to_wait
-from r1ov.formalize.client import Endpoint, Question, data_url
+from r1ov.formalize.models import Endpoint, Question, data_url
 from tests.openai_server import OpenAIServer
 
 KEY = "sk-never-to-be-seen"

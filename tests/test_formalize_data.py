@@ -21,11 +21,9 @@ from r1ov.data.formats.reader import open_data
 from r1ov.data.image import lazy_image
 from r1ov.data.playground import sample
 from r1ov.errors import UserError
-from r1ov.formalize.layout import row_from_dict, row_to_dict
 from r1ov.formalize.output import write_outputs
-from r1ov.formalize.row import Row
+from r1ov.formalize.row import Row, Settings, row_from_dict, row_to_dict
 from r1ov.formalize.rows import count_rows, read_rows
-from r1ov.formalize.settings import Settings
 from r1ov.formalize.stages import formalize
 
 DATA = Path(__file__).parent / "data"

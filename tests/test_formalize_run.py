@@ -22,8 +22,7 @@ from r1ov.common.journal import Journal
 from r1ov.data.image import lazy_image
 from r1ov.errors import UserError
 from r1ov.formalize.ask import Asker
-from r1ov.formalize.layout import row_to_dict
-from r1ov.formalize.row import Row
+from r1ov.formalize.row import Row, row_to_dict
 from r1ov.formalize.run import stopping
 from tests.formalize_runs import CONCURRENCY, Run, make_rows
 from tests.openai_server import BODIES, OpenAIServer, content_of, text_of

@@ -12,15 +12,20 @@ from PIL import Image
 from r1ov.common.remote import AskFailed
 from r1ov.data.formats.records import BadRow
 from r1ov.data.image import LazyImage, lazy_image
-from r1ov.formalize import describe as describe_stage
 from r1ov.formalize import detectors
-from r1ov.formalize.parse import MAX_REPLY, code_block, json_object, one_word
-from r1ov.formalize.prompt import FOLDER, fenced, prompt, system
-from r1ov.formalize.role_play import role_play
-from r1ov.formalize.route import KINDS, kind_of_tag, route
-from r1ov.formalize.row import BudgetSpent, Row
-from r1ov.formalize.settings import Settings
-from r1ov.formalize.stages import formalize
+from r1ov.formalize import stages as describe_stage
+from r1ov.formalize.prompt import (
+    FOLDER,
+    MAX_REPLY,
+    code_block,
+    fenced,
+    json_object,
+    one_word,
+    prompt,
+    system,
+)
+from r1ov.formalize.row import BudgetSpent, Row, Settings
+from r1ov.formalize.stages import KINDS, formalize, kind_of_tag, role_play, route
 
 PICTURE = lazy_image(Image.new("RGB", (40, 30), "red"))
 ROW = Row(id="1", question="How many balls are there?", image=PICTURE, gold="3", answer_kind="number")

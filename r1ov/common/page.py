@@ -39,10 +39,10 @@ def data_url(image: Image.Image) -> str:
     return f"data:image/{kind};base64,{base64_image(small, kind)}"
 
 
-def base64_image(image: Image.Image, kind: str = "png") -> str:
+def base64_image(image: Image.Image, kind: str = "png", quality: int = 75) -> str:
     """Returns the encoded file as base64 text."""
     file = io.BytesIO()
-    image.save(file, kind, quality=75, method=1)
+    image.save(file, kind, quality=quality, method=1)
     return base64.b64encode(file.getvalue()).decode()
 
 

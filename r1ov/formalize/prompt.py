@@ -1,33 +1,38 @@
-"""Prompts: plain text files in prompts/, with the row's own texts put in as data."""
+"""What models are told and what they reply: prompts from plain text files, and replies read strictly. A reply
+that is not in the form asked for is no answer, and never a guess.
+"""
 
 import hashlib
+import json
+import re
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from string import Template
+from typing import Any, NoReturn
+
+from r1ov.common.remote import AskFailed
+from r1ov.common.text import one_line
 
 FOLDER = Path(__file__).parent / "prompts"
+MAX_REPLY = 100_000  # characters
+_BLOCK = re.compile(r"```([\w+-]*)[ \t]*\n(.*?)\n?```", re.DOTALL)
 
 
 def prompt(name: str, **data: str) -> str:
-    """The text of prompts/`name`.txt with each `$key` replaced by its data, fenced. Nothing inside the data
-    is replaced again.
+    """Returns the text of prompts/`name`.txt with each `$key` replaced by its data, fenced. Nothing inside
+    the data is replaced again.
 
-    Raises:  KeyError for a key that the file has and `data` has not.
+    Raises: KeyError for a key that the file has and `data` has not.
     """
-    return _template(name).substitute({key: fenced(key, value) for key, value in data.items()})
-
-
-def system() -> str:
-    """What every model is told first: data is data."""
-    return _template("system").template
+    return template(name).substitute({key: fenced(key, value) for key, value in data.items()})
 
 
 def fenced(name: str, text: str) -> str:
-    """The text between two lines that it cannot contain, since they hold a hash of it; frame tokens of chat
-    templates come apart.
+    """Returns the text between two lines that it cannot contain, since they hold a hash of it; the frame
+    tokens of chat templates come apart.
 
-    Example: fenced("question", "How many?") -> '<<question 1a2b3c4d5e6f>>\\nHow many?\\n<</question
-        1a2b3c4d5e6f>>'
+    Example: fenced("question", "How many?") -> '<<question 1a2b3c4d5e6f>>\\nHow many?\\n<</question 1a2b3c4d5e6f>>'
     """
     text = text.replace("<|", "< |").replace("|>", "| >")
     mark = f"{name} {hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
@@ -35,5 +40,86 @@ def fenced(name: str, text: str) -> str:
 
 
 @lru_cache
-def _template(name: str) -> Template:
+def template(name: str) -> Template:
     return Template((FOLDER / f"{name}.txt").read_text(encoding="utf-8").strip())
+
+
+def system() -> str:
+    """What every model is told first: data is data."""
+    return template("system").template
+
+
+def json_object(reply: str, keys: Mapping[str, type]) -> dict[str, Any]:
+    """Returns the one JSON object that the reply is, alone or as one fenced block, with exactly these keys
+    and types (list: of texts).
+
+    Raises: AskFailed.
+    """
+    text = proper(reply)
+    if match := _BLOCK.fullmatch(text):
+        text = match[2]
+    value = _parsed(text, reply, "one JSON object")
+    if not isinstance(value, dict) or value.keys() != keys.keys():
+        raise malformed(reply, f"a JSON object with the keys {', '.join(keys)}")
+    for key, kind in keys.items():
+        items = value[key] if isinstance(value[key], list) else []
+        if not isinstance(value[key], kind) or not all(isinstance(item, str) for item in items):
+            names = {list: "a list of texts", bool: "true or false", str: "a text"}
+            raise malformed(reply, f"{key!r} to be {names[kind]}")
+    return value
+
+
+def code_block(reply: str, languages: Mapping[str, str]) -> tuple[str, str]:
+    """Returns (the format's name, the text) of the reply's only fenced block; the text is kept and never run.
+
+    Args: languages: what follows the backticks -> the format's name.
+    Raises: AskFailed.
+    """
+    blocks = _BLOCK.findall(proper(reply))
+    if len(blocks) != 1 or not blocks[0][1].strip() or blocks[0][0].lower() not in languages:
+        raise malformed(reply, f"one fenced block of {', '.join(languages)}")
+    language, text = blocks[0][0].lower(), blocks[0][1].strip()
+    if language == "json":
+        _parsed(text, reply, "valid JSON in its block")
+    return languages[language], text
+
+
+def one_word(reply: str, words: Collection[str]) -> str:
+    """Returns the word that the reply is, in any case, perhaps quoted or with a full stop. Raises: AskFailed."""
+    word = proper(reply).strip(" \t\n\"'`*.").lower()
+    if word not in words:
+        raise malformed(reply, f"one word of {', '.join(words)}")
+    return word
+
+
+def proper(reply: str) -> str:
+    """Returns the reply without white space around it, and without the thoughts of a reasoning model before
+    it.
+
+    Raises: AskFailed if nothing is left, or too much.
+    """
+    text = reply.strip()
+    if not text or len(text) > MAX_REPLY:
+        what = "too long a" if text else "an empty"
+        raise AskFailed(f"{what} reply: {len(text):,} characters, at most {MAX_REPLY:,} are read")
+    thinking, _, rest = text.partition("</think>")
+    return rest.strip() if thinking.startswith("<think>") and rest.strip() else text
+
+
+def malformed(reply: str, expected: str) -> AskFailed:
+    return AskFailed(f"malformed reply: expected {expected}; found {one_line(reply)[:80]!r}")
+
+
+def _parsed(text: str, reply: str, expected: str) -> Any:
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not JSON")
+
+    def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a key occurs twice")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, parse_constant=refuse, object_pairs_hook=no_key_twice)
+    except (ValueError, RecursionError) as error:
+        raise malformed(reply, f"{expected} ({one_line(str(error))[:80]})") from error

@@ -4,16 +4,18 @@ rules alone.
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from r1ov.common.fetch import shown
 from r1ov.errors import UserError
+from r1ov.formalize.models import Endpoint, EngineModel, Model
 from r1ov.formalize.row import Role
 
 ROLES: tuple[Role, ...] = ("describer", "reasoner", "judge")
-NO_MODEL = ("playground", "rules")
+DEFAULTS = {"describer": "playground", "reasoner": "r1ov-tiny", "judge": "rules"}  # with the playground
+NO_MODEL = {"playground": "the playground's own truth", "rules": "rules alone, no model"}
 KEYS = {
     "huggingface.co": "HF_TOKEN",
     "huggingface.cloud": "HF_TOKEN",
@@ -42,21 +44,18 @@ class Player:
 
     def __str__(self) -> str:
         if not self.is_endpoint:
-            told = {"playground": "the playground's own truth", "rules": "rules alone, no model"}
-            return told.get(self.spec, f"{self.spec}, in r1ov's engine")
+            return NO_MODEL.get(self.spec, f"{self.spec}, in r1ov's engine")
         key = f"key from ${self.key_env}" if self.key_env else "no key"
+        parts = urlsplit(self.spec)
         if (
             self.key_env
-            and self.spec.lower().startswith("http://")
-            and not _is_here(urlsplit(self.spec).hostname)
+            and parts.scheme == "http"
+            and parts.hostname not in ("localhost", "127.0.0.1", "::1")
         ):
             key += ", which travels unencrypted"
-        price = (
-            f", {self.price[0]:g}/{self.price[1]:g} for a million tokens in/out"
-            if self.price
-            else ", no price given"
-        )
-        return f"{self.model} at {self.spec}, {key}{price}"
+        prices = "/".join(f"{price:g}" for price in self.price or ())
+        price = f"{prices} for a million tokens in/out" if prices else "no price given"
+        return f"{self.model} at {self.spec}, {key}, {price}"
 
     def key(self) -> str | None:
         """The secret. Raises: UserError if the variable holds none."""
@@ -69,49 +68,38 @@ class Player:
 
 
 def cast(config: Any) -> dict[Role, Player]:
-    """The players, from the fields `describer`, `describer_model`, ... of the command line. Raises:
+    """Returns the players, from the fields `describer`, `describer_model`, ... of the command line. Raises:
     UserError.
     """
     is_playground = config.data.partition(":")[0] == "playground"
-    defaults = {"describer": "playground", "reasoner": "r1ov-tiny", "judge": "rules"}
     players = {}
     for role in ROLES:
-        spec, model, key_env, price = (
-            getattr(config, role + more) for more in ("", "_model", "_key_env", "_price")
-        )
+        given = {name: getattr(config, f"{role}_{name}") for name in ("model", "key_env", "price")}
+        spec = getattr(config, role)
         if spec is None and not is_playground and role != "judge":
             raise UserError(
                 f"--data {config.data[:80]} does not bring its own descriptions: give --{role} a URL or a model"
             )
-        spec = spec or defaults[role]
+        spec = spec or DEFAULTS[role]
         if (spec in NO_MODEL and (spec == "rules") != (role == "judge")) or (
             spec == "playground" and not is_playground
         ):
-            raise UserError(
-                f"--{role} {spec} cannot be; give a URL or a model"
-                + (", or --data playground" if role != "judge" else "")
-            )
-        player = Player(role=role, spec=spec, model=model, key_env=key_env, price=_price(role, price))
+            more = ", or --data playground" if role != "judge" else ""
+            raise UserError(f"--{role} {spec} cannot be; give a URL or a model{more}")
+        given["price"] = _price(role, given["price"])
+        player = Player(role=role, spec=spec, **given)
         if player.is_endpoint:
             player = _endpoint(player)
-        elif given := next(
-            (
-                f"--{role}-{name}"
-                for name, value in (("model", model), ("key-env", key_env), ("price", price))
-                if value
-            ),
-            None,
-        ):
-            raise UserError(f"{given} is for a --{role} that is a URL, and that is {spec}")
+        elif name := next((name for name, value in given.items() if value), None):
+            flag = f"--{role}-{name.replace('_', '-')}"
+            raise UserError(f"{flag} is for a --{role} that is a URL, and that is {spec}")
         players[role] = player
     return players
 
 
 def _endpoint(player: Player) -> Player:
-    """With the environment variable settled from which the key is taken: never one that was not meant for
-    this host.
-    """
-    role = player.role
+    """Settles the environment variable with the key: never one that was not meant for this host."""
+    role, key_env = player.role, player.key_env
     try:
         parts = urlsplit(player.spec)
         host, _ = parts.hostname, parts.port
@@ -121,23 +109,18 @@ def _endpoint(player: Player) -> Player:
         raise UserError(
             f"--{role} {shown(player.spec)}: not a URL; expected one such as http://localhost:8000/v1"
         )
-    if (
-        "@" in parts.netloc
-        or any(name != "api-version" for name, _ in parse_qsl(parts.query))
-        or parts.fragment
-    ):
+    odd = [name for name, _ in parse_qsl(parts.query) if name != "api-version"]
+    if "@" in parts.netloc or odd or parts.fragment:
         raise UserError(
-            f"--{role}: a URL with a password or a query in it would be written down; keys come from --{role}-key-env NAME"
+            f"--{role}: a URL with a password or a query in it would be written down; keys come from "
+            f"--{role}-key-env NAME"
         )
     if not player.model:
         raise UserError(f"--{role} {player.spec} needs --{role}-model, the model's name there")
-    key_env = player.key_env
-    if key_env is None:
-        known = next(
-            (name for domain, name in KEYS.items() if host == domain or host.endswith("." + domain)), None
-        )
-        key_env = known if known and known in os.environ else None
-    return Player(role=role, spec=player.spec, model=player.model, key_env=key_env, price=player.price)
+    for domain, name in KEYS.items():
+        if key_env is None and f".{host}".endswith(f".{domain}") and name in os.environ:
+            key_env = name
+    return replace(player, key_env=key_env)
 
 
 def _price(role: Role, text: str | None) -> tuple[float, float] | None:
@@ -154,36 +137,18 @@ def _price(role: Role, text: str | None) -> tuple[float, float] | None:
     return price_in, price_out
 
 
-def _is_here(host: str | None) -> bool:
-    return host in ("localhost", "127.0.0.1", "::1")
-
-
-def models(players: Mapping[Role, Player], config: Any) -> dict[Role, Any]:
-    """What can be asked, by role; the same model in two roles is loaded once. Raises: UserError."""
-    from r1ov.formalize.client import Endpoint
-
-    made, engines = {}, {}
+def models(players: Mapping[Role, Player], config: Any) -> dict[Role, Model]:
+    """Returns what can be asked, by role; the same model in two roles is loaded once. Raises: UserError."""
+    made: dict[Role, Model] = {}
+    engines: dict[str, EngineModel] = {}
+    limits = {"max_tokens": config.max_tokens, "temperature": config.temperature}
     for role, player in players.items():
         if player.is_endpoint:
-            made[role] = Endpoint(
-                player.spec,
-                player.model,
-                key=player.key(),
-                timeout=config.timeout,
-                max_tokens=config.max_tokens,
-                temperature=config.temperature,
-                max_pixels=config.max_pixels,
-                price=player.price or (0.0, 0.0),
-            )
+            sizes = {"timeout": config.timeout, "max_pixels": config.max_pixels}
+            price = player.price or (0.0, 0.0)
+            made[role] = Endpoint(player.spec, player.model, key=player.key(), price=price, **limits, **sizes)
         elif player.is_engine:
             if player.spec not in engines:
-                from r1ov.formalize.engine import EngineModel
-
-                engines[player.spec] = EngineModel(
-                    player.spec,
-                    device=config.device,
-                    max_tokens=config.max_tokens,
-                    temperature=config.temperature,
-                )
+                engines[player.spec] = EngineModel(player.spec, device=config.device, **limits)
             made[role] = engines[player.spec]
     return made

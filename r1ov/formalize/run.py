@@ -17,8 +17,7 @@ from types import FrameType
 from r1ov.common.journal import Journal
 from r1ov.common.text import one_line
 from r1ov.errors import UserError
-from r1ov.formalize.layout import row_from_dict, row_to_dict
-from r1ov.formalize.row import BudgetSpent, Row
+from r1ov.formalize.row import BudgetSpent, Row, row_from_dict, row_to_dict
 
 
 def process(
@@ -31,80 +30,78 @@ def process(
     retry_failed: bool = False,
     tell: Callable[[Row], None] = lambda row: None,
 ) -> None:
-    """Every row that `finished` does not hold through `work`, in `concurrency` threads; what comes out is
-    appended there.
+    """Puts every row that `finished` does not hold through `work`, `concurrency` at a time, and appends what
+    comes out there.
 
     Args:
-        work: gives a row with an outcome; BudgetSpent leaves the row for another time, any other exception
+        work: returns a row with an outcome; BudgetSpent leaves the row for another start, any other exception
             fails it.
         finished: keyed by "row", the place in `rows`.
         stop: once set, no row is begun.
-        tell: called with each row that has ended, in the calling thread; earlier starts' rows included.
-    Raises: UserError where `finished` holds a row that is not the one in its place; what reading or writing
+        tell: called in this thread with each row that has ended, those of earlier starts included.
+    Raises: UserError if `finished` holds a row that is not the one in its place; what reading or writing
         raises.
     """
-    numbered, turn = enumerate(rows), threading.Lock()
-    ended: queue.SimpleQueue[Row | BaseException | None] = queue.SimpleQueue()  # None: a thread has ended
+    ended: queue.SimpleQueue[Row | Exception | None] = queue.SimpleQueue()
+    running, problems = 0, []
 
-    def take() -> tuple[int, Row] | None:
-        with turn:
-            while not stop.is_set() and (item := next(numbered, None)) is not None:
-                record = finished.get(item[0])
-                if record is None:
-                    return item
-                _check(record, *item)
-                before = row_from_dict(record["values"], item[1].image)
-                if before.outcome == "failed" and retry_failed:
-                    return item
-                ended.put(before)
-        return None
-
-    def run() -> None:
+    def do(number: int, row: Row) -> None:
         try:
-            while (item := take()) is not None:
-                number, row = item
-                try:
-                    after = row if row.outcome else work(row)
-                except BudgetSpent:
-                    continue
-                except UserError as error:
-                    after = replace(row, outcome="failed", reason=one_line(str(error)))
-                except (
-                    Exception
-                ) as error:  # a defect of ours that one row in 100,000 meets must not cost the others
-                    print(traceback.format_exc(), file=sys.stderr, flush=True)
-                    after = replace(row, outcome="failed", reason=f"crashed: {one_line(repr(error))[:300]}")
+            after = row if row.outcome else _worked(work, row)
+            if after is not None:
                 finished.append({"row": number, "print": fingerprint(row), "values": row_to_dict(after)})
-                ended.put(after)
-        except BaseException as error:  # handed to the calling thread
+            ended.put(after)
+        except Exception as error:  # handed to the calling thread: the disk is full, say
             stop.set()
             ended.put(error)
-        finally:
-            ended.put(None)
 
-    for _ in range(concurrency):
-        # Daemons: after a second Ctrl-C nothing waits for them.
-        threading.Thread(target=run, daemon=True).start()
-    running, problem = concurrency, None
+    def wait_for_one() -> None:
+        nonlocal running
+        result = ended.get()
+        running -= 1
+        if isinstance(result, Exception):
+            problems.append(result)
+        elif result is not None:
+            tell(result)
+
+    try:
+        for number, row in enumerate(rows):
+            if stop.is_set():
+                break
+            before = _earlier(finished, number, row)
+            if before is not None and not (retry_failed and before.outcome == "failed"):
+                tell(before)
+                continue
+            # Daemons: after a second Ctrl-C nothing waits for them.
+            threading.Thread(target=do, args=(number, row), daemon=True).start()
+            running += 1
+            if running == concurrency:
+                wait_for_one()
+    except Exception as error:
+        stop.set()
+        problems.append(error)
     while running:
-        match ended.get():
-            case None:
-                running -= 1
-            case BaseException() as error:
-                problem = problem or error
-            case row:
-                tell(row)
-    if problem:
-        raise problem
+        wait_for_one()
+    if problems:
+        raise problems[0]
+
+
+def _worked(work: Callable[[Row], Row], row: Row) -> Row | None:
+    try:
+        return work(row)
+    except BudgetSpent:
+        return None
+    except UserError as error:
+        return replace(row, outcome="failed", reason=one_line(str(error)))
+    except Exception as error:  # a defect of ours that one row in 100,000 meets must not cost the others
+        print(traceback.format_exc(), file=sys.stderr, flush=True)
+        return replace(row, outcome="failed", reason=f"crashed: {one_line(repr(error))[:300]}")
 
 
 def in_order(rows: Iterable[Row], finished: Journal) -> Iterator[Row]:
-    """The rows as they ended, in the order of the input; those that have not ended have no outcome."""
+    """Yields the rows as they ended, in the order of the input; those that have not ended have no outcome."""
     for number, row in enumerate(rows):
-        record = finished.get(number)
-        if record is not None:
-            _check(record, number, row)
-        yield row_from_dict(record["values"], row.image) if record else row
+        yield _earlier(finished, number, row) or row
 
 
 def fingerprint(row: Row) -> str:
@@ -112,15 +109,21 @@ def fingerprint(row: Row) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _check(record: dict, number: int, row: Row) -> None:
+def _earlier(finished: Journal, number: int, row: Row) -> Row | None:
+    """The row as it ended before. Raises UserError if it is another one."""
+    record = finished.get(number)
+    if record is None:
+        return None
     if record["print"] != fingerprint(row):
         raise UserError(
-            f"row {number + 1} ({row.id[:60]}) is not the one that this folder began with; choose another --out for other data"
+            f"row {number + 1} ({row.id[:60]}) is not the one that this folder began with; "
+            "choose another --out for other data"
         )
+    return row_from_dict(record["values"], row.image)
 
 
 class Tally:
-    """Counts of rows by outcome, and of those that did not come through by the stage that stopped them."""
+    """Counts rows by outcome, and those that did not come through by the stage that stopped them."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()

@@ -1,18 +1,218 @@
-"""The five stages on one row: route, describe, reason, role-play, filter."""
+"""The five stages on one row: route, describe, reason, role-play, filter. Each returns a new row."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from r1ov.common.remote import AskFailed
 from r1ov.common.text import one_line
-from r1ov.data.formats.records import BadRow
-from r1ov.formalize.describe import describe
-from r1ov.formalize.filter import filter_row
-from r1ov.formalize.reason import reason
-from r1ov.formalize.role_play import role_play
-from r1ov.formalize.route import route
-from r1ov.formalize.row import Ask, Row
-from r1ov.formalize.settings import Settings
+from r1ov.data.formats.onevision import clean_reply
+from r1ov.data.formats.records import BadRow, read_row
+from r1ov.data.image import LazyImage
+from r1ov.formalize.detectors import find_boxes, read_text
+from r1ov.formalize.phrases import GIVE_AWAYS
+from r1ov.formalize.prompt import code_block, json_object, malformed, one_word, prompt, proper, system
+from r1ov.formalize.row import Ask, Role, Row, Settings
+from r1ov.formalize.rules import Fault, answer_fault, first_fault
+
+KINDS = ("chart", "scene", "text", "mixed", "math")  # of images; "text_only" without one
+# Tags that need no question: the playground's families, and the sources of R1-Onevision's data, by their
+# folders' names.
+TAGS = {
+    "chart": "charts dvqa chart2text vistext robut_wtq chartqa figureqa plotqa",
+    "scene": "counting spatial locate clevr visual7w vizwiz vsr llava_cot_100k_natural_scene",
+    "text": "text textocr docvqa screen2words",
+    "mixed": "ai2d infographicvqa infographic_vqa scienceqa",
+    "math": "geometry pattern geo170k geomverse geometry3k intergps raven iconqa",
+}
+LANGUAGES = {
+    "csv": "CSV",
+    "json": "JSON",
+    "mermaid": "Mermaid",
+    "plantuml": "PlantUML",
+    "spice": "SPICE",
+    "html": "HTML",
+    "python": "Matplotlib",
+}
+FIELDS = {  # of the describer's JSON object, by kind
+    "scene": {"caption": str, "objects": list},
+    "mixed": {"caption": str, "objects": list, "text": list},
+    "math": {"caption": str, "givens": list, "steps": list},
+}
+VERDICT = {"correct": bool, "consistent": bool, "grounded": bool, "relevant": bool, "reason": str}
+
+
+def told(ask: Ask, role: Role, name: str, image: LazyImage | None = None, **data: str) -> str:
+    """Returns the reply to the prompt of that name."""
+    return ask(role, prompt(name, **data), image, system())
+
+
+def noted(row: Row, *notes: str) -> Row:
+    return replace(row, notes=(*row.notes, *notes))
+
+
+def kind_of_tag(tag: str | None) -> str | None:
+    """The kind that a tag names; parentheses, as in "Geometry3K(MathV360K)", do not count."""
+    name = (tag or "").partition("(")[0].strip().lower()
+    return next((kind for kind, tags in TAGS.items() if name in (kind, *tags.split())), None)
+
+
+def route(row: Row, ask: Ask, settings: Settings) -> Row:
+    """Stage 1: the kind of image, which decides how it is described: from its tag, else as the describer
+    sees it.
+    """
+    if row.image is None:
+        return replace(row, kind="text_only")
+    if kind := kind_of_tag(row.tag):
+        return replace(row, kind=kind)
+    if "describer" not in settings.models:
+        raise AskFailed(f"the tag {row.tag!r:.60} tells no kind of picture, and there is no describer to ask")
+    return replace(
+        row, kind=one_word(told(ask, "describer", "route", row.image, question=row.question), KINDS)
+    )
+
+
+def describe(row: Row, ask: Ask, settings: Settings) -> Row:
+    """Stage 2: the image as a formal description, in the form that suits its kind: by the describer, else the
+    one that is known to be true.
+    """
+    if row.kind == "text_only":
+        return row
+    if "describer" not in settings.models:
+        if "description" not in row.truth:
+            raise AskFailed("there is no describer, and no description is known")
+        text = row.truth["description"]
+        return replace(row, description=text, description_format="JSON" if text.startswith("{") else "CSV")
+    data = {"question": row.question}
+    if row.kind in ("text", "mixed"):
+        lines = read_text(row.image.load(), settings.ocr)
+        if isinstance(lines, str):
+            row, lines = noted(row, f"no OCR: {lines}"), None
+        data["ocr"] = json.dumps(lines, ensure_ascii=False) if lines is not None else "(none)"
+    reply = told(ask, "describer", f"describe_{row.kind}", row.image, **data)
+    if row.kind not in FIELDS:
+        name, text = code_block(reply, LANGUAGES if row.kind == "chart" else {"text": "text"})
+        return replace(row, description=text, description_format=name)
+    value: dict[str, Any] = json_object(reply, FIELDS[row.kind])
+    if "objects" in value:
+        # The describer names the objects, the detector finds them; without a detector no box is made up.
+        boxes = find_boxes(row.image.load(), value["objects"], settings.detector)
+        if isinstance(boxes, str):
+            row = noted(row, f"no boxes: {boxes}")
+        else:
+            del value["objects"]
+            value["boxes"] = boxes
+    text = json.dumps(value, ensure_ascii=False, indent=1)
+    return replace(row, description=text, description_format="JSON")
+
+
+def reason(row: Row, ask: Ask, settings: Settings) -> Row:
+    """Stage 3: a chain of thought and an answer, from the question and the description.
+
+    A wrong answer rejects the row here, because later stages cost money. If a right reasoning is known, it
+    takes the place of a wrong or missing one, and a note says so.
+    """
+
+    def known(why: str) -> Row:
+        own = replace(row, draft=row.truth["reasoning"], answer=row.gold)
+        return noted(own, f"the thought is the data's own reasoning: {why}")
+
+    is_known = "reasoning" in row.truth
+    if "reasoner" not in settings.models:
+        if not is_known:
+            raise AskFailed("there is no reasoner, and no reasoning is known")
+        return known("there is no reasoner")
+    if settings.reasoner_looks:
+        reply = ask("reasoner", row.question, row.image)
+    elif row.kind == "text_only":
+        reply = told(ask, "reasoner", "reason_text_only", question=row.question)
+    else:
+        reply = told(ask, "reasoner", "reason", question=row.question, description=row.description or "")
+    try:
+        # Of two thoughts the first is the model's own, before the one that it was asked for.
+        rest = proper(reply)
+        cleaned = clean_reply(row.question, rest if rest.startswith("<think>") else reply)
+    except (BadRow, AskFailed) as error:
+        if is_known:
+            return known(f"the reasoner's reply cannot be read ({error})")
+        raise malformed(reply, f"a thought and an answer ({error})") from error
+    tried = replace(row, draft=cleaned.thought, answer=cleaned.answer)
+    fault = answer_fault(tried.answer, row.gold, row.answer_kind)
+    if fault is None:
+        return tried
+    if is_known:
+        return known(f"the reasoner's answer was {cleaned.answer[:60]!r}")
+    return replace(tried, outcome="rejected", reason=str(fault))
+
+
+def role_play(row: Row, ask: Ask, settings: Settings) -> Row:
+    """Stage 4: the thought over a description becomes that of somebody who looks at the image; each round
+    works in what another look adds.
+
+    A draft that never saw a description (the data's own, a looking reasoner's, one without an image) stays as
+    it is.
+    """
+
+    def rewritten(name: str, **data: str) -> str:
+        """Returns the reply, without the think tags that some models put around all they write."""
+        text = proper(
+            told(ask, "reasoner", name, question=row.question, banned="\n".join(GIVE_AWAYS), **data)
+        )
+        inside = text.removeprefix("<think>").removesuffix("</think>")
+        return inside.strip() if len(text) - len(inside) == len("<think></think>") else text
+
+    if row.kind == "text_only":
+        return replace(row, thought=row.draft)
+    if "reasoner" not in settings.models or settings.reasoner_looks:
+        return noted(
+            replace(row, thought=row.draft), "not rewritten: the thought looks at the picture already"
+        )
+    row = replace(row, thought=rewritten("role_play", draft=row.draft or ""))
+    for number in range(1, 1 + settings.rounds * ("describer" in settings.models)):
+        asked = {"question": row.question, "thought": row.thought}
+        reply = told(ask, "describer", "look_again", row.image, **asked)
+        missing = json_object(reply, {"missing": list})["missing"]
+        if not missing:
+            return noted(row, f"looked again: nothing was missing (round {number})")
+        seen = "\n".join(f"- {fact}" for fact in missing)
+        row = replace(row, thought=rewritten("add_seen", thought=row.thought, seen=seen))
+        row = noted(row, f"looked again: facts added from the picture, {len(missing)} (round {number})")
+    return row
+
+
+def filter_row(row: Row, ask: Ask, settings: Settings) -> Row:
+    """Stage 5: done, or rejected with the first rule that the row breaks, or the first point on which the
+    judge says no. Our own rules come first: they cost nothing.
+    """
+    reply = row.conversations[1]["value"]
+    fault = first_fault(row.question, reply, row.gold, row.answer_kind) or _unreadable(row)
+    if fault:
+        verdict = {"by": "rules", "rule": fault.rule, "detail": fault.detail}
+        return replace(row, outcome="rejected", reason=str(fault), verdict=verdict)
+    if "judge" not in settings.models:
+        return replace(row, outcome="done", verdict={"by": "rules"})
+    asked = {name: getattr(row, name) or "" for name in ("question", "gold", "thought", "answer")}
+    verdict = json_object(told(ask, "judge", "judge", row.image, **asked), VERDICT)
+    row = replace(row, outcome="done", verdict={"by": "judge", **verdict})
+    refused = next((point for point, holds in verdict.items() if holds is False), None)
+    if refused:
+        why = f"judged not {refused}: {verdict['reason'][:200]}"
+        return replace(row, outcome="rejected", reason=why)
+    return row
+
+
+def _unreadable(row: Row) -> Fault | None:
+    """What our own reader finds wrong with the row as it will be written: frame tokens of a chat template, a
+    second `<image>`.
+    """
+    image = "its picture" if row.image else None
+    try:
+        read_row({"id": row.id, "image": image, "conversations": row.conversations})
+    except BadRow as error:
+        return Fault("malformed", str(error))
+    return None
+
 
 Stage = Callable[[Row, Ask, Settings], Row]
 STAGES: dict[str, Stage] = {
@@ -25,18 +225,17 @@ STAGES: dict[str, Stage] = {
 
 
 def formalize(row: Row, ask: Ask, settings: Settings) -> Row:
-    """The row after all stages: its outcome is "done", "rejected" or "failed", never None. A row that has one
+    """Returns the row after all stages: "done", "rejected" or "failed", never None. A row that has an outcome
     already is not touched.
 
-    The reason of one that is not done begins with the stage: "filter: wrong answer: '4', the gold answer is
-        '5'".
+    The reason of one that is not done begins with the stage: "filter: wrong answer: '4', the gold answer is '5'".
 
-    Raises:  BudgetSpent, from `ask`; then nothing is known of the row.
+    Raises: BudgetSpent, from `ask`; then nothing is known of the row.
     """
     name = "read"
     try:
         if row.image and row.outcome is None:
-            row.image.load()  # no model is paid for a row whose picture cannot be decoded
+            row.image.load()  # no model is paid for a row whose image cannot be decoded
         for name, stage in STAGES.items():
             if row.outcome is None:
                 row = stage(row, ask, settings)

@@ -1,0 +1,169 @@
+"""What can play a role: a remote model, or r1ov's own engine."""
+
+import math
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from PIL import Image
+
+from r1ov.common.page import base64_image
+from r1ov.common.remote import AskFailed, Remote, Reply
+from r1ov.errors import UserError
+
+MAX_IMAGE_LETTERS = 5 << 20  # of base64; larger PNGs go as JPEG
+MAX_BATCH = 64  # questions that the engine answers together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    prompt: str
+    system: str | None = None
+    image: Image.Image | None = None
+
+
+class Model(Protocol):
+    name: str
+    identity: Mapping[str, Any]  # what its answers depend on beside the question
+    is_metered: bool  # whether its tokens count against the budget
+    price: tuple[float, float]  # (in, out) money for a million tokens
+    ready_at: float  # by time.monotonic(); not to be asked before
+
+    def estimate(self, question: Question) -> tuple[int, int]:
+        """Returns the most tokens that this should take, (prompt, completion), for the budget."""
+
+    def attempt(self, question: Question) -> Reply:
+        """Asks once. Raises: TryAgain; AskFailed; NoUse."""
+
+
+class Endpoint(Remote):
+    """A model behind a URL.
+
+    Args:
+        max_pixels: larger images are scaled down to this.
+        price: (in, out) money for a million tokens.
+    """
+
+    is_metered = True
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        max_pixels: int = 2_000_000,
+        price: tuple[float, float] = (0.0, 0.0),
+        temperature: float | None = None,
+        **more: Any,
+    ):
+        super().__init__(url, model, temperature=temperature, **more)
+        self.max_pixels, self.price = max_pixels, price
+        self.identity = {
+            "url": url,
+            "model": model,
+            "max_tokens": self.max_tokens,
+            "temperature": temperature,
+            "max_pixels": max_pixels,
+        }
+
+    def estimate(self, question: Question) -> tuple[int, int]:
+        letters = len(question.prompt) + len(question.system or "")
+        pixels = min(self.max_pixels, question.image.width * question.image.height) if question.image else 0
+        return 32 + letters // 3 + pixels // 28**2, self.max_tokens
+
+    def attempt(self, question: Question) -> Reply:
+        content: Any = question.prompt  # servers of text models often know nothing but texts
+        if question.image is not None:
+            url = {"url": data_url(question.image, self.max_pixels)}
+            content = [
+                {"type": "image_url", "image_url": url},
+                {"type": "text", "text": question.prompt},
+            ]
+        system = [{"role": "system", "content": question.system}] if question.system else []
+        return self.send([*system, {"role": "user", "content": content}], self.estimate(question)[0])
+
+
+def data_url(image: Image.Image, max_pixels: int) -> str:
+    """Returns an RGB image as a data URL: scaled down to `max_pixels`, as PNG, or JPEG if that would be large."""
+    if (pixels := image.width * image.height) > max_pixels:
+        size = (max(1, int(side * math.sqrt(max_pixels / pixels))) for side in image.size)
+        image = image.resize(tuple(size), Image.Resampling.LANCZOS)
+    text, kind = base64_image(image), "png"
+    if len(text) > MAX_IMAGE_LETTERS:
+        text, kind = base64_image(image, "jpeg", quality=90), "jpeg"
+    return f"data:image/{kind};base64,{text}"
+
+
+class EngineModel:
+    """r1ov's engine with a folder, a hub name or r1ov-tiny: what is asked while it is busy is answered together,
+    as its next batch. Answers depend on the question, not on who else is in the batch.
+
+    Raises: UserError for a model that cannot be loaded.
+    """
+
+    is_metered = False
+    price = (0.0, 0.0)
+    ready_at = 0.0
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        device: str | None = None,
+        max_tokens: int = 2048,
+        temperature: float | None = None,
+    ):
+        from r1ov.folder.pretrained import load  # torch takes seconds, and many a run asks endpoints alone
+
+        self.model, self.processor = load(name, device=device)
+        self.name, self.max_tokens, self.temperature = name, max_tokens, temperature
+        self.identity = {"engine": name, "max_tokens": max_tokens, "temperature": temperature}
+        self._waiting: list[tuple[Question, Future[Reply]]] = []
+        self._engine = threading.Lock()
+
+    def estimate(self, question: Question) -> tuple[int, int]:
+        return 0, 0
+
+    def attempt(self, question: Question) -> Reply:
+        future: Future[Reply] = Future()
+        self._waiting.append((question, future))
+        with self._engine:
+            while not future.done():  # whoever comes first answers for all
+                jobs = self._waiting[:MAX_BATCH]
+                del self._waiting[: len(jobs)]
+                self._answer(jobs)
+        try:
+            return future.result()
+        except UserError as error:
+            raise AskFailed(str(error)) from error
+
+    def _answer(self, jobs: list[tuple[Question, Future[Reply]]]) -> None:
+        from r1ov.engine import generate
+
+        asked = [_messages(question) for question, _ in jobs]
+        limits = {"max_new_tokens": self.max_tokens, "temperature": self.temperature}
+        try:
+            completions = generate(self.model, self.processor, asked, **limits)
+        except (
+            Exception
+        ) as error:  # raised in the thread whose question it was: the others have no part in it
+            if len(jobs) == 1:
+                jobs[0][1].set_exception(error)
+            else:
+                for job in jobs:
+                    self._answer([job])
+            return
+        for (_, future), completion in zip(jobs, completions, strict=True):
+            failure = None if completion.text.strip() else "the answer is empty"
+            if completion.finish_reason == "length":
+                failure = f"cut off after {completion.completion_tokens} tokens"
+            tokens = completion.prompt_tokens, completion.completion_tokens
+            future.set_result(Reply(completion.text, failure, *tokens))
+
+
+def _messages(question: Question) -> list[dict[str, Any]]:
+    image = [{"type": "image", "image": question.image}] if question.image is not None else []
+    system = [{"role": "system", "content": question.system}] if question.system else []
+    return [*system, {"role": "user", "content": [*image, {"type": "text", "text": question.prompt}]}]
