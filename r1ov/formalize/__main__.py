@@ -128,22 +128,22 @@ def _run(
     from r1ov.formalize.stages import formalize
 
     total, tally, stop = count_rows(config.data, config.limit), Tally(), threading.Event()
+    asker = Asker(
+        models(players, config),
+        answers,
+        budget=Budget(tokens=config.max_tokens_spent, cost=config.max_cost),
+        attempts=config.attempts,
+        retry_failed=config.retry_failed,
+        stop=stop,
+    )
+    settings = Settings(
+        models=frozenset(asker.models),
+        reasoner_looks=players["reasoner"].is_engine,
+        rounds=config.rounds,
+        detector=None if config.detector == "none" else config.detector,
+        ocr=None if config.ocr == "none" else config.ocr,
+    )
     with stopping(stop), tqdm(total=total, unit=" rows", desc="formalize") as bar:
-        asker = Asker(
-            models(players, config),
-            answers,
-            budget=Budget(tokens=config.max_tokens_spent, cost=config.max_cost),
-            attempts=config.attempts,
-            retry_failed=config.retry_failed,
-            stop=stop,
-        )
-        settings = Settings(
-            models=frozenset(asker.models),
-            reasoner_looks=players["reasoner"].is_engine,
-            rounds=config.rounds,
-            detector=None if config.detector == "none" else config.detector,
-            ocr=None if config.ocr == "none" else config.ocr,
-        )
 
         def tell(row: Row) -> None:
             tally.add(row)
