@@ -100,7 +100,8 @@ def test_what_the_function_started_is_killed_with_it(source):
 
 
 def test_symbolic_equality_is_asked_only_where_the_rules_leave_it_open_and_never_pays_for_a_failure(source):
-    verify = MathVerify(seconds=60, target=f"{source}:judge")
+    verify = MathVerify()
+    verify.worker = Worker(f"{source}:judge", timeout=60)
     assert score_answer("3", "4", "math", verify=verify) == 0.0
     assert score_answer(r"2\sqrt{3}", r"\sqrt{12}", "math", verify=verify) == 1.0
     assert verify.calls == 0
@@ -119,7 +120,7 @@ def test_symbolic_equality_is_asked_only_where_the_rules_leave_it_open_and_never
 
 
 def test_a_users_reward_gives_scores_by_name(source):
-    mine = UserReward(f"{source}:mine", seconds=60)
+    mine = UserReward(f"{source}:mine")
     assert mine("abc", "gold", {"answer": 0.5}, {"step": 3}) == {"mine": 0.5}
     assert mine("abc", "none", {"answer": 0}, {"step": 3}) == {"mine": None}
     assert mine("abc", "other", {"answer": 0}, {"step": 3}) == {"mine": 3.0}
@@ -132,7 +133,7 @@ def test_a_users_reward_gives_scores_by_name(source):
 
 
 def test_a_users_reward_that_is_always_overdue_stops_the_run(source, monkeypatch):
-    mine = UserReward(f"{source}:mine", seconds=60)
+    mine = UserReward(f"{source}:mine")
 
     def overdue(*_):
         raise WorkerTimeout("no result in time")

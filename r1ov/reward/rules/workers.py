@@ -1,10 +1,6 @@
-"""A function in a process of its own, each call within a time limit: an overdue process is killed, with all
-that it started.
+"""Functions in processes of their own: a user's reward, and math-verify. A call that takes too long is killed.
 
-Requests and replies are lines of JSON over pipes, so that a thread, a rank or a process with a GPU may own
-one.
-Also the program of that process: python -m r1ov.reward.rules.workers FILE.py:function |
-    package.module:function
+Also the program of such a process: python -m r1ov.reward.rules.workers TARGET PIPE SECONDS MEMORY_BYTES
 """
 
 import contextlib
@@ -12,24 +8,30 @@ import importlib
 import importlib.util
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from r1ov.common.stopping import leave_signals_to_the_main_process
 from r1ov.errors import UserError
 
 MAX_REPLY = 1_000_000  # bytes
+START_SECONDS = 60.0  # for a new process to import its function
+REWARD_SECONDS = 10.0  # for a call of a user's reward
+MAX_TIMEOUTS = 8  # calls of a user's reward, one after the other
+VERIFY_SECONDS = 5.0  # for a call of math-verify
+VERIFY_BYTES = 4 << 30
+MAX_FORMULA = 1_000  # characters that math-verify is given
 
 
 class WorkerTimeout(Exception):
-    """The call took longer than its limit; the process is gone, the next call starts a new one."""
+    """The call took longer than its limit; its process was killed, the next call starts a new one."""
 
 
 class WorkerError(Exception):
@@ -39,47 +41,44 @@ class WorkerError(Exception):
 class Worker:
     """Calls `target` in another process. Close it, or use it as a context manager.
 
+    Not a `multiprocessing.Process`: that would import the main program again, torch included, and would join
+    a forgotten worker at exit.
+
     Args:
         target: "path/to/file.py:function" or "package.module:function"; takes and returns JSON data.
-        timeout: seconds that a call may take. startup: seconds for a new process to import the target.
+        timeout: seconds that a call may take.
         memory_bytes: address space of the process, on Linux; 0: no limit.
     """
 
-    def __init__(self, target: str, timeout: float, startup: float = 60.0, memory_bytes: int = 0):
-        self.target, self.timeout, self.startup, self.memory_bytes = target, timeout, startup, memory_bytes
+    def __init__(self, target: str, timeout: float, memory_bytes: int = 0):
+        self.target, self.timeout, self.memory_bytes = target, timeout, memory_bytes
         self.process: subprocess.Popen | None = None
 
     def __call__(self, *arguments: Any) -> Any:
-        """The function's result. Raises: WorkerTimeout; WorkerError."""
+        """Returns the function's result. Raises: WorkerTimeout; WorkerError."""
         self.start()
-        return self._exchange(json.dumps(arguments).encode() + b"\n", self.timeout)
+        return self._exchange(json.dumps(arguments), self.timeout)
 
     def start(self) -> None:
-        """Starts the process and has it load the target, unless it is there already. Raises as a call does."""
+        """Starts the process and loads the target, unless that is done. Raises as a call does."""
         if self.process is not None:
             return
-        root = str(Path(__file__).resolve().parents[3])
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "r1ov.reward.rules.workers",
-                self.target,
-                str(self.timeout),
-                str(self.memory_bytes),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            start_new_session=True,
-        )
-        os.set_blocking(self.process.stdin.fileno(), False)
+        self.pipe, theirs = Pipe()
+        limits = (str(theirs.fileno()), str(self.timeout), str(self.memory_bytes))
+        paths = [str(Path(__file__).resolve().parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "r1ov.reward.rules.workers", self.target, *limits],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # what the function prints
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
         try:
-            self._exchange(b"", self.startup)
+            self._exchange(None, START_SECONDS)
         except WorkerError:
-            self.close()  # a process that could not load its function is of no use
+            self.close()  # its function could not be loaded
             raise
 
     def close(self) -> None:
@@ -90,8 +89,7 @@ class Worker:
         with contextlib.suppress(ProcessLookupError, PermissionError):  # it and its children are gone already
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        process.stdin.close()
-        process.stdout.close()
+        self.pipe.close()
 
     def __enter__(self) -> "Worker":
         return self
@@ -102,12 +100,16 @@ class Worker:
     def __del__(self):
         self.close()
 
-    def _exchange(self, request: bytes, seconds: float) -> Any:
-        """Sends a request and reads one line. Neither a full pipe nor a silent process can hold it beyond the
-        limit.
-        """
+    def _exchange(self, request: str | None, seconds: float) -> Any:
         try:
-            reply = json.loads(self._converse(request, time.monotonic() + seconds))
+            if request:
+                self.pipe.send_bytes(request.encode())
+            if not self.pipe.poll(seconds):
+                raise WorkerTimeout(f"{self.target}: no result within {seconds:g} s")
+            reply = json.loads(self.pipe.recv_bytes(MAX_REPLY))
+        except (OSError, EOFError):
+            self.close()
+            raise WorkerError(f"{self.target}: its process ended, or wrote too much") from None
         except BaseException:  # an interrupted exchange too would leave its reply to the next call
             self.close()
             raise
@@ -115,106 +117,22 @@ class Worker:
             raise WorkerError(" ".join(reply["error"].split())[:500])
         return reply["value"]
 
-    def _converse(self, request: bytes, deadline: float) -> bytes:
-        sender, receiver = self.process.stdin.fileno(), self.process.stdout.fileno()
-        poll = select.poll()  # unlike select.select, at ease with file numbers above 1,023
-        poll.register(receiver, select.POLLIN)
-        poll.register(sender, select.POLLOUT)
-        received = b""
-        while not received.endswith(b"\n"):
-            if not request:
-                poll.modify(sender, 0)
-            events = dict(poll.poll(max(0, 1000 * (deadline - time.monotonic()))))
-            if not events or time.monotonic() > deadline:
-                raise WorkerTimeout(f"{self.target}: no result within {self.timeout:g} s")
-            if receiver in events:
-                part = os.read(receiver, 1 << 16)
-                received += part
-                if not part or len(received) > MAX_REPLY:
-                    raise WorkerError(f"{self.target}: its process ended, or wrote too much")
-            elif events[sender] & select.POLLERR:
-                raise WorkerError(f"{self.target}: its process ended")
-            else:
-                with contextlib.suppress(BrokenPipeError):  # the next poll tells
-                    request = request[os.write(sender, request) :]
-        return received
-
-
-def load_function(target: str) -> Callable[..., Any]:
-    """The function named "FILE.py:name" or "package.module:name". Raises: ValueError if there is none."""
-    place, _, name = target.rpartition(":")
-    if not place or not name.isidentifier():
-        raise ValueError(f"{target!r}: expected FILE.py:function")
-    if place.endswith(".py"):
-        if not Path(place).is_file():
-            raise ValueError(f"{place}: no such file")
-        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-        module = importlib.util.module_from_spec(spec)
-        sys.path.insert(0, str(Path(place).resolve().parent))
-        spec.loader.exec_module(module)
-    else:
-        module = importlib.import_module(place)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ValueError(f"{place} has no function {name!r}")
-    return function
-
-
-def main(target: str, seconds: float, memory_bytes: int) -> None:
-    """Answers requests until the pipe closes. What the function prints goes to stderr, its mistakes go into
-    the reply.
-    """
-    requests, replies = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)
-    if memory_bytes and sys.platform == "linux":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    function: Callable[..., Any] | None = None
-    while True:
-        line = requests.readline() if function else "[]"
-        if not line:
-            return
-        try:
-            value = None
-            if function is None:
-                function = load_function(target)
-            else:
-                # should the owner be killed during the call, the system ends this process by its CPU time
-                signal.setitimer(signal.ITIMER_PROF, 10 + seconds * (os.cpu_count() or 1))
-                value = function(*json.loads(line))
-                signal.setitimer(signal.ITIMER_PROF, 0)
-            reply = json.dumps({"value": value}, allow_nan=False, default=float)
-        except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            reply = json.dumps(
-                {
-                    "error": f"{target}: {type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
-                }
-            )
-        print(reply, file=replies, flush=True)
-        if function is None:
-            return
-
-
-MAX_TIMEOUTS = 8  # one after the other
-
 
 class UserReward:
-    """Scores of the user's function, by name. The file is loaded at once, so that a mistake in it stops the
-    run before training.
+    """The scores of a user's own reward, `--reward FILE.py:function`, by name.
 
-    Args: target: "FILE.py:function". seconds: hard limit of a call.
-    Attributes: name: the function's. timeouts: how many calls were overdue.
+    def my_reward(prompt, completion, row, info):  # JSON data: a prompt's messages, a text, the data's row, facts
+        return 1.0 if "triangle" in completion else 0.0  # or None: does not apply; or {"name": score, ...}
+
+    Args: target: "FILE.py:function", loaded at once, so that a mistake in it stops the run before training.
+    Attributes: name: the function's. timeouts: how many calls in a row took too long.
     """
 
-    def __init__(self, target: str, seconds: float = 10.0):
+    def __init__(self, target: str):
         path, _, self.name = target.rpartition(":")
         if not path.endswith(".py") or not Path(path).is_file() or not self.name.isidentifier():
             raise UserError(f"--reward is {target!r}; expected FILE.py:function, with a file that exists")
-        self.worker = Worker(target, seconds)
-        self.timeouts = self.in_a_row = 0
+        self.worker, self.timeouts = Worker(target, REWARD_SECONDS), 0
         try:
             self.worker.start()
         except (WorkerError, WorkerTimeout) as error:
@@ -223,30 +141,23 @@ class UserReward:
     def __call__(
         self, prompt: Any, completion: str, row: Mapping[str, Any], info: Mapping[str, Any]
     ) -> dict[str, float | None]:
-        """{name: score}; None where the function says nothing or was overdue.
+        """Returns {name: score}; None where the function does not apply or took too long.
 
-        Raises: UserError if the function raises, returns anything else than a finite number, None or an
-            object of them, or was
-            overdue MAX_TIMEOUTS times in a row: a broken reward must not pass for a low one.
+        Raises: UserError if the function raises, returns anything but a finite number, None or an object of
+            them, or takes too long MAX_TIMEOUTS times in a row: a broken reward must not pass for a low one.
         """
         try:
             value = self.worker(prompt, completion, row, info)
+            self.timeouts = 0
         except WorkerTimeout as error:
             self.timeouts += 1
-            self.in_a_row += 1
-            if self.in_a_row >= MAX_TIMEOUTS:
-                raise UserError(
-                    f"--reward: {self.in_a_row} calls in a row took over {self.worker.timeout:g} s ({error})"
-                ) from None
+            if self.timeouts >= MAX_TIMEOUTS:
+                raise UserError(f"--reward: {self.timeouts} calls in a row took too long ({error})") from None
             return {self.name: None}
         except WorkerError as error:
             raise UserError(f"--reward: {error}") from None
-        self.in_a_row = 0
-        scores = (
-            {f"{self.name}/{key}": score for key, score in value.items()}
-            if isinstance(value, dict)
-            else {self.name: value}
-        )
+        parts = value if isinstance(value, dict) else {"": value}
+        scores = {f"{self.name}/{key}" if key else self.name: score for key, score in parts.items()}
         for key, score in scores.items():
             if not isinstance(score, int | float | None):
                 raise UserError(
@@ -258,24 +169,22 @@ class UserReward:
         self.worker.close()
 
 
-MAX_LENGTH = 1_000  # characters of an answer
-MEMORY_BYTES = 4 << 30
-
-
 class MathVerify:
-    """Whether answer and gold are the same mathematics, by math-verify. A call that fails or is overdue says
-    None, never True.
+    """Whether answer and gold are the same mathematics, by math-verify, where our exact rules cannot say.
 
-    Args: seconds: hard limit of a call. target: the function in the worker.
-    Attributes: calls, timeouts, errors: how many there were, for the log.
+    A call that fails or takes too long returns None, never True.
+
+    Attributes: calls, timeouts, errors: how many there were.
+    Source: huggingface/Math-Verify 0.9, `parse` and `verify`, which build sympy expressions from what a model
+        wrote. Its own time limits use SIGALRM (main thread only, whole seconds), so they are switched off here.
     """
 
-    def __init__(self, seconds: float = 5.0, target: str = "r1ov.reward.rules.workers:judge"):
-        self.worker = Worker(target, seconds, memory_bytes=MEMORY_BYTES)
+    def __init__(self):
+        self.worker = Worker("r1ov.reward.rules.workers:judge", VERIFY_SECONDS, VERIFY_BYTES)
         self.calls = self.timeouts = self.errors = 0
 
     def __call__(self, gold: str, answer: str) -> bool | None:
-        if max(len(gold), len(answer)) > MAX_LENGTH:
+        if max(len(gold), len(answer)) > MAX_FORMULA:
             return None
         self.calls += 1
         try:
@@ -290,9 +199,9 @@ class MathVerify:
         self.worker.close()
 
 
-def math_verify_or_none(seconds: float = 5.0) -> MathVerify | None:
-    """A judge if math-verify is installed, else None: what our rules leave open then counts as wrong."""
-    return MathVerify(seconds) if find_spec("math_verify") else None
+def math_verify_or_none() -> MathVerify | None:
+    """math-verify if it is installed; without it, what our rules leave open counts as wrong."""
+    return MathVerify() if importlib.util.find_spec("math_verify") else None
 
 
 def judge(gold: str, answer: str) -> bool | None:
@@ -303,5 +212,50 @@ def judge(gold: str, answer: str) -> bool | None:
     return bool(verify(*sides, timeout_seconds=None)) if all(sides) else None
 
 
+def load_function(target: str) -> Callable[..., Any]:
+    """The function named "FILE.py:name" or "package.module:name"."""
+    place, _, name = target.rpartition(":")
+    if place.endswith(".py"):
+        sys.path.insert(0, str(Path(place).resolve().parent))
+        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(place)
+    if not callable(function := getattr(module, name, None)):
+        raise ValueError(f"{place} has no function {name!r}")
+    return function
+
+
+def main(target: str, descriptor: int, seconds: float, memory_bytes: int) -> None:
+    """Loads the function, then answers calls until the pipe closes."""
+    leave_signals_to_the_main_process()
+    os.set_inheritable(descriptor, False)
+    if memory_bytes and sys.platform == "linux":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    loaded: list[Callable[..., Any]] = []
+    with contextlib.suppress(EOFError), Connection(descriptor) as pipe:
+        pipe.send_bytes(_reply(target, lambda: loaded.append(load_function(target))))
+        while loaded:
+            arguments = json.loads(pipe.recv_bytes())
+            # CPU-time limit, in case the parent dies during the call
+            signal.setitimer(signal.ITIMER_PROF, 10 + seconds * (os.cpu_count() or 1))
+            reply = _reply(target, loaded[0], *arguments)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            pipe.send_bytes(reply)
+
+
+def _reply(target: str, function: Callable[..., Any], *arguments: Any) -> bytes:
+    """The function's value as JSON, or its mistake."""
+    try:
+        return json.dumps({"value": function(*arguments)}, allow_nan=False, default=float).encode()
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(where.filename).name}, line {where.lineno}"
+        return json.dumps({"error": f"{target}: {type(error).__name__}: {error} ({place})"}).encode()
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
