@@ -61,12 +61,6 @@ def test_boxed_takes_the_last_box_of_the_answers_region():
         extract_answer("4", "box")
 
 
-def test_guessing_is_for_the_lenient_and_says_so():
-    assert extract_answer(LONG + "There are 3 left, so 12 of them.", "auto", lenient=True) == ("12", "tail")
-    assert extract_answer(LONG + "It must be B.", "auto", lenient=True) == ("B", "tail")
-    assert extract_answer(LONG, "auto", lenient=True) == (None, "unparsed")
-
-
 def test_an_answer_too_long_is_none():
     assert extract_answer(f"<answer>{'1' * MAX_ANSWER}</answer>").answer is not None
     assert extract_answer(f"<answer>{'1' * (MAX_ANSWER + 1)}</answer>").answer is None

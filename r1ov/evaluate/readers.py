@@ -15,7 +15,7 @@ from r1ov.errors import UserError
 from r1ov.evaluate.files import Pictures, Row, require
 from r1ov.evaluate.item import Item
 from r1ov.reward import KINDS
-from r1ov.reward.rules.reading import read_letter
+from r1ov.reward.rules.reading import read_choice
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CONCEPTS = "knowledge_structure_nodes.json"
@@ -99,7 +99,7 @@ def mathverse(rows: Sequence[Row], folder: Path, bench: str) -> Iterator[dict[st
         answer, kind, options = text(row["answer"]), "math", ()
         if row["question_type"] == "multi-choice":
             options = lettered(text(row["question"])) or lettered(text(row.get("question_for_eval")))
-            letter = read_letter(answer)
+            letter = read_choice(answer)
             if letter is None and answer.strip() and answer.strip() in options:
                 letter = LETTERS[options.index(answer.strip())]
             kind, answer = ("mcq", letter) if letter else ("text", answer)

@@ -63,15 +63,16 @@ def unwrap(text: str) -> str:
 
 
 def boxed(text: str) -> list[str]:
-    """The bodies of all `\\boxed{...}` (or `\\fbox{...}`), braces matched, in the order in which they close."""
-    opened, bodies = [], []
-    for match in re.finditer(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", text, re.DOTALL):
-        if match[0] == "}":
-            start, is_box = opened.pop() if opened else (0, False)
-            if is_box:
+    """Returns the bodies of all `\\boxed{...}` (or `\\fbox{...}`), braces matched, in the order they close."""
+    opened, bodies = [], []  # where a box's body begins, 0 for other braces
+    for match in re.finditer(
+        r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", text, re.DOTALL
+    ):
+        if match["close"]:
+            if opened and (start := opened.pop()):
                 bodies.append(text[start : match.start()].strip())
-        elif match[0].endswith("{") and (match[0] == "{" or len(match[0]) > 2):
-            opened.append((match.end(), match[0] != "{"))
+        elif match.lastgroup:
+            opened.append(match.end() if match["box"] else 0)
     return bodies
 
 
@@ -81,13 +82,18 @@ TAIL = 20_000  # characters at the end of a reply in which the ladder looks
 SHORT = 40  # a reply of at most so many characters is its own answer
 
 _PHRASE = re.compile(
-    r"(?:\b(?:answer(?:\s+(?:choice|option))?(?:\s+to\s+(?:this|the)\s+\w+)?|(?:final|correct|best|right)\s+(?:option|choice|result|one))\b"
-    r"[\s*_]*(?:,?\s*(?:then|therefore|thus|hence)\s*,?\s*)?(?:(?:is|should\s+be|would\s+be|must\s+be)\b(?:\s+(?:therefore|thus|hence)\b)?|[:：=\]])"
-    r"|^[#*_ ]{0,9}(?:final\s+|correct\s+)?answer[*_ ]*\n|\b(?:choose|select)\s+(?=(?:option|choice)\s+\(?[A-Z]\b)"
-    r"|\b(?:option|choice)\s+(?=[(*]{0,3}[A-Z][)*]{0,3}\s+is\s+(?:the\s+)?(?:correct|right)\b)"
-    r"|(?<!\w)(?=[(*]{0,3}[A-Z][)*]{0,3}\s+is\s+the\s+(?:correct|right)\s+(?:answer|option|choice)\b)"
-    r"|答案\s*(?:[】\]]|(?:应该|应)?(?:是|为|选|[:：]))|(?:故|应|因此|所以)[,，]?\s*选(?:择|项)?)[\s*_:：]*(?:选项?)?[\s*_:：]*(?=\S)",
-    re.IGNORECASE | re.MULTILINE,
+    r"""(?:
+    \b(?:answer(?:\s+(?:choice|option))?(?:\s+to\s+(?:this|the)\s+\w+)?  # the answer to this question is
+        |(?:final|correct|best|right)\s+(?:option|choice|result|one))\b[\s*_]*(?:,?\s*(?:then|therefore|thus|hence)\s*,?\s*)?
+        (?:(?:is|should\s+be|would\s+be|must\s+be)\b(?:\s+(?:therefore|thus|hence)\b)?|[:：=\]])
+    |^[\#*_ ]{0,9}(?:final\s+|correct\s+)?answer[*_ ]*\n  # a heading
+    |\b(?:choose|select)\s+(?=(?:option|choice)\s+\(?[A-Z]\b)
+    |\b(?:option|choice)\s+(?=[(*]{0,3}[A-Z][)*]{0,3}\s+is\s+(?:the\s+)?(?:correct|right)\b)  # option B is right
+    |(?<!\w)(?=[(*]{0,3}[A-Z][)*]{0,3}\s+is\s+the\s+(?:correct|right)\s+(?:answer|option|choice)\b)
+    |答案\s*(?:[】\]]|(?:应该|应)?(?:是|为|选|[:：]))
+    |(?:故|应|因此|所以)[,，]?\s*选(?:择|项)?
+    )[\s*_:：]*(?:选项?)?[\s*_:：]*(?=\S)""",
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
 _END = re.compile(r"\n|。|(?<!\b[A-Za-z])[.!?](?=\s|$)")  # of a sentence; the full stop of "B. blue" is none
 _REASON = re.compile(
@@ -96,28 +102,22 @@ _REASON = re.compile(
 
 
 class Extraction(NamedTuple):
-    """An answer and the rung that gave it: tag, boxed, phrase, short, tail; without an answer: truncated,
-    unparsed.
-    """
+    """An answer and the rung that gave it: tag, boxed, phrase, short; without an answer: truncated, unparsed."""
 
     answer: str | None
     method: str
 
 
-def extract_answer(
-    reply: str, answer_from: AnswerFrom = "tag", finished: bool = True, lenient: bool = False
-) -> Extraction:
-    """The answer of a reply. Nothing inside the thought ever counts.
+def extract_answer(reply: str, answer_from: AnswerFrom = "tag", finished: bool = True) -> Extraction:
+    """Returns the answer of a reply. Nothing inside the thought ever counts.
 
     "tag" (training): the body of the only `<answer>` block after the thought. "boxed": the last `\\boxed{}`
     after the thought, in the `<answer>` block if there is one. "auto" (evaluation): the last `<answer>` block
     that is not blank; else the later of the last `\\boxed{}` and the last phrase such as "the answer is";
-    else a short reply as a whole. A reason after a phrase's answer ("B, because ...") is left out.
+    else a short reply as a whole.
 
-    Args:
-        finished: the reply ended by itself; only then may a last `<answer>` lack its closing tag, or a phrase
-            run to the very end.
-        lenient: at last, guess the last number or choice letter of the last sentence (rung "tail").
+    Args: finished: the reply ended by itself; only then may a last `<answer>` lack its closing tag, or a
+        phrase run to the very end.
     """
     if answer_from not in ("tag", "boxed", "auto"):
         raise ValueError(f"answer_from is {answer_from!r}, must be 'tag', 'boxed' or 'auto'")
@@ -126,53 +126,46 @@ def extract_answer(
     tail = reply.rsplit("</think>", 1)[-1]
     if "<think>" in tail:
         return Extraction(None, "truncated")
-    if answer_from == "tag":
-        return _if_short(split_reply(reply)[1], "tag")
-    if answer_from == "boxed":
-        has_tag = "<answer>" in tail or "</answer>" in tail
-        region = split_reply(reply)[1] if has_tag else tail
-        return _if_short((boxed((region or "")[-TAIL:]) or [None])[-1], "boxed")
-    return _ladder(tail, finished, lenient)
+    if answer_from == "auto":
+        answer, method = _ladder(tail[-TAIL:], finished)
+    else:
+        has_tag = answer_from == "tag" or "<answer>" in tail or "</answer>" in tail
+        answer, method = split_reply(reply)[1] if has_tag else tail, answer_from
+        if answer_from == "boxed":
+            answer = (boxed((answer or "")[-TAIL:]) or [None])[-1]
+    answer = (answer or "").strip()
+    if method == "truncated" or not 0 < len(answer) <= MAX_ANSWER:
+        return Extraction(None, method if method == "truncated" else "unparsed")
+    return Extraction(answer, method)
 
 
-def _ladder(tail: str, finished: bool, lenient: bool) -> Extraction:
-    blocks = [block.partition("</answer>") for block in tail[-TAIL:].split("<answer>")[1:]]
-    closed = [body.strip() for body, end, _ in blocks if body.strip() and end]
-    if blocks and not blocks[-1][1] and blocks[-1][0].strip():
-        return _if_short(blocks[-1][0].strip(), "tag") if finished else Extraction(None, "truncated")
-    if closed:
-        return _if_short(closed[-1], "tag")
-    text = tail[-TAIL:].replace("<answer>", " ").replace("</answer>", " ").strip()
-    bodies = boxed(text)
+def stated(text: str) -> tuple[int, str, bool]:
+    """Where the last phrase such as "the answer is" begins (-1: there is none), what it says without a reason
+    ("B, because ..."), and whether its sentence ends.
+    """
     phrases = list(_PHRASE.finditer(text))
-    box_at = max(text.rfind(r"\boxed"), text.rfind(r"\fbox")) if bodies else -1
-    if phrases and phrases[-1].start() > box_at:
-        rest = text[phrases[-1].end() :]
-        end = _END.search(rest)
-        if not end and not finished:
-            return Extraction(None, "truncated")
-        answer = rest[: end.start()] if end else rest
-        reason = _REASON.search(answer, 1)
-        return _if_short((answer[: reason.start()] if reason else answer).strip(), "phrase")
+    if not phrases:
+        return -1, "", True
+    answer, *after = _END.split(text[phrases[-1].end() :], maxsplit=1)
+    reason = _REASON.search(answer, 1)
+    return phrases[-1].start(), answer[: reason.start()] if reason else answer, bool(after)
+
+
+def _ladder(tail: str, finished: bool) -> tuple[str | None, str]:
+    blocks = [block.partition("</answer>") for block in tail.split("<answer>")[1:]]
+    if blocks and not blocks[-1][1] and blocks[-1][0].strip():  # it has no end
+        return (blocks[-1][0], "tag") if finished else (None, "truncated")
+    if closed := [body for body, end, _ in blocks if end and body.strip()]:
+        return closed[-1], "tag"
+    text = re.sub("</?answer>", " ", tail).strip()
+    bodies, (at, answer, is_ended) = boxed(text), stated(text)
+    if at > (max(text.rfind(r"\boxed"), text.rfind(r"\fbox")) if bodies else -1):
+        return (answer, "phrase") if is_ended or finished else (None, "truncated")
     if bodies:
-        return _if_short(bodies[-1], "boxed")
+        return bodies[-1], "boxed"
     if not finished:
-        return Extraction(None, "truncated")
-    if 0 < len(text) <= SHORT:
-        return Extraction(text, "short")
-    if lenient and text:
-        sentence = next((part for part in reversed(_END.split(text)) if part.strip()), "")
-        tokens = re.findall(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:/\d+)?|(?<!\w)[B-HJ-Z](?!\w)|\(A\)", sentence)
-        if tokens:
-            return Extraction(tokens[-1].rstrip(","), "tail")
-    return Extraction(None, "unparsed")
-
-
-def _if_short(answer: str | None, method: str) -> Extraction:
-    """No answer where there is none, a blank one, or one too long to be an answer."""
-    return (
-        Extraction(answer, method) if answer and len(answer) <= MAX_ANSWER else Extraction(None, "unparsed")
-    )
+        return None, "truncated"
+    return text if len(text) <= SHORT else None, "short"
 
 
 _LETTER = re.compile(
@@ -186,42 +179,39 @@ _ANOTHER = re.compile(
 )
 
 
-def read_letter(text: str) -> str | None:
-    """The one choice letter in forms such as `B`, `(b)`, `B.`, `**B**`, `option B`, `B. blue star`; None if
-    there is none or several.
-    """
-    return _letter(text)[0]
-
-
 def read_choice(
     text: str,
     choices: Sequence[str] = (),
     num_choices: int | None = None,
     same: Callable[[str, str], bool] | None = None,
 ) -> str | None:
-    """The letter of the one choice that the text names; of choices with the same text, the first one's.
+    """Returns the letter of the one choice that the text names; of choices with the same text, the first one's.
 
+    Examples: `B`, `(b)`, `B.`, `**B**`, `option B`, `B. blue star`, and the choice's own text.
     Args:
         choices: the choices' texts, if known. num_choices: how many there are, if only that is known.
         same: whether two texts are equal as mathematics; a text that equals exactly one choice picks it.
     """
-    num_choices = len(choices) or num_choices
-    letter, rest = _letter(text, known=bool(choices))
-    texts = [read_text(choice) for choice in choices]
-    if letter and (num_choices is None or ord(letter) - ord("A") < num_choices):
+    letters = {}
+    for index, choice in enumerate(choices):
+        letters.setdefault(read_text(choice) or index, chr(ord("A") + index))
+    match = _LETTER.fullmatch(unwrap(plain(text)))
+    if match and (not match["rest"] or re.search(r"[)\]}.:]", match["mark"])):
+        letter, named, is_alone = (
+            match["letter"].upper(),
+            read_text(match["rest"]),
+            not _ANOTHER.search(match["rest"]),
+        )
         index = ord(letter) - ord("A")
-        if not choices:
+        if not choices and is_alone and index < (num_choices or 26):
             return letter
-        named = read_text(rest)
-        if named == texts[index] or (named not in texts and not _ANOTHER.search(rest)):
-            return _first(texts, index)
-        return None
-    if read_text(text) in texts and read_text(text) is not None:
-        return _first(texts, texts.index(read_text(text)))
-    if same and choices:
-        picked = {_first(texts, index) for index, choice in enumerate(choices) if same(text, choice)}
-        return picked.pop() if len(picked) == 1 else None
-    return None
+        if index < len(choices):
+            own = read_text(choices[index]) or index
+            return letters[own] if named == own or (named not in letters and is_alone) else None
+    if read_text(text) in letters:
+        return letters[read_text(text)]
+    picked = {letters[read_text(choice)] for choice in choices if same and same(text, choice)}
+    return picked.pop() if len(picked) == 1 else None
 
 
 def read_yes_no(text: str) -> str | None:
@@ -233,17 +223,3 @@ def read_text(text: str) -> str | None:
     """Case folded, single spaces, no articles, no quotes, Markdown or final punctuation."""
     words = re.sub(r"\b(?:the|a|an)\s+", "", unwrap(plain(text)).casefold()).strip(" .!,;:\"'")
     return words or None
-
-
-def _letter(text: str, known: bool = False) -> tuple[str | None, str]:
-    """(letter, what follows it). known: the choices' texts are, and decide about what follows."""
-    match = _LETTER.fullmatch(unwrap(plain(text)))
-    if not match or (match["rest"] and not re.search(r"[)\]}.:]", match["mark"])):
-        return None, ""
-    if not known and _ANOTHER.search(match["rest"]):
-        return None, ""
-    return match["letter"].upper(), match["rest"]
-
-
-def _first(texts: list[str | None], index: int) -> str:
-    return chr(ord("A") + texts.index(texts[index]))
