@@ -1,12 +1,11 @@
-"""When a number or an expression counts as equal to the gold one."""
+"""When an answer counts as equal to the gold one: `same_math` is the door to the algebra."""
 
 import re
-from collections.abc import Callable
 from fractions import Fraction
 
 from r1ov.reward.rules.expression import Equation, Group, Unreadable, Value, read
-from r1ov.reward.rules.form import Algebra, Form, TooLarge, approximate, negative
-from r1ov.reward.rules.numbers import Rules, close, read_number, same_number, split_unit
+from r1ov.reward.rules.form import Algebra, Form, TooLarge, approximate, constant, negative
+from r1ov.reward.rules.numbers import NO_PLACE, Rules, close, read_number, same_number, split_unit
 from r1ov.reward.rules.reading import plain
 
 UNORDERED = ("{}", "")
@@ -15,46 +14,74 @@ UNORDERED = ("{}", "")
 def same_math(found: str, gold: str, rules: Rules, kind: str = "math") -> bool | None:
     """Whether two texts are the same mathematics; None where our rules leave it open.
 
-    kind: "tuple" takes the gold's items in order and "set" without order, whatever its brackets; else the
-        gold's brackets say.
+    Args: kind: "tuple" takes the gold's items in order and "set" without order, whatever its brackets; else
+        the gold's brackets say.
     Raises: Unreadable, if the gold is not read here.
     """
     numbers = read_number(found), read_number(gold)
     if kind == "math" and None not in numbers and "=" not in found + gold:
         return same_number(*numbers, rules)
     algebra = Algebra()
-    right, right_unit = _read(gold, kind == "set", algebra)
-    if isinstance(right, Group) and right.brackets in UNORDERED:
-        kind = kind if kind == "tuple" else "set"
+    right, right_unit = _read(gold, kind, algebra)
+    if kind == "math" and isinstance(right, Group) and right.brackets in UNORDERED:
+        kind = "set"
     try:
-        left, left_unit = _read(found, kind == "set", algebra)
+        left, left_unit = _read(found, kind, algebra)
         if left_unit and right_unit and left_unit != right_unit:
             return False
-        if kind in ("tuple", "set"):
+        if kind != "math":
             left, right = _bracketed(left, right, kind)
-        return _equal(left, right, algebra, lambda a, b: _same_form(a, b, algebra, rules))
+        return _equal(left, right, algebra, rules)
     except (Unreadable, TooLarge, ZeroDivisionError):
         return None
 
 
-def _read(text: str, is_set: bool, algebra: Algebra) -> tuple[Value, str]:
+def _read(text: str, kind: str, algebra: Algebra) -> tuple[Value, str]:
+    """The value and its unit. The items of a set may have "and" or "or" between them."""
     if len(text) > 1_000:
         raise Unreadable("too long")
     body, unit = split_unit(plain(text))
-    return read(re.sub(r"\s*,?\s+(?:and|or)\s+", ", ", body) if is_set else body, algebra), unit
+    return read(re.sub(r"\s*,?\s+(?:and|or)\s+", ", ", body) if kind == "set" else body, algebra), unit
 
 
-def _bracketed(left: Value, right: Value, kind: str) -> tuple[Value, Value]:
-    """Both as tuples or both as sets, where the found one's brackets allow it: those of the kind, or the
-    gold's own.
-    """
+def _bracketed(left: Value, right: Value, kind: str) -> tuple[Value, Group]:
+    """Both as tuples or both as sets, where the found one's brackets are the kind's or the gold's own."""
     brackets, allowed = ("{}", UNORDERED) if kind == "set" else ("()", ("()", "[]"))
-    own = right.brackets if isinstance(right, Group) else "{}"
-    if isinstance(left, Group) and left.brackets in (*allowed, own):
+    if not isinstance(right, Group):
+        right = Group("{}", (right,))
+    if isinstance(left, Group) and left.brackets in (*allowed, right.brackets):
         left = Group(brackets, left.items)
     elif kind == "set" and not isinstance(left, Group):
         left = Group(brackets, (left,))
-    return left, Group(brackets, right.items if isinstance(right, Group) else (right,))
+    return left, Group(brackets, right.items)
+
+
+def _equal(a: Value, b: Value, algebra: Algebra, rules: Rules) -> bool | None:
+    """A variable alone on the left ("x = 3") may be missing on one side. Groups need the same brackets; sets
+    are matched one to one.
+    """
+    match a, b:
+        case Form(), Form():
+            return _same_form(a, b, algebra, rules)
+        case Equation(), Equation():
+            return _same_equation(a, b, algebra, rules)
+        case Equation(name=str()), Form():
+            return _same_form(a.right, b, algebra, rules)
+        case Form(), Equation(name=str()):
+            return _same_form(a, b.right, algebra, rules)
+        case Group(), Group() if a.brackets == b.brackets and len(a.items) == len(b.items):
+            is_ordered = a.brackets not in UNORDERED
+        case _:
+            return False
+    rest, is_open = list(b.items), False
+    for x in a.items:
+        verdicts = [_equal(x, y, algebra, rules) for y in rest[: 1 if is_ordered else None]]
+        if not {True, None} & {*verdicts}:
+            return False
+        is_open |= True not in verdicts
+        if is_ordered or True in verdicts:
+            del rest[0 if is_ordered else verdicts.index(True)]
+    return None if is_open else True
 
 
 def _same_form(found: Form, gold: Form, algebra: Algebra, rules: Rules) -> bool | None:
@@ -64,49 +91,17 @@ def _same_form(found: Form, gold: Form, algebra: Algebra, rules: Rules) -> bool 
     values = [form.rational if form.rational is not None else approximate(form) for form in (found, gold)]
     if None in values:
         return verdict
-    return close(
-        Fraction(values[0]), Fraction(values[1]), 1_000 if gold.decimals is None else gold.decimals, rules
+    return close(*map(Fraction, values), NO_PLACE if gold.decimals is None else gold.decimals, rules)
+
+
+def _same_equation(found: Equation, gold: Equation, algebra: Algebra, rules: Rules) -> bool | None:
+    """Two equations may differ by a factor: each is multiplied by a coefficient of the other, of the same term."""
+    if found.name and found.name == gold.name:
+        return _same_form(found.right, gold.right, algebra, rules)
+    left, right = (algebra.add(one.left, negative(one.right)) for one in (found, gold))
+    if not left.num or not right.num:
+        return _same_form(left, right, algebra, rules)
+    first, second = (
+        constant(one.num[min(one.num, key=lambda term: sorted(map(repr, term)))]) for one in (left, right)
     )
-
-
-def _equal(a: Value, b: Value, algebra: Algebra, same: Callable[[Form, Form], bool | None]) -> bool | None:
-    """A variable alone on the left ("x = 3") may be missing on one side. Groups need the same brackets; sets
-    are matched one to one.
-    """
-    if isinstance(a, Equation) and isinstance(b, Equation):
-        if a.name and a.name == b.name:
-            return same(a.right, b.right)
-        left, right = (algebra.add(one.left, negative(one.right)) for one in (a, b))
-        if not left.num or not right.num:
-            return same(left, right)
-        return algebra.equal(algebra.multiply(left, _leading(right)), algebra.multiply(right, _leading(left)))
-    if isinstance(a, Equation) or isinstance(b, Equation):
-        equation, other = (a, b) if isinstance(a, Equation) else (b, a)
-        if not equation.name or not isinstance(other, Form):
-            return False
-        return same(equation.right, other) if equation is a else same(other, equation.right)
-    if isinstance(a, Form) and isinstance(b, Form):
-        return same(a, b)
-    if isinstance(a, Form) or isinstance(b, Form) or a.brackets != b.brackets or len(a.items) != len(b.items):
-        return False
-    if a.brackets not in UNORDERED:
-        verdicts = [_equal(x, y, algebra, same) for x, y in zip(a.items, b.items, strict=True)]
-        return False if False in verdicts else None if None in verdicts else True
-    left, is_open = list(b.items), False
-    for x in a.items:
-        verdicts = [_equal(x, y, algebra, same) for y in left]
-        if True in verdicts:
-            del left[verdicts.index(True)]
-        elif None in verdicts:
-            is_open = True
-        else:
-            return False
-    return None if is_open else True
-
-
-def _leading(form: Form) -> Form:
-    """A coefficient of the form that is not zero, always of the same term: two equations may differ by a
-    factor.
-    """
-    monomial = min(form.num, key=lambda one: sorted(map(repr, one)))
-    return Form({frozenset(): form.num[monomial]}, {frozenset(): Fraction(1)})
+    return algebra.equal(algebra.multiply(left, second), algebra.multiply(right, first))

@@ -12,6 +12,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from fractions import Fraction
 
+from r1ov.reward.rules.numbers import NO_PLACE
+
 Monomial = frozenset[tuple[Hashable, Fraction]]  # of (symbol, exponent), no exponent 0
 Sum = dict[Monomial, Fraction]  # no coefficient 0; {} is zero
 
@@ -19,7 +21,6 @@ ONE: Monomial = frozenset()
 MAX_BITS = 2_000  # of a coefficient's numerator or denominator
 MAX_EXPONENT = 64  # of a sum; of a number it is MAX_BITS that counts
 MAX_WORK = 1_000  # products of two terms, for one comparison
-NO_PLACE = 1_000  # as a number of decimal places: inexact, yet with no last place
 PRIMES = [p for p in range(2, 1000) if all(p % q for q in range(2, math.isqrt(p) + 1))]
 
 

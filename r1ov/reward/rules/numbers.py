@@ -11,6 +11,7 @@ from r1ov.reward.rules.reading import AnswerFrom, plain, unwrap
 
 MAX_DIGITS = 100
 MAX_EXPONENT = 300  # of ten
+NO_PLACE = 1_000  # as a number of decimal places: inexact, yet with no last place
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
 _POWER = r"(?:\s*[eE](?P<e>[-+]?\d{1,4})|\s*(?:\\times|\\cdot|\*|x)\s*10\s*(?:\^|\*\*)\s*\{?\s*(?P<ten>[-+]?\d{1,4})\s*\}?)"
@@ -27,44 +28,29 @@ _TRAILING = re.compile(
     r"(?:\\(?:text|mathrm|mbox)\s*\{\s*(?P<tex>[^{}]*)\}|(?<=[\d)}\s])(?P<name>(?:(?:square|sq|cubic)\s+)?[A-Za-z]{2,}))"
     r"(?:\^\{?(?P<power>\d)\}?)?\.?$"
 )
-_PREFIXES = {
-    "": "",
-    "kilo": "k",
-    "centi": "c",
-    "milli": "m",
-    "mega": "M",
-    "micro": "μ",
-    "nano": "n",
-    "deci": "d",
-}
-_BASES = {
-    "meter": "m",
-    "metre": "m",
-    "gram": "g",
-    "liter": "L",
-    "litre": "L",
-    "second": "s",
-    "watt": "W",
-    "joule": "J",
-    "newton": "N",
-}
+_PREFIXES = "kilo k, centi c, milli m, mega M, micro μ, nano n, deci d"
+_BASES = "meter m, metre m, gram g, liter L, litre L, second s, watt W, joule J, newton N"
 _OTHERS = (
-    "inch in, inche in, foot ft, feet ft, yard yd, mile mi, pound lb, lbs lb, ounce oz, minute min, hour h, hr h, sec s, volt V, ohm Ω, "
-    "hertz Hz, pascal Pa, ampere A, mole mol, l L, ml mL"
+    "inch in, inche in, foot ft, feet ft, yard yd, mile mi, pound lb, lbs lb, ounce oz, minute min, hour h, hr h, sec s, volt V, "
+    "ohm Ω, hertz Hz, pascal Pa, ampere A, mole mol, l L, ml mL"
 )
-SYMBOLS = {
-    prefix + base: short + symbol for prefix, short in _PREFIXES.items() for base, symbol in _BASES.items()
-}
-SYMBOLS |= dict(pair.split() for pair in _OTHERS.split(", ")) | dict.fromkeys(
-    ("degree", "deg", "dollar", "euro", "unit"), ""
-)
+_NAMELESS = dict.fromkeys(("degree", "deg", "dollar", "euro", "unit"), "")  # that say nothing of the number
+
+
+def _pairs(text: str) -> dict[str, str]:
+    return dict(pair.split() for pair in text.split(", "))
+
+
+SYMBOLS = _pairs(_BASES) | _pairs(_OTHERS) | _NAMELESS
+for _prefix, _short_prefix in _pairs(_PREFIXES).items():
+    SYMBOLS |= {_prefix + base: _short_prefix + symbol for base, symbol in _pairs(_BASES).items()}
 _SHORT = {*SYMBOLS.values(), *(f"{a}/{b}" for a in ("m", "km", "cm", "mi", "g") for b in ("s", "h", "L"))}
 # words after a number that change it, instead of saying of what it is the number
-_CHANGING = (
-    "and or not plus minus times over per half halves third quarter fourth fifth tenth hundredth thousandth ten dozen hundred thousand "
-    "million billion trillion percent squared cubed factorial root sqrt log sin cos tan exp mod more less most least maybe yes none"
+_CHANGING = set(
+    "and or not plus minus times over per half halves third quarter fourth fifth tenth hundredth thousandth ten dozen "
+    "hundred thousand million billion trillion percent squared cubed factorial root sqrt log sin cos tan exp mod more less "
+    "most least maybe yes none".split()
 )
-_NO_UNIT = set(_CHANGING.split())
 
 
 @dataclass(frozen=True)
@@ -80,50 +66,61 @@ class Number:
 
 
 def read_number(text: str) -> Number | None:
-    """The one number that the text is, or None.
+    """Returns the one number that the text is, or None.
 
-    Examples: "1,234.5" "8/2" "\\\\frac{1}{2}" "1 1/2" "3 \\\\times 10^{5}" "x = -3" "150°" "12%" "$5" "12.5
-        cm^2"
+    Examples: "1,234.5" "8/2" "\\frac{1}{2}" "1 1/2" "3 \\times 10^{5}" "x = -3" "150°" "12%" "$5" "12.5 cm^2"
     """
     if len(text) > 1_000:
         return None
     text = re.sub(r"^([-+]?)10\s*(?=\^|\*\*)", r"\g<1>1*10", unwrap(plain(text)))
     match = _NUMBER.match(text)
-    if not match or (match["sign"] and match["minus"]):
+    if (
+        not match
+        or (match["sign"] and match["minus"])
+        or max(map(len, filter(None, match.groups()))) > MAX_DIGITS
+    ):
         return None
-    percent, unit = _suffix(text[match.end() :])
-    value, decimals = _value(match)
-    if value is None or unit is None:
+    rest = text[match.end() :].strip()
+    percent = rest in ("%", "percent", "per cent")
+    rest = rest.removeprefix("°").strip()
+    unit = "" if percent or rest in ("", "C", "F") else read_unit(rest)
+    found = _value(match)
+    if found is None or unit is None:
         return None
+    value, decimals = found
     if percent:
         value, decimals = value / 100, None if decimals is None else decimals + 2
     return Number(-value if "-" in (match["sign"], match["minus"]) else value, decimals, percent, unit)
 
 
+def decimal(digits: str, exponent: int = 0) -> tuple[Fraction, int | None]:
+    """Returns digits * 10^exponent, and its decimal places if there is a point: "1.50" -> (3/2, 2)."""
+    decimals = max(len(digits.partition(".")[2]) - exponent, 0) if "." in digits else None
+    return Fraction(digits.rstrip(".")) * Fraction(10) ** exponent, decimals
+
+
 def split_unit(text: str) -> tuple[str, str]:
-    """An expression and the unit after it, in text already `plain`: one in `\\\\text{}`, or a known one of
+    """Splits an expression, already `plain`, from the unit after it: one in `\\text{}`, or a known one of
     two letters or more.
     """
     match = _TRAILING.search(text)
-    if not match or not text[: match.start()].strip():
+    front = text[: match.start()].strip() if match else ""
+    if not front:
         return text, ""
-    is_tex = match["tex"] is not None
-    words = (match["tex"] if is_tex else match["name"]).strip() + (
-        f"^{match['power']}" if match["power"] else ""
-    )
-    unit = read_unit(words)
-    is_unit = unit is not None and (is_tex or unit.partition("^")[0] in _SHORT or unit == "")
-    return (text[: match.start()].strip(), unit) if is_unit else (text, "")
+    words = (match["tex"] or match["name"] or "").strip()
+    unit = read_unit(f"{words}^{match['power']}" if match["power"] else words)
+    if unit is None or not (match["tex"] or unit.partition("^")[0] in _SHORT):
+        return text, ""
+    return front, unit
 
 
 def read_unit(text: str) -> str | None:
-    """A unit's short form ("square centimetres" -> "cm^2", "apples" -> "apple"); None if the text is no unit."""
+    """Returns a unit's short form ("square centimetres" -> "cm^2", "apples" -> "apple"); None if it is no unit."""
     match = _UNIT.fullmatch(text.strip())
     if not match:
         return None
     name = "/".join(_short(part.strip()) for part in match["name"].rstrip(".").split("/"))
-    is_word = name.isalpha() and len(name) >= 3 and name not in _NO_UNIT
-    if name and name not in _SHORT and not is_word:
+    if name not in _SHORT and not (name.isalpha() and len(name) >= 3 and name not in _CHANGING):
         return None
     power = match["power"] or {"s": "2", "c": "3"}.get((match["power_word"] or "")[:1], "1")
     return name + (f"^{power}" if power != "1" and name else "")
@@ -137,35 +134,15 @@ def _short(name: str) -> str:
     return SYMBOLS.get(lower, SYMBOLS.get(singular, singular))
 
 
-def _suffix(text: str) -> tuple[bool, str | None]:
-    """(percent, unit) after a number; the unit is None where what follows makes it another number or no
-    number.
-    """
-    text = text.strip()
-    if re.fullmatch(r"(?:%|percent|per cent)", text):
-        return True, ""
-    text = text.removeprefix("°").strip()
-    return False, "" if text in ("", "C", "F") else read_unit(text)
-
-
-def _value(match: re.Match) -> tuple[Fraction | None, int | None]:
-    if max(map(len, filter(None, match.groups()))) > MAX_DIGITS:
-        return None, None
+def _value(match: re.Match) -> tuple[Fraction, int | None] | None:
     if match["digits"]:
         exponent = int(match["e"] or match["ten"] or 0)
-        if abs(exponent) > MAX_EXPONENT:
-            return None, None
-        digits = match["digits"].replace(",", "")
-        decimals = max(len(digits.partition(".")[2]) - exponent, 0) if "." in digits else None
-        return Fraction(digits.rstrip(".")) * Fraction(10) ** exponent, decimals
-    top, bottom = (
-        Fraction((match[name] or match["tex_" + name]).replace(",", "").rstrip("."))
-        for name in ("top", "bottom")
-    )
-    if bottom == 0 or (match["whole"] and not (0 <= top < bottom)):
-        return None, None
-    is_decimal = "." in match[0]
-    return int(match["whole"] or 0) + top / bottom, 1_000 if is_decimal else None
+        return decimal(match["digits"].replace(",", ""), exponent) if abs(exponent) <= MAX_EXPONENT else None
+    parts = (match["top"] or match["tex_top"], match["bottom"] or match["tex_bottom"])
+    top, bottom = (decimal(part.replace(",", ""))[0] for part in parts)
+    if not bottom or (match["whole"] and not 0 <= top < bottom):
+        return None
+    return int(match["whole"] or 0) + top / bottom, NO_PLACE if "." in match[0] else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +151,6 @@ class Rules:
 
     rel_tol: where a side is a decimal number, the relative difference below which two numbers are equal.
     round_to_gold: the gold's decimal places are enough ("0.33" is a right third, if the gold says 0.33).
-    bare_percent: where the gold says 12%, 12 is right too.
     iou_mode: a box scores 1 from iou_threshold on ("threshold"), or its overlap ("soft").
     precision: decimal places that count; 0: the number must be the gold's own.
     box_scale: from the answer's coordinates to the gold's, `boxes.box_scale`.
@@ -183,7 +159,6 @@ class Rules:
     answer_from: AnswerFrom = "tag"
     rel_tol: float = 1e-6
     round_to_gold: bool = False
-    bare_percent: bool = True
     iou_mode: Literal["threshold", "soft"] = "threshold"
     iou_threshold: float = 0.5
     choices: tuple[str, ...] = ()
@@ -196,18 +171,17 @@ class Rules:
 
 
 def same_number(found: Number, gold: Number, rules: Rules) -> bool:
-    """Exactly equal; within `rules` where one is inexact. Different units never; a missing one is no
-    difference.
+    """Exactly equal, or within `rules` where one is inexact. A missing unit matches any.
+
+    Where the gold says 12%, 12 is right too.
     """
     if found.unit and gold.unit and found.unit != gold.unit:
         return False
-    decimals = gold.decimals if gold.decimals is not None else None if found.decimals is None else 1_000
+    decimals = gold.decimals if gold.decimals is not None or found.decimals is None else NO_PLACE
     if close(found.value, gold.value, decimals, rules):
         return True
-    is_bare = rules.bare_percent and gold.percent and not found.percent
-    return is_bare and close(
-        found.value, gold.value * 100, None if decimals is None else max(decimals - 2, 0), rules
-    )
+    places = None if decimals is None else max(decimals - 2, 0)
+    return gold.percent and not found.percent and close(found.value, gold.value * 100, places, rules)
 
 
 def close(found: Fraction, gold: Fraction, decimals: int | None, rules: Rules) -> bool:
