@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from r1ov.data.formats.files import find_files, open_rows
+from r1ov.data.formats.files import find_files
 from r1ov.data.formats.reader import Reader
 from r1ov.data.formats.records import FORMATS, Record, read_row
+from r1ov.data.formats.rows import open_rows
 from r1ov.data.processor import IGNORED, Processor
 from r1ov.folder.hub import resolve
 from tests import make_data

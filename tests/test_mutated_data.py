@@ -7,9 +7,9 @@ import json
 import random
 from collections import Counter
 
-from r1ov.data.formats.files import open_rows
 from r1ov.data.formats.reader import Tally, open_data
 from r1ov.data.formats.records import Record
+from r1ov.data.formats.rows import open_rows
 from r1ov.data.processor import Processor
 from r1ov.data.steps import Steps
 from r1ov.folder.hub import resolve

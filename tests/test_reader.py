@@ -18,9 +18,10 @@ import pytest
 
 from r1ov.cli import parse_cli
 from r1ov.data.__main__ import LookConfig, look
-from r1ov.data.formats.files import GROUPS_AT_HAND, find_files, open_rows
+from r1ov.data.formats.files import find_files
 from r1ov.data.formats.reader import Mixture, Reader, Tally, open_data, parse_mixture, shuffled
 from r1ov.data.formats.records import FORMATS, BadRow, Record
+from r1ov.data.formats.rows import GROUPS_AT_HAND, open_rows
 from r1ov.data.processor import Processor
 from r1ov.errors import UserError
 from r1ov.folder.hub import resolve

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from r1ov.data.formats.files import open_rows
 from r1ov.data.formats.pictures import picture
 from r1ov.data.formats.records import BadRow, read_row
+from r1ov.data.formats.rows import open_rows
 
 DATA = Path(__file__).parent / "data"
 RED, BLUE = (255, 0, 0), (0, 0, 255)

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from r1ov.common.fetch import shown
-from r1ov.data.formats.files import HUB_NAME, open_rows, snapshot
+from r1ov.data.formats.files import HUB_NAME
 from r1ov.data.formats.pictures import lazy_picture
 from r1ov.data.formats.records import BadRow
+from r1ov.data.formats.rows import open_rows
 from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
+from r1ov.folder.hub import download
 
 Row = Mapping[str, Any]
 MAX_CELL = 2**30  # characters of a TSV's cell: base64 images
@@ -47,7 +49,7 @@ def find(name: str, patterns: Sequence[str], extras: Sequence[str] = ()) -> Foun
                 f"{shown(name)}: no such file or folder, and not a hub data set's name (owner/name)"
             )
         wanted = [f"*{pattern}" for pattern in (*patterns, *extras)]
-        path = snapshot(name, match["repo"], match["revision"], wanted)
+        path = download(name, match["repo"], match["revision"], "dataset", allow_patterns=wanted)
         inside = path.parent.parent  # the cache's links lead to blobs/
     for pattern in patterns:
         if files := sorted(file for file in path.rglob(pattern) if file.is_file()):

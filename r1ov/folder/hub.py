@@ -44,37 +44,48 @@ def resolve(name: str | Path) -> Path:
     if not match:
         example = "a hub name such as Fancy-MLLM/R1-Onevision-7B"
         raise UserError(f"{shown or repr(shown)}: not a model; expected {SHIPPED[0]}, a folder, or {example}")
-    return _download(text, match["repo"], match["revision"])
+    # Only the top level: some repositories keep a second copy of the weights in a subfolder.
+    files = {"allow_patterns": ["*.json", "*.safetensors", "*.jinja", "*.txt"], "ignore_patterns": ["*/*"]}
+    return download(text, match["repo"], match["revision"], "model", **files)
 
 
-def _download(name: str, repo: str, revision: str | None) -> Path:
+def download(name: str, repo: str, revision: str | None, repo_type: str, **patterns: list[str]) -> Path:
+    """The folder, in huggingface_hub's cache, that holds a repository's files.
+
+    Args: name: as the user wrote it. repo_type: "model" or "dataset". patterns: of files, snapshot_download's.
+    Raises: UserError that says what to do.
+    """
     # Imported here because it takes a second, and r1ov-tiny and folders do without.
     from huggingface_hub import constants, errors, snapshot_download
 
+    if repo_type == "model":
+        what, here, page = "model", "no such folder here", f"{constants.ENDPOINT}/{repo}"
+    else:
+        what, here, page = "data set", "no such file or folder here", f"{constants.ENDPOINT}/datasets/{repo}"
     try:
-        files = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
-        # Only the top level: some repositories keep a second copy of the weights in a subfolder.
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=files, ignore_patterns=["*/*"]))
+        return Path(snapshot_download(repo, revision=revision, repo_type=repo_type, **patterns))
     except errors.GatedRepoError:
-        message = f"gated; ask for access at {constants.ENDPOINT}/{repo}, then log in with `hf auth login`"
+        message = f"gated; ask for access at {page}, then log in with `hf auth login`"
     except errors.RepositoryNotFoundError:
-        message = "no such folder here, and no such model on the hub; check the name, or `hf auth login` if it is private"
+        message = (
+            f"{here}, and no such {what} on the hub; check the name, or `hf auth login` if it is private"
+        )
     except errors.RevisionNotFoundError:
-        message = f"the model has no revision {revision}; see {constants.ENDPOINT}/{repo}/tree/main"
+        message = f"the {what} has no revision {revision}; see {page}/tree/main"
     except errors.HFValidationError:
-        message = "no such folder here, and not a name that the hub allows (owner/name)"
+        message = f"{here}, and not a name that the hub allows (owner/name)"
     except errors.LocalEntryNotFoundError:
         if constants.HF_HUB_OFFLINE:
-            message = "no such folder here and not in the hub's cache, and HF_HUB_OFFLINE is set; unset it, or give a folder"
+            message = (
+                f"{here} and not in the hub's cache, and HF_HUB_OFFLINE is set; unset it, or give a folder"
+            )
         else:
             message = (
-                f"no such folder here and not in the hub's cache, and {constants.ENDPOINT} is out of reach; "
+                f"{here} and not in the hub's cache, and {constants.ENDPOINT} is out of reach; "
                 "check the network (HF_ENDPOINT names a mirror), or give a folder"
             )
-    except (
-        errors.HTTPError,
-        OSError,
-        RuntimeError,
-    ) as error:  # broken off, disk full, refused; the transfer library's own are RuntimeError
-        message = f"the download failed ({' '.join(str(error).split())[:200]}); the same command goes on where it stopped"
+    except (errors.HTTPError, OSError, RuntimeError) as error:
+        # Broken off, disk full, refused; the transfer library's own are RuntimeError.
+        short = " ".join(str(error).split())[:200]
+        message = f"the download failed ({short}); the same command goes on where it stopped"
     raise UserError(f"{name}: {message}")

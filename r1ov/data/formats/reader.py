@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from r1ov.data.formats.files import GROUPS_AT_HAND, DataFile, find_files, open_rows
+from r1ov.data.formats.files import DataFile, find_files
 from r1ov.data.formats.onevision import clean
 from r1ov.data.formats.pictures import lazy_picture
 from r1ov.data.formats.records import BadRow, Record, read_row
+from r1ov.data.formats.rows import GROUPS_AT_HAND, open_rows
 from r1ov.errors import UserError
 
 FEWEST_ROWS = 200  # before so many rows are seen, a share says little

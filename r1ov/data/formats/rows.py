@@ -1,0 +1,150 @@
+"""Data files as rows that can be read in any order: JSON, JSON lines, parquet by row groups."""
+
+import json
+from array import array
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+from r1ov.common.text import one_line
+from r1ov.data.formats.records import BadRow
+from r1ov.errors import UserError
+
+MAX_LINE_BYTES = 256 * 1024 * 1024
+GROUPS_AT_HAND = 4  # parquet row groups kept in memory; a shuffled order mixes this many at a time
+
+
+class Rows(Protocol):
+    group_sizes: Sequence[int]  # numbers of rows, one group after the other, that are best read together
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, number: int) -> Any: ...  # raises BadRow for what is not a row
+
+
+def open_rows(path: Path) -> Rows:
+    """The file's rows; its first bytes tell what it is.
+
+    Raises:  UserError if it is none of the three, or has no rows.
+    """
+    suffix = path.suffix.lower()
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+        rows: Rows
+        if head.startswith(b"version https://git-lfs"):
+            raise UserError(f"{path}: a pointer of Git LFS, not the data; run `git lfs pull` in its folder")
+        if head.startswith(b"PAR1") or suffix == ".parquet":
+            rows = Parquet(path)
+        elif head.startswith(b"[") and suffix != ".jsonl":  # a list as the first of many lines is one bad row
+            rows = JsonArray(path)
+        else:
+            rows = JsonLines(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if not len(rows):
+        raise UserError(f"{path}: it has no rows")
+    return rows
+
+
+def _parse_json(text: bytes) -> Any:
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+class JsonLines:
+    """A line a row. Only where each line begins is kept in memory."""
+
+    def __init__(self, path: Path):
+        self.path, self._begins, begin = path, array("q"), 0
+        with path.open("rb") as file:
+            # What is longer than the limit falls apart into rows that are not JSON: counted, not lost.
+            while line := file.readline(MAX_LINE_BYTES):
+                if not line.isspace():
+                    self._begins.append(begin)
+                begin += len(line)
+        self.group_sizes = [1] * len(self._begins)
+
+    def __len__(self) -> int:
+        return len(self._begins)
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._begins[number])
+                line = file.readline(MAX_LINE_BYTES)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read any more ({error.strerror or error})") from error
+        try:
+            return _parse_json(line)
+        except (ValueError, RecursionError) as error:
+            raise BadRow("the line is not JSON", one_line(str(error))) from error
+
+
+class JsonArray:
+    """One list of rows, which is read whole."""
+
+    def __init__(self, path: Path):
+        try:
+            self._rows = _parse_json(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: not valid JSON ({one_line(str(error))})") from error
+        self.group_sizes = [1] * len(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: int) -> Any:
+        return self._rows[number]
+
+
+class Parquet:
+    """A few row groups at a time are in memory, never the file."""
+
+    def __init__(self, path: Path):
+        self.path, self._groups = path, OrderedDict()
+        try:
+            # Parsed once and handed over at each opening: a handle of one's own would not survive a fork.
+            self._metadata = _pyarrow_parquet(path).ParquetFile(path).metadata
+        except (OSError, ValueError) as error:  # pyarrow's own are one or the other
+            short = one_line(str(error))
+            raise UserError(f"{path}: not a complete parquet file ({short}); download it again") from error
+        groups = range(self._metadata.num_row_groups)
+        self.group_sizes = [self._metadata.row_group(group).num_rows for group in groups]
+        self._begins = list(accumulate(self.group_sizes, initial=0))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_groups": OrderedDict()}
+
+    def __len__(self) -> int:
+        return self._begins[-1]
+
+    def __getitem__(self, number: int) -> Any:
+        import pyarrow as pa
+
+        group = bisect_right(self._begins, number) - 1
+        try:
+            return self._group(group).slice(number - self._begins[group], 1).to_pylist()[0]
+        except (pa.ArrowException, OSError, ValueError, IndexError) as error:
+            raise BadRow("a parquet row cannot be read", one_line(str(error))) from error
+
+    def _group(self, group: int) -> Any:
+        if group not in self._groups:
+            while len(self._groups) >= GROUPS_AT_HAND:
+                self._groups.popitem(last=False)
+            with _pyarrow_parquet(self.path).ParquetFile(self.path, metadata=self._metadata) as file:
+                self._groups[group] = file.read_row_group(group, use_threads=False)
+        self._groups.move_to_end(group)
+        return self._groups[group]
+
+
+def _pyarrow_parquet(path: Path) -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError(f"{path}: parquet files need pyarrow; `pip install pyarrow`") from error
+    return pyarrow.parquet
