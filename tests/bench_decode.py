@@ -21,7 +21,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 import r1ov
 from r1ov.data.playground import messages, sample
 from r1ov.engine import decode, prepare
-from r1ov.folder.hub import resolve
+from r1ov.folder.pretrained import resolve
 
 
 def reference_inputs(batch, config):

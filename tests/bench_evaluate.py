@@ -20,7 +20,7 @@ from r1ov.evaluate.benchmarks import playground_items
 from r1ov.evaluate.prompts import messages_of
 from r1ov.evaluate.runner import Asking, run
 from r1ov.evaluate.scoring import score
-from r1ov.folder.hub import resolve
+from r1ov.folder.pretrained import resolve
 from tests.bench_decode import reference_inputs
 
 

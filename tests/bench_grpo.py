@@ -31,7 +31,7 @@ from unittest.mock import patch
 import torch
 
 from r1ov.data.playground import sample
-from r1ov.folder.hub import resolve
+from r1ov.folder.pretrained import resolve
 from r1ov.reward import accuracy_reward, format_reward
 from r1ov.train.grpo import train
 from r1ov.train.run.config import GRPOConfig

@@ -30,8 +30,9 @@ from r1ov.common.device import choose_kernels
 from r1ov.common.processes import World, joined
 from r1ov.data.processor import Encoded, Processor
 from r1ov.engine import Completion, decode, prepare
-from r1ov.folder.fresh import init_weights
-from r1ov.folder.hub import resolve
+from r1ov.folder.pretrained import resolve
+from r1ov.folder.settings import config_from_dict, read_processor
+from r1ov.folder.weights import init_weights
 from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.rope import mrope_positions
@@ -229,9 +230,9 @@ def main() -> None:
         if is_tiny
         else published_config(options.release)
     )
-    config = Config.from_dict(raw)
+    config = config_from_dict(raw)
     never = {"eos_token_id": [config.text.vocab_size]}  # a stop id that no model ever makes
-    processor = replace(Processor.from_folder(resolve("r1ov-tiny")), config=config, generation_config=never)
+    processor = replace(read_processor(resolve("r1ov-tiny")), config=config, generation_config=never)
     length, side = (48, 8) if is_tiny else (320, 32)  # 448 pixels
     prompts = prompts_of(config, options.prompts, length, side, torch.Generator().manual_seed(0))
     rows = options.prompts * options.generations

@@ -25,7 +25,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 import r1ov
 from r1ov.data.playground.source import Playground
 from r1ov.data.steps import Steps, load_steps
-from r1ov.folder.hub import resolve
+from r1ov.folder.pretrained import resolve
 from r1ov.train.optim import build_optimizers
 from r1ov.train.run.distributed import clip_grad_norm
 from r1ov.train.run.heldout import objective

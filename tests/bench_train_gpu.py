@@ -28,8 +28,9 @@ from r1ov.common.device import choose_kernels
 from r1ov.common.processes import World, joined
 from r1ov.data.pack import sequence_cost
 from r1ov.data.processor import Batch
-from r1ov.folder.fresh import init_weights
-from r1ov.folder.hub import resolve
+from r1ov.folder.pretrained import resolve
+from r1ov.folder.settings import config_from_dict
+from r1ov.folder.weights import init_weights
 from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.rope import mrope_positions
@@ -151,7 +152,7 @@ def main() -> None:
         if options.release == "tiny"
         else published_config(options.release)
     )
-    config = Config.from_dict(raw)
+    config = config_from_dict(raw)
     side = 8 if options.release == "tiny" else 32  # patches: 448 pixels
     generator = torch.Generator().manual_seed(0)
     packed, padded = rows_of(config, options.rows, options.tokens // options.rows, (1, side, side), generator)

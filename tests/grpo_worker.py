@@ -26,9 +26,9 @@ from r1ov.data.playground import sample
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import Encoded, Processor
 from r1ov.engine import Completion
-from r1ov.folder import pretrained
-from r1ov.folder.hub import resolve
-from r1ov.folder.shard import whole
+from r1ov.folder.pretrained import build, resolve
+from r1ov.folder.settings import read_config, read_processor
+from r1ov.folder.weights import load_weights, whole
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.experience import Pack, Row, make_packs, with_logprobs
 from r1ov.train.grpo import compare, deal, learn
@@ -137,11 +137,11 @@ def groups(processor: Processor, count: int, numbers: range) -> list[Group]:
 
 
 def built(folder: Path, name: str, world: World, is_sharded: bool) -> Qwen2_5_VL:
-    def prepare(model: Qwen2_5_VL) -> None:
-        if is_sharded:
-            shard(model, make_mesh(world, torch.device("cpu"), 1), torch.float32)
-
-    return pretrained.load_prepared(folder / name, "cpu", torch.float32, prepare)[0]
+    model = build(read_config(folder / name / "config.json"))
+    if is_sharded:
+        shard(model, make_mesh(world, torch.device("cpu"), 1), torch.float32)
+    load_weights(model, folder / name, "cpu", torch.float32)
+    return model.eval()
 
 
 def rows_in(pack: Pack) -> Iterator[tuple[tuple[int, ...], slice, int]]:
@@ -188,7 +188,7 @@ def updated(
 
 def check(folder: Path, world: World, is_sharded: bool) -> dict:
     """Everything that is checked with this many processes."""
-    processor = Processor.from_folder(resolve("r1ov-tiny"))
+    processor = read_processor(resolve("r1ov-tiny"))
     policy, old, ref = (built(folder, name, world, is_sharded) for name in ("policy", "old", "ref"))
     results: dict = {}
     for loss, options in LOSSES.items():

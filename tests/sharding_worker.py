@@ -20,12 +20,11 @@ from torch.utils._pytree import tree_leaves
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from r1ov.common.processes import World, joined
-from r1ov.data.processor import Processor
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
-from r1ov.folder.fresh import init_weights
-from r1ov.folder.hub import resolve
-from r1ov.folder.shard import is_sharded, local, whole
+from r1ov.folder.pretrained import resolve
+from r1ov.folder.settings import read_config, read_processor
+from r1ov.folder.weights import init_weights, is_sharded, load_weights, local, whole
 from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.loss import sft_loss
@@ -164,13 +163,13 @@ def built(
 ) -> Qwen2_5_VL:
     """The model as the trainer makes it; replicate None: plain."""
 
-    def prepare(model: Qwen2_5_VL) -> None:
-        freeze(model, frozen)
-        checkpoint_activations(model, mode)
-        if replicate is not None:
-            shard(model, make_mesh(world, torch.device("cpu"), replicate), compute_dtype)
-
-    return pretrained.load_prepared(folder / "model", "cpu", torch.float32, prepare)[0].train()
+    model = pretrained.build(read_config(folder / "model" / "config.json"))
+    freeze(model, frozen)
+    checkpoint_activations(model, mode)
+    if replicate is not None:
+        shard(model, make_mesh(world, torch.device("cpu"), replicate), compute_dtype)
+    load_weights(model, folder / "model", "cpu", torch.float32)
+    return model.train()
 
 
 def trained(model: Qwen2_5_VL, world: World, optim: str) -> dict:
@@ -253,7 +252,7 @@ def drawn(world: World, config: Config, replicate: int | None) -> dict[str, Tens
 
 def saved(model: Qwen2_5_VL, folder: Path) -> str:
     """Written twice; then where nothing can be, which is told in one line."""
-    processor = Processor.from_folder(resolve("r1ov-tiny"))
+    processor = read_processor(resolve("r1ov-tiny"))
     pretrained.save(model, processor, folder / "float32", torch.float32, SHARD_BYTES)
     pretrained.save(model, processor, folder / "bfloat16")
     try:
@@ -304,7 +303,7 @@ def check(folder: Path, world: World) -> dict:
         if world.rank == world.size - 1:
             local(model.model.layers[0].mlp.down_proj.weight.grad)[0, 0] = float("inf")
         results[name]["not finite"] = clip_grad_norm(model.parameters(), 0.5)
-    config = Config.from_file(folder / "model" / "config.json")
+    config = read_config(folder / "model" / "config.json")
     results["drawn"] = drawn(world, config, 1)
     if world.size == 2:
         results["modes"] = {

@@ -6,7 +6,8 @@ import pytest
 from transformers import Qwen2_5_VLConfig
 
 from r1ov.errors import UserError
-from r1ov.model.config import Config
+from r1ov.folder.save import config_to_dict
+from r1ov.folder.settings import config_from_dict, read_config
 from tests.reference import SHAPES, config_dict
 
 TEXT_FIELDS = [
@@ -56,7 +57,7 @@ def resaved(raw, folder):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_flat_config_gives_the_fields_that_transformers_reads(name):
-    assert_equals_transformers(Config.from_dict(config_dict(name)), Qwen2_5_VLConfig(**config_dict(name)))
+    assert_equals_transformers(config_from_dict(config_dict(name)), Qwen2_5_VLConfig(**config_dict(name)))
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -64,14 +65,14 @@ def test_the_nested_config_that_transformers_saves_means_the_same_as_the_flat_on
     nested = resaved(config_dict(name), tmp_path)
     assert "text_config" in nested
     assert "rope_theta" not in nested
-    assert Config.from_file(tmp_path / "config.json") == Config.from_dict(config_dict(name))
+    assert read_config(tmp_path / "config.json") == config_from_dict(config_dict(name))
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_what_we_write_is_read_back_equal_by_us_and_by_transformers(name):
-    config = Config.from_dict(config_dict(name))
-    written = json.loads(json.dumps(config.to_dict()))
-    assert Config.from_dict(written) == config
+    config = config_from_dict(config_dict(name))
+    written = json.loads(json.dumps(config_to_dict(config)))
+    assert config_from_dict(written) == config
     assert_equals_transformers(config, Qwen2_5_VLConfig(**written))
 
 
@@ -94,7 +95,7 @@ def test_fields_left_out_take_the_class_defaults_of_transformers():
             "tokens_per_second": 2,
         },
     }
-    config = Config.from_dict(raw)
+    config = config_from_dict(raw)
     assert_equals_transformers(config, Qwen2_5_VLConfig(**raw))
     assert (config.vision.depth, config.vision.tokens_per_second, config.text.vocab_size) == (32, 2, 152064)
 
@@ -104,8 +105,8 @@ def test_fields_left_out_take_the_class_defaults_of_transformers():
         "vision_config": {"out_hidden_size": 8192},
     }
     theirs = Qwen2_5_VLConfig(**bare)
-    assert_equals_transformers(Config.from_dict(bare), theirs)
-    assert Config.from_dict(bare).vision.tokens_per_second == 4  # the class default; the releases write 2
+    assert_equals_transformers(config_from_dict(bare), theirs)
+    assert config_from_dict(bare).vision.tokens_per_second == 4  # the class default; the releases write 2
 
 
 @pytest.mark.parametrize("where", ["top", "text_config"])
@@ -117,14 +118,14 @@ def test_tied_heads_dtype_and_token_ids_are_found_at_either_level(where, tmp_pat
     (nested if where == "top" else nested["text_config"]).update(
         tie_word_embeddings=True, torch_dtype="float32", eos_token_id=[7, 8]
     )
-    config = Config.from_dict(nested)
+    config = config_from_dict(nested)
     assert (config.tie_word_embeddings, config.torch_dtype, config.eos_token_id) == (True, "float32", (7, 8))
 
 
 def test_a_sliding_window_that_is_switched_off_is_ignored():
     assert config_dict("tied")["sliding_window"] == 32768
     assert config_dict("tied")["use_sliding_window"] is False
-    Config.from_dict(config_dict("tied"))
+    config_from_dict(config_dict("tied"))
 
 
 REFUSED = {  # changes to a good flat config -> what the message must name
@@ -190,7 +191,7 @@ def test_what_we_do_not_compute_is_refused_by_name_in_one_line(case, tmp_path):
         raw[key] = {**raw[key], **value} if key == "vision_config" and isinstance(value, dict) else value
     (tmp_path / "config.json").write_text(json.dumps(raw))
     with pytest.raises(UserError) as caught:
-        Config.from_file(tmp_path / "config.json")
+        read_config(tmp_path / "config.json")
     assert named in str(caught.value)
     assert "config.json" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -199,7 +200,7 @@ def test_what_we_do_not_compute_is_refused_by_name_in_one_line(case, tmp_path):
 def test_a_quantised_nested_config_is_refused(tmp_path):
     nested = resaved(config_dict("tied"), tmp_path) | {"quantization_config": {"quant_method": "gptq"}}
     with pytest.raises(UserError, match="quantization_config"):
-        Config.from_dict(nested)
+        config_from_dict(nested)
 
 
 UNREADABLE = {
@@ -218,10 +219,10 @@ def test_a_file_that_is_no_json_object_is_refused_in_one_line(case, tmp_path):
     if UNREADABLE[case] is not None:
         (tmp_path / "config.json").write_bytes(UNREADABLE[case])
     with pytest.raises(UserError, match=r"config\.json: ") as caught:
-        Config.from_file(tmp_path / "config.json")
+        read_config(tmp_path / "config.json")
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="not readable"):
-        Config.from_file(tmp_path)
+        read_config(tmp_path)

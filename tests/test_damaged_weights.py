@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from r1ov.common.files import write_json
 from r1ov.errors import UserError
-from r1ov.folder.weights import INDEX, write_json
+from r1ov.folder.weights import INDEX
 from tests.reference import config_dict
 from tests.weight_files import loaded, write_checkpoint
 

@@ -11,8 +11,9 @@ from r1ov.data.formats.files import find_files
 from r1ov.data.formats.reader import Reader
 from r1ov.data.formats.records import FORMATS, Record, read_row
 from r1ov.data.formats.rows import open_rows
-from r1ov.data.processor import IGNORED, Processor
-from r1ov.folder.hub import resolve
+from r1ov.data.processor import IGNORED
+from r1ov.folder.pretrained import resolve
+from r1ov.folder.settings import read_processor
 from tests import make_data
 from tests.test_records import BLUE, DATA, EXPECTED, RED, said, user
 
@@ -153,7 +154,7 @@ def test_every_format_container_and_form_of_picture_occurs():
 
 def test_one_parser_serves_both_stages():
     """Every row has replies that can be trained, or a gold answer to be scored against, or both."""
-    processor = Processor.from_folder(resolve("r1ov-tiny"))
+    processor = read_processor(resolve("r1ov-tiny"))
     for name in FILES:
         files = find_files(str(DATA / name))
         sft, grpo = (Reader(files, need=need) for need in ("reply", "solution"))

@@ -13,9 +13,10 @@ import r1ov
 from r1ov.common.processes import World
 from r1ov.data.formats.records import Record
 from r1ov.data.playground.source import Playground
-from r1ov.data.processor import IGNORED, Processor
+from r1ov.data.processor import IGNORED
 from r1ov.engine import Completion
-from r1ov.folder.hub import resolve
+from r1ov.folder.pretrained import resolve
+from r1ov.folder.settings import read_processor
 from r1ov.train.experience import Row, make_packs
 from r1ov.train.grpo import learn
 from r1ov.train.rollout import encode_prompt, sequence
@@ -27,7 +28,7 @@ ONE = World()
 
 @pytest.fixture(scope="module")
 def processor():
-    return Processor.from_folder(resolve("r1ov-tiny"))
+    return read_processor(resolve("r1ov-tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 import r1ov
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
-from r1ov.folder.fresh import init_weights
-from r1ov.folder.hub import resolve
+from r1ov.folder.pretrained import resolve
+from r1ov.folder.weights import init_weights
 from r1ov.train import grpo
 from r1ov.train.run.config import GRPOConfig
 from tests.test_resume import ENVIRONMENT, ROOT

@@ -22,11 +22,11 @@ import r1ov
 from r1ov.common.processes import World
 from r1ov.data.formats.records import Record
 from r1ov.data.playground.source import Playground
-from r1ov.data.processor import IGNORED, Processor
+from r1ov.data.processor import IGNORED
 from r1ov.folder import pretrained
-from r1ov.folder.fresh import init_weights
-from r1ov.folder.hub import resolve
-from r1ov.model.config import Config
+from r1ov.folder.pretrained import resolve
+from r1ov.folder.settings import read_config, read_processor
+from r1ov.folder.weights import init_weights
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.experience import Row, make_packs, with_logprobs
 from r1ov.train.rollout import encode_prompt, roll_out, sequence
@@ -61,14 +61,14 @@ def folder(tmp_path_factory):
     }
     config["vision_config"] |= {"fullatt_block_indexes": [1]}
     (folder / "config.json").write_text(json.dumps(config))
-    model = Qwen2_5_VL(Config.from_file(folder / "config.json"))
+    model = Qwen2_5_VL(read_config(folder / "config.json"))
     generator = torch.Generator().manual_seed(0)
     init_weights(model, generator)
     for name, noise in (("policy", 0.05), ("old", 0.004), ("ref", 0.01)):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += noise * torch.randn(parameter.shape, generator=generator)
-        pretrained.save(model, Processor.from_folder(resolve("r1ov-tiny")), folder / name, torch.float32)
+        pretrained.save(model, read_processor(resolve("r1ov-tiny")), folder / name, torch.float32)
     return folder
 
 
@@ -172,7 +172,7 @@ def test_those_updates_were_no_easy_ones(results):
         assert 0.02 < clipped < 0.98
         assert max(gradient.abs().max() for gradient in one["gradients"].values()) > 1e-3
     assert [result["dapo", "fewer prompts than processes"]["rows"] for result in results(4)] == [2, 0, 0, 0]
-    processor = Processor.from_folder(resolve("r1ov-tiny"))
+    processor = read_processor(resolve("r1ov-tiny"))
     groups = worker.groups(processor, 6, range(6))
     assert [bool(group.prompt.pictures) for group in groups] == [True, False] * 3
     assert {completion.finish_reason for group in groups for completion in group.completions} == {
@@ -191,7 +191,7 @@ def test_advantages_and_what_is_logged_of_rewards_do_not_depend_on_the_number_of
 
 
 def test_advantages_are_those_worked_with_pythons_statistics(results):
-    groups = worker.groups(Processor.from_folder(resolve("r1ov-tiny")), 6, range(6))
+    groups = worker.groups(read_processor(resolve("r1ov-tiny")), 6, range(6))
     scored = [reward for group in groups for reward in group.rewards if not math.isnan(reward)]
     for key, divisor in (
         (6, lambda own: stdev(own) + 1e-4),

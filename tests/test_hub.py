@@ -15,7 +15,7 @@ import pytest
 
 import r1ov.folder.hub
 from r1ov.errors import UserError
-from r1ov.folder.hub import resolve
+from r1ov.folder.pretrained import resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
@@ -94,7 +94,7 @@ def resolved(names, cache, **environment):
     or an error each.
     """
     code = (
-        "import json, sys\nfrom r1ov.errors import UserError\nfrom r1ov.folder.hub import resolve\n"
+        "import json, sys\nfrom r1ov.errors import UserError\nfrom r1ov.folder.pretrained import resolve\n"
         "for name in sys.argv[1:]:\n"
         "    try:\n        result = [str(resolve(name)), None]\n"
         "    except UserError as error:\n        result = [None, str(error)]\n"

@@ -17,6 +17,7 @@ from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as hf
 
 from r1ov.data.image import ImageProcessor, LazyImage, lazy_image, open_image, smart_resize
 from r1ov.errors import UserError
+from r1ov.folder.settings import image_processor_from_dict
 
 SIZES = [
     (1, 1), (1, 200), (200, 1), (5, 7), (13, 300), (14, 14), (27, 29), (28, 28), (28, 300), (42, 70), (55, 57), (56, 56), (63, 131),
@@ -309,7 +310,7 @@ def test_an_aspect_ratio_beyond_200_is_refused_by_the_pictures_name() -> None:
     ],
 )
 def test_the_pixel_limits_are_read_in_every_spelling(config: dict) -> None:
-    processor = ImageProcessor.from_dict(config)
+    processor = image_processor_from_dict(config)
     assert (processor.min_pixels, processor.max_pixels) == (784, 7840)
 
 
@@ -324,7 +325,7 @@ def test_the_pixel_limits_are_read_in_every_spelling(config: dict) -> None:
 )  # fmt: skip
 def test_a_setting_that_is_not_supported_is_refused_by_its_name(field: str, value: object) -> None:
     with pytest.raises(UserError, match=field):
-        ImageProcessor.from_dict({field: value})
+        image_processor_from_dict({field: value})
 
 
 def oriented(format: str, orientation: int) -> bytes:

@@ -11,9 +11,10 @@ import kernels
 from r1ov.data.playground import messages, sample
 from r1ov.data.processor import Processor
 from r1ov.engine.generate import generate
-from r1ov.folder.fresh import init_weights
-from r1ov.folder.hub import resolve
-from r1ov.model.config import Config
+from r1ov.folder.pretrained import resolve
+from r1ov.folder.save import config_to_dict
+from r1ov.folder.settings import config_from_dict, read_config, read_processor
+from r1ov.folder.weights import init_weights
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.loss import sft_loss
 
@@ -29,12 +30,12 @@ def default_again() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def processor() -> Processor:
-    return Processor.from_folder(FOLDER)
+    return read_processor(FOLDER)
 
 
 def small_model() -> Qwen2_5_VL:
     """Two layers of each half, head size 32, one windowed vision block and one that sees the whole picture."""
-    fields = Config.from_file(FOLDER / "config.json").to_dict()
+    fields = config_to_dict(read_config(FOLDER / "config.json"))
     fields |= {
         "hidden_size": 64,
         "intermediate_size": 96,
@@ -51,7 +52,7 @@ def small_model() -> Qwen2_5_VL:
         "fullatt_block_indexes": [1],
     }
     fields["vision_config"] = fields["vision_config"] | vision
-    model = Qwen2_5_VL(Config.from_dict(fields))
+    model = Qwen2_5_VL(config_from_dict(fields))
     init_weights(model, torch.Generator().manual_seed(0))
     return model
 

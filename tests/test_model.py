@@ -5,7 +5,7 @@ each sequence alone.
 import pytest
 import torch
 
-from r1ov.model.config import Config
+from r1ov.folder.settings import config_from_dict
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.rope import mrope_positions
 from tests.reference import IMAGE, SHAPES, config_dict, prompt, reference_logits, reference_model
@@ -22,7 +22,7 @@ CASES = {  # grids that do not divide into windows, pictures first, last and adj
 
 
 def ours(reference, name):
-    model = Qwen2_5_VL(Config.from_dict(config_dict(name)))
+    model = Qwen2_5_VL(config_from_dict(config_dict(name)))
     published = {
         key.replace("model.visual.", "visual.").replace("model.language_model.", "model."): value
         for key, value in reference.state_dict().items()
@@ -109,7 +109,7 @@ def test_bfloat16_stays_close_to_float32():
 
 
 def test_placeholders_that_do_not_match_the_pictures_are_refused():
-    model = Qwen2_5_VL(Config.from_dict(config_dict("tied")))
+    model = Qwen2_5_VL(config_from_dict(config_dict("tied")))
     batch = pack([prompt(torch.Generator().manual_seed(5), [(1, 4, 4)], [2, 2])])
     batch["input_ids"] = batch["input_ids"].masked_fill(batch["input_ids"] == IMAGE, 1)
     with pytest.raises(ValueError, match="0 image placeholders"):

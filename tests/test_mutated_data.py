@@ -10,9 +10,9 @@ from collections import Counter
 from r1ov.data.formats.reader import Tally, open_data
 from r1ov.data.formats.records import Record
 from r1ov.data.formats.rows import open_rows
-from r1ov.data.processor import Processor
 from r1ov.data.steps import Steps
-from r1ov.folder.hub import resolve
+from r1ov.folder.pretrained import resolve
+from r1ov.folder.settings import read_processor
 from tests.make_data import BLUE, RED, png
 from tests.test_formats import FILES
 from tests.test_reader import as_json, mutated
@@ -47,7 +47,7 @@ def with_damaged_pictures(rng: random.Random, value: object) -> object:
 
 
 def test_each_row_of_200_damaged_files_is_trained_or_counted_as_bad(tmp_path):
-    processor = Processor.from_folder(resolve("r1ov-tiny"))
+    processor = read_processor(resolve("r1ov-tiny"))
     seen: Counter[str] = Counter()
     for seed in range(200):
         rng = random.Random(seed)

@@ -10,13 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from r1ov.data.pack import pack, sequence_cost
 from r1ov.data.playground import messages, sample
-from r1ov.data.processor import Processor
-from r1ov.folder.hub import resolve
-from r1ov.model.config import Config
+from r1ov.folder.pretrained import resolve
+from r1ov.folder.settings import read_config, read_processor
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.loss import sft_loss
 
-CONFIG = Config.from_file(resolve("r1ov-tiny") / "config.json")
+CONFIG = read_config(resolve("r1ov-tiny") / "config.json")
 
 
 def case(seed: int) -> tuple[list[int], list[int], int, int]:
@@ -139,7 +138,7 @@ def test_a_small_case_is_dealt_as_by_hand():
 
 
 def test_the_cost_of_the_linear_layers_is_what_torch_counts():
-    processor = Processor.from_folder(resolve("r1ov-tiny"))
+    processor = read_processor(resolve("r1ov-tiny"))
     batch = processor(messages(sample("train", 1)), return_labels=True)
     labels, grids = batch.pop("labels"), batch["image_grid_thw"].tolist()
     trained, tokens, patches = int((labels != -100).sum()), len(labels), len(batch["pixel_values"])

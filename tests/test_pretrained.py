@@ -14,8 +14,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 import r1ov
 from r1ov.common.device import choose_device, choose_dtype
+from r1ov.common.files import write_json
 from r1ov.errors import UserError
-from r1ov.folder.weights import write_json
 from tests.weight_files import SMALL, assert_logits_equal, write_checkpoint
 
 SPECIAL = [

@@ -19,6 +19,8 @@ from r1ov.data.image import LazyImage
 from r1ov.data.processor import Processor
 from r1ov.data.template import compile_template
 from r1ov.errors import UserError
+from r1ov.folder.save import write_processor
+from r1ov.folder.settings import read_processor
 
 TINY = Path(r1ov.model.__file__).parent / "r1ov-tiny"
 PICTURE = Image.new("RGB", (112, 56), "teal")  # 4 x 8 patches, 8 merged tokens
@@ -60,7 +62,7 @@ CONVERSATIONS = {
 
 @pytest.fixture(scope="module")
 def processor() -> Processor:
-    return Processor.from_folder(TINY)
+    return read_processor(TINY)
 
 
 @pytest.fixture(scope="module")
@@ -329,11 +331,11 @@ def test_other_templates_are_rendered_as_transformers_renders_them(template: str
 def test_a_saved_folder_holds_the_same_files_and_loads(
     processor: Processor, folder: Path, tmp_path: Path
 ) -> None:
-    processor.save(tmp_path / "new" / "copy")
+    write_processor(processor, tmp_path / "new" / "copy")
     for file in (tmp_path / "new" / "copy").iterdir():
         assert file.read_bytes() == (TINY / file.name).read_bytes()
     shutil.copy(TINY / "config.json", tmp_path / "new" / "copy")
-    assert Processor.from_folder(tmp_path / "new" / "copy").files == processor.files
+    assert read_processor(tmp_path / "new" / "copy").files == processor.files
     assert AutoTokenizer.from_pretrained(tmp_path / "new" / "copy").chat_template == processor.chat_template
 
 
@@ -341,7 +343,7 @@ def test_new_pixel_limits_hold_also_in_what_is_saved(processor: Processor, tmp_p
     larger = processor.with_pixel_limits(max_pixels=200704)
     assert larger(CONVERSATIONS["picture"])["image_grid_thw"].tolist() == [[1, 4, 8]]
     assert (larger.image_processor.min_pixels, larger.image_processor.max_pixels) == (3136, 200704)
-    larger.save(tmp_path)
+    write_processor(larger, tmp_path)
     judge = Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
     assert (judge.size.shortest_edge, judge.size.longest_edge) == (3136, 200704)
     assert processor.image_processor.max_pixels == 12544
@@ -359,7 +361,7 @@ def test_the_template_is_found_wherever_transformers_puts_it(
     name = place if place != "named" else "tokenizer_config.json"
     raw = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
     (folder / name).write_text(json.dumps(raw | {"chat_template": value}))
-    assert Processor.from_folder(folder).chat_template == processor.chat_template
+    assert read_processor(folder).chat_template == processor.chat_template
 
 
 def test_the_image_settings_are_read_from_transformers_5s_nested_file_too(
@@ -370,7 +372,7 @@ def test_the_image_settings_are_read_from_transformers_5s_nested_file_too(
     (folder / "processor_config.json").write_text(
         json.dumps({"image_processor": settings, "processor_class": "Qwen2_5_VLProcessor"})
     )
-    assert Processor.from_folder(folder).image_processor == processor.image_processor
+    assert read_processor(folder).image_processor == processor.image_processor
 
 
 def test_padding_and_truncation_left_in_a_tokenizer_file_are_ignored(
@@ -388,7 +390,7 @@ def test_padding_and_truncation_left_in_a_tokenizer_file_are_ignored(
     }
     (folder / "tokenizer.json").write_text(json.dumps(raw))
     assert torch.equal(
-        Processor.from_folder(folder)(CONVERSATIONS["text"])["input_ids"],
+        read_processor(folder)(CONVERSATIONS["text"])["input_ids"],
         processor(CONVERSATIONS["text"])["input_ids"],
     )
 
@@ -426,24 +428,24 @@ def test_a_spoilt_file_in_the_folder_is_named_in_one_line(
     if name == "tokenizer_config.json":
         (folder / "chat_template.jinja").unlink()
     with pytest.raises(UserError) as caught:
-        Processor.from_folder(folder)
+        read_processor(folder)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
-        Processor.from_folder(tmp_path / "nowhere")
+        read_processor(tmp_path / "nowhere")
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is not a folder"):
-        Processor.from_folder(tmp_path / "file")
+        read_processor(tmp_path / "file")
 
 
 def test_a_tokenizer_that_does_not_fit_the_config_is_refused(folder: Path) -> None:
     raw = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(raw | {"vocab_size": 1040}))
     with pytest.raises(UserError, match=r"tokenizer.json: 1046 tokens, but config.json has vocab_size 1040"):
-        Processor.from_folder(folder)
+        read_processor(folder)
     (folder / "config.json").write_text(json.dumps(raw | {"image_token_id": 7}))
     with pytest.raises(UserError, match="calls image_token_id"):
-        Processor.from_folder(folder)
+        read_processor(folder)

@@ -22,9 +22,9 @@ from r1ov.data.formats.files import find_files
 from r1ov.data.formats.reader import Mixture, Reader, Tally, open_data, parse_mixture, shuffled
 from r1ov.data.formats.records import FORMATS, BadRow, Record
 from r1ov.data.formats.rows import GROUPS_AT_HAND, open_rows
-from r1ov.data.processor import Processor
 from r1ov.errors import UserError
-from r1ov.folder.hub import resolve
+from r1ov.folder.pretrained import resolve
+from r1ov.folder.settings import read_processor
 
 DATA = Path(__file__).parent / "data"
 
@@ -312,7 +312,7 @@ def as_json(value: object) -> object:
 def test_mutated_files_never_crash_and_never_lose_a_row_in_silence(tmp_path):
     files = sorted(path for path in DATA.iterdir() if path.suffix != ".png")
     assert len(files) >= 10
-    processor = Processor.from_folder(resolve("r1ov-tiny"))
+    processor = read_processor(resolve("r1ov-tiny"))
     good = bad = 0
     for seed in range(220):
         rng = random.Random(seed)

@@ -20,12 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy
 
 from r1ov.common.processes import World
-from r1ov.data.processor import Processor
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
-from r1ov.folder.fresh import init_weights
-from r1ov.folder.hub import resolve
-from r1ov.model.config import Config
+from r1ov.folder.pretrained import resolve
+from r1ov.folder.settings import read_config, read_processor
+from r1ov.folder.weights import init_weights
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.run.distributed import clip_grad_norm
 from r1ov.train.run.sharding import KEPT, _policy, checkpoint_activations, freeze, make_mesh, replica
@@ -61,7 +60,7 @@ def folder(tmp_path_factory):
     }
     config["vision_config"] |= {"fullatt_block_indexes": [1]}
     (folder / "config.json").write_text(json.dumps(config))
-    model = Qwen2_5_VL(Config.from_file(folder / "config.json"))
+    model = Qwen2_5_VL(read_config(folder / "config.json"))
     generator = torch.Generator().manual_seed(0)
     init_weights(model, generator)
     with torch.no_grad():
@@ -69,7 +68,7 @@ def folder(tmp_path_factory):
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     pretrained.save(
         model,
-        Processor.from_folder(resolve("r1ov-tiny")),
+        read_processor(resolve("r1ov-tiny")),
         folder / "model",
         torch.float32,
         worker.SHARD_BYTES,
@@ -227,7 +226,7 @@ def test_each_process_reads_its_own_rows_and_all_of_them_are_the_files(results, 
 
 @sizes
 def test_weights_from_scratch_do_not_depend_on_the_number_of_processes(results, folder, size):
-    config = Config.from_file(folder / "config.json")
+    config = read_config(folder / "config.json")
     model = Qwen2_5_VL(config)
     generator = torch.Generator().manual_seed(3)
     init_weights(model, generator)

@@ -25,9 +25,9 @@ from r1ov.data.playground.source import Playground
 from r1ov.data.processor import Batch, Processor
 from r1ov.data.steps import StepData, Steps, blank_sequence, load_steps
 from r1ov.errors import UserError
-from r1ov.folder.fresh import init_weights
-from r1ov.folder.hub import resolve
-from r1ov.model.config import Config
+from r1ov.folder.pretrained import resolve
+from r1ov.folder.settings import read_config, read_processor
+from r1ov.folder.weights import init_weights
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.loss import sft_loss
 
@@ -36,7 +36,7 @@ ROWS = 12
 
 @pytest.fixture(scope="module")
 def processor() -> Processor:
-    return Processor.from_folder(resolve("r1ov-tiny"))
+    return read_processor(resolve("r1ov-tiny"))
 
 
 class Rows:
@@ -92,7 +92,7 @@ def sequences(batch: Batch) -> list[tuple]:
     return found
 
 
-VISION_START = Config.from_file(resolve("r1ov-tiny") / "config.json").vision_start_token_id
+VISION_START = read_config(resolve("r1ov-tiny") / "config.json").vision_start_token_id
 
 
 def trained(steps: list[StepData], processor: Processor) -> Counter:
@@ -329,7 +329,7 @@ def test_signals_to_the_main_process_and_its_group_do_not_reach_the_workers(proc
 def test_a_crash_of_the_main_process_ends_the_workers_too():
     program = """
 from tests.test_steps import *
-results = load_steps(Steps(mixed(), Processor.from_folder(resolve("r1ov-tiny")), 4, 1000), 0, 100, num_workers=2)
+results = load_steps(Steps(mixed(), read_processor(resolve("r1ov-tiny")), 4, 1000), 0, 100, num_workers=2)
 next(results), next(results)
 print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
 1 / 0

@@ -13,7 +13,7 @@ from r1ov.engine import decode, prepare
 from r1ov.evaluate.benchmarks import playground_items
 from r1ov.evaluate.runner import Asking, answer
 from r1ov.evaluate.scoring import score
-from r1ov.folder.hub import resolve
+from r1ov.folder.pretrained import resolve
 from tests.bench_decode import reference_inputs
 
 FOLDER = resolve("r1ov-tiny")

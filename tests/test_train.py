@@ -13,13 +13,12 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from r1ov.data.playground import messages, sample
 from r1ov.data.playground.source import Playground
-from r1ov.data.processor import Processor
 from r1ov.data.steps import Steps
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
-from r1ov.folder.fresh import init_weights
-from r1ov.folder.hub import resolve
-from r1ov.model.config import Config
+from r1ov.folder.pretrained import resolve
+from r1ov.folder.settings import read_config, read_processor
+from r1ov.folder.weights import init_weights
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.loss import sft_loss
 from r1ov.train.optim import Muon, build_optimizers, learning_rate_factor, orthogonalise
@@ -31,11 +30,11 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def processor():
-    return Processor.from_folder(resolve("r1ov-tiny"))
+    return read_processor(resolve("r1ov-tiny"))
 
 
 def fresh_model(seed=0):
-    model = Qwen2_5_VL(Config.from_file(resolve("r1ov-tiny") / "config.json"))
+    model = Qwen2_5_VL(read_config(resolve("r1ov-tiny") / "config.json"))
     init_weights(model, torch.Generator().manual_seed(seed))
     return model
 

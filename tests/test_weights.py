@@ -15,8 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from r1ov.common.files import write_json
 from r1ov.errors import UserError
-from r1ov.folder.weights import INDEX, write_json
+from r1ov.folder.weights import INDEX
 from tests.reference import SHAPES, config_dict
 from tests.weight_files import SMALL, assert_logits_equal, blank, loaded, saved, write_checkpoint
 
@@ -100,7 +101,7 @@ def test_a_save_that_is_cut_short_keeps_the_earlier_one_or_leaves_no_config(tmp_
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1)
-    for function, fatal_call in (("r1ov.folder.weights.save_file", 3), ("os.replace", 1), ("os.replace", 3)):
+    for function, fatal_call in (("r1ov.folder.save.save_file", 3), ("os.replace", 1), ("os.replace", 3)):
         calls = 0
         module, _, attribute = function.rpartition(".")
         original = getattr(sys.modules[module], attribute)
@@ -181,7 +182,7 @@ def test_a_tied_model_takes_a_file_that_repeats_the_embedding_and_refuses_a_head
 MEMORY = """
     import sys, time, torch
     from pathlib import Path
-    from r1ov.model.config import Config
+    from r1ov.folder.settings import read_config
     from r1ov.model.model import Qwen2_5_VL
     from r1ov.folder.weights import load_weights
 
@@ -190,7 +191,7 @@ MEMORY = """
 
     folder = Path(sys.argv[1])
     with torch.device("meta"):
-        model = Qwen2_5_VL(Config.from_file(folder / "config.json"))
+        model = Qwen2_5_VL(read_config(folder / "config.json"))
     before = status("VmRSS")
     load_weights(model, folder, "cpu", torch.bfloat16)
     print(status("VmHWM") - before, sum(parameter.nbytes for parameter in model.parameters()))

@@ -7,8 +7,10 @@ import json
 import torch
 from safetensors.torch import load_file, save_file
 
-from r1ov.folder.weights import INDEX, load_weights, save_weights, write_json
-from r1ov.model.config import Config
+from r1ov.common.files import write_json
+from r1ov.folder.save import config_to_dict, save_weights
+from r1ov.folder.settings import config_from_dict
+from r1ov.folder.weights import INDEX, load_weights
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.rope import mrope_positions
 from tests.reference import IMAGE, config_dict, prompt, reference_logits, reference_model
@@ -19,7 +21,7 @@ SMALL = 150_000  # bytes; the checkpoints of tests.reference have about 0.6 to 1
 
 def blank(raw):
     with torch.device("meta"):
-        return Qwen2_5_VL(Config.from_dict(raw))
+        return Qwen2_5_VL(config_from_dict(raw))
 
 
 def loaded(folder, dtype=torch.float32):
@@ -30,7 +32,7 @@ def loaded(folder, dtype=torch.float32):
 
 def saved(model, folder, dtype=torch.float32, max_shard_size=10**9):
     save_weights(model, folder, dtype, max_shard_size)
-    write_json(folder / "config.json", model.config.to_dict())
+    write_json(folder / "config.json", config_to_dict(model.config))
 
 
 @torch.no_grad()

@@ -45,10 +45,10 @@ def look(config: LookConfig) -> None:
     # torch takes seconds to import: not before the command line is known to be right.
     from r1ov.data.formats.reader import Tally, open_data
     from r1ov.data.formats.records import BadRow
-    from r1ov.data.processor import Processor
-    from r1ov.folder.hub import resolve
+    from r1ov.folder.pretrained import resolve
+    from r1ov.folder.settings import read_processor
 
-    processor = Processor.from_folder(resolve(config.model))
+    processor = read_processor(resolve(config.model))
     data = open_data(
         config.data,
         split=config.split,

@@ -6,11 +6,11 @@ import io
 import math
 import struct
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -260,42 +260,6 @@ class ImageProcessor:
                 raise UserError(f"{name} is {value!r}, expected three numbers")
         if min(self.image_std) <= 0:
             raise UserError(f"image_std is {self.image_std!r}, expected three positive numbers")
-
-    @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> Self:
-        """From a `preprocessor_config.json`, or the `image_processor` part of transformers 5's
-        `processor_config.json`.
-
-        Raises:  UserError that names the field; a setting under which other pictures would come out is refused, not ignored.
-        """
-        config = {name: value for name, value in config.items() if value is not None}
-        expected = dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), True) | {
-            "resample": 3
-        }
-        for name, value in expected.items():
-            if config.get(name, value) != value:
-                raise UserError(f"{name} is {config[name]!r}, only {value!r} is supported")
-        size = config.get("size", {})
-        if not isinstance(size, Mapping) or not size.keys() <= {
-            "shortest_edge",
-            "longest_edge",
-            "min_pixels",
-            "max_pixels",
-        }:
-            raise UserError(f"size is {size!r}, expected shortest_edge and longest_edge")
-        # Areas in pixels, whatever the names say; min_pixels and max_pixels win where both are given.
-        spelled = {
-            "min_pixels": size.get("shortest_edge"),
-            "max_pixels": size.get("longest_edge"),
-            **size,
-            **config,
-        }
-        known = {
-            field.name: spelled[field.name] for field in fields(cls) if spelled.get(field.name) is not None
-        }
-        return cls(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
-        )
 
     @cached_property
     def _normalised(self) -> np.ndarray:

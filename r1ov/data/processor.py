@@ -2,11 +2,9 @@
 jinja2 alone.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -15,24 +13,11 @@ from torch import Tensor
 
 from r1ov.data.image import ImageProcessor, LazyImage
 from r1ov.data.messages import Messages, split_pictures
-from r1ov.data.template import Render, choose_template, compile_template
+from r1ov.data.template import Render, compile_template
 from r1ov.errors import UserError
 from r1ov.model.config import Config
 from r1ov.model.rope import mrope_positions
 
-# What may lie in a checkpoint's folder beside its config and weights; kept as text, so that `save` gives back
-# what was read.
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "chat_template.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 IGNORED = -100  # the label of a token that is not trained
 
 
@@ -71,63 +56,13 @@ class Processor:
     generation_config: dict[str, Any]
     config: Config  # for the token ids that frame a picture and end a reply
     special_tokens: dict[str, str]  # what the template may use by name: eos_token, ...
-    files: dict[str, str]  # name -> text, as read
-
-    @classmethod
-    def from_folder(cls, folder: str | Path) -> Self:
-        """From a checkpoint's folder in Hugging Face's layout, of any transformers from 4.49 to 5.
-
-        Raises:  UserError that names the file at fault.
-        """
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise UserError(
-                f"{folder}: {'is not a folder' if folder.exists() else 'no such folder'}; expected a Hugging Face checkpoint"
-            )
-        config = Config.from_file(folder / "config.json")
-        files = {name: _text(folder / name) for name in FILES if (folder / name).exists()}
-        parsed = {
-            name: _json_object(folder / name, text) for name, text in files.items() if name.endswith(".json")
-        }
-        if "tokenizer.json" not in files:
-            raise UserError(f"{folder / 'tokenizer.json'}: no such file; expected beside config.json")
-        tokenizer_config = parsed.get("tokenizer_config.json", {})
-        return cls(
-            tokenizer=_tokenizer(folder, files["tokenizer.json"], config),
-            image_processor=_image_processor(folder, parsed, config),
-            chat_template=_chat_template(folder, files, parsed),
-            generation_config=parsed.get("generation_config.json", {}),
-            config=config,
-            special_tokens=_special_tokens(tokenizer_config),
-            files=files,
-        )
-
-    def save(self, folder: str | Path) -> None:
-        """Writes back the files that were read, unchanged."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, text in self.files.items():
-            (Path(folder) / name).write_text(text, encoding="utf-8", newline="")
+    files: dict[str, bytes]  # the checkpoint's own files that this was read from
 
     def with_pixel_limits(self, min_pixels: int | None = None, max_pixels: int | None = None) -> Self:
-        """The same processor with other limits on a picture's size, which `save` writes too."""
-        limits = {
-            name: value
-            for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels))
-            if value is not None
-        }
-        files = dict(self.files)
-        for name, text in self.files.items():
-            raw = json.loads(text) if name in ("preprocessor_config.json", "processor_config.json") else {}
-            section = raw.get("image_processor", {}) if name == "processor_config.json" else raw
-            if section:
-                size = section.get("size") or {}
-                new = {
-                    "shortest_edge": min_pixels or size.get("shortest_edge"),
-                    "longest_edge": max_pixels or size.get("longest_edge"),
-                }
-                section |= limits | ({"size": new} if size else {})
-                files[name] = json.dumps(raw, indent=2)
-        return replace(self, image_processor=replace(self.image_processor, **limits), files=files)
+        """The same processor with other limits on an image's size; None: as it is."""
+        given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        limits = {name: value for name, value in given.items() if value is not None}
+        return replace(self, image_processor=replace(self.image_processor, **limits))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is cached: a compiled template cannot be sent to another process."""
@@ -321,97 +256,3 @@ class Processor:
 
     def _token(self, token_id: int) -> str:
         return self.tokenizer.id_to_token(token_id) or f"token {token_id}"
-
-
-def _text(path: Path) -> str:
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            return file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-
-
-def _json_object(path: Path, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); download it again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: a JSON {type(value).__name__}, expected an object")
-    return value
-
-
-def _tokenizer(folder: Path, text: str, config: Config) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # tokenizers raises plain Exception
-        raise UserError(f"{path}: not a tokenizer ({' '.join(str(error).split())[:200]})") from error
-    # Files saved in the midst of a training can ask for both.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    if (size := tokenizer.get_vocab_size()) > config.text.vocab_size:
-        raise UserError(f"{path}: {size} tokens, but config.json has vocab_size {config.text.vocab_size}")
-    added = tokenizer.get_added_tokens_decoder()
-    for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
-        if getattr(config, name) not in added:
-            raise UserError(
-                f"{path}: no added token has the id {getattr(config, name)}, which config.json calls {name}"
-            )
-    return tokenizer
-
-
-def _image_processor(folder: Path, parsed: Mapping[str, dict[str, Any]], config: Config) -> ImageProcessor:
-    # transformers 5 nests it in processor_config.json, and that one wins; older files of this name have no
-    # such part.
-    settings, name = parsed.get("processor_config.json", {}).get("image_processor"), "processor_config.json"
-    if settings is None:
-        settings, name = parsed.get("preprocessor_config.json"), "preprocessor_config.json"
-    if settings is None:
-        raise UserError(f"{folder / name}: no such file; expected beside config.json")
-    if not isinstance(settings, dict):
-        raise UserError(f"{folder / name}: image_processor is {settings!r:.60}, expected an object")
-    try:
-        processor = ImageProcessor.from_dict(settings)
-    except UserError as error:
-        raise UserError(f"{folder / name}: {error}") from error
-    pairs = {
-        "patch_size": "patch_size",
-        "temporal_patch_size": "temporal_patch_size",
-        "merge_size": "spatial_merge_size",
-    }
-    for mine, theirs in pairs.items():
-        if getattr(processor, mine) != getattr(config.vision, theirs):
-            raise UserError(
-                f"{folder / name}: {mine} is {getattr(processor, mine)}, but config.json has {theirs} {getattr(config.vision, theirs)}"
-            )
-    return processor
-
-
-def _chat_template(folder: Path, files: Mapping[str, str], parsed: Mapping[str, dict[str, Any]]) -> str:
-    """The template, from the first place that has one, in the order in which transformers' processors look."""
-    for name in ("chat_template.json", "chat_template.jinja", "tokenizer_config.json"):
-        try:
-            template = (
-                files.get(name)
-                if name.endswith(".jinja")
-                else choose_template(parsed.get(name, {}).get("chat_template"))
-            )
-            if template is not None:
-                compile_template(template)
-                return template
-        except UserError as error:
-            raise UserError(f"{folder / name}: {error}") from error
-    raise UserError(
-        f"{folder}: no chat template; expected chat_template.json, chat_template.jinja or one in tokenizer_config.json"
-    )
-
-
-def _special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
-    tokens = {
-        name: tokenizer_config.get(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")
-    }
-    tokens = {
-        name: value.get("content") if isinstance(value, dict) else value for name, value in tokens.items()
-    }
-    return {name: value for name, value in tokens.items() if isinstance(value, str)}

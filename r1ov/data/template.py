@@ -74,18 +74,3 @@ def compile_template(source: str, special_tokens: Mapping[str, str] | None = Non
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def choose_template(template: Any) -> str | None:
-    """The template's text out of a `chat_template` value: a string, None, or a list of {"name", "template"}
-    with one named default.
-
-    Raises:  UserError for anything else.
-    """
-    if template is None or isinstance(template, str):
-        return template
-    if isinstance(template, list) and all(isinstance(item, dict) for item in template):
-        template = {item.get("name"): item.get("template") for item in template}
-    if isinstance(template, dict) and isinstance(template.get("default"), str):
-        return template["default"]
-    raise UserError('chat_template is neither a text nor a list with one that is named "default"')

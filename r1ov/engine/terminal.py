@@ -12,11 +12,10 @@ from dataclasses import asdict
 from typing import Any, TextIO
 
 from r1ov.common.device import choose_device, choose_kernels
-from r1ov.data.processor import Processor
 from r1ov.engine import Timing, decode, prepare
 from r1ov.errors import UserError
-from r1ov.folder.hub import SHIPPED, resolve
-from r1ov.folder.pretrained import load
+from r1ov.folder.pretrained import SHIPPED, load, resolve
+from r1ov.folder.settings import read_processor
 
 TINY_NOTE = (
     "it knows drawn pictures only: counts, charts, geometry, letters and sums, positions, patterns, boxes. "
@@ -37,7 +36,7 @@ def answer(options: Any) -> None:
     device = choose_device(options.device)
     kernels = choose_kernels(options.kernels, device)
     folder = resolve(options.model)
-    processor = Processor.from_folder(folder)
+    processor = read_processor(folder)
     if options.min_pixels or options.max_pixels:
         processor = processor.with_pixel_limits(options.min_pixels, options.max_pixels)
     sampling = {

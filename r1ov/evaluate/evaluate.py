@@ -34,8 +34,7 @@ from r1ov.evaluate.report import floors_table, published_table, score_cells, tab
 from r1ov.evaluate.runner import Asking, fingerprint, run, settings_of
 from r1ov.evaluate.scoring import score
 from r1ov.evaluate.tables import Table, markdown, write_report
-from r1ov.folder.hub import resolve
-from r1ov.folder.pretrained import load
+from r1ov.folder.pretrained import load, resolve
 
 FOLDER = Path("runs/evaluate")
 PLAYGROUND_LIMIT = 1000  # the playground has no end

@@ -222,9 +222,9 @@ def fingerprint(processor: Processor, folder: Path) -> str:
     Reading all of 15 GB would take longer than many an evaluation; training changes weights everywhere.
     """
     digest = hashlib.blake2b(digest_size=8)
-    config = (folder / "config.json").read_text(encoding="utf-8")
-    for name, text in sorted({**processor.files, "config.json": config}.items()):
-        digest.update(f"{name}\n{text}".encode())
+    files = {**processor.files, "config.json": (folder / "config.json").read_bytes()}
+    for name, data in sorted(files.items()):
+        digest.update(f"{name}\n".encode() + data)
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
         with path.open("rb") as file:

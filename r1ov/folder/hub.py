@@ -1,6 +1,4 @@
-"""A model's name to the folder that holds it: shipped, on this disk, or downloaded by huggingface_hub into
-its own cache.
-"""
+"""A model from the Hugging Face hub: its name, the download, and one line for each way in which that fails."""
 
 import os
 import re
@@ -8,27 +6,21 @@ from pathlib import Path
 
 from r1ov.errors import UserError
 
-SHIPPED = ("r1ov-tiny", "r1ov-tiny-sft")  # with reinforcement learning, and as it was before
-_HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
+HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
 
 
-def resolve(name: str | Path) -> Path:
-    """The folder of a model.
+def from_hub(name: str | Path) -> Path:
+    """The folder of a model that is neither shipped nor on this disk, downloaded by huggingface_hub into its own
+    cache.
 
-    Args:
-        name: one of SHIPPED, which come with r1ov; else a folder; else a hub name `owner/name` or
-            `owner/name@revision`.
-    Raises: UserError that says what to do: no such folder, no such model, no access, no network.
+    Args: name: `owner/name` or `owner/name@revision`.
+    Raises: UserError that says what to do: not a name, no such model, no access, no network.
     """
     if not isinstance(name, str | Path):
         raise UserError(f"the model's name is {name!r:.100}, expected a text or a path")
     text = str(name)
-    if text in SHIPPED:
-        return Path(__file__).parents[1] / "model" / text
-    path, shown = os.path.expanduser(text), (text if text.isprintable() else repr(text))[:200]
-    if text and os.path.isdir(path):
-        return Path(path)
-    if os.path.isfile(path):
+    shown = (text if text.isprintable() else repr(text))[:200]
+    if os.path.isfile(os.path.expanduser(text)):
         raise UserError(
             f"{shown}: a file; expected the folder of a model, with config.json, weights and tokenizer"
         )
@@ -40,10 +32,10 @@ def resolve(name: str | Path) -> Path:
     )
     if is_path or "\\" in text:
         raise UserError(f"{shown}: no such folder")
-    match = _HUB_NAME.fullmatch(text)
+    match = HUB_NAME.fullmatch(text)
     if not match:
         example = "a hub name such as Fancy-MLLM/R1-Onevision-7B"
-        raise UserError(f"{shown or repr(shown)}: not a model; expected {SHIPPED[0]}, a folder, or {example}")
+        raise UserError(f"{shown or repr(shown)}: not a model; expected r1ov-tiny, a folder, or {example}")
     # Only the top level: some repositories keep a second copy of the weights in a subfolder.
     files = {"allow_patterns": ["*.json", "*.safetensors", "*.jinja", "*.txt"], "ignore_patterns": ["*/*"]}
     return download(text, match["repo"], match["revision"], "model", **files)

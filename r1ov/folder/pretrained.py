@@ -1,7 +1,6 @@
 """A model and its processor from a Hugging Face folder, and back into one that transformers and vLLM load."""
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +8,41 @@ import torch
 from safetensors import SafetensorError
 
 from r1ov.common.device import choose_device, choose_dtype, dtype_name
+from r1ov.common.files import write_json
+from r1ov.common.text import one_line
 from r1ov.data.processor import Processor
 from r1ov.errors import UserError
-from r1ov.folder.hub import resolve
-from r1ov.folder.shard import in_first_process, is_sharded
-from r1ov.folder.weights import load_weights, save_weights, write_json
+from r1ov.folder.hub import from_hub
+from r1ov.folder.save import config_to_dict, in_first_process, save_weights, write_processor
+from r1ov.folder.settings import read_processor
+from r1ov.folder.weights import is_sharded, load_weights
 from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL
+
+SHIPPED = ("r1ov-tiny", "r1ov-tiny-sft")  # with reinforcement learning, and as it was before
+
+
+def resolve(name: str | Path) -> Path:
+    """The folder of a model.
+
+    Args:
+        name: one of SHIPPED, which come with r1ov; else a folder; else a hub name `owner/name` or
+            `owner/name@revision`, downloaded once into the hub's own cache.
+    Raises: UserError that says what to do: no such folder, no such model, no access, no network.
+    """
+    text = str(name)
+    if text in SHIPPED:
+        return Path(__file__).parents[1] / "model" / text
+    path = os.path.expanduser(text)
+    if text and isinstance(name, str | Path) and os.path.isdir(path):
+        return Path(path)
+    return from_hub(name)
+
+
+def build(config: Config) -> Qwen2_5_VL:
+    """A model without weights, on the meta device: what is sharded is sharded here, before `load_weights`."""
+    with torch.device("meta"):
+        return Qwen2_5_VL(config)
 
 
 def load(
@@ -27,38 +54,17 @@ def load(
 
     Args:
         name: `r1ov-tiny`, a folder, or a hub name `owner/name[@revision]`, downloaded once.
-        device: where the model shall be; None: a GPU if there is one.
+        device: where the model is put; None: a GPU if there is one.
         dtype: of the weights and the arithmetic, whatever the files hold; None: float32 on a CPU, bfloat16
             elsewhere.
     Raises: UserError, in one line, for whatever is wrong with any of these.
     """
-    return load_prepared(name, device, dtype, lambda model: None)
-
-
-def load_prepared(
-    name: str | Path,
-    device: str | torch.device | None,
-    dtype: str | torch.dtype | None,
-    prepare: Callable[[Qwen2_5_VL], None],
-) -> tuple[Qwen2_5_VL, Processor]:
-    """`load`, with something done to the model while it has no weights yet: sharded there, each process reads
-    its own rows alone.
-    """
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
     folder = resolve(name)
-    config = Config.from_file(folder / "config.json")
-    processor = Processor.from_folder(folder)
-    with torch.device("meta"):
-        model = Qwen2_5_VL(config)
-    prepare(model)
-    try:
-        load_weights(model, folder, device, dtype)
-    except torch.OutOfMemoryError:
-        gigabytes = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize / 1e9
-        raise UserError(
-            f"{name}: its weights take {gigabytes:.1f} GB in {dtype_name(dtype)}, more than is free on {device}"
-        ) from None
+    processor = read_processor(folder)
+    model = build(processor.config)
+    load_weights(model, folder, device, dtype)
     return model.eval(), processor
 
 
@@ -72,7 +78,7 @@ def save(
     """Writes the published layout: weights, config, tokenizer, image processor and chat template.
 
     Files of these names are replaced, others stay. config.json comes last: a folder without it was not
-    finished. Of a sharded model all processes call this, and the first writes.
+    finished. Collective if the model is sharded: all ranks call this.
 
     Args:
         max_shard_size: bytes; larger weights are split over several files with an index.
@@ -82,14 +88,13 @@ def save(
         raise UserError(f"max_shard_size is {max_shard_size!r}, expected a number of bytes")
 
     def write_rest() -> None:
-        processor.save(folder)
-        write_json(folder / "config.json.tmp", replace(model.config, torch_dtype=dtype_name(dtype)).to_dict())
-        os.replace(folder / "config.json.tmp", folder / "config.json")
+        write_processor(processor, folder)
+        config = replace(model.config, torch_dtype=dtype_name(dtype))
+        write_json(folder / "config.json", config_to_dict(config))
 
     try:
         save_weights(model, folder, dtype, max_shard_size)
         in_first_process(is_sharded(model), write_rest)
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{folder}: the model cannot be saved there ({' '.join(str(error).split())})"
-        ) from error
+        reason = one_line(str(error))
+        raise UserError(f"{folder}: the model cannot be saved there ({reason})") from error

@@ -1,36 +1,87 @@
-"""A model's weights in and out of the safetensors files of a Hugging Face folder, one tensor at a time.
+"""A model's weights: whole, or of each parameter some rows in each process; drawn afresh, or read from the
+safetensors files of a Hugging Face folder, one tensor at a time.
 
-Our modules carry the names of the published files (`visual.*`, `model.*`, `lm_head.weight`), so most names
-map to themselves; files in the newer in-memory layout (`model.visual.*`, `model.language_model.*`) differ by
-prefix. Loading is strict: every parameter is there once, in its shape, and nothing else is. Pickled weights
-    are never opened, because opening a pickle runs the code in it.
+Sharded parameters are torch's DTensors as `fully_shard` makes them: dealt by rows over the last dimension of a
+mesh, copied over the others. They are told by their mesh, because importing the class takes a second.
+
+Our modules carry the names of the published files (`visual.*`, `model.*`, `lm_head.weight`), so most names map to
+themselves; files in the newer in-memory layout (`model.visual.*`, `model.language_model.*`) differ by prefix.
+Loading is strict: every parameter is there once, in its shape, and nothing else is. Pickled weights are never
+opened, because opening a pickle runs the code in it.
 """
 
-import json
-import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
+from r1ov.common.files import read_json
+from r1ov.common.text import one_line
 from r1ov.errors import UserError
-from r1ov.folder.shard import in_first_process, is_sharded, local, local_rows, whole
-from r1ov.model.config import read_json
 from r1ov.model.model import Qwen2_5_VL
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 READABLE = ("F32", "BF16", "F16")
-PREFIXES = {"model.visual.": "visual.", "model.language_model.": "model."}  # in-memory layout -> published
-_OURS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?(\.tmp)?")
+AGAIN = "; download it again"
+
+
+def is_sharded(what: Tensor | nn.Module) -> bool:
+    """True for a DTensor, or a model whose parameters are DTensors."""
+    tensor = next(what.parameters()) if isinstance(what, nn.Module) else what
+    return hasattr(tensor, "device_mesh")
+
+
+@torch.no_grad()
+def local(tensor: Tensor) -> Tensor:
+    """The rows that this process holds, in the same memory; all rows of a whole tensor."""
+    return tensor.to_local() if is_sharded(tensor) else tensor.detach()
+
+
+def local_rows(tensor: Tensor) -> slice:
+    """Which rows of the whole tensor `local` gives; may be none."""
+    rows = tensor.shape[0]
+    if not is_sharded(tensor):
+        return slice(0, rows)
+    assert tensor.placements[-1].is_shard(0), tensor.placements
+    held = rows_of_each(tensor)
+    begin = min(rows, held * tensor.device_mesh.get_local_rank(tensor.device_mesh.ndim - 1))
+    return slice(begin, min(rows, begin + held))
+
+
+def rows_of_each(tensor: Tensor) -> int:
+    """The most rows that a process holds: the first ones hold this many, one the remainder, the last perhaps none."""
+    return -(-tensor.shape[0] // tensor.device_mesh.size(tensor.device_mesh.ndim - 1))
+
+
+@torch.no_grad()
+def whole(tensor: Tensor) -> Tensor:
+    """All rows; those of a sharded tensor in memory of their own. Collective: all ranks call this."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor.detach()
+
+
+@torch.no_grad()
+def init_weights(model: Qwen2_5_VL, generator: torch.Generator) -> None:
+    """Fills a model in place for training from scratch: matrices N(0, 1/fan_in), embeddings N(0, 1/hidden),
+    norms 1, biases 0.
+
+    The usual constant 0.02 leaves a small model blind for tens of thousands of samples: too little of the
+    image survives the narrow layers for the language model to notice it.
+
+    Each matrix is drawn whole, on the generator's device, and a process that holds some of its rows keeps
+    those: the numbers are the same however many processes there are.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            local(parameter).fill_(0.0 if name.endswith("bias") else 1.0)
+        else:
+            drawn = torch.empty(parameter.shape, device=generator.device)
+            drawn.normal_(0.0, drawn[0].numel() ** -0.5, generator=generator)
+            local(parameter).copy_(drawn[local_rows(parameter)])
 
 
 @dataclass(frozen=True)
@@ -40,7 +91,6 @@ class Stored:
     name: str  # in the file
     file: Path
     shape: tuple[int, ...]
-    dtype: str
 
 
 def load_weights(
@@ -56,184 +106,77 @@ def load_weights(
     """
     folder = Path(folder)
     stored = _contents(folder)
-    head = stored.pop(HEAD, None) if model.config.tie_word_embeddings else None
-    _refuse_mismatch(
-        folder, stored, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    )
-    if head is not None:
-        _refuse_other_head(head, stored[EMBEDDING])
-    if is_sharded(model):
-        model.to(dtype).to_empty(device=device)
-    for file in dict.fromkeys(tensor.file for tensor in stored.values()):
-        with _opened(file) as reader:
-            for name, tensor in stored.items():
-                if tensor.file != file:
-                    continue
-                if is_sharded(parameter := model.get_parameter(name)):
-                    rows = local_rows(parameter)
-                    if rows.start < rows.stop:
-                        local(parameter).copy_(reader.get_slice(tensor.name)[rows])
-                else:
-                    # Copied even where nothing changes: the model must not hang on the mapped file. (`.to` is
-                    # half as fast.)
-                    value = torch.empty(tensor.shape, dtype=dtype, device=device).copy_(
-                        reader.get_tensor(tensor.name)
-                    )
-                    _assign(model, name, nn.Parameter(value, requires_grad=parameter.requires_grad))
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    if model.config.tie_word_embeddings and HEAD in stored:
+        _refuse_another_head(stored.pop(HEAD), stored.get(EMBEDDING))
+    if {name: tensor.shape for name, tensor in stored.items()} != expected:
+        raise _fault(folder, _differences(stored, expected))
+    try:
+        if is_sharded(model):
+            model.to(dtype).to_empty(device=device)
+        for file in dict.fromkeys(tensor.file for tensor in stored.values()):
+            with _opened(file) as reader:
+                for name in [name for name, tensor in stored.items() if tensor.file == file]:
+                    _fill(model, name, reader, stored[name].name, device, dtype)
+    except torch.OutOfMemoryError:
+        size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize / 1e9
+        weights = f"its weights take {size:.1f} GB in {str(dtype).removeprefix('torch.')}"
+        raise _fault(folder, f"{weights}, more than is free on {device}") from None
 
 
-def save_weights(model: Qwen2_5_VL, folder: str | Path, dtype: torch.dtype, max_shard_size: int) -> None:
-    """Writes a model's weights under their published names, in files of at most `max_shard_size` bytes (or
-    one tensor).
-
-    The files are written under temporary names and put in place together, replacing those of an earlier save.
-    From that moment there is no config.json, so that the folder cannot be taken for complete: the caller
-    writes it when all else is in place.
-
-    Of a sharded model all processes call this; the tensors are gathered one at a time, and the first process
-    keeps those of one file and writes it. Where it cannot, all of them raise.
-    """
-    folder, state, sharded = Path(folder), model.state_dict(), is_sharded(model)
-    shards = _shards(
-        {name: tensor.numel() * dtype.itemsize for name, tensor in state.items()}, max_shard_size
-    )
-    files = (
-        [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
-        if len(shards) > 1
-        else [SINGLE]
-    )
-    for file, names in zip(files, shards, strict=True):
-        in_first_process(
-            sharded,
-            partial(_write_shard, folder, file, gathered_state({name: state[name] for name in names}, dtype)),
-        )
-
-    def put_in_place() -> None:
-        if len(shards) > 1:
-            weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-            total_size = sum(tensor.numel() for tensor in state.values()) * dtype.itemsize
-            write_json(
-                folder / f"{INDEX}.tmp", {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-            )
-            files.append(INDEX)
-        (folder / "config.json").unlink(missing_ok=True)
-        for path in list(folder.iterdir()):
-            if _OURS.fullmatch(path.name) and path.name.removesuffix(".tmp") not in files:
-                path.unlink()
-        for file in files:
-            os.replace(folder / f"{file}.tmp", folder / file)
-
-    in_first_process(sharded, put_in_place)
-
-
-def gathered_state(state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """These tensors whole, on the CPU, in this dtype. Of sharded ones all processes call this, and all but
-    the first get none.
-    """
-    gathered = {}
-    for name, tensor in state.items():
-        value = whole(tensor)
-        if not is_sharded(tensor) or dist.get_rank() == 0:
-            gathered[name] = value.to("cpu", dtype).contiguous()
-    return gathered
-
-
-def _write_shard(folder: Path, file: str, tensors: dict[str, torch.Tensor]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / f"{file}.tmp", metadata={"format": "pt"})
-    # safetensors writes for the owner's eyes only; a checkpoint is as readable as its folder.
-    os.chmod(folder / f"{file}.tmp", folder.stat().st_mode & 0o666)
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Writes a JSON object as people read it."""
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _shards(sizes: dict[str, int], largest: int) -> list[list[str]]:
-    """The names dealt out in order to as few runs of at most `largest` bytes as that takes."""
-    shards, room = [], 0
-    for name, size in sizes.items():
-        if not shards or size > room:
-            shards.append([])
-            room = largest
-        shards[-1].append(name)
-        room -= size
-    return shards
-
-
-def _assign(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+def _fill(
+    model: nn.Module,
+    name: str,
+    reader: safe_open,
+    stored_name: str,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> None:
+    """Reads one parameter, or this process's rows of it."""
+    parameter = model.get_parameter(name)
+    if is_sharded(parameter):
+        rows = local_rows(parameter)
+        if rows.start < rows.stop:
+            local(parameter).copy_(reader.get_slice(stored_name)[rows])
+        return
+    # Copied even where nothing changes: the model must not hang on the mapped file. (`.to` is half as fast, and
+    # `to_empty` imports for half a second.)
+    value = torch.empty(parameter.shape, dtype=dtype, device=device).copy_(reader.get_tensor(stored_name))
     owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, parameter)
-
-
-def _published(name: str) -> str:
-    for prefix, published in PREFIXES.items():
-        if name.startswith(prefix):
-            return published + name.removeprefix(prefix)
-    return name
+    setattr(model.get_submodule(owner), leaf, nn.Parameter(value, parameter.requires_grad))
 
 
 def _contents(folder: Path) -> dict[str, Stored]:
     """Published name -> where the tensor lies, of all a folder's weights, from the files' headers alone."""
     if (folder / SINGLE).is_file():
-        weight_map, files = None, [SINGLE]
+        listed = {SINGLE: None}
     elif (folder / INDEX).is_file():
-        weight_map = _weight_map(folder / INDEX)
-        files = list(dict.fromkeys(weight_map.values()))
+        listed = _listed(folder / INDEX)
     else:
-        raise UserError(_no_weights(folder))
-
+        raise _fault(folder, _no_weights(folder))
     stored: dict[str, Stored] = {}
-    for file in files:
-        with _opened(folder / file) as reader:
+    for file, expected in listed.items():
+        path = folder / file
+        with _opened(path) as reader:
             names = set(reader.keys())
-            listed = (
-                names if weight_map is None else {name for name, home in weight_map.items() if home == file}
-            )
-            if names != listed:
-                absent, extra = _few(listed - names), _few(names - listed)
-                raise UserError(
-                    f"{folder / file}: not what {INDEX} says: without {absent}, with unlisted {extra}; download it again"
-                )
+            if expected is not None and names != expected:
+                absent, extra = _few(expected - names), _few(names - expected)
+                raise _fault(path, f"not what {INDEX} says: without {absent}, with unlisted {extra}{AGAIN}")
             for name in sorted(names):
                 header = reader.get_slice(name)
-                tensor = Stored(name, folder / file, tuple(header.get_shape()), str(header.get_dtype()))
-                if tensor.dtype not in READABLE:
-                    raise UserError(
-                        f"{folder / file}: {_few([name])} is {tensor.dtype}; r1ov reads float32, bfloat16 and float16 weights"
+                if (dtype := str(header.get_dtype())) not in READABLE:
+                    readable = "r1ov reads float32, bfloat16 and float16 weights"
+                    raise _fault(path, f"{_few([name])} is {dtype}; {readable}")
+                published = name.replace("model.visual.", "visual.").replace(
+                    "model.language_model.", "model."
+                )
+                if twin := stored.get(published):
+                    raise _fault(
+                        path,
+                        f"{_few([name])} is the same parameter as {_few([twin.name])} in {twin.file.name}",
                     )
-                if (twin := stored.setdefault(_published(name), tensor)) is not tensor:
-                    raise UserError(
-                        f"{folder / file}: {_few([name])} is the same parameter as {_few([twin.name])} in {twin.file.name}"
-                    )
+                stored[published] = Stored(name, path, tuple(header.get_shape()))
     return stored
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor name -> file name from an index. Only plain names of files beside it: a hub cache's own links
-    lead elsewhere, rightly.
-    """
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index}: no weight_map, which says in which file each tensor is; download it again")
-    for name, file in weight_map.items():
-        if not isinstance(file, str) or not file.endswith(".safetensors") or set(file) & set("/\\:\0"):
-            raise UserError(
-                f"{index}: {_few([name])} is said to be in {file!r:.200}; expected a .safetensors file beside the index"
-            )
-    return weight_map
-
-
-def _no_weights(folder: Path) -> str:
-    pickles = (
-        [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
-        if folder.is_dir()
-        else []
-    )
-    if pickles:
-        return f"{folder}: only pickled weights ({_few(pickles)}), which can run any code and are never opened; convert them to safetensors"
-    return f"{folder}: no {SINGLE} and no {INDEX}"
 
 
 @contextmanager
@@ -242,63 +185,77 @@ def _opened(file: Path) -> Iterator[safe_open]:
         with safe_open(file, framework="pt") as reader:
             yield reader
     except FileNotFoundError:
-        raise UserError(f"{file}: no such file, although {INDEX} names it; download it again") from None
+        raise _fault(file, f"no such file, although {INDEX} names it{AGAIN}") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{file}: truncated or not a safetensors file ({_one_line(error)}){_pointer_hint(file)}"
-        ) from None
+        is_pointer = file.is_file() and file.open("rb").read(23) == b"version https://git-lfs"
+        hint = "; it is a Git LFS pointer: run `git lfs pull`" if is_pointer else AGAIN
+        reason = one_line(str(error))[:200]
+        raise _fault(file, f"truncated or not a safetensors file ({reason}){hint}") from None
 
 
-def _pointer_hint(file: Path) -> str:
-    try:
-        with open(file, "rb") as raw:
-            is_pointer = raw.read(23) == b"version https://git-lfs"
-    except OSError:
-        is_pointer = False
-    return "; it is a Git LFS pointer: run `git lfs pull`" if is_pointer else "; download it again"
+def _fault(file: Path, what: str) -> UserError:
+    return UserError(f"{file}: {what}")
 
 
-def _refuse_mismatch(folder: Path, stored: dict[str, Stored], expected: dict[str, tuple[int, ...]]) -> None:
-    shapes = [
-        f"{name} {list(stored[name].shape)} for {list(shape)}"
-        for name, shape in expected.items()
-        if name in stored and stored[name].shape != shape
-    ]
-    faults = {
+def _listed(index: Path) -> dict[str, set[str]]:
+    """File -> the tensors that an index says are in it. Only plain names of files beside it: a hub cache's own
+    links lead elsewhere, rightly.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise _fault(index, f"no weight_map, which says in which file each tensor is{AGAIN}")
+    listed: dict[str, set[str]] = {}
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not file.endswith(".safetensors") or set(file) & set("/\\:\0"):
+            expected = "expected a .safetensors file beside the index"
+            raise _fault(index, f"{_few([name])} is said to be in {file!r:.200}; {expected}")
+        listed.setdefault(file, set()).add(name)
+    return listed
+
+
+def _no_weights(folder: Path) -> str:
+    """What is wrong with a folder that has no safetensors file."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    pickles = [path.name for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+    if not pickles:
+        return f"no {SINGLE} and no {INDEX}"
+    never = "which can run any code and are never opened; convert them to safetensors"
+    return f"only pickled weights ({_few(pickles)}), {never}"
+
+
+def _differences(stored: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]]) -> str:
+    """How the tensors in the files differ from those of the model."""
+    kinds = {
         "missing": [name for name in expected if name not in stored],
         "unexpected": [tensor.name for name, tensor in stored.items() if name not in expected],
-        "of another shape": shapes,
+        "of another shape": [
+            f"{name} {list(stored[name].shape)} for {list(shape)}"
+            for name, shape in expected.items()
+            if name in stored and stored[name].shape != shape
+        ],
     }
-    found = [f"{len(names)} {fault} ({_few(names)})" for fault, names in faults.items() if names]
-    if found:
-        hint = (
-            "; if the head is the embedding, set tie_word_embeddings to true in config.json"
-            if faults["missing"] == [HEAD]
-            else ""
-        )
-        raise UserError(f"{folder}: its weights are not those of its config.json: {', '.join(found)}{hint}")
+    found = [f"{len(names)} {kind} ({_few(names)})" for kind, names in kinds.items() if names]
+    tie = "; if the head is the embedding, set tie_word_embeddings to true in config.json"
+    hint = tie if kinds["missing"] == [HEAD] else ""
+    return f"its weights are not those of its config.json: {', '.join(found)}{hint}"
 
 
-def _refuse_other_head(head: Stored, embedding: Stored) -> None:
+def _refuse_another_head(head: Stored, embedding: Stored | None) -> None:
     """A tied model's file may repeat the embedding as its head, but a head of its own would be lost."""
+    if embedding is None:
+        return
     with _opened(head.file) as one, _opened(embedding.file) as other:
         a, b = one.get_tensor(head.name), other.get_tensor(embedding.name)
-        wide = torch.promote_types(a.dtype, b.dtype)
-        if not torch.equal(a.to(wide), b.to(wide)):
-            raise UserError(
-                f"{head.file}: {HEAD} is not the embedding, although tie_word_embeddings is true; "
-                "set it to false in config.json to use this head, or remove the tensor"
-            )
+    wide = torch.promote_types(a.dtype, b.dtype)
+    if not torch.equal(a.to(wide), b.to(wide)):
+        remedy = "set it to false in config.json to use this head, or remove the tensor"
+        raise _fault(
+            head.file, f"{HEAD} is not the embedding, although tie_word_embeddings is true; {remedy}"
+        )
 
 
 def _few(names: Iterable[str]) -> str:
     """The first five, in one line whatever is in them."""
     names = list(names)
-    return (
-        ", ".join([repr(name[:200])[1:-1] for name in names[:5]] + (["..."] if len(names) > 5 else []))
-        or "none"
-    )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    shown = [repr(name[:200])[1:-1] for name in names[:5]] + ["..."] * (len(names) > 5)
+    return ", ".join(shown) or "none"

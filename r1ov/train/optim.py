@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from r1ov.folder.shard import is_sharded, local, rows_of_each
+from r1ov.folder.weights import is_sharded, local, rows_of_each
 
 
 class Muon(torch.optim.Optimizer):

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from r1ov.folder.shard import is_sharded, local
+from r1ov.folder.weights import is_sharded, local
 
 
 @torch.no_grad()

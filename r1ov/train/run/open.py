@@ -18,17 +18,15 @@ import torch
 
 from r1ov.cli import marked
 from r1ov.common.device import choose_kernels
-from r1ov.common.files import check_same_options
+from r1ov.common.files import check_same_options, write_json
 from r1ov.common.processes import World, joined
 from r1ov.common.stopping import Stop, stopping
 from r1ov.data.processor import Processor
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
-from r1ov.folder.fresh import init_weights
-from r1ov.folder.hub import resolve
-from r1ov.folder.shard import is_sharded
-from r1ov.folder.weights import write_json
-from r1ov.model.config import Config
+from r1ov.folder.pretrained import resolve
+from r1ov.folder.settings import read_processor
+from r1ov.folder.weights import init_weights, is_sharded, load_weights
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.optim import build_optimizers, learning_rate_factor
 from r1ov.train.run.checkpoint import Checkpoints
@@ -236,27 +234,19 @@ def build(config: TrainConfig, world: World, device: torch.device) -> tuple[Qwen
             "--bf16 needs a GPU or several processes: one process on a CPU computes in float32, which is faster there"
         )
 
-    def lay_out(model: Qwen2_5_VL) -> None:
-        freeze(model, config.frozen_parts)
-        checkpoint_activations(model, config.activation_checkpointing)
-        if is_to_be_sharded:
-            # CPUs have memory to spare, and gathering twice takes their time.
-            shard(
-                model,
-                make_mesh(world, device, config.replicate),
-                dtype,
-                reshard_after_forward=device.type != "cpu",
-            )
-
+    folder = resolve(config.model or config.config_name)
+    processor = read_processor(folder)
+    model = pretrained.build(processor.config)
+    freeze(model, config.frozen_parts)
+    checkpoint_activations(model, config.activation_checkpointing)
+    if is_to_be_sharded:
+        # CPUs have memory to spare, and gathering twice takes their time.
+        mesh = make_mesh(world, device, config.replicate)
+        shard(model, mesh, dtype, reshard_after_forward=device.type != "cpu")
     if config.model:
-        model, processor = pretrained.load_prepared(config.model, device, torch.float32, lay_out)
+        load_weights(model, folder, device, torch.float32)
     else:
-        folder = resolve(config.config_name)
-        processor = Processor.from_folder(folder)
-        with torch.device("meta"):
-            model = Qwen2_5_VL(Config.from_file(folder / "config.json"))
-        lay_out(model)
-        model = model.to_empty(device=device)
+        model.to_empty(device=device)
         init_weights(model, torch.Generator().manual_seed(config.seed))
     return model, processor.with_pixel_limits(config.min_pixels, config.max_pixels)
 
@@ -346,8 +336,7 @@ def open_run(config: TrainConfig, rows_per_epoch: int | None) -> Iterator[Run]:
             say(f"note    {out}/ holds a run without a checkpoint; it begins anew")
         log = None
         if world.is_main:
-            write_json(out / "config.json.tmp", options)
-            os.replace(out / "config.json.tmp", out / "config.json")
+            write_json(out / "config.json", options)
             log = Log(out, max_steps, step, config.report_to)
             stack.callback(log.close)
         yield Run(

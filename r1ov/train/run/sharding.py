@@ -18,7 +18,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from r1ov.common.processes import World
 from r1ov.errors import UserError
-from r1ov.folder.shard import is_sharded, local, whole
+from r1ov.folder.weights import is_sharded, local, whole
 from r1ov.model.model import Qwen2_5_VL
 
 PARTS = ("vision", "merger", "language")

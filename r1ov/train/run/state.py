@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from r1ov.errors import UserError
-from r1ov.folder.shard import is_sharded, local
+from r1ov.folder.weights import is_sharded, local
 
 
 def state_tensors(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:

@@ -1,0 +1,146 @@
+"""A model's weights, sizes and processor into the files of a Hugging Face folder."""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from r1ov.common.files import write_json
+from r1ov.data.processor import Processor
+from r1ov.folder.settings import TOKEN_IDS, pixel_limits
+from r1ov.folder.weights import INDEX, SINGLE, is_sharded, whole
+from r1ov.model.config import Config
+from r1ov.model.model import Qwen2_5_VL
+
+_OURS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?(\.tmp)?")
+
+
+def in_first_process(sharded: bool, work: Callable[[], None]) -> None:
+    """Runs `work` on rank 0 only; a disk error there is raised on every rank.
+
+    Args: sharded: whether all ranks call this together; if not, this process does the work.
+    """
+    if not sharded:
+        work()
+        return
+    error: Exception | None = None
+    if dist.get_rank() == 0:
+        try:
+            work()
+        except (OSError, SafetensorError) as caught:
+            error = caught
+    reported = [None if error is None else str(error)]
+    dist.broadcast_object_list(reported, src=0)
+    if reported[0] is not None:
+        raise error or OSError(reported[0])
+
+
+def save_weights(model: Qwen2_5_VL, folder: str | Path, dtype: torch.dtype, max_shard_size: int) -> None:
+    """Writes a model's weights under their published names, in files of at most `max_shard_size` bytes (or
+    one tensor).
+
+    The files are written under temporary names and put in place together, replacing those of an earlier save.
+    From that moment there is no config.json, so that the folder cannot be taken for complete: the caller
+    writes it when all else is in place.
+
+    Collective if the model is sharded: all ranks call this. The tensors are gathered one at a time, and rank 0
+    keeps those of one file and writes it. If it cannot, all ranks raise.
+    """
+    folder, state, sharded = Path(folder), model.state_dict(), is_sharded(model)
+    is_writer = not sharded or dist.get_rank() == 0
+    sizes = {name: tensor.numel() * dtype.itemsize for name, tensor in state.items()}
+    shards = _shards(sizes, max_shard_size)
+    count = len(shards)
+    files = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+    files = files if count > 1 else [SINGLE]
+    for file, names in zip(files, shards, strict=True):
+        tensors = {}
+        for name in names:
+            value = whole(state[name])
+            if is_writer:
+                tensors[name] = value.to("cpu", dtype).contiguous()
+
+        def write(file: str = file, tensors: dict[str, torch.Tensor] = tensors) -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, folder / f"{file}.tmp", metadata={"format": "pt"})
+            # safetensors writes for the owner's eyes only; a checkpoint is as readable as its folder.
+            os.chmod(folder / f"{file}.tmp", folder.stat().st_mode & 0o666)
+
+        in_first_process(sharded, write)
+
+    def put_in_place() -> None:
+        (folder / "config.json").unlink(missing_ok=True)
+        for path in list(folder.iterdir()):
+            if _OURS.fullmatch(path.name) and path.name.removesuffix(".tmp") not in files:
+                path.unlink()
+        for file in files:
+            os.replace(folder / f"{file}.tmp", folder / file)
+        if count > 1:
+            weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+            metadata = {"total_size": sum(sizes.values())}
+            write_json(folder / INDEX, {"metadata": metadata, "weight_map": weight_map})
+
+    in_first_process(sharded, put_in_place)
+
+
+def _shards(sizes: dict[str, int], largest: int) -> list[list[str]]:
+    """The names dealt out in order to as few runs of at most `largest` bytes as that takes."""
+    shards, room = [], 0
+    for name, size in sizes.items():
+        if not shards or size > room:
+            shards.append([])
+            room = largest
+        shards[-1].append(name)
+        room -= size
+    return shards
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """The flat, published form with every field spelled out: the one that transformers 4.51 to 5 and vLLM all
+    read.
+    """
+    text, vision = asdict(config.text), asdict(config.vision)
+    rope = {"type": "mrope", "mrope_section": text.pop("mrope_section")}
+    return {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        **text,
+        "rope_scaling": rope,
+        "hidden_act": "silu",
+        "attention_dropout": 0.0,
+        "use_sliding_window": False,
+        "sliding_window": config.text.max_position_embeddings,
+        "max_window_layers": config.text.num_hidden_layers,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "torch_dtype": config.torch_dtype,
+        "use_cache": True,
+        **{name: getattr(config, name) for name in TOKEN_IDS},
+        "vision_config": {
+            **vision,
+            "model_type": "qwen2_5_vl",
+            "hidden_act": "silu",
+            "in_chans": vision["in_channels"],
+        },
+    }
+
+
+def write_processor(processor: Processor, folder: str | Path) -> None:
+    """Writes back the files that were read; other pixel limits are written into those that hold the limits."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, data in processor.files.items():
+        raw = json.loads(data) if name in ("preprocessor_config.json", "processor_config.json") else {}
+        settings = raw.get("image_processor", {}) if name == "processor_config.json" else raw
+        limits = {key: getattr(processor.image_processor, key) for key in ("min_pixels", "max_pixels")}
+        if settings and limits != pixel_limits(settings):
+            edges = {"shortest_edge": limits["min_pixels"], "longest_edge": limits["max_pixels"]}
+            settings |= limits | ({"size": edges} if settings.get("size") else {})
+            data = json.dumps(raw, indent=2).encode()
+        (Path(folder) / name).write_bytes(data)
