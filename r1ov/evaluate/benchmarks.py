@@ -100,69 +100,64 @@ _ALL = (
 BENCHMARKS = {one.name: one for one in _ALL}
 
 
+def benchmark(name: str, split: str | None = None) -> Benchmark:
+    """Returns the benchmark of this name, else a file of questions as one. Args: split: the file's."""
+    own = Benchmark(name=Path(name).stem, counts={split or "all": None}, metrics=(metrics.by_every_tag,))
+    return BENCHMARKS.get(name, own)
+
+
 def load_items(
-    bench: str, data: str | None = None, split: str | None = None, limit: int | None = None
+    name: str, data: str | None = None, split: str | None = None, limit: int | None = None
 ) -> list[Item]:
     """Returns the items of a benchmark, in the order of its files; says on stderr what is unusual about them.
 
     Args:
-        bench: a name of BENCHMARKS, or the path of a file of questions (see `readers.generic`).
+        name: of BENCHMARKS, or the path of a file of questions (see `readers.generic`).
         data: file, folder or hub name; None: the benchmark's own data set on the hub.
         limit: only the first this many; the playground, which is endless, needs it.
     Raises: UserError.
     """
-    if bench == PLAYGROUND:
-        if limit is None:
-            raise UserError("the playground is endless; say how many questions with --limit")
-        return playground_items(split or "test", limit)
-    items = (
-        _of_benchmark(BENCHMARKS[bench], data, split) if bench in BENCHMARKS else _of_file(bench, data, split)
-    )
-    ids: set[str] = set()
-    for item in items:
-        if item.id in ids:
-            raise UserError(f"{bench}: two rows have the id {item.id!r}; every question needs its own")
-        ids.add(item.id)
-    if golds := sum(not item.answer.strip() for item in items):
-        _say(f"{bench}: {golds} of {len(items)} items have no gold answer: they score 0")
-    if errors := [item for item in items if item.error]:
-        first = f"the first, {errors[0].id}: {errors[0].error}"
-        _say(f"{bench}: {len(errors)} of {len(items)} items cannot be asked and score 0; {first}")
-    return items[:limit]
-
-
-def _of_benchmark(bench: Benchmark, data: str | None, split: str | None) -> list[Item]:
+    bench = benchmark(name, split)
     split = split or bench.split
     if split not in bench.counts:
         raise UserError(f"--split is {split!r}; {bench.name} has {', '.join(bench.counts)}")
+    if name == PLAYGROUND:
+        if limit is None:
+            raise UserError("the playground is endless; say how many questions with --limit")
+        return playground_items(split, limit)
+    if name not in BENCHMARKS:
+        path = Path(name).expanduser()
+        if not path.is_file() or path.suffix.lower() not in DATA_SUFFIXES:
+            known = f"{', '.join(BENCHMARKS)}, or an existing file that ends in {', '.join(DATA_SUFFIXES)}"
+            raise UserError(f"--bench is {name!r}; expected {known}")
+        if data is not None:
+            raise UserError(
+                "--data says where a named benchmark's data is; a file given as --bench is read itself"
+            )
     patterns = [pattern.format(split=split) for pattern in bench.files]
-    found = find(data or bench.hub, patterns, (readers.CONCEPTS,))
+    found = find(data or bench.hub or name, patterns, (readers.CONCEPTS,))
     items: list[Item] = []
-    for path in found.files:
-        pictures = Pictures(path.parent, found.inside)
-        items += readers.read(bench.read, read_rows(path), pictures, bench.name, split)
-    if len(items) != bench.counts[split]:
-        _say(f"{bench.name}: {len(items):,} items; {split} is known to have {bench.counts[split]:,}")
-    return items
+    for file in found.files:
+        pictures = Pictures(file.parent, found.inside)
+        items += readers.read(bench.read, read_rows(file), pictures, bench.name, split)
+    ids: set[str] = set()
+    for item in items:
+        if item.id in ids:
+            raise UserError(f"{name}: two rows have the id {item.id!r}; every question needs its own")
+        ids.add(item.id)
+    count = bench.counts[split] or len(items)
+    if len(items) != count:
+        _say(f"{name}: {len(items):,} items; {split} is known to have {count:,}")
+    if golds := sum(not item.answer.strip() for item in items):
+        _say(f"{name}: {golds} of {len(items)} items have no gold answer: they score 0")
+    if errors := [item for item in items if item.error]:
+        first = f"the first, {errors[0].id}: {errors[0].error}"
+        _say(f"{name}: {len(errors)} of {len(items)} items cannot be asked and score 0; {first}")
+    return items[:limit]
 
 
-def _of_file(name: str, data: str | None, split: str | None) -> list[Item]:
-    path = Path(name).expanduser()
-    if not path.is_file() or path.suffix.lower() not in DATA_SUFFIXES:
-        known = f"{', '.join(BENCHMARKS)}, or an existing file that ends in {', '.join(DATA_SUFFIXES)}"
-        raise UserError(f"--bench is {name!r}; expected {known}")
-    if data is not None:
-        raise UserError(
-            "--data says where a named benchmark's data is; a file given as --bench is read itself"
-        )
-    pictures = Pictures(path.parent, path.parent)
-    return readers.read(readers.generic, read_rows(path), pictures, path.stem, split or "all")
-
-
-def metrics_of(bench: str, items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Table]:
-    """Returns the benchmark's own metrics; for a file of questions, a table for each tag with few values."""
-    own = BENCHMARKS[bench].metrics if bench in BENCHMARKS else (metrics.by_every_tag,)
-    return metrics.tables_of(own, items, verdicts)
+def metrics_of(name: str, items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Table]:
+    return metrics.tables_of(benchmark(name).metrics, items, verdicts)
 
 
 class Published(NamedTuple):

@@ -17,8 +17,8 @@ from r1ov.common.files import locked
 from r1ov.common.processes import World, joined
 from r1ov.errors import UserError
 from r1ov.evaluate.benchmarks import (
-    BENCHMARKS,
     PLAYGROUND,
+    benchmark,
     load_items,
     metrics_of,
     playground_by_id,
@@ -206,10 +206,10 @@ def report(
     config: Any, items: Sequence[Item], answered: Sequence[Answered]
 ) -> tuple[list[Table], list[Table]]:
     """Returns the tables to print, of the playground only the families, and those that only the report has."""
-    bench = BENCHMARKS.get(config.bench)
+    bench = benchmark(config.bench)
     shown, more = tables_of(answered, metrics_of(config.bench, items, [one.verdict for one in answered]))
-    more = [floors_table(items, bench.floors if bench else {}), *more]
-    if bench and bench.published:
+    more = [floors_table(items, bench.floors), *more]
+    if bench.published:
         model = config.predictions or config.model
         more = [published_table(bench, model, items[0].split, score_cells(answered)[0]), *more]
     if config.bench == PLAYGROUND:

@@ -6,7 +6,7 @@ import csv
 import json
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,15 +96,6 @@ def _read_table(path: Path, delimiter: str) -> list[dict[str, Any]]:
             which = "more" if None in row else "fewer"
             raise UserError(f"{path}: row {number} has {which} cells than the head line")
     return rows
-
-
-def require(rows: Sequence[Row], columns: Iterable[str], bench: str) -> None:
-    """Raises UserError if the rows lack one of the columns."""
-    if missing := [name for name in columns if name not in rows[0]]:
-        raise UserError(
-            f"{bench}: there is no column {', '.join(missing)}, only {', '.join(rows[0])}; "
-            "is this the right file?"
-        )
 
 
 class Pictures:

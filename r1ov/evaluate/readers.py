@@ -7,12 +7,13 @@ import ast
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from r1ov.errors import UserError
-from r1ov.evaluate.files import Pictures, Row, require
+from r1ov.evaluate.files import Pictures, Row
 from r1ov.evaluate.item import Item
 from r1ov.reward import KINDS
 from r1ov.reward.rules.reading import read_choice
@@ -22,124 +23,137 @@ CONCEPTS = "knowledge_structure_nodes.json"
 MAX_TAG = 200  # characters
 _DRAWN = re.compile(r"<image\s*\d+>")  # an option that is an image, or the place of one in a question
 
-# Takes (rows, the file's folder, the benchmark's name) and yields an Item's fields for each row, and besides
-# them `options`, the texts of the choices, and `sources`, its images.
-Reader = Callable[[Sequence[Row], Path, str], Iterator[dict[str, Any]]]
+# An Item's fields, and besides them `options`, the texts of the choices, and `sources`, the images.
+Fields = dict[str, Any]
+Reader = Callable[[Row], Fields]
 
 
 def read(reader: Reader, rows: Sequence[Row], pictures: Pictures, bench: str, split: str) -> list[Item]:
+    """Returns the items of a file's rows. Raises UserError that names the row."""
+    cells = {text(row.get("index", row.get("id"))): row.get("image") for row in rows}
+    domains = _domains(pictures.folder)
     items = []
-    for fields in reader(rows, pictures.folder, bench):
-        options, sources = fields.pop("options", ()), fields.pop("sources", None)
+    for number, row in enumerate(rows, 1):
+        try:
+            fields = reader({**row, "domain": domains.get(row.get("knowledge concept"))} if domains else row)
+        except KeyError as error:
+            raise UserError(
+                f"{bench}: row {number}: there is no column {error.args[0]}, only {', '.join(row)}; "
+                "is this the right file?"
+            ) from None
+        except UserError as error:
+            raise UserError(f"{bench}: row {number}: {error}") from None
+        options, sources = fields.pop("options"), fields.pop("sources")
+        for at, source in enumerate(sources):  # an image may be the index of the row that has it
+            if isinstance(source, str | int):
+                sources[at] = cells.get(str(source)) or source
         if fields["kind"] == "mcq":
             fields |= choice_fields(options, fields["answer"].strip())
-        if sources is not None:
-            fields |= pictures.of(sources)
-        items.append(Item(bench=bench, split=split, **fields))
+        if sources and not fields.get("group"):
+            fields["group"] = hashlib.sha256(repr(sources).encode()).hexdigest()[:16]
+        fields["id"] = fields["id"] or str(number - 1)
+        items.append(Item(bench=bench, split=split, **fields, **pictures.of(sources)))
     return items
 
 
-def mathvista(rows: Sequence[Row], folder: Path, bench: str) -> Iterator[dict[str, Any]]:
+def mathvista(row: Row) -> Fields:
     """A gold option is given by its text: it becomes the letter. The test split has no golds."""
-    require(rows, "pid question image choices answer question_type answer_type metadata".split(), bench)
-    for row in rows:
-        options, answer, kind = tuple(row["choices"] or ()), text(row["answer"]), row["answer_type"]
-        precision, unit = int(row.get("precision") or 0), row.get("unit") or None
-        wanted = {
-            "integer": "a whole number",
-            "float": f"a number with {precision} decimal places",
-            "list": "a list such as [1, 2, 3]",
-        }
-        question = row["question"] + (f" (unit: {unit})" if unit else "")
-        if row["question_type"] == "multi_choice":
-            kind, answer = "mcq", LETTERS[options.index(answer)] if answer in options else answer
-        elif kind in wanted:
-            question += f"\nAnswer with {wanted[kind]}."
-        yield {
-            "id": text(row["pid"]),
-            "question": with_options(question, options),
-            "answer": answer,
-            "kind": {"integer": "number", "float": "number", "list": "tuple"}.get(kind, kind),
-            "options": options,
-            "is_integer": kind == "integer",
-            "precision": precision if kind == "float" else None,
-            "unit": unit,
-            "raw_query": row.get("query") or None,
-            "tags": tags(row["metadata"], "task skills source category context grade language".split()),
-            **_one_picture(row),
-        }
+    id, options, answer = text(row["pid"]), tuple(row["choices"] or ()), text(row["answer"])
+    kind, precision, unit = row["answer_type"], int(row.get("precision") or 0), row.get("unit") or None
+    wanted = {
+        "integer": "a whole number",
+        "float": f"a number with {precision} decimal places",
+        "list": "a list such as [1, 2, 3]",
+    }
+    question = row["question"] + (f" (unit: {unit})" if unit else "")
+    if row["question_type"] == "multi_choice":
+        kind, answer = "mcq", LETTERS[options.index(answer)] if answer in options else answer
+    elif kind in wanted:
+        question += f"\nAnswer with {wanted[kind]}."
+    return {
+        "id": id,
+        "question": with_options(question, options),
+        "answer": answer,
+        "kind": {"integer": "number", "float": "number", "list": "tuple"}.get(kind, kind),
+        "options": options,
+        "is_integer": kind == "integer",
+        "precision": precision if kind == "float" else None,
+        "unit": unit,
+        "raw_query": row.get("query") or None,
+        "tags": tags(
+            row["metadata"], ("task", "skills", "source", "category", "context", "grade", "language")
+        ),
+        **_one_picture(row),
+    }
 
 
-def mathvision(rows: Sequence[Row], folder: Path, bench: str) -> Iterator[dict[str, Any]]:
+def mathvision(row: Row) -> Fields:
     """`<image1>` marks a place in the only image there is."""
-    require(rows, "id question options image answer level subject".split(), bench)
-    for row in rows:
-        options, question = tuple(map(str, row["options"] or ())), row["question"]
-        several = len(set(_DRAWN.findall(question))) > 1
-        question = re.sub(r"\s*<image\s*(\d+)>", r" (picture \1)" if several else "", question).strip()
-        yield {
-            "id": text(row["id"]),
-            "question": with_options(question, options),
-            "answer": text(row["answer"]),
-            "kind": "mcq" if options else "math",
-            "options": options,
-            "tags": tags(row, "level subject".split()),
-            **_one_picture(row),
-        }
+    options, question = tuple(map(str, row["options"] or ())), row["question"]
+    several = len(set(_DRAWN.findall(question))) > 1
+    question = re.sub(r"\s*<image\s*(\d+)>", r" (picture \1)" if several else "", question).strip()
+    return {
+        "id": text(row["id"]),
+        "question": with_options(question, options),
+        "answer": text(row["answer"]),
+        "kind": "mcq" if options else "math",
+        "options": options,
+        "tags": tags(row, ("level", "subject")),
+        **_one_picture(row),
+    }
 
 
-def mathverse(rows: Sequence[Row], folder: Path, bench: str) -> Iterator[dict[str, Any]]:
+def _one_picture(row: Row) -> Fields:
+    """Questions about the same image are one group."""
+    path = row["image"]
+    return {
+        "group": path if isinstance(path, str) else None,
+        "sources": [row.get("decoded_image") or path],
+    }
+
+
+def mathverse(row: Row) -> Fields:
     """Options are in the question's text; in Vision Only, question and options are in the image. Text Only has
     no image.
     """
-    require(
-        rows, "sample_index problem_index problem_version question image answer question_type".split(), bench
-    )
-    for row in rows:
-        answer, kind, options = text(row["answer"]), "math", ()
-        if row["question_type"] == "multi-choice":
-            options = lettered(text(row["question"])) or lettered(text(row.get("question_for_eval")))
-            letter = read_choice(answer)
-            if letter is None and answer.strip() and answer.strip() in options:
-                letter = LETTERS[options.index(answer.strip())]
-            kind, answer = ("mcq", letter) if letter else ("text", answer)
-        yield {
-            "id": text(row["sample_index"]),
-            "question": text(row["question"]).strip() or "Answer the question in the picture.",
-            "answer": answer,
-            "kind": kind,
-            "options": options,
-            "group": text(row["problem_index"]),
-            "raw_query": row.get("query_cot") or None,
-            "tags": tags(
-                {**row, **(row.get("metadata") or {})},
-                "problem_version subject subfield source question_type".split(),
-            ),
-            "sources": [row["image"]] if row["image"] or row["problem_version"] != "Text Only" else None,
-        }
+    answer, kind, options = text(row["answer"]), "math", ()
+    if row["question_type"] == "multi-choice":
+        options = lettered(text(row["question"])) or lettered(text(row.get("question_for_eval")))
+        letter = read_choice(answer)
+        if letter is None and answer.strip() and answer.strip() in options:
+            letter = LETTERS[options.index(answer.strip())]
+        kind, answer = ("mcq", letter) if letter else ("text", answer)
+    names = ("problem_version", "subject", "subfield", "source", "question_type")
+    return {
+        "id": text(row["sample_index"]),
+        "question": text(row["question"]).strip() or "Answer the question in the picture.",
+        "answer": answer,
+        "kind": kind,
+        "options": options,
+        "group": text(row["problem_index"]),
+        "raw_query": row.get("query_cot") or None,
+        "tags": tags({**row, **(row.get("metadata") or {})}, names),
+        "sources": [row["image"]] if row["image"] or row["problem_version"] != "Text Only" else [],
+    }
 
 
-def wemath(rows: Sequence[Row], folder: Path, bench: str) -> Iterator[dict[str, Any]]:
+def wemath(row: Row) -> Fields:
     """A composite problem and its one-step ones share the `ID`; `key` says which is which."""
-    require(rows, [*"ID key question option answer image_path".split(), "knowledge concept"], bench)
-    domains = _domains(folder)
-    for row in rows:
-        concept, option = row["knowledge concept"], text(row["option"])
-        known = {"key": row["key"], "concept": concept, "domain": domains.get(concept)}
-        yield {
-            "id": f"{row['ID']}@{row['key']}",
-            "question": f"{row['question']}\n{option}",
-            "answer": text(row["answer"]).strip(),
-            "kind": "mcq",
-            "options": lettered(option),
-            "group": text(row["ID"]),
-            "tags": tags(known, known),
-            "sources": [row["image_path"]],
-        }
+    option = text(row["option"])
+    return {
+        "id": f"{row['ID']}@{row['key']}",
+        "question": f"{row['question']}\n{option}",
+        "answer": text(row["answer"]).strip(),
+        "kind": "mcq",
+        "options": lettered(option),
+        "group": text(row["ID"]),
+        "tags": tags({**row, "concept": row["knowledge concept"]}, ("key", "concept", "domain")),
+        "sources": [row["image_path"]],
+    }
 
 
-def _domains(folder: Path) -> dict[str, str]:
-    """Returns {concept: its domain, one of twelve}, from the file beside the data; {} without it."""
+def _domains(folder: Path) -> Mapping[str, str | None]:
+    """Returns We-Math's {concept: its domain, one of twelve}, from the file beside the data; {} without it."""
     for place in (folder / CONCEPTS, folder.parent / CONCEPTS):
         if place.is_file():
             try:
@@ -152,77 +166,55 @@ def _domains(folder: Path) -> dict[str, str]:
     return {}
 
 
-def onevision_bench(rows: Sequence[Row], folder: Path, bench: str) -> Iterator[dict[str, Any]]:
-    """Hint and options are in the question already. Without options, the gold says what kind of answer it is."""
-    require(rows, "question answer level category".split(), bench)
-    for row, fields in zip(rows, generic(rows, folder, bench), strict=True):
-        yield {**fields, "question": text(row["question"])}
-
-
-_KNOWN = {*LETTERS, *"index id question answer hint choices kind precision unit group".split()}
 _PICTURES = ("images", "image", "image_path")
+_KNOWN = (*LETTERS, *_PICTURES, "index", "id", "question", "answer", "hint", "choices", "kind")
+_KNOWN += ("precision", "unit", "group")
 
 
-def generic(rows: Sequence[Row], folder: Path, bench: str) -> Iterator[dict[str, Any]]:
+def generic(row: Row) -> Fields:
     """VLMEvalKit's TSV, or JSON lines, CSV or parquet with its column names.
 
     Columns: index or id, question, answer; optional: hint, A ... Z or choices, kind, precision, unit, group;
     image (base64, a path, a list of them, or the index of the row that has it), images or image_path. Every
     other column becomes a tag.
     """
-    require(rows, "question answer".split(), bench)
-    cells = {text(row.get("index", row.get("id"))): row.get("image") for row in rows}
-    for number, row in enumerate(rows, 1):
-        kind, precision = row.get("kind") or None, text(row.get("precision")).strip().removesuffix(".0")
-        if kind not in (None, *KINDS):
-            raise UserError(f"{bench}: row {number}: kind is {kind!r}, must be one of {', '.join(KINDS)}")
-        if precision and not precision.isdecimal():
-            raise UserError(
-                f"{bench}: row {number}: precision is {precision!r}, must be a number of decimals"
-            )
-        letters = [text(row.get(letter)).strip() for letter in LETTERS]
-        options = letters[: letters.index("")] if "" in letters else letters
-        options = options or listed(row.get("choices"))
-        if kind is None and (options or text(row.get("choices")).strip("[] ")):
-            kind = "mcq"
-        sources = _sources(row, cells)
-        shared = hashlib.sha256(repr(sources).encode()).hexdigest()[:16] if sources else None
-        question = with_options(text(row["question"]), options)
-        yield {
-            "id": text(row.get("index")) or text(row.get("id")) or str(number - 1),
-            "question": f"{row['hint']}\n{question}" if row.get("hint") else question,
-            "answer": text(row["answer"]),
-            "kind": kind,
-            "options": options,
-            "precision": int(precision) if precision else None,
-            "unit": row.get("unit") or None,
-            "group": text(row.get("group")) or shared,
-            "tags": tags(row, [name for name in row if name not in _KNOWN and name not in _PICTURES]),
-            "sources": sources,
-        }
+    kind, precision = row.get("kind") or None, text(row.get("precision")).strip().removesuffix(".0")
+    if kind not in (None, *KINDS):
+        raise UserError(f"kind is {kind!r}, must be one of {', '.join(KINDS)}")
+    if precision and not precision.isdecimal():
+        raise UserError(f"precision is {precision!r}, must be a number of decimals")
+    letters = takewhile(bool, (text(row.get(letter)).strip() for letter in LETTERS))
+    options = tuple(letters) or listed(row.get("choices"))
+    if kind is None and (options or text(row.get("choices")).strip("[] ")):
+        kind = "mcq"
+    question = with_options(text(row["question"]), options)
+    return {
+        "id": text(row.get("index")) or text(row.get("id")),
+        "question": f"{row['hint']}\n{question}" if row.get("hint") else question,
+        "answer": text(row["answer"]),
+        "kind": kind,
+        "options": options,
+        "precision": int(precision) if precision else None,
+        "unit": row.get("unit") or None,
+        "group": text(row.get("group")) or None,
+        "tags": tags(row, [name for name in row if name not in _KNOWN]),
+        "sources": _sources(row),
+    }
 
 
-def _sources(row: Row, cells: Mapping[str, Any]) -> list[Any]:
-    """Returns the row's images: a list, one, or those of the row whose index is given instead."""
+def onevision_bench(row: Row) -> Fields:
+    """Hint and options are in the question already. Without options, the gold says what kind of answer it is."""
+    return {**generic(row), "question": text(row["question"])}
+
+
+def _sources(row: Row) -> list[Any]:
     given = [row[name] for name in _PICTURES if name in row]
     if not given or given[0] == []:
         return []
     cell = next((cell for cell in given if cell), None)
-    for _ in range(2):
-        if isinstance(cell, str | int) and cells.get(str(cell)):
-            cell = cells[str(cell)]
     if isinstance(cell, str) and cell.startswith("["):
         cell = _written_list(cell) or cell
     return list(cell) if isinstance(cell, list | tuple) else [cell]
-
-
-def _one_picture(row: Row) -> dict[str, Any]:
-    """Questions about the same image are one group."""
-    path = row["image"]
-    return {
-        "group": path if isinstance(path, str) else None,
-        "sources": [row.get("decoded_image") or path],
-    }
 
 
 # The options of a multiple-choice question, in the forms in which benchmarks keep them.
