@@ -32,7 +32,8 @@ class EvaluateConfig:
     predictions: str | None = option(None, "score this file of `id` and `text`, and run no model")
     prompt: Literal["r1ov", "official", "direct", "none"] | None = option(
         None,
-        "r1ov: think, then answer in tags; official: the data's own; direct: the answer alone; none: the question (default: r1ov)",
+        "r1ov: think, then answer in tags; official: the data's own; direct: the answer alone; "
+        "none: the question (default: r1ov; on the playground none)",
     )
     system: str | None = option(None, "the system prompt (default: the chat template's own)")
     num_samples: int = option(
@@ -82,7 +83,7 @@ class EvaluateConfig:
             )
         if self.num_samples > 1 and not self.temperature and not self.predictions:
             raise UserError(
-                f"greedy decoding gives {self.num_samples} times the same answer; give a --temperature above 0"
+                f"greedy decoding gives the same answer {self.num_samples} times; give a --temperature above 0"
             )
         if self.predictions and not Path(self.predictions).is_file():
             raise UserError(f"--predictions {self.predictions}: no such file")

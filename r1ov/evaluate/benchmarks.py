@@ -177,7 +177,7 @@ def published(bench: str) -> list[Published]:
     return [Published(**{**row, "score": float(row["score"])}) for row in rows if row.pop("bench") == bench]
 
 
-# The playground's held-out splits as a benchmark: endless, so it is always the first questions that are asked.
+# The playground as a benchmark: its splits are endless, so it is always the first questions that are asked.
 
 
 def playground_items(split: str, limit: int, swap: bool = False) -> list[Item]:

@@ -3,12 +3,14 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from r1ov.common.files import write_text
 from r1ov.errors import UserError
 from r1ov.evaluate.item import Answered
+from r1ov.evaluate.predictions import read_lines
 from r1ov.evaluate.statistics import paired
 from r1ov.evaluate.tables import Table, markdown
 
@@ -16,7 +18,7 @@ VERDICTS = "verdicts.jsonl"
 
 
 class Scored(NamedTuple):
-    """A question in a comparison: the mean score of its samples, its cluster, and its most frequent answer."""
+    """A question: the mean score of its samples, its cluster, and its most frequent answer."""
 
     score: float
     group: str
@@ -26,46 +28,17 @@ class Scored(NamedTuple):
 
 def write_verdicts(path: Path, answered: Sequence[Answered]) -> None:
     """Writes a line for each answer: as it was read, how, and its score."""
-    rows = (
-        {
-            "id": one.item.id,
-            "sample": one.prediction.sample,
-            "score": one.verdict.score,
-            "judged": one.verdict.judged,
-            "method": one.verdict.method,
-            "answer": one.verdict.answer,
-            "gold": one.item.answer,
-            "group": one.item.group,
-        }
-        for one in answered
-    )
+    rows = ({**asdict(one.verdict), "gold": one.item.answer, "group": one.item.group} for one in answered)
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_verdicts(name: str) -> dict[str, Scored]:
     """Returns the questions by id. Raises UserError that names the line."""
     path = Path(name) / VERDICTS if Path(name).is_dir() else Path(name)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{path}: cannot be read ({reason}); `python -m r1ov.evaluate` writes it into --out, "
-            "also with --predictions"
-        ) from None
+    expected = "an object with id, score and gold, as `python -m r1ov.evaluate` writes it into --out"
     found: dict[str, list[Scored]] = {}
-    for number, line in enumerate(lines, 1):
-        try:
-            if line.strip():
-                row = json.loads(line)
-                answer = str(row.get("answer") or row.get("method"))
-                one = Scored(float(row["score"]), row.get("group") or row["id"], str(row["gold"]), answer)
-                found.setdefault(row["id"], []).append(one)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(
-                f"{path}, line {number}: expected an object with id, score and gold, "
-                "as `python -m r1ov.evaluate` writes it"
-            ) from None
+    for id, one in read_lines(path, _scored, expected):
+        found.setdefault(id, []).append(one)
     if not found:
         raise UserError(f"{path}: there are no verdicts in it")
     return {
@@ -75,6 +48,12 @@ def read_verdicts(name: str) -> dict[str, Scored]:
         )
         for id, own in found.items()
     }
+
+
+def _scored(row: Any) -> tuple[str, Scored]:
+    answer = str(row.get("answer") or row.get("method"))
+    group = row.get("group") or row["id"]
+    return row["id"], Scored(float(row["score"]), group, str(row["gold"]), answer)
 
 
 def compare(config: Any) -> str:

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from r1ov.evaluate.page import write_page
 from r1ov.evaluate.predictions import read_predictions
 from r1ov.evaluate.prompts import check_style, swap_pictures
 from r1ov.evaluate.report import floors_table, published_table, score_cells, tables_of
-from r1ov.evaluate.runner import Asking, fingerprint, run, settings_of
+from r1ov.evaluate.runner import Asking, fingerprint, run
 from r1ov.evaluate.scoring import score
 from r1ov.evaluate.tables import Table, markdown, write_report
 from r1ov.folder.pretrained import load, resolve
@@ -142,49 +142,46 @@ def asked(
 ) -> tuple[list[Prediction], Path, dict[str, Any]] | None:
     """Returns the model's answers, their folder and their settings; None on all but the main rank."""
     at_play = config.bench == PLAYGROUND
-    given = {field.name: getattr(config, field.name) for field in fields(Asking)}
-    given["prompt"] = config.prompt or ("none" if at_play else "r1ov")
-    given["max_new_tokens"] = config.max_new_tokens or (256 if at_play else 4096)
-    asking = Asking(**given)
-    check_style(items, asking.prompt)
+    prompt = config.prompt or ("none" if at_play else "r1ov")
+    most_tokens = config.max_new_tokens or (256 if at_play else 4096)
+    asking = replace(config, prompt=prompt, max_new_tokens=most_tokens)
+    check_style(items, prompt)
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    kernels = choose_kernels(config.kernels, device)
-    path = resolve(config.model)
+    kernels, path = choose_kernels(config.kernels, device), resolve(config.model)
     model, processor = load(path, device, config.dtype)
     print_of = fingerprint(processor, path)
     least, most = config.min_pixels, config.max_pixels
     if not at_play:  # a limit that is not given gives way to one that is
-        least, most = (
-            least or min(MIN_PIXELS, most or MIN_PIXELS),
-            most or max(MAX_PIXELS, least or MAX_PIXELS),
-        )
+        least = least or min(MIN_PIXELS, most or MIN_PIXELS)
+        most = most or max(MAX_PIXELS, least)
     processor = processor.with_pixel_limits(least, most)
-    run_only = {
-        "data": config.data,
-        "device": str(device),
-        "kernels": kernels,
-        "torch": torch.__version__,
-        "questions": len(items),
+    images = processor.image_processor
+    settings = {
+        "bench": config.bench,
+        "split": items[0].split,
+        "model": config.model,
+        "fingerprint": print_of,
+        "swap_pictures": config.swap_pictures,
+        "dtype": dtype_name(model.head_weight.dtype),
+        **{field.name: getattr(asking, field.name) for field in fields(Asking)},
+        "min_pixels": images.min_pixels,
+        "max_pixels": images.max_pixels,
+        "run": {
+            "data": config.data,
+            "device": str(device),
+            "kernels": kernels,
+            "torch": torch.__version__,
+            "questions": len(items),
+        },
     }
-    settings = settings_of(
-        asking,
-        processor,
-        bench=config.bench,
-        split=items[0].split,
-        model=config.model,
-        fingerprint=print_of,
-        swap_pictures=config.swap_pictures,
-        dtype=dtype_name(model.head_weight.dtype),
-        run=run_only,
-    )
     folder = Path(config.out) if config.out else default_folder(settings)
-
-    def is_right(item: Item, row: Prediction) -> float:
-        return score(item, row).score
-
-    rows = run(model, processor, items, asking, folder, settings, is_right, config.max_num_seqs, world)
+    rows = run(model, processor, items, asking, folder, settings, _is_right, config.max_num_seqs, world)
     return None if rows is None else (rows, folder, settings)
+
+
+def _is_right(item: Item, row: Prediction) -> float:
+    return score(item, row).score
 
 
 def default_folder(settings: Mapping[str, Any]) -> Path:
@@ -205,7 +202,7 @@ def _name(bench: str) -> str:
 def report(
     config: Any, items: Sequence[Item], answered: Sequence[Answered]
 ) -> tuple[list[Table], list[Table]]:
-    """Returns the tables to print, of the playground only the families, and those that only the report has."""
+    """Returns the tables to print (of the playground the families alone), and those of the report only."""
     bench = benchmark(config.bench)
     shown, more = tables_of(answered, metrics_of(config.bench, items, [one.verdict for one in answered]))
     more = [floors_table(items, bench.floors), *more]

@@ -1,6 +1,7 @@
 """A question, an answer, its verdict: the records that every benchmark shares."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from r1ov.data.image import LazyImage
@@ -79,3 +80,11 @@ class Answered:
         if self.verdict.method in UNREAD:
             return self.verdict.method
         return "right" if self.verdict.score >= 1 else "wrong"
+
+
+def by_question(answered: Iterable[Answered]) -> dict[str, list[Answered]]:
+    """Returns the answers to each question, by its id."""
+    found: dict[str, list[Answered]] = defaultdict(list)
+    for one in answered:
+        found[one.item.id].append(one)
+    return found

@@ -1,6 +1,4 @@
-"""The items as a page for people who would rather look: images, question, thought, answer, gold and verdict, in
-one file.
-"""
+"""The items as a page to look at: images, question, thought, answer, gold and verdict, in one file."""
 
 import html
 import json
@@ -13,7 +11,7 @@ from r1ov.common.page import data_url
 from r1ov.common.text import split_reply
 from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
-from r1ov.evaluate.item import Answered
+from r1ov.evaluate.item import Answered, by_question
 
 ROOM = 30 << 20  # image budget of the page, in base64 characters
 MAX_VALUES, MAX_TAGS = 100, 8  # tags with more values get no filter
@@ -23,21 +21,16 @@ def write_page(path: Path, title: str, answered: Sequence[Answered]) -> None:
     """Writes one HTML file that needs no other and no network. If images would make it too large, wrong
     answers keep theirs first.
     """
-    grouped: dict[str, list[Answered]] = {}
-    for one in answered:
-        grouped.setdefault(one.item.id, []).append(one)
-    pictures: dict[str, dict[str, Any]] = {}  # by their data: URL, each once
-    chosen: dict[str, list[int | None]] = {}
-    for own in sorted(grouped.values(), key=lambda own: all(one.status == "right" for one in own)):
-        item = own[0].item
-        chosen[item.id] = [_added(pictures, image) for image in item.images]
-    items = [_item(own, chosen[id]) for id, own in grouped.items()]
-    values: dict[str, set[str]] = {}
-    for item in items:
-        for name, own in item["tags"].items():
-            values.setdefault(name, set()).update(own)
-    tags = [name for name, own in values.items() if 1 < len(own) <= MAX_VALUES][:MAX_TAGS]
-    data = {"items": items, "pictures": list(pictures.values()), "tags": tags}
+    questions = by_question(answered)
+    album: dict[str, dict[str, Any]] = {}  # the page's images by their data: URL, each once
+    chosen = {}
+    for own in sorted(questions.values(), key=lambda own: all(one.status == "right" for one in own)):
+        chosen[own[0].item.id] = [_added(album, image) for image in own[0].item.images]
+    items = [_item(own, chosen[id]) for id, own in questions.items()]
+    names = dict.fromkeys(name for item in items for name in item["tags"])
+    counts = {name: len({value for item in items for value in item["tags"].get(name, ())}) for name in names}
+    tags = [name for name, count in counts.items() if 1 < count <= MAX_VALUES][:MAX_TAGS]
+    data = {"items": items, "pictures": list(album.values()), "tags": tags}
     # Inside <script> nothing is markup but "<!--" and "</script": JSON has another spelling of their first
     # letter.
     text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
@@ -45,16 +38,15 @@ def write_page(path: Path, title: str, answered: Sequence[Answered]) -> None:
     write_text(path, page.replace("<!--title-->", html.escape(title)).replace("<!--data-->", text))
 
 
-def _added(pictures: dict[str, dict[str, Any]], image: LazyImage) -> int | None:
+def _added(album: dict[str, dict[str, Any]], image: LazyImage) -> int | None:
     """Returns the image's number in the page; None if there is no room for it, or it cannot be decoded."""
-    if sum(map(len, pictures)) >= ROOM:
+    if sum(map(len, album)) >= ROOM:
         return None
     try:
         url = data_url(image.load())
     except UserError:  # its question has an error row that says so
         return None
-    number = len(pictures)
-    return pictures.setdefault(url, {"number": number, "url": url, "width": image.size[0]})["number"]
+    return album.setdefault(url, {"number": len(album), "url": url, "width": image.size[0]})["number"]
 
 
 def _item(own: Sequence[Answered], pictures: Sequence[int | None]) -> dict[str, Any]:
@@ -73,12 +65,11 @@ def _item(own: Sequence[Answered], pictures: Sequence[int | None]) -> dict[str, 
 
 def _sample(one: Answered) -> dict[str, Any]:
     text, verdict = one.prediction.text, one.verdict
-    thinking = split_reply(text)[0]
-    reply = text if thinking is None else text.rpartition("</think>")[2].strip() if "</think>" in text else ""
+    thinking, after = split_reply(text)[0], text.rpartition("</think>")[2].strip()
     return {
         "status": one.status,
         "thinking": thinking,
-        "reply": reply,
+        "reply": text if thinking is None else after if "</think>" in text else "",
         "answer": verdict.answer,
         "method": verdict.method,
         "judged": None if verdict.judged is None else "right" if verdict.judged >= 1 else "wrong",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from r1ov.common.files import check_same_options, earlier_options, write_json, write_text
 from r1ov.common.journal import Journal
@@ -15,30 +15,37 @@ from r1ov.errors import UserError
 from r1ov.evaluate.item import Prediction
 
 MERGED = "predictions.jsonl"
+T = TypeVar("T")
 EXAMPLE = '{"id": "test/0", "text": "<think>..."}'
 _KINDS = {**Prediction.__annotations__, "error": str}
 
 
 def read_predictions(path: Path, may_be_torn: bool = False) -> list[Prediction]:
-    """Returns the rows of a file of predictions. Other people's rows need only `id` and `text`.
+    """Returns the rows of a file of predictions. Other people's rows need only `id` and `text`."""
+    return read_lines(path, _prediction, f"an object such as {EXAMPLE}", may_be_torn)
+
+
+def read_lines(path: Path, parse: Callable[[Any], T], expected: str, may_be_torn: bool = False) -> list[T]:
+    """Returns what `parse` makes of the JSON in each line.
 
     Args:    may_be_torn: drops a last line that was cut off, as when the writer was killed.
-    Raises:  UserError that names the file and the line.
+    Raises:  UserError that names the file and the line, and says what is expected there.
     """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace" if may_be_torn else "strict").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    rows = []
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason}); expected lines with {expected}") from None
+    found = []
     for number, line in enumerate(lines, 1):
         try:
             if line.strip():
-                rows.append(_prediction(json.loads(line)))
-        except (ValueError, TypeError, AttributeError, RecursionError):
+                found.append(parse(json.loads(line)))
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
             if may_be_torn and number == len(lines):
                 break
-            raise UserError(f"{path}, line {number}: expected an object such as {EXAMPLE}") from None
-    return rows
+            raise UserError(f"{path}, line {number}: expected {expected}") from None
+    return found
 
 
 def _prediction(row: Mapping[str, Any]) -> Prediction:

@@ -113,7 +113,7 @@ def _one_picture(row: Row) -> Fields:
 
 
 def mathverse(row: Row) -> Fields:
-    """Options are in the question's text; in Vision Only, question and options are in the image. Text Only has
+    """Options are in the question's text; in Vision Only, question and options are in the image; Text Only has
     no image.
     """
     answer, kind, options = text(row["answer"]), "math", ()
@@ -153,7 +153,7 @@ def wemath(row: Row) -> Fields:
 
 
 def _domains(folder: Path) -> Mapping[str, str | None]:
-    """Returns We-Math's {concept: its domain, one of twelve}, from the file beside the data; {} without it."""
+    """Returns We-Math's {concept: one of twelve domains}, from the file beside the data; {} without it."""
     for place in (folder / CONCEPTS, folder.parent / CONCEPTS):
         if place.is_file():
             try:
@@ -203,7 +203,7 @@ def generic(row: Row) -> Fields:
 
 
 def onevision_bench(row: Row) -> Fields:
-    """Hint and options are in the question already. Without options, the gold says what kind of answer it is."""
+    """Hint and options are in the question already. Without options, the gold tells the kind of answer."""
     return {**generic(row), "question": text(row["question"])}
 
 
@@ -257,7 +257,7 @@ def _written_list(text: str) -> list[Any] | None:
 
 
 def choice_fields(texts: Sequence[str], gold: str = "") -> dict[str, Any]:
-    """Returns an Item's `choices`, or `num_choices` if the options are drawn in the image or the gold's letter
+    """Returns an Item's `choices`; or `num_choices`, if the options are drawn in the image or the gold's letter
     lies beyond them.
     """
     if not texts:
@@ -270,7 +270,7 @@ def choice_fields(texts: Sequence[str], gold: str = "") -> dict[str, Any]:
 
 
 def with_options(question: str, texts: Sequence[str]) -> str:
-    """Returns the question with a line for each option; if they are drawn in the image, with their letters."""
+    """Returns the question with a line for each option, or with their letters if the image shows them."""
     if "num_choices" in choice_fields(texts):
         return f"{question}\nThe options {', '.join(LETTERS[: len(texts)])} are in the picture."
     return "\n".join(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from r1ov.evaluate.benchmarks import Benchmark
-from r1ov.evaluate.item import UNREAD, Answered, Item
+from r1ov.evaluate.item import UNREAD, Answered, Item, by_question
 from r1ov.evaluate.metrics import guessing, values
 from r1ov.evaluate.scoring import squeezed
 from r1ov.evaluate.statistics import interval, majority, pass_at_k
@@ -63,7 +63,7 @@ def overall_table(answered: Sequence[Answered]) -> Table:
 
 
 def by_tag_table(answered: Sequence[Answered], tag: str) -> Table | None:
-    """Returns a line for each value of the tag, then one for all; None for a tag with one value or too many."""
+    """Returns a line for each value of the tag, then one for all; None for one value, or too many."""
     parts: dict[str, list[Answered]] = defaultdict(list)
     for one in answered:
         for value in dict.fromkeys(values(one.item, tag)):
@@ -101,17 +101,12 @@ def methods_table(answered: Sequence[Answered]) -> Table:
 
 def samples_table(answered: Sequence[Answered], samples: int) -> Table:
     """Returns mean@k, pass@j (unbiased) and maj@k. A missing sample counts as wrong."""
-    of_item: dict[str, list[Answered]] = defaultdict(list)
-    for one in answered:
-        of_item[one.item.id].append(one)
-    right = [sum(one.verdict.score >= 1 for one in own) for own in of_item.values()]
-    votes = [
-        majority([canonical(one) for one in own], [one.verdict.score for one in own])
-        for own in of_item.values()
-    ]
+    questions = by_question(answered).values()
+    right = [sum(one.verdict.score >= 1 for one in own) for own in questions]
+    votes = [majority(list(map(canonical, own)), [one.verdict.score for one in own]) for own in questions]
     sizes = [*(2**power for power in range(10) if 2**power < samples), samples]
     rows = (
-        (f"mean@{samples}", sum(one.verdict.score for one in answered) / (samples * len(of_item))),
+        (f"mean@{samples}", sum(one.verdict.score for one in answered) / (samples * len(questions))),
         *((f"pass@{k}", fmean(pass_at_k(samples, count, k) for count in right)) for k in sizes),
         (f"maj@{samples}", fmean(votes)),
     )

@@ -6,8 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,9 @@ CHUNK = 8  # times max_num_seqs: rows prepared at once, so that the batch is sel
 
 @dataclass(frozen=True, kw_only=True)
 class Asking:
-    """Everything that an answer depends on, except the model and the question."""
+    """Everything that an answer depends on, except the model and the question; any object with these fields
+    will do.
+    """
 
     prompt: Style = "r1ov"
     system: str | None = None
@@ -143,8 +144,23 @@ def answer(
         for sample in range(asking.num_samples):
             keep(item, replace(row, sample=sample))
 
-    most = max(1, CHUNK * max_num_seqs // asking.num_samples)
-    for prompts in _chunks(processor, items, asking, most, fail):
+    def decode_all(prompts: Sequence[tuple[Item, Encoded]]) -> None:
+        started = time.perf_counter()
+
+        def on_done(number: int, completion: Completion) -> None:
+            item = prompts[number // asking.num_samples][0]
+            row = Prediction(
+                id=item.id,
+                text=completion.text,
+                sample=number % asking.num_samples,
+                finish_reason=completion.finish_reason,
+                completion_tokens=completion.completion_tokens,
+                seconds=round(time.perf_counter() - started, 3),
+                prompt_hash=prompt_hash(messages_of(item, asking.prompt, asking.system)),
+                seed=asking.seed,
+            )
+            keep(item, row)
+
         plan = prepare(
             processor,
             [encoded for _, encoded in prompts],
@@ -152,8 +168,11 @@ def answer(
             max_num_seqs=max_num_seqs,
             **{name: getattr(asking, name) for name in SAMPLING},
         )
-        on_done = partial(_keep_answer, [item for item, _ in prompts], asking, keep, time.perf_counter())
         decode(model, processor, plan, on_done=on_done)
+
+    most = max(1, CHUNK * max_num_seqs // asking.num_samples)
+    for chunk in _chunks(processor, items, asking, most, fail):
+        decode_all(chunk)
 
 
 def _chunks(
@@ -193,28 +212,6 @@ def _chunks(
         yield sorted(chunk, key=lambda pair: -len(pair[1]))
 
 
-def _keep_answer(
-    items: Sequence[Item],
-    asking: Asking,
-    keep: Callable[[Item, Prediction], None],
-    started: float,
-    number: int,
-    completion: Completion,
-) -> None:
-    index, sample = divmod(number, asking.num_samples)
-    row = Prediction(
-        id=items[index].id,
-        text=completion.text,
-        sample=sample,
-        finish_reason=completion.finish_reason,
-        completion_tokens=completion.completion_tokens,
-        seconds=round(time.perf_counter() - started, 3),
-        prompt_hash=prompt_hash(messages_of(items[index], asking.prompt, asking.system)),
-        seed=asking.seed,
-    )
-    keep(items[index], row)
-
-
 def fingerprint(processor: Processor, folder: Path) -> str:
     """Tells one model from another: by its tokenizer, template and settings, and of its weights by the header
     and a thousandth.
@@ -232,9 +229,3 @@ def fingerprint(processor: Processor, folder: Path) -> str:
                 file.seek(place)
                 digest.update(file.read(1 << 16 if place == 0 else 4096))
     return digest.hexdigest()
-
-
-def settings_of(asking: Asking, processor: Processor, **more: Any) -> dict[str, Any]:
-    """Returns the settings of a run for settings.json. Args: more: about the model and the questions."""
-    limits = {name: getattr(processor.image_processor, name) for name in ("min_pixels", "max_pixels")}
-    return {**more, **asdict(asking), **limits}

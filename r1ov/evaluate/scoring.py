@@ -27,8 +27,11 @@ _LEAD = re.compile(  # words up to the value: "the area is", "about", "面积是
     r"|[一-鿿]*(?<!不)(?:是|为|等于|约|选项|选择|选)\s*:?\s*)(?=\S)",
     re.IGNORECASE,
 )
-_SYMBOL = r"(?:[kKMmcdnpuμGh]?(?:mol|Hz|Pa|eV|Wb|cal|bar|atm|[mgsAKNJWCVFTHSLlht]|Ω|\\Omega)|min|rad|rev|r|°[CF])(?:\^?-?\d)?\)?"
-# a number and its unit, such as kg/m^3, N\cdot m or J/(kg*K); or a Chinese one ("7个"), unless that multiplies
+_SYMBOL = (
+    r"(?:[kKMmcdnpuμGh]?(?:mol|Hz|Pa|eV|Wb|cal|bar|atm|[mgsAKNJWCVFTHSLlht]|Ω|\\Omega)|min|rad|rev|r|°[CF])"
+    r"(?:\^?-?\d)?\)?"
+)
+# a number and its unit, such as kg/m^3, N\cdot m or J/(kg*K); or a Chinese one ("7个"), unless it multiplies
 # ("7万")
 _QUANTITY = re.compile(
     r"(?P<value>[-+]?\d[\d,.]*(?:/\d+)?(?:\s*(?:\\times|\*)\s*10\s*\^\s*-?\d+)?)"
@@ -94,7 +97,7 @@ def read_answer(item: Item, found: str) -> tuple[str, float]:
 
 
 def tidy(text: str, item: Item) -> str:
-    """The value alone, without the words or label before it, and in the spelling that the comparison reads."""
+    """Returns the value without the words or label before it, in the spelling that the comparison reads."""
     text = unwrap(plain(text)) if "\\" not in text else plain(text).strip(" .")
     text = _LABEL.sub("", _LEAD.sub("", text)).strip()
     text = re.sub(r"°\s*T$", "°", text)  # a true bearing

@@ -98,6 +98,6 @@ def pass_at_k(count: int, right: int, k: int) -> float:
 
 
 def majority(answers: Sequence[str | None], scores: Sequence[float]) -> float:
-    """Returns the score of the most frequent answer, the earlier of two equally frequent; None does not vote."""
+    """Returns the score of the most frequent answer, the earlier of equals; None does not vote."""
     votes = Counter(answer for answer in answers if answer is not None)
     return scores[list(answers).index(votes.most_common(1)[0][0])] if votes else 0.0

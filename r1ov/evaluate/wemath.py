@@ -31,14 +31,18 @@ def four_dimensions(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[
     groups = [group for sample in samples for group in whole_groups(items, right, sample)]
     if not groups:
         return []
-    count = len(groups) // len(samples)
-    scores = ((name, count, *dimensions(groups, name == "strict").values()) for name in ("strict", "loose"))
-    parts = {"one-step (S1)": [step for _, steps in groups for step in steps]}
-    for name, length in (("two-step (S2)", 2), ("three-step (S3)", 3)):
-        parts[name] = [multi for multi, steps in groups if len(steps) == length]
-    by_steps = (
+    parts = {
+        "one-step (S1)": [step for _, steps in groups for step in steps],
+        "two-step (S2)": [multi for multi, steps in groups if len(steps) == 2],
+        "three-step (S3)": [multi for multi, steps in groups if len(steps) == 3],
+    }
+    by_steps = [
         (name, len(part) // len(samples), fmean(part) if part else None) for name, part in parts.items()
-    )
+    ]
+    scores = [
+        (name, len(groups) // len(samples), *dimensions(groups, name == "strict").values())
+        for name in ("strict", "loose")
+    ]
     return [
         Table("four-dimensional score", ("", "groups", *COLUMNS), tuple(scores)),
         Table("by steps", ("problems", "items", "accuracy"), tuple(by_steps)),
