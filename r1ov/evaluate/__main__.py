@@ -83,7 +83,7 @@ class EvaluateConfig:
             )
         if self.num_samples > 1 and not self.temperature and not self.predictions:
             raise UserError(
-                f"greedy decoding gives the same answer {self.num_samples} times; give a --temperature above 0"
+                f"greedy decoding gives one answer {self.num_samples} times; give a --temperature above 0"
             )
         if self.predictions and not Path(self.predictions).is_file():
             raise UserError(f"--predictions {self.predictions}: no such file")

@@ -113,8 +113,8 @@ def _one_picture(row: Row) -> Fields:
 
 
 def mathverse(row: Row) -> Fields:
-    """Options are in the question's text; in Vision Only, question and options are in the image; Text Only has
-    no image.
+    """Options are in the question's text; in Vision Only, question and options are in the image; Text Only
+    has no image.
     """
     answer, kind, options = text(row["answer"]), "math", ()
     if row["question_type"] == "multi-choice":
@@ -257,8 +257,8 @@ def _written_list(text: str) -> list[Any] | None:
 
 
 def choice_fields(texts: Sequence[str], gold: str = "") -> dict[str, Any]:
-    """Returns an Item's `choices`; or `num_choices`, if the options are drawn in the image or the gold's letter
-    lies beyond them.
+    """Returns an Item's `choices`; or `num_choices`, if the options are drawn in the image or the gold's
+    letter lies beyond them.
     """
     if not texts:
         return {}
