@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import get_session
 from PIL import Image
 
-from r1ov.common.remote import AskFailed, NoUse, Remote, TryAgain, asked_to_wait
+from r1ov.common.remote import AskFailed, NoUse, Remote, TryAgain, asked_to_wait, retried
 from r1ov.formalize.models import Endpoint, Question, data_url
 from tests.openai_server import OpenAIServer
 
@@ -259,10 +259,19 @@ def test_an_address_is_completed_as_huggingface_hub_does(end, path):
 def test_retries_are_a_few_and_their_reason_is_told(monkeypatch):
     naps = []
     monkeypatch.setattr(time, "sleep", naps.append)
+
+    def ask(text: str, attempts: int):
+        remote = Remote(server.url, "m")
+        return retried(lambda: remote.send([{"role": "user", "content": text}]), attempts)
+
     with OpenAIServer(lambda body, before: "503 7" if before < 2 else "ok") as server:
-        assert Remote(server.url, "m").ask([{"role": "user", "content": "Hi"}]).text.startswith("answer ")
+        assert ask("Hi", 4).text.startswith("answer ")
         with pytest.raises(AskFailed, match=r"answered 503 .*, 2 times in all"):
-            Remote(server.url, "m").ask([{"role": "user", "content": "Hello"}], attempts=2)
+            ask("Hello", 2)
     assert len(server.bodies) == 5
-    assert all(nap == 0 or 6 < nap < 9 for nap in naps)
-    assert sum(nap > 0 for nap in naps) >= 3
+    assert len(naps) == 3
+    assert all(7 <= nap <= 8 for nap in naps)
+    with OpenAIServer(lambda body, before: "429 7200") as server:
+        with pytest.raises(AskFailed, match="asks to wait for 120 minutes"):
+            ask("Hi", 4)
+    assert len(server.bodies) == 1

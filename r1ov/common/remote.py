@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
 from types import ModuleType
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 from r1ov.common.text import one_line
 from r1ov.errors import UserError
@@ -84,67 +84,53 @@ class Remote:
         self._body: dict[str, Any] = {"model": model, "max_tokens": max_tokens}
         if temperature is not None:
             self._body["temperature"] = temperature
-        try:
-            parts = urlsplit(url)
-        except ValueError as error:
-            raise NoUse(f"{url}: not a URL ({error})") from None
-        path = parts.path.rstrip("/").removesuffix("/chat/completions")
-        if not path.endswith("/v1") and path == parts.path.rstrip("/"):
-            path += "/v1"
-        self._url = urlunsplit(parts._replace(path=path + "/chat/completions"))
+        address, mark, query = url.partition("?")
+        address = address.rstrip("/")
+        if not address.endswith("/chat/completions"):
+            address = address.removesuffix("/v1") + "/v1/chat/completions"
+        self._url = address + mark + query
         self._client = http().Client(timeout=timeout)
 
-    def ask(self, messages: Sequence[Mapping[str, Any]], attempts: int = 4) -> Reply:
-        """Asks, again where that may help. Raises: AskFailed; NoUse."""
-
-        def attempt() -> Reply:
-            time.sleep(max(0.0, min(self.ready_at - time.monotonic(), PATIENCE)))
-            return self.send(messages)
-
-        return retried(attempt, attempts, lambda seconds: time.sleep(min(seconds, PATIENCE)))
-
     def send(self, messages: Sequence[Mapping[str, Any]], prompt_tokens: int = 0) -> Reply:
-        """Asks once.
+        """Asks once; `retried` asks again.
 
         Args: prompt_tokens: a guess, for servers that do not tell.
         Raises: TryAgain; AskFailed for a request that this server will never answer; NoUse for a server that
             will answer none.
         """
         try:
-            status, wait, body = within(self.timeout + 1, lambda: self._exchange(messages))
-        except (http().InvalidURL, http().UnsupportedProtocol, UnicodeError) as error:
-            raise NoUse(f"{self.name}: {self._clean(error)}") from None
-        except (http().TimeoutException, TimeoutError) as error:
-            is_billed = type(error).__name__ not in ("ConnectTimeout", "PoolTimeout")
-            raise TryAgain(f"no complete answer within {self.timeout:g} s", is_billed=is_billed) from None
-        except http().HTTPError as error:
-            raise TryAgain(f"the connection failed ({self._clean(error)})") from None
-        if status != 200:
-            raise self._problem(status, wait, body[:2000].decode("utf-8", "replace"))
-        if len(body) > MAX_ANSWER_BYTES:
-            failure = f"the answer is larger than {MAX_ANSWER_BYTES:,} bytes"
-            return Reply(None, failure, prompt_tokens, self.max_tokens)
-        try:
-            return self._read(json.loads(body), prompt_tokens)
-        except (ValueError, AttributeError, TypeError, LookupError, RecursionError) as error:
-            # What a server sends may be no JSON, or JSON of any other shape.
-            raise TryAgain(f"the answer is malformed ({self._clean(error)[:200]})", is_billed=True) from None
+            return within(self.timeout + 1, partial(self._send, messages, prompt_tokens))
+        except TimeoutError:
+            raise TryAgain(f"no complete answer within {self.timeout:g} s", is_billed=True) from None
 
-    def _exchange(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, float, bytes]:
-        """Returns the status, the seconds that the server asks to wait, and the body."""
-        deadline = time.monotonic() + self.timeout
+    def _send(self, messages: Sequence[Mapping[str, Any]], prompt_tokens: int) -> Reply:
+        """Raises: TimeoutError; otherwise as `send`."""
+        deadline, status, wait = time.monotonic() + self.timeout, 0, 0.0
         # Halves of surrogate pairs, which UTF-8 cannot hold, go as question marks.
         body = json.dumps({**self._body, "messages": messages}, ensure_ascii=False).encode("utf-8", "replace")
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key or 'none'}"}
-        with self._client.stream("POST", self._url, content=body, headers=headers) as response:
-            if (wait := asked_to_wait(response.headers)) > 0:
-                self.ready_at = max(self.ready_at, time.monotonic() + wait)
-            try:
-                return response.status_code, wait, read_body(response, MAX_ANSWER_BYTES, deadline)
-            except http().HTTPError as error:
-                if isinstance(error, http().TimeoutException):
-                    raise
-                raise TryAgain(f"the connection failed ({self._clean(error)})", is_billed=True) from None
+        try:
+            with self._client.stream("POST", self._url, content=body, headers=headers) as response:
+                status, wait = response.status_code, asked_to_wait(response.headers)
+                if wait > 0:
+                    self.ready_at = max(self.ready_at, time.monotonic() + wait)
+                answer = read_body(response, MAX_ANSWER_BYTES, deadline)
+        except (http().InvalidURL, http().UnsupportedProtocol, UnicodeError) as error:
+            raise NoUse(f"{self.name}: {self._clean(error)}") from None
+        except (http().ReadTimeout, http().WriteTimeout):
+            raise TimeoutError from None
+        except http().HTTPError as error:
+            raise TryAgain(f"the connection failed ({self._clean(error)})", is_billed=status > 0) from None
+        if status != 200:
+            raise self._problem(status, wait, answer[:2000].decode("utf-8", "replace"))
+        if len(answer) > MAX_ANSWER_BYTES:
+            failure = f"the answer is larger than {MAX_ANSWER_BYTES:,} bytes"
+            return Reply(None, failure, prompt_tokens, self.max_tokens)
+        try:
+            return self._read(json.loads(answer), prompt_tokens)
+        except (ValueError, AttributeError, TypeError, LookupError, RecursionError) as error:
+            # What a server sends may be no JSON, or JSON of any other shape.
+            raise TryAgain(f"the answer is malformed ({self._clean(error)[:200]})", is_billed=True) from None
 
     def _read(self, answer: Any, prompt_tokens: int) -> Reply:
         """Raises whatever is raised by looking into odd shapes."""
@@ -188,12 +174,22 @@ class Remote:
         return one_line(text.replace(self.key, "***") if self.key else text)
 
 
+def nap(seconds: float) -> None:
+    """Sleeps. Raises: AskFailed if that is too long."""
+    if seconds > PATIENCE:
+        raise AskFailed(f"the server asks to wait for {seconds / 60:.0f} minutes")
+    time.sleep(seconds)
+
+
 def retried(
-    attempt: Callable[[], T], attempts: int, sleep: Callable[[float], object], first_wait: float = FIRST_WAIT
+    attempt: Callable[[], T],
+    attempts: int,
+    first_wait: float = FIRST_WAIT,
+    sleep: Callable[[float], object] = nap,
 ) -> T:
     """Returns what `attempt` returns; after a TryAgain it sleeps and calls it again.
 
-    Raises: AskFailed after so many attempts; whatever else `attempt` raises.
+    Raises: AskFailed after that many attempts; whatever else `attempt` raises.
     """
     for number in range(attempts):
         try:

@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
@@ -100,7 +99,7 @@ class Judge:
                 return float(said[-1] == "CORRECT")
             raise TryAgain(f"it said {text[:60]!r}")
 
-        return retried(attempt, ATTEMPTS, time.sleep)
+        return retried(attempt, ATTEMPTS)
 
     def _key(self, prompt: str) -> str:
         text = f"{self.model}\n{INSTRUCTIONS}\n{prompt}"

@@ -5,16 +5,17 @@
 import shlex
 import sys
 import threading
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from tqdm import tqdm
 
 from r1ov.cli import check_bounds, marked, option, parse_cli, run
 from r1ov.common.files import check_same_options, earlier_options, write_json
 from r1ov.common.journal import Journal
 from r1ov.errors import UserError
-from r1ov.formalize.roles import Player, cast, models
-from r1ov.formalize.row import Role, Row, Settings
+from r1ov.formalize.roles import cast, models
+from r1ov.formalize.row import Row, Settings
 
 _MODEL = "of a --{} that is a URL: the model's name there"
 _KEY = "environment variable with the key (default: HF_TOKEN for Hugging Face, OPENAI_API_KEY for OpenAI, else none)"
@@ -92,7 +93,14 @@ class FormalizeConfig:
 
 def formalize_all(config: FormalizeConfig) -> None:
     """Leaves the outputs in `config.out`, and prints a summary on stdout."""
-    players, folder = cast(config), Path(config.out)
+    # Some of these take a second to import.
+    from r1ov.formalize.ask import Asker, Budget
+    from r1ov.formalize.output import write_outputs
+    from r1ov.formalize.rows import count_rows, read_rows
+    from r1ov.formalize.run import Tally, in_order, process, stopping
+    from r1ov.formalize.stages import formalize
+
+    players, folder, stop, tally = cast(config), Path(config.out), threading.Event(), Tally()
     facts = {"data": config.data, **{role: str(player) for role, player in players.items()}}
     for name, fact in facts.items():
         print(f"{name:<10}{fact}", file=sys.stderr)
@@ -100,80 +108,63 @@ def formalize_all(config: FormalizeConfig) -> None:
         Journal(folder / "answers.journal", "key") as answers,
         Journal(folder / "rows.journal", "row") as finished,
     ):
-        now = asdict(config)
-        before = earlier_options(folder / "config.json") or now
-        check_same_options(before, now, marked(config, "may_change"), f"the run in {folder}")
-        write_json(folder / "config.json", now)
+        _same_run(config)
         if unreadable := answers.unreadable + finished.unreadable:
-            print(
-                f"note      {unreadable} damaged lines in {folder}/*.journal; what they held is done again",
-                file=sys.stderr,
-            )
-        _run(config, players, facts, answers, finished)
-
-
-def _run(
-    config: FormalizeConfig,
-    players: Mapping[Role, Player],
-    facts: dict[str, str],
-    answers: Journal,
-    finished: Journal,
-) -> None:
-    from tqdm import tqdm
-
-    from r1ov.formalize.ask import Asker, Budget
-    from r1ov.formalize.output import write_outputs
-    from r1ov.formalize.rows import count_rows, read_rows
-    from r1ov.formalize.run import Tally, in_order, process, stopping
-    from r1ov.formalize.stages import formalize
-
-    total, tally, stop = count_rows(config.data, config.limit), Tally(), threading.Event()
-    asker = Asker(
-        models(players, config),
-        answers,
-        budget=Budget(tokens=config.max_tokens_spent, cost=config.max_cost),
-        attempts=config.attempts,
-        retry_failed=config.retry_failed,
-        stop=stop,
-    )
-    settings = Settings(
-        models=frozenset(asker.models),
-        reasoner_looks=players["reasoner"].is_engine,
-        rounds=config.rounds,
-        detector=None if config.detector == "none" else config.detector,
-        ocr=None if config.ocr == "none" else config.ocr,
-    )
-    with stopping(stop), tqdm(total=total, unit=" rows", desc="formalize") as bar:
-
-        def tell(row: Row) -> None:
-            tally.add(row)
-            bar.set_postfix_str(f"{tally}; {asker.told()}", refresh=False)
-            bar.update()
-
-        process(
-            read_rows(config.data, config.limit),
-            lambda row: formalize(row, asker, settings),
-            finished,
-            concurrency=config.concurrency,
-            stop=stop,
+            told = f"{unreadable} damaged lines in {folder}/*.journal; what they held is done again"
+            print(f"note      {told}", file=sys.stderr)
+        total = count_rows(config.data, config.limit)
+        asker = Asker(
+            models(players, config),
+            answers,
+            budget=Budget(tokens=config.max_tokens_spent, cost=config.max_cost),
+            attempts=config.attempts,
             retry_failed=config.retry_failed,
-            tell=tell,
+            stop=stop,
         )
-    left = total - tally.outcomes.total()
-    if asker.is_mistake:
-        raise UserError(f"{asker.over}; {left} rows are left, and the same command goes on")
-    if left:
-        why = asker.over or "asked to stop; the same command goes on"
-        print(f"stopped   {left} rows are left: {why}", file=sys.stderr)
-    if asker.over or not left:  # whoever asked it to stop does not wait for this
-        spent = asker.spent
-        facts["tokens"] = f"{spent.prompt_tokens:,} in, {spent.completion_tokens:,} out"
-        if spent.cost:
-            facts["cost"] = f"{spent.cost:.4f}"
-        write_outputs(Path(config.out), in_order(read_rows(config.data, config.limit), finished), facts)
+        settings = Settings(
+            models=frozenset(asker.models),
+            reasoner_looks=players["reasoner"].is_engine,
+            rounds=config.rounds,
+            detector=config.detector,
+            ocr=config.ocr,
+        )
+        with stopping(stop), tqdm(total=total, unit=" rows", desc="formalize") as bar:
+
+            def tell(row: Row) -> None:
+                tally.add(row)
+                bar.set_postfix_str(f"{tally}; {asker.told()}", refresh=False)
+                bar.update()
+
+            process(
+                read_rows(config.data, config.limit),
+                lambda row: formalize(row, asker, settings),
+                finished,
+                concurrency=config.concurrency,
+                stop=stop,
+                retry_failed=config.retry_failed,
+                tell=tell,
+            )
+        left = total - tally.outcomes.total()
+        if asker.is_mistake:
+            raise UserError(f"{asker.over}; {left} rows are left, and the same command goes on")
+        if left:
+            why = asker.over or "asked to stop; the same command goes on"
+            print(f"stopped   {left} rows are left: {why}", file=sys.stderr)
+        if asker.over or not left:  # whoever asked it to stop does not wait for this
+            facts["asked"] = asker.told()
+            write_outputs(folder, in_order(read_rows(config.data, config.limit), finished), facts)
     print(f"rows      {tally}, {left} left\nasked     {asker.told()}\noutput    {config.out}")
     if tally.outcomes["done"] and not left:
         print(f"train     python train.py --stage sft --data {shlex.quote(config.out)}")
+
+
+def _same_run(config: FormalizeConfig) -> None:
+    """Writes config.json. Raises UserError if another run has been going on in this folder."""
+    path, now = Path(config.out) / "config.json", asdict(config)
+    check_same_options(
+        earlier_options(path) or now, now, marked(config, "may_change"), f"the run in {config.out}"
+    )
+    write_json(path, now)
 
 
 def main() -> None:

@@ -47,8 +47,7 @@ class Spent:
         self.lost += times * record["is_lost"]
         self.prompt_tokens += times * record["prompt_tokens"]
         self.completion_tokens += times * record["completion_tokens"]
-        tokens = record["prompt_tokens"] + record["completion_tokens"]
-        self.metered_tokens += times * tokens * record["is_metered"]
+        self.metered_tokens += times * record["metered_tokens"]
         self.cost += times * record["cost"]
 
 
@@ -99,7 +98,7 @@ class Asker:
             if record is None:
                 try:
                     ask = partial(self._ask, role, model, question, key)
-                    record = retried(ask, self.attempts, self._wait, self.first_wait)
+                    record = retried(ask, self.attempts, self.first_wait, self._wait)
                 except AskFailed as error:
                     raise AskFailed(f"{role}: {error}") from error
             else:
@@ -190,14 +189,14 @@ class Asker:
                 self._state.notify_all()
 
     def _fits(self, worst: Record) -> bool:
-        total = Spent()
-        total.add(worst)
-        for name, limit in (("metered_tokens", self.budget.tokens), ("cost", self.budget.cost)):
-            mine = getattr(total, name)
-            under_way = getattr(self._reserved, name) if self._reserved.requests else 0
-            if limit is not None and mine and getattr(self.spent, name) + under_way + mine > limit:
-                return False
-        return True
+        under_way = self._reserved if self._reserved.requests else Spent()  # the cost may be a rounding off 0
+        limits = {"metered_tokens": self.budget.tokens, "cost": self.budget.cost}
+        return not any(
+            limit is not None
+            and worst[name]
+            and getattr(self.spent, name) + getattr(under_way, name) + worst[name] > limit
+            for name, limit in limits.items()
+        )
 
     @contextmanager
     def _alone(self, key: str) -> Iterator[None]:
@@ -216,8 +215,9 @@ class Asker:
 
 def _record(role: Role, model: Model, key: str, reply: Reply) -> Record:
     cost = (reply.prompt_tokens * model.price[0] + reply.completion_tokens * model.price[1]) / 1e6
+    metered = (reply.prompt_tokens + reply.completion_tokens) * model.is_metered
     whose = {"key": key, "role": role, "model": model.name}
-    return {**whose, **vars(reply), "cost": cost, "is_metered": model.is_metered, "is_lost": False}
+    return {**whose, **vars(reply), "metered_tokens": metered, "cost": cost, "is_lost": False}
 
 
 def _decoded(image: LazyImage | None) -> Image.Image | None:

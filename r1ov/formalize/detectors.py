@@ -21,8 +21,10 @@ def find_boxes(
     Args:  model: a name on the hub or a folder; None: not wanted.
     Source:  transformers' zero-shot-object-detection pipeline.
     """
-    if model is None or not phrases:
-        return "no detector was asked for" if model is None else "no objects were named"
+    if model in (None, "none"):
+        return "no detector was asked for"
+    if not phrases:
+        return "no objects were named"
     if find_spec("transformers") is None:
         return "transformers is not installed"
     with _ONE_AT_A_TIME:
@@ -44,7 +46,7 @@ def read_text(image: Image.Image, languages: str | None) -> list[dict[str, Any]]
 
     Args:  languages: EasyOCR's codes, separated by commas; None: not wanted.
     """
-    if languages is None:
+    if languages in (None, "none"):
         return "it was not asked for"
     if find_spec("easyocr") is None:
         return "easyocr is not installed"

@@ -2,10 +2,9 @@
 
 import math
 import threading
-from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
@@ -24,20 +23,6 @@ class Question:
     image: Image.Image | None = None
 
 
-class Model(Protocol):
-    name: str
-    identity: Mapping[str, Any]  # what its answers depend on beside the question
-    is_metered: bool  # whether its tokens count against the budget
-    price: tuple[float, float]  # (in, out) money for a million tokens
-    ready_at: float  # by time.monotonic(); not to be asked before
-
-    def estimate(self, question: Question) -> tuple[int, int]:
-        """Returns the most tokens that this should take, (prompt, completion), for the budget."""
-
-    def attempt(self, question: Question) -> Reply:
-        """Asks once. Raises: TryAgain; AskFailed; NoUse."""
-
-
 class Endpoint(Remote):
     """A model behind a URL.
 
@@ -46,7 +31,7 @@ class Endpoint(Remote):
         price: (in, out) money for a million tokens.
     """
 
-    is_metered = True
+    is_metered = True  # its tokens count against the budget
 
     def __init__(
         self,
@@ -60,7 +45,7 @@ class Endpoint(Remote):
     ):
         super().__init__(url, model, temperature=temperature, **more)
         self.max_pixels, self.price = max_pixels, price
-        self.identity = {
+        self.identity = {  # what answers depend on beside the question
             "url": url,
             "model": model,
             "max_tokens": self.max_tokens,
@@ -69,11 +54,13 @@ class Endpoint(Remote):
         }
 
     def estimate(self, question: Question) -> tuple[int, int]:
+        """Returns the most tokens that this should take, (prompt, completion), for the budget."""
         letters = len(question.prompt) + len(question.system or "")
         pixels = min(self.max_pixels, question.image.width * question.image.height) if question.image else 0
         return 32 + letters // 3 + pixels // 28**2, self.max_tokens
 
     def attempt(self, question: Question) -> Reply:
+        """Asks once. Raises: as `Remote.send`."""
         content: Any = question.prompt  # servers of text models often know nothing but texts
         if question.image is not None:
             url = {"url": data_url(question.image, self.max_pixels)}
@@ -127,6 +114,7 @@ class EngineModel:
         return 0, 0
 
     def attempt(self, question: Question) -> Reply:
+        """Raises: AskFailed."""
         future: Future[Reply] = Future()
         self._waiting.append((question, future))
         with self._engine:
@@ -161,6 +149,9 @@ class EngineModel:
                 failure = f"cut off after {completion.completion_tokens} tokens"
             tokens = completion.prompt_tokens, completion.completion_tokens
             future.set_result(Reply(completion.text, failure, *tokens))
+
+
+Model = Endpoint | EngineModel
 
 
 def _messages(question: Question) -> list[dict[str, Any]]:

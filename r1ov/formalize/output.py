@@ -2,9 +2,12 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+from pyarrow.parquet import ParquetWriter
 
 from r1ov.common.files import replacing, write_text
 from r1ov.errors import UserError
@@ -32,40 +35,24 @@ def write_outputs(folder: Path, rows: Iterable[Row], facts: Mapping[str, str]) -
             f"--out {folder}: cannot be made ({error.strerror}); choose another folder"
         ) from error
     report = Report(facts)
-    with ExitStack() as stack:
-        train = stack.enter_context(_parquet(stack.enter_context(replacing(folder / TRAIN))))
-        stages = stack.enter_context(replacing(folder / STAGES))
+    turn = pa.struct([("from", pa.string()), ("value", pa.string())])
+    columns = pa.schema([("id", pa.string()), ("image", pa.string()), ("conversations", pa.list_(turn))])
+    with replacing(folder / TRAIN) as train, replacing(folder / STAGES) as stages:
         # What is not Unicode becomes \udXXX, which JSON reads back as it was.
-        lines = stack.enter_context(stages.open("w", encoding="utf-8", errors="backslashreplace"))
-        for row in rows:
-            lines.write(json.dumps(row_to_dict(row), ensure_ascii=False) + "\n")
-            report.add(row)
-            if row.outcome == "done":
-                train(row.published())
+        with (
+            ParquetWriter(train, columns) as table,
+            stages.open("w", encoding="utf-8", errors="backslashreplace") as lines,
+        ):
+
+            def done() -> Iterator[dict[str, Any]]:
+                for row in rows:
+                    lines.write(json.dumps(row_to_dict(row), ensure_ascii=False) + "\n")
+                    report.add(row)
+                    if row.outcome == "done":
+                        yield row.published()
+
+            kept = done()
+            while group := list(islice(kept, ROWS_IN_A_GROUP)):
+                table.write_table(pa.Table.from_pylist(group, columns))
     write_text(folder / "report.md", report.markdown())
     write_text(folder / "report.html", report.html())
-
-
-@contextmanager
-def _parquet(path: Path) -> Iterator[Any]:
-    """Yields a function that writes one row."""
-    import pyarrow as pa
-    from pyarrow.parquet import ParquetWriter
-
-    turn = pa.struct([("from", pa.string()), ("value", pa.string())])
-    columns = [("id", pa.string()), ("image", pa.string()), ("conversations", pa.list_(turn))]
-    group: list[dict[str, Any]] = []
-    with ParquetWriter(path, pa.schema(columns)) as table:
-
-        def flush() -> None:
-            if group:
-                table.write_table(pa.Table.from_pylist(group, schema=table.schema))
-                group.clear()
-
-        def write(row: dict[str, Any]) -> None:
-            group.append(row)
-            if len(group) == ROWS_IN_A_GROUP:
-                flush()
-
-        yield write
-        flush()

@@ -22,21 +22,7 @@ _COUNTED = re.compile(
     r"|(?P<before>[\w,.-]+)(?: \w+){0,2} (?:in total|altogether|in all)\b",
     re.IGNORECASE,
 )
-_WORDS = (
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-)
+_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 
 
 class Fault(NamedTuple):
@@ -68,34 +54,32 @@ def first_fault(question: str, reply: str, gold: str | None, kind: str | None = 
 
 
 def form_fault(reply: str) -> Fault | None:
-    """Which of the layouts of the published data the reply has, where it is not ours."""
+    """Names the fault of a reply in another layout than ours, as the published data have them."""
     if format_reward(reply) == 1:
         return None
     text = reply.strip()
     counts = [text.count(tag) for tag in TAGS]
     inside, _, tail = text.partition("</think>")
     tail = tail.removesuffix("</think>").strip()
-    if counts[0] != 1 or counts[1] < 1 or not text.startswith("<think>"):
-        return Fault("malformed", "the thought's tags are missing or do not pair")
-    if not inside.removeprefix("<think>").strip():
-        return Fault("malformed", "the thought is empty")
-    if "<answer>" in inside:
-        return Fault("malformed", "the answer stands inside the thought")
-    if not tail or (
-        counts[2:] == [1, 1] and not tail.partition("<answer>")[2].partition("</answer>")[0].strip()
-    ):
-        return Fault("malformed", "a thought and no answer")
-    if counts[1] > 1:
-        return Fault("malformed", "a stray </think>")
-    if counts[2:] != [1, 1] and counts[2:] != [0, 0]:
-        return Fault("malformed", "the answer's tags do not pair")
-    if len(tail.split()) > MAX_ANSWER_WORDS or counts[2]:
-        return Fault("malformed", "reasoning after the thought")
-    return Fault("malformed", "the answer has no tags")
+    answer = tail.partition("<answer>")[2].partition("</answer>")[0].strip()
+    pairs = counts[2:] == [1, 1]
+    faults = {
+        "the thought's tags are missing or do not pair": counts[0] != 1
+        or counts[1] < 1
+        or not text.startswith("<think>"),
+        "the thought is empty": not inside.removeprefix("<think>").strip(),
+        "the answer stands inside the thought": "<answer>" in inside,
+        "a thought and no answer": not tail or (pairs and not answer),
+        "a stray </think>": counts[1] > 1,
+        "the answer's tags do not pair": not pairs and counts[2:] != [0, 0],
+        "reasoning after the thought": pairs or len(tail.split()) > MAX_ANSWER_WORDS,
+        "the answer has no tags": True,
+    }
+    return Fault("malformed", next(fault for fault, is_so in faults.items() if is_so))
 
 
 def answer_fault(answer: str | None, gold: str | None, kind: str | None = None) -> Fault | None:
-    """Whether the answer is the gold one, and nothing but an answer."""
+    """None if the answer is the gold one, and nothing but an answer."""
     if not (gold or "").strip():
         return Fault("no gold answer", "there is nothing to check the answer against")
     score = score_answer(answer, gold, kind)
@@ -119,11 +103,8 @@ def contradiction(question: str, reply: str, thought: str, answer: str) -> Fault
     except BadRow as error:
         return Fault("contradiction", str(error))
     number = read_number(answer)
-    if (
-        re.search(r"\bhow many\b|\bcount\b|\bnumber of\b", question, re.IGNORECASE)
-        and number
-        and number.value.denominator == 1
-    ):
+    is_count = re.search(r"\b(how many|count|number of)\b", question, re.IGNORECASE)
+    if is_count and number and number.value.denominator == 1:
         ending = " ".join(" ".join(re.split(r"(?<=[.!?])\s+", thought[-ENDING:].strip())[-2:]).split())
         stated = [_number(found["after"] or found["before"]) for found in _COUNTED.finditer(ending)]
         named = {_number(word) for word in re.findall(r"[\w.,-]+", ending)}

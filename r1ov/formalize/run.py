@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import queue
 import signal
 import sys
 import threading
@@ -38,50 +37,44 @@ def process(
             fails it.
         finished: keyed by "row", the place in `rows`.
         stop: once set, no row is begun.
-        tell: called in this thread with each row that has ended, those of earlier starts included.
+        tell: called with each row that has ended, one at a time, those of earlier starts included.
     Raises: UserError if `finished` holds a row that is not the one in its place; what reading or writing
         raises.
     """
-    ended: queue.SimpleQueue[Row | Exception | None] = queue.SimpleQueue()
-    running, problems = 0, []
+    slots, lock = threading.Semaphore(concurrency), threading.Lock()
+    problems: list[Exception] = []
 
     def do(number: int, row: Row) -> None:
         try:
             after = row if row.outcome else _worked(work, row)
             if after is not None:
                 finished.append({"row": number, "print": fingerprint(row), "values": row_to_dict(after)})
-            ended.put(after)
-        except Exception as error:  # handed to the calling thread: the disk is full, say
+                with lock:
+                    tell(after)
+        except Exception as error:  # raised in the calling thread: the disk is full, say
+            problems.append(error)
             stop.set()
-            ended.put(error)
-
-    def wait_for_one() -> None:
-        nonlocal running
-        result = ended.get()
-        running -= 1
-        if isinstance(result, Exception):
-            problems.append(result)
-        elif result is not None:
-            tell(result)
+        finally:
+            slots.release()
 
     try:
         for number, row in enumerate(rows):
-            if stop.is_set():
-                break
             before = _earlier(finished, number, row)
             if before is not None and not (retry_failed and before.outcome == "failed"):
-                tell(before)
+                with lock:
+                    tell(before)
                 continue
+            slots.acquire()
+            if stop.is_set():
+                slots.release()
+                break
             # Daemons: after a second Ctrl-C nothing waits for them.
             threading.Thread(target=do, args=(number, row), daemon=True).start()
-            running += 1
-            if running == concurrency:
-                wait_for_one()
     except Exception as error:
-        stop.set()
         problems.append(error)
-    while running:
-        wait_for_one()
+        stop.set()
+    for _ in range(concurrency):  # until all rows under way have ended
+        slots.acquire()
     if problems:
         raise problems[0]
 

@@ -1,7 +1,6 @@
 """The five stages on one row: route, describe, reason, role-play, filter. Each returns a new row."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +25,7 @@ TAGS = {
     "mixed": "ai2d infographicvqa infographic_vqa scienceqa",
     "math": "geometry pattern geo170k geomverse geometry3k intergps raven iconqa",
 }
-LANGUAGES = {
+LANGUAGES = {  # of the describer's fenced block for a chart -> the format's name
     "csv": "CSV",
     "json": "JSON",
     "mermaid": "Mermaid",
@@ -214,8 +213,7 @@ def _unreadable(row: Row) -> Fault | None:
     return None
 
 
-Stage = Callable[[Row, Ask, Settings], Row]
-STAGES: dict[str, Stage] = {
+STAGES = {
     "route": route,
     "describe": describe,
     "reason": reason,
