@@ -7,9 +7,10 @@ import json
 import random
 from collections import Counter
 
-from r1ov.data.formats.reader import Tally, open_data
+from r1ov.data.formats.mixture import open_data
 from r1ov.data.formats.records import Record
 from r1ov.data.formats.rows import open_rows
+from r1ov.data.formats.tally import Tally
 from r1ov.data.steps import Steps
 from r1ov.folder.pretrained import resolve
 from r1ov.folder.settings import read_processor

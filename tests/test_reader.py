@@ -19,9 +19,11 @@ import pytest
 from r1ov.cli import parse_cli
 from r1ov.data.__main__ import LookConfig, look
 from r1ov.data.formats.files import find_files
-from r1ov.data.formats.reader import Mixture, Reader, Tally, open_data, parse_mixture, shuffled
+from r1ov.data.formats.mixture import Mixture, open_data, parse_mixture, shuffled
+from r1ov.data.formats.reader import Reader
 from r1ov.data.formats.records import FORMATS, BadRow, Record
 from r1ov.data.formats.rows import GROUPS_AT_HAND, open_rows
+from r1ov.data.formats.tally import Tally
 from r1ov.errors import UserError
 from r1ov.folder.pretrained import resolve
 from r1ov.folder.settings import read_processor

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from r1ov.data.formats.reader import open_data
+from r1ov.data.formats.mixture import open_data
 from r1ov.data.steps import Steps
 from r1ov.folder import pretrained
 from r1ov.train.run.config import SFTConfig

@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 
 from r1ov.data.formats.files import find_files
-from r1ov.data.formats.reader import Mixture, Reader, Tally
+from r1ov.data.formats.mixture import Mixture
+from r1ov.data.formats.reader import Reader
 from r1ov.data.formats.records import BadRow, Record
+from r1ov.data.formats.tally import Tally
 from r1ov.data.image import LazyImage
 from r1ov.data.playground import SPLITS, messages, sample
 from r1ov.data.playground.source import Playground

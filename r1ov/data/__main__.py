@@ -4,10 +4,14 @@ and shows one example.
 
 import sys
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
-from r1ov.cli import option, parse_cli, run
+from r1ov.cli import check_bounds, option, parse_cli, run
 from r1ov.common.text import one_line
+from r1ov.data.formats.mixture import open_data
+from r1ov.data.formats.records import BadRow
+from r1ov.data.formats.tally import Tally
 from r1ov.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +21,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class LookConfig:
     data: str = option(
-        help="file, folder, hub data set, or a mixture a.parquet:0.7,b.jsonl:0.3; it may also stand first, without --data"
+        help="file, folder, hub data set, or a mixture a.parquet:0.7,b.jsonl:0.3; it may also come first, "
+        "without --data"
     )
     model: str = option(
         "r1ov-tiny", "model folder, hub name or r1ov-tiny, for its tokenizer and chat template"
@@ -27,24 +32,19 @@ class LookConfig:
         "any", "what a row must have: a reply for SFT, a solution for GRPO"
     )
     clean: bool = option(False, "bring replies to <think>...</think> and <answer>...</answer>")
-    limit: int = option(1000, "rows looked at, evenly spread; 0: all")
+    limit: int = option(1000, "rows looked at, evenly spread; 0: all", least=0)
     image_folder: str | None = option(
-        None, "where pictures' paths begin and must lie; default: each data file's folder"
+        None, "folder that image paths are relative to and may not leave; default: each data file's own"
     )
-    allow_outside: bool = option(False, "pictures may lie anywhere on this machine")
-    max_bad_share: float = option(0.05, "more bad rows than this share are an error")
+    allow_outside: bool = option(False, "images may lie anywhere on this machine")
+    max_bad_share: float = option(0.05, "more bad rows than this share are an error", least=0, most=1)
 
     def __post_init__(self):
-        if self.limit < 0:
-            raise UserError(f"--limit is {self.limit}; it must be 0 (all) or more")
-        if not 0 <= self.max_bad_share <= 1:
-            raise UserError(f"--max-bad-share is {self.max_bad_share}; it must be from 0 to 1")
+        check_bounds(self)
 
 
 def look(config: LookConfig) -> None:
     # torch takes seconds to import: not before the command line is known to be right.
-    from r1ov.data.formats.reader import Tally, open_data
-    from r1ov.data.formats.records import BadRow
     from r1ov.folder.pretrained import resolve
     from r1ov.folder.settings import read_processor
 
@@ -57,14 +57,12 @@ def look(config: LookConfig) -> None:
         image_folder=config.image_folder,
         allow_outside=config.allow_outside,
     )
+    tally, example = Tally(1.0), None
+    kinds = dict.fromkeys(("with pictures", "with a reply", "with a solution"), 0)
+    lengths: dict[str, list[int]] = {"tokens": [], "of them trained": [], "of them picture": []}
     for reader in data.readers:
         for file in reader.files:
             print(f"file      {one_line(str(file.path))}")
-    tally = Tally(1.0)
-    lengths: dict[str, list[int]] = {"tokens": [], "of them trained": [], "of them picture": []}
-    kinds: dict[str, int] = {"with pictures": 0, "with a reply": 0, "with a solution": 0}
-    example = None
-    for reader in data.readers:
         step = max(1, len(reader) // config.limit) if config.limit else 1
         for number in range(0, len(reader), step):
             item = reader[number]
@@ -76,45 +74,44 @@ def look(config: LookConfig) -> None:
             tally.add(item)
             if isinstance(item, BadRow):
                 continue
-            lengths["tokens"].append(len(batch["input_ids"]))
-            lengths["of them trained"].append(
-                int((batch["labels"] != -100).sum()) if "labels" in batch else 0
-            )
-            lengths["of them picture"].append(
-                int((batch["input_ids"] == processor.config.image_token_id).sum())
-            )
+            ids = batch["input_ids"]
+            lengths["tokens"].append(len(ids))
+            lengths["of them trained"].append(sum(trained(batch)))
+            lengths["of them picture"].append(int((ids == processor.config.image_token_id).sum()))
             kinds["with pictures"] += bool(item.images)
             kinds["with a reply"] += item.reply is not None
             kinds["with a solution"] += item.solution is not None
             if example is None or (example[0].reply is None and item.reply is not None):
                 example = item, batch
     print(f"rows      {len(data):,}, looked at {tally.rows:,}")
+    report(tally, kinds, config.clean)
+    if example:
+        record, batch = example
+        print(f"{'length':<17} {'mean':>8} {'least':>8} {'median':>8} {'95%':>8} {'most':>8}")
+        for name, values in lengths.items():
+            print(f"{name:<17} {statistics(values)}")
+        print(f"\nexample   {one_line(record.where)}; solution {one_line(str(record.solution))}; ", end="")
+        print(f"what lies between [[ and ]] is trained\n\n{rendered(processor, batch)}")
+    tally.max_bad_share = config.max_bad_share
+    tally.finish()
+
+
+def report(tally: Tally, kinds: dict[str, int], clean: bool) -> None:
+    """Prints what the rows are and what is wrong with them."""
     print(
         f"format    {', '.join(f'{name} {count:,}' for name, count in tally.formats.most_common()) or 'none'}"
     )
     print(f"records   {', '.join(f'{count:,} {name}' for name, count in kinds.items())}")
-    if config.clean:
-        print(
-            f"cleaned   {tally.kept:,} kept as they are, {tally.repaired:,} repaired, {tally.dropped.total():,} dropped"
-        )
-        for what, count in tally.repairs.most_common():
-            print(f"          {count:>7,}  {what}")
+    if clean:
+        kept, dropped = tally.kept, tally.dropped.total()
+        print(f"cleaned   {kept:,} kept as they are, {tally.repaired:,} repaired, {dropped:,} dropped")
+        for repair, count in tally.repairs.most_common():
+            print(f"          {count:>7,}  {repair}")
     for title, counts in (("dropped", tally.dropped), ("bad rows", tally.bad)):
         if counts:
             print(f"{title:<9} {counts.total():,} ({counts.total() / tally.rows:.1%})")
         for reason, count in counts.most_common():
             print(f"          {count:>7,}  {one_line(tally.first[reason])}")
-    if example:
-        print(f"{'length':<17} {'mean':>8} {'least':>8} {'median':>8} {'95%':>8} {'most':>8}")
-        for name, values in lengths.items():
-            print(f"{name:<17} {statistics(values)}")
-        record, batch = example
-        print(
-            f"\nexample   {one_line(record.where)}; solution {one_line(str(record.solution))}; what lies between [[ and ]] is trained\n"
-        )
-        print(rendered(processor, batch))
-    tally.max_bad_share = config.max_bad_share
-    tally.finish()
 
 
 def statistics(values: list[int]) -> str:
@@ -124,31 +121,25 @@ def statistics(values: list[int]) -> str:
     return " ".join(f"{value:>8,}" for value in [round(sum(values) / len(values)), *picked])
 
 
+def trained(batch: "Batch") -> list[bool]:
+    """Which tokens are trained; none of a batch without labels."""
+    return (batch["labels"] != -100).tolist() if "labels" in batch else [False] * len(batch["input_ids"])
+
+
 def rendered(processor: "Processor", batch: "Batch") -> str:
-    """The batch as the model sees it, trained spans between [[ and ]], a picture's tokens as one with their
+    """The batch as the model sees it, trained spans between [[ and ]], an image's tokens as one with their
     number.
     """
-    ids, spans = batch["input_ids"].tolist(), []
-    trained = (batch["labels"] != -100).tolist() if "labels" in batch else [False] * len(ids)
-    picture = processor.config.image_token_id
-    begin = 0
-    for end in range(1, len(ids) + 1):
-        same = (
-            end < len(ids)
-            and trained[end] == trained[begin]
-            and (ids[end] == picture) == (ids[begin] == picture)
-        )
-        if same:
-            continue
-        one = ids[begin : begin + 1] if ids[begin] == picture else ids[begin:end]
-        text = processor.decode(one, skip_special_tokens=False)
+    picture, spans = processor.config.image_token_id, []
+    tokens = zip(batch["input_ids"].tolist(), trained(batch), strict=True)
+    for (is_trained, is_picture), span in groupby(tokens, key=lambda token: (token[1], token[0] == picture)):
+        ids = [id for id, _ in span]
+        text = processor.decode(ids[:1] if is_picture else ids, skip_special_tokens=False)
         text = "".join(
             letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text
         )
-        if ids[begin] == picture:
-            text += f" x {end - begin}"
-        spans.append(f"[[{text}]]" if trained[begin] else text)
-        begin = end
+        text += f" x {len(ids)}" if is_picture else ""
+        spans.append(f"[[{text}]]" if is_trained else text)
     return "".join(spans)
 
 

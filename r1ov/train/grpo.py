@@ -12,8 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from r1ov.data.formats.reader import Tally
 from r1ov.data.formats.records import BadRow, Record
+from r1ov.data.formats.tally import Tally
 from r1ov.data.steps import Source
 from r1ov.errors import UserError
 from r1ov.reward.rules.check import check_golds

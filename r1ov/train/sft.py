@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from r1ov.data.formats.reader import Tally
+from r1ov.data.formats.tally import Tally
 from r1ov.data.steps import Steps, load_steps
 from r1ov.errors import UserError
 from r1ov.train.run.config import SFTConfig

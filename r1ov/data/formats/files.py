@@ -75,7 +75,7 @@ def find_files(name: str, split: str = "train") -> list[DataFile]:
 
 
 def _download(name: str, repo: str, inner: str, revision: str | None) -> tuple[Path, Path]:
-    """(the file or folder, the folder in which everything of this data set lies) in huggingface_hub's cache."""
+    """(the file or folder, the folder that holds the whole data set) in huggingface_hub's cache."""
     if inner.endswith(SUFFIXES):
         folder = escape(inner.rpartition("/")[0])
         patterns = [escape(inner), *(f"{folder}*{suffix}" for suffix in IMAGES)]

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from r1ov.data.formats.reader import open_data
+from r1ov.data.formats.mixture import open_data
 from r1ov.data.playground import FAMILIES, messages, sample
 from r1ov.data.playground.source import Playground
 from r1ov.data.steps import StepData, Steps

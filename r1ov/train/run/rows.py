@@ -3,7 +3,8 @@
 from typing import Literal
 
 from r1ov.common.processes import World
-from r1ov.data.formats.reader import Tally, open_data
+from r1ov.data.formats.mixture import open_data
+from r1ov.data.formats.tally import Tally
 from r1ov.data.playground.source import Playground
 from r1ov.data.steps import Source, StepData
 from r1ov.train.run.config import PLAYGROUND, TrainConfig

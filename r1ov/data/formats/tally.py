@@ -1,0 +1,65 @@
+"""An account of the rows that a run has read."""
+
+from collections import Counter
+from collections.abc import Callable
+
+from r1ov.data.formats.records import BadRow, Record
+from r1ov.errors import UserError
+
+FEWEST_ROWS = 200  # before this many rows are seen, a share says little
+
+
+class Tally:
+    """Counts records and bad rows, shows the first bad row of each reason, and stops a run that would lose
+    too many.
+    """
+
+    def __init__(self, max_bad_share: float = 0.05, say: Callable[[str], None] | None = None):
+        self.max_bad_share, self.say = max_bad_share, say
+        self.formats: Counter[str] = Counter()
+        self.repairs: Counter[str] = Counter()  # by the cleaner; a row can have several
+        self.kept = self.repaired = 0  # rows that the cleaner found in order, and brought into order
+        self.dropped: Counter[str] = Counter()  # read, but left out
+        self.bad: Counter[str] = Counter()
+        self.first: dict[str, str] = {}  # reason -> the first row with it
+
+    @property
+    def rows(self) -> int:
+        return self.formats.total() + self.dropped.total() + self.bad.total()
+
+    def add(self, item: Record | BadRow) -> None:
+        """Raises UserError when bad rows are more than `max_bad_share` of those seen so far, taken as
+        FEWEST_ROWS at least.
+        """
+        if isinstance(item, Record):
+            self.formats[item.format] += 1
+            self.repairs.update(item.repairs or ())
+            self.kept += item.repairs == ()
+            self.repaired += bool(item.repairs)
+            return
+        (self.dropped if item.dropped else self.bad)[item.reason] += 1
+        if item.reason not in self.first:
+            self.first[item.reason] = item.detail
+            if self.say:
+                self.say(f"{'dropped' if item.dropped else 'bad row'}  {item.detail}")
+        self._check(max(self.rows, FEWEST_ROWS))
+
+    def finish(self) -> None:
+        """At the end of the data: the same check of all rows; no record at all is also too little."""
+        self._check(self.rows)
+        if not self.formats:
+            raise UserError(f"none of {self.rows} rows can be used; {self._reasons(self.dropped)}")
+
+    def summary(self) -> str:
+        """The reasons why rows cannot be used: counts, and the first row of each."""
+        return self._reasons(self.dropped + self.bad) or "there were none"
+
+    def _check(self, rows: int) -> None:
+        if self.bad.total() > self.max_bad_share * rows:
+            raise UserError(
+                f"{self.bad.total():,} of {self.rows:,} rows cannot be read, more than "
+                f"{self.max_bad_share:.1%}; {self._reasons(self.bad)}; mend the data or raise the limit"
+            )
+
+    def _reasons(self, counts: Counter[str]) -> str:
+        return "; ".join(f"{count:,}: {self.first[reason][:250]}" for reason, count in counts.most_common(5))
