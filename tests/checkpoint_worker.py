@@ -69,11 +69,11 @@ def run(folder: Path, steps: int, save_steps: int) -> int:
     """Trains until done or asked to stop, leaves `final.pt`; returns the step it came to."""
     model, optimizers = make()
     with (
-        stopping(announce=False) as stop,
+        stopping() as stop,
         Checkpoints(folder / "checkpoints", World(), save_total_limit=2) as checkpoints,
     ):
         step, extra = checkpoints.load_latest(model, optimizers) or (0, {"steps_seen": []})
-        while step < steps and not stop.requested:
+        while step < steps and not stop.is_set():
             train_step(model, optimizers, step)
             step += 1
             extra["steps_seen"].append(step)

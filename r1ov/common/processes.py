@@ -1,6 +1,4 @@
-"""One program as several processes: torchrun sets RANK, WORLD_SIZE and LOCAL_RANK; without it there is one
-process.
-"""
+"""One program as several processes: torchrun sets RANK, WORLD_SIZE and LOCAL_RANK; without it there is one."""
 
 import os
 from collections.abc import Iterator
@@ -15,46 +13,56 @@ import torch.distributed as dist
 from r1ov.common.device import choose_device
 from r1ov.errors import UserError
 
+# How long a rank waits for the others. One may save or decode for hours while the rest wait; a rank that dies
+# is not waited for, because torchrun ends the others.
+PATIENCE = timedelta(days=1)
+
 
 @dataclass(frozen=True)
 class World:
+    """The processes that torchrun started. All methods are collective: all ranks call them together."""
+
     rank: int = 0
     size: int = 1
 
     @property
     def is_main(self) -> bool:
-        """The one process that prints and writes."""
+        """True for the one process that prints and writes."""
         return self.rank == 0
 
     def sum(self, *values: float) -> list[float]:
-        """Each number summed over all processes."""
+        """Each number summed over all ranks."""
         if self.size == 1:
             return list(values)
-        total = torch.tensor(
-            values, dtype=torch.float64
-        )  # numbers of the CPU's: gloo sums them, and no GPU waits
+        total = torch.tensor(values, dtype=torch.float64)  # on the CPU: gloo sums it without a GPU sync
         dist.all_reduce(total)
         return total.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """Each process's value, by rank; anything that can be pickled, so no tensors of a GPU."""
+        """The value of each rank, in their order; anything that can be pickled, so no tensors on a GPU."""
         values: list[Any] = [value]
         if self.size > 1:
             values = [None] * self.size
             dist.all_gather_object(values, value)
         return values
 
+    def first(self, value: Any) -> Any:
+        """Rank 0's value."""
+        return self.gather(value)[0]
+
+    def wait(self) -> None:
+        """Returns when all ranks have come here."""
+        self.gather(None)
+
 
 @contextmanager
-def joined(device: str | None, hours: float = 2) -> Iterator[tuple[World, torch.device]]:
+def joined(device: str | None) -> Iterator[tuple[World, torch.device]]:
     """The processes that torchrun started, or this one alone, and the device of this one; gloo on CPUs, NCCL
     on GPUs.
 
-    One process with a GPU is a group of one, because a model that is sharded needs a group.
+    One process with a GPU is a group of one, because a sharded model needs a group.
 
-    Args:
-        device: cpu, cuda, or with one process cuda:N; None is cuda if there is one.
-        hours: how long a rank waits for the others: the main one evaluates and saves meanwhile.
+    Args: device: cpu, cuda, or with one process cuda:N; None: cuda if there is one.
     """
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if alone and (chosen := choose_device(device)).type == "cpu":
@@ -64,7 +72,7 @@ def joined(device: str | None, hours: float = 2) -> Iterator[tuple[World, torch.
         torch.cuda.set_device(chosen.index or 0)
         dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1)
     else:
-        chosen = _join(device, hours)
+        chosen = _join(device)
     try:
         yield World(dist.get_rank(), dist.get_world_size()), chosen
         dist.barrier()  # a process that left early would cut off the others' last exchange
@@ -72,18 +80,18 @@ def joined(device: str | None, hours: float = 2) -> Iterator[tuple[World, torch.
         dist.destroy_process_group()
 
 
-def _join(device: str | None, hours: float) -> torch.device:
+def _join(device: str | None) -> torch.device:
     if device not in (None, "cpu", "cuda"):
         raise UserError(
             f"--device is {device!r}; torchrun gives each process its own, so it must be cpu or cuda"
         )
     on_gpu = device == "cuda" or (device is None and torch.cuda.is_available())
     if on_gpu:
-        local_rank = int(os.environ["LOCAL_RANK"])
-        if local_rank >= torch.cuda.device_count():
+        local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local_rank >= gpus:
             raise UserError(
-                f"process {local_rank} of this node has no GPU: there are {torch.cuda.device_count()}; lower --nproc-per-node"
+                f"process {local_rank} of this node has no GPU: there are {gpus}; lower --nproc-per-node"
             )
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(hours=hours))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
     return torch.device("cuda" if on_gpu else "cpu")

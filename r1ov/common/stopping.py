@@ -1,49 +1,37 @@
-"""A run that is asked to stop finishes its step first: SIGTERM, Ctrl-C."""
+"""SIGTERM and Ctrl-C: the main process finishes what it is at, and its helpers do not notice."""
 
+import atexit
+import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Stop:
-    """Whether this process was asked to stop."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def agreed(self, total: Callable[..., list[float]]) -> bool:
-        """Whether any rank was asked to stop, the same on all. All call it after the same step.
-
-        A loop that sums numbers over the ranks anyway may add `requested` to them instead.
-
-        Args: total: `World.sum`.
-        """
-        return total(float(self.requested))[0] > 0
-
-
 @contextmanager
-def stopping(announce: bool = True) -> Iterator[Stop]:
-    """Within it the first SIGTERM or SIGINT (Ctrl-C) only sets `requested`; a SIGINT after that raises
+def stopping(announcement: str = "") -> Iterator[threading.Event]:
+    """Yields an event that the first SIGTERM or SIGINT (Ctrl-C) sets; a SIGINT after that raises
     KeyboardInterrupt.
 
-    Under torchrun the step and its save must take less than `--shutdown-timeout` (30 s): then it kills.
+    Under torchrun what is left to do must take less than its `--shutdown-timeout` (30 s): then it kills.
 
-    Args: announce: say so on stderr; one rank is enough.
+    Args: announcement: what happens now, for stderr; one rank is enough.
     """
-    stop = Stop()
+    stop = threading.Event()
 
     def ask(number: int, _frame: FrameType | None) -> None:
-        if stop.requested:
+        if stop.is_set():
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             return
-        stop.requested = True
-        if announce:  # not by print: it may be in the middle of a line itself, and must not be entered twice
-            os.write(2, b"note    stopping after this step, with a checkpoint; Ctrl-C again: at once\n")
+        stop.set()
+        if announcement:  # not by print, which may be in the middle of a line and must not be entered twice
+            os.write(2, f"note    {announcement}; Ctrl-C again: at once\n".encode())
 
     before = {number: signal.signal(number, ask) for number in SIGNALS}
     try:
@@ -53,9 +41,24 @@ def stopping(announce: bool = True) -> Iterator[Stop]:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-def leave_signals_to_the_main_process(_worker: int = 0) -> None:
-    """For a DataLoader's `worker_init_fn`: a signal to the whole group must not kill the workers of a step
-    that is to be finished.
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Processes that are started within it never see SIGTERM or SIGINT; they must end when their parent does.
+
+    A scheduler signals every process of a job, but only the main one may decide what ends when. Signals that
+    are blocked stay so in a child, from its first instruction on.
     """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # if multiprocessing started it later, it would unblock these signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        atexit.register(_kill_helpers)
+
+
+def _kill_helpers() -> None:
+    """At exit, multiprocessing would send SIGTERM to the children that are left, and wait for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes a killed loader worker for a fault
+    for child in multiprocessing.active_children():
+        child.kill()

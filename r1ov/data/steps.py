@@ -8,7 +8,6 @@ cheap), so that all come to the same packs without talking; only the rank that t
 pictures and cuts them into patches.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +17,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from r1ov.common.stopping import shielded
 from r1ov.common.text import one_line
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.image import LazyImage
@@ -156,7 +156,8 @@ def load_steps(
     """steps[start], ..., steps[stop - 1] in order, prepared ahead by `num_workers` processes, each `prefetch`
     steps ahead.
 
-    Raises:  UserError in this process, with its own line, where a worker finds one; the workers end with the iterator.
+    Raises:  UserError in this process, with its own line, where a worker finds one; the workers end with the
+        iterator.
     """
     loader = DataLoader(
         _Guarded(steps),
@@ -165,10 +166,10 @@ def load_steps(
         num_workers=num_workers,
         prefetch_factor=prefetch if num_workers else None,
         collate_fn=_as_it_is,
-        worker_init_fn=_start_worker,
         generator=torch.Generator(),  # else each loader would take a number from the global one
     )
-    return map(_value_or_raise, loader)  # the workers begin at once
+    with shielded():
+        return map(_value_or_raise, loader)  # the workers begin at once
 
 
 class _Guarded(Dataset):
@@ -194,10 +195,3 @@ def _value_or_raise(result: StepData | UserError) -> StepData:
     if isinstance(result, UserError):
         raise result
     return result
-
-
-def _start_worker(_worker: int) -> None:
-    """In a session of its own: Ctrl-C and torchrun signal the whole group, but when to stop is for the main
-    process to say.
-    """
-    os.setsid()

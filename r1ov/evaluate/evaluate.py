@@ -39,7 +39,6 @@ from r1ov.folder.pretrained import load, resolve
 FOLDER = Path("runs/evaluate")
 PLAYGROUND_LIMIT = 1000  # the playground has no end
 MIN_PIXELS, MAX_PIXELS = 256 * 28 * 28, 1280 * 28 * 28  # as Qwen2.5-VL's authors advise
-PATIENCE_HOURS = 24 * 30  # ranks wait for the slowest; torchrun notices a dead one
 
 
 def evaluate(config: Any) -> None:
@@ -52,7 +51,7 @@ def evaluate(config: Any) -> None:
         write(config, items, predictions, folder, settings)
         return
     items = questions(config)
-    with joined(config.device, PATIENCE_HOURS) as (world, device):
+    with joined(config.device) as (world, device):
         answers = asked(config, items, world, device)
     if answers:
         write(config, items, *answers)

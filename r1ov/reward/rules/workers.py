@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from r1ov.common.stopping import leave_signals_to_the_main_process
+from r1ov.common.stopping import shielded
 from r1ov.errors import UserError
 
 MAX_REPLY = 1_000_000  # bytes
@@ -66,7 +66,7 @@ class Worker:
         self.pipe, theirs = Pipe()
         limits = (str(theirs.fileno()), str(self.timeout), str(self.memory_bytes))
         paths = [str(Path(__file__).resolve().parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        with theirs:
+        with theirs, shielded():
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "r1ov.reward.rules.workers", self.target, *limits],
                 stdin=subprocess.DEVNULL,
@@ -229,7 +229,6 @@ def load_function(target: str) -> Callable[..., Any]:
 
 def main(target: str, descriptor: int, seconds: float, memory_bytes: int) -> None:
     """Loads the function, then answers calls until the pipe closes."""
-    leave_signals_to_the_main_process()
     os.set_inheritable(descriptor, False)
     if memory_bytes and sys.platform == "linux":
         import resource

@@ -7,6 +7,7 @@ processes at the same steps.
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,7 @@ from r1ov.cli import marked
 from r1ov.common.device import choose_kernels
 from r1ov.common.files import check_same_options, write_json
 from r1ov.common.processes import World, joined
-from r1ov.common.stopping import Stop, stopping
+from r1ov.common.stopping import stopping
 from r1ov.data.processor import Processor
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
@@ -60,7 +61,7 @@ class Run:
     train_batch_size: int  # rows of a step, over all processes and micro-batches
     optimizers: list[torch.optim.Optimizer]
     checkpoints: Checkpoints
-    stop: Stop
+    stop: threading.Event
     log: Log | None  # the main process's
     step: int = 0
     extra: dict[str, Any] = field(
@@ -161,7 +162,7 @@ class Run:
             may_stop: False in the midst of what a checkpoint cannot hold; what is due then waits.
         """
         seconds, self.since = time.perf_counter() - self.since, time.perf_counter()
-        is_stopped = self.stop.agreed(self.world.sum)
+        is_stopped = self.world.sum(self.stop.is_set())[0] > 0
         if self.log and is_logged:
             times = {"step_ms": 1000 * seconds}
             for name in ("tokens", "samples"):
@@ -351,7 +352,9 @@ def open_run(config: TrainConfig, rows_per_epoch: int | None) -> Iterator[Run]:
             train_batch_size=batch_size,
             optimizers=optimizers,
             checkpoints=checkpoints,
-            stop=stack.enter_context(stopping(announce=world.is_main)),
+            stop=stack.enter_context(
+                stopping("stopping after this step, with a checkpoint" if world.is_main else "")
+            ),
             log=log,
             step=step,
             extra=extra,
