@@ -14,23 +14,18 @@ from dataclasses import dataclass, replace
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.reward import accuracy_reward
 from r1ov.reward.accuracy import kind_of
+from r1ov.reward.rules.reading import boxed, stated
 
 MAX_ANSWER_WORDS, MAX_ANSWER_LETTERS = 20, 200  # of an answer that is not a description
 MAX_REMARK_WORDS = 15  # a longer line with a remark in it is also a step of the thought
-_CONCLUSION_LETTERS = (
-    300  # of a thought's end, in which an answer is looked for: earlier ones may have been given up again
-)
-
-_NAMED = re.compile(
-    r"\b(?:answer|option|choice)\b[*_\s]*(?:is|are|would be|should be|must be|:|=)(?:\s+(?:therefore|thus|indeed|then)\b,?)?[*_:\s]*",
-    re.I,
-)
+# Of a thought's end, in which an answer is looked for: earlier ones may have been given up again.
+_CONCLUSION_LETTERS = 300
 _NAMED_BEFORE = re.compile(
     r"(?<!\S)(\S{1,40})\s+is\s+the\s+(?:correct|right|final|best)\s+(?:answer|option|choice)\b", re.I
 )
 REMARK = re.compile(
-    r"\b(?:revised|rewritten|updated|original)\s+(?:cot\b|chain[- ]of[- ]thought)|\bno\s+(?:\w+\s+)?visuali[sz]ations?\s+(?:is |are )?"
-    r"(?:needed|required|necessary)",
+    r"\b(?:revised|rewritten|updated|original)\s+(?:cot\b|chain[- ]of[- ]thought)"
+    r"|\bno\s+(?:\w+\s+)?visuali[sz]ations?\s+(?:is |are )?(?:needed|required|necessary)",
     re.I,
 )
 _IS_CHOICE = re.compile(r"\boption letter\b|\bchoices:|\(A\)|^[ \t]*A[).:]\s", re.I | re.M)
@@ -164,19 +159,12 @@ def _concluded(question: str, thought: str) -> str | None:
 
 
 def _named(question: str, text: str) -> str | None:
-    """The answer in the last box, or else after the last "answer is" or "Answer:", or else before "is the
-    correct answer".
+    """The answer in the last box, or else before the last "is the correct answer", or else after the last
+    phrase such as "the answer is".
     """
-    if (begin := text.rfind("\\boxed{")) >= 0:
-        depth, inside = 1, text[begin + len("\\boxed{") :]
-        for place, letter in enumerate(inside):
-            depth += (letter == "{") - (letter == "}")
-            if depth == 0:
-                return _tidy(question, inside[:place])
-    if ends := [match.end() for match in _NAMED.finditer(text)]:
-        return _tidy(question, text[ends[-1] :])
-    before = [match[1] for match in _NAMED_BEFORE.finditer(text)]
-    return _tidy(question, before[-1]) if before else None
+    place, answer, _ = stated(text)
+    named = boxed(text) or _NAMED_BEFORE.findall(text) or ([answer] if place >= 0 else [])
+    return _tidy(question, named[-1]) if named else None
 
 
 def _tidy(question: str, text: str) -> str | None:
@@ -196,7 +184,7 @@ def _tidy(question: str, text: str) -> str | None:
 def _statements(text: str) -> list[str]:
     """What the text's first line says, cut at full stops, semicolons and reasons."""
     line = " ".join(text.strip().partition("\n")[0].split())
-    parts = re.split(r"\.(?: |$)|;|,? (?:because|since)\b", line, flags=re.I)
+    parts = re.split(r"\.(?: |$)|;|,? (?:because|since)\b| is (?:the )?(?:correct|right)\b", line, flags=re.I)
     return [part for part in parts if part.strip(" *_`\"'$,:")]
 
 
