@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from PIL import Image
@@ -51,29 +51,25 @@ class Spent:
         self.cost += times * record["cost"]
 
 
+@dataclass
 class Asker:
     """An `Ask` for any number of threads.
 
-    Args:
-        answers: where answers are kept, keyed by "key". What is there is not asked again, unless it is a
-            failure (a refusal, an empty answer) and `retry_failed`.
-        attempts: the most requests for one answer.
-        stop: once set, nothing more is asked.
+    answers: where answers are kept, keyed by "key". What is there is not asked again, unless it is a failure
+        (a refusal, an empty answer) and `retry_failed`.
+    attempts: the most requests for one answer.
+    stop: once set, nothing more is asked.
     """
 
-    def __init__(
-        self,
-        models: Mapping[Role, Model],
-        answers: Journal,
-        *,
-        budget: Budget | None = None,
-        attempts: int = 6,
-        retry_failed: bool = False,
-        first_wait: float = FIRST_WAIT,
-        stop: threading.Event | None = None,
-    ):
-        self.models, self.answers, self.budget = models, answers, budget or Budget()
-        self.attempts, self.first_wait, self.stop = attempts, first_wait, stop or threading.Event()
+    models: Mapping[Role, Model]
+    answers: Journal
+    budget: Budget = Budget()
+    attempts: int = 6
+    retry_failed: bool = False
+    first_wait: float = FIRST_WAIT
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
         self.over: str | None = None  # why nothing more is asked
         self.is_mistake = False  # `over` is the user's to mend: a wrong key, say
         self.spent, self.cached = Spent(), 0
@@ -81,9 +77,9 @@ class Asker:
         self._state = threading.Condition()  # guards all counts
         self._under_way: set[str] = set()
         self._stale: set[str] = set()
-        for record in answers:
+        for record in self.answers:
             self.spent.add(record)
-            if retry_failed and record["failure"]:
+            if self.retry_failed and record["failure"]:
                 self._stale.add(record["key"])
 
     def __call__(

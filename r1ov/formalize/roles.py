@@ -5,6 +5,7 @@ rules alone.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -71,35 +72,38 @@ def cast(config: Any) -> dict[Role, Player]:
     """Returns the players, from the fields `describer`, `describer_model`, ... of the command line. Raises:
     UserError.
     """
+    return {role: _player(config, role) for role in ROLES}
+
+
+def _player(config: Any, role: Role) -> Player:
     is_playground = config.data.partition(":")[0] == "playground"
-    players = {}
-    for role in ROLES:
-        given = {name: getattr(config, f"{role}_{name}") for name in ("model", "key_env", "price")}
-        spec = getattr(config, role)
-        if spec is None and not is_playground and role != "judge":
-            raise UserError(
-                f"--data {config.data[:80]} does not bring its own descriptions: give --{role} a URL or a model"
-            )
-        spec = spec or DEFAULTS[role]
-        if (spec in NO_MODEL and (spec == "rules") != (role == "judge")) or (
-            spec == "playground" and not is_playground
-        ):
-            more = ", or --data playground" if role != "judge" else ""
-            raise UserError(f"--{role} {spec} cannot be; give a URL or a model{more}")
-        given["price"] = _price(role, given["price"])
-        player = Player(role=role, spec=spec, **given)
-        if player.is_endpoint:
-            player = _endpoint(player)
-        elif name := next((name for name, value in given.items() if value), None):
+    given = {name: getattr(config, f"{role}_{name}") for name in ("model", "key_env", "price")}
+    spec = getattr(config, role)
+    if spec is None and not is_playground and role != "judge":
+        raise UserError(
+            f"--data {config.data[:80]} does not bring its own descriptions: give --{role} a URL or a model"
+        )
+    spec = spec or DEFAULTS[role]
+    fits = {"rules": role == "judge", "playground": is_playground and role != "judge"}
+    if not fits.get(spec, True):
+        more = ", or --data playground" if role != "judge" else ""
+        raise UserError(f"--{role} {spec} cannot be; give a URL or a model{more}")
+    price = _price(role, given["price"])
+    player = Player(role=role, spec=spec, model=given["model"], key_env=given["key_env"], price=price)
+    if player.is_endpoint:
+        return replace(player, key_env=_key_env(player))
+    for name, value in given.items():
+        if value is not None:
             flag = f"--{role}-{name.replace('_', '-')}"
             raise UserError(f"{flag} is for a --{role} that is a URL, and that is {spec}")
-        players[role] = player
-    return players
+    return player
 
 
-def _endpoint(player: Player) -> Player:
-    """Settles the environment variable with the key: never one that was not meant for this host."""
-    role, key_env = player.role, player.key_env
+def _key_env(player: Player) -> str | None:
+    """The environment variable with the key: never one that was not meant for this host. Raises: UserError
+    for an endpoint that cannot be.
+    """
+    role = player.role
     try:
         parts = urlsplit(player.spec)
         host, _ = parts.hostname, parts.port
@@ -117,10 +121,8 @@ def _endpoint(player: Player) -> Player:
         )
     if not player.model:
         raise UserError(f"--{role} {player.spec} needs --{role}-model, the model's name there")
-    for domain, name in KEYS.items():
-        if key_env is None and f".{host}".endswith(f".{domain}") and name in os.environ:
-            key_env = name
-    return replace(player, key_env=key_env)
+    known = [name for domain, name in KEYS.items() if f".{host}".endswith(f".{domain}")]
+    return player.key_env or next((name for name in known if name in os.environ), None)
 
 
 def _price(role: Role, text: str | None) -> tuple[float, float] | None:
@@ -139,16 +141,16 @@ def _price(role: Role, text: str | None) -> tuple[float, float] | None:
 
 def models(players: Mapping[Role, Player], config: Any) -> dict[Role, Model]:
     """Returns what can be asked, by role; the same model in two roles is loaded once. Raises: UserError."""
-    made: dict[Role, Model] = {}
-    engines: dict[str, EngineModel] = {}
     limits = {"max_tokens": config.max_tokens, "temperature": config.temperature}
-    for role, player in players.items():
-        if player.is_endpoint:
-            sizes = {"timeout": config.timeout, "max_pixels": config.max_pixels}
-            price = player.price or (0.0, 0.0)
-            made[role] = Endpoint(player.spec, player.model, key=player.key(), price=price, **limits, **sizes)
-        elif player.is_engine:
-            if player.spec not in engines:
-                engines[player.spec] = EngineModel(player.spec, device=config.device, **limits)
-            made[role] = engines[player.spec]
-    return made
+    engine = cache(lambda name: EngineModel(name, device=config.device, **limits))
+
+    def endpoint(player: Player) -> Endpoint:
+        sizes = {"timeout": config.timeout, "max_pixels": config.max_pixels}
+        price = player.price or (0.0, 0.0)
+        return Endpoint(player.spec, player.model, key=player.key(), price=price, **limits, **sizes)
+
+    return {
+        role: endpoint(player) if player.is_endpoint else engine(player.spec)
+        for role, player in players.items()
+        if player.spec not in NO_MODEL
+    }
