@@ -19,11 +19,11 @@ import pytest
 from PIL import Image
 
 from r1ov.common.journal import Journal
+from r1ov.common.stopping import stopping
 from r1ov.data.image import lazy_image
 from r1ov.errors import UserError
 from r1ov.formalize.ask import Asker
 from r1ov.formalize.row import Row, row_to_dict
-from r1ov.formalize.run import stopping
 from tests.formalize_runs import CONCURRENCY, Run, make_rows
 from tests.openai_server import BODIES, OpenAIServer, content_of, text_of
 
@@ -417,7 +417,8 @@ def test_a_signal_lets_what_is_under_way_finish_and_the_run_goes_on_later(tmp_pa
             os.kill(os.getpid(), number)
 
         threading.Thread(target=interrupt, daemon=True).start()
-        with stopping(run.stop):
+        with stopping() as run.stop:
+            run.asker.stop = run.stop
             rows = run.go()
         assert len(server.events) < 60
         assert run.asker.over is None

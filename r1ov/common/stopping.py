@@ -31,7 +31,8 @@ def stopping(announcement: str = "") -> Iterator[threading.Event]:
             return
         stop.set()
         if announcement:  # not by print, which may be in the middle of a line and must not be entered twice
-            os.write(2, f"note    {announcement}; Ctrl-C again: at once\n".encode())
+            note = f"\rnote    {announcement}; Ctrl-C again: at once"
+            os.write(2, f"{note:<120}\n".encode())  # in the place of a progress bar
 
     before = {number: signal.signal(number, ask) for number in SIGNALS}
     try:

@@ -4,7 +4,6 @@
 
 import shlex
 import sys
-import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from r1ov.cli import check_bounds, marked, option, parse_cli, run
 from r1ov.common.files import check_same_options, earlier_options, write_json
 from r1ov.common.journal import Journal
+from r1ov.common.stopping import stopping
 from r1ov.errors import UserError
 from r1ov.formalize.roles import cast, models
 from r1ov.formalize.row import Row, Settings
@@ -97,10 +97,10 @@ def formalize_all(config: FormalizeConfig) -> None:
     from r1ov.formalize.ask import Asker, Budget
     from r1ov.formalize.output import write_outputs
     from r1ov.formalize.rows import count_rows, read_rows
-    from r1ov.formalize.run import Tally, in_order, process, stopping
+    from r1ov.formalize.run import Tally, in_order, process
     from r1ov.formalize.stages import formalize
 
-    players, folder, stop, tally = cast(config), Path(config.out), threading.Event(), Tally()
+    players, folder, tally = cast(config), Path(config.out), Tally()
     facts = {"data": config.data, **{role: str(player) for role, player in players.items()}}
     for name, fact in facts.items():
         print(f"{name:<10}{fact}", file=sys.stderr)
@@ -113,37 +113,35 @@ def formalize_all(config: FormalizeConfig) -> None:
             told = f"{unreadable} damaged lines in {folder}/*.journal; what they held is done again"
             print(f"note      {told}", file=sys.stderr)
         total = count_rows(config.data, config.limit)
-        asker = Asker(
-            models(players, config),
-            answers,
-            budget=Budget(tokens=config.max_tokens_spent, cost=config.max_cost),
-            attempts=config.attempts,
-            retry_failed=config.retry_failed,
-            stop=stop,
-        )
-        settings = Settings(
-            models=frozenset(asker.models),
-            reasoner_looks=players["reasoner"].is_engine,
-            rounds=config.rounds,
-            detector=config.detector,
-            ocr=config.ocr,
-        )
-        with stopping(stop), tqdm(total=total, unit=" rows", desc="formalize") as bar:
-
-            def tell(row: Row) -> None:
-                tally.add(row)
-                bar.set_postfix_str(f"{tally}; {asker.told()}", refresh=False)
-                bar.update()
-
-            process(
-                read_rows(config.data, config.limit),
-                lambda row: formalize(row, asker, settings),
-                finished,
-                concurrency=config.concurrency,
-                stop=stop,
+        settings = {name: getattr(config, name) for name in ("rounds", "detector", "ocr")}
+        with stopping("stopping when what is under way has been answered") as stop:
+            asker = Asker(
+                models(players, config),
+                answers,
+                budget=Budget(tokens=config.max_tokens_spent, cost=config.max_cost),
+                attempts=config.attempts,
                 retry_failed=config.retry_failed,
-                tell=tell,
+                stop=stop,
             )
+            settings = Settings(
+                models=frozenset(asker.models), reasoner_looks=players["reasoner"].is_engine, **settings
+            )
+            with tqdm(total=total, unit=" rows", desc="formalize") as bar:
+
+                def tell(row: Row) -> None:
+                    tally.add(row)
+                    bar.set_postfix_str(f"{tally}; {asker.told()}", refresh=False)
+                    bar.update()
+
+                process(
+                    read_rows(config.data, config.limit),
+                    lambda row: formalize(row, asker, settings),
+                    finished,
+                    concurrency=config.concurrency,
+                    stop=stop,
+                    retry_failed=config.retry_failed,
+                    tell=tell,
+                )
         left = total - tally.outcomes.total()
         if asker.is_mistake:
             raise UserError(f"{asker.over}; {left} rows are left, and the same command goes on")

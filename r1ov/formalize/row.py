@@ -22,8 +22,8 @@ class Row:
 
     id: str
     question: str
-    image: LazyImage | None  # None: text only
-    gold: str | None
+    image: LazyImage | None = None  # None: text only
+    gold: str | None = None
     answer_kind: str | None = None  # how the gold is compared: r1ov.reward.accuracy.KINDS
     tag: str | None = None  # what the data says of its kind or source
     truth: Mapping[str, str] = field(default_factory=dict)  # known without a model: description, reasoning

@@ -74,37 +74,40 @@ def _row(item: Record | BadRow, file: DataFile, number: int) -> Row:
     # The source's name, as in R1-Onevision's data: the folder, if there are several, else the file's own name.
     inside = Path(file.path).parent
     tag = inside.name if inside != Path(file.inside) else file.path.stem
-    row = Row(id=f"{file.path.stem}-{number + 1}", question="", image=None, gold=None, tag=tag)
-
-    def failed(why: str) -> Row:
-        return replace(row, outcome="failed", reason=f"read: {why}")
-
+    name = f"{file.path.stem}-{number + 1}"
     if isinstance(item, BadRow):
-        return failed(f"{item.reason}: {item.detail.replace(f': {item.reason}', '', 1)}")
-    row = replace(row, id=(item.id or row.id).encode("utf-8", "replace").decode())
-    users = [message for message in item.prompt if message["role"] == "user"]
-    if len(users) > 1:
-        return failed(f"more than one question: {item.where}, {len(users)} of them")
-    if len(item.images) > 1:
-        return failed(f"more than one picture: {item.where}, {len(item.images)} of them")
-    question = users[0]["content"]
+        why = f"{item.reason}: {item.detail.replace(f': {item.reason}', '', 1)}"
+        return Row(id=name, question="", tag=tag, outcome="failed", reason=f"read: {why}")
+    users = [message["content"] for message in item.prompt if message["role"] == "user"]
+    question = users[0]
     if not isinstance(question, str):
         question = "\n".join(part["text"] for part in question if part["type"] == "text")
-    if not question.strip():
-        return failed(f"the question is empty: {item.where}")
-    image = item.images[0] if item.images else None
-    if image and image.size[0] * image.size[1] > MAX_PIXELS:
-        size = f"{image.size[0]} x {image.size[1]} pixels, the limit is {MAX_PIXELS:,}"
-        return failed(f"the picture is too large: {item.where}, {size}")
+    images = item.images
+    width, height = images[0].size if images else (0, 0)
+    size = f"{width} x {height} pixels, the limit is {MAX_PIXELS:,}"
     try:
         gold = item.solution or clean(item).solution  # in which a reply of one of the published layouts ends
     except BadRow:
         gold = None
-    if gold is None:
-        return failed(f"no gold answer to check against: {item.where}")
-    notes = ("its system text is left out",) if item.prompt[0]["role"] == "system" else ()
-    known = {"question": question.strip(), "image": image, "gold": gold, "answer_kind": item.kind}
-    return replace(row, **known, notes=notes)
+    faults = {
+        f"more than one question: {item.where}, {len(users)} of them": len(users) > 1,
+        f"more than one picture: {item.where}, {len(images)} of them": len(images) > 1,
+        f"the question is empty: {item.where}": not question.strip(),
+        f"the picture is too large: {item.where}, {size}": width * height > MAX_PIXELS,
+        f"no gold answer to check against: {item.where}": gold is None,
+    }
+    why = next((f"read: {fault}" for fault, is_so in faults.items() if is_so), None)
+    return Row(
+        id=(item.id or name).encode("utf-8", "replace").decode(),
+        question=question.strip(),
+        image=images[0] if images else None,
+        gold=gold,
+        answer_kind=item.kind,
+        tag=tag,
+        notes=("its system text is left out",) if item.prompt[0]["role"] == "system" else (),
+        outcome="failed" if why else None,
+        reason=why,
+    )
 
 
 def _named_once(rows: Iterator[Row]) -> Iterator[Row]:

@@ -2,16 +2,12 @@
 
 import hashlib
 import json
-import os
-import signal
 import sys
 import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from types import FrameType
 
 from r1ov.common.journal import Journal
 from r1ov.common.text import one_line
@@ -131,25 +127,3 @@ class Tally:
         stages = ", ".join(f"{stage} {count}" for stage, count in sorted(self.stages.items()))
         parts = [f"{self.outcomes[name]} {name}" for name in ("done", "rejected", "failed")]
         return ", ".join(parts) + (f" ({stages})" if stages else "")
-
-
-@contextmanager
-def stopping(stop: threading.Event) -> Iterator[None]:
-    """Within it the first SIGTERM or SIGINT (Ctrl-C) only sets `stop`; a SIGINT after that raises
-    KeyboardInterrupt.
-    """
-
-    def ask(number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            if number == signal.SIGINT:
-                raise KeyboardInterrupt
-            return
-        stop.set()
-        os.write(2, b"\nnote    stopping when what is under way has been answered; Ctrl-C again: at once\n")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
