@@ -1,5 +1,6 @@
 """The shape of a reply: `<think>...</think>` then `<answer>...</answer>`, each once, nothing outside."""
 
+import re
 from typing import Literal
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -17,18 +18,12 @@ def format_reward(completion: str, mode: Literal["strict", "soft"] = "strict") -
         raise ValueError(f"mode is {mode!r}, must be 'strict' or 'soft'")
     if len(completion) > MAX_REPLY:
         return 0.0
-    text = completion.strip()
-    places = [text.find(tag) if text.count(tag) == 1 else -1 for tag in TAGS]
-    in_order, last = [], -1
-    for place in places:
-        in_order.append(place > last)
-        last = max(last, place)
-    complete = all(in_order)
-    if complete:
-        thinking, between, answer = (text[places[i] + len(TAGS[i]) : places[i + 1]] for i in range(3))
+    places = [completion.find(tag) if completion.count(tag) == 1 else -1 for tag in TAGS]
+    in_order = [place > max(places[:at], default=-1) for at, place in enumerate(places)]
+    if all(in_order):
+        before, thinking, between, answer, after = re.split("|".join(TAGS), completion)
         if not thinking.strip() or not answer.strip():
             return 0.0
-        outside = text[: places[0]] + between + text[places[3] + len(TAGS[3]) :]
-        if not outside.strip():
+        if not (before + between + after).strip():
             return 1.0
     return 0.25 * sum(in_order) if mode == "soft" else 0.0

@@ -1,6 +1,7 @@
 """Boxes (x1, y1, x2, y2) in text, and how well they overlap."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from fractions import Fraction
@@ -21,12 +22,12 @@ class Labelled(NamedTuple):
 
 
 def iou(a: Sequence[Fraction | float], b: Sequence[Fraction | float]) -> float:
-    """Overlap of two boxes, as areas of the plane: intersection over union, in [0, 1]. Of fractions, exact
-    but for its rounding.
+    """Returns the overlap of two boxes, intersection over union of their areas, in [0, 1]; exact but for its
+    rounding if they are fractions.
     """
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(width, 0) * max(height, 0)
-    return float(shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared))
+    shared = math.prod(max(min(a[i + 2], b[i + 2]) - max(a[i], b[i]), 0) for i in (0, 1))
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    return float(shared / (areas - shared))
 
 
 def read_boxes(text: str) -> list[Labelled] | None:
@@ -54,49 +55,48 @@ def read_boxes(text: str) -> list[Labelled] | None:
 
 
 def read_box(text: str) -> Box | None:
-    """The only box in the text."""
-    found = read_boxes(text)
-    return found[0].box if found and len({one.box for one in found}) == 1 else None
+    """Returns the only box in the text."""
+    boxes = {one.box for one in read_boxes(text) or ()}
+    return boxes.pop() if len(boxes) == 1 else None
 
 
 def box_scale(frame: Frame, original: tuple[int, int], resized: tuple[int, int]) -> tuple[Fraction, Fraction]:
-    """What to multiply x and y by, from the frame a model answers in to the original picture's pixels.
+    """Returns what to multiply x and y by, from the frame a model answers in to the original image's pixels.
 
-    Args: original, resized: (width, height) of the picture as given, and as the vision encoder sees it (its
+    Args: original, resized: (width, height) of the image as given, and as the vision encoder sees it (its
         grid times 14: Qwen2.5-VL answers in these pixels).
     """
-    by = {"original": original, "resized": resized, "unit": (1, 1), "per-mille": (1000, 1000)}
-    if frame not in by:
-        raise ValueError(f"frame is {frame!r}, must be one of {', '.join(by)}")
-    return Fraction(original[0], by[frame][0]), Fraction(original[1], by[frame][1])
+    sizes = {"original": original, "resized": resized, "unit": (1, 1), "per-mille": (1000, 1000)}
+    if frame not in sizes:
+        raise ValueError(f"frame is {frame!r}, must be one of {', '.join(sizes)}")
+    return Fraction(original[0], sizes[frame][0]), Fraction(original[1], sizes[frame][1])
 
 
 def scaled(box: Box, scale: tuple[Fraction, Fraction]) -> Box:
-    return (box[0] * scale[0], box[1] * scale[1], box[2] * scale[0], box[3] * scale[1])
+    return tuple(number * factor for number, factor in zip(box, scale * 2, strict=True))
 
 
 def match_score(found: list[Labelled], gold: list[Labelled], threshold: float | None = None) -> float:
-    """Sum of the overlaps of boxes matched one to one, best overlaps first, over the longer list's length: in
+    """Sums the overlaps of boxes matched one to one, best overlaps first, over the longer list's length: in
     [0, 1].
 
-    A gold box with a label is matched only by the same label. threshold: count overlaps of at least so much
+    A gold box with a label is matched only by the same label. threshold: count overlaps of at least this much
     as 1, others as 0.
     """
-    sides = [
-        [[float(x) for x in one.box] for one in boxes] for boxes in (found, gold)
-    ]  # many pairs: fractions would take long
-    pairs = sorted(
-        (-iou(sides[0][i], sides[1][k]), i, k)
+    # floats: for many pairs fractions would take long
+    mine, theirs = ([tuple(map(float, one.box)) for one in side] for side in (found, gold))
+    pairs = [
+        (iou(mine[i], theirs[k]), i, k)
         for i, one in enumerate(found)
         for k, right in enumerate(gold)
-        if right.label is None or right.label == one.label
-    )
+        if right.label in (None, one.label)
+    ]
     total, used, taken = 0.0, set(), set()
-    for minus, i, k in pairs:
+    for overlap, i, k in sorted(pairs, key=lambda pair: -pair[0]):
         if i not in used and k not in taken:
             used.add(i)
             taken.add(k)
-            total += -minus if threshold is None else float(-minus >= threshold)
+            total += overlap if threshold is None else float(overlap >= threshold)
     return total / max(len(found), len(gold))
 
 

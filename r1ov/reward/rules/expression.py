@@ -5,33 +5,23 @@ A parser of our own, since general ones evaluate what they read. Beyond MAX_LENG
 bounds it raises Unreadable.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 
 from r1ov.reward.rules.form import Algebra, Form, TooLarge, constant, negative, symbol
+from r1ov.reward.rules.numbers import MAX_DIGITS, decimal
 from r1ov.reward.rules.reading import plain, unwrap
 
 MAX_LENGTH = 200  # characters
 MAX_DEPTH = 32  # of brackets, fractions, exponents
 MAX_ITEMS = 32  # of a set or tuple
-MAX_DIGITS = 100  # of a number
 TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc")
-FUNCTIONS = (
-    "sqrt",
-    "ln",
-    "log",
-    "lg",
-    "exp",
-    *TRIGONOMETRIC,
-    *("arc" + name for name in TRIGONOMETRIC),
-    "sinh",
-    "cosh",
-    "tanh",
-)
-WORDS = ("or", "and", "not", "yes", "no")  # and no products of letters
+FUNCTIONS = ("sqrt", "ln", "log", "lg", "exp", *TRIGONOMETRIC, "sinh", "cosh", "tanh")
+FUNCTIONS += tuple("arc" + name for name in TRIGONOMETRIC)
 GREEK = ("alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "rho", "sigma", "omega", "tau")
+WORDS = ("or", "and", "not", "yes", "no")  # and no products of letters
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)|\\(?P<command>[A-Za-z]+|[{}|])|(?P<word>[A-Za-z]+)"
@@ -42,8 +32,8 @@ _MIXED = re.compile(
     r"(?<![\w.^}/])(\d{1,9})(?:\s*\\frac\s*\{\s*(\d{1,9})\s*\}\s*\{\s*(\d{1,9})\s*\}|\s+(\d{1,9})\s*/\s*(\d{1,9})(?![\d.]))"
 )
 _NAMED = re.compile(r"^(?!(?:sin|cos|tan)[xy]\b)(?:[A-Za-z]{4,}\s*){1,3}=\s*")  # "Area = "
-_CLOSING = {"(": ")", "[": "]", "{": "}"}
-_END = ("end", "")
+_CLOSING = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
+_END = ""
 
 
 class Unreadable(Exception):
@@ -97,71 +87,65 @@ def _mixed(match: re.Match) -> str:
     return f"({whole}+{top}/{bottom})" if int(top) < int(bottom) else match[0]
 
 
-def _tokens(text: str) -> list[tuple[str, str]]:
+def _tokens(text: str) -> list[str]:
+    """Numbers, single letters, signs, and commands with their backslash, which known words get as well."""
     tokens, at = [], 0
     while at < len(text):
         match = _TOKEN.match(text, at)
         if not match:
             raise Unreadable(f"{text[at : at + 10]!r}")
         at = match.end()
-        kind = match.lastgroup
-        if kind == "command" and match[kind] in "{}":
-            tokens.append(("set", match[kind]))
-        elif kind == "word" and match[kind] not in (*FUNCTIONS, *GREEK, "pi"):
-            if len(match[kind]) > 3 or match[kind] in WORDS:
-                raise Unreadable(match[kind])
-            tokens += [("letter", letter) for letter in match[kind]]
+        word = match["word"]
+        if not word:
+            tokens.append(match[0].strip())
+        elif word in (*FUNCTIONS, *GREEK, "pi"):
+            tokens.append("\\" + word)
+        elif len(word) > 3 or word in WORDS:
+            raise Unreadable(word)
         else:
-            tokens.append(("command" if kind == "word" else kind, match[kind]))
+            tokens += word
     return tokens
 
 
-def _groups(tokens: list[tuple[str, str]]) -> set[int]:
-    """Where brackets open that hold several values: `\\{`, a comma inside, or square ones around all that
-    stands there.
-    """
+def _groups(tokens: list[str]) -> set[int]:
+    """Where brackets open that hold several values: `\\{`, a comma inside, or square ones around the whole."""
     groups, opened = set(), []
-    for at, (kind, text) in enumerate(tokens):
-        if kind in ("sign", "set") and text in _CLOSING:
+    for at, token in enumerate(tokens):
+        if token in _CLOSING:
             opened.append(at)
-            if kind == "set":
+            if token == r"\{":
                 groups.add(at)
-        elif kind in ("sign", "set") and text in _CLOSING.values() and opened:
+        elif token in _CLOSING.values() and opened:
             start = opened.pop()
-            before, after = tokens[start - 1 : start], tokens[at + 1 : at + 2]
-            is_whole = all(token[1] in (",", ";", "=") for token in before + after)
-            if tokens[start] == ("sign", "[") and text == "]" and is_whole:
+            around = tokens[start - 1 : start] + tokens[at + 1 : at + 2]
+            if tokens[start] + token == "[]" and {*around} <= {",", ";", "="}:
                 groups.add(start)
-        elif kind == "sign" and text in ",;" and opened:
+        elif token in (",", ";") and opened:
             groups.add(opened[-1])
     return groups
 
 
-def _number(text: str) -> Form:
-    digits, _, exponent = text.lower().partition("e")
-    if len(digits) > MAX_DIGITS or len(exponent) > 4:
-        raise Unreadable("too many digits")
-    decimals = max(len(digits.partition(".")[2]) - int(exponent or 0), 0) if "." in digits else None
-    return constant(Fraction(digits.rstrip(".")) * Fraction(10) ** int(exponent or 0), decimals)
+def _is_number(token: str) -> bool:
+    return token[:1].isdigit() or token[:1] == "."
 
 
 class _Parser:
     """Recursive descent: statement > relation > sum > product > power > atom."""
 
-    def __init__(self, tokens: list[tuple[str, str]], algebra: Algebra):
+    def __init__(self, tokens: list[str], algebra: Algebra):
         self.tokens, self.algebra, self.at, self.depth = tokens, algebra, 0, 0
         self.groups = _groups(tokens)
 
     def statement(self) -> Value:
         items = self._items()
-        if self._peek() != _END or not items:
+        if self._peek() != _END:
             raise Unreadable("not an expression")
         return items[0] if len(items) == 1 else Group("", tuple(items))
 
     def _items(self) -> list[Value]:
-        """What stands between commas, or between semicolons."""
+        """What is between commas, or between semicolons."""
         items = [self._relation()]
-        while self._take("sign", ",") or self._take("sign", ";"):
+        while self._take(",", ";"):
             items.append(self._relation())
             if len(items) > MAX_ITEMS:
                 raise Unreadable("too many items")
@@ -170,113 +154,98 @@ class _Parser:
     def _relation(self) -> Value:
         start = self.at
         left = self._group() or self._sum()
-        if not self._take("sign", "="):
+        if not self._take("="):
             return left
-        if isinstance(left, Group):
-            raise Unreadable("an equation of groups")
-        kind, name = self.tokens[start]
-        alone = name if kind in ("letter", "command") and self.at == start + 2 else None
+        first = self.tokens[start]
+        name = first if first.strip("\\").isalpha() and self.at == start + 2 else None
         right = self._group() or self._sum()
-        if isinstance(right, Group):
-            if not alone:
-                raise Unreadable("an equation of groups")
-            return right
-        return Equation(left, right, alone)
+        if isinstance(left, Group) or (isinstance(right, Group) and not name):
+            raise Unreadable("an equation of groups")
+        return right if isinstance(right, Group) else Equation(left, right, name)
 
     def _group(self) -> Group | None:
-        """A tuple, set, list or interval, if one stands here; None, nothing taken, for anything else."""
-        kind, opening = self._peek()
+        """A tuple, set, list or interval, if one begins here; None, nothing taken, for anything else."""
         if self.at not in self.groups:
             return None
         self._deeper()
-        self.at += 1
-        closing = "}" if kind == "set" and self._take("set", "}") else ""
-        items = () if closing else tuple(self._items())
-        if not closing:
-            closing_kind, closing = self._next()
-            if (
-                (closing_kind == "set") != (kind == "set")
-                or (closing == "}") != (opening == "{")
-                or closing not in _CLOSING.values()
-            ):
-                raise Unreadable("brackets")
+        opening = self._next()
+        is_empty = opening + self._peek() == r"\{\}"
+        items = () if is_empty else tuple(self._items())
+        closing = self._next()
+        if closing != _CLOSING[opening] and opening + closing not in ("(]", "[)"):
+            raise Unreadable("brackets")
         self.depth -= 1
-        return Group(opening + closing, items)
+        return Group((opening + closing).replace("\\", ""), items)
 
     def _sum(self) -> Form:
         self._deeper()
         total = self._signed(self._product)
-        while (sign := self._peek()) in (("sign", "+"), ("sign", "-")):
-            self.at += 1
+        while sign := self._take("+", "-"):
             term = self._product()
-            total = self.algebra.add(total, term if sign[1] == "+" else negative(term))
+            total = self.algebra.add(total, term if sign == "+" else negative(term))
         self.depth -= 1
         return total
 
     def _product(self) -> Form:
-        total, last_is_number = self._power(), self.tokens[self.at - 1][0] == "number"
+        total, last_is_number = self._power(), _is_number(self.tokens[self.at - 1])
         while True:
-            if self._take("sign", "*") or self._take("command", "times") or self._take("command", "cdot"):
+            if self._take("*", r"\times", r"\cdot"):
                 total = self.algebra.multiply(total, self._signed(self._power))
-            elif self._take("sign", "/") or self._take("command", "div"):
+            elif self._take("/", r"\div"):
                 total = self.algebra.divide(total, self._signed(self._power))
-            elif self._starts_factor(after_number=last_is_number):
+            elif self._starts_factor(last_is_number):
                 total = self.algebra.multiply(total, self._power())
             else:
                 return total
-            last_is_number = self.tokens[self.at - 1][0] == "number"
+            last_is_number = _is_number(self.tokens[self.at - 1])
 
     def _starts_factor(self, after_number: bool) -> bool:
         """Whether a factor follows without a sign; a number never does, since "2 3" is no product."""
-        kind, text = self._peek()
-        if kind == "number" and (after_number or self.tokens[self.at - 1][0] == "letter"):
+        token = self._peek()
+        if _is_number(token) and (after_number or self.tokens[self.at - 1].isalpha()):
             raise Unreadable("a number after a number or a letter")
-        return (
-            kind == "letter"
-            or (kind == "sign" and text in "({")
-            or (kind == "command" and text not in ("times", "cdot", "div", "|"))
-        )
+        if token[:1] == "\\":
+            return token not in (r"\times", r"\cdot", r"\div", r"\|", r"\{", r"\}")
+        return token.isalpha() or token in ("(", "{")
 
     def _power(self) -> Form:
         base = self._atom()
-        while self._peek() in (("sign", "!"), ("sign", "%"), ("sign", "°")):
-            sign = self._next()[1]
-            if sign != "°":
-                base = self._factorial(base) if sign == "!" else self.algebra.divide(base, constant(100))
-        if self._take("sign", "^") or self._take("sign", "**"):
+        while sign := self._take("!", "%", "°"):
+            if sign == "!":
+                base = self._factorial(base)
+            elif sign == "%":
+                base = self.algebra.divide(base, constant(100))
+        if self._take("^", "**"):
             self._deeper()
             base = self.algebra.power(base, self._signed(self._power))
             self.depth -= 1
         return base
 
     def _atom(self) -> Form:
-        kind, text = self._next()
-        if kind == "number":
-            return _number(text)
-        if kind == "letter":
-            if self._take("sign", "_"):
-                braced = self._take("sign", "{")
-                text += "_" + self._next()[1]
+        token = self._next()
+        if _is_number(token):
+            digits, _, exponent = token.lower().partition("e")
+            if len(digits) > MAX_DIGITS or len(exponent) > 4:
+                raise Unreadable("too many digits")
+            return constant(*decimal(digits, int(exponent or 0)))
+        if token.isalpha():
+            if self._take("_"):
+                braced = self._take("{")
+                token += "_" + self._next()
                 if braced:
                     self._expect("}")
-            return symbol("e" if text == "e" else ("variable", text))
-        if kind == "sign" and text in _CLOSING:
+            return symbol("e" if token == "e" else ("variable", token))
+        if token in ("(", "[", "{"):
             inside = self._sum()
-            self._expect(_CLOSING[text])
+            self._expect(_CLOSING[token])
             return inside
-        if (kind, text) in (("sign", "|"), ("command", "|")):
+        if token in ("|", r"\|"):
             inside = self._sum()
-            if not self._take(kind, "|"):
-                raise Unreadable("|")
-            value = inside.rational
-            return (
-                symbol(("function", "abs", inside.key))
-                if value is None
-                else constant(abs(value), inside.decimals)
-            )
-        if kind == "command":
-            return self._command(text)
-        raise Unreadable(text or "the end")
+            self._expect(token)
+            if inside.rational is None:
+                return symbol(("function", "abs", inside.key))
+            return constant(abs(inside.rational), inside.decimals)
+        return self._command(token.removeprefix("\\"))
 
     def _command(self, name: str) -> Form:
         if name == "frac":
@@ -284,7 +253,7 @@ class _Parser:
             return self.algebra.divide(top, self._braced())
         if name == "sqrt":
             index = constant(2)
-            if self._take("sign", "["):
+            if self._take("["):
                 index = self._sum()
                 self._expect("]")
             return self.algebra.power(self._argument(), self.algebra.divide(constant(1), index))
@@ -293,15 +262,13 @@ class _Parser:
         if name in GREEK:
             return symbol(("variable", name))
         if name not in FUNCTIONS:
-            raise Unreadable(name)
+            raise Unreadable(name or "the end")
         return self._function(name)
 
     def _function(self, name: str) -> Form:
-        base = constant(10)
-        if name == "log" and self._take("sign", "_"):
-            base = self._atom()
-        exponent = self._signed(self._power) if self._take("sign", "^") else None
-        if exponent is not None and (exponent.rational is None or exponent.rational < 0):
+        base = self._atom() if name == "log" and self._take("_") else constant(10)
+        exponent = self._signed(self._power) if self._take("^") else constant(1)
+        if exponent.rational is None or exponent.rational < 0:
             raise Unreadable("an inverse, or a power?")
         argument = self._argument()
         if name in ("log", "lg"):
@@ -312,58 +279,49 @@ class _Parser:
             value = self.algebra.power(symbol("e"), argument)
         else:
             value = symbol(("function", name, argument.key))
-        return value if exponent is None else self.algebra.power(value, exponent)
+        return self.algebra.power(value, exponent)
 
     def _argument(self) -> Form:
         """A bracket's inside, or numbers and letters up to the next sign: sin 2x is sin(2x)."""
         self._deeper()
-        is_bracket = self._peek()[0] == "sign"
-        value = self._power() if is_bracket and self._peek()[1] in _CLOSING else self._signed(self._power)
-        while not is_bracket and self._peek()[0] == "letter":
+        is_bare = re.match(r"[\w.\\]", self._peek())
+        value = self._signed(self._power)
+        while is_bare and self._peek().isalpha():
             value = self.algebra.multiply(value, self._power())
         self.depth -= 1
         return value
 
     def _braced(self) -> Form:
-        self._expect("{")
-        inside = self._sum()
-        self._expect("}")
-        return inside
+        if self._peek() != "{":
+            raise Unreadable("no {")
+        return self._atom()
 
     def _signed(self, part: Callable[[], Form]) -> Form:
-        if self._take("sign", "-"):
-            return negative(part())
-        self._take("sign", "+")
-        return part()
+        return negative(part()) if self._take("+", "-") == "-" else part()
 
     def _factorial(self, value: Form) -> Form:
         n = value.rational
         if n is None or n.denominator != 1 or not 0 <= n <= 20:
             raise Unreadable("a factorial")
-        product = 1
-        for k in range(2, int(n) + 1):
-            product *= k
-        return constant(product)
+        return constant(math.factorial(int(n)))
 
     def _deeper(self) -> None:
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise Unreadable("too deep")
 
-    def _peek(self) -> tuple[str, str]:
+    def _peek(self) -> str:
         return self.tokens[self.at] if self.at < len(self.tokens) else _END
 
-    def _next(self) -> tuple[str, str]:
+    def _next(self) -> str:
         token = self._peek()
         self.at += token != _END
         return token
 
-    def _take(self, kind: str, text: str) -> bool:
-        if self._peek() == (kind, text):
-            self.at += 1
-            return True
-        return False
+    def _take(self, *wanted: str) -> str:
+        """The next token, if it is one of these; else "", nothing taken."""
+        return self._next() if self._peek() in wanted else ""
 
     def _expect(self, sign: str) -> None:
-        if not self._take("sign", sign):
+        if not self._take(sign):
             raise Unreadable(f"no {sign}")

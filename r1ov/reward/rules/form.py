@@ -18,6 +18,7 @@ Monomial = frozenset[tuple[Hashable, Fraction]]  # of (symbol, exponent), no exp
 Sum = dict[Monomial, Fraction]  # no coefficient 0; {} is zero
 
 ONE: Monomial = frozenset()
+UNIT: Sum = {ONE: Fraction(1)}
 MAX_BITS = 2_000  # of a coefficient's numerator or denominator
 MAX_EXPONENT = 64  # of a sum; of a number it is MAX_BITS that counts
 MAX_WORK = 1_000  # products of two terms, for one comparison
@@ -30,8 +31,9 @@ class TooLarge(Exception):
 
 @dataclass(frozen=True)
 class Form:
-    """num / den, where den is 1 or has several terms. decimals: how many places a decimal number has, None
-    where all is exact.
+    """num / den, where den is 1 or has several terms.
+
+    decimals: how many places a decimal number has, None where all is exact.
     """
 
     num: Sum
@@ -40,9 +42,13 @@ class Form:
 
     @property
     def rational(self) -> Fraction | None:
-        return (
-            self.num.get(ONE, Fraction(0)) if self.num.keys() <= {ONE} and self.den.keys() == {ONE} else None
-        )
+        """Its value, if there is no symbol in it."""
+        return self.num.get(ONE, Fraction(0)) if self.num.keys() <= {ONE} and self.den == UNIT else None
+
+    @property
+    def term(self) -> tuple[Monomial, Fraction] | None:
+        """Its only (monomial, coefficient)."""
+        return next(iter(self.num.items())) if len(self.num) == 1 and self.den == UNIT else None
 
     @property
     def key(self) -> Hashable:
@@ -50,14 +56,12 @@ class Form:
 
 
 def constant(value: Fraction | int, decimals: int | None = None) -> Form:
-    value = Fraction(value)
-    if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
-        raise TooLarge
-    return Form({ONE: value} if value else {}, {ONE: Fraction(1)}, decimals)
+    return Form(_checked({ONE: Fraction(value)}), UNIT, decimals)
 
 
 def symbol(name: Hashable, exponent: Fraction | int = 1) -> Form:
-    return Form({frozenset([(name, Fraction(exponent))]): Fraction(1)}, {ONE: Fraction(1)})
+    monomial, factor = _join(frozenset([(name, Fraction(exponent))]), ONE)
+    return Form({monomial: factor}, UNIT)
 
 
 def negative(a: Form) -> Form:
@@ -104,20 +108,16 @@ class Algebra:
     def logarithm(self, a: Form) -> Form:
         """The natural one; of a positive fraction, the sum over its primes."""
         value = a.rational
-        if value is not None and value <= 0:
-            raise ZeroDivisionError("no logarithm")
         if value is not None:
+            if value <= 0:
+                raise ZeroDivisionError("no logarithm")
             total = constant(0, a.decimals)
-            for prime, count in [
-                *factors(value.numerator),
-                *((p, -k) for p, k in factors(value.denominator)),
-            ]:
+            for prime, count in factors(value):
                 total = self.add(total, self.multiply(constant(count), symbol(("ln", prime))))
             return total
-        if a.den.keys() == {ONE} and len(a.num) == 1:
-            (monomial, coefficient), *_ = a.num.items()
-            if coefficient == 1 and {name for name, _ in monomial} == {"e"}:
-                return constant(next(iter(monomial))[1])
+        monomial, coefficient = a.term or (ONE, 0)
+        if coefficient == 1 and {name for name, _ in monomial} == {"e"}:
+            return constant(next(iter(monomial))[1])
         return symbol(("function", "ln", a.key))
 
     def equal(self, a: Form, b: Form) -> bool | None:
@@ -126,11 +126,8 @@ class Algebra:
         if left == right:
             return True
         names = {name for side in (left, right) for monomial in side for name, _ in monomial}
-        return (
-            None
-            if any(isinstance(name, tuple) and name[0] in ("function", "power", "root") for name in names)
-            else False
-        )
+        is_open = any(isinstance(name, tuple) and name[0] in ("function", "power", "root") for name in names)
+        return None if is_open else False
 
     def _plus(self, a: Sum, b: Sum) -> Sum:
         self._count(len(b))
@@ -149,25 +146,17 @@ class Algebra:
         return _checked(total)
 
     def _quotient(self, num: Sum, den: Sum, decimals: int | None) -> Form:
-        """A denominator of one term goes into the numerator; one that the numerator is a multiple of becomes
-        1.
-        """
-        if (
-            len(den) > 1
-            and num.keys() == den.keys()
-            and len(ratios := {num[monomial] / den[monomial] for monomial in den}) == 1
-        ):
-            return constant(ratios.pop(), decimals)
+        """A denominator of one term goes into the numerator; one that divides the numerator becomes 1."""
         if len(den) == 1:
             (monomial, coefficient), *_ = den.items()
             inverse, factor = _join(frozenset((name, -k) for name, k in monomial), ONE)
-            num, den = self._times(num, {inverse: factor / coefficient}), {ONE: Fraction(1)}
-        return Form(num, den, decimals)
+            return Form(self._times(num, {inverse: factor / coefficient}), UNIT, decimals)
+        ratios = {num[monomial] / den[monomial] for monomial in den} if num.keys() == den.keys() else ()
+        return constant(*ratios, decimals) if len(ratios) == 1 else Form(num, den, decimals)
 
     def _integer_power(self, base: Form, n: int) -> Form:
         if base.rational is not None:
-            bits = max(base.rational.numerator.bit_length(), base.rational.denominator.bit_length())
-            if (bits - 1) * abs(n) > MAX_BITS:
+            if (_bits(base.rational) - 1) * abs(n) > MAX_BITS:
                 raise TooLarge
             return constant(base.rational**n, base.decimals)
         if abs(n) > MAX_EXPONENT:
@@ -179,22 +168,19 @@ class Algebra:
 
     def _root(self, base: Form, n: Fraction) -> Form:
         """base^n for a fraction n: taken apart for positive numbers, pi, e and lone variables, else closed."""
-        if base.den.keys() == {ONE} and len(base.num) == 1:
-            (monomial, coefficient), *_ = base.num.items()
-            if coefficient < 0 and n.denominator % 2 == 0:
-                raise TooLarge
-            # (x^2)^(1/2) is not x for every x; x^1 and x^(1/3) are safe
-            if all(
-                name in ("pi", "e") or _is_prime(name) or k == 1 or k.denominator > 1 for name, k in monomial
-            ):
-                result = constant(-1 if coefficient < 0 and n.numerator % 2 else 1, base.decimals)
-                size = abs(coefficient)
-                whole = [*factors(size.numerator), *((p, -k) for p, k in factors(size.denominator))]
-                for name, k in [*((("prime", p), Fraction(k)) for p, k in whole), *monomial]:
-                    part, factor = _join(frozenset([(name, k * n)]), ONE)
-                    result = self.multiply(result, Form({part: factor}, {ONE: Fraction(1)}))
-                return result
-        return symbol(("root", base.key), n)
+        if not base.term:
+            return symbol(("root", base.key), n)
+        monomial, coefficient = base.term
+        if coefficient < 0 and n.denominator % 2 == 0:
+            raise TooLarge
+        for name, k in monomial:  # (x^2)^(1/2) is not x for every x; x^1 and x^(1/3) are safe
+            if name not in ("pi", "e") and not _is_prime(name) and k != 1 and k.denominator == 1:
+                return symbol(("root", base.key), n)
+        result = constant(-1 if coefficient < 0 and n.numerator % 2 else 1, base.decimals)
+        primes = [(("prime", p), k) for p, k in factors(abs(coefficient))]
+        for name, k in [*primes, *monomial]:
+            result = self.multiply(result, symbol(name, k * n))
+        return result
 
     def _count(self, products: int) -> None:
         self.work += products
@@ -202,11 +188,14 @@ class Algebra:
             raise TooLarge
 
 
-def factors(n: int) -> list[tuple[int, int]]:
-    """(prime, count) of n > 0. Raises: TooLarge where what is left without its primes below 1,000 is not a
-    prime or its square.
+def factors(n: Fraction | int) -> list[tuple[int, int]]:
+    """Returns [(prime, count)] of n > 0; those of its denominator count below zero.
+
+    Raises: TooLarge where what is left without its primes below 1,000 is not a prime or its square.
     """
-    found = []
+    if n.denominator > 1:
+        return [*factors(n.numerator), *((p, -count) for p, count in factors(n.denominator))]
+    n, found = int(n), []
     for p in PRIMES:
         count = 0
         while n % p == 0:
@@ -269,8 +258,11 @@ def _join(a: Monomial, b: Monomial) -> tuple[Monomial, Fraction]:
     return frozenset((name, k) for name, k in exponents.items() if k), factor
 
 
+def _bits(c: Fraction) -> int:
+    return max(c.numerator.bit_length(), c.denominator.bit_length())
+
+
 def _checked(total: Sum) -> Sum:
-    for c in total.values():
-        if max(c.numerator.bit_length(), c.denominator.bit_length()) > MAX_BITS:
-            raise TooLarge
+    if any(_bits(c) > MAX_BITS for c in total.values()):
+        raise TooLarge
     return {monomial: c for monomial, c in total.items() if c}

@@ -3,7 +3,7 @@ percent, currency, units.
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
@@ -46,10 +46,10 @@ for _prefix, _short_prefix in _pairs(_PREFIXES).items():
     SYMBOLS |= {_prefix + base: _short_prefix + symbol for base, symbol in _pairs(_BASES).items()}
 _SHORT = {*SYMBOLS.values(), *(f"{a}/{b}" for a in ("m", "km", "cm", "mi", "g") for b in ("s", "h", "L"))}
 # words after a number that change it, instead of saying of what it is the number
-_CHANGING = set(
-    "and or not plus minus times over per half halves third quarter fourth fifth tenth hundredth thousandth ten dozen "
-    "hundred thousand million billion trillion percent squared cubed factorial root sqrt log sin cos tan exp mod more less "
-    "most least maybe yes none".split()
+_CHANGING = (
+    "and or not plus minus times over per half halves third quarter fourth fifth tenth hundredth thousandth ten "
+    "dozen hundred thousand million billion trillion percent squared cubed factorial root sqrt log sin cos tan exp "
+    "mod more less most least maybe yes none"
 )
 
 
@@ -120,7 +120,7 @@ def read_unit(text: str) -> str | None:
     if not match:
         return None
     name = "/".join(_short(part.strip()) for part in match["name"].rstrip(".").split("/"))
-    if name not in _SHORT and not (name.isalpha() and len(name) >= 3 and name not in _CHANGING):
+    if name not in _SHORT and not (name.isalpha() and len(name) >= 3 and name not in _CHANGING.split()):
         return None
     power = match["power"] or {"s": "2", "c": "3"}.get((match["power_word"] or "")[:1], "1")
     return name + (f"^{power}" if power != "1" and name else "")
@@ -165,9 +165,6 @@ class Rules:
     num_choices: int | None = None
     precision: int | None = None
     box_scale: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1))
-
-    def without_box_scale(self) -> "Rules":
-        return replace(self, box_scale=(Fraction(1), Fraction(1)))
 
 
 def same_number(found: Number, gold: Number, rules: Rules) -> bool:
