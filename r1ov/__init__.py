@@ -21,11 +21,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from r1ov.engine import generate
     from r1ov.folder.pretrained import load, save
+    from r1ov.look import compare, edit, trace
 
 __version__ = "0.1.0"
-__all__ = ["generate", "load", "save"]
+__all__ = ["compare", "edit", "generate", "load", "save", "trace"]
 
-_HOMES = {"generate": "r1ov.engine", "load": "r1ov.folder.pretrained", "save": "r1ov.folder.pretrained"}
+_HOMES = {
+    "generate": "r1ov.engine",
+    "load": "r1ov.folder.pretrained",
+    "save": "r1ov.folder.pretrained",
+    "trace": "r1ov.look",
+    "edit": "r1ov.look",
+    "compare": "r1ov.look",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -35,6 +35,7 @@ FLOORS = {  # longest matching prefix wins; a module imports only from floors be
     "r1ov.train": 4,
     "r1ov.evaluate": 4,
     "r1ov.formalize": 4,
+    "r1ov.look": 4.5,
     "tests": 5,
     "train": 5,
     "generate": 5,
@@ -218,6 +219,7 @@ FOLDERS = [
     "r1ov/train/run/",
     "r1ov/evaluate/",
     "r1ov/formalize/",
+    "r1ov/look/",
     "tests/",
 ]
 README = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")

@@ -27,7 +27,8 @@ def make_step(model: Qwen2_5_VL, max_positions: int) -> "ModuleStep | FlatStep":
         and weight.dtype == torch.float32
         and weight.device.type == "cpu"
     )
-    if is_small and default_impl(weight.device) == "torch":
+    is_watched = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    if is_small and not is_watched and default_impl(weight.device) == "torch":
         return FlatStep(model, max_positions)
     return ModuleStep(model)
 
