@@ -23,10 +23,11 @@ from r1ov.data.formats.reader import Reader
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.formats.tally import Tally
 from r1ov.data.image import LazyImage
+from r1ov.data.pack import blank_sequence
 from r1ov.data.playground import SPLITS, messages, sample
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import Batch, Processor
-from r1ov.data.steps import StepData, Steps, blank_sequence, load_steps
+from r1ov.data.steps import StepData, Steps, load_steps
 from r1ov.errors import UserError
 from r1ov.folder.pretrained import resolve
 from r1ov.folder.settings import read_config, read_processor
@@ -317,7 +318,7 @@ def test_a_users_mistake_found_in_a_worker_arrives_as_its_one_line(num_workers, 
 
 
 def test_signals_to_every_process_do_not_reach_the_workers(processor):
-    results = load_steps(Steps(mixed(), processor, 4, 1000), 0, 12, num_workers=2, prefetch=1)
+    results = load_steps(Steps(mixed(), processor, 4, 1000), 0, 12, num_workers=2)
     next(results), next(results)  # one from each, so that both are under way
     workers = multiprocessing.active_children()
     assert len(workers) == 2

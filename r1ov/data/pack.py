@@ -1,11 +1,32 @@
-"""Which sequences share a pack: sequences of unequal length dealt into packs of at most so many tokens,
-equally costly to train.
+"""From sequences to packs: what is trained at once lies end to end in one batch, for both stages alike.
+
+A sequence of SFT is a whole conversation. One of GRPO is a prompt with one of its completions; completions of
+the same prompt make a bundle, in which the prompt is there once and each completion goes on from it. A pack
+of two bundles, with two completions and with one (p, q: prompt tokens; c, d, e: completion tokens):
+
+    token      p p p   p c c c   p d d   q q q q e e
+    sequence   0       1         2       3
+    prefix     -1      0         0       -1
+    trained              ^ ^ ^     ^ ^           ^ ^
+
+A prompt's last token is every completion's own, because it predicts the completion's first token.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from r1ov.common.processes import World
+from r1ov.data.image import LazyImage
+from r1ov.data.processor import IGNORED, Batch, Encoded, Processor
 from r1ov.model.config import Config
+from r1ov.model.rope import mrope_positions
 
 
 def sequence_cost(
@@ -116,3 +137,163 @@ def _deal(
         if costs:
             rank[chosen] += costs[index]
     return bins
+
+
+def grids_of(encoded: Encoded) -> list[list[int]]:
+    """(time, height, width) of each of its images, in patches."""
+    return [] if encoded.image_grid_thw is None else encoded.image_grid_thw.tolist()
+
+
+def num_trained(labels: Tensor) -> int:
+    return int((labels != IGNORED).sum())
+
+
+def blank_sequence(processor: Processor) -> Encoded:
+    """A frame of one white merged patch, of which nothing is trained.
+
+    It makes the vision encoder run where a rank has no image: sharded, all ranks must gather its weights
+    together. It adds exactly nothing to the loss and to any gradient, since no token of it has a label and no
+    other sequence attends to it.
+    """
+    config, merge_size = processor.config, processor.image_processor.merge_size
+    side = merge_size * processor.image_processor.patch_size
+    ids = torch.tensor([config.vision_start_token_id, config.image_token_id, config.vision_end_token_id])
+    grid = torch.tensor([[1, merge_size, merge_size]])
+    return processor.with_pixels(
+        Encoded(
+            input_ids=ids,
+            labels=torch.full_like(ids, IGNORED),
+            position_ids=mrope_positions(ids, grid, config.image_token_id, merge_size),
+            image_grid_thw=grid,
+            pictures=(LazyImage((side, side), partial(Image.new, "RGB", (side, side), "white")),),
+        )
+    )
+
+
+def needed_blank(sequences: Sequence[Encoded], processor: Processor, world_size: int) -> list[Encoded]:
+    """The blank sequence, if these need one: where there are several ranks and no image here."""
+    is_needed = world_size > 1 and all(sequence.pixel_values is None for sequence in sequences)
+    return [blank_sequence(processor)] if is_needed else []
+
+
+# -- prompts with their completions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuation:
+    """A completion to learn from: n tokens, the stop token included."""
+
+    input_ids: Tensor  # (n,) int64
+    labels: Tensor  # (n,) the same, or all -100 if none of it is trained
+    logprobs: Tensor  # (n,) the sampler's
+    advantage: Tensor  # ()
+
+    @property
+    def teaches(self) -> bool:
+        """Whether a gradient comes from it, where there is no KL term."""
+        return bool(self.advantage) and num_trained(self.labels) > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A prompt with completions of it that share a pack, in which it is computed once."""
+
+    prompt: Encoded
+    completions: list[Continuation]
+
+    @property
+    def num_tokens(self) -> int:
+        """All of the prompt but its last token, and for each completion that token and its own."""
+        return len(self.prompt) - 1 + sum(1 + len(one.input_ids) for one in self.completions)
+
+    def cost(self, config: Config) -> int:
+        """As `sequence_cost`; what the completions share counts once."""
+        length = len(self.prompt)
+        shared = sequence_cost(config, length - 1, 0)
+        own = [
+            sequence_cost(config, length + len(one.input_ids), num_trained(one.labels)) - shared
+            for one in self.completions
+        ]
+        return sum(own) + sequence_cost(config, length - 1, 0, grids_of(self.prompt))
+
+    def sequences(self) -> list[Encoded]:
+        """The prompt and what goes on from it, as drawn above; a single completion whole, with its prompt."""
+        if not self.completions:
+            return [self.prompt]
+        if len(self.completions) == 1:
+            return [_continued(self.prompt, *self.completions)]
+        ids, positions = self.prompt.input_ids, self.prompt.position_ids
+        shared = replace(
+            self.prompt,
+            input_ids=ids[:-1],
+            labels=torch.full_like(ids[:-1], IGNORED),
+            position_ids=positions[:, :-1],
+        )
+        last = Encoded(input_ids=ids[-1:], position_ids=positions[:, -1:])
+        return [shared, *(_continued(last, one) for one in self.completions)]
+
+
+def _continued(start: Encoded, completion: Continuation) -> Encoded:
+    first = int(start.position_ids.max()) + 1
+    positions = torch.arange(first, first + len(completion.input_ids)).expand(3, -1)
+    return replace(
+        start,
+        input_ids=torch.cat((start.input_ids, completion.input_ids)),
+        labels=torch.cat((torch.full_like(start.input_ids, IGNORED), completion.labels)),
+        position_ids=torch.cat((start.position_ids, positions), dim=1),
+    )
+
+
+def bundled(
+    prompt: Encoded, completions: Iterable[Continuation], max_length: int, image_token_id: int
+) -> list[Bundle]:
+    """The completions in as few bundles as packs of `max_length` tokens allow.
+
+    Each has its own where the prompt ends in an image, whose tokens cannot be parted.
+    """
+    bundles: list[Bundle] = []
+    for completion in completions:
+        last = bundles[-1] if bundles and prompt.input_ids[-1] != image_token_id else None
+        if last and last.num_tokens + 1 + len(completion.input_ids) <= max_length:
+            last.completions.append(completion)
+        else:
+            bundles.append(Bundle(prompt=prompt, completions=[completion]))
+    return bundles
+
+
+def make_packs(bundles: Sequence[Bundle], processor: Processor, max_length: int, world: World) -> list[Batch]:
+    """This rank's bundles in packs of at most `max_length` tokens. Collective: all ranks call this.
+
+    Every rank gets as many packs, because a sharded model is called by all together.
+
+    Returns: batches with labels, and what is known of the completions: advantages (B,), and sampler_logprobs
+        (T,), each aligned with the token it describes.
+    """
+    lengths = [bundle.num_tokens for bundle in bundles]
+    costs = [bundle.cost(processor.config) for bundle in bundles]
+    num_packs = max(world.gather(len(pack(lengths, costs, max_length))))
+    packs = pack(lengths, costs, max_length, num_packs) or [[]] * num_packs
+    return [_batch([bundles[index] for index in members], processor, world.size) for members in packs]
+
+
+def _batch(bundles: Sequence[Bundle], processor: Processor, world_size: int) -> Batch:
+    sequences: list[Encoded] = []
+    prefixes: list[int] = []
+    completions: list[Continuation | None] = []  # of each sequence
+    blank = needed_blank([bundle.prompt for bundle in bundles], processor, world_size)
+    for bundle in [*bundles, *(Bundle(prompt=prompt, completions=[]) for prompt in blank)]:
+        own = bundle.sequences()
+        prefixes += [-1] + [len(sequences)] * (len(own) - 1)
+        completions += [None] * (len(own) - len(bundle.completions)) + bundle.completions
+        sequences += own
+    batch = processor.pack(sequences)
+    if max(prefixes) >= 0:
+        batch["prefixes"] = torch.tensor(prefixes)
+    batch["advantages"] = torch.stack([one.advantage if one else torch.tensor(0.0) for one in completions])
+    batch["sampler_logprobs"] = torch.cat(
+        [
+            F.pad(one.logprobs, (len(sequence) - len(one.logprobs), 0)) if one else torch.zeros(len(sequence))
+            for sequence, one in zip(sequences, completions, strict=True)
+        ]
+    )
+    return batch

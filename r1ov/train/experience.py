@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from r1ov.common.processes import World
-from r1ov.data.pack import pack, sequence_cost
+from r1ov.data.pack import blank_sequence, pack, sequence_cost
 from r1ov.data.processor import IGNORED, Batch, Encoded, Processor
-from r1ov.data.steps import blank_sequence
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.loss import clamped, completion_logprobs, grpo_loss, largest
 from r1ov.train.run.config import GRPOConfig
