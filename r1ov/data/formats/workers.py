@@ -24,27 +24,27 @@ def prepared(steps: Steps, numbers: range, num_workers: int) -> Iterator[StepDat
         generator=torch.Generator(),  # else each loader would take a number from the global one
     )
     with shielded():
-        return map(_value_or_raise, loader)
+        return map(_data_or_raise, loader)
 
 
 class _Guarded(Dataset):
-    """The user's mistake as a value: raised in a worker, it would arrive as the text of a whole traceback."""
+    """The user's mistake as a text: raised in a worker, it would arrive with torch's whole traceback."""
 
     def __init__(self, steps: Steps):
         self.steps = steps
 
-    def __getitem__(self, step: int) -> StepData | UserError:
+    def __getitem__(self, step: int) -> StepData | str:
         try:
             return self.steps[step]
         except UserError as error:
-            return UserError(str(error))
+            return str(error)
 
 
-def _as_it_is(data: StepData | UserError) -> StepData | UserError:
-    return data
+def _as_it_is(result: StepData | str) -> StepData | str:
+    return result
 
 
-def _value_or_raise(result: StepData | UserError) -> StepData:
-    if isinstance(result, UserError):
-        raise result
+def _data_or_raise(result: StepData | str) -> StepData:
+    if isinstance(result, str):
+        raise UserError(result)
     return result
