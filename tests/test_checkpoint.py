@@ -2,6 +2,8 @@
 ranks.
 """
 
+import hashlib
+import io
 import json
 import os
 import pickle
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from torch import nn
 
 from r1ov.cli import marked
@@ -27,6 +29,7 @@ from r1ov.train.run.state import random_state, set_random_state, state_tensors
 from tests.checkpoint_worker import make, same, train_step
 
 ROOT = Path(__file__).parent.parent
+TENSORS = "rank-00000.safetensors"
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 
 
@@ -168,7 +171,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "checkpoint.json"])
+@pytest.mark.parametrize("name", [TENSORS, "checkpoint.json"])
 def test_of_a_torn_checkpoint_one_is_told_in_a_line_and_the_one_before_is_used(saved, capsys, name, damage):
     folder, at_2 = saved
     DAMAGE[damage](folder / "step-4" / name)
@@ -198,7 +201,7 @@ def test_of_a_torn_checkpoint_one_is_told_in_a_line_and_the_one_before_is_used(s
 def test_if_none_can_be_used_the_run_is_told_that_it_starts_anew(saved, capsys):
     folder, _ = saved
     for step in (2, 4):
-        (folder / f"step-{step}" / ".metadata").unlink()
+        (folder / f"step-{step}" / TENSORS).unlink()
     model, optimizers = make(seed=1)
     before = snapshot(model, optimizers)
     assert Checkpoints(folder, World()).load_latest(model, optimizers) is None
@@ -207,32 +210,48 @@ def test_if_none_can_be_used_the_run_is_told_that_it_starts_anew(saved, capsys):
     assert names(folder) == ["step-2", "step-4"]
 
 
-def test_nothing_in_a_checkpoint_is_run(saved, capsys, monkeypatch):
-    """A pickle that would make a folder, under checksums that agree with it; and an object where tensors
-    belong.
-    """
+def seal(folder):
+    """Writes the record anew, with digests that agree with whatever the files are now."""
+    record = storage.read_record(folder)
+    for name in record["files"]:
+        record["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    storage.write_record(folder, record)
+
+
+def test_nothing_in_a_checkpoint_is_run(saved, capsys):
+    """A pickle that would make a folder, under checksums that agree with it."""
     folder, at_2 = saved
 
     class Evil:
         def __reduce__(self):
             return os.mkdir, (str(folder / "evil"),)
 
-    def replace(data):
-        (folder / "step-4" / ".metadata").write_bytes(data)
-        record = json.loads((folder / "step-4" / "checkpoint.json").read_text())
-        del record["sha256"]
-        record["files"][".metadata"] = storage.describe(folder / "step-4" / ".metadata")
-        storage.write_record(folder / "step-4", record)
+    for data in (pickle.dumps(Evil()), saved_by_torch(Evil())):
+        (folder / "step-4" / TENSORS).write_bytes(data)
+        seal(folder / "step-4")
+        model, optimizers = make()
+        assert Checkpoints(folder, World()).load_latest(model, optimizers) == (2, {"num_tokens": 20})
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1
+        assert TENSORS in told
+        assert not (folder / "evil").exists()
+        assert same(snapshot(model, optimizers), at_2)
 
-    replace(pickle.dumps(Evil()))
-    model, optimizers = make()
-    assert Checkpoints(folder, World()).load_latest(model, optimizers) == (2, {"num_tokens": 20})
-    assert "posix.mkdir" in capsys.readouterr().err
-    dcp.save({"model.up.weight": Evil()}, storage_writer=storage._Writer(folder / "bait"))
-    replace((folder / "bait" / ".metadata").read_bytes())
-    assert Checkpoints(folder, World()).load_latest(model, optimizers) == (2, {"num_tokens": 20})
-    assert not (folder / "evil").exists()
-    assert same(snapshot(model, optimizers), at_2)
+
+def saved_by_torch(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def test_a_checkpoint_of_the_pickled_kind_is_refused_by_its_name_in_one_line(saved, capsys):
+    folder, _ = saved
+    record = storage.read_record(folder / "step-4")
+    (folder / "step-4" / ".metadata").write_bytes(b"pickle")
+    storage.write_record(folder / "step-4", record | {"files": {".metadata": {"bytes": 6, "sha256": ""}}})
+    with pytest.raises(UserError, match=r"step-4 is pickled, as an earlier version of r1ov wrote it"):
+        Checkpoints(folder, World()).load_latest(*make())
+    assert capsys.readouterr().err == ""
 
 
 def test_a_sound_checkpoint_of_another_model_or_optimizer_is_the_users_mistake(saved):
@@ -249,6 +268,10 @@ def test_a_sound_checkpoint_of_another_model_or_optimizer_is_the_users_mistake(s
 
 
 FULL = OSError(28, "No space left on device")
+# As safetensors raises it on a file system that is full.
+FULL_SAFETENSORS = SafetensorError(
+    "Error while serializing: I/O error: No space left on device (os error 28)"
+)
 
 
 def full_file(name):
@@ -265,7 +288,7 @@ def full_file(name):
     return fill
 
 
-def full_call(module, name, when):
+def full_call(module, name, when, error=FULL):
     def fill(monkeypatch):
         true = getattr(module, name)
         calls = []
@@ -273,7 +296,7 @@ def full_call(module, name, when):
         def call(*arguments, **more):
             calls.append(arguments)
             if when(len(calls), arguments):
-                raise FULL
+                raise error
             return true(*arguments, **more)
 
         monkeypatch.setattr(module, name, call)
@@ -282,11 +305,10 @@ def full_call(module, name, when):
 
 
 FULL_DISK = {
-    "tensors": full_file("__0_0.distcp"),
-    "metadata": full_file(".metadata.tmp"),
+    "tensors": full_call(storage, "save_file", lambda *_: True, FULL_SAFETENSORS),
     "record": full_file("checkpoint.json"),
     "mkdir": full_call(os, "mkdir", lambda _, arguments: True),
-    **{f"fsync {n}": full_call(os, "fsync", lambda call, _, n=n: call == n) for n in range(1, 5)},
+    **{f"fsync {n}": full_call(os, "fsync", lambda call, _, n=n: call == n) for n in range(1, 4)},
     "rename": full_call(os, "rename", lambda _, arguments: str(arguments[0]).endswith("step-3.tmp")),
 }
 
@@ -317,30 +339,32 @@ def test_a_disk_that_fills_costs_one_checkpoint_and_not_the_run(saved, capsys, m
 
 def test_failures_in_a_row_stop_the_run(tmp_path, monkeypatch, capsys):
     model, optimizers = make()
-    checkpoints = Checkpoints(tmp_path, World(), max_failures=2)
+    checkpoints = Checkpoints(tmp_path, World())
 
     def save(step, is_full):
         with monkeypatch.context() as patch:
             if is_full:
-                full_file("__0_0.distcp")(patch)
+                FULL_DISK["tensors"](patch)
             checkpoints.save(step, model, optimizers)
             checkpoints.wait()
 
     save(1, True)
-    save(2, False)
-    save(3, True)
+    save(2, True)
+    save(3, False)
+    save(4, True)
+    save(5, True)
     with pytest.raises(
-        UserError, match=r"2 saves in a row have failed .No space left on device.*after step 2"
+        UserError, match=r"3 saves in a row have failed .No space left on device.*after step 3"
     ):
-        save(4, True)
-    assert names(tmp_path) == ["step-2"]
+        save(6, True)
+    assert names(tmp_path) == ["step-3"]
 
 
 def test_a_mistake_of_ours_in_the_saving_thread_is_a_crash_of_the_run(tmp_path, monkeypatch):
     def broken(*_):
         raise TypeError("a bug")
 
-    monkeypatch.setattr(storage, "describe", broken)
+    monkeypatch.setattr(storage, "write_tensors", broken)
     checkpoints = Checkpoints(tmp_path, World())
     checkpoints.save(1, *make())
     with pytest.raises(TypeError, match="a bug"):
@@ -407,14 +431,14 @@ def test_a_run_killed_20_times_ends_with_the_bits_of_one_left_in_peace(tmp_path)
     assert told == "", told  # no kill leaves anything that is torn
 
 
-def test_two_ranks_then_one_then_two_then_two_by_two_go_on_from_each_others_checkpoints(tmp_path):
-    """Also: random states rank by rank, a full disk on one rank, a missing rank's file."""
+def test_any_number_of_ranks_goes_on_from_the_checkpoint_of_any_other(tmp_path):
+    """4, 2, 1, 2, and 2 by 2. Also: random states rank by rank, a full disk on one rank, a missing file."""
     report, told = worker("ranks", tmp_path)
     assert report["names"]
     assert report["error"] < 1e-5  # gradients of two ranks are summed in another order
     lines = [line for line in told.splitlines() if line.startswith("note")]
     assert "rank 1: No space left on device" in lines[0]
     assert "step-9 cannot be used" in lines[1]
-    assert "__3_0.distcp" in lines[1]
+    assert "rank-00003.safetensors" in lines[1]
     assert "step-8 cannot be used" in lines[2]
     assert len(lines) == 3

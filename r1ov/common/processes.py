@@ -1,17 +1,21 @@
-"""One program as several processes: torchrun sets RANK, WORLD_SIZE and LOCAL_RANK; without it there is one."""
+"""One program as several processes, which torchrun starts and tells RANK, WORLD_SIZE and LOCAL_RANK."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from r1ov.common.device import choose_device
+from r1ov.common.text import one_line
 from r1ov.errors import UserError
+
+T = TypeVar("T")
 
 # How long a rank waits for the others. One may save or decode for hours while the rest wait; a rank that dies
 # is not waited for, because torchrun ends the others.
@@ -24,6 +28,7 @@ class World:
 
     rank: int = 0
     size: int = 1
+    group: dist.ProcessGroup | None = None  # for exchanges that must not mix with others; None: everybody's
 
     @property
     def is_main(self) -> bool:
@@ -35,7 +40,7 @@ class World:
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)  # on the CPU: gloo sums it without a GPU sync
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self.group)
         return total.tolist()
 
     def gather(self, value: Any) -> list[Any]:
@@ -43,8 +48,27 @@ class World:
         values: list[Any] = [value]
         if self.size > 1:
             values = [None] * self.size
-            dist.all_gather_object(values, value)
+            dist.all_gather_object(values, value, group=self.group)
         return values
+
+    def on_all(self, work: Callable[[], T]) -> list[T]:
+        """What `work` returns on each rank, in their order. Raises: OSError on all ranks if on any."""
+        result = trouble = None
+        try:
+            result = work()
+        except OSError as error:
+            reason, file = error.strerror or str(error), error.filename and Path(error.filename).name
+            trouble = f"rank {self.rank}: " * (self.size > 1) + one_line(
+                f"{reason}: {file}" if file else reason
+            )
+        results, troubles = zip(*self.gather((result, trouble)), strict=True)
+        if any(troubles):
+            raise OSError("; ".join(filter(None, troubles)))
+        return list(results)
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """What `work` returns on rank 0, which alone runs it. Raises: OSError on all ranks if there."""
+        return self.on_all(lambda: work() if self.is_main else None)[0]
 
     def first(self, value: Any) -> Any:
         """Rank 0's value."""

@@ -1,13 +1,14 @@
 """The state that a run resumes from: its tensors by name, and torch's random states."""
 
 import base64
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from r1ov.errors import UserError
 from r1ov.folder.weights import is_sharded, local
+from r1ov.train.run.storage import Stored
 
 
 def state_tensors(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
@@ -20,54 +21,63 @@ def state_tensors(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer])
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for optimizer in optimizers:
         for prefix, parameter in _prefixes(model, optimizer):
-            tensors |= {prefix + key: value for key, value in optimizer.state.get(parameter, {}).items()}
+            state = optimizer.state.get(parameter, {})
+            tensors |= {f"{prefix}.{key}": value for key, value in state.items()}
     return tensors
 
 
-def copied(tensor: Tensor) -> Tensor:
-    """A copy in CPU memory; of a sharded tensor a sharded one, of this rank's rows alone."""
-    return _laid_out(local(tensor).to("cpu", copy=True), tensor)
-
-
-def restore(
-    model: nn.Module,
-    optimizers: Iterable[torch.optim.Optimizer],
-    stored: Mapping[str, tuple[torch.Size, torch.dtype]],
-    read: Callable[[dict[str, Tensor]], None],
-) -> None:
-    """Fills the model's tensors, and gives the optimizers their states; the optimizers' options are left as
-    they are.
-
-    Args:
-        stored: shape and dtype of what there is to read, by the names of `state_tensors`.
-        read: fills the tensors that it is given by name.
-    Raises: UserError if it is the state of another model or optimizer; nothing has been changed then.
+def copy_of_share(tensors: Mapping[str, Tensor], is_main: bool) -> dict[str, Tensor]:
+    """Copies in CPU memory of what this rank stores: its rows, and the main process what is whole. Of several
+    groups that each hold the whole model, the first stores it.
     """
-    keys: dict[str, list[str]] = {}
-    for name in stored:
+
+    def stores(tensor: Tensor) -> bool:
+        if not is_sharded(tensor):
+            return is_main
+        mesh = tensor.device_mesh
+        return mesh.ndim == 1 or mesh.get_local_rank(0) == 0
+
+    mine = {name: local(tensor) for name, tensor in tensors.items() if stores(tensor)}
+    return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in mine.items()}
+
+
+@torch.no_grad()
+def restore(
+    model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], stored: Mapping[str, Stored]
+) -> None:
+    """Fills the model's tensors, and gives the optimizers their states, but not their options.
+
+    Args: stored: by the names of `state_tensors`.
+    Raises: UserError if it is the state of another model or optimizer; then nothing was changed.
+    """
+    left: dict[str, dict[str, Stored]] = {}
+    for name, tensor in stored.items():
         prefix, _, key = name.rpartition(".")
-        keys.setdefault(prefix + ".", []).append(key)
-    target = state_tensors(model, [])
-    states: list[tuple[torch.optim.Optimizer, dict[int, dict[str, Tensor]]]] = []
-    for optimizer in optimizers:
-        state = {}
-        for index, (prefix, parameter) in enumerate(_prefixes(model, optimizer)):
-            if prefix in keys:  # else this parameter never had a gradient, and has no state to come back to
-                state[index] = {key: _empty(parameter, *stored[prefix + key]) for key in keys[prefix]}
-                target |= {prefix + key: value for key, value in state[index].items()}
-        states.append((optimizer, state))
-    other = [
-        name
-        for name in {**target, **stored}
-        if name not in target or name not in stored or target[name].shape != stored[name][0]
+        left.setdefault(prefix, {})[key] = tensor
+    found = [
+        {  # without those that never had a gradient, and so have no state
+            number: (parameter, left.pop(prefix))
+            for number, (prefix, parameter) in enumerate(_prefixes(model, optimizer))
+            if prefix in left
+        }
+        for optimizer in optimizers
     ]
-    if other:
+    target = state_tensors(model, [])
+    shapes = {f"{prefix}.{key}": tensor.shape for prefix, of in left.items() for key, tensor in of.items()}
+    expected = {name: tensor.shape for name, tensor in target.items()}
+    if other := [name for name in {**expected, **shapes} if expected.get(name) != shapes.get(name)]:
         raise UserError(
-            f"the checkpoint is of another model or optimizer: {len(other)} tensors are missing, unexpected or of another shape, first "
-            f"{other[0]}; start with the options it was made with, or choose another --out"
+            f"the checkpoint is of another model or optimizer: {len(other)} tensors are missing, unexpected "
+            f"or of another shape, first {other[0]}; start with the options it was made with, or choose "
+            "another --out"
         )
-    read(target)
-    for optimizer, state in states:
+    for name, tensor in target.items():
+        local(tensor).copy_(stored[name].read(tensor))
+    for optimizer, parameters in zip(optimizers, found, strict=True):
+        state = {
+            number: {key: _laid_out(tensor.read(parameter), parameter) for key, tensor in of.items()}
+            for number, (parameter, of) in parameters.items()
+        }
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -80,16 +90,13 @@ def random_state() -> dict[str, str]:
 
 
 def set_random_state(states: Mapping[str, str]) -> None:
-    """Undoes what was drawn since `random_state`. A GPU's state is left as it is where there was none, or is
-    none.
-    """
-    decoded = {
-        device: torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
-        for device, text in states.items()
-    }
-    torch.set_rng_state(decoded["cpu"])
-    if "cuda" in decoded and torch.cuda.is_initialized():
-        torch.cuda.set_rng_state(decoded["cuda"])
+    """Puts back what `random_state` gave; the GPU's only if one was and is in use."""
+    for device, text in states.items():
+        state = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+        if device == "cpu":
+            torch.set_rng_state(state)
+        elif torch.cuda.is_initialized():
+            torch.cuda.set_rng_state(state)
 
 
 def _prefixes(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
@@ -97,26 +104,16 @@ def _prefixes(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tu
     names = {parameter: name for name, parameter in model.named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            yield f"optimizer.{type(optimizer).__name__}.{names[parameter]}.", parameter
+            yield f"optimizer.{type(optimizer).__name__}.{names[parameter]}", parameter
 
 
-def _empty(parameter: nn.Parameter, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """Room for a state of the parameter: laid out as the parameter is, or a small tensor of its own such as a
-    count of steps.
+def _laid_out(state: Tensor, parameter: nn.Parameter) -> Tensor:
+    """This rank's rows of an optimizer state as a tensor that is sharded as its parameter is.
+
+    By hand, because DTensor's own operations take seconds to find out how their first results are laid out.
     """
-    if shape == parameter.shape and parameter.ndim:
-        return _laid_out(torch.zeros_like(local(parameter), dtype=dtype), parameter)
-    return torch.zeros(shape, dtype=dtype)
-
-
-def _laid_out(rows: Tensor, tensor: Tensor) -> Tensor:
-    """This rank's rows as a tensor that is sharded as `tensor` is, if it is.
-
-    By hand, because DTensor's own operations (`to`, `zeros_like`) take seconds to find out how their first
-    results are laid out.
-    """
-    if not is_sharded(tensor):
-        return rows
+    if not is_sharded(parameter) or not state.ndim:
+        return state
     from torch.distributed.tensor import DTensor  # takes a second to import
 
-    return DTensor(rows, tensor._spec, requires_grad=False)
+    return DTensor(state.to(parameter.device), parameter._spec, requires_grad=False)
