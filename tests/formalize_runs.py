@@ -22,7 +22,7 @@ from PIL import Image
 
 from r1ov.common.journal import Journal
 from r1ov.common.remote import AskFailed
-from r1ov.data.image import lazy_image
+from r1ov.data.formats.open_image import lazy_image
 from r1ov.formalize.ask import Asker, Budget
 from r1ov.formalize.models import Endpoint
 from r1ov.formalize.row import Row

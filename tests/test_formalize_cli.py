@@ -16,8 +16,8 @@ from r1ov import cli
 from r1ov.common.journal import Journal
 from r1ov.common.remote import AskFailed
 from r1ov.data.formats.files import find_files
+from r1ov.data.formats.open_image import lazy_image
 from r1ov.data.formats.reader import Reader
-from r1ov.data.image import lazy_image
 from r1ov.formalize.__main__ import main
 from r1ov.formalize.ask import Asker
 from r1ov.formalize.models import EngineModel

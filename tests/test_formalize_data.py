@@ -18,7 +18,7 @@ from PIL import Image
 from r1ov.common.remote import AskFailed
 from r1ov.data.formats.files import find_files
 from r1ov.data.formats.mixture import open_data
-from r1ov.data.image import lazy_image
+from r1ov.data.formats.open_image import lazy_image
 from r1ov.data.playground import sample
 from r1ov.errors import UserError
 from r1ov.formalize.output import write_outputs

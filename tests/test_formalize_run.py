@@ -20,7 +20,7 @@ from PIL import Image
 
 from r1ov.common.journal import Journal
 from r1ov.common.stopping import stopping
-from r1ov.data.image import lazy_image
+from r1ov.data.formats.open_image import lazy_image
 from r1ov.errors import UserError
 from r1ov.formalize.ask import Asker
 from r1ov.formalize.row import Row, row_to_dict

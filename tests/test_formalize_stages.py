@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from r1ov.common.remote import AskFailed
+from r1ov.data.formats.open_image import lazy_image
 from r1ov.data.formats.records import BadRow
-from r1ov.data.image import LazyImage, lazy_image
+from r1ov.data.image import LazyImage
 from r1ov.formalize import detectors
 from r1ov.formalize import stages as describe_stage
 from r1ov.formalize.prompt import (

@@ -7,6 +7,7 @@ import io
 import math
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from PIL import Image
 from transformers.image_transforms import convert_to_rgb
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as hf
 
-from r1ov.data.image import ImageProcessor, LazyImage, lazy_image, open_image, smart_resize
+from r1ov.data.formats.open_image import lazy_image
+from r1ov.data.image import ImageProcessor, LazyImage, smart_resize
 from r1ov.errors import UserError
 from r1ov.folder.settings import image_processor_from_dict
 
@@ -38,6 +40,19 @@ MODES = [
     "P with transparency",
     "L with transparency",
 ]
+
+
+def open_image(source: object, name: str = "the picture") -> Image.Image:
+    return lazy_image(source, name).load()
+
+
+def processed(
+    processor: ImageProcessor, images: list[Image.Image], name: str = "x"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(pixel_values, image_grid_thw) of a batch, as `Processor` makes them."""
+    grids = [processor.grid(image.size, name) for image in images]
+    patches = [processor.patches(image, grid) for image, grid in zip(images, grids, strict=True)]
+    return torch.from_numpy(np.concatenate(patches)), torch.tensor(grids)
 
 
 def noise(width: int, height: int, seed: int, mode: str = "RGB") -> Image.Image:
@@ -90,7 +105,7 @@ def test_pixel_values_and_grids_equal_transformers_over_52_pictures_of_odd_sizes
     # 13 not always.
     images = [open_image(picture) for picture in pictures()]
     assert len(images) >= 50
-    values, grids = ImageProcessor(min_pixels=min_pixels, max_pixels=max_pixels)(images)
+    values, grids = processed(ImageProcessor(min_pixels=min_pixels, max_pixels=max_pixels), images)
     judge = hf.Qwen2VLImageProcessorPil(min_pixels=min_pixels, max_pixels=max_pixels)
     expected = judge(
         [width_then_height(image, min_pixels, max_pixels) for image in images],
@@ -110,7 +125,9 @@ def test_resizing_is_transformers_own_wherever_pillow_takes_the_width_first() ->
         if np.array_equal(
             np.asarray(image.resize(upright.size, Image.Resampling.BICUBIC)), np.asarray(upright)
         ):
-            assert torch.equal(processor([image])[0], judge([image], return_tensors="pt")["pixel_values"])
+            assert torch.equal(
+                processed(processor, [image])[0], judge([image], return_tensors="pt")["pixel_values"]
+            )
             compared += 1
     assert compared >= 10
 
@@ -148,7 +165,7 @@ def test_smart_resize_equals_transformers_on_random_sizes() -> None:
 def test_a_row_of_pixel_values_is_one_patch_in_the_order_block_row_column_channel_time() -> None:
     image = noise(112, 56, 1)
     processor = ImageProcessor(rescale_factor=1.0, image_mean=(0, 0, 0), image_std=(1, 1, 1))
-    values, grid = processor([image])
+    values, grid = processed(processor, [image])
     assert grid.tolist() == [[1, 4, 8]]
     pixels = np.asarray(image)
     # Patches go through 2x2 blocks: 0 1 4 5 ... / 2 3 6 7 ...
@@ -295,8 +312,8 @@ def test_an_aspect_ratio_beyond_200_is_refused_by_the_pictures_name() -> None:
     with pytest.raises(
         UserError, match=r"^long.png: one side of a 201x1 picture is more than 200 times the other"
     ):
-        ImageProcessor()([Image.new("RGB", (201, 1))], ["long.png"])
-    assert ImageProcessor()([Image.new("RGB", (200, 1))])[1].tolist() == [[1, 2, 58]]
+        ImageProcessor().grid((201, 1), "long.png")
+    assert ImageProcessor().grid((200, 1)) == (1, 2, 58)
 
 
 @pytest.mark.parametrize(
@@ -411,7 +428,7 @@ def test_a_lazy_picture_stays_what_it_is() -> None:
 def test_a_grid_is_known_before_the_pixels_and_they_fill_it() -> None:
     processor, image = ImageProcessor(), noise(100, 31, 5)
     grid = processor.grid(image.size)
-    values, grids = processor([image])
+    values, grids = processed(processor, [image])
     assert grids.tolist() == [list(grid)]
     assert np.array_equal(processor.patches(image, grid), values.numpy())
     assert processor.patches(image, (1, 2, 2)).shape == (
@@ -420,3 +437,139 @@ def test_a_grid_is_known_before_the_pixels_and_they_fill_it() -> None:
     )  # smaller than any picture of its own would become
     with pytest.raises(UserError, match=r"^x: at 112x28 pixels it is 4 tokens, above 3"):
         processor.grid(image.size, "x", 3)
+
+
+def ifd(*entries: tuple[int, int, bytes], data: bytes = b"") -> bytes:
+    """An EXIF block: (tag, type, value or its place) each, and what lies behind the table."""
+    table = b"".join(
+        struct.pack("<HHI", tag, kind, 1) + value.ljust(4, b"\0") for tag, kind, value in entries
+    )
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + table + bytes(4) + data
+
+
+TURNED = (0x0112, 3, struct.pack("<H", 6))  # on its side
+BEHIND = struct.pack("<I", 8 + 2 + 2 * 12 + 4)  # where the data of a table of two entries lies
+EXIF = {  # EXIF of phones and editors -> is it turned?
+    "a unit as a fraction": (ifd(TURNED, (0x0128, 5, BEHIND), data=struct.pack("<II", 5, 2)), True),
+    "a height as text": (ifd((0x0101, 2, b"abc"), TURNED), True),
+    "a negative width": (ifd((0x0100, 9, struct.pack("<i", -5)), TURNED), True),
+    "a fraction by zero": (ifd(TURNED, (0x011A, 5, BEHIND), data=struct.pack("<II", 72, 0)), True),
+    "an orientation as text": (ifd((0x0112, 2, b"6")), False),
+    "an orientation of nine": (ifd((0x0112, 3, struct.pack("<H", 9))), False),
+    "a place beyond the end": (b"II*\0" + struct.pack("<I", 99999), False),
+    "a head alone": (b"II*\0", False),
+    "nothing": (b"", False),
+    "garbage": (b"\xef\xbb\xbf" * 9, False),
+}
+
+
+def with_chunks(*chunks: tuple[bytes, bytes], at_the_end: bool, spoil: int = 0) -> bytes:
+    """A red PNG file of 60 x 40 pixels with more chunks before its pixels or after them."""
+    file = io.BytesIO()
+    Image.new("RGB", (60, 40), (200, 30, 30)).save(file, "PNG")
+    png = file.getvalue()
+    place = len(png) - 12 if at_the_end else png.index(b"IDAT") - 4
+    more = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data) ^ spoil)
+        for kind, data in chunks
+    )
+    return png[:place] + more + png[place:]
+
+
+def assert_opens(data: bytes, is_turned: bool, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(data)
+    for source in (data, tmp_path / "x"):
+        image = lazy_image(source)
+        assert image.size == image.load().size == ((40, 60) if is_turned else (60, 40))
+        red, green, blue = image.load().getpixel((20, 20))
+        assert abs(red - 200) + abs(green - 30) + abs(blue - 30) < 9  # as a JPEG file keeps it
+
+
+@pytest.mark.parametrize("case", EXIF)
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "PNG, told at the end", "WEBP"])
+def test_exif_that_is_odd_or_broken_never_costs_an_image(
+    format: str, case: str, tmp_path, recwarn: pytest.WarningsRecorder
+) -> None:
+    exif, is_turned = EXIF[case]
+    if format.startswith("PNG"):
+        data = with_chunks((b"eXIf", exif), at_the_end=format != "PNG")
+    else:
+        file = io.BytesIO()
+        Image.new("RGB", (60, 40), (200, 30, 30)).save(file, format, exif=b"Exif\0\0" + exif)
+        data = file.getvalue()
+    assert_opens(data, is_turned, tmp_path)
+    assert not list(recwarn)
+
+
+LONG = b"a" * 2_000_000
+NOTES = {
+    "long text": (b"tEXt", b"Comment\0" + LONG),
+    "text beyond Pillow's memory for it": (b"tEXt", b"Comment\0" + LONG * 35),
+    "packed text": (b"zTXt", b"Comment\0\0" + zlib.compress(LONG)),
+    "packed international text": (b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(LONG)),
+    "a profile that is no hex": (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n 9\nzz")),
+    "a broken colour profile": (b"iCCP", b"x\0\0" + zlib.compress(LONG)),
+    "a resolution cut short": (b"pHYs", b"x"),
+    "a gamma cut short": (b"gAMA", b"x"),
+    "a broken animation": (b"acTL", b"x"),
+}
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+@pytest.mark.parametrize("case", NOTES)
+def test_a_png_files_notes_never_cost_an_image(case: str, at_the_end: bool, tmp_path) -> None:
+    assert_opens(with_chunks(NOTES[case], at_the_end=at_the_end), False, tmp_path)
+    turned = (b"eXIf", ifd(TURNED))
+    assert_opens(with_chunks(turned, NOTES[case], at_the_end=at_the_end), True, tmp_path)
+
+
+def test_a_png_files_note_with_a_wrong_checksum_costs_no_image(tmp_path) -> None:
+    assert_opens(with_chunks((b"tEXt", b"Comment\0a"), at_the_end=False, spoil=1), False, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "data:image/png;base64,{}", "DATA:image/png;BASE64,{}", "data:;base64,{}", "data:image/png;charset=utf-8;base64,{}",
+        "data:image/png;base64;name=x.png,{}", "data:image/png; base64, {}", "{}",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("fold", ["", "\n", "\r\n ", " "])
+def test_a_data_url_and_base64_may_have_parameters_and_be_folded(url: str, fold: str) -> None:
+    data = saved("PNG")
+    text = base64.b64encode(data).decode()
+    folded = fold.join(text[place : place + 76] for place in range(0, len(text), 76))
+    for body in (folded, folded.rstrip("="), text.replace("+", "%2B").replace("=", "%3D")):
+        assert open_image(url.format(body)).tobytes() == noise(64, 64, 0).tobytes()
+
+
+def test_a_file_url_is_a_path(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "a b" / "x#1.png").write_bytes(saved("PNG"))
+    place = str(tmp_path / "a b" / "x#1.png")
+    for url in (
+        f"file://{place}",
+        f"file://{place.replace(' ', '%20')}",
+        f"file:{place}",
+        f"FILE://localhost{place}",
+    ):
+        assert open_image(url).tobytes() == noise(64, 64, 0).tobytes()
+    assert open_image("file://a%20b/x%231.png").size == (
+        64,
+        64,
+    )  # as qwen_vl_utils reads it: what follows file://
+    with pytest.raises(UserError, match=r"^file:///no/such.png: no such file"):
+        open_image("file:///no/such.png")
+
+
+def test_what_datasets_writes_is_an_image(tmp_path) -> None:
+    (tmp_path / "x.png").write_bytes(saved("PNG"))
+    for source in (
+        {"bytes": saved("PNG"), "path": None},
+        {"bytes": None, "path": str(tmp_path / "x.png")},
+        bytearray(saved("PNG")),
+    ):
+        assert open_image(source).tobytes() == noise(64, 64, 0).tobytes()
+    with pytest.raises(UserError, match="in no form that is known"):
+        open_image({"bytes": None, "path": None})

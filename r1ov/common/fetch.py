@@ -1,23 +1,15 @@
 """A picture from the web: the bytes behind an http(s) URL, within limits of time and size."""
 
-import re
 import string
 import time
 from urllib.parse import quote, urljoin
 
 from r1ov.common.remote import http, read_body, within
-from r1ov.common.text import one_line
+from r1ov.common.text import one_line, shown
 from r1ov.errors import UserError
 
 MAX_REDIRECTS = 5
 HEADERS = {"User-Agent": "r1ov", "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
-
-
-def shown(address: str) -> str:
-    """A URL or path as errors show it: on one line, not too long, without a password."""
-    address = re.sub(r"(?<=://)[^/@]*@", "", address)
-    address = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in address)
-    return address if len(address) <= 200 else address[:197] + "..."
 
 
 def fetch(url: str, timeout_seconds: float = 20, max_bytes: int = 32 * 1024 * 1024) -> bytes:

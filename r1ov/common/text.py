@@ -1,11 +1,20 @@
 """Text for people, and the two parts of a reply."""
 
+import re
+
 
 def one_line(text: str) -> str:
     """The text on one line, safe on a terminal: control characters escaped, at most 2,000 characters."""
     text = " ".join(text[:10_000].split())
     text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
     return text if len(text) <= 2000 else text[:1997] + "..."
+
+
+def shown(address: str) -> str:
+    """A URL or path as errors show it: on one line, not too long, without a password."""
+    address = re.sub(r"(?<=://)[^/@]*@", "", address)
+    address = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in address)
+    return address if len(address) <= 200 else address[:197] + "..."
 
 
 def split_reply(text: str) -> tuple[str | None, str | None]:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from r1ov.data.image import ImageProcessor, LazyImage
-from r1ov.data.messages import Messages, split_pictures
+from r1ov.data.messages import Messages, split_images
 from r1ov.data.template import Render, compile_template
 from r1ov.errors import UserError
 from r1ov.model.config import Config
@@ -129,9 +129,11 @@ class Processor:
         Args:    as `__call__`'s. name: what errors call the conversation.
         Raises:  UserError, as `__call__`; for a picture that cannot be decoded only `pack` does.
         """
-        texts, found = split_pictures(messages, f"{name}, " if name else "")
+        texts, found = split_images(messages, f"{name}, " if name else "")
         max_tokens, merge_size = self.config.text.max_position_embeddings, self.image_processor.merge_size
-        grids = [self.image_processor.grid(picture.size, called, max_tokens) for called, picture in found]
+        grids = [
+            self.image_processor.grid(image.size, image.name, max_tokens, **limits) for image, limits in found
+        ]
         image_grid_thw = torch.tensor(grids) if grids else None  # (N, 3)
         try:
             ids, labels = self._tokenise(self._segments(texts, return_labels, add_generation_prompt))
@@ -148,7 +150,7 @@ class Processor:
             labels=labels if return_labels else None,
             position_ids=position_ids,
             image_grid_thw=image_grid_thw,
-            pictures=tuple(picture for _, picture in found),
+            pictures=tuple(image for image, _ in found),
         )
 
     def with_pixels(self, encoded: Encoded) -> Encoded:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from r1ov.common.fetch import shown
+from r1ov.common.text import shown
 from r1ov.data.formats.files import HUB_NAME
 from r1ov.data.formats.pictures import lazy_picture
 from r1ov.data.formats.records import BadRow

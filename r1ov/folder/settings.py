@@ -39,6 +39,8 @@ LARGEST = {
     "spatial_merge_size": 16,
     "temporal_patch_size": 16,
     "in_channels": 16,
+    "min_pixels": 2**31,
+    "max_pixels": 2**31,
 }
 TOKEN_IDS = {field.name: field.default for field in fields(Config) if field.name.endswith("_token_id")}
 MAY_BE_NONE = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -59,7 +61,8 @@ FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
-# Steps of a picture's preprocessing that cannot be left out or changed.
+SIZE_KEYS = {"shortest_edge", "longest_edge", "min_pixels", "max_pixels"}
+# Steps of an image's preprocessing that cannot be left out or changed.
 STEPS = dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), True) | {"resample": 3}
 SIZES = {
     "patch_size": "patch_size",
@@ -110,8 +113,8 @@ def config_from_dict(raw: Mapping[str, Any]) -> Config:
         raise UserError(f"torch_dtype is {dtype!r}, expected a name such as 'bfloat16'")
     rotary = {name: rope[name] for name in ("rope_theta", "mrope_section") if name in rope}
     config = Config(
-        text=_sizes(TextConfig, {**text, **rotary}),
-        vision=_sizes(VisionConfig, {"in_channels": vision.get("in_chans", 3), **vision}, "vision_config."),
+        text=_checked(TextConfig, {**text, **rotary}),
+        vision=_checked(VisionConfig, {"in_channels": vision.get("in_chans", 3), **vision}, "vision_config."),
         **ids,
         tie_word_embeddings=any(tied),
         torch_dtype=dtype,
@@ -120,18 +123,22 @@ def config_from_dict(raw: Mapping[str, Any]) -> Config:
     return config
 
 
-def _sizes(cls: type, raw: Mapping[str, Any], prefix: str = "") -> Any:
-    """One dataclass from the fields of `raw` that it knows, each checked for its type."""
+def _checked(cls: type, raw: Mapping[str, Any], prefix: str = "") -> Any:
+    """A dataclass from the fields of `raw` that it knows, each of its default's kind and neither absurd nor
+    infinite, which Python's JSON reader lets through.
+    """
     values = {}
     for field in fields(cls):
         value = raw.get(field.name, field.default)
-        most = LARGEST.get(field.name, 2**24)
         if isinstance(field.default, tuple):
-            fits = isinstance(value, list | tuple) and all(type(item) is int for item in value)
-            expected, value = "a list of integers", tuple(value) if fits else value
+            kinds = (int, type(field.default[0]))
+            is_list = isinstance(value, list | tuple)
+            fits = is_list and all(type(item) in kinds and abs(item) < 1e30 for item in value)
+            expected, value = "a list of numbers", tuple(value) if fits else value
         elif field.type is int:
+            most = LARGEST.get(field.name, 2**24)
             fits, expected = type(value) is int and 0 < value <= most, f"an integer from 1 to {most}"
-        else:  # neither NaN nor infinity, which Python's JSON reader lets through
+        else:
             fits, expected = type(value) in (int, float) and 0 < value < 1e30, "a positive number"
         if not fits:
             raise UserError(f"{prefix}{field.name} is {value!r}, expected {expected}")
@@ -254,40 +261,31 @@ def _image_processor(
 def pixel_limits(settings: Mapping[str, Any]) -> dict[str, Any]:
     """min_pixels and max_pixels from any of their spellings; areas in pixels, whatever the names say."""
     size = settings.get("size") or {}
-    if not isinstance(size, Mapping) or size.keys() - {
-        "shortest_edge",
-        "longest_edge",
-        "min_pixels",
-        "max_pixels",
-    }:
+    if not isinstance(size, Mapping) or not size.keys() <= SIZE_KEYS:
         raise UserError(f"size is {size!r}, expected shortest_edge and longest_edge")
-    spelled = {
-        "min_pixels": (settings.get("min_pixels"), size.get("min_pixels"), size.get("shortest_edge")),
-        "max_pixels": (settings.get("max_pixels"), size.get("max_pixels"), size.get("longest_edge")),
-    }
-    found = {name: [value for value in values if value is not None] for name, values in spelled.items()}
-    return {name: values[0] for name, values in found.items() if values}
+    given = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
+    for owner in (size, settings):
+        given |= {name: owner[name] for name in given if owner.get(name) is not None}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def image_processor_from_dict(settings: Mapping[str, Any]) -> ImageProcessor:
     """From a `preprocessor_config.json`, or the `image_processor` part of transformers 5's
     `processor_config.json`.
 
-    Raises:  UserError that names the field; a setting under which other pictures would come out is refused, not ignored.
+    Raises: UserError that names the field; a setting under which other images would come out is refused, not
+        ignored.
     """
     for name, value in STEPS.items():
         if settings.get(name, value) not in (value, None):
             raise UserError(f"{name} is {settings[name]!r}, only {value!r} is supported")
-    given = {
-        name: value for name, value in {**settings, **pixel_limits(settings)}.items() if value is not None
-    }
-    return ImageProcessor(
-        **{
-            field.name: tuple(given[field.name]) if isinstance(given[field.name], list) else given[field.name]
-            for field in fields(ImageProcessor)
-            if field.name in given
-        }
-    )
+    given = {name: value for name, value in settings.items() if value is not None}
+    processor = _checked(ImageProcessor, given | pixel_limits(settings))
+    for name, least in (("image_mean", 0.0), ("image_std", 1e-30)):
+        values = getattr(processor, name)
+        if len(values) != 3 or min(values) < least:
+            raise UserError(f"{name} is {values!r}, expected three numbers, each at least {least}")
+    return processor
 
 
 def _chat_template(folder: Path, files: Mapping[str, bytes], parsed: Mapping[str, dict[str, Any]]) -> str:

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from r1ov.common.fetch import shown
+from r1ov.common.text import shown
 from r1ov.errors import UserError
 from r1ov.formalize.models import Endpoint, EngineModel, Model
 from r1ov.formalize.row import Role

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 
-from r1ov.common.fetch import shown
+from r1ov.common.text import shown
 from r1ov.errors import UserError
 from r1ov.folder.hub import download
 

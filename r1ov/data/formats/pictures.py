@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from r1ov.common.fetch import shown
+from r1ov.common.text import shown
+from r1ov.data.formats.open_image import lazy_image
 from r1ov.data.formats.records import BadRow
-from r1ov.data.image import LazyImage, lazy_image
+from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
 
 MAX_BASE64 = 128 * 1024 * 1024  # letters

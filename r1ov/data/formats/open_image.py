@@ -1,0 +1,219 @@
+"""An image from anything: a path, a URL, base64, a file's bytes or a PIL image. Its size is read at once, its pixels
+when they are needed.
+
+Metadata never costs an image: what is broken in it is left aside, and the orientation is applied to the pixels
+alone.
+"""
+
+import base64
+import io
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from r1ov.common.fetch import fetch
+from r1ov.common.text import one_line, shown
+from r1ov.data.image import LazyImage
+from r1ov.errors import UserError
+
+# How PNG, JPEG, GIF, WEBP, TIFF and BMP files begin, in base64. A path may begin so, but is not as long.
+BASE64 = re.compile(r"iVBORw0KGgo|/9j/|R0lGOD|UklGR|SUkqA|TU0AK|Qk.{6}AAAA")
+SHORTEST_BASE64 = 64
+FILE_URL = re.compile(r"file:(//(localhost(?=/))?)?", re.IGNORECASE)
+# Their headers tell the size that decoding gives; None: an image made in memory. The others are decoded to be
+# measured: TIFF turns itself, ICO chooses among its images, and so on.
+MEASURED_BY_HEADER = (None, "JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP")
+TURNS = {  # EXIF orientation -> what makes the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+T = TypeVar("T")
+
+
+def anywhere(place: str) -> Path | bytes:
+    """What a path or URL leads to: a file of this machine, or what an http(s) URL gives."""
+    scheme, colon, _ = place.partition("://")
+    if not colon or not scheme.isalnum():
+        return Path(place)
+    if scheme.lower() in ("http", "https"):
+        return fetch(place)
+    raise UserError(f"{shown(place)}: only file://, http:// and https:// URLs are read")
+
+
+def lazy_image(
+    source: Any, name: str = "the picture", locate: Callable[[str], Path | bytes] = anywhere
+) -> LazyImage:
+    """An image upright, on white where it is transparent, 8 bits a channel, mode RGB; the first frame of an
+    animation. What is missing, or no image, is reported at once; what cannot be decoded, by `load`.
+
+    Args:
+        source: a path, a file:, http(s): or data: URL, base64, a file's bytes, {"bytes", "path"} as `datasets`
+            writes it, or a PIL image.
+        name: what errors call an image that has no path or URL.
+        locate: opens paths and URLs; for instance only those within one folder.
+    Raises: UserError, one line that names the image.
+    Source: transformers 5 image_transforms.py `convert_to_rgb`. Different here: EXIF orientation is always applied,
+        and grey images of 16 and 32 bits are scaled to 8 bits, where Pillow's convert("RGB") clips every value
+        above 255 to white.
+    """
+    if isinstance(source, LazyImage):
+        return source
+    if isinstance(source, Mapping):
+        source = source.get("bytes") or source.get("path")
+    if isinstance(source, str) and (data := _decoded(source, name)) is not None:
+        source = data
+    elif isinstance(source, str | Path) and str(source):
+        text = str(source)
+        place = unquote(text[match.end() :]) if (match := FILE_URL.match(text)) else text
+        name, source = shown(text), locate(place)
+    elif isinstance(source, bytearray):
+        source = bytes(source)
+    if not isinstance(source, bytes | Path | Image.Image):
+        found = "an empty text" if source == "" else f"a {type(source).__name__}"
+        raise UserError(
+            f"{name}: in no form that is known ({found}); expected a path, a URL, bytes, base64 or a PIL image"
+        )
+    return LazyImage(_look(source, name, _upright_size), partial(_look, source, name, _to_rgb), name)
+
+
+def _decoded(text: str, name: str) -> bytes | None:
+    """The bytes in a data: URL or a base64 text, folded over lines or not; None if it is neither."""
+    body = text
+    if text[:5].lower() == "data:":
+        header, _, body = text.partition(",")
+        if "base64" not in header.lower().replace(" ", "").split(";"):
+            raise UserError(f"{name}: not base64; expected data:image/...;base64,..., found {header[:60]!r}")
+    elif len(text) < SHORTEST_BASE64 or not BASE64.match(text):
+        return None
+    body = "".join(unquote(body).split())
+    try:
+        return base64.b64decode(body + "=" * (-len(body) % 4), validate=True)
+    except ValueError as error:
+        raise UserError(f"{name}: the base64 is broken ({error})") from error
+
+
+def _look(source: bytes | Path | Image.Image, name: str, see: Callable[[Image.Image], T]) -> T:
+    """`see` of the opened image; whatever goes wrong is a UserError that begins with its name."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes below Pillow's own limit, and of broken EXIF
+            if isinstance(source, Image.Image):
+                return see(source)
+            if isinstance(source, Path) and not source.is_file():
+                raise UserError(_not_a_file(source))
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                return see(image)
+    except (
+        Exception
+    ) as error:  # on broken files Pillow's decoders raise whatever comes: struct.error, KeyError, ...
+        if bare := _bare_png(source, error):
+            return _look(bare, name, see)
+        raise UserError(f"{name}: {_fault(error, source)}") from error
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of what `_to_rgb` gives, from the header alone where that tells."""
+    if image.format == "EPS":
+        raise UserError("an EPS file is a program, which is not run; convert it to PNG")
+    if 0 in image.size:
+        raise UserError(f"the picture is {image.width}x{image.height} pixels")
+    if image.format not in MEASURED_BY_HEADER or (image.format == "PNG" and _ends_with_notes(image)):
+        return _to_rgb(image).size
+    return image.size[::-1] if _orientation(image) in (5, 6, 7, 8) else image.size
+
+
+def _ends_with_notes(png: Image.Image) -> bool:
+    """Whether EXIF or text may follow the pixels of a PNG file, where only decoding finds it."""
+    file = getattr(png, "fp", None)
+    if file is None:
+        return False
+    place = file.tell()
+    found = re.search(rb"eXIf|[tzi]TXt", file.read())
+    file.seek(place)
+    return found is not None
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        # Not the PNG class's own, which decodes the image first.
+        return Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+    except Exception:  # on broken EXIF Pillow raises whatever comes, and the pixels are sound
+        return None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    if (turn := TURNS.get(_orientation(image))) is not None:
+        image = image.transpose(turn)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _to_8_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits (I;16), 32 bits (I) or floats (F), as grey of 8 bits.
+
+    16 bits are divided by 257. I is read as 0..255, or 0..65535 if a value exceeds 255; F as 0..1, or 0..255
+    if a value exceeds 1. Values outside all of these widen the range: the smallest is then black, the largest
+    white.
+    """
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise UserError("the picture has values that are not finite")
+    low, high = values.min(initial=0), values.max(initial=0)
+    scales = {"F": (1, 255), "I": (255, 65535)}.get(image.mode, (65535,))
+    high = next((scale for scale in scales if high <= scale), high)
+    return Image.fromarray(np.rint((values - low) * (255 / (high - low))).astype(np.uint8))
+
+
+def _bare_png(source: Any, error: Exception) -> bytes | None:
+    """A PNG file without the notes beside its pixels, to be tried again; None if it is none, or has no notes."""
+    if isinstance(error, UserError) or getattr(error, "errno", None) or isinstance(source, Image.Image):
+        return None
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    if not data.startswith(b"\x89PNG"):
+        return None
+    bare, place = data[:8], 8
+    while place < len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4])  # length, kind, the data, their checksum
+        if data[place + 4 : place + 8] in (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"):
+            bare += data[place:end]
+        place = end
+    return bare if len(bare) < len(data) else None
+
+
+def _fault(error: Exception, source: Any) -> str:
+    match error:
+        case UserError():
+            return str(error)
+        case Image.DecompressionBombError():
+            return f"too large a picture ({one_line(str(error))})"
+        case Image.UnidentifiedImageError():
+            is_empty = source == b"" or (isinstance(source, Path) and not source.stat().st_size)
+            return "the file is empty" if is_empty else "not a picture in any format that Pillow knows"
+        case OSError(errno=int()):
+            return f"cannot be read ({error.strerror})"
+        case _:
+            return f"the picture cannot be decoded ({one_line(str(error)) or type(error).__name__})"
+
+
+def _not_a_file(path: Path) -> str:
+    if path.is_dir():
+        return "is a folder, not a picture"
+    return "is not an ordinary file" if path.exists() else "no such file"
