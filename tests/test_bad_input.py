@@ -22,7 +22,7 @@ from PIL import Image
 
 import generate
 import r1ov
-import r1ov.data.image
+import r1ov.data.formats.open_image
 from r1ov.cli import run
 from r1ov.common.fetch import fetch
 from r1ov.errors import UserError
@@ -205,7 +205,7 @@ LINES = {
     "URL that redirects to a file": (["--image", "{url}/to-file"], "not allowed"),
     "URL that resets the connection": (["--image", "{url}/reset"], "cannot be fetched"),
     "URL of a closed port": (["--image", "http://127.0.0.1:1/x.png"], "cannot be fetched"),
-    "URL of a file": (["--image", "file:///etc/hostname"], "only http:// and https://"),
+    "URL of a file": (["--image", "file:///etc/hostname"], "not a picture"),
     "URL of an unknown scheme": (["--image", "gopher://127.0.0.1/x.png"], "only http:// and https://"),
     "URL without a host": (["--image", "http://"], "cannot be fetched"),
     # models
@@ -241,7 +241,9 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     and 100 kB.
     """
     monkeypatch.setattr(
-        r1ov.data.image, "fetch", functools.partial(fetch, timeout_seconds=0.5, max_bytes=100_000)
+        r1ov.data.formats.open_image,
+        "fetch",
+        functools.partial(fetch, timeout_seconds=0.5, max_bytes=100_000),
     )
 
     def call(words: list[str]) -> tuple[int | None, str, str]:
@@ -329,7 +331,7 @@ FOLDERS = {
     ),
     "tokenizer config corrupt": (
         write("tokenizer_config.json", b"{"),
-        "tokenizer_config.json: not valid JSON",
+        "tokenizer_config.json: not readable as JSON",
     ),
     "preprocessor missing": (remove("preprocessor_config.json"), "preprocessor_config.json: no such file"),
     "preprocessor corrupt": (write("preprocessor_config.json", b"null"), "preprocessor_config.json"),
@@ -344,7 +346,7 @@ FOLDERS = {
     "template that reaches for Python": (write("chat_template.jinja", ATTACK), "the chat template refuses"),
     "generation config corrupt": (
         write("generation_config.json", b"\0"),
-        "generation_config.json: not valid JSON",
+        "generation_config.json: not readable as JSON",
     ),
     "generation config with a text for a stop id": (
         change("generation_config.json", eos_token_id="<|im_end|>"),

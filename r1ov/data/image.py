@@ -62,7 +62,7 @@ class ImageProcessor:
 
     def __post_init__(self):
         for name in ("min_pixels", "max_pixels"):
-            if getattr(self, name) < 1:
+            if not 1 <= getattr(self, name) < 2**31:
                 raise UserError(f"{name} is {getattr(self, name)}, expected a positive whole number")
         if self.min_pixels > self.max_pixels:
             raise UserError(_crossed(self.min_pixels, self.max_pixels))

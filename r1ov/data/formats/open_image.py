@@ -50,7 +50,9 @@ def anywhere(place: str) -> Path | bytes:
         return Path(place)
     if scheme.lower() in ("http", "https"):
         return fetch(place)
-    raise UserError(f"{shown(place)}: only file://, http:// and https:// URLs are read")
+    raise UserError(
+        f"{shown(place)}: only http:// and https:// URLs are fetched; a file is given by its path or a file:// URL"
+    )
 
 
 def lazy_image(
@@ -82,10 +84,9 @@ def lazy_image(
     elif isinstance(source, bytearray):
         source = bytes(source)
     if not isinstance(source, bytes | Path | Image.Image):
-        found = "an empty text" if source == "" else f"a {type(source).__name__}"
-        raise UserError(
-            f"{name}: in no form that is known ({found}); expected a path, a URL, bytes, base64 or a PIL image"
-        )
+        found = "its path is empty" if source == "" else f"found a {type(source).__name__}"
+        expected = "expected a path, a URL, bytes, base64 or a PIL image"
+        raise UserError(f"{name}: in no form that is known: {found}; {expected}")
     return LazyImage(_look(source, name, _upright_size), partial(_look, source, name, _to_rgb), name)
 
 

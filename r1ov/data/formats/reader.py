@@ -79,6 +79,6 @@ class Reader:
                     if part["type"] == "image":
                         count += 1
                         image = lazy_picture(part["image"], folder, inside, f"picture {count}")
-                        content[at] = {"type": "image", "image": image if self.lazy else image.load()}
+                        content[at] = part | {"image": image if self.lazy else image.load()}
             messages.append({**message, "content": content})
         return replace(record, messages=messages)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from r1ov.common.text import one_line, split_reply
-from r1ov.data.messages import SOURCE_KEYS, Messages
+from r1ov.data.messages import Messages, read_part
 from r1ov.errors import UserError
 from r1ov.reward.accuracy import KINDS
 
@@ -142,22 +142,13 @@ def _text(value: Any, what: str) -> str:
 
 
 def _part(part: Any) -> dict[str, Any]:
-    """A part of a message's content in Hugging Face's, OpenAI's or Qwen's own form, as {"type": ...}; None
-    for a source that is absent.
-    """
+    """A text, or a part of a message's content, as `read_part` gives it. Raises BadRow."""
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    if isinstance(part, Mapping):
-        kind = part.get("type") or next((key for key in ("image", "text") if part.get(key) is not None), None)
-        if kind == "text" and isinstance(part.get("text"), str):
-            return {"type": "text", "text": part["text"]}
-        if kind in ("image", "image_url"):
-            source = next((part[key] for key in SOURCE_KEYS if part.get(key) is not None), None)
-            return {
-                "type": "image",
-                "image": source.get("url", source) if isinstance(source, Mapping) else source,
-            }
-    raise BadRow("a part of a message is neither text nor picture", reprlib.repr(part))
+    try:
+        return read_part(part)
+    except UserError as error:
+        raise BadRow("a part of a message is neither text nor picture alone", str(error)) from error
 
 
 def _turns(value: Any) -> list[Turn]:
@@ -241,9 +232,7 @@ def _messages(turns: Sequence[Turn], images: Sequence[Any]) -> list[dict[str, An
             placed += [{"type": "image", "image": image} for image in left]
         for part in content:
             if part["type"] == "image":
-                placed.append(
-                    {"type": "image", "image": next(left) if part["image"] is None else part["image"]}
-                )
+                placed.append(part | {"image": next(left) if part["image"] is None else part["image"]})
                 continue
             for number, text in enumerate(part["text"].split(MARK) if marks else [part["text"]]):
                 if number:
