@@ -1,7 +1,7 @@
-"""What a prediction is worth, by rule: the rewards' ladder and comparison, with what a reader would still
-take for the same answer.
+"""The verdict on a prediction: the rewards' ladder and comparison, and around them the words and spellings
+that a reader would look past.
 
-Nothing here is asked of a model in training: there the reward wants the answer alone, in its tag.
+Training is stricter: there the reward wants the answer alone, in its tag.
 """
 
 import re
@@ -14,19 +14,37 @@ from r1ov.reward.rules.reading import boxed, extract_answer, plain, read_text, u
 
 REL_TOL = 1e-4
 MAX_MENTION = 120  # characters of an answer in which an option's text is looked for
-_MARK = r"^(?i:the\s+)?(?i:(?:correct|final|best)\s+)?(?i:option|choice|answer|选项?)?\s*[(\[]?([A-Z])[)\]]?"
-_LETTER_THEN = re.compile(
-    _MARK + r"\s*(?:[,;(]|-\s)\s*(?=\S)(?![(\[]?[A-Z]\b|(?i:and|or)\b)"
-)  # "B, the blue one", "B (blue)"
-_LETTER_IS = re.compile(_MARK + r"\s+is\s+(?:the\s+)?(?:correct|right|answer|best)\b.*$", re.DOTALL)
+# "B, the blue one", "B (blue)", "option B is correct, ..."
+_LETTER = re.compile(
+    r"^(?i:the\s+)?(?i:(?:correct|final|best)\s+)?(?i:option|choice|answer|选项?)?\s*[(\[]?([A-Z])[)\]]?"
+    r"(?:\s+is\s+(?:the\s+)?(?:correct|right|answer|best)\b.*$"
+    r"|\s*(?:[,;(]|-\s)\s*(?=\S)(?![(\[]?[A-Z]\b|(?i:and|or)\b))",
+    re.DOTALL,
+)
 _NEGATION = re.compile(
     r"\b(?:not?|nor|never|neither|none|without|except|or|cannot)\b|n't\b|不|非|或", re.IGNORECASE
 )
 _LEAD = re.compile(  # words up to the value: "the area is", "about", "面积是"
-    r"^(?:[^\d=<>\\(\[{]*(?<![^\W\d])(?:is|are|was|equals?|be|about|approximately|approx\.?|around|roughly|equal\s+to)\s*:?\s+"
+    r"^(?:[^\d=<>\\(\[{]*(?<![^\W\d])"
+    r"(?:is|are|was|equals?|be|about|approximately|approx\.?|around|roughly|equal\s+to)\s*:?\s+"
     r"|[一-鿿]*(?<!不)(?:是|为|等于|约|选项|选择|选)\s*:?\s*)(?=\S)",
     re.IGNORECASE,
 )
+_TIDY = [
+    (_LEAD, ""),
+    # "Area =", "m∠ABC =", "AB ="; not "x =" or "f(x) =", which the comparison reads itself
+    (
+        re.compile(
+            r"^(?:m?\s*(?:\\angle|\\triangle|∠|△)\s*\w{1,4}|[A-Za-z][A-Za-z' ]+|[A-Za-z]_\{?\w+\}?)"
+            r"\s*=\s*(?=[^=])"
+        ),
+        "",
+    ),
+    (re.compile(r"°\s*T$"), "°"),  # a true bearing
+    (re.compile(r"^=\s*|\s*\([A-Za-z ]+\)$|(?<!\))[;,]$"), ""),  # "= 12 (twelve)", "12;"
+    (re.compile(r"(?<=[A-Za-z])\s+\^"), "^"),
+    (re.compile(r"^(\d+(?:\.\d+)?)\s*(?::|\\colon|\\ratio|to)\s*(\d+(?:\.\d+)?)$"), r"(\1)/(\2)"),
+]
 _SYMBOL = (
     r"(?:[kKMmcdnpuμGh]?(?:mol|Hz|Pa|eV|Wb|cal|bar|atm|[mgsAKNJWCVFTHSLlht]|Ω|\\Omega)|min|rad|rev|r|°[CF])"
     r"(?:\^?-?\d)?\)?"
@@ -35,14 +53,10 @@ _SYMBOL = (
 # ("7万")
 _QUANTITY = re.compile(
     r"(?P<value>[-+]?\d[\d,.]*(?:/\d+)?(?:\s*(?:\\times|\*)\s*10\s*\^\s*-?\d+)?)"
-    rf"\s*(?P<unit>{_SYMBOL}(?:(?:\s*(?:\\cdot|\\times|[*/])\s*\(?|\s+){_SYMBOL})*|(?![十百千万亿半倍分])[一-鿿]{{1,6}})?"
+    rf"\s*(?P<unit>{_SYMBOL}(?:(?:\s*(?:\\cdot|\\times|[*/])\s*\(?|\s+){_SYMBOL})*"
+    r"|(?![十百千万亿半倍分])[一-鿿]{1,6})?"
 )
 MAX_QUANTITY = 60  # characters
-# "Area =", "m∠ABC =", "AB ="; not "x =" or "f(x) =", which the comparison reads itself
-_LABEL = re.compile(
-    r"^(?:m?\s*(?:\\angle|\\triangle|∠|△)\s*\w{1,4}|[A-Za-z][A-Za-z' ]+|[A-Za-z]_\{?\w+\}?)\s*=\s*(?=[^=])"
-)
-_RATIO = re.compile(r"^(\d+(?:\.\d+)?)\s*(?::|\\colon|\\ratio|to)\s*(\d+(?:\.\d+)?)$")
 _SIGNS = (
     (r"\\leq?(?:slant)?(?![A-Za-z])|≤|<=", "<="),
     (r"\\geq?(?:slant)?(?![A-Za-z])|≥|>=", ">="),
@@ -53,33 +67,38 @@ _SIGNS = (
 def score(item: Item, prediction: Prediction) -> Verdict:
     """Returns the verdict on one answer.
 
-    An item or a prediction with an error scores 0. A reply cut off by the length limit counts only with an
-    answer already ended.
+    An item or a prediction with an error scores 0. A reply cut off by the length limit counts only if its
+    answer has already ended.
     """
-    if item.error or prediction.error or prediction.finish_reason == "error":
-        return Verdict(
-            id=item.id, sample=prediction.sample, score=0.0, answer=None, method="error", well_formed=0.0
-        )
-    text = prediction.text.replace("\f", r"\f")  # a "\frac" that was read as an escape
-    found, method = extract_answer(text, "auto", prediction.finish_reason != "length")
-    answer, worth = read_answer(item, found) if found else (None, 0.0)
-    worth = worth if item.answer.strip() else 0.0  # a split without golds
-    formed = format_reward(prediction.text)
+    found, answer, worth, formed = None, None, 0.0, 0.0
+    method = "error"
+    if not (item.error or prediction.error or prediction.finish_reason == "error"):
+        text = prediction.text.replace("\f", r"\f")  # a "\frac" that was read as an escape
+        found, method = extract_answer(text, "auto", prediction.finish_reason != "length")
+        formed = format_reward(prediction.text)
+    if found:
+        answer, worth = read_answer(item, found)
+        worth = worth if item.answer.strip() else 0.0  # a split without golds
     return Verdict(
-        id=item.id, sample=prediction.sample, score=worth, answer=answer, method=method, well_formed=formed
+        id=item.id,
+        sample=prediction.sample,
+        score=worth,
+        answer=answer,
+        method=method,
+        well_formed=formed,
     )
 
 
 def read_answer(item: Item, found: str) -> tuple[str, float]:
-    """(the answer in its shortest form: a letter, or the value without words around it; its score)."""
-    texts, inner = [found], extract_answer(found, "auto")
+    """Returns the answer in its shortest form (a letter, or the value without words) and its score."""
+    texts, (inner, method) = [found], extract_answer(found, "auto")
     if "," not in found:
         left, *right = re.split(r"\\approx(?![a-z])|≈", found, maxsplit=1)
         texts += right
         if found.count("=") > 1:
             texts.append(found.rpartition("=")[2])  # a chain: x = 3 + 4 = 7
-    if inner.answer and inner.method in ("phrase", "boxed") and len(set(boxed(found))) < 2:
-        texts.append(inner.answer)
+    if inner and method in ("phrase", "boxed") and len(set(boxed(found))) < 2:
+        texts.append(inner)
     kind = kind_of(item.answer) if item.kind is None else item.kind
     if item.kind is None and kind in ("bbox", "boxes"):
         kind = "tuple"  # boxes are only where the data says so
@@ -99,15 +118,10 @@ def read_answer(item: Item, found: str) -> tuple[str, float]:
 def tidy(text: str, item: Item) -> str:
     """Returns the value without the words or label before it, in the spelling that the comparison reads."""
     text = unwrap(plain(text)) if "\\" not in text else plain(text).strip(" .")
-    text = _LABEL.sub("", _LEAD.sub("", text)).strip()
-    text = re.sub(r"°\s*T$", "°", text)  # a true bearing
-    text = re.sub(r"\s*\([A-Za-z ]+\)$|[;,]$", "", re.sub(r"^=\s*", "", text))  # "= 12 (twelve);"
-    text = re.sub(r"(?<=[A-Za-z])\s+\^", "^", text)
-    if ratio := _RATIO.match(text):
-        return f"({ratio[1]})/({ratio[2]})"
-    if text.endswith("%") and (
-        item.unit in ("%", "percent") or re.search(r"%|percent", item.question, re.IGNORECASE)
-    ):
+    for pattern, spelling in _TIDY:
+        text = pattern.sub(spelling, text)
+    asks_percent = item.unit in ("%", "percent") or re.search(r"%|percent", item.question, re.IGNORECASE)
+    if text.endswith("%") and asks_percent:
         text = text.removesuffix("%").removesuffix("\\").strip()
     if item.kind == "tuple" and "," in text and text[0] not in "([{":
         text = f"[{text}]"
@@ -115,37 +129,35 @@ def tidy(text: str, item: Item) -> str:
 
 
 def _score_free(item: Item, answer: str, kind: str) -> float:
-    """1.0 for the gold's own text, spelling apart; else by the comparison, first of the gold as it is."""
-    if squeezed(answer) == squeezed(item.answer):
+    """Returns 1.0 for the gold's own text, spelling apart; else the comparison's score, of the gold as it is
+    first.
+    """
+    golds = [item.answer, tidy(item.answer, item)]
+    if squeezed(answer) in map(squeezed, golds if kind in ("math", "text") else golds[:1]):
         return 1.0
-    precision = 0 if item.is_integer else item.precision
-    rules = Rules(rel_tol=REL_TOL, round_to_gold=True, precision=precision)
+    rules = Rules(rel_tol=REL_TOL, round_to_gold=True, precision=0 if item.is_integer else item.precision)
     if kind in ("number", "math", "text") and same_quantity(answer, item.answer, rules):
         return 1.0
-    golds = dict.fromkeys((item.answer, tidy(item.answer, item)))
-    for gold in golds:
+    for gold in dict.fromkeys(golds):
         worth = score_answer(answer, gold, kind, rules)
         if kind == "math" and not worth and re.search(r"\b(?:and|or)\b", gold):
             worth = score_answer(answer, gold, "set", rules)
         if worth:
             return worth
-    return float(kind in ("math", "text") and any(squeezed(answer) == squeezed(gold) for gold in golds))
+    return 0.0
 
 
 def same_quantity(answer: str, gold: str, rules: Rules) -> bool:
-    """Equal numbers with the same unit, or with a unit on one side only."""
-    values, units = zip(*map(_quantity, (answer, gold)), strict=True)
-    return None not in values and (not all(units) or units[0] == units[1]) and same_number(*values, rules)
+    """True for equal numbers with the same unit, or with a unit on one side only."""
+    (value, unit), (right, own) = map(_quantity, (answer, gold))
+    is_same = unit == own or not (unit and own)
+    return bool(value and right and is_same and same_number(value, right, rules))
 
 
 def _quantity(text: str) -> tuple[Number | None, str]:
-    """(number, unit); (None, "") for anything else."""
+    """Returns (number, unit); (None, "") for anything else."""
     text = re.sub(r"\\(?:text|mathrm|mbox|rm)(?![a-z])|[{}]", "", plain(text)).strip(" .")
-    text = re.sub(
-        r"\s+per\s+(hour|h|second|s|minute|min)[a-z]*$",
-        lambda word: f"/{'min' if word[1][0] == 'm' else word[1][0]}",
-        text,
-    )
+    text = re.sub(r"\s+per\s+(h|s|min)(?:our|econd|ute)?s?$", r"/\1", text)
     match = _QUANTITY.fullmatch(text) if len(text) <= MAX_QUANTITY else None
     if not match:
         return None, ""
@@ -153,8 +165,8 @@ def _quantity(text: str) -> tuple[Number | None, str]:
 
 
 def squeezed(text: str) -> str:
-    """Without what only looks different: spaces, case, articles, LaTeX's text commands, the ways to write
-    signs of order.
+    """Returns the text without differences of looks: spaces, case, articles, LaTeX's text commands, signs of
+    order.
     """
     text = unwrap(plain(text))
     for pattern, sign in _SIGNS:
@@ -165,21 +177,19 @@ def squeezed(text: str) -> str:
 
 
 def _option(text: str, rules: Rules) -> str | None:
-    """The option that the text picks: as the rewards read it; by a letter with words after it; by the only
-    option it mentions.
+    """Returns the option that the text picks: as the rewards read it; by a letter with words after it; by the
+    only option it mentions.
     """
     short = unwrap(plain(text))
-    for spelled in dict.fromkeys(
-        (text, _LETTER_THEN.sub(r"\1. ", short, count=1), _LETTER_IS.sub(r"\1", short), _LEAD.sub("", short))
-    ):
+    for spelled in dict.fromkeys((text, _LETTER.sub(r"\1. ", short, count=1), _LEAD.sub("", short))):
         if letter := choice_of(spelled, rules):
             return letter
     return _mentioned(short, rules) if rules.choices else None
 
 
 def _mentioned(text: str, rules: Rules) -> str | None:
-    """The only option whose text stands in a short answer that denies nothing; one inside another option's
-    mention does not count.
+    """Returns the only option whose text is in a short answer that denies nothing; one inside another
+    option's mention does not count.
     """
     if len(text) > MAX_MENTION or _NEGATION.search(text):
         return None
