@@ -55,23 +55,23 @@ class Judge:
         """Returns the verdicts, with `judged` if the judge had to be asked and answered. Raises UserError if
         it answers nothing at all.
         """
-        prompts: dict[int, str] = {}
-        for number, (prediction, verdict) in enumerate(zip(predictions, verdicts, strict=True)):
-            if needs_judge(item := items[verdict.id], verdict):
+        keys, prompts = [], {}
+        for prediction, verdict in zip(predictions, verdicts, strict=True):
+            item, key = items[verdict.id], None
+            if needs_judge(item, verdict):
                 reply = prediction.text.rsplit("</think>", 1)[-1].strip() or prediction.text
-                prompts[number] = (
+                prompt = (
                     f"Question:\n{item.question}\n\nReference answer:\n{item.answer}"
                     f"\n\nStudent's reply:\n{reply[-TAIL:]}"
                 )
-        keys = {number: self._key(prompt) for number, prompt in prompts.items()}
-        judged = list(verdicts)
+                text = f"{self.model}\n{INSTRUCTIONS}\n{prompt}".encode(errors="replace")
+                key = hashlib.blake2b(text, digest_size=16).hexdigest()
+                prompts[key] = prompt
+            keys.append(key)
         with Journal(self.cache, "key") as known:
-            new = {keys[number]: prompt for number, prompt in prompts.items() if keys[number] not in known}
-            self._ask_all(new, known)
-            for number, key in keys.items():
-                if record := known.get(key):
-                    judged[number] = replace(verdicts[number], judged=record["score"])
-        return judged
+            self._ask_all({key: prompt for key, prompt in prompts.items() if key not in known}, known)
+            scores = {key: record["score"] for key in prompts if (record := known.get(key))}
+        return [replace(verdict, judged=scores.get(key)) for key, verdict in zip(keys, verdicts, strict=True)]
 
     def _ask_all(self, prompts: Mapping[str, str], known: Journal) -> None:
         """Asks each prompt and writes the verdicts down under its key."""
@@ -100,7 +100,3 @@ class Judge:
             raise TryAgain(f"it said {text[:60]!r}")
 
         return retried(attempt, ATTEMPTS)
-
-    def _key(self, prompt: str) -> str:
-        text = f"{self.model}\n{INSTRUCTIONS}\n{prompt}"
-        return hashlib.blake2b(text.encode(errors="replace"), digest_size=16).hexdigest()

@@ -74,31 +74,23 @@ def run(
                 _check_prompts(items, merge(folder, order), asking)
             except UserError as error:
                 refusal = error
-        if world.gather(refusal is not None)[0]:
+        if world.first(refusal is not None):
             raise refusal or SystemExit(2)  # said once, by the main rank
         rows = read_predictions(folder / MERGED)
         done = {(row.id, row.sample) for row in rows if row.finish_reason != "error"}
-        open_ = {
-            item.id: count
-            for item in items
-            if (count := sum((item.id, sample) not in done for sample in range(asking.num_samples)))
-        }
-        mine = [item for item in items if item.id in open_][world.rank :: world.size]
-        right, count = 0.0, 0
+        left = {(item.id, sample) for item in items for sample in range(asking.num_samples)} - done
+        ids = {id for id, _ in left}
+        mine = [item for item in items if item.id in ids][world.rank :: world.size]
+        total, right, count = len(left) // world.size, 0.0, 0
         # Closed before the ranks meet: after that, the main rank removes the file.
         with (
             appending(folder, world.rank) as write,
-            tqdm(
-                total=sum(open_[item.id] for item in mine),
-                unit=" answers",
-                disable=not world.is_main,
-                smoothing=0.05,
-            ) as progress,
+            tqdm(total=total, unit=" answers", disable=not world.is_main, smoothing=0.05) as progress,
         ):
 
             def keep(item: Item, row: Prediction) -> None:
                 nonlocal right, count
-                if (row.id, row.sample) in done:
+                if (row.id, row.sample) not in left:
                     return  # the item lacked another sample
                 write(row)
                 right, count = right + is_right(item, row), count + 1
@@ -106,7 +98,7 @@ def run(
                 progress.set_postfix_str(f"right {right / count:.1%}", refresh=False)
 
             answer(model, processor, mine, asking, keep, max_num_seqs)
-        world.gather(None)  # waits for all ranks
+        world.wait()
         if not world.is_main:
             return None
         rows = merge(folder, order)
@@ -117,8 +109,8 @@ def _check_prompts(items: Sequence[Item], rows: Sequence[Prediction], asking: As
     """Raises UserError if a question is not the one that was answered."""
     asked = {row.id: row.prompt_hash for row in rows if row.prompt_hash}
     for item in items:
-        now = prompt_hash(messages_of(item, asking.prompt, asking.system)) if item.id in asked else None
-        if now != asked.get(item.id):
+        now = messages_of(item, asking.prompt, asking.system)
+        if item.id in asked and asked[item.id] != prompt_hash(now):
             raise UserError(
                 f"question {item.id} is not the one that was answered before: its text or pictures changed; "
                 "choose another --out"
