@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import r1ov
 from r1ov.cli import run
 from r1ov.data.playground import sample
 from r1ov.evaluate.__main__ import main
@@ -132,6 +134,33 @@ def test_a_file_of_questions_is_answered_and_goes_on_only_with_the_same_settings
     status, out, err = called(monkeypatch, capsys, *words, "--system", "Be brief.")
     assert (status, out) == (2, "")
     assert "o was begun with other options: --system was None and is 'Be brief.'" in err.splitlines()[-1]
+
+
+def test_an_own_model_is_asked_as_it_was_trained_and_a_difference_is_told(tmp_path, monkeypatch, capsys):
+    """On a file of one's own; the checkpoint says so itself, in final/ as a run leaves it."""
+    (tmp_path / "q.tsv").write_text(TSV)
+    model, words = tmp_path / "final", ["--bench", "q.tsv", "--limit", "1", "--max-new-tokens", "2"]
+    r1ov.save(*r1ov.load("r1ov-tiny"), model, dtype=torch.float32)
+    trained = {"stage": "sft", "prompt": "none", "min_pixels": 3136, "max_pixels": 12544}
+    (model / "r1ov.json").write_text(json.dumps(trained))
+    own, foreign = "--prompt none --min-pixels 3136", "--prompt r1ov --min-pixels 3136 --max-pixels 12544"
+    words += ["--device", "cpu", "--model", str(model)]
+    status, _, err = called(monkeypatch, capsys, *words)
+    assert (status, f"asked with {own} --max-pixels 12544\n" in err, "trained" in err) == (0, True, False)
+    err = called(monkeypatch, capsys, *words, "--max-pixels", "50176")[2]
+    assert f"asked with {own} --max-pixels 50176\n" in err
+    assert f"the model was trained with {own} --max-pixels 12544\n" in err
+    (model / "r1ov.json").unlink()
+    status, _, err = called(monkeypatch, capsys, *words)
+    assert (status, f"asked with {foreign}\n" in err, "trained" in err) == (0, True, False)
+
+
+def test_a_row_without_question_or_answer_is_one_line(tmp_path, monkeypatch, capsys):
+    rows = [{"question": "Which?", "answer": "red"}, {"question": "Which?", "gold": "red"}]
+    path = write(tmp_path / "q.jsonl", rows)
+    status, out, err = called(monkeypatch, capsys, "--bench", path, "--device", "cpu")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: q: row 2: there is no column answer, only question, gold")
 
 
 MISTAKES = [

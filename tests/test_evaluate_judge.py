@@ -1,10 +1,14 @@
 """The judge: a stand-in server that counts what it is asked, and answers well, badly, late and not at all."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +16,8 @@ from r1ov.errors import UserError
 from r1ov.evaluate import judge
 from r1ov.evaluate.item import Item, Prediction, Verdict
 from r1ov.evaluate.judge import Judge, needs_judge
+
+ROOT = Path(__file__).parent.parent
 
 
 class Endpoint(BaseHTTPRequestHandler):
@@ -186,6 +192,23 @@ def test_the_key_comes_from_the_environment_and_no_other_token_is_ever_sent(serv
     monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
     asks(server, tmp_path, CASES[5:6])
     assert [key for _, key, *_ in server.asked] == ["Bearer none", "Bearer sk-mine"]
+
+
+def test_offline_is_about_the_hub_and_not_about_a_judge_on_this_machine(server, tmp_path):
+    """In a process of its own: huggingface_hub reads HF_HUB_OFFLINE when it is imported."""
+    (tmp_path / "q.jsonl").write_text('{"id": "0", "question": "How many?", "answer": "seven of them"}\n')
+    (tmp_path / "p.jsonl").write_text('{"id": "0", "text": "<answer>there are seven</answer>"}\n')
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    words = ["--bench", "q.jsonl", "--predictions", "p.jsonl", "--judge", url, "--judge-model", "m"]
+    done = subprocess.run(
+        [sys.executable, "-m", "r1ov.evaluate", *words, "--out", "o"],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, len(server.asked)) == (0, 1), done.stderr
+    assert "| accuracy by rules and judge | 100.0% |" in done.stdout
 
 
 def test_a_torn_cache_is_read_as_far_as_it_goes(server, tmp_path):

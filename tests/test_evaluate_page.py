@@ -12,6 +12,7 @@ from r1ov.errors import UserError
 from r1ov.evaluate import page
 from r1ov.evaluate.item import Answered, Item, Prediction, Verdict
 from r1ov.evaluate.page import write_page
+from r1ov.evaluate.prompts import AFTER
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!--<script>\u2028&amp;\"'`${1}<!--data--><!--title-->"
 
@@ -68,6 +69,12 @@ def test_hostile_text_is_text(tmp_path):
         [HOSTILE],
     )
     assert (tmp_path / "a.html").read_text(encoding="utf-8").count("</script>") == 2
+
+
+def test_the_question_is_shown_as_it_was_put(tmp_path):
+    write_page(tmp_path / "a.html", "t", [answered(0, question="How many?")], "direct")
+    (item,) = read(tmp_path / "a.html").data["items"]
+    assert item["question"] == f"How many?\n{AFTER['direct']}"
 
 
 def test_it_needs_no_other_file_and_no_network(tmp_path):

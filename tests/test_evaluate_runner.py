@@ -189,6 +189,20 @@ def test_swapped_pictures_are_another_questions(items):
         swap_pictures(several[2:])
 
 
+def test_equal_pictures_are_not_swapped_for_each_other(items, capsys):
+    """As in sets with several questions about each picture, one after the other."""
+    one, other = items[0].images, items[1].images
+    again = [LazyImage(one[0].size, lambda: one[0].load().copy())]  # the same to look at
+    undecodable = [LazyImage((112, 112), broken)]
+    shown = [one, again, other, other, one, (), undecodable]
+    mixed = [replace(items[0], id=str(number), images=images) for number, images in enumerate(shown)]
+    swapped = [item.images for item in swap_pictures(mixed)]
+    assert swapped == [other, other, one, one, other, (), undecodable]
+    assert "2 of 7 questions have no picture to exchange" in capsys.readouterr().err
+    with pytest.raises(UserError, match="2 of these questions have pictures, 1 of them different"):
+        swap_pictures(mixed[:2])
+
+
 def test_a_prompt_has_pictures_then_the_question_then_what_the_style_adds(items):
     item = replace(items[0], raw_query="Hint: answer with a number.\nQuestion: how many?")
     for style, text in (("none", item.question), ("official", item.raw_query)):

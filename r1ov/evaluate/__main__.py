@@ -87,6 +87,8 @@ class EvaluateConfig:
             )
         if self.predictions and not Path(self.predictions).is_file():
             raise UserError(f"--predictions {self.predictions}: no such file")
+        if self.out and Path(self.out).is_file():
+            raise UserError(f"--out {self.out}: is a file; choose another folder")
         if self.judge and not (self.judge.startswith(("http://", "https://")) and self.judge_model):
             raise UserError("--judge needs the URL of an endpoint, http://HOST/v1 say, and --judge-model")
 

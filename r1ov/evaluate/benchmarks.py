@@ -4,11 +4,8 @@ import csv
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-
-from PIL import Image
 
 from r1ov.data.image import LazyImage
 from r1ov.data.playground import FAMILIES, SPLITS, invent, paint
@@ -183,11 +180,12 @@ def published(bench: str) -> list[Published]:
 def playground_items(split: str, limit: int, swap: bool = False) -> list[Item]:
     """Returns the first questions of a split; their images are painted when they are needed.
 
-    swap: each with the image of the family's next question, a control: who still scores has not looked.
+    swap: each with the image of the family's next different scene, a control: who still scores has not
+        looked.
     """
     if split not in SPLITS:
         raise UserError(f"--split is {split!r}; the playground has {', '.join(SPLITS)}")
-    return [_playground_item(split, index, index + swap * len(FAMILIES)) for index in range(limit)]
+    return [_playground_item(split, index, swap) for index in range(limit)]
 
 
 def playground_by_id(ids: Iterable[str]) -> list[Item]:
@@ -197,27 +195,25 @@ def playground_by_id(ids: Iterable[str]) -> list[Item]:
         split, _, index = id.partition("/")
         if split not in SPLITS or not index.isdecimal() or len(index) > 9:
             raise UserError(f'the playground has no question {id!r:.60}; ids are such as "test/12"')
-        items.append(_playground_item(split, int(index), int(index)))
+        items.append(_playground_item(split, int(index)))
     return items
 
 
-def _playground_item(split: str, index: int, shown: int) -> Item:
-    """shown: the index of the question whose image is shown."""
+def _playground_item(split: str, index: int, swap: bool = False) -> Item:
     family, scene = invent(split, index, 0)
+    shown = index
+    while swap and invent(split, shown, 0)[1].description == scene.description:
+        shown += len(FAMILIES)
     return Item(
         bench=PLAYGROUND,
         split=split,
         id=f"{split}/{index}",
         question=scene.question,
-        images=(LazyImage((SIZE, SIZE), partial(_painted, split, shown)),),
+        images=(LazyImage((SIZE, SIZE), lambda: paint(invent(split, shown, 0)[1])),),
         answer=scene.answer,
         kind=scene.kind,
         tags={"family": family},
     )
-
-
-def _painted(split: str, index: int) -> Image.Image:
-    return paint(invent(split, index, 0)[1])
 
 
 def _say(line: str) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from r1ov.cli import flag
 from r1ov.common.device import choose_kernels, dtype_name
-from r1ov.common.files import locked
+from r1ov.common.files import earlier_options, locked
 from r1ov.common.processes import World, joined
 from r1ov.errors import UserError
 from r1ov.evaluate.benchmarks import (
@@ -38,6 +39,7 @@ from r1ov.folder.pretrained import load, resolve
 
 FOLDER = Path("runs/evaluate")
 PLAYGROUND_LIMIT = 1000  # the playground has no end
+TRAINED_WITH = "r1ov.json"  # beside the weights: how our training put its questions
 MIN_PIXELS, MAX_PIXELS = 256 * 28 * 28, 1280 * 28 * 28  # as Qwen2.5-VL's authors advise
 
 
@@ -82,7 +84,7 @@ def write(
             write_verdicts(folder / VERDICTS, answered)
             write_report(folder, title, [*shown, *more], settings)
             if config.page:
-                write_page(folder / "page.html", title, answered)
+                write_page(folder / "page.html", title, answered, settings.get("prompt", "none"))
             page = ", page.html" if config.page else ""
             print(f"{folder}/: report.md, report.csv, report.json, predictions{page}", file=sys.stderr)
     print("\n\n".join(map(markdown, shown)))
@@ -141,21 +143,29 @@ def asked(
 ) -> tuple[list[Prediction], Path, dict[str, Any]] | None:
     """Returns the model's answers, their folder and their settings; None on all but the main rank."""
     at_play = config.bench == PLAYGROUND
-    prompt = config.prompt or ("none" if at_play else "r1ov")
+    path = resolve(config.model)
+    trained = earlier_options(path / TRAINED_WITH)
+    is_published = benchmark(config.bench).hub is not None
+    prompt = config.prompt or ("none" if at_play or (trained and not is_published) else "r1ov")
     most_tokens = config.max_new_tokens or (256 if at_play else 4096)
     asking = replace(config, prompt=prompt, max_new_tokens=most_tokens)
     check_style(items, prompt)
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    kernels, path = choose_kernels(config.kernels, device), resolve(config.model)
+    kernels = choose_kernels(config.kernels, device)
     model, processor = load(path, device, config.dtype)
     print_of = fingerprint(processor, path)
     least, most = config.min_pixels, config.max_pixels
-    if not at_play:  # a limit that is not given gives way to one that is
+    if is_published:  # a limit that is not given gives way to one that is
         least = least or min(MIN_PIXELS, most or MIN_PIXELS)
         most = most or max(MAX_PIXELS, least)
     processor = processor.with_pixel_limits(least, most)
     images = processor.image_processor
+    put = {"prompt": prompt, "min_pixels": images.min_pixels, "max_pixels": images.max_pixels}
+    if world.is_main:
+        print("asked with", _flags(put), file=sys.stderr)
+        if trained and (own := {name: trained.get(name, put[name]) for name in put}) != put:
+            print("note    the model was trained with", _flags(own), file=sys.stderr)
     settings = {
         "bench": config.bench,
         "split": items[0].split,
@@ -164,8 +174,7 @@ def asked(
         "swap_pictures": config.swap_pictures,
         "dtype": dtype_name(model.head_weight.dtype),
         **{field.name: getattr(asking, field.name) for field in fields(Asking)},
-        "min_pixels": images.min_pixels,
-        "max_pixels": images.max_pixels,
+        **put,
         "run": {
             "data": config.data,
             "device": str(device),
@@ -177,6 +186,10 @@ def asked(
     folder = Path(config.out) if config.out else default_folder(settings)
     rows = run(model, processor, items, asking, folder, settings, _is_right, config.max_num_seqs, world)
     return None if rows is None else (rows, folder, settings)
+
+
+def _flags(options: Mapping[str, Any]) -> str:
+    return " ".join(f"{flag(name)} {value}" for name, value in options.items())
 
 
 def _is_right(item: Item, row: Prediction) -> float:

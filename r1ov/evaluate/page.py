@@ -12,21 +12,24 @@ from r1ov.common.text import split_reply
 from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
 from r1ov.evaluate.item import Answered, by_question
+from r1ov.evaluate.prompts import Style, question_of
 
 ROOM = 30 << 20  # image budget of the page, in base64 characters
 MAX_VALUES, MAX_TAGS = 100, 8  # tags with more values get no filter
 
 
-def write_page(path: Path, title: str, answered: Sequence[Answered]) -> None:
+def write_page(path: Path, title: str, answered: Sequence[Answered], style: Style = "none") -> None:
     """Writes one HTML file that needs no other and no network. If images would make it too large, wrong
     answers keep theirs first.
+
+    Args: style: how the questions were put.
     """
     questions = by_question(answered)
     album: dict[str, dict[str, Any]] = {}  # the page's images by their data: URL, each once
     chosen = {}
     for own in sorted(questions.values(), key=lambda own: all(one.status == "right" for one in own)):
         chosen[own[0].item.id] = [_added(album, image) for image in own[0].item.images]
-    items = [_item(own, chosen[id]) for id, own in questions.items()]
+    items = [_item(own, chosen[id], style) for id, own in questions.items()]
     names = dict.fromkeys(name for item in items for name in item["tags"])
     counts = {name: len({value for item in items for value in item["tags"].get(name, ())}) for name in names}
     tags = [name for name, count in counts.items() if 1 < count <= MAX_VALUES][:MAX_TAGS]
@@ -49,12 +52,12 @@ def _added(album: dict[str, dict[str, Any]], image: LazyImage) -> int | None:
     return album.setdefault(url, {"number": len(album), "url": url, "width": image.size[0]})["number"]
 
 
-def _item(own: Sequence[Answered], pictures: Sequence[int | None]) -> dict[str, Any]:
+def _item(own: Sequence[Answered], pictures: Sequence[int | None], style: Style) -> dict[str, Any]:
     item = own[0].item
     tags = {name: [value] if isinstance(value, str) else list(value) for name, value in item.tags.items()}
     return {
         "id": item.id,
-        "question": item.question,
+        "question": question_of(item, style),
         "gold": item.answer,
         "pictures": [number for number in pictures if number is not None],
         "left": pictures.count(None),

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
 from r1ov.evaluate.item import Item
 
@@ -18,13 +20,16 @@ AFTER = {  # words after the question
 }
 
 
+def question_of(item: Item, style: Style) -> str:
+    """Returns the text of the question as it is put."""
+    text = item.raw_query if style == "official" else item.question
+    return f"{text}\n{AFTER[style]}" if style in AFTER else text
+
+
 def messages_of(item: Item, style: Style, system: str | None) -> list[dict[str, Any]]:
     """Returns the conversation that asks the question: images, then text, after the system prompt if any."""
-    text = item.raw_query if style == "official" else item.question
-    if style in AFTER:
-        text = f"{text}\n{AFTER[style]}"
     content = [{"type": "image", "image": image} for image in item.images]
-    user = {"role": "user", "content": [*content, {"type": "text", "text": text}]}
+    user = {"role": "user", "content": [*content, {"type": "text", "text": question_of(item, style)}]}
     return [user] if system is None else [{"role": "system", "content": system}, user]
 
 
@@ -50,16 +55,37 @@ def prompt_hash(messages: Sequence[dict[str, Any]]) -> str:
 
 
 def swap_pictures(items: Sequence[Item]) -> list[Item]:
-    """Returns every question with the images of the next one, the last with the first's.
+    """Returns every question with other images, that look different: the next ones, the last with the first.
 
-    A control that must fall to guessing: a model that still scores has not looked.
+    A control that must fall to guessing: a model that still scores has not looked. Says on stderr how many
+    questions have nothing to exchange.
     """
-    pictured = [number for number, item in enumerate(items) if item.images]
-    if len(pictured) < 2:
+    looks = [_look(item.images) for item in items]
+    different = {look: item.images for look, item in zip(looks, items, strict=True) if look}
+    left = looks.count(None)
+    if len(different) < 2:
         raise UserError(
-            f"--swap-pictures: {len(pictured)} of these questions have pictures, and none to swap them with"
+            f"--swap-pictures: {len(items) - left} of these questions have pictures, "
+            f"{len(different)} of them different; it takes two"
         )
-    swapped = list(items)
-    for number, other in zip(pictured, pictured[1:] + pictured[:1], strict=True):
-        swapped[number] = replace(items[number], images=items[other].images)
-    return swapped
+    if left:
+        print(
+            f"--swap-pictures: {left} of {len(items)} questions have no picture to exchange", file=sys.stderr
+        )
+    first, *others = different.values()
+    exchanged = dict(zip(different, [*others, first], strict=True))
+    return [
+        replace(item, images=exchanged.get(look, item.images))
+        for look, item in zip(looks, items, strict=True)
+    ]
+
+
+def _look(images: Sequence[LazyImage]) -> bytes | None:
+    """Returns a digest of the decoded images; None if there is none, or one that cannot be decoded."""
+    digest = hashlib.blake2b()
+    try:
+        for image in images:
+            digest.update(str(image.size).encode() + image.load().tobytes())
+    except UserError:
+        return None
+    return digest.digest() if images else None

@@ -204,6 +204,12 @@ class Run:
         """Leaves the trained model in `out`/final."""
         pretrained.save(self.model, self.processor, self.out / "final", dtype=torch.float32)
         if self.log:
+            # For whoever asks the model later: its training put each question as the data had it.
+            images = self.processor.image_processor
+            limits = {"min_pixels": images.min_pixels, "max_pixels": images.max_pixels}
+            write_json(
+                self.out / "final" / "r1ov.json", {"stage": self.config.stage, "prompt": "none", **limits}
+            )
             self.log.draw()
             say(
                 f"done    {duration(time.perf_counter() - self.begun)}; model in {self.out}/final, curves in {self.out}/curves.png"
