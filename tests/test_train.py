@@ -190,6 +190,8 @@ def test_a_run_leaves_a_model_that_loads_and_a_log_with_the_fields_names(tmp_pat
     assert [path.name for path in sorted((out / "checkpoints").iterdir())] == ["step-1", "step-2"]
     model, _ = pretrained.load(str(out / "final"))
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+    asked = {"stage": "sft", "prompt": "none", "min_pixels": 3136, "max_pixels": 12544}
+    assert json.loads((out / "final" / "r1ov.json").read_text()) == asked
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "step 2/2 | loss" in shown.err
