@@ -1,64 +1,58 @@
-"""What a run shows and keeps: one aligned line a step on stderr, the same numbers in log.jsonl, and
-curves.png.
-"""
+"""What a run reports: one aligned line per step on stderr, the same numbers in log.jsonl, and curves.png."""
 
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 
+from r1ov.common.files import write_text
 from r1ov.errors import UserError
 
-COLUMNS = {  # metric -> (label, format)
-    "reward": ("reward", "{:6.3f}"),
-    "rewards/accuracy/mean": ("right", "{:.3f}"),
-    "rewards/format/mean": ("formed", "{:.3f}"),
-    "loss": ("loss", "{:7.4f}"),
-    "mean_token_accuracy": ("acc", "{:.3f}"),
-    "kl": ("kl", "{:.4f}"),
-    "entropy": ("entropy", "{:.3f}"),
-    "completions/mean_length": ("length", "{:4.0f}"),
-    "learning_rate": ("lr", "{:.1e}"),
-    "grad_norm": ("gnorm", "{:6.2f}"),
-    "step_ms": ("", "{:5.0f} ms"),
-    "tokens_per_second": ("", "{:6,.0f} tok/s"),
-    "rollout_tokens_per_second": ("gen", "{:6,.0f} tok/s"),
-    "samples_per_second": ("", "{:4.0f} samples/s"),
-    "mfu": ("mfu", "{:.1%}"),
-    "memory_gb": ("", "{:5.1f} GB"),
+COLUMNS = {  # metric -> how its step shows it
+    "reward": "reward {:6.3f}",
+    "rewards/accuracy/mean": "right {:.3f}",
+    "rewards/format/mean": "formed {:.3f}",
+    "loss": "loss {:7.4f}",
+    "mean_token_accuracy": "acc {:.3f}",
+    "kl": "kl {:.4f}",
+    "entropy": "entropy {:.3f}",
+    "completions/mean_length": "length {:4.0f}",
+    "learning_rate": "lr {:.1e}",
+    "grad_norm": "gnorm {:6.2f}",
+    "step_ms": "{:5.0f} ms",
+    "tokens_per_second": "{:6,.0f} tok/s",
+    "rollout_tokens_per_second": "gen {:6,.0f} tok/s",
+    "samples_per_second": "{:4.0f} samples/s",
+    "mfu": "mfu {:.1%}",
+    "memory_gb": "{:5.1f} GB",
 }
-PANELS = {  # metric -> title of its curve, for those that were logged
-    "loss": "loss (nats per token)",
-    "eval_loss": "held-out loss",
-    "mean_token_accuracy": "token accuracy",
-    "reward": "reward",
-    "rewards/accuracy/mean": "completions right",
-    "eval_accuracy": "held-out answers right",
-    "kl": "KL (nats per token)",
-    "entropy": "entropy (nats per token)",
-    "completions/mean_length": "tokens of a completion",
-    "grad_norm": "gradient norm",
+PANELS = {  # metric -> title and scale of its curve
+    "loss": ("loss (nats per token)", "log"),
+    "eval_loss": ("held-out loss", "log"),
+    "mean_token_accuracy": ("token accuracy", "share"),
+    "reward": ("reward", ""),
+    "rewards/accuracy/mean": ("completions right", ""),
+    "eval_accuracy": ("held-out answers right", "share"),
+    "kl": ("KL (nats per token)", ""),
+    "entropy": ("entropy (nats per token)", ""),
+    "completions/mean_length": ("tokens of a completion", ""),
+    "grad_norm": ("gradient norm", "log"),
 }
-ON_LOG_SCALE = ("eval_loss", "grad_norm")
 PANELS_A_ROW = 4
 FEW = 30  # points that are shown one by one; more get a smoothed line over them
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """The mean of each value and its neighbours, a tenth of all of them together; fewer at the ends, as many
-    on either side.
+    """The mean of each value and its neighbours, a tenth of all values; near the ends fewer, as many on
+    either side.
 
     Example: 20 values 0, 1, .. 19 -> the same, for a line stays a line
     """
-    reach = len(values) // 20
-    windows = (
-        values[index - near : index + near + 1]
-        for index in range(len(values))
-        for near in [min(reach, index, len(values) - 1 - index)]
-    )
-    return [sum(window) / len(window) for window in windows]
+    last, reach = len(values) - 1, len(values) // 20
+    near = (min(reach, index, last - index) for index in range(len(values)))
+    return [fmean(values[index - n : index + n + 1]) for index, n in enumerate(near)]
 
 
 def duration(seconds: float) -> str:
@@ -72,20 +66,16 @@ def say(text: str = "") -> None:
 
 
 class Log:
-    """Writes a run's steps. `rows` holds everything logged so far, of an earlier part of the run too."""
+    """Writes a run's steps. `rows` holds everything logged so far, also before the run was resumed."""
 
     def __init__(self, folder: Path, max_steps: int, step: int = 0, report_to: str = "none"):
-        """Args: step: where the run goes on; what an earlier process logged beyond it is forgotten, for it is
-        done again.
-        """
+        """Args: step: where the run goes on; rows after this step are dropped: those steps are repeated."""
         self.folder, self.max_steps = folder, max_steps
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
         earlier = path.read_text(encoding="utf-8").splitlines() if step and path.exists() else []
         self.rows = [row for line in earlier if (row := _row(line)) and row["step"] <= step]
-        rest = path.with_suffix(".tmp")  # a kill in the midst of this must not cost the earlier lines
-        rest.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
-        os.replace(rest, path)
+        write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self._file = path.open("a", encoding="utf-8")
         self._report = _reporter(report_to, folder)
 
@@ -93,15 +83,13 @@ class Log:
         """`metrics` holds `step` and any of TRL's names; those of COLUMNS are shown."""
         self.event(metrics)
         cells = [f"step {metrics['step']:>{len(str(self.max_steps))}}/{self.max_steps}"]
-        for name, (label, shape) in COLUMNS.items():
+        for name, shape in COLUMNS.items():
             if name in metrics:
-                cells.append(
-                    f"{label} {shape.format(metrics[name])}".strip() if label else shape.format(metrics[name])
-                )
+                cells.append(shape.format(metrics[name]))
         say(" | ".join([*cells, f"eta {duration(seconds_left)}"]))
 
     def event(self, metrics: dict) -> None:
-        """A row that is not a training step, such as an evaluation; not shown."""
+        """Writes a row that is not shown, such as an evaluation's."""
         # JSON has neither NaN nor infinity.
         metrics = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -115,32 +103,27 @@ class Log:
     def close(self) -> None:
         self._file.close()
 
-    def draw(self) -> Path:
+    def draw(self) -> None:
         """Draws curves.png: those of PANELS that were logged, each point and the trend."""
         import matplotlib  # slow to import, and only needed here
 
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
 
-        panels = {
-            name: title
-            for name, title in PANELS.items()
-            if any(row.get(name) is not None for row in self.rows)
+        curves = {
+            name: [(row["step"], row[name]) for row in self.rows if row.get(name) is not None]
+            for name in PANELS
         }
-        on_log_scale = (
-            ON_LOG_SCALE if "reward" in panels else ("loss", *ON_LOG_SCALE)
-        )  # GRPO's loss changes its sign
-        wide = min(len(panels), PANELS_A_ROW)
-        high = math.ceil(len(panels) / wide)
-        figure, axes = plt.subplots(
-            high, wide, figsize=(4 * wide, 3 * high), squeeze=False, layout="constrained"
-        )
-        for axis in axes.flat[len(panels) :]:
+        curves = {name: points for name, points in curves.items() if points}
+        wide = min(len(curves), PANELS_A_ROW)
+        high = math.ceil(len(curves) / wide)
+        size = (4 * wide, 3 * high)
+        figure, axes = plt.subplots(high, wide, figsize=size, squeeze=False, layout="constrained")
+        for axis in axes.flat[len(curves) :]:
             axis.set_visible(False)
-        for axis, (name, title) in zip(axes.flat, panels.items(), strict=False):
-            steps, values = zip(
-                *((row["step"], row[name]) for row in self.rows if row.get(name) is not None), strict=True
-            )
+        for axis, (name, points) in zip(axes.flat, curves.items(), strict=False):
+            title, scale = PANELS[name]
+            steps, values = zip(*points, strict=True)
             if len(values) < FEW:
                 axis.plot(steps, values, linewidth=1.2, marker="o", markersize=3)
             else:
@@ -148,14 +131,12 @@ class Log:
                 axis.plot(steps, smoothed(values), linewidth=1.6, color="C0")
             axis.set(title=title, xlabel="step")
             axis.grid(alpha=0.3)
-            if name in on_log_scale and any(value > 0 for value in values):
+            if scale == "log" and min(values) > 0:  # the loss of GRPO changes its sign
                 axis.set_yscale("log")
-            elif "accuracy" in name and name != "rewards/accuracy/mean":
+            elif scale == "share":
                 axis.set_ylim(0, 1.02)
-        path = self.folder / "curves.png"
-        figure.savefig(path, dpi=120)
+        figure.savefig(self.folder / "curves.png", dpi=120)
         plt.close(figure)
-        return path
 
 
 def _row(line: str) -> dict | None:
