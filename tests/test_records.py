@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from r1ov.data.formats.pictures import picture
+from r1ov.data.formats.pictures import lazy_picture
 from r1ov.data.formats.records import BadRow, read_row
 from r1ov.data.formats.rows import open_rows
 
 DATA = Path(__file__).parent / "data"
 RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def picture(source: object, folder: Path, inside: Path | None) -> Image.Image:
+    return lazy_picture(source, folder, inside).load()
 
 
 def user(*parts: object) -> dict:
@@ -315,7 +319,7 @@ def test_no_path_leads_out_of_the_datas_folder(tmp_path):
     ("source", "reason"),
     [
         ("http://127.0.0.1:9/x.png", "nothing is fetched"),
-        ("file:///etc/passwd", "nothing is fetched"),
+        ("file:///etc/passwd", "outside the data's folder"),
         ("data:image/png,abc", "not base64"),
         ("data:image/png;base64,!!!!", "base64 is broken"),
         ("iVBORw0KGgo" + "A" * 60 + "*", "base64 is broken"),
