@@ -13,7 +13,7 @@ from r1ov.data.playground.scene import SIZE
 from r1ov.errors import UserError
 from r1ov.evaluate import metrics, readers
 from r1ov.evaluate.files import Pictures, find, read_rows
-from r1ov.evaluate.item import Item, Verdict
+from r1ov.evaluate.item import Item, Items, Verdicts
 from r1ov.evaluate.tables import Table
 
 PLAYGROUND = "playground"
@@ -153,7 +153,7 @@ def load_items(
     return items[:limit]
 
 
-def metrics_of(name: str, items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Table]:
+def metrics_of(name: str, items: Items, verdicts: Verdicts) -> list[Table]:
     return metrics.tables_of(benchmark(name).metrics, items, verdicts)
 
 

@@ -2,14 +2,13 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from r1ov.common.files import write_text
 from r1ov.errors import UserError
-from r1ov.evaluate.item import Answered
+from r1ov.evaluate.item import Answers
 from r1ov.evaluate.predictions import read_lines
 from r1ov.evaluate.statistics import paired
 from r1ov.evaluate.tables import Table, markdown
@@ -26,7 +25,7 @@ class Scored(NamedTuple):
     answer: str
 
 
-def write_verdicts(path: Path, answered: Sequence[Answered]) -> None:
+def write_verdicts(path: Path, answered: Answers) -> None:
     """Writes a line for each answer: as it was read, how, and its score."""
     rows = ({**asdict(one.verdict), "gold": one.item.answer, "group": one.item.group} for one in answered)
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

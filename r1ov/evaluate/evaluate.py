@@ -26,7 +26,7 @@ from r1ov.evaluate.benchmarks import (
     playground_items,
 )
 from r1ov.evaluate.compare import VERDICTS, write_verdicts
-from r1ov.evaluate.item import Answered, Item, Prediction
+from r1ov.evaluate.item import Answered, Answers, Item, Items, Prediction
 from r1ov.evaluate.judge import Judge
 from r1ov.evaluate.page import write_page
 from r1ov.evaluate.predictions import read_predictions
@@ -61,7 +61,7 @@ def evaluate(config: Any) -> None:
 
 def write(
     config: Any,
-    items: Sequence[Item],
+    items: Items,
     predictions: Sequence[Prediction],
     folder: Path | None,
     settings: Mapping[str, Any],
@@ -139,7 +139,7 @@ def predicted(config: Any) -> tuple[list[Item], list[Prediction]]:
 
 
 def asked(
-    config: Any, items: Sequence[Item], world: World, device: torch.device
+    config: Any, items: Items, world: World, device: torch.device
 ) -> tuple[list[Prediction], Path, dict[str, Any]] | None:
     """Returns the model's answers, their folder and their settings; None on all but the main rank."""
     at_play = config.bench == PLAYGROUND
@@ -211,9 +211,7 @@ def _name(bench: str) -> str:
     return Path(bench).name or bench
 
 
-def report(
-    config: Any, items: Sequence[Item], answered: Sequence[Answered]
-) -> tuple[list[Table], list[Table]]:
+def report(config: Any, items: Items, answered: Answers) -> tuple[list[Table], list[Table]]:
     """Returns the tables to print (of the playground the families alone), and those of the report only."""
     bench = benchmark(config.bench)
     shown, more = tables_of(answered, metrics_of(config.bench, items, [one.verdict for one in answered]))

@@ -6,14 +6,14 @@ import csv
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from r1ov.common.text import shown
 from r1ov.data.formats.files import HUB_NAME
-from r1ov.data.formats.pictures import lazy_picture
+from r1ov.data.formats.open_image import lazy_image
 from r1ov.data.formats.records import BadRow
 from r1ov.data.formats.rows import open_rows
 from r1ov.data.image import LazyImage
@@ -23,7 +23,6 @@ from r1ov.folder.hub import download
 Row = Mapping[str, Any]
 MAX_CELL = 2**30  # characters of a TSV's cell: base64 images
 MAX_MEMBER = 2**27  # bytes of an image in a zip
-MISSING = "a picture's file is missing"
 
 
 class Found(NamedTuple):
@@ -105,49 +104,45 @@ class Pictures:
     """
 
     def __init__(self, folder: Path, inside: Path):
-        self.folder, self.inside = folder, inside
+        self.folder, self.inside = folder, inside.resolve()
 
-    def of(self, sources: Sequence[Any]) -> dict[str, Any]:
+    def of(self, sources: Iterable[Any]) -> dict[str, Any]:
         """Returns `images` or `error` of an Item: a missing or broken image is an error, never left out."""
         try:
-            return {"images": tuple(map(self._find, sources))}
-        except BadRow as error:
+            return {"images": tuple(map(self._image, sources))}
+        except UserError as error:
             return {"error": str(error)}
 
-    def _find(self, source: Any) -> LazyImage:
+    def _image(self, source: Any) -> LazyImage:
         if isinstance(source, Mapping):
             source = source.get("bytes") or source.get("path")
         if not source:
-            raise BadRow("the row has no picture")
-        if not isinstance(source, str):
-            return lazy_picture(source, self.folder, self.inside)
-        for folder in (self.folder, self.folder / "images", self.folder.parent):
-            try:
-                return lazy_picture(source, folder, self.inside)
-            except BadRow as error:
-                outside = "outside" in error.reason and folder == self.folder.parent
-                if error.reason != MISSING and not outside:
-                    raise
-        return self._from_zip(source)
+            raise UserError("the row has no picture")
+        found = lazy_image(source, locate=self._locate)
+        # Opened anew when it is needed: what comes from a zip does not stay in memory.
+        return LazyImage(found.size, lambda: lazy_image(source, locate=self._locate).load(), found.name)
 
-    def _from_zip(self, path: str) -> LazyImage:
-        keys = (Path(path).as_posix(), "/".join(Path(path).parts[1:]))
-        archive, member = next((self._members[key] for key in keys if key in self._members), (None, ""))
-        if archive is None:
-            raise BadRow(MISSING, f"{shown(path)} is neither in {self.folder} nor in a zip there")
-
-        def read() -> LazyImage:
-            try:
-                if archive.getinfo(member).file_size > MAX_MEMBER:
-                    raise BadRow(
-                        "a picture in a zip is too large", f"{member}: the limit is {MAX_MEMBER:,} bytes"
-                    )
-                return lazy_picture(archive.read(member), self.folder, self.inside, shown(member))
-            except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, EOFError) as error:
-                # RuntimeError: encrypted
-                raise BadRow("a picture in a zip cannot be read", f"{member} ({error})") from error
-
-        return LazyImage(read().size, lambda: read().load())
+    def _locate(self, place: str) -> Path | bytes:
+        """Returns the file of this path, or its bytes from a zip."""
+        if "://" in place:
+            raise UserError(f"{shown(place)}: a URL, and nothing is fetched; download it and give its path")
+        try:
+            paths = [folder / place for folder in (self.folder, self.folder / "images", self.folder.parent)]
+            found = [path for path in paths if path.is_file()]
+            for path in found:
+                if path.resolve().is_relative_to(self.inside):
+                    return path
+            for key in (Path(place).as_posix(), "/".join(Path(place).parts[1:])):
+                if key in self._members:
+                    archive, member = self._members[key]
+                    if archive.getinfo(member).file_size > MAX_MEMBER:
+                        raise ValueError(f"larger than {MAX_MEMBER:,} bytes in its zip")
+                    return archive.read(member)
+        except (zipfile.BadZipFile, zlib.error, OSError, ValueError, RuntimeError, EOFError) as error:
+            # RuntimeError: encrypted, or links in a ring
+            raise UserError(f"{shown(place)}: cannot be read, as a file or from a zip ({error})") from error
+        fault = "lies outside the data's folder" if found else f"is missing in {self.folder} and in its zips"
+        raise UserError(f"{shown(place)}: {fault}")
 
     @cached_property
     def _members(self) -> dict[str, tuple[zipfile.ZipFile, str]]:

@@ -1,7 +1,7 @@
 """A question, an answer, its verdict: the records that every benchmark shares."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from r1ov.data.image import LazyImage
@@ -82,7 +82,10 @@ class Answered:
         return "right" if self.verdict.score >= 1 else "wrong"
 
 
-def by_question(answered: Iterable[Answered]) -> dict[str, list[Answered]]:
+Items, Verdicts, Answers = Sequence[Item], Sequence[Verdict], Sequence[Answered]
+
+
+def by_question(answered: Answers) -> dict[str, list[Answered]]:
     """Returns the answers to each question, by its id."""
     found: dict[str, list[Answered]] = defaultdict(list)
     for one in answered:

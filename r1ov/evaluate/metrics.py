@@ -3,10 +3,10 @@ scores 0.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
 
-from r1ov.evaluate.item import Item, Verdict
+from r1ov.evaluate.item import Item, Items, Verdicts
 from r1ov.evaluate.tables import Table
 from r1ov.evaluate.wemath import four_dimensions
 
@@ -19,12 +19,10 @@ VERSIONS = (  # Text Only is an ablation
     "Vision Only",
 )
 Scores = Mapping[str, float]
-Metric = Callable[[Sequence[Item], Sequence[Verdict]], list[Table]]
+Metric = Callable[[Items, Verdicts], list[Table]]
 
 
-def tables_of(
-    metrics: Iterable[str | Metric], items: Sequence[Item], verdicts: Sequence[Verdict]
-) -> list[Table]:
+def tables_of(metrics: Iterable[str | Metric], items: Items, verdicts: Verdicts) -> list[Table]:
     """Returns the tables of each metric, a function or the name of a tag to group by."""
     scores, tables = item_scores(items, verdicts), []
     for metric in metrics:
@@ -32,7 +30,7 @@ def tables_of(
     return tables
 
 
-def item_scores(items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, float]:
+def item_scores(items: Items, verdicts: Verdicts) -> dict[str, float]:
     """Returns {id: mean score over the item's samples} for every item."""
     found = defaultdict(list)
     for verdict in verdicts:
@@ -40,7 +38,7 @@ def item_scores(items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str,
     return {item.id: fmean(found.get(item.id, [0.0])) for item in items}
 
 
-def by_value(items: Sequence[Item], scores: Scores, tag: str) -> dict[str, list[float]]:
+def by_value(items: Items, scores: Scores, tag: str) -> dict[str, list[float]]:
     """Returns {a value of the tag: its items' scores}. An item with several values counts for each."""
     found = defaultdict(list)
     for item in items:
@@ -49,14 +47,14 @@ def by_value(items: Sequence[Item], scores: Scores, tag: str) -> dict[str, list[
     return {value: found[value] for value in sorted(found, key=_numbers_first)}
 
 
-def by_tag(items: Sequence[Item], scores: Scores, tag: str) -> list[Table]:
+def by_tag(items: Items, scores: Scores, tag: str) -> list[Table]:
     """Returns [accuracy by the tag's values], or [] if no item has it."""
     rows = [(value, len(found), fmean(found)) for value, found in by_value(items, scores, tag).items()]
     name = tag.replace("_", " ")
     return [Table(f"by {name}", (name, "items", "accuracy"), tuple(rows))] if rows else []
 
 
-def mathvision(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Table]:
+def mathvision(items: Items, verdicts: Verdicts) -> list[Table]:
     """Returns accuracy by subject and level."""
     scores = item_scores(items, verdicts)
     levels, rows = list(by_value(items, scores, "level")), []
@@ -67,7 +65,7 @@ def mathvision(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Table
     return [Table("accuracy by subject and level", columns, tuple(rows))] if rows else []
 
 
-def mathverse(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Table]:
+def mathverse(items: Items, verdicts: Verdicts) -> list[Table]:
     """Returns a row for each version, then the mean of the five in the overall score, Text Only apart; then
     tables of the five by subject.
     """
@@ -84,7 +82,7 @@ def mathverse(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Table]
     return tables + by_tag(five, scores, "subject") + by_tag(five, scores, "subfield")
 
 
-def wemath(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Table]:
+def wemath(items: Items, verdicts: Verdicts) -> list[Table]:
     """Returns the four-dimensional score, then each domain's accuracy: the mean over its concepts of the
     accuracy on their one-step problems.
     """
@@ -100,13 +98,13 @@ def wemath(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Table]:
     return tables
 
 
-def by_every_tag(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Table]:
+def by_every_tag(items: Items, verdicts: Verdicts) -> list[Table]:
     """Returns a table for each tag that divides the items into a few parts."""
     tables = tables_of(dict.fromkeys(name for item in items for name in item.tags), items, verdicts)
     return [table for table in tables if 1 < len(table.rows) <= min(MAX_VALUES, len(items) // 2)]
 
 
-def guessing(items: Sequence[Item]) -> dict[str, float]:
+def guessing(items: Items) -> dict[str, float]:
     """Returns the score of a guesser who does not look: a random letter; always the most frequent gold
     answer.
 

@@ -11,14 +11,14 @@ from r1ov.common.page import data_url
 from r1ov.common.text import split_reply
 from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
-from r1ov.evaluate.item import Answered, by_question
+from r1ov.evaluate.item import Answered, Answers, by_question
 from r1ov.evaluate.prompts import Style, question_of
 
 ROOM = 30 << 20  # image budget of the page, in base64 characters
 MAX_VALUES, MAX_TAGS = 100, 8  # tags with more values get no filter
 
 
-def write_page(path: Path, title: str, answered: Sequence[Answered], style: Style = "none") -> None:
+def write_page(path: Path, title: str, answered: Answers, style: Style = "none") -> None:
     """Writes one HTML file that needs no other and no network. If images would make it too large, wrong
     answers keep theirs first.
 
@@ -52,7 +52,7 @@ def _added(album: dict[str, dict[str, Any]], image: LazyImage) -> int | None:
     return album.setdefault(url, {"number": len(album), "url": url, "width": image.size[0]})["number"]
 
 
-def _item(own: Sequence[Answered], pictures: Sequence[int | None], style: Style) -> dict[str, Any]:
+def _item(own: Answers, pictures: Sequence[int | None], style: Style) -> dict[str, Any]:
     item = own[0].item
     tags = {name: [value] if isinstance(value, str) else list(value) for name, value in item.tags.items()}
     return {

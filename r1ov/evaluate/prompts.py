@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
-from r1ov.evaluate.item import Item
+from r1ov.evaluate.item import Item, Items
 
 Style = Literal["r1ov", "official", "direct", "none"]
 AFTER = {  # words after the question
@@ -33,7 +33,7 @@ def messages_of(item: Item, style: Style, system: str | None) -> list[dict[str, 
     return [user] if system is None else [{"role": "system", "content": system}, user]
 
 
-def check_style(items: Sequence[Item], style: Style) -> None:
+def check_style(items: Items, style: Style) -> None:
     """Raises UserError if the official prompt is asked for and the data has none."""
     lacking = [item.id for item in items if item.raw_query is None]
     if style == "official" and lacking:
@@ -54,7 +54,7 @@ def prompt_hash(messages: Sequence[dict[str, Any]]) -> str:
     return digest.hexdigest()
 
 
-def swap_pictures(items: Sequence[Item]) -> list[Item]:
+def swap_pictures(items: Items) -> list[Item]:
     """Returns every question with other images, that look different: the next ones, the last with the first.
 
     A control that must fall to guessing: a model that still scores has not looked. Says on stderr how many

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from r1ov.evaluate.benchmarks import Benchmark
-from r1ov.evaluate.item import UNREAD, Answered, Item, by_question
+from r1ov.evaluate.item import UNREAD, Answered, Answers, Items, by_question
 from r1ov.evaluate.metrics import guessing, values
 from r1ov.evaluate.scoring import squeezed
 from r1ov.evaluate.statistics import interval, majority, pass_at_k
@@ -17,7 +17,7 @@ SHOWN_ERRORS = 20
 FAMILY = "family"  # the playground's tag
 
 
-def tables_of(answered: Sequence[Answered], official: Sequence[Table]) -> tuple[list[Table], list[Table]]:
+def tables_of(answered: Answers, official: Sequence[Table]) -> tuple[list[Table], list[Table]]:
     """Returns the tables to print, and those that only the report has.
 
     Args: official: the benchmark's own metrics; ours, with intervals, replace those by a tag.
@@ -30,7 +30,7 @@ def tables_of(answered: Sequence[Answered], official: Sequence[Table]) -> tuple[
     return shown, [methods_table(answered), *by_tag.values(), *errors_table(answered)]
 
 
-def score_cells(answered: Sequence[Answered]) -> tuple[float, float, float]:
+def score_cells(answered: Answers) -> tuple[float, float, float]:
     """Returns accuracy and its 95% interval, clustered by the benchmark's groups; samples of one question are
     never independent.
     """
@@ -38,7 +38,7 @@ def score_cells(answered: Sequence[Answered]) -> tuple[float, float, float]:
     return fmean(scores), *interval(scores, [one.item.group or one.item.id for one in answered])
 
 
-def overall_table(answered: Sequence[Answered]) -> Table:
+def overall_table(answered: Answers) -> Table:
     tokens = sorted(one.prediction.completion_tokens for one in answered)
     right, low, high = score_cells(answered)
     whole = [one.verdict.score for one in answered if one.prediction.finish_reason != "length"]
@@ -62,7 +62,7 @@ def overall_table(answered: Sequence[Answered]) -> Table:
     return Table("overall", ("measure", "value"), tuple(rows))
 
 
-def by_tag_table(answered: Sequence[Answered], tag: str) -> Table | None:
+def by_tag_table(answered: Answers, tag: str) -> Table | None:
     """Returns a line for each value of the tag, then one for all; None for one value, or too many."""
     parts: dict[str, list[Answered]] = defaultdict(list)
     for one in answered:
@@ -87,7 +87,7 @@ def by_tag_table(answered: Sequence[Answered], tag: str) -> Table | None:
     return Table(f"by {name}", columns, tuple(rows))
 
 
-def methods_table(answered: Sequence[Answered]) -> Table:
+def methods_table(answered: Answers) -> Table:
     """Returns how the answers were found in the replies, and how often each way led to a right one."""
     scores: dict[str, list[float]] = defaultdict(list)
     for one in answered:
@@ -99,7 +99,7 @@ def methods_table(answered: Sequence[Answered]) -> Table:
     return Table("how answers were read", ("method", "answers", "share", "right"), tuple(rows))
 
 
-def samples_table(answered: Sequence[Answered], samples: int) -> Table:
+def samples_table(answered: Answers, samples: int) -> Table:
     """Returns mean@k, pass@j (unbiased) and maj@k. A missing sample counts as wrong."""
     questions = by_question(answered).values()
     right = [sum(one.verdict.score >= 1 for one in own) for own in questions]
@@ -118,7 +118,7 @@ def canonical(one: Answered) -> str | None:
     return squeezed(one.verdict.answer) if one.verdict.answer and one.verdict.method not in UNREAD else None
 
 
-def floors_table(items: Sequence[Item], floors: Mapping[str, float]) -> Table:
+def floors_table(items: Items, floors: Mapping[str, float]) -> Table:
     """Returns the scores that need no model: by these questions' own golds, and as published (per cent)."""
     published = {f"{name}, as published": score / 100 for name, score in floors.items()}
     rows = {**guessing(items), **published}.items()
@@ -132,7 +132,7 @@ def published_table(bench: Benchmark, model: str, split: str, accuracy: float) -
     return Table("beside published scores", ("model", "metric", "score", "source"), (ours, *rows))
 
 
-def errors_table(answered: Sequence[Answered]) -> list[Table]:
+def errors_table(answered: Answers) -> list[Table]:
     """Returns [the first questions that could not be asked, with the reason], or []."""
     reasons = {
         one.item.id: " ".join((one.prediction.error or one.item.error or "").split())

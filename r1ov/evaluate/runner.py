@@ -17,7 +17,7 @@ from r1ov.common.processes import World
 from r1ov.data.processor import Encoded, Processor
 from r1ov.engine import Completion, decode, prepare
 from r1ov.errors import UserError
-from r1ov.evaluate.item import Item, Prediction
+from r1ov.evaluate.item import Item, Items, Prediction
 from r1ov.evaluate.predictions import MERGED, appending, merge, read_predictions, settle
 from r1ov.evaluate.prompts import Style, messages_of, prompt_hash
 from r1ov.model.model import Qwen2_5_VL
@@ -50,7 +50,7 @@ SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penal
 def run(
     model: Qwen2_5_VL,
     processor: Processor,
-    items: Sequence[Item],
+    items: Items,
     asking: Asking,
     folder: Path,
     settings: Mapping[str, Any],
@@ -105,7 +105,7 @@ def run(
     return [row for row in rows if row.id in order and row.sample < asking.num_samples]
 
 
-def _check_prompts(items: Sequence[Item], rows: Sequence[Prediction], asking: Asking) -> None:
+def _check_prompts(items: Items, rows: Sequence[Prediction], asking: Asking) -> None:
     """Raises UserError if a question is not the one that was answered."""
     asked = {row.id: row.prompt_hash for row in rows if row.prompt_hash}
     for item in items:
@@ -120,7 +120,7 @@ def _check_prompts(items: Sequence[Item], rows: Sequence[Prediction], asking: As
 def answer(
     model: Qwen2_5_VL,
     processor: Processor,
-    items: Sequence[Item],
+    items: Items,
     asking: Asking,
     keep: Callable[[Item, Prediction], None],
     max_num_seqs: int,
@@ -169,7 +169,7 @@ def answer(
 
 def _chunks(
     processor: Processor,
-    items: Sequence[Item],
+    items: Items,
     asking: Asking,
     most: int,
     fail: Callable[[Item, str], None],

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 
-from r1ov.evaluate.item import Item, Verdict
+from r1ov.evaluate.item import Items, Verdicts
 from r1ov.evaluate.tables import Table
 
 Group = tuple[bool, tuple[bool, ...]]  # composite problem right, each of its one-step problems right
@@ -20,7 +20,7 @@ COLUMNS = (
 )
 
 
-def four_dimensions(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Table]:
+def four_dimensions(items: Items, verdicts: Verdicts) -> list[Table]:
     """Returns two tables: the scores, strict and loose, and accuracy by the number of steps; [] without a
     whole group of problems.
 
@@ -68,7 +68,7 @@ def dimensions(groups: Sequence[Group], strict: bool) -> dict[str, float | None]
     }
 
 
-def whole_groups(items: Sequence[Item], right: dict[tuple[str, int], bool], sample: int) -> list[Group]:
+def whole_groups(items: Items, right: dict[tuple[str, int], bool], sample: int) -> list[Group]:
     """Returns the groups that lack nothing: "2steps_multi" with "2steps_1" and "2steps_2", and so on. A
     missing verdict is a wrong answer.
     """
