@@ -3,8 +3,11 @@ reply.
 """
 
 import json
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -375,20 +378,34 @@ def test_every_prompt_file_is_used_and_has_the_fields_it_is_given():
         )
 
 
-def test_detectors_that_are_not_there_leave_a_note_and_no_box(monkeypatch):
-    monkeypatch.setattr(detectors, "find_spec", lambda _name: None)
+@pytest.fixture
+def installed(monkeypatch):
+    """A function that says what is installed of the optional packages: name -> module; nothing else is."""
+    detectors._started.cache_clear()
+    yield lambda **modules: [
+        monkeypatch.setitem(sys.modules, name, modules.get(name))
+        for name in ("transformers", "rapidocr", "easyocr")
+    ]
+    detectors._started.cache_clear()
+
+
+TEXT = {"Write down the text": "```text\nSTOP\n```"}
+
+
+def test_detectors_that_are_not_there_leave_a_note_and_no_box(installed):
+    installed()
     settings = replace(ALL, detector="x/y", ocr="en")
     row = describe_stage.describe(replace(ROW, kind="scene"), Scripted(), settings)
-    assert row.notes == ("no boxes: transformers is not installed",)
+    (note,) = row.notes
+    assert note.startswith("no boxes: grounding_dino cannot be started (ModuleNotFoundError: ")
     assert "boxes" not in json.loads(row.description)
-    ask = Scripted(**{"Write down the text": "```text\nSTOP\n```"})
-    assert describe_stage.describe(replace(ROW, kind="text"), ask, settings).notes == (
-        "no OCR: easyocr is not installed",
-    )
+    ask = Scripted(**TEXT)
+    (note,) = describe_stage.describe(replace(ROW, kind="text"), ask, settings).notes
+    assert re.match(r"no OCR: rapidocr cannot .*, easyocr cannot be started", note)
     assert "(none)" in ask.asked[0][1]
 
 
-def test_boxes_and_lines_of_text_come_from_the_detectors(monkeypatch):
+def test_boxes_and_lines_of_text_come_from_the_detectors(installed):
     def detector(image, candidate_labels):
         assert image.size == (40, 30)
         assert candidate_labels == ["ball.", "mat."]
@@ -396,33 +413,76 @@ def test_boxes_and_lines_of_text_come_from_the_detectors(monkeypatch):
         return [{"label": "ball.", "score": 0.9, "box": box}, {"label": "ball.", "score": 0.8, "box": box}]
 
     class Reader:
+        def __init__(self, codes, verbose):
+            assert codes == ["en", "fr"]
+
         def readtext(self, array):
             assert array.shape == (30, 40, 3)
             return [([[1, 2], [9, 2], [9, 5], [1, 5]], "STOP", 0.9)]
 
-    monkeypatch.setattr(detectors, "find_spec", lambda _name: True)
-    monkeypatch.setattr(detectors, "_detector", lambda _model: detector)
-    monkeypatch.setattr(detectors, "_reader", lambda _languages: Reader())
-    settings = replace(ALL, detector="x/y", ocr="en")
+    installed(
+        transformers=SimpleNamespace(pipeline=lambda kind, model: detector),
+        easyocr=SimpleNamespace(Reader=Reader),
+    )
+    settings = replace(ALL, detector="x/y", ocr="en, fr")
     row = describe_stage.describe(replace(ROW, kind="scene"), Scripted(), settings)
     assert json.loads(row.description) == {
         "caption": "Three balls on a mat.",
         "boxes": {"ball": [[1, 2, 3, 4], [1, 2, 3, 4]]},
     }
-    ask = Scripted(**{"Write down the text": "```text\nSTOP\n```"})
+    ask = Scripted(**TEXT)
     describe_stage.describe(replace(ROW, kind="text"), ask, settings)
     assert '[{"text": "STOP", "box": [1, 2, 9, 5]}]' in ask.asked[0][1]
 
 
-def test_weights_that_cannot_be_had_leave_a_note(monkeypatch):
-    def missing(_name):
+def test_weights_that_cannot_be_had_leave_a_note(installed):
+    def missing(*_args, **_more):
         raise OSError("offline")
 
-    monkeypatch.setattr(detectors, "find_spec", lambda _name: True)
-    monkeypatch.setattr(detectors, "_detector", missing)
-    monkeypatch.setattr(detectors, "_reader", missing)
-    assert detectors.find_boxes(PICTURE.load(), ["ball"], "x/y") == "x/y cannot be loaded (OSError)"
-    assert detectors.read_text(PICTURE.load(), "en") == "easyocr cannot be started (OSError)"
+    installed(
+        transformers=SimpleNamespace(pipeline=missing),
+        rapidocr=SimpleNamespace(RapidOCR=missing),
+        easyocr=SimpleNamespace(Reader=missing),
+    )
+    reason = "cannot be started (OSError: offline)"
+    assert detectors.find_boxes(PICTURE.load(), ["ball"], "x/y") == f"grounding_dino {reason}"
+    assert detectors.read_text(PICTURE.load(), "en") == f"rapidocr {reason}, easyocr {reason}"
+    assert detectors.read_text(PICTURE.load(), "fr") == f"easyocr {reason}"
+
+
+def test_a_package_that_breaks_at_import_is_noted_once_and_done_without(installed, tmp_path, capfd):
+    installed()
+    (tmp_path / "easyocr.py").write_text("raise RuntimeError('built for another numpy')")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(sys.modules, "easyocr")
+        patch.syspath_prepend(tmp_path)
+        rows = [
+            formalize(replace(ROW, tag="text"), Scripted(**TEXT), replace(ALL, ocr="en")) for _ in range(3)
+        ]
+    assert {row.outcome for row in rows} == {"done"}
+    assert all(
+        "easyocr cannot be started (RuntimeError: built for another numpy)" in row.notes[0] for row in rows
+    )
+    assert capfd.readouterr().err.count("RuntimeError") == 1
+
+
+def test_rapidocr_reads_small_images():
+    pytest.importorskip("rapidocr", reason="the package rapidocr is not installed")
+    from r1ov.data.playground import sample
+
+    shown = [sample("train", index) for index in range(42)]
+    right = lines = 0
+    for one in [one for one in shown if one.family == "text"]:
+        tiles = [tile["text"] for tile in json.loads(one.description)["tiles"]]
+        found = detectors.read_text(one.image, "en")
+        lines += len(found)
+        right += sum(line["text"] in "".join(tiles) for line in found)
+        for line in found:
+            x1, y1, x2, y2 = line["box"]
+            assert -1 <= x1 < x2 <= 113
+            assert -1 <= y1 < y2 <= 113
+    assert lines >= 6
+    assert right >= 0.8 * lines
 
 
 def test_role_play_takes_off_only_think_tags_around_all():

@@ -57,7 +57,9 @@ class FormalizeConfig:
         "IDEA-Research/grounding-dino-tiny",
         "finds boxes in scenes, where transformers is installed; none: no boxes",
     )
-    ocr: str = option("en", "EasyOCR's languages, separated by commas, where it is installed; none: no OCR")
+    ocr: str = option(
+        "en", "languages, EasyOCR's codes with commas, where it or rapidocr is installed; none: no OCR"
+    )
     max_tokens: int = option(2048, "longest answer of a model", least=1)
     temperature: float | None = option(None, "default: the model's own", least=0, most=10)
     max_pixels: int = option(2_000_000, "larger pictures are scaled down before they are sent", least=1)

@@ -1,39 +1,44 @@
-"""Where things are and what is written, by other people's detectors where they are installed: Grounding DINO
-and EasyOCR.
+"""Where things are and what is written, by other people's models where they are installed: Grounding DINO,
+RapidOCR, EasyOCR. One that is missing or broken is noted once, and done without.
 """
 
-from functools import lru_cache
-from importlib.util import find_spec
+import sys
+from collections.abc import Callable
+from functools import cache
 from threading import Lock
 from typing import Any
 
 from PIL import Image
 
+from r1ov.common.text import one_line
+
 _ONE_AT_A_TIME = Lock()  # stages run in many threads, these models do not
 MAX_PHRASES = 50
+RAPID_LANGUAGES = {
+    "en",
+    "ch_sim",
+    "ch_tra",
+    "ja",
+}  # of the models inside RapidOCR's wheel, by EasyOCR's codes
 
 
 def find_boxes(
     image: Image.Image, phrases: list[str], model: str | None
 ) -> dict[str, list[list[float]]] | str:
-    """Phrase -> its boxes [x1, y1, x2, y2] in pixels, by Grounding DINO; or the reason why there are none.
+    """Returns phrase -> its boxes [x1, y1, x2, y2] in pixels, by Grounding DINO; or the reason why there are
+    none.
 
-    Args:  model: a name on the hub or a folder; None: not wanted.
-    Source:  transformers' zero-shot-object-detection pipeline.
+    Args: model: a name on the hub or a folder; None or "none": not wanted.
+    Source: transformers' zero-shot-object-detection pipeline.
     """
     if model in (None, "none"):
         return "no detector was asked for"
-    if not phrases:
+    labels = [phrase.strip().rstrip(".") + "." for phrase in phrases[:MAX_PHRASES] if phrase.strip()]
+    if not labels:
         return "no objects were named"
-    if find_spec("transformers") is None:
-        return "transformers is not installed"
-    with _ONE_AT_A_TIME:
-        try:
-            detector = _detector(model)
-        except (OSError, ValueError, ImportError) as error:  # as transformers says that it cannot be had
-            return f"{model} cannot be loaded ({type(error).__name__})"
-        labels = [phrase.strip().rstrip(".") + "." for phrase in phrases[:MAX_PHRASES] if phrase.strip()]
-        found = detector(image, candidate_labels=labels)
+    found = _found([_grounding_dino], model, image, labels)
+    if isinstance(found, str):
+        return found
     boxes: dict[str, list[list[float]]] = {}
     for one in found:
         box = [round(float(one["box"][side]), 1) for side in ("xmin", "ymin", "xmax", "ymax")]
@@ -42,38 +47,70 @@ def find_boxes(
 
 
 def read_text(image: Image.Image, languages: str | None) -> list[dict[str, Any]] | str:
-    """The lines of text with their boxes [x1, y1, x2, y2], by EasyOCR; or the reason why there are none.
+    """Returns the lines of text with their boxes [x1, y1, x2, y2], by RapidOCR, else EasyOCR; or the reason
+    why there are none.
 
-    Args:  languages: EasyOCR's codes, separated by commas; None: not wanted.
+    Args: languages: EasyOCR's codes, separated by commas; None or "none": not wanted.
     """
     if languages in (None, "none"):
         return "it was not asked for"
-    if find_spec("easyocr") is None:
-        return "easyocr is not installed"
-    import numpy as np
-
-    with _ONE_AT_A_TIME:
-        try:
-            reader = _reader(languages)
-        except (OSError, ValueError) as error:  # weights that cannot be had, a language that there is not
-            return f"easyocr cannot be started ({type(error).__name__})"
-        lines = reader.readtext(np.asarray(image))
-    found = []
-    for corners, text, _confidence in lines:
+    languages = languages.replace(" ", "")
+    starts = [_easyocr] if set(languages.split(",")) - RAPID_LANGUAGES else [_rapidocr, _easyocr]
+    found = _found(starts, languages, image)
+    if isinstance(found, str):
+        return found
+    lines = []
+    for corners, text in found:
         xs, ys = zip(*corners, strict=True)
-        found.append({"text": str(text), "box": [int(min(xs)), int(min(ys)), int(max(xs)), int(max(ys))]})
-    return found
+        lines.append({"text": str(text), "box": [int(min(xs)), int(min(ys)), int(max(xs)), int(max(ys))]})
+    return lines
 
 
-@lru_cache(1)
-def _detector(model: str) -> Any:
+def _found(starts: list[Callable], name: str, *inputs: Any) -> Any:
+    """Returns what the first helper that can be started finds, or why there is none."""
+    reasons = []
+    with _ONE_AT_A_TIME:
+        for start in starts:
+            helper = _started(start, name)
+            if callable(helper):
+                return helper(*inputs)
+            reasons.append(helper)
+    return ", ".join(reasons)
+
+
+@cache
+def _started(start: Callable, name: str) -> Callable | str:
+    try:
+        return start(name)
+    except Exception as error:  # a package that does not fit this machine fails in any way, at import too
+        cause = one_line(f"{type(error).__name__}: {error}")[:100]
+        reason = f"{start.__name__.strip('_')} cannot be started ({cause})"
+        print(f"note      {reason}", file=sys.stderr)
+        return reason
+
+
+def _grounding_dino(model: str) -> Callable:
     from transformers import pipeline
 
-    return pipeline("zero-shot-object-detection", model=model)
+    detect = pipeline("zero-shot-object-detection", model=model)
+    return lambda image, labels: detect(image, candidate_labels=labels)
 
 
-@lru_cache(1)
-def _reader(languages: str) -> Any:
+def _rapidocr(_languages: str) -> Callable:
+    from rapidocr import RapidOCR
+
+    engine = RapidOCR(params={"Global.log_level": "error"})
+
+    def read(image: Image.Image) -> list:
+        result = engine(image)
+        return list(zip(result.boxes, result.txts, strict=True)) if result.txts else []
+
+    return read
+
+
+def _easyocr(languages: str) -> Callable:
     import easyocr
+    import numpy as np
 
-    return easyocr.Reader([code.strip() for code in languages.split(",")], verbose=False)
+    reader = easyocr.Reader(languages.split(","), verbose=False)
+    return lambda image: [line[:2] for line in reader.readtext(np.asarray(image))]
