@@ -2,11 +2,14 @@
 engine in a role.
 """
 
+import html
 import json
 import re
+import shlex
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -337,3 +340,35 @@ def test_the_engine_answers_together_what_is_asked_together(engine, tmp_path, mo
     )  # most; boxes may be off by a pixel
     assert asker.spent.metered_tokens == 0
     assert asker.spent.completion_tokens > 100
+
+
+def test_the_offline_demo_shows_its_filter_and_its_training_command_ends_in_a_model_that_answers(
+    tmp_path, monkeypatch, capsys
+):
+    import r1ov
+    from r1ov.data.playground import messages, sample
+    from r1ov.reward import accuracy_reward
+    from r1ov.train.run.config import SFTConfig
+    from r1ov.train.sft import train
+
+    out = str(tmp_path / "data")
+    assert call(monkeypatch, "--data", "playground", "--limit", "28", "--out", out, "--device", "cpu") == 0
+    rows = by_id(tmp_path / "data").values()
+    page = (tmp_path / "data/report.html").read_text()
+    rejected = [row for row in rows if row["outcome"] == "rejected"]
+    assert len(rejected) >= 3
+    assert all(html.escape(row["reason"]) in page for row in rejected[:3])
+    assert sum(row["outcome"] == "done" for row in rows) >= 14
+    (command,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("train ")]
+    words = shlex.split(command)
+    assert words[1:5] == ["python", "train.py", "--stage", "sft"]
+    config = cli.parse_cli(SFTConfig, words[5:], prog="train.py", description="")
+    quick = {"eval_steps": 0, "dataloader_num_workers": 0, "num_threads": 1, "device": "cpu"}
+    train(replace(config, out=str(tmp_path / "run"), **quick))
+    model, processor = r1ov.load(str(tmp_path / "run/final"), device="cpu")
+    asked = [sample("test", index) for index in range(14)]
+    results = r1ov.generate(
+        model, processor, [messages(one)[:1] for one in asked], max_new_tokens=200, temperature=0.0
+    )
+    right = [accuracy_reward(result.text, one.answer) for result, one in zip(results, asked, strict=True)]
+    assert sum(score == 1 for score in right) >= 10  # r1ov-tiny itself gets 12; three steps change little

@@ -236,26 +236,24 @@ def test_without_a_model_and_without_a_truth_nothing_is_made_up():
     assert formalize(ROW, nobody, Settings()).reason.startswith("route: ")
 
 
-def test_a_reasoner_that_looks_is_asked_the_bare_question_and_replaced_where_it_is_wrong():
+def test_a_reasoner_that_looks_is_asked_the_bare_question_and_rejected_where_it_is_wrong():
     settings = Settings(models=frozenset({"reasoner"}), reasoner_looks=True)
-    known = replace(
-        ROW,
-        tag="counting",
-        truth={"description": "{}", "reasoning": "One, two, three.", "family": "counting"},
-    )
-    for reply, thought, noted in [
-        ("<think>One and two.</think>\n<answer>3</answer>", "One and two.", False),
-        ("<think>One.</think>\n<answer>1</answer>", "One, two, three.", True),
-        ("moatestate", "One, two, three.", True),
+    known = replace(ROW, tag="counting", truth={"description": "{}", "reasoning": "One, two, three."})
+    for reply, outcome, thought, reason in [
+        ("<think>One and two.</think>\n<answer>3</answer>", "done", "One and two.", None),
+        (
+            "<think>One.</think>\n<answer>1</answer>",
+            "rejected",
+            None,
+            "reason: wrong answer: '1', the gold answer is '3'",
+        ),
+        ("moatestate", "failed", None, "reason: malformed reply"),
     ]:
         ask = Scripted(**{ROW.question: reply})
         row = formalize(known, ask, settings)
-        assert (row.outcome, row.thought, row.answer) == ("done", thought, "3")
-        assert any("own reasoning" in note for note in row.notes) == noted
+        assert (row.outcome, row.thought) == (outcome, thought)
+        assert row.reason == reason or row.reason.startswith(reason)
         assert ask.asked == [("reasoner", ROW.question, PICTURE, None)]
-    unknown = replace(known, truth={"description": "{}"})
-    ask = Scripted(**{ROW.question: "<think>One.</think>\n<answer>1</answer>"})
-    assert formalize(unknown, ask, settings).reason == "reason: wrong answer: '1', the gold answer is '3'"
 
 
 def test_a_question_without_a_picture_is_neither_described_nor_rewritten():

@@ -14,7 +14,7 @@ from r1ov.common.files import check_same_options, earlier_options, write_json
 from r1ov.common.journal import Journal
 from r1ov.common.stopping import stopping
 from r1ov.errors import UserError
-from r1ov.formalize.roles import cast, models
+from r1ov.formalize.roles import DEFAULTS, cast, models
 from r1ov.formalize.row import Row, Settings
 
 _MODEL = "of a --{} that is a URL: the model's name there"
@@ -155,7 +155,9 @@ def formalize_all(config: FormalizeConfig) -> None:
             write_outputs(folder, in_order(read_rows(config.data, config.limit), finished), facts)
     print(f"rows      {tally}, {left} left\nasked     {asker.told()}\noutput    {config.out}")
     if tally.outcomes["done"] and not left:
-        print(f"train     python train.py --stage sft --data {shlex.quote(config.out)}")
+        model = players["reasoner"].spec if players["reasoner"].is_engine else DEFAULTS["reasoner"]
+        words = ["train.py", "--stage", "sft", "--data", config.out, "--model", model]
+        print(f"train     python {shlex.join(words)}")
 
 
 def _same_run(config: FormalizeConfig) -> None:

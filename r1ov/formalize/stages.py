@@ -107,21 +107,14 @@ def describe(row: Row, ask: Ask, settings: Settings) -> Row:
 
 
 def reason(row: Row, ask: Ask, settings: Settings) -> Row:
-    """Stage 3: a chain of thought and an answer, from the question and the description.
-
-    A wrong answer rejects the row here, because later stages cost money. If a right reasoning is known, it
-    takes the place of a wrong or missing one, and a note says so.
+    """Stage 3: a chain of thought and an answer, from the question and the description; without a reasoner the
+    reasoning that is known to be right. A wrong answer rejects the row here, because later stages cost money.
     """
-
-    def known(why: str) -> Row:
-        own = replace(row, draft=row.truth["reasoning"], answer=row.gold)
-        return noted(own, f"the thought is the data's own reasoning: {why}")
-
-    is_known = "reasoning" in row.truth
     if "reasoner" not in settings.models:
-        if not is_known:
+        if "reasoning" not in row.truth:
             raise AskFailed("there is no reasoner, and no reasoning is known")
-        return known("there is no reasoner")
+        row = replace(row, draft=row.truth["reasoning"], answer=row.gold)
+        return noted(row, "the thought is the data's own reasoning: there is no reasoner")
     if settings.reasoner_looks:
         reply = ask("reasoner", row.question, row.image)
     elif row.kind == "text_only":
@@ -133,16 +126,11 @@ def reason(row: Row, ask: Ask, settings: Settings) -> Row:
         rest = proper(reply)
         cleaned = clean_reply(row.question, rest if rest.startswith("<think>") else reply)
     except (BadRow, AskFailed) as error:
-        if is_known:
-            return known(f"the reasoner's reply cannot be read ({error})")
         raise malformed(reply, f"a thought and an answer ({error})") from error
-    tried = replace(row, draft=cleaned.thought, answer=cleaned.answer)
-    fault = answer_fault(tried.answer, row.gold, row.answer_kind)
-    if fault is None:
-        return tried
-    if is_known:
-        return known(f"the reasoner's answer was {cleaned.answer[:60]!r}")
-    return replace(tried, outcome="rejected", reason=str(fault))
+    row = replace(row, draft=cleaned.thought, answer=cleaned.answer)
+    if fault := answer_fault(row.answer, row.gold, row.answer_kind):
+        return replace(row, outcome="rejected", reason=str(fault))
+    return row
 
 
 def role_play(row: Row, ask: Ask, settings: Settings) -> Row:
