@@ -97,10 +97,6 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1
     server: OpenAIServer
 
-    def do_GET(self) -> None:
-        """A download: three million bytes."""
-        self.send(200, bytes(3_000_000))
-
     def do_POST(self) -> None:
         server, begun = self.server, time.monotonic()
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
