@@ -443,9 +443,14 @@ def test_weights_that_cannot_be_had_leave_a_note(installed):
         easyocr=SimpleNamespace(Reader=missing),
     )
     reason = "cannot be started (OSError: offline)"
-    assert detectors.find_boxes(PICTURE.load(), ["ball"], "x/y") == f"grounding_dino {reason}"
-    assert detectors.read_text(PICTURE.load(), "en") == f"rapidocr {reason}, easyocr {reason}"
-    assert detectors.read_text(PICTURE.load(), "fr") == f"easyocr {reason}"
+    for look, more, told in (
+        (detectors.find_boxes, (["ball"], "x/y"), f"grounding_dino {reason}"),
+        (detectors.read_text, ("en",), f"rapidocr {reason}, easyocr {reason}"),
+        (detectors.read_text, ("fr",), f"easyocr {reason}"),
+    ):
+        with pytest.raises(detectors.Unavailable) as caught:
+            look(PICTURE.load(), *more)
+        assert str(caught.value) == told
 
 
 def test_a_package_that_breaks_at_import_is_noted_once_and_done_without(installed, tmp_path, capfd):

@@ -81,9 +81,9 @@ class Remote:
     ):
         self.name, self.key, self.timeout, self.max_tokens = f"{model} at {url}", key, timeout, max_tokens
         self.ready_at = 0.0  # by time.monotonic(): the server asked for no request before
-        self._body: dict[str, Any] = {"model": model, "max_tokens": max_tokens}
+        self.options: dict[str, Any] = {"model": model, "max_tokens": max_tokens}
         if temperature is not None:
-            self._body["temperature"] = temperature
+            self.options["temperature"] = temperature
         address, mark, query = url.partition("?")
         address = address.rstrip("/")
         if not address.endswith("/chat/completions"):
@@ -107,7 +107,9 @@ class Remote:
         """Raises: TimeoutError; otherwise as `send`."""
         deadline, status, wait = time.monotonic() + self.timeout, 0, 0.0
         # Halves of surrogate pairs, which UTF-8 cannot hold, go as question marks.
-        body = json.dumps({**self._body, "messages": messages}, ensure_ascii=False).encode("utf-8", "replace")
+        body = json.dumps({**self.options, "messages": messages}, ensure_ascii=False).encode(
+            "utf-8", "replace"
+        )
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key or 'none'}"}
         try:
             with self._client.stream("POST", self._url, content=body, headers=headers) as response:
@@ -155,10 +157,10 @@ class Remote:
         """What a status other than 200 means."""
         told = self._clean(body)[:300]
         reason = f"the server answered {status}" + (f" ({told})" if told else "")
-        if status == 400 and "max_completion_tokens" in body and "max_tokens" in self._body:
+        if status == 400 and "max_completion_tokens" in body and "max_tokens" in self.options:
             # OpenAI's name of today, which other servers do not know.
-            rest = {name: value for name, value in self._body.items() if name != "max_tokens"}
-            self._body = {**rest, "max_completion_tokens": self.max_tokens}
+            rest = {name: value for name, value in self.options.items() if name != "max_tokens"}
+            self.options = {**rest, "max_completion_tokens": self.max_tokens}
             return TryAgain(reason)
         if status in NEVER or 300 <= status < 400 or "insufficient_quota" in body:
             return NoUse(

@@ -12,6 +12,11 @@ from PIL import Image
 
 from r1ov.common.text import one_line
 
+
+class Unavailable(Exception):
+    """There is no such helper, or it was not asked for."""
+
+
 _ONE_AT_A_TIME = Lock()  # stages run in many threads, these models do not
 MAX_PHRASES = 50
 RAPID_LANGUAGES = {
@@ -22,52 +27,44 @@ RAPID_LANGUAGES = {
 }  # of the models inside RapidOCR's wheel, by EasyOCR's codes
 
 
-def find_boxes(
-    image: Image.Image, phrases: list[str], model: str | None
-) -> dict[str, list[list[float]]] | str:
-    """Returns phrase -> its boxes [x1, y1, x2, y2] in pixels, by Grounding DINO; or the reason why there are
-    none.
+def find_boxes(image: Image.Image, phrases: list[str], model: str | None) -> dict[str, list[list[float]]]:
+    """Returns phrase -> its boxes [x1, y1, x2, y2] in pixels, by Grounding DINO.
 
     Args: model: a name on the hub or a folder; None or "none": not wanted.
+    Raises: Unavailable.
     Source: transformers' zero-shot-object-detection pipeline.
     """
     if model in (None, "none"):
-        return "no detector was asked for"
+        raise Unavailable("no detector was asked for")
     labels = [phrase.strip().rstrip(".") + "." for phrase in phrases[:MAX_PHRASES] if phrase.strip()]
     if not labels:
-        return "no objects were named"
-    found = _found([_grounding_dino], model, image, labels)
-    if isinstance(found, str):
-        return found
+        raise Unavailable("no objects were named")
     boxes: dict[str, list[list[float]]] = {}
-    for one in found:
+    for one in _found([_grounding_dino], model, image, labels):
         box = [round(float(one["box"][side]), 1) for side in ("xmin", "ymin", "xmax", "ymax")]
         boxes.setdefault(one["label"].rstrip("."), []).append(box)
     return boxes
 
 
-def read_text(image: Image.Image, languages: str | None) -> list[dict[str, Any]] | str:
-    """Returns the lines of text with their boxes [x1, y1, x2, y2], by RapidOCR, else EasyOCR; or the reason
-    why there are none.
+def read_text(image: Image.Image, languages: str | None) -> list[dict[str, Any]]:
+    """Returns the lines of text with their boxes [x1, y1, x2, y2], by RapidOCR, else EasyOCR.
 
     Args: languages: EasyOCR's codes, separated by commas; None or "none": not wanted.
+    Raises: Unavailable.
     """
     if languages in (None, "none"):
-        return "it was not asked for"
+        raise Unavailable("it was not asked for")
     languages = languages.replace(" ", "")
     starts = [_easyocr] if set(languages.split(",")) - RAPID_LANGUAGES else [_rapidocr, _easyocr]
-    found = _found(starts, languages, image)
-    if isinstance(found, str):
-        return found
     lines = []
-    for corners, text in found:
+    for corners, text in _found(starts, languages, image):
         xs, ys = zip(*corners, strict=True)
         lines.append({"text": str(text), "box": [int(min(xs)), int(min(ys)), int(max(xs)), int(max(ys))]})
     return lines
 
 
 def _found(starts: list[Callable], name: str, *inputs: Any) -> Any:
-    """Returns what the first helper that can be started finds, or why there is none."""
+    """Returns what the first helper that can be started finds. Raises: Unavailable."""
     reasons = []
     with _ONE_AT_A_TIME:
         for start in starts:
@@ -75,7 +72,7 @@ def _found(starts: list[Callable], name: str, *inputs: Any) -> Any:
             if callable(helper):
                 return helper(*inputs)
             reasons.append(helper)
-    return ", ".join(reasons)
+    raise Unavailable(", ".join(reasons))
 
 
 @cache

@@ -40,18 +40,12 @@ class Endpoint(Remote):
         *,
         max_pixels: int = 2_000_000,
         price: tuple[float, float] = (0.0, 0.0),
-        temperature: float | None = None,
         **more: Any,
     ):
-        super().__init__(url, model, temperature=temperature, **more)
+        super().__init__(url, model, **more)
         self.max_pixels, self.price = max_pixels, price
-        self.identity = {  # what answers depend on beside the question
-            "url": url,
-            "model": model,
-            "max_tokens": self.max_tokens,
-            "temperature": temperature,
-            "max_pixels": max_pixels,
-        }
+        # What answers depend on beside the question.
+        self.identity = {"url": url, "max_pixels": max_pixels, **self.options}
 
     def estimate(self, question: Question) -> tuple[int, int]:
         """Returns the most tokens that this should take, (prompt, completion), for the budget."""

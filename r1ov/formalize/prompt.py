@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping
-from functools import lru_cache
 from pathlib import Path
 from string import Template
 from typing import Any, NoReturn
@@ -25,7 +24,8 @@ def prompt(name: str, **data: str) -> str:
 
     Raises: KeyError for a key that the file has and `data` has not.
     """
-    return template(name).substitute({key: fenced(key, value) for key, value in data.items()})
+    text = (FOLDER / f"{name}.txt").read_text(encoding="utf-8").strip()
+    return Template(text).substitute({key: fenced(key, value) for key, value in data.items()})
 
 
 def fenced(name: str, text: str) -> str:
@@ -39,14 +39,9 @@ def fenced(name: str, text: str) -> str:
     return f"<<{mark}>>\n{text}\n<</{mark}>>"
 
 
-@lru_cache
-def template(name: str) -> Template:
-    return Template((FOLDER / f"{name}.txt").read_text(encoding="utf-8").strip())
-
-
 def system() -> str:
     """What every model is told first: data is data."""
-    return template("system").template
+    return prompt("system")
 
 
 def json_object(reply: str, keys: Mapping[str, type]) -> dict[str, Any]:

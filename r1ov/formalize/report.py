@@ -20,7 +20,7 @@ th:first-child,td:first-child,.facts td{text-align:left}th{color:#667;font-weigh
 h3{font-size:1em;margin:0 0 .4em}.badge{font-size:12px;font-weight:600;border-radius:3px;padding:.1em .5em}
 .badge{margin-left:.6em;color:#fff}
 .done{background:#2a9d4e}.rejected{background:#c8453b}.failed{background:#9a6b00}
-.two{display:flex;gap:1em}.two>div{flex:1;min-width:0}label,summary{color:#667;font-size:13px}
+.two{display:flex;gap:1em}.two>*{flex:1;min-width:0}summary{color:#667;font-size:13px}
 summary{cursor:pointer}pre{overflow-wrap:anywhere;font-size:13.5px}@media(max-width:50em){section,.two{display:block}}
 """
 
@@ -113,34 +113,35 @@ def _cells(texts: Iterable[str], tag: str) -> str:
 
 def _section(row: Row) -> str:
     image = picture(row.image.load()) if row.image and row.outcome != "failed" else ""
-    parts = [
-        f"<h3>{html.escape(row.id)} &middot; {html.escape(row.kind or 'kind not known')}"
-        f'<span class="badge {row.outcome}">{row.outcome}</span></h3>',
-        f"<p>{html.escape(row.question)}</p>",
-        f'<p class="numbers">gold answer: {html.escape(row.gold or "none")}</p>',
-    ]
-    if row.reason:
-        parts.append(_block("", row.reason, "wrong"))
-    if row.description:
-        is_open = " open" if len(row.description) < 600 else ""
-        name = html.escape(row.description_format or "")
-        parts.append(
-            f"<details{is_open}><summary>description, {name}</summary>{_block('', row.description)}</details>"
-        )
-    if row.draft and row.draft == row.thought:
-        parts.append(_block("thought", row.draft))
-    elif row.draft:
-        before = _block("thought before role-play", row.draft)
-        after = _block("thought after role-play", row.thought or "(not reached)")
-        parts.append(f'<div class="two"><div>{before}</div><div>{after}</div></div>')
-    if row.answer:
-        parts.append(_block("answer", row.answer, "right" if row.outcome == "done" else ""))
+    name, kind, question, gold = (
+        html.escape(text) for text in (row.id, row.kind or "kind not known", row.question, row.gold or "none")
+    )
+    is_kept = row.draft == row.thought
+    thoughts = _block("thought" if is_kept else "thought before role-play", row.draft)
+    if row.draft and not is_kept:
+        thoughts += _block("thought after role-play", row.thought or "(not reached)")
     words = {True: "yes", False: "no"}
-    verdict = " · ".join(f"{name}: {words.get(value, value)}" for name, value in row.verdict.items())
+    verdict = " · ".join(f"{key}: {words.get(value, value)}" for key, value in row.verdict.items())
     lines = [f"verdict {verdict}"] * bool(verdict) + list(row.notes)
-    parts += [f'<p class="numbers">{html.escape(line)}</p>' for line in lines]
-    return f"<section>{image}<div>{''.join(parts)}</div></section>"
+    return (
+        f"<section>{image}<div><h3>{name} &middot; {kind}"
+        f'<span class="badge {row.outcome}">{row.outcome}</span></h3><p>{question}</p>'
+        f'<p class="numbers">gold answer: {gold}</p>'
+        + _block("", row.reason, "wrong")
+        + _block(f"description, {row.description_format}", row.description, is_open=False)
+        + f'<div class="two">{thoughts}</div>'
+        + _block("answer", row.answer, "right" if row.outcome == "done" else "")
+        + "".join(f'<p class="numbers">{html.escape(line)}</p>' for line in lines)
+        + "</div></section>"
+    )
 
 
-def _block(label: str, text: str, style: str = "") -> str:
-    return f'<label>{label}</label><pre class="{style}">{html.escape(text)}</pre>'
+def _block(label: str, text: str | None, style: str = "", is_open: bool = True) -> str:
+    """Long texts are folded unless `is_open`."""
+    if not text:
+        return ""
+    state = "open" if is_open or len(text) < 600 else ""
+    return (
+        f"<details {state}><summary>{html.escape(label)}</summary>"
+        f'<pre class="{style}">{html.escape(text)}</pre></details>'
+    )

@@ -54,9 +54,7 @@ class Player:
             and parts.hostname not in ("localhost", "127.0.0.1", "::1")
         ):
             key += ", which travels unencrypted"
-        prices = "/".join(f"{price:g}" for price in self.price or ())
-        price = f"{prices} for a million tokens in/out" if prices else "no price given"
-        return f"{self.model} at {self.spec}, {key}, {price}"
+        return f"{self.model} at {self.spec}, {key}"
 
     def key(self) -> str | None:
         """The secret. Raises: UserError if the variable holds none."""

@@ -9,7 +9,7 @@ from r1ov.common.text import one_line
 from r1ov.data.formats.onevision import clean_reply
 from r1ov.data.formats.records import BadRow, read_row
 from r1ov.data.image import LazyImage
-from r1ov.formalize.detectors import find_boxes, read_text
+from r1ov.formalize.detectors import Unavailable, find_boxes, read_text
 from r1ov.formalize.phrases import GIVE_AWAYS
 from r1ov.formalize.prompt import code_block, json_object, malformed, one_word, prompt, proper, system
 from r1ov.formalize.row import Ask, Role, Row, Settings
@@ -85,10 +85,10 @@ def describe(row: Row, ask: Ask, settings: Settings) -> Row:
         return replace(row, description=text, description_format="JSON" if text.startswith("{") else "CSV")
     data = {"question": row.question}
     if row.kind in ("text", "mixed"):
-        lines = read_text(row.image.load(), settings.ocr)
-        if isinstance(lines, str):
-            row, lines = noted(row, f"no OCR: {lines}"), None
-        data["ocr"] = json.dumps(lines, ensure_ascii=False) if lines is not None else "(none)"
+        try:
+            data["ocr"] = json.dumps(read_text(row.image.load(), settings.ocr), ensure_ascii=False)
+        except Unavailable as why:
+            row, data["ocr"] = noted(row, f"no OCR: {why}"), "(none)"
     reply = told(ask, "describer", f"describe_{row.kind}", row.image, **data)
     if row.kind not in FIELDS:
         name, text = code_block(reply, LANGUAGES if row.kind == "chart" else {"text": "text"})
@@ -96,12 +96,11 @@ def describe(row: Row, ask: Ask, settings: Settings) -> Row:
     value: dict[str, Any] = json_object(reply, FIELDS[row.kind])
     if "objects" in value:
         # The describer names the objects, the detector finds them; without a detector no box is made up.
-        boxes = find_boxes(row.image.load(), value["objects"], settings.detector)
-        if isinstance(boxes, str):
-            row = noted(row, f"no boxes: {boxes}")
-        else:
+        try:
+            value["boxes"] = find_boxes(row.image.load(), value["objects"], settings.detector)
             del value["objects"]
-            value["boxes"] = boxes
+        except Unavailable as why:
+            row = noted(row, f"no boxes: {why}")
     text = json.dumps(value, ensure_ascii=False, indent=1)
     return replace(row, description=text, description_format="JSON")
 
