@@ -154,7 +154,6 @@ def asked(
         torch.set_num_threads(config.num_threads)
     kernels = choose_kernels(config.kernels, device)
     model, processor = load(path, device, config.dtype)
-    print_of = fingerprint(processor, path)
     least, most = config.min_pixels, config.max_pixels
     if is_published:  # a limit that is not given gives way to one that is
         least = least or min(MIN_PIXELS, most or MIN_PIXELS)
@@ -170,7 +169,7 @@ def asked(
         "bench": config.bench,
         "split": items[0].split,
         "model": config.model,
-        "fingerprint": print_of,
+        "fingerprint": fingerprint(path),
         "swap_pictures": config.swap_pictures,
         "dtype": dtype_name(model.head_weight.dtype),
         **{field.name: getattr(asking, field.name) for field in fields(Asking)},

@@ -3,6 +3,7 @@
 import html
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +68,8 @@ def _item(own: Answers, pictures: Sequence[int | None], style: Style) -> dict[st
 
 
 def _sample(one: Answered) -> dict[str, Any]:
-    text, verdict = one.prediction.text, one.verdict
+    text = one.prediction.text
     thinking, after = split_reply(text)[0], text.rpartition("</think>")[2].strip()
-    return {
-        "status": one.status,
-        "thinking": thinking,
-        "reply": text if thinking is None else after if "</think>" in text else "",
-        "answer": verdict.answer,
-        "method": verdict.method,
-        "judged": None if verdict.judged is None else "right" if verdict.judged >= 1 else "wrong",
-        "tokens": one.prediction.completion_tokens,
-        "finish": "at the token limit" if one.prediction.finish_reason == "length" else "",
-        "error": one.prediction.error,
-    }
+    reply = text if thinking is None else after if "</think>" in text else ""
+    own = {"status": one.status, "thinking": thinking, "reply": reply}
+    return {**asdict(replace(one.prediction, text="")), **asdict(one.verdict), **own}
