@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from r1ov.common.files import write_json
 from r1ov.data.processor import Processor
-from r1ov.folder.settings import TOKEN_IDS, pixel_limits
+from r1ov.folder.settings import image_processor_from_dict
 from r1ov.folder.weights import INDEX, SINGLE, is_sharded, whole
 from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL
@@ -107,40 +107,38 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     """The flat, published form with every field spelled out: the one that transformers 4.51 to 5 and vLLM all
     read.
     """
-    text, vision = asdict(config.text), asdict(config.vision)
-    rope = {"type": "mrope", "mrope_section": text.pop("mrope_section")}
+    top = asdict(config)
+    text, vision = top.pop("text"), top.pop("vision")
+    vision |= {"model_type": "qwen2_5_vl", "hidden_act": "silu", "in_chans": vision["in_channels"]}
     return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "model_type": "qwen2_5_vl",
-        **text,
-        "rope_scaling": rope,
+        "rope_scaling": {"type": "mrope", "mrope_section": text.pop("mrope_section")},
         "hidden_act": "silu",
         "attention_dropout": 0.0,
         "use_sliding_window": False,
         "sliding_window": config.text.max_position_embeddings,
         "max_window_layers": config.text.num_hidden_layers,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "torch_dtype": config.torch_dtype,
         "use_cache": True,
-        **{name: getattr(config, name) for name in TOKEN_IDS},
-        "vision_config": {
-            **vision,
-            "model_type": "qwen2_5_vl",
-            "hidden_act": "silu",
-            "in_chans": vision["in_channels"],
-        },
+        **text,
+        **top,
+        "vision_config": vision,
     }
 
 
 def write_processor(processor: Processor, folder: str | Path) -> None:
-    """Writes back the files that were read; other pixel limits are written into those that hold the limits."""
+    """Writes back the files that were read; other pixel limits than theirs are written into them."""
     Path(folder).mkdir(parents=True, exist_ok=True)
+    least, most = processor.image_processor.min_pixels, processor.image_processor.max_pixels
     for name, data in processor.files.items():
         raw = json.loads(data) if name in ("preprocessor_config.json", "processor_config.json") else {}
         settings = raw.get("image_processor", {}) if name == "processor_config.json" else raw
-        limits = {key: getattr(processor.image_processor, key) for key in ("min_pixels", "max_pixels")}
-        if settings and limits != pixel_limits(settings):
-            edges = {"shortest_edge": limits["min_pixels"], "longest_edge": limits["max_pixels"]}
-            settings |= limits | ({"size": edges} if settings.get("size") else {})
-            data = json.dumps(raw, indent=2).encode()
+        if settings:
+            before = image_processor_from_dict(settings)
+            if (before.min_pixels, before.max_pixels) != (least, most):
+                size = (
+                    {"size": {"shortest_edge": least, "longest_edge": most}} if settings.get("size") else {}
+                )
+                settings |= {"min_pixels": least, "max_pixels": most} | size
+                data = json.dumps(raw, indent=2).encode()
         (Path(folder) / name).write_bytes(data)

@@ -7,7 +7,8 @@ newer transformers). Fields left out take the class defaults of transformers, as
 not compute is refused by name rather than ignored.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,167 +16,95 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from r1ov.common.files import read_json
+from r1ov.common.text import one_line
 from r1ov.data.image import ImageProcessor
 from r1ov.data.processor import Processor
 from r1ov.data.template import compile_template
 from r1ov.errors import UserError
+from r1ov.folder.allowed import CHOICES, EXPECTED, FITS, TESTS
 from r1ov.model.config import Config, TextConfig, VisionConfig
 
-# Settings with a choice: what r1ov computes where a file gives one, and what that is called.
-COMPUTED = {
-    "use_sliding_window": ((False,), "full attention"),
-    "hidden_act": (("silu",), "silu"),
-    "attention_dropout": ((0,), "no dropout"),
-    "quantization_config": ((), "unquantised weights"),
-    "type": (("default", "mrope"), "plain multimodal rope"),
-    "rope_type": (("default", "mrope"), "plain multimodal rope"),
-}
-# Far above any real size, and low enough that no tensor's size overflows; of all other integers the largest
-# is 2^24.
-LARGEST = {
-    "depth": 1024,
-    "num_hidden_layers": 1024,
-    "patch_size": 1024,
-    "spatial_merge_size": 16,
-    "temporal_patch_size": 16,
-    "in_channels": 16,
-    "min_pixels": 2**31,
-    "max_pixels": 2**31,
-}
-TOKEN_IDS = {field.name: field.default for field in fields(Config) if field.name.endswith("_token_id")}
-MAY_BE_NONE = ("bos_token_id", "eos_token_id", "pad_token_id")
-A_MODEL = "a model is a Hugging Face folder with config.json, weights and tokenizer"
-
+PARSED = ("tokenizer_config.json", "processor_config.json", "chat_template.json", "generation_config.json")
 # What may lie in a folder beside its config and weights, kept as it was read, so that it can be written back.
-PARSED = (
-    "tokenizer_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "chat_template.json",
-    "generation_config.json",
-)
 FILES = (
     *PARSED,
+    "preprocessor_config.json",
     "tokenizer.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
 )
-SIZE_KEYS = {"shortest_edge", "longest_edge", "min_pixels", "max_pixels"}
-# Steps of an image's preprocessing that cannot be left out or changed.
-STEPS = dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), True) | {"resample": 3}
-SIZES = {
-    "patch_size": "patch_size",
-    "temporal_patch_size": "temporal_patch_size",
-    "merge_size": "spatial_merge_size",
-}
+# Where a template may be, in the order in which the processors of transformers look.
+TEMPLATES = ("chat_template.json", "chat_template.jinja", "tokenizer_config.json")
 
 
 def read_config(path: str | Path) -> Config:
     """Reads a config.json in either form. Raises UserError that names the file and the field."""
-    raw = read_json(path, missing=A_MODEL)
-    try:
+    raw = read_json(path, missing="a model is a Hugging Face folder with config.json, weights and tokenizer")
+    with _naming(path):
         return config_from_dict(raw)
-    except UserError as error:
+
+
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """What goes wrong inside begins with the file's name."""
+    try:
+        yield
+    except (UserError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}") from None
 
 
 def config_from_dict(raw: Mapping[str, Any]) -> Config:
-    """The sizes in a config.json's object, flat or nested. Raises UserError that names the field it cannot take."""
+    """The sizes in a config.json's object, flat or nested. Raises UserError that names the field."""
     if raw.get("model_type") != "qwen2_5_vl":
         raise UserError(f"model_type is {raw.get('model_type')!r}; r1ov computes qwen2_5_vl only")
-    text, vision = raw.get("text_config", raw), raw.get("vision_config", {})
-    for name, value in (("text_config", text), ("vision_config", vision)):
-        if not isinstance(value, dict):
-            raise UserError(f"{name} is {value!r}, expected an object")
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise UserError(f"rope_scaling is {rope!r}, expected an object")
-    for owner, prefix in ((raw, ""), (text, ""), (rope, "rope_scaling."), (vision, "vision_config.")):
-        for name, (allowed, words) in COMPUTED.items():
-            if owner.get(name) and owner[name] not in allowed:
-                raise UserError(f"{prefix}{name} is {owner[name]!r}; r1ov computes {words} only")
-    both = (raw, text)
-    ids = {name: raw.get(name, text.get(name, default)) for name, default in TOKEN_IDS.items()}
-    for name, value in ids.items():
-        is_list = name == "eos_token_id" and isinstance(value, list | tuple)
-        for item in value if is_list else [value]:
-            if (type(item) is not int or item < 0) and not (item is None and name in MAY_BE_NONE):
-                raise UserError(f"{name} is {item!r}, expected an integer")
-        ids[name] = tuple(value) if is_list else value
-    tied = [owner.get("tie_word_embeddings") or False for owner in both]
-    for value in tied:
-        if not isinstance(value, bool):
-            raise UserError(f"tie_word_embeddings is {value!r}, expected true or false")
-    dtypes = [owner.get(name) for owner in both for name in ("dtype", "torch_dtype")]
-    dtype = next(filter(None, dtypes), "bfloat16")
-    if not isinstance(dtype, str):
-        raise UserError(f"torch_dtype is {dtype!r}, expected a name such as 'bfloat16'")
-    rotary = {name: rope[name] for name in ("rope_theta", "mrope_section") if name in rope}
+    text = _object("text_config", raw.get("text_config", raw))
+    vision = _object("vision_config", raw.get("vision_config", {}))
+    rope = _object("rope_scaling", text.get("rope_parameters") or text.get("rope_scaling") or {})
+    for settings, prefix in ((raw, ""), (text, ""), (rope, "rope_scaling."), (vision, "vision_config.")):
+        _refuse_other_choices(settings, prefix)
+    dtypes = (owner.get(name) for owner in (raw, text) for name in ("dtype", "torch_dtype"))
+    top = {
+        **text,
+        **raw,
+        "tie_word_embeddings": raw.get("tie_word_embeddings") or text.get("tie_word_embeddings") or False,
+        "torch_dtype": next(filter(None, dtypes), "bfloat16"),
+    }
+    eyes = {"in_channels": vision.get("in_chans", 3), **vision}
     config = Config(
-        text=_checked(TextConfig, {**text, **rotary}),
-        vision=_checked(VisionConfig, {"in_channels": vision.get("in_chans", 3), **vision}, "vision_config."),
-        **ids,
-        tie_word_embeddings=any(tied),
-        torch_dtype=dtype,
+        text=TextConfig(**_checked(TextConfig, {**text, **rope})),
+        vision=VisionConfig(**_checked(VisionConfig, eyes, "vision_config.")),
+        **_checked(Config, top),
     )
-    _check_fit(config, text.get("layer_types") or [])
+    full = ["full_attention"] * config.text.num_hidden_layers
+    if (text.get("layer_types") or full) != full:
+        raise UserError(f"layer_types is {text['layer_types']!r}; r1ov computes full_attention only")
+    for fits, fault in FITS:
+        if not fits(config):
+            raise UserError(fault.format(config))
     return config
 
 
-def _checked(cls: type, raw: Mapping[str, Any], prefix: str = "") -> Any:
-    """A dataclass from the fields of `raw` that it knows, each of its default's kind and neither absurd nor
-    infinite, which Python's JSON reader lets through.
-    """
-    values = {}
-    for field in fields(cls):
-        value = raw.get(field.name, field.default)
-        if isinstance(field.default, tuple):
-            kinds = (int, type(field.default[0]))
-            is_list = isinstance(value, list | tuple)
-            fits = is_list and all(type(item) in kinds and abs(item) < 1e30 for item in value)
-            expected, value = "a list of numbers", tuple(value) if fits else value
-        elif field.type is int:
-            most = LARGEST.get(field.name, 2**24)
-            fits, expected = type(value) is int and 0 < value <= most, f"an integer from 1 to {most}"
-        else:
-            fits, expected = type(value) in (int, float) and 0 < value < 1e30, "a positive number"
-        if not fits:
-            raise UserError(f"{prefix}{field.name} is {value!r}, expected {expected}")
-        values[field.name] = value
-    return cls(**values)
+def _object(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{name} is {value!r}, expected an object")
+    return value
 
 
-def _check_fit(config: Config, layer_types: list[str]) -> None:
-    """Raises UserError where sizes contradict one another."""
-    t, v = config.text, config.vision
-    heads, head_dim, merged = t.num_attention_heads, t.head_dim, v.patch_size * v.spatial_merge_size
-    is_halved = len(t.mrope_section) == 3 and 2 * sum(t.mrope_section) == head_dim
-    faults = {
-        f"layer_types is {layer_types!r}; r1ov computes full_attention only": any(
-            kind != "full_attention" for kind in layer_types
-        ),
-        f"image_token_id {config.image_token_id} must be below vocab_size {t.vocab_size}": (
-            config.image_token_id >= t.vocab_size
-        ),
-        f"num_attention_heads {heads} does not divide hidden_size {t.hidden_size}": t.hidden_size % heads,
-        f"num_key_value_heads {t.num_key_value_heads} does not divide num_attention_heads {heads}": (
-            heads % t.num_key_value_heads
-        ),
-        f"mrope_section {list(t.mrope_section)} must be three numbers that sum to half the head size {head_dim}": (
-            not is_halved or min(t.mrope_section) < 0
-        ),
-        f"vision_config: head size {v.hidden_size}/{v.num_heads} must be a multiple of 4": (
-            v.hidden_size % (4 * v.num_heads)
-        ),
-        f"vision_config.out_hidden_size {v.out_hidden_size} must equal hidden_size {t.hidden_size}": (
-            v.out_hidden_size != t.hidden_size
-        ),
-        f"vision_config.window_size {v.window_size} is smaller than one merged patch": v.window_size < merged,
-    }
-    for fault, is_wrong in faults.items():
-        if is_wrong:
-            raise UserError(fault)
+def _refuse_other_choices(settings: Mapping[str, Any], prefix: str = "") -> None:
+    for name, (computed, words) in CHOICES.items():
+        if settings.get(name) is not None and settings[name] not in computed:
+            raise UserError(f"{prefix}{name} is {settings[name]!r}; r1ov computes {words} only")
+
+
+def _checked(cls: type, settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields that the settings have of a dataclass."""
+    values = {field.name: settings[field.name] for field in fields(cls) if field.name in settings}
+    for name, value in values.items():
+        expected = EXPECTED.get(name, "a positive integer")
+        if not TESTS[expected](value):
+            raise UserError(f"{prefix}{name} is {value!r}, expected {expected}")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def read_processor(folder: str | Path) -> Processor:
@@ -188,39 +117,32 @@ def read_processor(folder: str | Path) -> Processor:
         fault = "is not a folder" if folder.exists() else "no such folder"
         raise UserError(f"{folder}: {fault}; expected a Hugging Face checkpoint")
     config = read_config(folder / "config.json")
-    files = {name: _bytes(folder / name) for name in FILES if (folder / name).exists()}
+    with _naming(folder):
+        files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
     parsed = {name: read_json(folder / name) for name in PARSED if name in files}
-    named = parsed.get("tokenizer_config.json", {}).items()
-    special = {name: value.get("content") if isinstance(value, dict) else value for name, value in named}
+    special = {}
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        token = parsed.get("tokenizer_config.json", {}).get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            special[name] = token
     return Processor(
-        tokenizer=_tokenizer(folder / "tokenizer.json", files, config),
+        tokenizer=_tokenizer(folder / "tokenizer.json", config),
         image_processor=_image_processor(folder, parsed, config.vision),
         chat_template=_chat_template(folder, files, parsed),
         generation_config=parsed.get("generation_config.json", {}),
         config=config,
-        special_tokens={
-            name: special[name]
-            for name in ("bos_token", "eos_token", "unk_token", "pad_token")
-            if isinstance(special.get(name), str)
-        },
+        special_tokens=special,
         files=files,
     )
 
 
-def _bytes(path: Path) -> bytes:
+def _tokenizer(path: Path, config: Config) -> Tokenizer:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-
-
-def _tokenizer(path: Path, files: Mapping[str, bytes], config: Config) -> Tokenizer:
-    if path.name not in files:
-        raise UserError(f"{path}: no such file; expected beside config.json")
-    try:
-        tokenizer = Tokenizer.from_buffer(files[path.name])
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises plain Exception
-        raise UserError(f"{path}: not a tokenizer ({' '.join(str(error).split())[:200]})") from error
+        fault = "not a tokenizer" if path.exists() else "no such file"
+        raise UserError(f"{path}: {fault} ({one_line(str(error))[:200]})") from error
     # Files saved during a training can ask for both.
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -233,40 +155,22 @@ def _tokenizer(path: Path, files: Mapping[str, bytes], config: Config) -> Tokeni
     return tokenizer
 
 
-def _image_processor(
-    folder: Path, parsed: Mapping[str, dict[str, Any]], vision: VisionConfig
-) -> ImageProcessor:
+def _image_processor(folder: Path, parsed: Mapping[str, Any], vision: VisionConfig) -> ImageProcessor:
     # transformers 5 nests it in processor_config.json, and that one wins; older files of this name have no
     # such part.
-    name = "processor_config.json"
-    settings = parsed.get(name, {}).get("image_processor")
+    path = folder / "processor_config.json"
+    settings = parsed.get(path.name, {}).get("image_processor")
     if settings is None:
-        name = "preprocessor_config.json"
-        settings = parsed.get(name)
-    path = folder / name
-    if settings is None:
-        raise UserError(f"{path}: no such file; expected beside config.json")
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: image_processor is {settings!r:.60}, expected an object")
-    try:
-        processor = image_processor_from_dict(settings)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    for mine, theirs in SIZES.items():
-        if (size := getattr(processor, mine)) != (wanted := getattr(vision, theirs)):
-            raise UserError(f"{path}: {mine} is {size}, but config.json has {theirs} {wanted}")
-    return processor
-
-
-def pixel_limits(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """min_pixels and max_pixels from any of their spellings; areas in pixels, whatever the names say."""
-    size = settings.get("size") or {}
-    if not isinstance(size, Mapping) or not size.keys() <= SIZE_KEYS:
-        raise UserError(f"size is {size!r}, expected shortest_edge and longest_edge")
-    given = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
-    for owner in (size, settings):
-        given |= {name: owner[name] for name in given if owner.get(name) is not None}
-    return {name: value for name, value in given.items() if value is not None}
+        path = folder / "preprocessor_config.json"
+        settings = read_json(path, missing="expected beside config.json")
+    with _naming(path):
+        images = image_processor_from_dict(_object("image_processor", settings))
+        ours = (images.patch_size, images.temporal_patch_size, images.merge_size)
+        if ours != (theirs := (vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)):
+            raise UserError(
+                f"patch_size, temporal_patch_size and merge_size are {ours}, but those of config.json are {theirs}"
+            )
+    return images
 
 
 def image_processor_from_dict(settings: Mapping[str, Any]) -> ImageProcessor:
@@ -276,40 +180,32 @@ def image_processor_from_dict(settings: Mapping[str, Any]) -> ImageProcessor:
     Raises: UserError that names the field; a setting under which other images would come out is refused, not
         ignored.
     """
-    for name, value in STEPS.items():
-        if settings.get(name, value) not in (value, None):
-            raise UserError(f"{name} is {settings[name]!r}, only {value!r} is supported")
-    given = {name: value for name, value in settings.items() if value is not None}
-    processor = _checked(ImageProcessor, given | pixel_limits(settings))
-    for name, least in (("image_mean", 0.0), ("image_std", 1e-30)):
-        values = getattr(processor, name)
-        if len(values) != 3 or min(values) < least:
-            raise UserError(f"{name} is {values!r}, expected three numbers, each at least {least}")
-    return processor
+    _refuse_other_choices(settings)
+    size = _object("size", settings.get("size") or {})
+    if unknown := size.keys() - {"shortest_edge", "longest_edge", "min_pixels", "max_pixels"}:
+        raise UserError(f"size has {', '.join(unknown)}, expected shortest_edge and longest_edge")
+    # Areas in pixels, whatever the names say; min_pixels and max_pixels win where both are given.
+    edges = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
+    owners = (edges, size, settings)
+    given = {name: value for owner in owners for name, value in owner.items() if value is not None}
+    return ImageProcessor(**_checked(ImageProcessor, given))
 
 
-def _chat_template(folder: Path, files: Mapping[str, bytes], parsed: Mapping[str, dict[str, Any]]) -> str:
-    """The template, from the first place that has one, in the order in which transformers' processors look."""
-    for name in ("chat_template.json", "chat_template.jinja", "tokenizer_config.json"):
-        try:
-            raw = files.get(name)
-            is_text = raw is not None and name.endswith(".jinja")
-            value = raw.decode() if is_text else parsed.get(name, {}).get("chat_template")
+def _chat_template(folder: Path, files: Mapping[str, bytes], parsed: Mapping[str, Any]) -> str:
+    for name in TEMPLATES:
+        with _naming(folder / name):
+            value = parsed.get(name, {}).get("chat_template")
+            if name.endswith(".jinja") and name in files:
+                value = files[name].decode()
             if value is not None:
-                template = _default_template(value)
+                template = value if isinstance(value, str) else _default_template(value)
                 compile_template(template)
                 return template
-        except (UserError, UnicodeDecodeError) as error:
-            raise UserError(f"{folder / name}: {error}") from error
-    raise UserError(
-        f"{folder}: no chat template; expected chat_template.json, chat_template.jinja or one in tokenizer_config.json"
-    )
+    raise UserError(f"{folder}: no chat template; expected one in {', '.join(TEMPLATES)}")
 
 
 def _default_template(value: Any) -> str:
-    """The text of a `chat_template`: a string, or a list of {"name", "template"} with one named default."""
-    if isinstance(value, str):
-        return value
+    """The default of several templates: {name: template}, or a list of {"name", "template"}."""
     if isinstance(value, list) and all(isinstance(item, dict) for item in value):
         value = {item.get("name"): item.get("template") for item in value}
     if isinstance(value, dict) and isinstance(value.get("default"), str):
