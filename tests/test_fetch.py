@@ -124,7 +124,8 @@ def test_what_goes_wrong_is_told_in_one_line_that_names_the_url_and_in_time(
 @pytest.mark.parametrize(
     "url",
     ["file:///etc/hostname", "ftp://127.0.0.1/x", "data:,x", "/etc/hostname", "http://", "http://[", "http://127.0.0.1:99999/x",
-     "http://127.0.0.1:1/refused", "http://no-such-host.invalid/x.png", "http://a b/x", "http://x/\n", "http://" + "a" * 3000],
+     "http://127.0.0.1:1/refused", "http://no-such-host.invalid/x.png", "http://a b/x", "http://x/\n",
+     "http://" + "a" * 3000],
 )  # fmt: skip
 def test_a_url_that_leads_nowhere_is_refused_in_one_line(url: str) -> None:
     with pytest.raises(UserError) as caught:

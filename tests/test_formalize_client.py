@@ -264,7 +264,9 @@ def test_retries_are_a_few_and_their_reason_is_told(monkeypatch):
     assert len(server.bodies) == 5
     assert len(naps) == 3
     assert all(7 <= nap <= 8 for nap in naps)
-    with OpenAIServer(lambda body, before: "429 7200") as server:
-        with pytest.raises(AskFailed, match="asks to wait for 120 minutes"):
-            ask("Hi", 4)
+    with (
+        OpenAIServer(lambda body, before: "429 7200") as server,
+        pytest.raises(AskFailed, match="asks to wait for 120 minutes"),
+    ):
+        ask("Hi", 4)
     assert len(server.bodies) == 1

@@ -40,8 +40,8 @@ FLAWED = [
     (CHOICE, "<think>It has whiskers. The answer is B.</think>", "B", "malformed: a thought and no answer"),
     (
         CHOICE,
-        "<think>It has whiskers.</think> Looking at the animal once more, I see whiskers and a long tail, and it sits on a sofa as cats "
-        "do. Neither a dog nor a hen would do so. Therefore the answer is B.",
+        "<think>It has whiskers.</think> Looking at the animal once more, I see whiskers and a long tail, "
+        "and it sits on a sofa as cats do. Neither a dog nor a hen would do so. Therefore the answer is B.",
         "B",
         "malformed: reasoning after the thought",
     ),

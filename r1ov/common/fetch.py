@@ -25,7 +25,8 @@ def fetch(url: str, timeout_seconds: float = 20, max_bytes: int = 32 * 1024 * 10
         raise UserError(f"{name}: {error}") from None
     except (http().TimeoutException, TimeoutError):
         raise UserError(
-            f"{name}: no complete answer within {timeout_seconds:g} s; try again, or save the picture and give its path"
+            f"{name}: no complete answer within {timeout_seconds:g} s; try again, or save the picture "
+            "and give its path"
         ) from None
     except (http().HTTPError, http().InvalidURL, UnicodeError) as error:
         reason = one_line(str(error))[:200] or type(error).__name__
@@ -38,7 +39,7 @@ def _get(url: str, deadline: float, max_bytes: int) -> bytes:
         for _ in range(MAX_REDIRECTS + 1):
             if not url.lower().startswith(("http://", "https://")):
                 raise UserError(f"{url[:20]} is not allowed; only http:// and https:// URLs are fetched")
-            # A URL copied from a browser may hold letters outside ASCII; what is already escaped stays as it is.
+            # A URL copied from a browser may hold letters outside ASCII; what is escaped already stays so.
             with client.stream("GET", quote(url, safe=string.punctuation)) as response:
                 status = response.status_code
                 if response.has_redirect_location:
@@ -54,10 +55,8 @@ def _get(url: str, deadline: float, max_bytes: int) -> bytes:
                 try:
                     body = read_body(response, max_bytes, deadline)
                 except http().RemoteProtocolError as error:
-                    whole = f" of {expected:,}" * (expected >= 0)
-                    raise UserError(
-                        f"the connection ended after {response.num_bytes_downloaded:,}{whole} bytes; try again"
-                    ) from error
+                    read = f"{response.num_bytes_downloaded:,}" + f" of {expected:,}" * (expected >= 0)
+                    raise UserError(f"the connection ended after {read} bytes; try again") from error
             if len(body) > max_bytes:
                 raise UserError(f"the file has more bytes than the limit of {max_bytes:,}")
             if not body:

@@ -27,7 +27,8 @@ NEVER = (401, 402, 404, 405)  # the key, the account, the model or the address: 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between attempts, doubled each time
 PATIENCE = 600.0  # seconds; a server that asks for more is not waited for
 REFUSAL = re.compile(
-    r"(i['’]m |i am )(sorry|afraid|unable)\b.{0,40}\b(can|able|assist|comply|help)|i (cannot|can['’]t|won['’]t) (help|assist|comply)",
+    r"(i['’]m |i am )(sorry|afraid|unable)\b.{0,40}\b(can|able|assist|comply|help)"
+    r"|i (cannot|can['’]t|won['’]t) (help|assist|comply)",
     re.I,
 )
 

@@ -18,7 +18,7 @@ from r1ov.formalize.roles import DEFAULTS, cast, models
 from r1ov.formalize.row import Row, Settings
 
 _MODEL = "of a --{} that is a URL: the model's name there"
-_KEY = "environment variable with the key (default: HF_TOKEN for Hugging Face, OPENAI_API_KEY for OpenAI, else none)"
+_KEY = "environment variable with the key (default: HF_TOKEN for Hugging Face, OPENAI_API_KEY for OpenAI)"
 _PRICE = "money for a million tokens, IN/OUT, such as 2.5/10"
 _ENGINE = "a URL (OpenAI protocol), a model folder or name, or playground: its own descriptions"
 

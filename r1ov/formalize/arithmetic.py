@@ -22,7 +22,8 @@ _CHAIN = re.compile(
     rf"(?<![\w.,:^\\{{}}]){_TERMS}(?:\s*=\s*{_TERMS}){{1,5}}(?![\w:^/\\{{}}!⁰¹²³⁴-⁹]|[.,]\d)", re.ASCII
 )
 _COMPARISON = re.compile(
-    rf"(?<![\w./,:^-])(?P<left>-?{_NUMBER}) (?:is|are) (?:(?P<more>greater|larger|bigger|higher|more)|less|smaller|lower|fewer) than "
+    rf"(?<![\w./,:^-])(?P<left>-?{_NUMBER}) (?:is|are) "
+    rf"(?:(?P<more>greater|larger|bigger|higher|more)|less|smaller|lower|fewer) than "
     rf"(?P<right>-?{_NUMBER})(?![\w/^%]|[.,]\d)",
     re.ASCII,
 )
@@ -47,7 +48,8 @@ _SUPPOSED = re.compile(
     re.I,
 )
 _TAKEN_BACK = re.compile(
-    r"\b(?:wait|no,|actually|wrong|incorrect|mistake|false|impossible|not right|not correct|isn't|contradict\w*)",
+    r"\b(?:wait|no,|actually|wrong|incorrect|mistake|false|impossible|not (?:right|correct)"
+    r"|isn't|contradict\w*)",
     re.I,
 )
 

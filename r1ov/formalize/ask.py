@@ -85,7 +85,7 @@ class Asker:
     def __call__(
         self, role: Role, prompt: str, image: LazyImage | None = None, system: str | None = None
     ) -> str:
-        """Raises: AskFailed, for this question only; BudgetSpent when nothing more is asked: `over` says why."""
+        """Raises: AskFailed for this question only; BudgetSpent when nothing more is asked (see `over`)."""
         model = self.models[role]
         question = Question(prompt=prompt, system=system, image=_decoded(image))
         key = _digest(role, model, question)
@@ -172,7 +172,7 @@ class Asker:
                     continue
                 self.close(
                     f"the budget is used up: {self.spent.metered_tokens:,} tokens, {self.spent.cost:.4f} in "
-                    "money, and the next request might exceed it; the same command with a larger budget goes on"
+                    "money, and the next request might exceed it; a larger budget goes on"
                 )
             if self.stop.is_set():
                 raise self._spent()
@@ -196,7 +196,7 @@ class Asker:
 
     @contextmanager
     def _alone(self, key: str) -> Iterator[None]:
-        """One thread at a time for one question: of two rows that ask the same, one gets the other's answer."""
+        """Lets in one thread at a time for a question: a row that asks the same gets the other's answer."""
         with self._state:
             while key in self._under_way:
                 self._state.wait()

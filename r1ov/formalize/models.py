@@ -22,6 +22,13 @@ class Question:
     system: str | None = None
     image: Image.Image | None = None
 
+    def messages(self, image: dict[str, Any] | None) -> list[dict[str, Any]]:
+        """Args: image: as a part of the message."""
+        # Without an image a plain text: servers of text models often know nothing else.
+        content = [image, {"type": "text", "text": self.prompt}] if image else self.prompt
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": content}]
+
 
 class Endpoint(Remote):
     """A model behind a URL.
@@ -55,19 +62,15 @@ class Endpoint(Remote):
 
     def attempt(self, question: Question) -> Reply:
         """Asks once. Raises: as `Remote.send`."""
-        content: Any = question.prompt  # servers of text models often know nothing but texts
+        image = None
         if question.image is not None:
             url = {"url": data_url(question.image, self.max_pixels)}
-            content = [
-                {"type": "image_url", "image_url": url},
-                {"type": "text", "text": question.prompt},
-            ]
-        system = [{"role": "system", "content": question.system}] if question.system else []
-        return self.send([*system, {"role": "user", "content": content}], self.estimate(question)[0])
+            image = {"type": "image_url", "image_url": url}
+        return self.send(question.messages(image), self.estimate(question)[0])
 
 
 def data_url(image: Image.Image, max_pixels: int) -> str:
-    """Returns an RGB image as a data URL: scaled down to `max_pixels`, as PNG, or JPEG if that would be large."""
+    """Returns an RGB image, scaled down to `max_pixels`, as a data URL; PNG, or JPEG for a large one."""
     if (pixels := image.width * image.height) > max_pixels:
         size = (max(1, int(side * math.sqrt(max_pixels / pixels))) for side in image.size)
         image = image.resize(tuple(size), Image.Resampling.LANCZOS)
@@ -78,8 +81,11 @@ def data_url(image: Image.Image, max_pixels: int) -> str:
 
 
 class EngineModel:
-    """r1ov's engine with a folder, a hub name or r1ov-tiny: what is asked while it is busy is answered together,
-    as its next batch. Answers depend on the question, not on who else is in the batch.
+    """r1ov's own engine: questions that come while it is busy are answered together, as its next batch.
+
+    An answer depends on its question alone, not on the others in the batch.
+
+    Args: name: a model's folder, hub name, or r1ov-tiny.
 
     Raises: UserError for a model that cannot be loaded.
     """
@@ -124,7 +130,10 @@ class EngineModel:
     def _answer(self, jobs: list[tuple[Question, Future[Reply]]]) -> None:
         from r1ov.engine import generate
 
-        asked = [_messages(question) for question, _ in jobs]
+        asked = [
+            question.messages(question.image and {"type": "image", "image": question.image})
+            for question, _ in jobs
+        ]
         limits = {"max_new_tokens": self.max_tokens, "temperature": self.temperature}
         try:
             completions = generate(self.model, self.processor, asked, **limits)
@@ -146,9 +155,3 @@ class EngineModel:
 
 
 Model = Endpoint | EngineModel
-
-
-def _messages(question: Question) -> list[dict[str, Any]]:
-    image = [{"type": "image", "image": question.image}] if question.image is not None else []
-    system = [{"role": "system", "content": question.system}] if question.system else []
-    return [*system, {"role": "user", "content": [*image, {"type": "text", "text": question.prompt}]}]

@@ -1,4 +1,4 @@
-"""What a run leaves: train.parquet to train on, stages.jsonl with every row's way, report.md and report.html."""
+"""The files of a run: train.parquet, stages.jsonl with every row's way, report.md and report.html."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,22 +37,23 @@ def write_outputs(folder: Path, rows: Iterable[Row], facts: Mapping[str, str]) -
     report = Report(facts)
     turn = pa.struct([("from", pa.string()), ("value", pa.string())])
     columns = pa.schema([("id", pa.string()), ("image", pa.string()), ("conversations", pa.list_(turn))])
-    with replacing(folder / TRAIN) as train, replacing(folder / STAGES) as stages:
+    with (
+        replacing(folder / TRAIN) as train,
+        replacing(folder / STAGES) as stages,
+        ParquetWriter(train, columns) as table,
         # What is not Unicode becomes \udXXX, which JSON reads back as it was.
-        with (
-            ParquetWriter(train, columns) as table,
-            stages.open("w", encoding="utf-8", errors="backslashreplace") as lines,
-        ):
+        stages.open("w", encoding="utf-8", errors="backslashreplace") as lines,
+    ):
 
-            def done() -> Iterator[dict[str, Any]]:
-                for row in rows:
-                    lines.write(json.dumps(row_to_dict(row), ensure_ascii=False) + "\n")
-                    report.add(row)
-                    if row.outcome == "done":
-                        yield row.published()
+        def done() -> Iterator[dict[str, Any]]:
+            for row in rows:
+                lines.write(json.dumps(row_to_dict(row), ensure_ascii=False) + "\n")
+                report.add(row)
+                if row.outcome == "done":
+                    yield row.published()
 
-            kept = done()
-            while group := list(islice(kept, ROWS_IN_A_GROUP)):
-                table.write_table(pa.Table.from_pylist(group, columns))
+        kept = done()
+        while group := list(islice(kept, ROWS_IN_A_GROUP)):
+            table.write_table(pa.Table.from_pylist(group, columns))
     write_text(folder / "report.md", report.markdown())
     write_text(folder / "report.html", report.html())

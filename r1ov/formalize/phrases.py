@@ -33,22 +33,27 @@ _VERB = (
     "says?|states?|mentions?|indicates?|notes?|lists?|tells?|describes?|specifies|provides?|gives?|confirms?|suggests?|implies"
     "|contains?|includes?"
 )
-_SAYS = rf"(?:(?:also|clearly|explicitly|only|just) )?(?:{_VERB}|(?:does|did)(?:n't| not) (?:say|state|mention|specify|include|tell))\b"
+_DENIED = r"(?:does|did)(?:n't| not) (?:say|state|mention|specify|include|tell)"
+_SAYS = rf"(?:(?:also|clearly|explicitly|only|just) )?(?:{_VERB}|{_DENIED})\b"
 _CAPTION_TALK = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        rf"\b(?:based on|according to|as per|given|from|in|using|re-?reading|reading|by) {_SOURCE}{_IN_THE_PICTURE}",
+        rf"\b(?:based on|according to|as per|given|from|in|using|(?:re-?)?reading|by) "
+        rf"{_SOURCE}{_IN_THE_PICTURE}",
         rf"\b{_SOURCE}{_IN_THE_PICTURE} {_SAYS}",
         r"\b(?:based on|according to|from|in) the (?:(?:given|provided) )?(?P<noun>record)\b",
         r"\bthe (?P<noun>record) (?:says|states|lists|mentions)\b",
         rf"\bas (?:described|captioned)(?=[,.;:]| in the {_KIND}(?:caption|description|{_PICTURE}))",
-        r"\bas (?:stated|mentioned|listed|noted|given|provided) in the (?P<noun>caption|description|JSON|CSV|metadata)\b",
+        r"\bas (?:stated|mentioned|listed|noted|given|provided) in the "
+        r"(?P<noun>caption|description|JSON|CSV|metadata)\b",
         r"\b(?:the|this|provided|given) (?P<noun>JSON|CSV|Mermaid|PlantUML|SPICE|netlist|metadata)\b",
-        r"\b(?:provided|given) (?:bounding )?(?P<noun>box)es\b|\bbounding (?P<other>box)es (?:given|provided|listed)\b",
+        r"\b(?:provided|given) (?:bounding )?(?P<noun>box)es\b"
+        r"|\bbounding (?P<other>box)es (?:given|provided|listed)\b",
         r"\b(?:the|from|by) (?P<noun>OCR)\b",
-        rf"\b(?:can't|cannot|can not|unable to) (?:(?:actually|directly) )?(?:see|view|access|look at) (?:the|this|an) "
-        rf"(?:actual )?{_PICTURE}\b(?!'s| (?:of|on|frame|hanging)\b)",
-        rf"\b(?:without (?:seeing|access to)|(?:don't have|no) access to) (?:the|this|an|any) (?:actual )?{_PICTURE}\b",
+        r"\b(?:can't|cannot|can not|unable to) (?:(?:actually|directly) )?(?:see|view|access|look at) "
+        rf"(?:the|this|an) (?:actual )?{_PICTURE}\b(?!'s| (?:of|on|frame|hanging)\b)",
+        r"\b(?:without (?:seeing|access to)|(?:don't have|no) access to) "
+        rf"(?:the|this|an|any) (?:actual )?{_PICTURE}\b",
         rf"\b(?:imagin(?:e|ing)|visuali[sz](?:e|ing)) (?:the|this|what the) {_PICTURE}\b",
         r"\bas an? (?:AI|(?:text-only |large )?language model)\b",
     )

@@ -32,7 +32,7 @@ def fenced(name: str, text: str) -> str:
     """Returns the text between two lines that it cannot contain, since they hold a hash of it; the frame
     tokens of chat templates come apart.
 
-    Example: fenced("question", "How many?") -> '<<question 1a2b3c4d5e6f>>\\nHow many?\\n<</question 1a2b3c4d5e6f>>'
+    Example: fenced("question", "Why?") -> '<<question 1a2b3c4d5e6f>>\\nWhy?\\n<</question 1a2b3c4d5e6f>>'
     """
     text = text.replace("<|", "< |").replace("|>", "| >")
     mark = f"{name} {hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
@@ -80,7 +80,7 @@ def code_block(reply: str, languages: Mapping[str, str]) -> tuple[str, str]:
 
 
 def one_word(reply: str, words: Collection[str]) -> str:
-    """Returns the word that the reply is, in any case, perhaps quoted or with a full stop. Raises: AskFailed."""
+    """Returns the word that the reply is, whatever its case, quotes and full stop. Raises: AskFailed."""
     word = proper(reply).strip(" \t\n\"'`*.").lower()
     if word not in words:
         raise malformed(reply, f"one word of {', '.join(words)}")

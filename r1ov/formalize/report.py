@@ -13,7 +13,8 @@ SHOWN_OF_EACH = 4  # rows on the page with the same kind, outcome and reason
 SHOWN = 60  # rows on the page
 
 _STYLE = """
-body{max-width:75em}h2{font-size:1.15em;margin-top:2em}table{border-collapse:collapse;margin:.6em 0;font-size:14px}
+body{max-width:75em}h2{font-size:1.15em;margin-top:2em}
+table{border-collapse:collapse;margin:.6em 0;font-size:14px}
 th,td{padding:.25em .8em;border-bottom:1px solid #e4e6ea;text-align:right;font-variant-numeric:tabular-nums}
 th:first-child,td:first-child,.facts td{text-align:left}th{color:#667;font-weight:600}
 .tables{display:flex;flex-wrap:wrap;gap:0 3em}section>div{flex:1;min-width:0}section p{margin:.2em 0}

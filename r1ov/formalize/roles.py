@@ -3,6 +3,7 @@ rules alone.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -61,7 +62,7 @@ class Player:
         if self.key_env is None:
             return None
         key = os.environ.get(self.key_env, "").strip()
-        if not key or not key.isascii() or not key.isprintable() or " " in key:
+        if not re.fullmatch("[!-~]+", key):  # printable ASCII
             raise UserError(f"--{self.role}-key-env: the environment variable {self.key_env} holds no key")
         return key
 

@@ -22,8 +22,8 @@ TRAINABLE = ("rl", "train")  # splits of the playground
 
 
 def read_rows(data: str, limit: int | None = None, seed: int = 0) -> Iterator[Row]:
-    """Returns the rows of `playground[:split]`, a file, a folder or a hub data set, in order, with unique ids;
-    bad ones have the outcome "failed".
+    """Returns the rows of `playground[:split]`, a file, a folder or a hub data set, with unique ids; a bad
+    row has the outcome "failed".
 
     Raises: UserError, before the first row, for data that cannot be opened or an endless playground without a
         limit.
@@ -71,7 +71,7 @@ def _drawn(split: str, number: int, seed: int) -> Row:
 
 def _row(item: Record | BadRow, file: DataFile, number: int) -> Row:
     """One question about one image, or about none."""
-    # The source's name, as in R1-Onevision's data: the folder, if there are several, else the file's own name.
+    # The source's name, as in R1-Onevision's data: the folder if there are several, else the file.
     inside = Path(file.path).parent
     tag = inside.name if inside != Path(file.inside) else file.path.stem
     name = f"{file.path.stem}-{number + 1}"

@@ -17,12 +17,13 @@ from r1ov.reward.rules.numbers import read_number
 MAX_ANSWER_WORDS = 20  # more than the gold answer has
 ENDING = 600  # letters of a thought's end, in which a count is its last word
 _COUNTED = re.compile(
-    r"\b(?:that makes|makes? a total of|total (?:(?:count|number) )?(?:is|of|:|=)|I count|in total,? there are|the count is"
-    r"|(?:so|thus|therefore|hence),? there (?:is|are)) (?:exactly )?(?P<after>[\w,.-]+)"
+    r"\b(?:that makes|makes? a total of|total (?:(?:count|number) )?(?:is|of|:|=)|I count"
+    r"|in total,? there are|the count is|(?:so|thus|therefore|hence),? there (?:is|are)) (?:exactly )?"
+    r"(?P<after>[\w,.-]+)"
     r"|(?P<before>[\w,.-]+)(?: \w+){0,2} (?:in total|altogether|in all)\b",
     re.IGNORECASE,
 )
-_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+_WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
 
 
 class Fault(NamedTuple):
@@ -115,6 +116,6 @@ def contradiction(question: str, reply: str, thought: str, answer: str) -> Fault
 
 def _number(word: str) -> int | None:
     word = word.lower().strip(".,-").replace(",", "")
-    if word in _WORDS:
-        return _WORDS.index(word)
+    if word in (words := _WORDS.split()):
+        return words.index(word)
     return int(word) if re.fullmatch(r"[0-9]{1,12}", word) else None

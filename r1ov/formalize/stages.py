@@ -106,8 +106,8 @@ def describe(row: Row, ask: Ask, settings: Settings) -> Row:
 
 
 def reason(row: Row, ask: Ask, settings: Settings) -> Row:
-    """Stage 3: a chain of thought and an answer, from the question and the description; without a reasoner the
-    reasoning that is known to be right. A wrong answer rejects the row here, because later stages cost money.
+    """Stage 3: a chain of thought and an answer, from the question and the description; without a reasoner,
+    those that are known to be right. A wrong answer rejects the row here, because later stages cost money.
     """
     if "reasoner" not in settings.models:
         if "reasoning" not in row.truth:
@@ -213,7 +213,7 @@ def formalize(row: Row, ask: Ask, settings: Settings) -> Row:
     """Returns the row after all stages: "done", "rejected" or "failed", never None. A row that has an outcome
     already is not touched.
 
-    The reason of one that is not done begins with the stage: "filter: wrong answer: '4', the gold answer is '5'".
+    A reason begins with the stage: "filter: wrong answer: '4', the gold answer is '5'".
 
     Raises: BudgetSpent, from `ask`; then nothing is known of the row.
     """
