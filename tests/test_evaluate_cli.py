@@ -1,12 +1,14 @@
 """`python -m r1ov.evaluate` from its flags to what it prints and keeps."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import r1ov
 from r1ov.cli import run
@@ -153,6 +155,23 @@ def test_an_own_model_is_asked_as_it_was_trained_and_a_difference_is_told(tmp_pa
     (model / "r1ov.json").unlink()
     status, _, err = called(monkeypatch, capsys, *words)
     assert (status, f"asked with {foreign}\n" in err, "trained" in err) == (0, True, False)
+
+
+def test_boxes_of_large_pictures_are_in_the_pictures_own_pixels(tmp_path, monkeypatch, capsys):
+    """The processor shrinks the pictures back to the size at which the model knows them."""
+    rows = []
+    for index in range(6, 70, 7):  # the playground's questions for a box
+        one = sample("test", index)
+        one.image.resize((448, 448), Image.Resampling.NEAREST).save(tmp_path / f"{index}.png")
+        box = [4 * side for side in json.loads(one.answer)]
+        row = {"id": index, "question": one.question, "answer": str(box), "kind": "bbox"}
+        rows.append({**row, "image": f"{index}.png"})
+    words = ["--bench", write(tmp_path / "q.jsonl", rows), "--out", "o", "--device", "cpu"]
+    out = called(monkeypatch, capsys, *words, "--max-new-tokens", "96")[1]
+    right = float(re.search(r"\| accuracy \| (.+)% \|", out)[1])
+    assert right > 50
+    predictions = ["--predictions", "o/predictions.jsonl"]  # the frame is in the file
+    assert f"| accuracy | {right}% |" in called(monkeypatch, capsys, *words[:2], *predictions)[1]
 
 
 def test_a_row_without_question_or_answer_is_one_line(tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from r1ov.data.image import LazyImage
 from r1ov.evaluate.item import Item, Prediction, Verdict
 from r1ov.evaluate.scoring import score
 
@@ -107,6 +108,23 @@ def test_what_could_not_be_asked_or_answered_scores_0_and_is_called_an_error():
         item("int", "7"), Prediction(id="1", text="<answer>7</answer>", sample=3, error="out of memory")
     )
     assert (found.score, found.method, found.sample) == (0.0, "error", 3)
+
+
+def test_boxes_are_compared_in_the_images_own_pixels():
+    """The model answers in those of the image as it saw it, as Qwen2.5-VL's are trained to."""
+    large = [LazyImage((448, 224), lambda: None)]
+    for kind, gold, right in (
+        ("bbox", "[40, 40, 200, 120]", "[10, 20, 50, 60]"),
+        ("boxes", '[{"bbox_2d": [40, 40, 200, 120]}]', '[{"bbox_2d": [10, 20, 50, 60]}]'),
+    ):
+        for text, resized, worth in (
+            (right, [112, 112], 1.0),
+            (gold, [112, 112], 0.0),
+            (gold, [448, 224], 1.0),
+            (gold, None, 1.0),  # other people's predictions, which do not say
+        ):
+            row = Prediction(id="1", text=f"<answer>{text}</answer>", resized=resized)
+            assert score(item(kind, gold, images=large), row).score == worth, (text, resized)
 
 
 def test_a_percent_sign_is_no_mistake_where_the_question_asks_for_per_cent():

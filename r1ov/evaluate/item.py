@@ -45,6 +45,9 @@ class Prediction:
     seconds: float = 0.0
     prompt_hash: str = ""
     seed: int = 0
+    resized: Sequence[int] | None = (
+        None  # (width, height) of the first image as the model saw it: boxes' frame
+    )
     error: str | None = None
 
 

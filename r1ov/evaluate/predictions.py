@@ -17,7 +17,7 @@ from r1ov.evaluate.item import Prediction
 MERGED = "predictions.jsonl"
 T = TypeVar("T")
 EXAMPLE = '{"id": "test/0", "text": "<think>..."}'
-_KINDS = {**Prediction.__annotations__, "error": str}
+_KINDS = {**Prediction.__annotations__, "resized": list, "error": str}
 
 
 def read_predictions(path: Path, may_be_torn: bool = False) -> list[Prediction]:

@@ -5,10 +5,12 @@ Training is stricter: there the reward wants the answer alone, in its tag.
 """
 
 import re
+from collections.abc import Sequence
 
 from r1ov.evaluate.item import Item, Prediction, Verdict
 from r1ov.reward import Rules, format_reward, score_answer
 from r1ov.reward.accuracy import choice_of, kind_of
+from r1ov.reward.rules.boxes import box_scale
 from r1ov.reward.rules.numbers import Number, read_number, same_number
 from r1ov.reward.rules.reading import boxed, extract_answer, plain, read_text, unwrap
 
@@ -77,7 +79,7 @@ def score(item: Item, prediction: Prediction) -> Verdict:
         found, method = extract_answer(text, "auto", prediction.finish_reason != "length")
         formed = format_reward(prediction.text)
     if found:
-        answer, worth = read_answer(item, found)
+        answer, worth = read_answer(item, found, prediction.resized)
         worth = worth if item.answer.strip() else 0.0  # a split without golds
     return Verdict(
         id=item.id,
@@ -89,8 +91,12 @@ def score(item: Item, prediction: Prediction) -> Verdict:
     )
 
 
-def read_answer(item: Item, found: str) -> tuple[str, float]:
-    """Returns the answer in its shortest form (a letter, or the value without words) and its score."""
+def read_answer(item: Item, found: str, resized: Sequence[int] | None = None) -> tuple[str, float]:
+    """Returns the answer in its shortest form (a letter, or the value without words) and its score.
+
+    Args: resized: (width, height) of the image as the model saw it: its boxes are in these pixels, the gold
+        ones in the image's own.
+    """
     texts, (inner, method) = [found], extract_answer(found, "auto")
     if "," not in found:
         left, *right = re.split(r"\\approx(?![a-z])|≈", found, maxsplit=1)
@@ -108,6 +114,11 @@ def read_answer(item: Item, found: str) -> tuple[str, float]:
             letter = next((letter for text in texts if (letter := _option(text, rules))), None)
             return (letter or found), float(letter == gold)
         kind = "text"  # a gold that is no option: "BD"
+    if kind in ("bbox", "boxes"):
+        rules = Rules()
+        if resized and item.images:
+            rules = Rules(box_scale=box_scale("resized", item.images[0].size, tuple(resized)))
+        return found, score_answer(found, item.answer, kind, rules) or 0.0
     short = tidy(texts[-1], item)
     if "," not in found:
         texts.append(left)  # 2√2 ≈ 2.83
