@@ -223,7 +223,7 @@ def trace_encoded(
         rows, columns = t * h // config.vision.spatial_merge_size, w // config.vision.spatial_merge_size
         cells.append(places[done : done + rows * columns].view(rows, columns))
         done += rows * columns
-    logprobs, entropy = _scored(model, values["model.norm.out"], token_ids)
+    logprobs, entropy = score_tokens(model, values["model.norm.out"], token_ids)
     return Trace(
         tokens=[processor.decode([token], skip_special_tokens=False) for token in token_ids.tolist()],
         token_ids=token_ids,
@@ -252,7 +252,7 @@ def continued(prompt: Encoded, completion: Tensor) -> Encoded:
     )
 
 
-def _scored(model: Qwen2_5_VL, states: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+def score_tokens(model: Qwen2_5_VL, states: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
     """(T,) log-probs of the tokens, and entropies of what might have been there; nan for the first."""
     targets = token_ids[1:]
     parts = torch.arange(len(targets)).split(max(1, CHUNK // model.head_weight.shape[0]))
