@@ -25,9 +25,8 @@ from r1ov.data.playground.scene import COLOURS, SHAPES, SIZE
 from r1ov.data.processor import Processor
 from r1ov.errors import UserError
 from r1ov.evaluate.statistics import interval
-from r1ov.look.edit import blank, edit
 from r1ov.look.points import Where, watching
-from r1ov.look.trace import Trace, score_tokens, trace
+from r1ov.look.trace import Trace, answers, embedded, trace
 from r1ov.model.model import Qwen2_5_VL
 
 NAMED = re.compile(rf"(?:\b([a-d][1-4]) )?\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")
@@ -88,11 +87,6 @@ def covered_cells(box: Sequence[int], rows: int, columns: int) -> list[int]:
     return [cell for cell, area in enumerate(areas) if area and area >= max(areas) / 2]
 
 
-def head_maps(traced: Trace, token: int) -> Tensor:
-    """(layers, H, cells) where each head looked when it wrote a token."""
-    return traced.rows(token - 1)[:, :, traced.cells[0].flatten()]
-
-
 def rollout(traced: Trace, layers: int) -> Tensor:
     """(T, T) attention through all layers: each one's mean over the heads, half of it the residual."""
     whole = torch.eye(len(traced))
@@ -123,30 +117,21 @@ def gradients(
     return maps
 
 
-def blanked(model: Qwen2_5_VL, processor: Processor, traced: Trace, per_pass: int = 16) -> Tensor:
-    """(cells, T) how much each token's log-prob falls when a cell of the first image is blanked.
+def blanked(processor: Processor, traced: Trace, regions: Sequence[Tensor], per_pass: int = 16) -> Tensor:
+    """(regions, T) how much each token's log-prob falls when a region of the image becomes its mean cell.
 
-    Args: per_pass: copies of the conversation that are packed into one pass, each with another cell blanked.
+    Args: regions: token indices of cells, as in `traced.cells`. per_pass: regions blanked side by side.
     """
-    cells, all_cells = traced.cells[0].numel(), sum(cells.numel() for cells in traced.cells)
+    plain = embedded(processor, traced)  # (T, C)
+    every_cell = torch.cat([cells.flatten() for cells in traced.cells])
     scored = []
-    for first in range(0, cells, per_pass):
-        copies = range(first, min(first + per_pass, cells))
-        batch = processor.pack([replace(traced.encoded, labels=None)] * len(copies)).to(
-            traced.token_ids.device
-        )
-        hidden_cells = [copy * all_cells + cell for copy, cell in enumerate(copies)]
-
-        def hide(value: Tensor, where: Where, hidden_cells: list[int] = hidden_cells) -> Tensor:
-            own = value.view(-1, all_cells, value.shape[-1])  # each copy has its own mean
-            return torch.cat(
-                [blank([cell % all_cells])(one, where) for one, cell in zip(own, hidden_cells, strict=True)]
-            )
-
-        with torch.no_grad(), edit(model, {"visual.merger.out": hide}):
-            states = model(**batch, then=lambda hidden, _weight: hidden)
-        scored += [score_tokens(model, own, traced.token_ids)[0] for own in states.split(len(traced))]
-    return traced.logprobs - torch.stack(scored)
+    for first in range(0, len(regions), per_pass):
+        own = regions[first : first + per_pass]
+        copies = plain.repeat(len(own), 1, 1)
+        for copy, region in zip(copies, own, strict=True):
+            copy[region] = plain[every_cell].mean(0)
+        scored.append(answers(traced, copies))
+    return traced.logprobs - torch.cat(scored)
 
 
 def maps_of(
@@ -154,9 +139,10 @@ def maps_of(
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """For each mention the maps of all heads (layers, H, cells), and the other methods' maps (cells,)."""
     cells = traced.cells[0].flatten()
-    whole, falls = rollout(traced, len(model.model.layers)), blanked(model, processor, traced)
+    whole, falls = rollout(traced, len(model.model.layers)), blanked(processor, traced, list(cells.split(1)))
     for one, gradient in zip(found, gradients(model, processor, traced, found), strict=True):
-        heads = torch.stack([head_maps(traced, token) for token in one.tokens]).mean(0)
+        written = slice(one.tokens[0] - 1, one.tokens[-1])  # where the words were decided
+        heads = torch.stack([rows[:, :, cells].mean(1) for rows in traced.rows(written)])
         yield (
             heads,
             {

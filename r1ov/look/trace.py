@@ -7,7 +7,7 @@ The completion is teacher-forced: what is read at a token is what the model held
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kernels import attention
 from kernels.logprobs import definition
 from r1ov.data.messages import Messages
 from r1ov.data.processor import Encoded, Processor
@@ -87,42 +88,38 @@ class Trace:
         check_point(point, self.points)
         raise UserError(f"{point} was not kept; trace again with keep={word!r} among the kept")
 
-    def lens(self, layer: int) -> Tensor:
+    def lens(self, layer: int, tokens: Tensor | slice = slice(None)) -> Tensor:
         """(T, V) log-probs of the next token, had the model stopped before this layer (the logit lens).
 
         Args: layer: 0 for the embeddings, up to the number of layers, where it is the model's own answer.
+            tokens: (n,) those that are asked about, for (n, V).
         """
         layers = len(self._model().model.layers)
         if not 0 <= layer <= layers:
             raise UserError(
                 f"layer is {layer}; the model has layers 0 to {layers - 1}, and {layers} is its end"
             )
-        if layer == layers:
-            return self["logits"].float().log_softmax(-1)
         with torch.no_grad():
-            states = self._model().model.norm(self[f"model.layers.{layer}.residual"])
+            if layer == layers:
+                states = self["model.norm.out"][tokens]
+            else:
+                states = self.model.model.norm(self[f"model.layers.{layer}.residual"][tokens])
             return self._head(states).float().log_softmax(-1)
 
-    def rows(self, token: int) -> Tensor:
-        """(layers, H, T) where each head of each layer looks from this token; 0 for the tokens after it."""
-        token = range(len(self))[token]
-        names = sorted(
-            (name for name in self.heads if name.startswith("model.")),
-            key=lambda name: int(name.split(".")[2]),
-        )
-        return torch.stack([pattern(self.heads[name], slice(token, token + 1))[:, 0] for name in names])
+    def rows(self, tokens: int | slice) -> Iterator[Tensor]:
+        """Yields for each layer (H, n, T) where its heads look from some tokens; 0 for the tokens after each."""
+        tokens = tokens if isinstance(tokens, slice) else slice(tokens, tokens + 1 or None)
+        for layer in range(sum(name.startswith("model.") for name in self.heads)):
+            yield pattern(self.heads[f"model.layers.{layer}.self_attn"], tokens)
 
     def attention_to_picture(self, token: int, image: int = 0) -> tuple[Tensor, Share]:
         """(layers, H, rows, columns) attention from a token to each cell of an image, and all its shares."""
         if not self.cells:
             raise UserError("there is no image in this trace")
-        weights = self.rows(token)
-        is_image = torch.zeros(len(self), dtype=torch.bool, device=weights.device)
-        is_image[torch.cat([cells.flatten() for cells in self.cells])] = True
-        in_prompt = torch.arange(len(self), device=weights.device) < self.prompt_length
-        first = torch.arange(len(self), device=weights.device) == 0
-        masks = (is_image & ~first, in_prompt & ~is_image & ~first, ~in_prompt & ~first, first)
-        return weights[:, :, self.cells[image]], Share(*(weights[..., mask].sum(-1) for mask in masks))
+        weights = torch.stack([rows[:, 0] for rows in self.rows(token)])  # (layers, H, T)
+        return weights[:, :, self.cells[image]], Share(
+            *(weights[..., group].sum(-1) for group in looked_at(self))
+        )
 
     def rivals(self, count: int = 5) -> tuple[Tensor, Tensor, Tensor]:
         """The likeliest tokens at each place: ids (T, count), log-probs, and the rank (T,) of the token there."""
@@ -263,6 +260,39 @@ def score_tokens(model: Qwen2_5_VL, states: Tensor, token_ids: Tensor) -> tuple[
         ]
     nothing = torch.full((1,), math.nan, device=states.device)
     return tuple(torch.cat((nothing, *values)) for values in zip(*scored, strict=True))
+
+
+def looked_at(traced: Trace) -> list[Tensor]:
+    """The tokens of each field of `Share`, as masks (T,)."""
+    places = torch.arange(len(traced), device=traced.token_ids.device)
+    is_image = torch.zeros_like(places, dtype=torch.bool)
+    for cells in traced.cells:
+        is_image[cells] = True
+    rest, given = places > 0, places < traced.prompt_length
+    return [is_image & rest, given & ~is_image & rest, ~given & rest, ~rest]
+
+
+@torch.no_grad()
+def answers(traced: Trace, embeddings: Tensor) -> Tensor:
+    """(copies, T) log-probs of the trace's tokens, had its tokens been embedded in other ways.
+
+    Args: embeddings: (copies, T, C), as `embedded` with something changed; they run as one packed batch.
+    """
+    model, count = traced.model, len(embeddings)
+    cu_seqlens = torch.arange(count + 1, dtype=torch.int32, device=embeddings.device) * len(traced)
+
+    def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v, cu_seqlens, causal=True)
+
+    states = model.model(embeddings.flatten(0, 1), traced.positions.repeat(1, count), attend)
+    return torch.stack([score_tokens(model, own, traced.token_ids)[0] for own in states.split(len(traced))])
+
+
+@torch.no_grad()
+def embedded(processor: Processor, traced: Trace) -> Tensor:
+    """(T, C) what enters the language model: words and cells."""
+    batch = processor.pack([replace(traced.encoded, labels=None)]).to(traced.token_ids.device)
+    return traced.model.embed(*(batch.get(name) for name in ("input_ids", "pixel_values", "image_grid_thw")))
 
 
 def load_trace(path: str | Path, model: Qwen2_5_VL | None = None) -> Trace:

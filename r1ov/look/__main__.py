@@ -1,0 +1,83 @@
+"""Study internals: `python -m r1ov.look --image x.png --prompt "..."` writes one page to open in a browser.
+
+`python -m r1ov.look score --samples 500` scores ways of telling where a model looked.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from r1ov.cli import option, parse_cli, run
+from r1ov.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageConfig:
+    image: tuple[str, ...] = option((), "an image: a path or an http(s) URL; may be given several times")
+    prompt: str = option("How many objects are there?", "the question")
+    system: str | None = option(None, "the system prompt; default: the chat template's own")
+    model: str = option("r1ov-tiny", "model folder, hub name or r1ov-tiny")
+    versus: str | None = option(None, "another model, asked about the same words")
+    out: str = option("look.html", "the page")
+    device: str | None = option(None, "default: cuda if there is one, else cpu")
+    dtype: Literal["float32", "bfloat16"] | None = option(
+        None, "default: float32 on a CPU, bfloat16 on a GPU"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    samples: int = option(500, "scenes of the playground", least=1)
+    split: Literal["test", "rl", "generalisation"] = option("test", "of the playground")
+    seed: int = option(0, "of the scenes; the best head is chosen on those of the next seed")
+    model: str = option("r1ov-tiny", "model folder, hub name or r1ov-tiny")
+
+
+def page(config: PageConfig) -> None:
+    from r1ov.folder.pretrained import load
+    from r1ov.look.page import write_page
+
+    model, processor = load(config.model, config.device, config.dtype)
+    system = [] if config.system is None else [{"role": "system", "content": config.system}]
+    parts = [
+        *({"type": "image", "image": image} for image in config.image),
+        {"type": "text", "text": config.prompt},
+    ]
+    path = Path(config.out)
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder; give the name of a file, such as {path / 'look.html'}")
+    messages = [*system, {"role": "user", "content": parts}]
+    traced = write_page(path, model, processor, messages, config.model, config.versus)
+    print(processor.decode(traced.token_ids[traced.prompt_length :]))
+    print(f"{path}: open it in a browser ({path.stat().st_size / 1e6:.1f} MB)", file=sys.stderr)
+
+
+def score(config: ScoreConfig) -> None:
+    from r1ov.common.page import markdown_table
+    from r1ov.folder.pretrained import load
+    from r1ov.look.score import table
+
+    rows = table(*load(config.model), config.samples, config.split, config.seed)
+    cells = [["method", "words", "peak on the object", "95% interval", "shuffled truth", "swapped image"]]
+    for row in rows:
+        numbers = [
+            f"{row['hits']:.1%}",
+            f"{row['low']:.1%} to {row['high']:.1%}",
+            f"{row['shuffled']:.1%}",
+            f"{row['swapped']:.1%}",
+        ]
+        cells.append([row["method"], str(row["words"]), *numbers])
+    print(markdown_table(cells))
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    if words[:1] == ["score"]:
+        score(parse_cli(ScoreConfig, words[1:], prog="python -m r1ov.look score", description=__doc__))
+    else:
+        page(parse_cli(PageConfig, words, prog="python -m r1ov.look", description=__doc__))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
