@@ -6,6 +6,7 @@ import base64
 import io
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
@@ -169,6 +170,11 @@ def test_openais_newer_name_for_the_longest_answer_is_learned():
         assert endpoint.attempt(Question(prompt="Hi")).failure is None
     assert server.bodies[1]["max_completion_tokens"] == 9
     assert "max_tokens" not in server.bodies[1]
+    with OpenAIServer(behave, latency=0.3) as server:
+        endpoint = Endpoint(server.url, "m")
+        with ThreadPoolExecutor(4) as pool:  # that learn it at the same time
+            asked = [pool.submit(endpoint.attempt, Question(prompt="Hi")) for _ in range(4)]
+        assert all(isinstance(one.exception(), TryAgain) for one in asked)
 
 
 DATE = {"Date": "Wed, 21 Oct 2015 07:28:00 GMT"}

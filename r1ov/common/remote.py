@@ -158,8 +158,8 @@ class Remote:
         """What a status other than 200 means."""
         told = self._clean(body)[:300]
         reason = f"the server answered {status}" + (f" ({told})" if told else "")
-        if status == 400 and "max_completion_tokens" in body and "max_tokens" in self.options:
-            # OpenAI's name of today, which other servers do not know.
+        if status == 400 and "max_completion_tokens" in body:
+            # OpenAI's name of today, which other servers do not know. Other threads may have learned it too.
             rest = {name: value for name, value in self.options.items() if name != "max_tokens"}
             self.options = {**rest, "max_completion_tokens": self.max_tokens}
             return TryAgain(reason)
