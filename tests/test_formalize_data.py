@@ -499,3 +499,23 @@ def test_what_is_written_trains(tmp_path, capsys):
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log if "loss" in line][-1] == 2
     assert "step 2/2 | loss" in capsys.readouterr().err
+
+
+def test_a_picture_given_by_its_file_url_comes_in(tmp_path):
+    (tmp_path / "in").mkdir()
+    picture = tmp_path / "in" / "a b.png"
+    Image.new("RGB", (30, 20), "red").save(picture)
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "outside.png")
+    rows = [
+        {"problem": "What?", "answer": "red", "image": address}
+        for address in (picture.as_uri(), f"FILE://localhost{picture.as_uri()[7:]}")
+    ]
+    rows.append({**rows[0], "image": (tmp_path / "outside.png").as_uri()})
+    path = lines(tmp_path / "in" / "data.jsonl", rows)
+    first, second, third = (
+        formalize(replace(row, tag="scene", truth={"description": "{}"}), says_red, LOOKS)
+        for row in read_rows(str(path))
+    )
+    assert first.outcome == second.outcome == "done"
+    assert first.image.load().size == (30, 20)
+    assert third.reason.startswith("read: a picture lies outside the data's folder")
