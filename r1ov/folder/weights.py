@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from r1ov.common.device import dtype_name
 from r1ov.common.files import read_json
 from r1ov.common.text import one_line
 from r1ov.errors import UserError
@@ -91,6 +92,12 @@ class Stored:
     name: str  # in the file
     file: Path
     shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def parameter(self) -> str:
+        """The name in the published layout, which is the model's."""
+        return self.name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
 
 
 def load_weights(
@@ -104,78 +111,50 @@ def load_weights(
     Raises: UserError, in one line, if the files are damaged or do not hold exactly the model's tensors; then
         nothing was read.
     """
-    folder = Path(folder)
-    stored = _contents(folder)
-    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    if model.config.tie_word_embeddings and HEAD in stored:
-        _refuse_another_head(stored.pop(HEAD), stored.get(EMBEDDING))
-    if {name: tensor.shape for name, tensor in stored.items()} != expected:
-        raise _fault(folder, _differences(stored, expected))
+    stored = _contents(Path(folder), model)
     try:
         if is_sharded(model):
             model.to(dtype).to_empty(device=device)
         for file in dict.fromkeys(tensor.file for tensor in stored.values()):
             with _opened(file) as reader:
-                for name in [name for name, tensor in stored.items() if tensor.file == file]:
-                    _fill(model, name, reader, stored[name].name, device, dtype)
+                for name, tensor in stored.items():
+                    if tensor.file != file:
+                        continue
+                    if is_sharded(parameter := model.get_parameter(name)):
+                        rows = local_rows(parameter)
+                        local(parameter).copy_(reader.get_slice(tensor.name)[rows])
+                        continue
+                    # Copied even where nothing changes: the model must not hang on the mapped file. (`.to` is
+                    # half as fast, and `to_empty` imports for half a second.)
+                    value = torch.empty(tensor.shape, dtype=dtype, device=device)
+                    value.copy_(reader.get_tensor(tensor.name))
+                    owner, _, leaf = name.rpartition(".")
+                    setattr(model.get_submodule(owner), leaf, nn.Parameter(value, parameter.requires_grad))
     except torch.OutOfMemoryError:
         size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize / 1e9
-        weights = f"its weights take {size:.1f} GB in {str(dtype).removeprefix('torch.')}"
-        raise _fault(folder, f"{weights}, more than is free on {device}") from None
+        taken = f"its weights take {size:.1f} GB in {dtype_name(dtype)}"
+        raise _fault(folder, f"{taken}, more than is free on {device}") from None
 
 
-def _fill(
-    model: nn.Module,
-    name: str,
-    reader: safe_open,
-    stored_name: str,
-    device: torch.device | str,
-    dtype: torch.dtype,
-) -> None:
-    """Reads one parameter, or this process's rows of it."""
-    parameter = model.get_parameter(name)
-    if is_sharded(parameter):
-        rows = local_rows(parameter)
-        if rows.start < rows.stop:
-            local(parameter).copy_(reader.get_slice(stored_name)[rows])
-        return
-    # Copied even where nothing changes: the model must not hang on the mapped file. (`.to` is half as fast, and
-    # `to_empty` imports for half a second.)
-    value = torch.empty(parameter.shape, dtype=dtype, device=device).copy_(reader.get_tensor(stored_name))
-    owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, nn.Parameter(value, parameter.requires_grad))
-
-
-def _contents(folder: Path) -> dict[str, Stored]:
-    """Published name -> where the tensor lies, of all a folder's weights, from the files' headers alone."""
-    if (folder / SINGLE).is_file():
-        listed = {SINGLE: None}
-    elif (folder / INDEX).is_file():
-        listed = _listed(folder / INDEX)
-    else:
-        raise _fault(folder, _no_weights(folder))
-    stored: dict[str, Stored] = {}
-    for file, expected in listed.items():
-        path = folder / file
-        with _opened(path) as reader:
-            names = set(reader.keys())
-            if expected is not None and names != expected:
-                absent, extra = _few(expected - names), _few(names - expected)
-                raise _fault(path, f"not what {INDEX} says: without {absent}, with unlisted {extra}{AGAIN}")
-            for name in sorted(names):
+def _contents(folder: Path, model: Qwen2_5_VL) -> dict[str, Stored]:
+    """Parameter -> where its tensor lies, from the files' headers alone."""
+    weight_map = None if (folder / SINGLE).is_file() else _weight_map(folder)
+    tensors = []
+    for file in [SINGLE] if weight_map is None else dict.fromkeys(weight_map.values()):
+        with _opened(folder / file) as reader:
+            for name in sorted(reader.keys()):
                 header = reader.get_slice(name)
-                if (dtype := str(header.get_dtype())) not in READABLE:
-                    readable = "r1ov reads float32, bfloat16 and float16 weights"
-                    raise _fault(path, f"{_few([name])} is {dtype}; {readable}")
-                published = name.replace("model.visual.", "visual.").replace(
-                    "model.language_model.", "model."
-                )
-                if twin := stored.get(published):
-                    raise _fault(
-                        path,
-                        f"{_few([name])} is the same parameter as {_few([twin.name])} in {twin.file.name}",
-                    )
-                stored[published] = Stored(name, path, tuple(header.get_shape()))
+                shape, dtype = tuple(header.get_shape()), str(header.get_dtype())
+                tensors.append(Stored(name, folder / file, shape, dtype))
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    if weight_map not in (None, {tensor.name: tensor.file.name for tensor in tensors}):
+        raise _misplaced(folder, tensors, weight_map)
+    if model.config.tie_word_embeddings:
+        tensors = _without_head(tensors)
+    stored = {tensor.parameter: tensor for tensor in tensors}
+    is_readable = all(tensor.dtype in READABLE for tensor in tensors) and len(stored) == len(tensors)
+    if not is_readable or {name: tensor.shape for name, tensor in stored.items()} != shapes:
+        raise _mismatch(folder, tensors, shapes)
     return stored
 
 
@@ -184,66 +163,16 @@ def _opened(file: Path) -> Iterator[safe_open]:
     try:
         with safe_open(file, framework="pt") as reader:
             yield reader
-    except FileNotFoundError:
-        raise _fault(file, f"no such file, although {INDEX} names it{AGAIN}") from None
     except (SafetensorError, OSError) as error:
-        is_pointer = file.is_file() and file.open("rb").read(23) == b"version https://git-lfs"
-        hint = "; it is a Git LFS pointer: run `git lfs pull`" if is_pointer else AGAIN
-        reason = one_line(str(error))[:200]
-        raise _fault(file, f"truncated or not a safetensors file ({reason}){hint}") from None
+        raise _unreadable(file, error) from None
 
 
-def _fault(file: Path, what: str) -> UserError:
-    return UserError(f"{file}: {what}")
-
-
-def _listed(index: Path) -> dict[str, set[str]]:
-    """File -> the tensors that an index says are in it. Only plain names of files beside it: a hub cache's own
-    links lead elsewhere, rightly.
-    """
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise _fault(index, f"no weight_map, which says in which file each tensor is{AGAIN}")
-    listed: dict[str, set[str]] = {}
-    for name, file in weight_map.items():
-        if not isinstance(file, str) or not file.endswith(".safetensors") or set(file) & set("/\\:\0"):
-            expected = "expected a .safetensors file beside the index"
-            raise _fault(index, f"{_few([name])} is said to be in {file!r:.200}; {expected}")
-        listed.setdefault(file, set()).add(name)
-    return listed
-
-
-def _no_weights(folder: Path) -> str:
-    """What is wrong with a folder that has no safetensors file."""
-    files = folder.iterdir() if folder.is_dir() else ()
-    pickles = [path.name for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
-    if not pickles:
-        return f"no {SINGLE} and no {INDEX}"
-    never = "which can run any code and are never opened; convert them to safetensors"
-    return f"only pickled weights ({_few(pickles)}), {never}"
-
-
-def _differences(stored: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]]) -> str:
-    """How the tensors in the files differ from those of the model."""
-    kinds = {
-        "missing": [name for name in expected if name not in stored],
-        "unexpected": [tensor.name for name, tensor in stored.items() if name not in expected],
-        "of another shape": [
-            f"{name} {list(stored[name].shape)} for {list(shape)}"
-            for name, shape in expected.items()
-            if name in stored and stored[name].shape != shape
-        ],
-    }
-    found = [f"{len(names)} {kind} ({_few(names)})" for kind, names in kinds.items() if names]
-    tie = "; if the head is the embedding, set tie_word_embeddings to true in config.json"
-    hint = tie if kinds["missing"] == [HEAD] else ""
-    return f"its weights are not those of its config.json: {', '.join(found)}{hint}"
-
-
-def _refuse_another_head(head: Stored, embedding: Stored | None) -> None:
+def _without_head(tensors: list[Stored]) -> list[Stored]:
     """A tied model's file may repeat the embedding as its head, but a head of its own would be lost."""
-    if embedding is None:
-        return
+    kept = {tensor.parameter: tensor for tensor in tensors}
+    head, embedding = kept.get(HEAD), kept.get(EMBEDDING)
+    if head is None or embedding is None:
+        return tensors
     with _opened(head.file) as one, _opened(embedding.file) as other:
         a, b = one.get_tensor(head.name), other.get_tensor(embedding.name)
     wide = torch.promote_types(a.dtype, b.dtype)
@@ -252,6 +181,88 @@ def _refuse_another_head(head: Stored, embedding: Stored | None) -> None:
         raise _fault(
             head.file, f"{HEAD} is not the embedding, although tie_word_embeddings is true; {remedy}"
         )
+    return [tensor for tensor in tensors if tensor is not head]
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Tensor -> file, from the index. Only plain names of files beside it: a hub cache's own links lead
+    elsewhere, rightly.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        raise _no_weights(folder)
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise _fault(index, f"no weight_map, which says in which file each tensor is{AGAIN}")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not file.endswith(".safetensors") or set(file) & set("/\\:\0"):
+            expected = "expected a .safetensors file beside the index"
+            raise _fault(index, f"{_few([name])} is said to be in {file!r:.200}; {expected}")
+    return weight_map
+
+
+# What is said where the files do not hold the model.
+
+
+def _fault(file: str | Path, what: str) -> UserError:
+    return UserError(f"{file}: {what}")
+
+
+def _no_weights(folder: Path) -> UserError:
+    files = folder.iterdir() if folder.is_dir() else ()
+    pickles = [path.name for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+    if not pickles:
+        return _fault(folder, f"no {SINGLE} and no {INDEX}")
+    never = "which can run any code and are never opened; convert them to safetensors"
+    return _fault(folder, f"only pickled weights ({_few(pickles)}), {never}")
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    if isinstance(error, FileNotFoundError):
+        return _fault(file, f"no such file, although {INDEX} names it{AGAIN}")
+    hint = AGAIN
+    if isinstance(error, SafetensorError):
+        with file.open("rb") as raw:
+            if raw.read(23) == b"version https://git-lfs":
+                hint = "; it is a Git LFS pointer: run `git lfs pull`"
+    return _fault(file, f"truncated or not a safetensors file ({one_line(str(error))[:200]}){hint}")
+
+
+def _misplaced(folder: Path, tensors: list[Stored], weight_map: Mapping[str, str]) -> UserError:
+    """The first file whose tensors are not those that the index says are in it."""
+    for file in dict.fromkeys(weight_map.values()):
+        names = {tensor.name for tensor in tensors if tensor.file.name == file}
+        listed = {name for name, home in weight_map.items() if home == file}
+        if names != listed:
+            break
+    absent, extra = _few(listed - names), _few(names - listed)
+    return _fault(folder / file, f"not what {INDEX} says: without {absent}, with unlisted {extra}{AGAIN}")
+
+
+def _mismatch(folder: Path, tensors: list[Stored], shapes: Mapping[str, tuple[int, ...]]) -> UserError:
+    """A tensor that cannot be read or is there twice, or else how the tensors differ from the model's."""
+    stored: dict[str, Stored] = {}
+    for tensor in tensors:
+        name = _few([tensor.name])
+        if tensor.dtype not in READABLE:
+            readable = "r1ov reads float32, bfloat16 and float16 weights"
+            return _fault(tensor.file, f"{name} is {tensor.dtype}; {readable}")
+        if (twin := stored.setdefault(tensor.parameter, tensor)) is not tensor:
+            same = f"the same parameter as {_few([twin.name])} in {twin.file.name}"
+            return _fault(tensor.file, f"{name} is {same}")
+    kinds = {
+        "missing": [name for name in shapes if name not in stored],
+        "unexpected": [tensor.name for name, tensor in stored.items() if name not in shapes],
+        "of another shape": [
+            f"{name} {list(stored[name].shape)} for {list(shape)}"
+            for name, shape in shapes.items()
+            if name in stored and stored[name].shape != shape
+        ],
+    }
+    found = [f"{len(names)} {kind} ({_few(names)})" for kind, names in kinds.items() if names]
+    tie = "; if the head is the embedding, set tie_word_embeddings to true in config.json"
+    hint = tie if kinds["missing"] == [HEAD] else ""
+    return _fault(folder, f"its weights are not those of its config.json: {', '.join(found)}{hint}")
 
 
 def _few(names: Iterable[str]) -> str:
