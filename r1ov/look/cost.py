@@ -1,6 +1,7 @@
 """What is computed where: for each part of a pass its products, its weights, and the time that it took.
 
-A multiply-add counts as two operations. Attention counts its whole square of scores; a causal mask hides half of it.
+A multiply-add counts as two operations. Attention counts its whole square of scores, of which a causal mask
+hides half.
 """
 
 import time
@@ -8,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import nn
 
 from r1ov.data.processor import Batch
 from r1ov.model.config import Config
@@ -123,21 +124,18 @@ def times(model: Qwen2_5_VL, batch: Batch, repeats: int = 3) -> dict[str, float]
         "attention": [layer.self_attn for layer in model.model.layers],
         "MLP": [layer.mlp for layer in model.model.layers],
     }
+
+    def clock(spent: dict[str, float], kind: str, sign: int, *_hooked: object) -> None:
+        spent[kind] += sign * now(model)
+
     best: dict[str, float] = {}
     for _ in range(repeats):
         spent: dict[str, float] = defaultdict(float)
         with ExitStack() as stack:
             for kind, modules in kinds.items():
-
-                def begin(_module: nn.Module, _args: tuple, kind: str = kind) -> None:
-                    spent[kind] -= now(model)
-
-                def end(_module: nn.Module, _args: tuple, _value: object, kind: str = kind) -> None:
-                    spent[kind] += now(model)
-
                 for module in modules:
-                    stack.callback(module.register_forward_pre_hook(begin).remove)
-                    stack.callback(module.register_forward_hook(end).remove)
+                    stack.callback(module.register_forward_pre_hook(partial(clock, spent, kind, -1)).remove)
+                    stack.callback(module.register_forward_hook(partial(clock, spent, kind, 1)).remove)
             since = now(model)
             hidden = model(**batch, then=lambda hidden, _weight: hidden)
             before_head = now(model)

@@ -5,8 +5,9 @@ import html
 import inspect
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kernels.attention import attention_torch
 from r1ov.common.files import write_text
 from r1ov.common.page import base64_image
 from r1ov.data.image import ImageProcessor
 from r1ov.data.messages import Messages
 from r1ov.data.processor import Processor
-from r1ov.engine.sampling import sample
 from r1ov.folder.pretrained import load
 from r1ov.look.compare import compare
 from r1ov.look.cost import cache_bytes, parts, times
 from r1ov.look.edit import edit, zero
 from r1ov.look.score import blanked
-from r1ov.look.trace import Trace, answers, embedded, looked_at, score_tokens, trace
-from r1ov.model.language import DecoderLayer, SelfAttention
+from r1ov.look.trace import Trace, answers, embedded, looked_at, trace
 from r1ov.model.model import Qwen2_5_VL
-from r1ov.model.rope import mrope_positions
-from r1ov.model.vision import PatchMerger, layout
+from r1ov.model.vision import layout
 
 PASSES = 64  # at most: regions that are blanked, heads that are silenced
 ROOM = 3_000_000  # numbers of attention maps in the page, one byte each
@@ -61,7 +58,7 @@ def write_page(
     question = " ".join(
         part["text"] for message in messages for part in as_parts(message["content"]) if "text" in part
     )
-    data |= {"model": name, "question": question, "walk": walk(model, processor, traced, data)}
+    data |= {"model": name, "question": question, "walk": walk(processor, traced, data)}
     page = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     images = "".join(
         f'<img alt="the image as the model gets it" src="{one["url"]}">' for one in data["images"]
@@ -166,8 +163,9 @@ def shown_image(processor: Processor, traced: Trace, number: int) -> dict[str, A
     positions, order, cu_window, _ = layout((grid,), config)
     unit = config.spatial_merge_size**2
     first = sum(cells.numel() for cells in traced.cells[:number])
+    image = from_patches(traced.encoded.pixel_values[number], grid, processor.image_processor)
     return {
-        "url": f"data:image/png;base64,{base64_image(from_patches(traced.encoded.pixel_values[number], grid, processor.image_processor))}",
+        "url": f"data:image/png;base64,{base64_image(image)}",
         "rows": t * h // config.spatial_merge_size,
         "columns": w // config.spatial_merge_size,
         "patch": config.patch_size,
@@ -175,7 +173,7 @@ def shown_image(processor: Processor, traced: Trace, number: int) -> dict[str, A
         "window": config.window_size,
         "tokens": traced.cells[number].flatten().tolist(),
         "first": first,
-        # of each patch in the order of `pixel_values` its row and column; cells in window order; their windows' ends
+        # each patch's row and column, as in `pixel_values`; the cells by window; where each window ends
         "places": positions.tolist(),
         "order": order.tolist(),
         "windows": (cu_window[1:] // unit).tolist(),
@@ -205,7 +203,7 @@ def causal(processor: Processor, traced: Trace) -> dict[str, Any]:
 
 
 def lens(processor: Processor, traced: Trace) -> dict[str, Any]:
-    """For every word, and every cell, what the model would say after each layer: the likeliest token, its share."""
+    """What the model would say after each layer, at each word and cell: the likeliest token, its share."""
     words = torch.arange(traced.prompt_length - 1, len(traced) - 1)
     cells = torch.cat([one.flatten() for one in traced.cells]) if traced.cells else words[:0]
     asked = torch.cat((words, cells))
@@ -226,7 +224,7 @@ def lens(processor: Processor, traced: Trace) -> dict[str, Any]:
 
 
 def ablation(processor: Processor, traced: Trace) -> list[list]:
-    """What silencing does to the answer's log-prob: of each head, or of whole layers where heads are too many."""
+    """What silencing a head, or a whole layer where heads are many, does to the answer's log-prob."""
     layers, heads = len(traced.model.model.layers), processor.config.text.num_attention_heads
     plain = embedded(processor, traced)[None]
     before = float(traced.logprobs[traced.prompt_length :].sum())
@@ -241,7 +239,7 @@ def ablation(processor: Processor, traced: Trace) -> list[list]:
 
 
 def cost(model: Qwen2_5_VL, processor: Processor, traced: Trace) -> dict[str, Any]:
-    """Operations, weights and bytes of the prompt's pass, of one more token, of a training step; seconds of the first."""
+    """Operations and bytes of the prompt's pass, of one more token, of a training step; a pass in seconds."""
     config, size = processor.config, model.head_weight.element_size()
     grids = [] if traced.image_grid_thw is None else traced.image_grid_thw.tolist()
     prompt, whole = traced.prompt_length, len(traced)
@@ -278,99 +276,60 @@ def parted(processor: Processor, traced: Trace, other: Trace, name: str) -> dict
     }
 
 
-def source(thing: Callable) -> str:
-    """file:line of a function or class."""
-    thing = inspect.unwrap(thing)
-    path = Path(inspect.getsourcefile(thing))
-    root = Path(__file__).parents[2]
-    return f"{path.relative_to(root)}:{inspect.getsourcelines(thing)[1]}"
-
-
-def walk(
-    model: Qwen2_5_VL, processor: Processor, traced: Trace, data: dict[str, Any]
-) -> list[dict[str, str]]:
-    """The guided walk: what happens in order, in this image's own numbers, and where in the code."""
-    text, vision = processor.config.text, processor.config.vision
-    begin, whole = traced.prompt_length, len(traced)
-    stops: list[tuple[str, str, Callable]] = []
+def walk(processor: Processor, traced: Trace, data: dict[str, Any]) -> list[dict[str, str]]:
+    """The guided walk of walk.txt in this image's own numbers, each stop with its place in the code."""
+    text, vision, begin, whole = (
+        processor.config.text,
+        processor.config.vision,
+        traced.prompt_length,
+        len(traced),
+    )
+    flops = {name: sum(part[2] for part in own) for name, own in data["cost"]["parts"].items()}
+    written = traced.logprobs[begin:]
+    numbers = {
+        "text": text,
+        "vision": vision,
+        "prompt": begin,
+        "whole": whole,
+        "answer": whole - begin,
+        "last_position": ", ".join(str(int(axis[-1])) for axis in traced.positions),
+        "image_share": float(np.mean([shares[0] for shares in data["shares"] or [[0.0]]])),
+        "cache": data["cost"]["cache"],
+        "one_token": flops["one token"],
+        "one_prompt": flops["prompt"],
+        "least": float(written.min().exp()),
+        "nats": -float(written.sum()),
+        "chance": float(written.sum().exp()),
+    }
     if traced.cells:
         t, h, w = traced.image_grid_thw[0].tolist()
-        rows, columns = traced.cells[0].shape
-        stops += [
-            (
-                "Pixels become patches.",
-                f"The image is resized to {w * vision.patch_size} x {h * vision.patch_size} pixels and cut into {h} x {w} = {h * w} patches "
-                f"of {vision.patch_size} x {vision.patch_size}; each is a row of {vision.patch_dim} numbers (every pixel twice, as a still film).",
-                ImageProcessor.patches,
-            ),
-            (
-                "Patches attend within windows.",
-                f"{vision.depth} blocks of {vision.num_heads} heads. In all but blocks {', '.join(map(str, vision.fullatt_block_indexes))} a patch "
-                f"sees its window of {vision.window_size} x {vision.window_size} pixels alone: here {len(data['images'][0]['windows'])} windows.",
-                layout,
-            ),
-            (
-                "Four patches become one cell.",
-                f"The merger joins 2 x 2 patches: {h * w} patches of {vision.hidden_size} numbers become {rows} x {columns} = {rows * columns} "
-                f"cells of {vision.out_hidden_size}, as wide as a word.",
-                PatchMerger,
-            ),
-            (
-                "Cells stand among words.",
-                f"Tokens {traced.cells[0][0, 0]} to {traced.cells[0][-1, -1]} of the prompt's {begin} are placeholders, replaced by the cells.",
-                Qwen2_5_VL.embed,
-            ),
-        ]
-    stops += [
-        (
-            "Every token has three positions.",
-            "Time, height and width. Words count up on all three alike; the cells of an image share one time and differ in height and width. "
-            f"The last token here is at {', '.join(str(int(axis[-1])) for axis in traced.positions)}.",
-            mrope_positions,
-        ),
-        (
-            "Layers add to a stream.",
-            f"{text.num_hidden_layers} layers; each adds what its attention and its MLP found to the {text.hidden_size} numbers of each token.",
-            DecoderLayer,
-        ),
-        (
-            "Heads look back.",
-            f"{text.num_attention_heads} query heads share {text.num_key_value_heads} key and value heads. "
-            + (
-                f"While it answers, the model looks at the image with {100 * np.mean([one[0] for one in data['shares']]):.0f}% of its attention."
-                if data["shares"]
-                else ""
-            ),
-            SelfAttention,
-        ),
-        (
-            "Attention is a weighted mean.",
-            "softmax(q k / sqrt(d)) v, over the tokens before; the same few lines serve windows and words.",
-            attention_torch,
-        ),
-        (
-            "A cache spares the past.",
-            f"Keys and values of {whole} tokens are kept, {data['cost']['cache']:,} bytes, so that a new token costs "
-            f"{sum(part[2] for part in data['cost']['parts']['one token']):,} operations and not {sum(part[2] for part in data['cost']['parts']['prompt']):,}.",
-            cache_bytes,
-        ),
-        (
-            "The head scores every word.",
-            f"{text.vocab_size:,} logits a token. The answer's least sure word had {100 * math.exp(float(traced.logprobs[begin:].min())):.0f}%.",
-            Qwen2_5_VL.logits,
-        ),
-        (
-            "One token is chosen.",
-            "Here the likeliest; in training by reinforcement, one drawn by its probability.",
-            sample,
-        ),
-        (
-            "The answer, word by word.",
-            f"{whole - begin} tokens, {-float(traced.logprobs[begin:].sum()):.2f} nats in all: the model would write just this with "
-            f"{100 * math.exp(float(traced.logprobs[begin:].sum())):.0f}% if it drew at random.",
-            score_tokens,
-        ),
-    ]
-    return [
-        {"title": title, "text": html.escape(words), "source": source(thing)} for title, words, thing in stops
-    ]
+        numbers |= {
+            "wide": w * vision.patch_size,
+            "high": h * vision.patch_size,
+            "patches": t * h * w,
+            "full": ", ".join(map(str, vision.fullatt_block_indexes)),
+            "windows": len(data["images"][0]["windows"]),
+            "rows": traced.cells[0].shape[0],
+            "columns": traced.cells[0].shape[1],
+            "first_cell": int(traced.cells[0][0, 0]),
+            "last_cell": int(traced.cells[0][-1, -1]),
+        }
+    stops = []
+    for block in (Path(__file__).parent / "walk.txt").read_text(encoding="utf-8").strip().split("\n\n"):
+        head, title, words = block.split("\n")
+        when, module, name = head.split()
+        if when == "any" or traced.cells:
+            stops.append(
+                {"title": title, "text": html.escape(words.format(**numbers)), "source": source(module, name)}
+            )
+    return stops
+
+
+def source(module: str, name: str) -> str:
+    """file:line of a function or class."""
+    thing = import_module(module)
+    for part in name.split("."):
+        thing = getattr(thing, part)
+    thing = inspect.unwrap(thing)
+    path = Path(inspect.getsourcefile(thing)).relative_to(Path(__file__).parents[2])
+    return f"{path}:{inspect.getsourcelines(thing)[1]}"

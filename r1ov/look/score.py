@@ -7,7 +7,7 @@ peak lies on that object. Maps are read at the tokens that wrote the words.
     attention, mean of all heads     attention, best head (chosen on other scenes)
     attention rollout                Abnar and Zuidema 2020 (arXiv 2005.00928): layers multiplied, residual in
     gradient x input                 of the words' log-prob, at the cells' embeddings
-    blanking                         how much the words' log-prob falls when a cell is replaced by the mean one
+    blanking                         how much the words' log-prob falls when a cell becomes the mean one
 """
 
 import json

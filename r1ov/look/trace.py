@@ -107,7 +107,7 @@ class Trace:
             return self._head(states).float().log_softmax(-1)
 
     def rows(self, tokens: int | slice) -> Iterator[Tensor]:
-        """Yields for each layer (H, n, T) where its heads look from some tokens; 0 for the tokens after each."""
+        """Yields for each layer (H, n, T) where its heads look from some tokens; 0 for later tokens."""
         tokens = tokens if isinstance(tokens, slice) else slice(tokens, tokens + 1 or None)
         for layer in range(sum(name.startswith("model.") for name in self.heads)):
             yield pattern(self.heads[f"model.layers.{layer}.self_attn"], tokens)
@@ -122,7 +122,7 @@ class Trace:
         )
 
     def rivals(self, count: int = 5) -> tuple[Tensor, Tensor, Tensor]:
-        """The likeliest tokens at each place: ids (T, count), log-probs, and the rank (T,) of the token there."""
+        """The likeliest tokens at each place: ids (T, count), log-probs, and the rank (T,) of each token."""
         ids, values, ranks = (
             [self.token_ids.new_zeros(1, count)],
             [torch.full((1, count), math.nan)],
