@@ -18,20 +18,21 @@ def stopping(announcement: str = "") -> Iterator[threading.Event]:
     """Yields an event that the first SIGTERM or SIGINT (Ctrl-C) sets; a SIGINT after that raises
     KeyboardInterrupt.
 
-    Under torchrun what is left to do must take less than its `--shutdown-timeout` (30 s): then it kills.
+    Under torchrun it does not, because torchrun passes on to its ranks what they may have got already; what is
+    left to do must take less than its `--shutdown-timeout` (30 s): then it kills.
 
     Args: announcement: what happens now, for stderr; one rank is enough.
     """
-    stop = threading.Event()
+    stop, alone = threading.Event(), "TORCHELASTIC_RUN_ID" not in os.environ
 
     def ask(number: int, _frame: FrameType | None) -> None:
         if stop.is_set():
-            if number == signal.SIGINT:
+            if number == signal.SIGINT and alone:
                 raise KeyboardInterrupt
             return
         stop.set()
         if announcement:  # not by print, which may be in the middle of a line and must not be entered twice
-            note = f"\rnote    {announcement}; Ctrl-C again: at once"
+            note = f"\rnote    {announcement}{'; Ctrl-C again: at once' if alone else ''}"
             os.write(2, f"{note:<120}\n".encode())  # in the place of a progress bar
 
     before = {number: signal.signal(number, ask) for number in SIGNALS}
