@@ -33,13 +33,13 @@ class Report:
         self.facts = facts
         self.counts: Counter[tuple[str, str, str]] = Counter()  # (kind, outcome, stage and fault)
         self.notes: Counter[str] = Counter()
-        self.shown: list[tuple[int, str]] = []
+        self.shown: list[tuple[bool, str]] = []
 
     def add(self, row: Row) -> None:
         why = ": ".join((row.reason or "").split(": ")[:2])[:80]  # "filter: wrong answer"
         alike = row.kind or "not known", row.outcome or "not reached", why
         if row.outcome and self.counts[alike] < SHOWN_OF_EACH and len(self.shown) < SHOWN:
-            self.shown.append((OUTCOMES.index(row.outcome), _section(row)))
+            self.shown.append((row.outcome == "done", _section(row)))  # what was rejected comes first
         self.counts[alike] += 1
         self.notes.update({note.split(":")[0] for note in row.notes})
 
@@ -128,7 +128,7 @@ def _section(row: Row) -> str:
         f"<section>{image}<div><h3>{name} &middot; {kind}"
         f'<span class="badge {row.outcome}">{row.outcome}</span></h3><p>{question}</p>'
         f'<p class="numbers">gold answer: {gold}</p>'
-        + _block("", row.reason, "wrong")
+        + _block("reason", row.reason, "wrong")
         + _block(f"description, {row.description_format}", row.description, is_open=False)
         + f'<div class="two">{thoughts}</div>'
         + _block("answer", row.answer, "right" if row.outcome == "done" else "")
