@@ -20,7 +20,7 @@ from collections import Counter
 import triton
 import triton.language as tl
 
-from kernels.triton import gate
+from tests import gate_kernels as gate
 from kernels.triton import logprobs as triton_logprobs
 
 
@@ -76,7 +76,7 @@ def run(*command, **variables):
 
 
 def test_every_kernel_configuration_passes():
-    result = run("-m", "kernels.triton.gate")
+    result = run("-m", "kernels.gate")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "all right" in result.stdout
 
@@ -100,13 +100,13 @@ def test_wrong_kernels_are_stopped(tmp_path):
 
 
 def test_it_refuses_to_judge_the_interpreter():
-    result = run("-m", "kernels.triton.gate", TRITON_INTERPRET="1")
+    result = run("-m", "kernels.gate", TRITON_INTERPRET="1")
     assert result.returncode == 2
     assert "unset it" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
 def test_a_filter_that_fits_nothing_is_an_error():
-    result = run("-m", "kernels.triton.gate", "--only", "no such kernel")
+    result = run("-m", "kernels.gate", "--only", "no such kernel")
     assert result.returncode == 2
     assert "no case has 'no such kernel' in its name" in result.stderr

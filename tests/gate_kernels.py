@@ -263,7 +263,7 @@ def all_cases() -> list[CompileCase]:
         for case in reversed(found)
     }
     launched = {case.kernel.__name__ for case in found}
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(kernels.__file__).parent.glob("triton/*.py")):
         module = importlib.import_module(f"kernels.triton.{path.stem}")
         for name, value in vars(module).items():
             if isinstance(value, JITFunction) and name.endswith("_kernel") and name not in launched:
