@@ -1,6 +1,4 @@
-"""Files written whole or not at all, folders that one process works in, and runs that go on only with their
-own options.
-"""
+"""Files written whole or not at all, folders for one process at a time, runs resumed only by their options."""
 
 import json
 import os
@@ -18,7 +16,7 @@ from r1ov.errors import UserError
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a path to write to; on leaving, one rename puts that file in the place of `path`.
 
-    Whoever opens `path` finds the old content or the new one, whole. After an exception the old one stays and
+    A reader of `path` finds the old content or the new one, whole. After an exception the old one stays and
     the new one is removed.
     """
     new = path.with_name(f"{path.name}.tmp")
@@ -61,9 +59,7 @@ def read_json(path: str | Path, missing: str = "") -> dict[str, Any]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of the folder. Raises UserError if one is at work there, or the folder cannot
-    be written.
-    """
+    """Keeps other processes out of the folder. Raises: UserError if one is at work there, or it is read-only."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=0)
@@ -83,9 +79,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def earlier_options(path: Path) -> dict[str, Any] | None:
-    """What an earlier run wrote to its options file; None if there is none. Raises UserError if it is
-    damaged.
-    """
+    """The options file of an earlier run; None if there is none. Raises: UserError if it is damaged."""
     if not path.exists():
         return None
     try:
@@ -97,8 +91,9 @@ def earlier_options(path: Path) -> dict[str, Any] | None:
 def check_same_options(
     before: Mapping[str, Any], now: Mapping[str, Any], may_differ: Collection[str], where: str
 ) -> None:
-    """Raises UserError if a run begun with the options `before` cannot go on with `now`: it names each that
-    differs, with both values.
+    """Raises UserError if a run that was begun with the options `before` cannot go on with `now`.
+
+    The message names each option that differs, with both values.
 
     Args: before, now: JSON data; None is the same as absent. where: the run, for the message.
     """

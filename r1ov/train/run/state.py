@@ -1,7 +1,7 @@
 """The state that a run resumes from: its tensors by name, and torch's random states."""
 
 import base64
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,42 +43,38 @@ def copy_of_share(tensors: Mapping[str, Tensor], is_main: bool) -> dict[str, Ten
 
 @torch.no_grad()
 def restore(
-    model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], stored: Mapping[str, Stored]
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], stored: Mapping[str, Stored]
 ) -> None:
     """Fills the model's tensors, and gives the optimizers their states, but not their options.
 
     Args: stored: by the names of `state_tensors`.
     Raises: UserError if it is the state of another model or optimizer; then nothing was changed.
     """
-    left: dict[str, dict[str, Stored]] = {}
-    for name, tensor in stored.items():
-        prefix, _, key = name.rpartition(".")
-        left.setdefault(prefix, {})[key] = tensor
-    found = [
-        {  # without those that never had a gradient, and so have no state
-            number: (parameter, left.pop(prefix))
-            for number, (prefix, parameter) in enumerate(_prefixes(model, optimizer))
-            if prefix in left
-        }
+    parameters = {
+        prefix: (optimizer, parameter)
         for optimizer in optimizers
-    ]
+        for prefix, parameter in _prefixes(model, optimizer)
+    }
     target = state_tensors(model, [])
-    shapes = {f"{prefix}.{key}": tensor.shape for prefix, of in left.items() for key, tensor in of.items()}
     expected = {name: tensor.shape for name, tensor in target.items()}
-    if other := [name for name in {**expected, **shapes} if expected.get(name) != shapes.get(name)]:
+    found = {
+        name: tensor.shape for name, tensor in stored.items() if name.rpartition(".")[0] not in parameters
+    }
+    if other := [name for name in {**expected, **found} if expected.get(name) != found.get(name)]:
         raise UserError(
             f"the checkpoint is of another model or optimizer: {len(other)} tensors are missing, unexpected "
             f"or of another shape, first {other[0]}; start with the options it was made with, or choose "
             "another --out"
         )
-    for name, tensor in target.items():
-        local(tensor).copy_(stored[name].read(tensor))
-    for optimizer, parameters in zip(optimizers, found, strict=True):
-        state = {
-            number: {key: _laid_out(tensor.read(parameter), parameter) for key, tensor in of.items()}
-            for number, (parameter, of) in parameters.items()
-        }
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for optimizer in optimizers:
+        optimizer.state.clear()
+    for name, tensor in stored.items():
+        if name in target:
+            local(target[name]).copy_(tensor.read(target[name]))
+        else:
+            prefix, _, key = name.rpartition(".")
+            optimizer, parameter = parameters[prefix]
+            optimizer.state[parameter][key] = _laid_out(tensor.read(parameter), parameter)
 
 
 def random_state() -> dict[str, str]:
@@ -108,12 +104,15 @@ def _prefixes(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tu
 
 
 def _laid_out(state: Tensor, parameter: nn.Parameter) -> Tensor:
-    """This rank's rows of an optimizer state as a tensor that is sharded as its parameter is.
+    """This rank's rows of an optimizer state, sharded as the parameter is; a count of steps as it is.
 
     By hand, because DTensor's own operations take seconds to find out how their first results are laid out.
     """
-    if not is_sharded(parameter) or not state.ndim:
+    if not state.ndim:
+        return state
+    state = state.to(parameter.device)
+    if not is_sharded(parameter):
         return state
     from torch.distributed.tensor import DTensor  # takes a second to import
 
-    return DTensor(state.to(parameter.device), parameter._spec, requires_grad=False)
+    return DTensor(state, parameter._spec, requires_grad=False)
