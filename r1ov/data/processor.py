@@ -22,9 +22,12 @@ IGNORED = -100  # the label of a token that is not trained
 
 
 class Batch(dict):
-    """B sequences end to end: input_ids (T,), position_ids (3, T), cu_seqlens (B+1,) int32; with pictures
-    also pixel_values (P, 1176) and image_grid_thw (N, 3); with labels also labels (T,), -100 where not
-    trained. prefixes (B,): see `Qwen2_5_VL.forward`."""
+    """B sequences end to end.
+
+    input_ids (T,), position_ids (3, T), cu_seqlens (B+1,) int32; with images also pixel_values (P, 1176) and
+    image_grid_thw (N, 3); with labels also labels (T,), -100 where not trained. prefixes (B,): see
+    `Qwen2_5_VL.forward`.
+    """
 
     def to(self, device: str | torch.device) -> "Batch":
         return Batch({name: tensor.to(device) for name, tensor in self.items()})
@@ -32,9 +35,7 @@ class Batch(dict):
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """One conversation as numbers; its pictures are measured, but not decoded before `Processor.pack` or
-    `with_pixels` needs them.
-    """
+    """One conversation as numbers. Its images are measured, and decoded when `Processor.with_pixels` needs them."""
 
     input_ids: Tensor  # (T,) int64
     labels: Tensor | None = None  # (T,) int64
@@ -54,7 +55,7 @@ class Processor:
     image_processor: ImageProcessor
     chat_template: str
     generation_config: dict[str, Any]
-    config: Config  # for the token ids that frame a picture and end a reply
+    config: Config  # for the token ids that frame an image and end a reply
     special_tokens: dict[str, str]  # what the template may use by name: eos_token, ...
     files: dict[str, bytes]  # the checkpoint's own files that this was read from
 
@@ -95,13 +96,13 @@ class Processor:
 
         Args:
             messages: Hugging Face's form: {"role", "content"}, content a text or a list of {"type": "text",
-                "text"} and {"type": "image", "image": path, URL, data: URL, bytes or PIL image} (also
-                {"type": "image_url", "image_url": {"url"}}).
+                "text"} and {"type": "image", "image": path, URL, data: URL, bytes or PIL image}, or as OpenAI
+                and Qwen write them: see `messages.read_part`.
             return_labels: the assistant's replies, each with the token that ends it, are trained, all else is
-                -100. A reply is tokenised apart from what stands before it, as in generation, where the
-                prompt's tokens are there first.
+                -100. A reply is tokenised apart from the text before it, as in generation, where the prompt's
+                tokens come first.
             add_generation_prompt: None: where the last message is not the assistant's.
-        Raises: UserError, one line, that names the picture or the conversation.
+        Raises: UserError, one line, that names the image or the conversation.
         """
         if not isinstance(messages, list | tuple) or not messages:
             raise UserError("no messages were given; expected a list of {'role': ..., 'content': ...}")
@@ -124,24 +125,25 @@ class Processor:
         add_generation_prompt: bool | None = None,
         name: str = "",
     ) -> Encoded:
-        """One conversation, ready to be packed. Of its pictures only the headers are read, for their sizes.
+        """One conversation, ready to be packed. Only the headers of its images are read, for their sizes.
 
         Args:    as `__call__`'s. name: what errors call the conversation.
-        Raises:  UserError, as `__call__`; for a picture that cannot be decoded only `pack` does.
+        Raises:  UserError, as `__call__`; for an image that cannot be decoded only `pack` does.
         """
-        texts, found = split_images(messages, f"{name}, " if name else "")
+        plain, images = split_images(messages, f"{name}, " if name else "")
         max_tokens, merge_size = self.config.text.max_position_embeddings, self.image_processor.merge_size
         grids = [
-            self.image_processor.grid(image.size, image.name, max_tokens, **limits) for image, limits in found
+            self.image_processor.grid(image.size, image.name, max_tokens, **limits)
+            for image, limits in images
         ]
         image_grid_thw = torch.tensor(grids) if grids else None  # (N, 3)
+        merged_tokens = [t * h * w // merge_size**2 for t, h, w in grids]
         try:
-            ids, labels = self._tokenise(self._segments(texts, return_labels, add_generation_prompt))
-            ids, labels = self._expand(
-                ids,
-                labels,
-                torch.tensor([t * h * w // merge_size**2 for t, h, w in grids], dtype=torch.int64),
-            )
+            if add_generation_prompt is None:
+                add_generation_prompt = plain[-1]["role"] != "assistant"
+            text = self._render(plain, add_generation_prompt)
+            segments = self._segments(plain, text) if return_labels else [(text, False)]
+            ids, labels = self._expand(*self._tokenise(segments), merged_tokens)
             position_ids = mrope_positions(ids, image_grid_thw, self.config.image_token_id, merge_size)
         except UserError as error:
             raise UserError(f"{name}: {error}" if name else str(error)) from error
@@ -150,30 +152,22 @@ class Processor:
             labels=labels if return_labels else None,
             position_ids=position_ids,
             image_grid_thw=image_grid_thw,
-            pictures=tuple(image for image, _ in found),
+            pictures=tuple(image for image, _ in images),
         )
 
     def with_pixels(self, encoded: Encoded) -> Encoded:
-        """The same conversation with its pictures decoded and cut into patches.
-
-        Raises:  UserError that names the picture.
-        """
+        """The same conversation with its images decoded and cut into patches. Raises UserError that names one."""
         if encoded.image_grid_thw is None or encoded.pixel_values is not None:
             return encoded
-        pairs = zip(encoded.pictures, encoded.image_grid_thw.tolist(), strict=True)
-        return replace(
-            encoded,
-            pixel_values=tuple(
-                torch.from_numpy(self.image_processor.patches(picture.load(), grid))
-                for picture, grid in pairs
-            ),
+        pixel_values = tuple(
+            torch.from_numpy(self.image_processor.patches(image.load(), grid))
+            for image, grid in zip(encoded.pictures, encoded.image_grid_thw.tolist(), strict=True)
         )
+        return replace(encoded, pixel_values=pixel_values)
 
     def pack(self, encoded: Sequence[Encoded]) -> Batch:
         """One conversation or more end to end, in the order given; with labels if they were encoded with
-        labels.
-
-        Raises:  UserError that names the picture.
+        labels. Raises UserError that names an image.
         """
         rows = [self.with_pixels(row) for row in encoded]
         lengths = torch.tensor([0] + [len(row) for row in rows])
@@ -189,15 +183,8 @@ class Processor:
             batch["labels"] = torch.cat([row.labels for row in rows])
         return batch
 
-    def _segments(
-        self, messages: Messages, mark_replies: bool, add_generation_prompt: bool | None
-    ) -> list[tuple[str, bool]]:
+    def _segments(self, messages: Messages, text: str) -> list[tuple[str, bool]]:
         """The rendered conversation cut into (text, is it trained?)."""
-        if add_generation_prompt is None:
-            add_generation_prompt = messages[-1]["role"] != "assistant"
-        text = self._render(messages, add_generation_prompt)
-        if not mark_replies:
-            return [(text, False)]
         segments, done = [], 0
         for turn, message in enumerate(messages):
             if message["role"] != "assistant":
@@ -210,7 +197,8 @@ class Processor:
             )
             if not (upto.startswith(prompt) and text.startswith(upto[:end]) and len(prompt) < end):
                 raise UserError(
-                    f"the chat template does not write message {turn + 1} as prompt, reply, stop token: no labels can be made"
+                    f"the chat template does not write message {turn + 1} as prompt, reply, stop token: "
+                    "no labels can be made"
                 )
             segments += [(text[done : len(prompt)], False), (text[len(prompt) : end], True)]
             done = end
@@ -219,42 +207,43 @@ class Processor:
         return [*segments, (text[done:], False)]
 
     def _tokenise(self, segments: list[tuple[str, bool]]) -> tuple[Tensor, Tensor]:
-        """(T,) ids and (T,) labels of one conversation, its pictures still one placeholder each."""
+        """(T,) ids and (T,) labels of one conversation, its images still one placeholder each."""
         ids: list[int] = []
         labels: list[int] = []
         for text, is_trained in segments:
             try:
                 piece = self.tokenizer.encode(text, add_special_tokens=False).ids
-            except (
-                TypeError,
-                UnicodeEncodeError,
-            ) as error:  # a lone surrogate, from a wrongly decoded file or command line
-                bad = next(place for place, letter in enumerate(text) if "\ud800" <= letter <= "\udfff")
-                raise UserError(
-                    f"the text is not valid Unicode at {text[max(bad - 20, 0) : bad + 20]!r}"
-                ) from error
+            except (TypeError, UnicodeEncodeError) as error:
+                raise _not_unicode(text) from error
             ids += piece
             labels += piece if is_trained else [IGNORED] * len(piece)
         return torch.tensor(ids, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64)
 
-    def _expand(self, ids: Tensor, labels: Tensor, merged_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Each picture's one placeholder repeated to as many as it has merged tokens (N,)."""
-        if (ids == self.config.video_token_id).any():
-            raise UserError(
-                f"the text holds {self._token(self.config.video_token_id)}, but videos are not supported"
-            )
-        is_picture = ids == self.config.image_token_id
-        if (found := int(is_picture.sum())) != len(merged_tokens):
-            placeholder = self._token(self.config.image_token_id)
-            raise UserError(
-                f"there are {found} {placeholder} placeholders for {len(merged_tokens)} pictures; "
-                f"leave {placeholder} out of the text and give each picture as a part of its own"
-            )
-        if not len(merged_tokens):
-            return ids, labels
+    def _expand(self, ids: Tensor, labels: Tensor, merged_tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Each image's one placeholder repeated to as many as it has merged tokens."""
+        is_image = ids == self.config.image_token_id
+        if int(is_image.sum()) != len(merged_tokens) or (ids == self.config.video_token_id).any():
+            raise self._misplaced(ids, len(merged_tokens))
         repeats = torch.ones_like(ids)
-        repeats[is_picture] = merged_tokens
+        repeats[is_image] = torch.tensor(merged_tokens, dtype=torch.int64)
         return ids.repeat_interleave(repeats), labels.repeat_interleave(repeats)
 
-    def _token(self, token_id: int) -> str:
-        return self.tokenizer.id_to_token(token_id) or f"token {token_id}"
+    def _misplaced(self, ids: Tensor, images: int) -> UserError:
+        """What is wrong with the placeholders in the text."""
+        image, video = (
+            self.tokenizer.id_to_token(token_id) or f"token {token_id}"
+            for token_id in (self.config.image_token_id, self.config.video_token_id)
+        )
+        if (ids == self.config.video_token_id).any():
+            return UserError(f"the text holds {video}, but videos are not supported")
+        found = int((ids == self.config.image_token_id).sum())
+        return UserError(
+            f"there are {found} {image} placeholders for {images} pictures; "
+            f"leave {image} out of the text and give each picture as a part of its own"
+        )
+
+
+def _not_unicode(text: str) -> UserError:
+    """A lone surrogate, from a wrongly decoded file or command line."""
+    bad = next(place for place, letter in enumerate(text) if "\ud800" <= letter <= "\udfff")
+    return UserError(f"the text is not valid Unicode at {text[max(bad - 20, 0) : bad + 20]!r}")

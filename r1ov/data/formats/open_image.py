@@ -23,9 +23,9 @@ from r1ov.common.text import one_line, shown
 from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
 
-# How PNG, JPEG, GIF, WEBP, TIFF and BMP files begin, in base64. A path may begin so, but is not as long.
-BASE64 = re.compile(r"iVBORw0KGgo|/9j/|R0lGOD|UklGR|SUkqA|TU0AK|Qk.{6}AAAA")
-SHORTEST_BASE64 = 64
+# A data: URL; or how PNG, JPEG, GIF, WEBP, TIFF and BMP files begin in base64. A path may begin so, but is not as
+# long.
+ENCODED = re.compile(r"(?i:data:)|(?=(?s:.{64}))(iVBORw0KGgo|/9j/|R0lGOD|UklGR|SUkqA|TU0AK|Qk.{6}AAAA)")
 FILE_URL = re.compile(r"file:(//(localhost(?=/))?)?", re.IGNORECASE)
 # Their headers tell the size that decoding gives; None: an image made in memory. The others are decoded to be
 # measured: TIFF turns itself, ICO chooses among its images, and so on.
@@ -45,13 +45,14 @@ T = TypeVar("T")
 
 def anywhere(place: str) -> Path | bytes:
     """What a path or URL leads to: a file of this machine, or what an http(s) URL gives."""
-    scheme, colon, _ = place.partition("://")
-    if not colon or not scheme.isalnum():
-        return Path(place)
-    if scheme.lower() in ("http", "https"):
-        return fetch(place)
+    return _fetched(place) if "://" in place else Path(place)
+
+
+def _fetched(url: str) -> bytes:
+    if url.lower().startswith(("http://", "https://")):
+        return fetch(url)
     raise UserError(
-        f"{shown(place)}: only http:// and https:// URLs are fetched; a file is given by its path or a file:// URL"
+        f"{shown(url)}: only http:// and https:// URLs are fetched; a file is given by its path or a file:// URL"
     )
 
 
@@ -75,35 +76,17 @@ def lazy_image(
         return source
     if isinstance(source, Mapping):
         source = source.get("bytes") or source.get("path")
-    if isinstance(source, str) and (data := _decoded(source, name)) is not None:
-        source = data
+    if isinstance(source, str) and ENCODED.match(source):
+        source = _decoded(source, name)
     elif isinstance(source, str | Path) and str(source):
-        text = str(source)
-        place = unquote(text[match.end() :]) if (match := FILE_URL.match(text)) else text
-        name, source = shown(text), locate(place)
-    elif isinstance(source, bytearray):
-        source = bytes(source)
-    if not isinstance(source, bytes | Path | Image.Image):
-        found = "its path is empty" if source == "" else f"found a {type(source).__name__}"
-        expected = "expected a path, a URL, bytes, base64 or a PIL image"
-        raise UserError(f"{name}: in no form that is known: {found}; {expected}")
+        place = str(source)
+        name = shown(place)
+        if url := FILE_URL.match(place):
+            place = unquote(place[url.end() :])
+        source = locate(place)
+    if not isinstance(source, bytes | bytearray | Path | Image.Image):
+        raise UserError(f"{name}: {_no_source(source)}")
     return LazyImage(_look(source, name, _upright_size), partial(_look, source, name, _to_rgb), name)
-
-
-def _decoded(text: str, name: str) -> bytes | None:
-    """The bytes in a data: URL or a base64 text, folded over lines or not; None if it is neither."""
-    body = text
-    if text[:5].lower() == "data:":
-        header, _, body = text.partition(",")
-        if "base64" not in header.lower().replace(" ", "").split(";"):
-            raise UserError(f"{name}: not base64; expected data:image/...;base64,..., found {header[:60]!r}")
-    elif len(text) < SHORTEST_BASE64 or not BASE64.match(text):
-        return None
-    body = "".join(unquote(body).split())
-    try:
-        return base64.b64decode(body + "=" * (-len(body) % 4), validate=True)
-    except ValueError as error:
-        raise UserError(f"{name}: the base64 is broken ({error})") from error
 
 
 def _look(source: bytes | Path | Image.Image, name: str, see: Callable[[Image.Image], T]) -> T:
@@ -114,8 +97,8 @@ def _look(source: bytes | Path | Image.Image, name: str, see: Callable[[Image.Im
             if isinstance(source, Image.Image):
                 return see(source)
             if isinstance(source, Path) and not source.is_file():
-                raise UserError(_not_a_file(source))
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                raise UserError(_no_file(source))
+            with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
                 return see(image)
     except (
         Exception
@@ -138,12 +121,11 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 def _ends_with_notes(png: Image.Image) -> bool:
     """Whether EXIF or text may follow the pixels of a PNG file, where only decoding finds it."""
-    file = getattr(png, "fp", None)
-    if file is None:
+    if png.fp is None:
         return False
-    place = file.tell()
-    found = re.search(rb"eXIf|[tzi]TXt", file.read())
-    file.seek(place)
+    place = png.fp.tell()
+    found = re.search(rb"eXIf|[tzi]TXt", png.fp.read())
+    png.fp.seek(place)
     return found is not None
 
 
@@ -183,6 +165,23 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint((values - low) * (255 / (high - low))).astype(np.uint8))
 
 
+# Of what cannot be opened at once.
+
+
+def _decoded(text: str, name: str) -> bytes:
+    """The bytes in a data: URL or a base64 text, folded over lines or not."""
+    header, comma, body = text.partition(",")
+    if not comma:
+        header, body = "data:;base64", text
+    if "base64" not in header.lower().replace(" ", "").split(";"):
+        raise UserError(f"{name}: not base64; expected data:image/...;base64,..., found {header[:60]!r}")
+    body = "".join(unquote(body).split())
+    try:
+        return base64.b64decode(body + "=" * (-len(body) % 4), validate=True)
+    except ValueError as error:
+        raise UserError(f"{name}: the base64 is broken ({error})") from error
+
+
 def _bare_png(source: Any, error: Exception) -> bytes | None:
     """A PNG file without the notes beside its pixels, to be tried again; None if it is none, or has no notes."""
     if isinstance(error, UserError) or getattr(error, "errno", None) or isinstance(source, Image.Image):
@@ -214,7 +213,17 @@ def _fault(error: Exception, source: Any) -> str:
             return f"the picture cannot be decoded ({one_line(str(error)) or type(error).__name__})"
 
 
-def _not_a_file(path: Path) -> str:
+def _no_file(path: Path) -> str:
     if path.is_dir():
         return "is a folder, not a picture"
     return "is not an ordinary file" if path.exists() else "no such file"
+
+
+def _no_source(source: Any) -> str:
+    expected = "expected a path, a URL, bytes, base64 or a PIL image"
+    match source:
+        case None:
+            return f"in no form that is known: a picture without a source; {expected}"
+        case "":
+            return f"in no form that is known: its path is empty; {expected}"
+    return f"in no form that is known: found a {type(source).__name__}; {expected}"
