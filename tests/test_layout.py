@@ -232,6 +232,9 @@ def test_the_readme_names_the_core_and_the_folders():
         assert re.search(rf"^    {re.escape(name)}\s", README, re.MULTILINE), (
             f"README's list of files lacks {name}"
         )
+    assert len(README.splitlines()) <= 250
+    assert len(README.split()) <= 2_800
+    assert max(map(len, README.splitlines())) <= 160
     for path in re.findall(r"\]\((r1ov/[^)]+)\)|--image (r1ov/\S+)", README):
         assert (ROOT / (path[0] or path[1])).exists(), path
 
