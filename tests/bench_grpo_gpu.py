@@ -28,6 +28,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from r1ov.common.device import choose_kernels
 from r1ov.common.processes import World, joined
+from r1ov.data.pack import Continuation
 from r1ov.data.processor import Encoded, Processor
 from r1ov.engine import Completion, decode, prepare
 from r1ov.folder.pretrained import resolve
@@ -36,13 +37,11 @@ from r1ov.folder.weights import init_weights
 from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.rope import mrope_positions
-from r1ov.train.experience import Pack, Row, make_packs, with_logprobs
-from r1ov.train.grpo import learn
+from r1ov.train.grpo import Minibatch, accumulate_gradients, add_logprobs, pack
 from r1ov.train.optim import build_optimizers
-from r1ov.train.rollout import sequence
 from r1ov.train.run.config import GRPOConfig
-from r1ov.train.run.distributed import clip_grad_norm
 from r1ov.train.run.sharding import make_mesh, refresh, replica, shard
+from r1ov.train.update import clip_grad_norm
 from tests.grpo_worker import Bare
 from tests.test_published_shapes import published_config
 
@@ -99,15 +98,12 @@ def bound(config: Config, rows: int, prompt: int, tokens: int, width: int, devic
     return rows * bandwidth / (width * (weights + cache))
 
 
-class Trained(Bare):
-    """A `Run` as far as an update goes, on weights drawn at random."""
-
-    def update(self) -> dict:
-        grad_norm = clip_grad_norm(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        return {"grad_norm": grad_norm}
+def update(run: Bare, optimizers: list[torch.optim.Optimizer], step: Minibatch) -> None:
+    accumulate_gradients(run, step)
+    clip_grad_norm(run.model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def ours(
@@ -127,14 +123,14 @@ def ours(
         shard(model, make_mesh(world, device), torch.bfloat16)
     model = model.to_empty(device=device)
     init_weights(model, torch.Generator(device=device).manual_seed(0))
-    run = Trained(
-        model,
-        processor,
-        world,
-        GRPOConfig(num_generations=each, max_completion_length=tokens, loss_type="grpo"),
-        device,
+    learning = GRPOConfig(
+        num_generations=each,
+        max_completion_length=tokens,
+        max_length=options.max_length,
+        loss_type="grpo",
     )
-    run.optimizers = build_optimizers(model, "adamw", 1e-6, 0.0, (0.9, 0.999), 0.0)
+    run = Bare(model, processor, world, learning, device)
+    optimizers = build_optimizers(model, "adamw", 1e-6, 0.0, (0.9, 0.999), 0.0)
     sampler = replica(model, torch.bfloat16) if is_sharded else model
     names = [str(number).encode() for number in range(len(prompts))]
 
@@ -145,14 +141,14 @@ def ours(
         )  # fmt: skip
         return decode(sampler, processor, plan)
 
-    def packs_of(completions: list[Completion]) -> list[Pack]:
+    def packed(completions: list[Completion]) -> Minibatch:
         rows = []
         for index, completion in enumerate(completions):
-            learned = sequence(prompts[index // each], completion, is_trained=True)
-            rows.append(
-                Row(sequence=learned, logprobs=completion.logprobs, advantage=1.0 if index % 2 else -1.0)
-            )
-        return make_packs(rows, processor, options.max_length, world)
+            ids, logprobs = torch.tensor(completion.token_ids), torch.tensor(completion.logprobs)
+            advantage = torch.tensor(1.0 if index % 2 else -1.0)
+            rows.append(Continuation(input_ids=ids, labels=ids, logprobs=logprobs, advantage=advantage))
+        part = [(prompt, rows[each * index : each * (index + 1)]) for index, prompt in enumerate(prompts)]
+        return pack(run, part)
 
     phases: dict[str, list[float]] = {}
     for repeat in range(options.repeats + 1):
@@ -162,11 +158,11 @@ def ours(
         seconds["rollout"], (completions, timing) = timed(lambda seed=repeat: roll_out(seed), device)
         assert all(completion.completion_tokens == tokens for completion in completions)
         seconds |= {"rollout: prefill": timing.prefill_seconds, "rollout: decode": timing.decode_seconds}
-        packs = packs_of(completions)
+        step = packed(completions)
         seconds["log-probs, one pass"], _ = timed(
-            lambda packs=packs: with_logprobs(packs, model, None, 1.0, device), device
+            lambda step=step: add_logprobs(run, step.packs, "old_logprobs", model), device
         )
-        seconds["update"], _ = timed(lambda packs=packs: learn(run, packs), device)
+        seconds["update"], _ = timed(lambda step=step: update(run, optimizers, step), device)
         if repeat:  # the first one compiles and fills caches
             for name, value in seconds.items():
                 phases.setdefault(name, []).append(value)

@@ -26,9 +26,9 @@ import r1ov
 from r1ov.data.playground.source import Playground
 from r1ov.data.steps import Steps, load_steps
 from r1ov.folder.pretrained import resolve
+from r1ov.train.loss import sft_loss_and_correct
 from r1ov.train.optim import build_optimizers
-from r1ov.train.run.distributed import clip_grad_norm
-from r1ov.train.run.heldout import objective
+from r1ov.train.update import clip_grad_norm
 
 MAX_LENGTH = 8192
 MICRO_BATCH = 8
@@ -70,9 +70,8 @@ def our_step(model, optimizers, batches):
     total = 0.0
     for batch in batches:
         rest = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        part = model(
-            **rest, then=partial(objective, labels=batch["labels"], num_items=num_items, count_correct=True)
-        )["loss"]
+        then = partial(sft_loss_and_correct, labels=batch["labels"], num_items_in_batch=num_items)
+        part, _ = model(**rest, then=then)
         part.backward()
         total += part.item()
     clip_grad_norm(model.parameters(), 1.0)

@@ -34,11 +34,11 @@ from r1ov.folder.weights import init_weights
 from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.rope import mrope_positions
+from r1ov.train.loss import sft_loss
 from r1ov.train.optim import build_optimizers
-from r1ov.train.run.distributed import clip_grad_norm
-from r1ov.train.run.heldout import objective
 from r1ov.train.run.open import peak_flops
 from r1ov.train.run.sharding import checkpoint_activations, make_mesh, shard
+from r1ov.train.update import clip_grad_norm
 from tests.test_published_shapes import published_config
 
 
@@ -107,8 +107,7 @@ def ours(config: Config, batch: Batch, mode: str, world: World, device: torch.de
     num_items = int((labels != -100).sum())
 
     def step() -> None:
-        then = partial(objective, labels=labels, num_items=num_items, count_correct=False)
-        model(**batch, then=then)["loss"].backward()
+        model(**batch, then=partial(sft_loss, labels=labels, num_items_in_batch=num_items)).backward()
         clip_grad_norm(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()

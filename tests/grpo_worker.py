@@ -13,27 +13,29 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from r1ov.common.processes import World, joined
 from r1ov.data.formats.records import Record
+from r1ov.data.pack import Continuation, bundled, make_packs, num_trained
 from r1ov.data.playground import sample
 from r1ov.data.playground.source import Playground
-from r1ov.data.processor import Encoded, Processor
+from r1ov.data.processor import Batch, Encoded, Processor
 from r1ov.engine import Completion
 from r1ov.folder.pretrained import build, resolve
 from r1ov.folder.settings import read_config, read_processor
 from r1ov.folder.weights import load_weights, whole
 from r1ov.model.model import Qwen2_5_VL
-from r1ov.train.experience import Pack, Row, make_packs, with_logprobs
-from r1ov.train.grpo import compare, deal, learn
+from r1ov.train.grpo import Part, accumulate_gradients, add_logprobs, deal, pack
+from r1ov.train.loss import group_advantages
 from r1ov.train.rollout import Group, encode_prompt
 from r1ov.train.run.config import GRPOConfig
+from r1ov.train.run.observe import gathered, observe
 from r1ov.train.run.sharding import make_mesh, shard
 
 EACH = 4  # completions a prompt
@@ -47,6 +49,7 @@ COMMON = {
     "importance_sampling_cap": 1.1,
     "epsilon": 0.05,
     "beta": 0.1,
+    "sample_steps": 0,
 }
 LOSSES = {  # each with other metrics
     "dapo": {"loss_type": "dapo", "delta": 1.3},
@@ -71,7 +74,7 @@ IDLE = {
 
 @dataclass
 class Bare:
-    """As much of a `Run` as an update needs; the gradients stay."""
+    """As much of a `Run` as the gradients of an update need."""
 
     model: Qwen2_5_VL | None
     processor: Processor
@@ -79,9 +82,7 @@ class Bare:
     config: GRPOConfig
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     extra: dict = field(default_factory=dict)
-
-    def update(self) -> dict:
-        return {}
+    step: int = 0
 
 
 def prompt(processor: Processor, number: int) -> tuple[Record, Encoded]:
@@ -130,7 +131,7 @@ def groups(processor: Processor, count: int, numbers: range) -> list[Group]:
                 prompt=encoded,
                 completions=completions,
                 scores=scores,
-                rewards=rewards,
+                rewards=torch.tensor(rewards, dtype=torch.float64),
             )
         )
     return [group for group in made if group.number in numbers]
@@ -144,10 +145,10 @@ def built(folder: Path, name: str, world: World, is_sharded: bool) -> Qwen2_5_VL
     return model.eval()
 
 
-def rows_in(pack: Pack) -> Iterator[tuple[tuple[int, ...], slice, int]]:
+def rows_in(pack: Batch) -> Iterator[tuple[tuple[int, ...], slice, int]]:
     """Each row's tokens from the first on, where in the pack its own stand, and which sequence there it is."""
-    bounds, ids = pack.batch["cu_seqlens"].tolist(), pack.batch["input_ids"].tolist()
-    prefixes = pack.batch["prefixes"].tolist() if "prefixes" in pack.batch else [-1] * (len(bounds) - 1)
+    bounds, ids = pack["cu_seqlens"].tolist(), pack["input_ids"].tolist()
+    prefixes = pack["prefixes"].tolist() if "prefixes" in pack else [-1] * (len(bounds) - 1)
     for number, prefix in enumerate(prefixes):
         if number not in prefixes:
             before = ids[bounds[prefix] : bounds[prefix + 1]] if prefix >= 0 else []
@@ -155,35 +156,72 @@ def rows_in(pack: Pack) -> Iterator[tuple[tuple[int, ...], slice, int]]:
             yield tuple(before + ids[own]), own, number
 
 
-def rows_of(run: Bare, mine: list[Group]) -> tuple[list[list[Row]], list[list[float]], dict[str, float]]:
-    advantages, metrics = compare(run, mine)
-    return deal(run, mine, advantages), [one.tolist() for one in advantages], metrics
+def part_of(groups: list[Group], advantage: float = 0.0) -> Part:
+    """All completions of these groups, each trained and of this advantage."""
+
+    def continuation(completion: Completion) -> Continuation:
+        ids = torch.tensor(completion.token_ids)
+        logprobs, weight = torch.tensor(completion.logprobs), torch.tensor(advantage)
+        return Continuation(input_ids=ids, labels=ids, logprobs=logprobs, advantage=weight)
+
+    return [(group.prompt, list(map(continuation, group.completions))) for group in groups]
+
+
+def packs_of(part: Part, processor: Processor, max_length: int) -> list[Batch]:
+    """The packs of one process."""
+    image = processor.config.image_token_id
+    bundles = [one for prompt, own in part for one in bundled(prompt, own, max_length, image)]
+    return make_packs(bundles, processor, max_length, World())
+
+
+def compared(run: Bare, mine: list[Group]) -> tuple[list[dict], Tensor, dict[str, float]]:
+    """The outcome of all groups, their advantages (prompts, G), and what is logged, as the loop has them."""
+    everyone = gathered(run.world, mine)
+    rewards = torch.stack([one["rewards"] for one in everyone])
+    advantages = group_advantages(
+        rewards.flatten(), run.config.num_generations, run.config.scale_rewards
+    ).view_as(rewards)
+    return everyone, advantages.float(), observe(run, mine, everyone, advantages)
+
+
+def shuffled(part: Part, order: int) -> Part:
+    """The same completions with the prompts in another order, and those of a prompt too."""
+    rng = random.Random(order)
+    return [(prompt, rng.sample(own, len(own))) for prompt, own in rng.sample(part, len(part))]
 
 
 def updated(
     run: Bare,
-    rows: list[Row],
+    part: Part,
     old: Qwen2_5_VL | None,
     ref: Qwen2_5_VL | None,
     max_length: int,
     order: int | None,
     skip: bool = False,
 ) -> dict:
-    """Loss, metrics and gradients of one update on these rows, the whole way that the trainer goes."""
+    """Loss, metrics and gradients of one update on these rows, all the way that the trainer goes."""
     if order is not None:
-        rows = random.Random(order).sample(rows, len(rows))
+        part = shuffled(part, order)
     run.model.zero_grad()
-    made = make_packs(rows, run.processor, max_length, run.world, skip)
-    packs = with_logprobs(made, old, ref, run.config.temperature, run.device)
-    metrics = learn(run, packs)
-    del metrics["update_seconds"]
+    # completions of advantage 0 stay out where there is no KL term
+    packing = replace(run.config, max_length=max_length, beta=0.0 if skip else 1.0)
+    step = pack(replace(run, config=packing), part)
+    for name, model in (("old_logprobs", old), ("ref_logprobs", ref)):
+        if model:
+            add_logprobs(run, step.packs, name, model)
+    metrics = accumulate_gradients(run, step)
     gradients = {
         name: whole(parameter.grad).clone()
         for name, parameter in run.model.named_parameters()
         if parameter.grad is not None
     }
-    read = sum(pack.num_read for pack in packs)
-    return {"metrics": metrics, "gradients": gradients, "packs": len(packs), "rows": len(rows), "read": read}
+    return {
+        "metrics": metrics,
+        "gradients": gradients,
+        "packs": len(step.packs),
+        "rows": sum(len(own) for _, own in part),
+        "read": sum(num_trained(batch["labels"]) for batch in step.packs),
+    }
 
 
 def check(folder: Path, world: World, is_sharded: bool) -> dict:
@@ -195,31 +233,40 @@ def check(folder: Path, world: World, is_sharded: bool) -> dict:
         run = Bare(policy, processor, world, GRPOConfig(**COMMON | options))
         for cut, (max_length, count, order) in CUTS.items():
             mine = groups(processor, count, range(world.rank, count, world.size))
-            minibatches, advantages, compared = rows_of(run, mine)
+            everyone, advantages, metrics = compared(run, mine)
+            minibatches = deal(run, mine, everyone, advantages)
             results["dealt", count] = [
-                [row.sequence.input_ids.tolist() for row in rows] for rows in minibatches
+                [
+                    prompt.input_ids.tolist() + one.input_ids.tolist()
+                    for prompt, completions in part
+                    for one in completions
+                ]
+                for part in minibatches
             ]
+            places = [one["number"] for one in everyone]
             results["advantages", count] = {
-                group.number: own for group, own in zip(mine, advantages, strict=True)
+                group.number: advantages[places.index(group.number)].tolist() for group in mine
             }
-            results["compared", count] = compared
+            results["compared", count] = metrics
             results[loss, cut] = updated(run, minibatches[0], old, ref, max_length, order)
         run = Bare(policy, processor, world, GRPOConfig(**COMMON | options | {"beta": 0.0}))
         for case, flat in IDLE.items():
             mine = groups(processor, 6, range(world.rank, 6, world.size))
-            mine = [replace(group, rewards=[1.0] * EACH) if group.number in flat else group for group in mine]
-            rows = rows_of(run, mine)[0][1]
-            results[loss, case, True] = updated(run, rows, old, None, 115, 1, skip=True)
+            ones = torch.ones(EACH, dtype=torch.float64)
+            mine = [replace(group, rewards=ones) if group.number in flat else group for group in mine]
+            part = deal(run, mine, *compared(run, mine)[:2])[1]
+            results[loss, case, True] = updated(run, part, old, None, 115, 1, skip=True)
             if world.size == 1:  # what it must equal
-                results[loss, case, False] = updated(run, rows, old, None, 115, 1)
-                results[loss, case, "teaching"] = updated(
-                    run, [row for row in rows if row.teaches], old, None, 8192, None
-                )
+                results[loss, case, False] = updated(run, part, old, None, 115, 1)
+                teaching = [(prompt, [one for one in own if one.teaches]) for prompt, own in part]
+                results[loss, case, "teaching"] = updated(run, teaching, old, None, 8192, None)
     for scale in ("batch", "none"):
-        run = SimpleNamespace(config=GRPOConfig(**COMMON, scale_rewards=scale), world=world, extra={})
+        run = Bare(None, processor, world, GRPOConfig(**COMMON, scale_rewards=scale))
         mine = groups(processor, 6, range(world.rank, 6, world.size))
+        everyone, advantages, _ = compared(run, mine)
+        places = [one["number"] for one in everyone]
         results["advantages", scale] = {
-            group.number: own.tolist() for group, own in zip(mine, compare(run, mine)[0], strict=True)
+            group.number: advantages[places.index(group.number)].tolist() for group in mine
         }
     return results
 

@@ -29,7 +29,6 @@ from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.loss import sft_loss
 from r1ov.train.optim import build_optimizers
-from r1ov.train.run.distributed import clip_grad_norm
 from r1ov.train.run.sharding import (
     checkpoint_activations,
     freeze,
@@ -37,8 +36,8 @@ from r1ov.train.run.sharding import (
     refresh,
     replica,
     shard,
-    sum_over_copies,
 )
+from r1ov.train.update import clip_grad_norm, sum_over_copies
 
 LAYOUTS = {
     1: {"sharded": 1},

@@ -7,7 +7,7 @@ import torch
 
 from r1ov.errors import UserError
 from r1ov.train.loss import group_advantages
-from r1ov.train.rollout import reward_metrics
+from r1ov.train.run.observe import reward_metrics
 from tests.grpo_batch import NAN, close, tensor
 
 

@@ -4,7 +4,7 @@ here and not derived again.
 TRL's `GRPOTrainer` is made without its constructor. Its `_generate`, `_generate_and_score_completions` and
 `_compute_loss` run as they are; only what would need a transformer is put in: the completions, the rewards,
 and log-probs, which on both sides come of one table of states and one head (a token's state says what follows
-it). Ours goes the whole way of the trainer: `compare`, `deal`, `make_packs`, `with_logprobs`, `objective`.
+it). Ours goes the whole way of the trainer: `group_advantages`, `deal`, `make_packs`, `policy_loss`.
 
 Where we differ on purpose, these batches stay away, or a test below says so: log-ratios are clamped to +-20
 before exp; the KL term's ratio is the token's own also with one ratio a completion; an accuracy that is None
@@ -15,7 +15,6 @@ tokens of the step, not of its micro-batches; clip_ratio/low_min leaves out rows
 
 import random
 from collections import defaultdict
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -25,15 +24,17 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 import r1ov
 from r1ov.common.processes import World
 from r1ov.data.formats.records import Record
+from r1ov.data.pack import num_trained
 from r1ov.data.processor import IGNORED, Encoded
 from r1ov.engine import Completion
 from r1ov.reward.combine import total_reward
 from r1ov.train import grpo
-from r1ov.train.experience import make_packs, objective
-from r1ov.train.loss import combine_metrics, group_advantages
+from r1ov.train.grpo import Minibatch, policy_loss
+from r1ov.train.loss import group_advantages
 from r1ov.train.rollout import Group
 from r1ov.train.run.config import GRPOConfig
-from tests.grpo_worker import Bare
+from r1ov.train.run.observe import combine_metrics
+from tests.grpo_worker import Bare, compared, packs_of
 
 EACH, PROMPTS, LIMIT, VOCAB, WIDTH = 4, 4, 9, 40, 12
 STOP, PAD = 1, 0
@@ -201,7 +202,8 @@ def groups_of(batch):
             Group(
                 number=number, record=Record(messages=[], format="", where=""), completions=completions,
                 prompt=Encoded(input_ids=ids, position_ids=torch.arange(len(ids)).expand(3, -1)),
-                scores=[batch.rewards[index] for index in members], rewards=[float("nan") if one is None else one for one in rewards],
+                scores=[batch.rewards[index] for index in members],
+                rewards=torch.tensor([float("nan") if one is None else one for one in rewards], dtype=torch.float64),
             )
         )  # fmt: skip
     return groups
@@ -209,31 +211,30 @@ def groups_of(batch):
 
 def ours(batch, config, processor):
     run = Bare(None, processor, World(), config)
-    advantages, metrics = grpo.compare(run, groups_of(batch))
-    (rows,) = grpo.deal(run, groups_of(batch), advantages)
-    packs = make_packs(rows, processor, 60, World())  # however it is cut
+    everyone, advantages, metrics = compared(run, groups_of(batch))
+    (part,) = grpo.deal(run, groups_of(batch), everyone, advantages)
+    packs = packs_of(part, processor, 60)  # however it is cut
     assert len(packs) > 1
-    count, read = sum(pack.num_items for pack in packs), sum(pack.num_read for pack in packs)
+    count = sum(num_trained(pack["labels"]) for pack in packs)
+    step = Minibatch(packs=packs, num_items=count, num_sequences=len(batch.prompts), num_read=count)
 
     def known(policy, pack):
-        logprobs = policy.logprobs(pack.batch["input_ids"][None], config.temperature)[0][0]
-        return (
-            torch.nn.functional.pad(logprobs, (1, 0))
-            .detach()
-            .masked_fill(pack.batch["labels"] == IGNORED, 0.0)
-        )
+        logprobs = policy.logprobs(pack["input_ids"][None], config.temperature)[0][0]
+        return torch.nn.functional.pad(logprobs, (1, 0)).detach().masked_fill(pack["labels"] == IGNORED, 0.0)
 
     losses, shares = [], []
     for pack in packs:
         is_off_policy = config.num_iterations > 1 or config.importance_sampling_correction  # as TRL has it
-        pack = replace(pack, old_logprobs=known(batch.old, pack) if is_off_policy else None)
-        pack = replace(pack, ref_logprobs=known(batch.ref, pack) if config.beta else None)
-        hidden = batch.policy.states[pack.batch["input_ids"]]
-        loss, share = objective(hidden, batch.policy.head, pack, config, count, read, len(rows))
+        if is_off_policy:
+            pack["old_logprobs"] = known(batch.old, pack)
+        if config.beta:
+            pack["ref_logprobs"] = known(batch.ref, pack)
+        hidden = batch.policy.states[pack["input_ids"]]
+        loss, share = policy_loss(hidden, batch.policy.head, pack, step, config)
         losses.append(loss)
         shares.append(share)
     gradients = torch.autograd.grad(sum(losses), [batch.policy.states, batch.policy.head])
-    return sum(losses), gradients, metrics | combine_metrics(shares), torch.cat(advantages)
+    return sum(losses), gradients, metrics | combine_metrics(shares), advantages.flatten()
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +244,13 @@ def processor():
 
 def config_of(**options):
     return GRPOConfig(
-        **{"num_generations": EACH, "max_completion_length": LIMIT, "num_iterations": 2} | options
+        **{
+            "num_generations": EACH,
+            "max_completion_length": LIMIT,
+            "num_iterations": 2,
+            "sample_steps": 0,
+        }
+        | options
     )
 
 

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from r1ov.train.loss import combine_metrics, group_advantages, grpo_loss, kl_estimate
+from r1ov.train.loss import group_advantages, grpo_loss, kl_estimate
+from r1ov.train.run.observe import combine_metrics
 from tests.grpo_batch import close, tensor
 
 

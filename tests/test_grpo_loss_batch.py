@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from r1ov.errors import UserError
-from r1ov.train.loss import EPS, check_loss_options, combine_metrics, group_advantages, grpo_loss
+from r1ov.train.loss import EPS, group_advantages, grpo_loss
+from r1ov.train.run.config import check_loss_options
+from r1ov.train.run.observe import combine_metrics
 from r1ov.train.run.presets import GRPO
 from tests.grpo_batch import (
     COMPLETIONS,

@@ -7,6 +7,7 @@ import pytest
 
 from r1ov.common.processes import World
 from r1ov.train import grpo
+from r1ov.train.run import observe
 from r1ov.train.run.config import GRPOConfig
 from tests.test_grpo_run import SMALL
 
@@ -16,7 +17,7 @@ def test_twenty_rollouts_in_a_row_that_teach_little_are_worth_a_line_that_says_w
     shares = [0.9] * 19 + [0.8] + [0.81] * 41
     said = []
     for share in shares:
-        grpo.note_flat(run, share)
+        observe.note_flat(run, share)
         said.append(capsys.readouterr().err)
     assert [number for number, text in enumerate(said, 1) if text] == [40, 60]
     assert said[39].count("\n") == 1
@@ -26,7 +27,7 @@ def test_twenty_rollouts_in_a_row_that_teach_little_are_worth_a_line_that_says_w
 
 
 def test_the_process_that_is_not_the_main_one_says_nothing(capsys):
-    grpo.note_flat(SimpleNamespace(extra={"flat_rollouts": 19}, world=World(1, 2)), 1.0)
+    observe.note_flat(SimpleNamespace(extra={"flat_rollouts": 19}, world=World(1, 2)), 1.0)
     assert not capsys.readouterr().err
 
 

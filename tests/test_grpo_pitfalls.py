@@ -47,19 +47,17 @@ import torch
 import r1ov
 from r1ov.common.processes import World
 from r1ov.data.formats.records import BadRow
+from r1ov.data.pack import Bundle
 from r1ov.data.processor import IGNORED
 from r1ov.engine.plan import stop_ids_of
 from r1ov.train import grpo
-from r1ov.train.experience import Row, make_packs, with_logprobs
-from r1ov.train.loss import completion_logprobs
-from r1ov.train.rollout import encode_prompt, roll_out, sequence
+from r1ov.train.grpo import add_logprobs, completion_logprobs
+from r1ov.train.rollout import Group, encode_prompt, sample
+from r1ov.train.run import observe
 from r1ov.train.run.config import GRPOConfig
 from tests import grpo_worker as worker
 from tests.test_grpo_run import REWARDS, SMALL, fresh, rewards, run, samples, weights  # noqa: F401  two of them are fixtures
-from tests.test_grpo_update import NoReward
 from tests.test_resume import ENVIRONMENT, ROOT
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +69,11 @@ def rolled(tiny, numbers, seed=1, names=None, **options):
     """Completions of the worker's prompts, as lists of ids, by prompt."""
     model, processor = tiny
     config = GRPOConfig(**{"num_generations": 4, "max_completion_length": 12, "temperature": 3.0} | options)
-    prompts = [
-        (name, *worker.prompt(processor, number))
-        for name, number in zip(names or numbers, numbers, strict=True)
-    ]
-    return roll_out(model, processor, prompts, config, NoReward(), seed)
+    prompts = []
+    for name, number in zip(names or numbers, numbers, strict=True):
+        record, prompt = worker.prompt(processor, number)
+        prompts.append(Group(number=name, record=record, prompt=prompt))
+    return sample(model, processor, prompts, config, seed)
 
 
 def ids(groups):
@@ -90,24 +88,25 @@ def test_each_row_keeps_its_own_prompt_completion_and_advantage(tiny):
     _, processor = tiny
     bare = worker.Bare(None, processor, World(), GRPOConfig(**worker.COMMON))
     groups = worker.groups(processor, 6, range(6))
-    minibatches, advantages, _ = worker.rows_of(bare, groups[::-1])
+    everyone, advantages, _ = worker.compared(bare, groups[::-1])
     expected = {
         tuple(group.prompt.input_ids.tolist() + completion.token_ids): (
             advantage,
             completion.logprobs,
             group.number,
         )
-        for group, own in zip(groups[::-1], advantages, strict=True)
+        for group, own in zip(groups, advantages, strict=True)
         for completion, advantage in zip(group.completions, own, strict=True)
     }
     assert len(expected) == 24
     found = 0
-    for pack in make_packs([row for rows in minibatches for row in rows][::-1], processor, 300, World()):
+    parts = grpo.deal(bare, groups[::-1], everyone, advantages)
+    for pack in worker.packs_of([one for part in parts for one in part][::-1], processor, 300):
         for whole, own, row in worker.rows_in(pack):
             advantage, logprobs, number = expected[whole]
-            assert pack.advantages[row] == pytest.approx(advantage)
+            assert pack["advantages"][row] == pytest.approx(advantage)
             assert number != 4 or advantage == 0  # its gold cannot be scored
-            actual = pack.sampler_logprobs[own].tolist()
+            actual = pack["sampler_logprobs"][own].tolist()
             assert actual == pytest.approx([0.0] * (len(actual) - len(logprobs)) + logprobs)
             found += 1
     assert found == 24
@@ -136,7 +135,7 @@ def test_the_same_question_on_two_processes_gets_different_completions(tiny):
 
 def test_where_nothing_has_spread_a_rollout_is_no_larger_than_ever(tmp_path, fresh, rewards, monkeypatch):  # noqa: F811
     sizes = []
-    monkeypatch.setattr(grpo, "show", lambda run, groups, advantages: sizes.append(len(groups)))
+    monkeypatch.setattr(observe, "show", lambda run, groups, advantages: sizes.append(len(groups)))
     options = {
         "reward": f"{rewards}:flat",
         "reward_funcs": (),
@@ -150,15 +149,15 @@ def test_where_nothing_has_spread_a_rollout_is_no_larger_than_ever(tmp_path, fre
 
 def test_minibatches_are_of_one_size_though_prompts_were_replaced(tiny):
     _, processor = tiny
-    config = GRPOConfig(num_generations=2, steps_per_generation=4, train_batch_size=2)
+    config = GRPOConfig(num_generations=2, steps_per_generation=4, train_batch_size=2, sample_steps=0)
     bare = worker.Bare(None, processor, World(), config)
     groups = [
-        replace(group, completions=group.completions[:2])
+        replace(group, completions=group.completions[:2], scores=group.scores[:2], rewards=group.rewards[:2])
         for group in worker.groups(processor, 6, range(0, 6, 2))
     ]
     groups.append(replace(groups[0], number=8))
-    minibatches = grpo.deal(bare, groups, [torch.zeros(2)] * 4)
-    assert [len(rows) for rows in minibatches] == [2] * 4
+    parts = grpo.deal(bare, groups, observe.gathered(World(), groups), torch.zeros(4, 2))
+    assert [sum(len(own) for _, own in part) for part in parts] == [2] * 4
 
 
 def test_each_reward_is_logged_with_trls_deviation_also_one_that_the_first_completion_has_not(
@@ -179,12 +178,7 @@ def test_each_reward_is_logged_with_trls_deviation_also_one_that_the_first_compl
 
 
 def trained_rows(tiny, **options):
-    groups = rolled(tiny, (0, 1, 2), **options)
-    return groups, [
-        Row(sequence=sequence(group.prompt, completion, True), logprobs=completion.logprobs, advantage=1.0)
-        for group in groups
-        for completion in group.completions
-    ]
+    return worker.part_of(rolled(tiny, (0, 1, 2), **options), advantage=1.0)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
@@ -194,14 +188,15 @@ def test_policy_old_and_reference_are_all_read_at_the_sampling_temperature(tiny,
     """
     model, processor = tiny
     config = GRPOConfig(temperature=temperature, beta=0.1, num_generations=4)
-    _, rows = trained_rows(tiny, temperature=temperature)
+    rows = trained_rows(tiny, temperature=temperature)
     bare = worker.Bare(model, processor, World(), config)
     for judge_temperature in (temperature, 1.0):
-        packs = with_logprobs(
-            make_packs(rows, processor, 10_000, World()), model, model, judge_temperature, CPU
-        )
+        step = grpo.pack(bare, rows)
+        for name in ("old_logprobs", "ref_logprobs"):
+            judge = replace(bare, config=replace(config, temperature=judge_temperature))
+            add_logprobs(judge, step.packs, name, model)
         model.zero_grad()
-        metrics = grpo.learn(bare, packs)
+        metrics = grpo.accumulate_gradients(bare, step)
         gaps = [metrics["log_ratio/abs_max"], metrics["kl_max"]]
         assert gaps == [0, 0] if judge_temperature == temperature else min(gaps) > 0.01
     model.zero_grad(set_to_none=True)
@@ -215,16 +210,18 @@ def test_where_the_sampler_thought_otherwise_tokens_weigh_by_how_much_up_to_the_
     larger, twice at most.
     """
     model, processor = tiny
-    _, rows = trained_rows(tiny)
-    (pack,) = with_logprobs(make_packs(rows, processor, 10_000, World()), model, None, 1.0, CPU)
-    pack = replace(pack, sampler_logprobs=pack.old_logprobs + sampler)
+    bare = worker.Bare(model, processor, World(), GRPOConfig(num_generations=4))
+    step = grpo.pack(bare, trained_rows(tiny))
+    add_logprobs(bare, step.packs, "old_logprobs", model)
+    (pack,) = step.packs
+    pack["sampler_logprobs"] = pack["old_logprobs"] + sampler
     found = []
     for is_on in (True, False):
         config = GRPOConfig(
             importance_sampling_correction=is_on, importance_sampling_cap=2.0, num_generations=4
         )
         model.zero_grad()
-        metrics = grpo.learn(worker.Bare(model, processor, World(), config), [pack])
+        metrics = grpo.accumulate_gradients(replace(bare, config=config), step)
         found.append((metrics["loss"], model.model.norm.weight.grad.clone()))
         assert metrics["sampling/sampling_logp_difference/max"] == pytest.approx(abs(sampler), abs=1e-5)
     (corrected, slopes), (plain, plain_slopes) = found
@@ -255,12 +252,11 @@ def test_log_probs_of_bfloat16_states_are_float32_numbers():
 def test_the_model_computes_the_same_in_training_as_in_sampling(tiny):
     model, processor = tiny
     assert not any(isinstance(module, torch.nn.Dropout) and module.p for module in model.modules())
-    _, rows = trained_rows(tiny)
-    packs = make_packs(rows, processor, 10_000, World())
-    in_training, in_sampling = (
-        with_logprobs(packs, model.train(mode), None, 1.0, CPU)[0].old_logprobs for mode in (True, False)
-    )
-    assert torch.equal(in_training, in_sampling)
+    bare = worker.Bare(model, processor, World(), GRPOConfig(num_generations=4))
+    packs = worker.packs_of(trained_rows(tiny), processor, 10_000)
+    for mode in (True, False):
+        add_logprobs(bare, packs, str(mode), model.train(mode))
+    assert torch.equal(packs[0]["True"], packs[0]["False"])
 
 
 def test_a_token_is_scored_by_the_state_before_it():
@@ -285,12 +281,17 @@ def test_the_stop_token_is_trained_whichever_of_the_two_it_is(tiny):
     _, processor = tiny
     group = worker.groups(processor, 1, range(1))[0]
     assert len(stop_ids_of(processor)) == 2
+    config = GRPOConfig(num_generations=2, mask_truncated_completions=True)
+    bare = worker.Bare(None, processor, World(), config)
     for stop in stop_ids_of(processor):
-        ended = replace(group.completions[0], token_ids=[5, stop, 6, stop])
-        labels = sequence(group.prompt, ended, is_trained=True).labels
-        assert labels[-4:].tolist() == [5, stop, 6, stop]
-        assert (labels[:-4] == IGNORED).all()
-        assert (sequence(group.prompt, ended, is_trained=False).labels == IGNORED).all()
+        ended = replace(group.completions[0], token_ids=[5, stop, 6, stop], finish_reason="stop")
+        two = replace(group, completions=[ended, replace(ended, finish_reason="length")])
+        (((prompt, (trained, cut_off)),),) = grpo.deal(bare, [two], [{"number": 0}], torch.zeros(1, 2))
+        (whole,) = Bundle(prompt=prompt, completions=[trained]).sequences()
+        assert whole.labels[-4:].tolist() == [5, stop, 6, stop]
+        assert (whole.labels[:-4] == IGNORED).all()
+        (whole,) = Bundle(prompt=prompt, completions=[cut_off]).sequences()
+        assert (whole.labels == IGNORED).all()
 
 
 def test_a_row_that_stops_at_its_very_last_token_was_not_cut_off(tiny):
@@ -326,9 +327,9 @@ def test_a_prompt_too_long_is_left_out_and_never_cut(tiny):
     _, processor = tiny
     record, whole = worker.prompt(processor, 0)
     assert encode_prompt(processor, record, len(whole)).input_ids.tolist() == whole.input_ids.tolist()
-    left_out = encode_prompt(processor, record, len(whole) - 1)
-    assert isinstance(left_out, BadRow)
-    assert left_out.dropped
+    with pytest.raises(BadRow) as left_out:
+        encode_prompt(processor, record, len(whole) - 1)
+    assert left_out.value.dropped
 
 
 # -- the loop
@@ -409,14 +410,14 @@ def test_activation_checkpointing_changes_nothing(tmp_path, fresh, rewards):  # 
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_the_run_goes_on(tmp_path, fresh, rewards, monkeypatch):  # noqa: F811
-    real, seen = grpo.objective, []
+    real, seen = grpo.policy_loss, []
 
-    def objective(*arguments, **options):
+    def policy_loss(*arguments, **options):
         loss, metrics = real(*arguments, **options)
         seen.append(loss)
         return (loss * torch.nan if len(seen) == 1 else loss), metrics
 
-    monkeypatch.setattr(grpo, "objective", objective)
+    monkeypatch.setattr(grpo, "policy_loss", policy_loss)
     options = {
         "model": fresh,
         "reward": f"{rewards}:varied",

@@ -20,6 +20,7 @@ from r1ov.folder import pretrained
 from r1ov.folder.pretrained import resolve
 from r1ov.folder.weights import init_weights
 from r1ov.train import grpo
+from r1ov.train.run import observe
 from r1ov.train.run.config import GRPOConfig
 from tests.test_resume import ENVIRONMENT, ROOT
 
@@ -354,7 +355,7 @@ def test_a_gold_that_cannot_be_scored_leaves_the_baseline_and_is_told(
     path = data(tmp_path, 24, r7={"solution": "many", "kind": "number"})
     advantages = {}
     monkeypatch.setattr(
-        grpo,
+        observe,
         "show",
         lambda _, groups, own: advantages.update(
             zip([group.record.id for group in groups], own, strict=True)

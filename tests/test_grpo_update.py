@@ -21,6 +21,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 import r1ov
 from r1ov.common.processes import World
 from r1ov.data.formats.records import Record
+from r1ov.data.pack import Bundle
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import IGNORED
 from r1ov.folder import pretrained
@@ -28,8 +29,8 @@ from r1ov.folder.pretrained import resolve
 from r1ov.folder.settings import read_config, read_processor
 from r1ov.folder.weights import init_weights
 from r1ov.model.model import Qwen2_5_VL
-from r1ov.train.experience import Row, make_packs, with_logprobs
-from r1ov.train.rollout import encode_prompt, roll_out, sequence
+from r1ov.train.grpo import add_logprobs
+from r1ov.train.rollout import Group, encode_prompt, sample
 from r1ov.train.run.config import GRPOConfig
 from tests import grpo_worker as worker
 
@@ -192,7 +193,8 @@ def test_advantages_and_what_is_logged_of_rewards_do_not_depend_on_the_number_of
 
 def test_advantages_are_those_worked_with_pythons_statistics(results):
     groups = worker.groups(read_processor(resolve("r1ov-tiny")), 6, range(6))
-    scored = [reward for group in groups for reward in group.rewards if not math.isnan(reward)]
+    rewards = {group.number: group.rewards.tolist() for group in groups}
+    scored = [reward for own in rewards.values() for reward in own if not math.isnan(reward)]
     for key, divisor in (
         (6, lambda own: stdev(own) + 1e-4),
         ("batch", lambda own: stdev(scored) + 1e-4),
@@ -201,10 +203,9 @@ def test_advantages_are_those_worked_with_pythons_statistics(results):
         actual = results(1)[0]["advantages", key]
         for group in groups:
             expected = [0.0] * worker.EACH
-            if not math.isnan(group.rewards[0]):
-                expected = [
-                    (reward - mean(group.rewards)) / divisor(group.rewards) for reward in group.rewards
-                ]
+            own = rewards[group.number]
+            if not math.isnan(own[0]):
+                expected = [(reward - mean(own)) / divisor(own) for reward in own]
             assert actual[group.number] == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
@@ -222,14 +223,6 @@ def test_minibatches_hold_the_same_rows_whatever_the_number_of_processes(results
 # -- the sampler and the trainer
 
 
-class NoReward:
-    def __call__(self, record, completion):
-        return {}
-
-    def total(self, scores):
-        return 0.0
-
-
 @pytest.fixture(scope="module")
 def prompts():
     """Ragged: pictures of two sizes, none, two; short and long questions."""
@@ -245,25 +238,15 @@ def prompts():
     records += [
         Record(messages=[{"role": "user", "content": content}], format="", where="") for content in asked
     ]
-    return [(number, record, encode_prompt(processor, record, 2000)) for number, record in enumerate(records)]
+    return [
+        Group(number=number, record=record, prompt=encode_prompt(processor, record, 2000))
+        for number, record in enumerate(records)
+    ]
 
 
 def rolled(model, processor, prompts, **options):
     config = GRPOConfig(num_generations=3, max_completion_length=40, **options)
-    return config, roll_out(model, processor, prompts, config, NoReward(), seed=1)
-
-
-def rows_of(groups):
-    return [
-        Row(
-            sequence=sequence(group.prompt, completion, True),
-            logprobs=completion.logprobs,
-            advantage=0.0,
-            group=group.number,
-        )
-        for group in groups
-        for completion in group.completions
-    ]
+    return config, sample(model, processor, prompts, config, seed=1)
 
 
 @pytest.mark.parametrize("max_num_seqs", [None, 5])
@@ -275,15 +258,15 @@ def test_sampler_and_trainer_give_every_token_the_same_log_prob(prompts, tempera
     model, processor = r1ov.load("r1ov-tiny")
     config, groups = rolled(model, processor, prompts, temperature=temperature, max_num_seqs=max_num_seqs)
     seen = largest = 0
-    for pack in with_logprobs(
-        make_packs(rows_of(groups), processor, 700, ONE), model, None, config.temperature, torch.device("cpu")
-    ):
-        trained = pack.batch["labels"] != IGNORED
-        gap = (pack.old_logprobs - pack.sampler_logprobs)[trained].abs()
+    packs = worker.packs_of(worker.part_of(groups), processor, 700)
+    add_logprobs(worker.Bare(model, processor, ONE, config), packs, "old_logprobs", model)
+    for pack in packs:
+        trained = pack["labels"] != IGNORED
+        gap = (pack["old_logprobs"] - pack["sampler_logprobs"])[trained].abs()
         seen, largest = seen + len(gap), max(largest, gap.max().item())
-        assert (pack.sampler_logprobs[trained] < 0).any()
-        assert (pack.sampler_logprobs[~trained] == 0).all()
-        assert (pack.old_logprobs[~trained] == 0).all()
+        assert (pack["sampler_logprobs"][trained] < 0).any()
+        assert (pack["sampler_logprobs"][~trained] == 0).all()
+        assert (pack["old_logprobs"][~trained] == 0).all()
     assert seen == sum(completion.completion_tokens for group in groups for completion in group.completions)
     assert (
         len({completion.completion_tokens for group in groups for completion in group.completions}) > 2
@@ -298,16 +281,13 @@ def test_the_trainers_log_probs_are_those_of_transformers(prompts):
         resolve("r1ov-tiny"), dtype=torch.float32
     ).eval()
     config, groups = rolled(model, processor, prompts, temperature=1.3)
-    (pack,) = with_logprobs(
-        make_packs(rows_of(groups), processor, 10_000, ONE),
-        model,
-        None,
-        config.temperature,
-        torch.device("cpu"),
-    )
-    packed = {ids: pack.old_logprobs[own] for ids, own, _ in worker.rows_in(pack)}
-    for row in rows_of(groups)[::2]:
-        encoded = row.sequence
+    packs = worker.packs_of(worker.part_of(groups), processor, 10_000)
+    add_logprobs(worker.Bare(model, processor, ONE, config), packs, "old_logprobs", model)
+    (pack,) = packs
+    packed = {ids: pack["old_logprobs"][own] for ids, own, _ in worker.rows_in(pack)}
+    rows = [(prompt, one) for prompt, own in worker.part_of(groups) for one in own]
+    for prompt, row in rows[::2]:
+        (encoded,) = Bundle(prompt=prompt, completions=[row]).sequences()
         pictures = {}
         if encoded.pixel_values is not None:
             pictures = {

@@ -18,8 +18,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from r1ov.data.formats.mixture import open_data
 from r1ov.data.steps import Steps
 from r1ov.folder import pretrained
+from r1ov.train.loss import sft_loss_and_correct
 from r1ov.train.run.config import SFTConfig
-from r1ov.train.run.heldout import objective
 from r1ov.train.sft import train
 from tests.checkpoint import write_checkpoint
 from tests.test_formats import FURTHER
@@ -117,9 +117,8 @@ def step_of(names: list[str], folder):
     loss = 0.0
     for batch in data.batches:
         labels = batch.pop("labels")
-        part = model(
-            **batch, then=partial(objective, labels=labels, num_items=num_items, count_correct=True)
-        )["loss"]
+        then = partial(sft_loss_and_correct, labels=labels, num_items_in_batch=num_items)
+        part, _ = model(**batch, then=then)
         part.backward()
         loss += part.item()
     return model, loss, len(data.batches)

@@ -26,8 +26,8 @@ from r1ov.folder.pretrained import resolve
 from r1ov.folder.settings import read_config, read_processor
 from r1ov.folder.weights import init_weights
 from r1ov.model.model import Qwen2_5_VL
-from r1ov.train.run.distributed import clip_grad_norm
 from r1ov.train.run.sharding import KEPT, _policy, checkpoint_activations, freeze, make_mesh, replica
+from r1ov.train.update import clip_grad_norm
 from tests import sharding_worker as worker
 
 ROOT = Path(__file__).parent.parent

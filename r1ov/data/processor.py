@@ -21,6 +21,9 @@ from r1ov.model.rope import mrope_positions
 IGNORED = -100  # the label of a token that is not trained
 
 
+INPUTS = ("input_ids", "position_ids", "cu_seqlens", "pixel_values", "image_grid_thw", "prefixes")
+
+
 class Batch(dict):
     """B sequences end to end.
 
@@ -31,6 +34,11 @@ class Batch(dict):
 
     def to(self, device: str | torch.device) -> "Batch":
         return Batch({name: tensor.to(device) for name, tensor in self.items()})
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """Those that `Qwen2_5_VL.forward` takes: what else a pack holds is for its loss."""
+        return {name: self[name] for name in INPUTS if name in self}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,321 +1,208 @@
-"""Group relative policy optimisation: answer each question several times, score the answers, and learn from
-how they compare.
+"""Group relative policy optimisation: answer each question several times, learn from how the answers compare.
+
+What is GRPO here, and what is not, as it comes without flags: 1. An advantage is (reward - mean) / std of its
+group of G answers, as in the paper. There is no value network. 2. There is no trust region: no KL term, and
+so no reference model, unless --beta is above 0. 3. It is on policy, one update a rollout: the ratio is 1 and
+its clip never binds, unless --num-iterations or
+   --steps-per-generation is above 1.
+4. The loss is a mean over all tokens of the step, as in DAPO, and not over answers: --loss-type grpo is the
+paper's.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from r1ov.data.formats.records import BadRow, Record
+from kernels import token_logprobs
 from r1ov.data.formats.tally import Tally
-from r1ov.data.steps import Source
+from r1ov.data.pack import Continuation, bundled, make_packs, num_trained
+from r1ov.data.processor import IGNORED, Batch, Encoded
 from r1ov.errors import UserError
-from r1ov.reward.rules.check import check_golds
-from r1ov.train.experience import Pack, Row, make_packs, objective, with_logprobs
-from r1ov.train.loss import check_loss_options, combine_metrics, group_advantages, mean_and_std
-from r1ov.train.rollout import (
-    Group,
-    Scorer,
-    encode_prompt,
-    reward_metrics,
-    roll_out,
-    sequence,
-    texts_of,
+from r1ov.model.model import Qwen2_5_VL
+from r1ov.train.loss import (
+    clamped,
+    group_advantages,
+    grpo_loss,
 )
+from r1ov.train.rollout import Group, Scorer, sample, until_enough
 from r1ov.train.run.config import GRPOConfig
 from r1ov.train.run.heldout import evaluate
 from r1ov.train.run.log import say
-from r1ov.train.run.open import Run, build, open_run
-from r1ov.train.run.rows import open_source
-from r1ov.train.run.samples import Shown, Written, write_samples
-from r1ov.train.run.sharding import sum_over_copies
+from r1ov.train.run.observe import (
+    check_rewards,
+    combine_metrics,
+    gathered,
+    introduce,
+    observe,
+    sampling_metrics,
+    sum_up,
+)
+from r1ov.train.run.open import Run, build, open_run, open_source
+from r1ov.train.update import each_pack, update
 
-GOLDS_CHECKED = 1_000  # of data without end
-GROUPS_SHOWN = 4
-FLAT, PATIENCE = (
-    0.8,
-    20,
-)  # so many rollouts in a row in which a larger share of the groups teaches nothing are worth a line
+
+@dataclass(frozen=True, kw_only=True)
+class Minibatch:
+    """What an optimiser step learns from: this rank's packs, and the counts of the whole step over all ranks."""
+
+    packs: list[Batch]
+    num_items: float  # trained tokens
+    num_sequences: float  # completions
+    num_read: float  # trained tokens in the packs, without those of completions left out
+
+
+Part = list[tuple[Encoded, list[Continuation]]]  # prompts with completions to learn from in one step
+
+
+def deal(run: Run, groups: Sequence[Group], everyone: Sequence[dict], advantages: Tensor) -> list[Part]:
+    """This rank's completions in the parts of the rollout that a step learns from each.
+
+    Which part a completion is in depends on its place in the rollout, and not on the number of ranks.
+
+    Args: everyone: the outcome of all ranks' groups; their advantages are (prompts, G).
+    """
+    config, parts = run.config, run.config.steps_per_generation
+    places = {one["number"]: place for place, one in enumerate(everyone)}
+    dealt: list[Part] = [[] for _ in range(parts)]
+    for group in groups:
+        place, own = places[group.number], []
+        for completion, advantage in zip(group.completions, advantages[place], strict=True):
+            ids = torch.tensor(completion.token_ids)
+            is_trained = completion.finish_reason == "stop" or not config.mask_truncated_completions
+            labels = ids if is_trained else torch.full_like(ids, IGNORED)
+            logprobs = torch.tensor(completion.logprobs)
+            own.append(Continuation(input_ids=ids, labels=labels, logprobs=logprobs, advantage=advantage))
+        for part in range(parts):
+            first = (part - place * config.num_generations) % parts
+            dealt[part].append((group.prompt, own[first::parts]))
+    return dealt
+
+
+def pack(run: Run, part: Part) -> Minibatch:
+    """The packs of a step. Collective: all ranks call this.
+
+    Without a KL term, completions of advantage 0 give no gradient and stay out; they still count in what the
+    loss is a mean over. If no rank has any other, all are kept.
+    """
+    config, world, everything = run.config, run.world, [one for _, own in part for one in own]
+    num_items = sum(num_trained(one.labels) for one in everything)
+    if not config.beta and any(world.gather(any(one.teaches for one in everything))):
+        part = [(prompt, [one for one in own if one.teaches]) for prompt, own in part]
+    image_token_id = run.processor.config.image_token_id
+    bundles = [one for prompt, own in part for one in bundled(prompt, own, config.max_length, image_token_id)]
+    packs = make_packs(bundles, run.processor, config.max_length, world)
+    num_read = sum(num_trained(batch["labels"]) for batch in packs)
+    num_items, num_sequences, num_read = world.sum(float(num_items), float(len(everything)), float(num_read))
+    return Minibatch(packs=packs, num_items=num_items, num_sequences=num_sequences, num_read=num_read)
+
+
+def completion_logprobs(
+    hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-prob and entropy, (T,) each, of every token with a label, at the token's own place; 0 elsewhere."""
+    logprobs, entropies = token_logprobs(hidden[:-1], weight, labels[1:], temperature, return_entropy=True)
+    return F.pad(logprobs, (1, 0)), F.pad(entropies, (1, 0))
+
+
+@torch.no_grad()
+def add_logprobs(run: Run, packs: Sequence[Batch], name: str, model: Qwen2_5_VL) -> None:
+    """Adds to each pack, under this name, what the model as it is now makes of its completions: log-probs (T,)."""
+    for pack in packs:
+        batch = pack.to(run.device)
+        then = partial(completion_logprobs, labels=batch["labels"], temperature=run.config.temperature)
+        pack[name] = model(**batch.inputs, then=then)[0].cpu()
+
+
+def policy_loss(
+    hidden: Tensor, weight: Tensor, pack: Batch, step: Minibatch, config: GRPOConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One pack's share of the step's loss and metrics. Args: hidden: (T, C). weight: (V, C)."""
+    logprobs, entropies = completion_logprobs(hidden, weight, pack["labels"], config.temperature)
+    old, sampler = pack.get("old_logprobs", logprobs.detach()), pack["sampler_logprobs"]
+    mask, correction = pack["labels"] != IGNORED, None
+    if config.importance_sampling_correction:
+        correction = clamped(old - sampler).exp().clamp(max=config.importance_sampling_cap)
+    loss, metrics = grpo_loss(
+        logprobs,
+        pack["advantages"],
+        pack["cu_seqlens"],
+        mask,
+        num_items_in_batch=step.num_items,
+        num_sequences_in_batch=step.num_sequences,
+        num_read_in_batch=step.num_read,
+        old_logprobs=old,
+        ref_logprobs=pack.get("ref_logprobs"),
+        entropies=entropies.detach(),
+        importance_sampling_ratio=correction,
+        **config.loss_options,
+    )
+    return loss, metrics | sampling_metrics(old - sampler, correction, mask, step.num_read)
+
+
+def accumulate_gradients(run: Run, step: Minibatch) -> dict[str, float]:
+    """Adds up the gradients of the step's packs; its loss and metrics. Collective: all ranks call this."""
+    shares: list[dict[str, Tensor | float]] = [{"loss": 0.0}]
+    for pack in each_pack(step.packs, run):
+        then = partial(policy_loss, pack=pack, step=step, config=run.config)
+        loss, metrics = run.model(**pack.inputs, then=then)
+        loss.backward()
+        shares.append({"loss": loss.detach(), **metrics})
+    return combine_metrics(run.world.gather(combine_metrics(shares)))
 
 
 def train(config: GRPOConfig) -> None:
-    """Runs the whole of it, and leaves the trained model in `out`/final."""
-    check_loss_options(**config.loss_options)
+    """Trains until `max_steps`, and leaves the model in `out`/final."""
     source, num_prompts = open_source(config, need="solution")
-    rows_per_epoch = num_prompts and num_prompts * config.num_generations * config.num_iterations
-    with closing(Scorer(config)) as scorer, open_run(config, rows_per_epoch) as run:
-        prompts_per_rollout = prompts_of(run)
-        tally = Tally(config.max_bad_share, say if run.world.is_main else None)
-        reference = build(config, run.world, run.device)[0].requires_grad_(False) if config.beta else None
-        introduce(run, num_prompts, prompts_per_rollout)
-        check_rewards(run, source, num_prompts, scorer)
-        if run.step == 0:
-            evaluate(run, with_loss=False)
-        updates = config.steps_per_generation * config.num_iterations
-        while run.step < run.max_steps:
-            groups, generated = collect(run, source, tally, scorer, prompts_per_rollout)
-            advantages, compared = compare(run, groups)
-            note_flat(run, compared["frac_reward_zero_std"])
-            show(run, groups, advantages)
-            minibatches = [
-                with_logprobs(
-                    make_packs(rows, run.processor, config.max_length, run.world, config.skips_idle_rows),
-                    run.model if updates > 1 else None,
-                    reference,
-                    config.temperature,
-                    run.device,
-                )
-                for rows in deal(run, groups, advantages)
-            ]
-            for update, packs in enumerate(minibatches * config.num_iterations, 1):
-                is_logged = run.is_logged
-                metrics = {**compared, **learn(run, packs), **generated}
-                is_last = update == updates or run.step == run.max_steps
-                goes_on = run.end_step(metrics, is_logged, may_stop=is_last)
-                if (
-                    config.eval_steps
-                    and goes_on
-                    and (run.step % config.eval_steps == 0 or run.step == run.max_steps)
-                ):
-                    evaluate(run, with_loss=False)
-                if is_last:
+    num_rows = num_prompts and num_prompts * config.num_generations * config.num_iterations
+    with closing(Scorer(config)) as score, open_run(config, num_rows) as run:
+        config, each, world = run.config, config.num_generations, run.world
+        count, rest = divmod(config.train_batch_size * config.steps_per_generation, each)
+        if rest:
+            raise UserError(
+                f"a rollout of {count * each + rest} completions is no multiple of --num-generations {each}; "
+                "change the batch size or that"
+            )
+        reference = build(config, world, run.device)[0].requires_grad_(False) if config.beta else None
+        tally = Tally(config.max_bad_share, say if world.is_main else None)
+        updates = config.steps_per_generation * config.num_iterations  # of each rollout
+        introduce(run, num_prompts, count)
+        check_rewards(run, source, num_prompts, score)
+        if run.step == 0 and run.is_eval_due:
+            evaluate(run)
+
+        def roll_out(policy: Qwen2_5_VL, prompts: list[Group], seed: int) -> list[Group]:
+            return [score(group) for group in sample(policy, run.processor, prompts, config, seed)]
+
+        run.start_clock()
+        while run.step < config.max_steps:
+            groups, generation = until_enough(run, source, tally, count, roll_out)  # sample and score
+            everyone = gathered(world, groups)  # the outcome of all ranks' groups
+            rewards = torch.stack([one["rewards"] for one in everyone])  # (prompts, G)
+            advantages = group_advantages(rewards.flatten(), each, config.scale_rewards).view_as(rewards)
+            observed = observe(run, groups, everyone, advantages)
+
+            minibatches = [pack(run, part) for part in deal(run, groups, everyone, advantages.float())]
+            for minibatch in minibatches:
+                if updates > 1:
+                    add_logprobs(run, minibatch.packs, "old_logprobs", run.model)
+                if reference:
+                    add_logprobs(run, minibatch.packs, "ref_logprobs", reference)
+            for number, minibatch in enumerate(minibatches * config.num_iterations, 1):
+                begun = time.perf_counter()
+                learned = {**accumulate_gradients(run, minibatch), **update(run)}  # loss and update
+                learned["update_seconds"] = time.perf_counter() - begun
+                is_last = number == updates or run.step + 1 == config.max_steps
+                if not run.end_step({**observed, **learned, **generation}, may_stop=is_last):
+                    return
+                if run.is_eval_due:
+                    evaluate(run)
+                if run.step == config.max_steps:
                     break
-            if not goes_on:
-                return
         sum_up(run)
         run.finish()
-
-
-def prompts_of(run: Run) -> int:
-    """How many prompts a rollout has, over all processes."""
-    completions, each = run.train_batch_size * run.config.steps_per_generation, run.config.num_generations
-    if completions % each:
-        raise UserError(
-            f"a rollout of {completions} completions is no multiple of --num-generations {each}; change the batch size or that"
-        )
-    return completions // each
-
-
-def introduce(run: Run, num_prompts: int | None, prompts_per_rollout: int) -> None:
-    run.introduce(num_prompts)
-    if run.world.is_main:
-        config = run.config
-        rewards = ", ".join([*config.reward_funcs, *([config.reward] if config.reward else [])])
-        kl = f"KL {config.beta:g}" if config.beta else "no KL term"
-        say(
-            f"rollout {prompts_per_rollout} prompts x {config.num_generations} completions of up to {config.max_completion_length} tokens"
-        )
-        say(f"grpo    {config.loss_type} loss, {kl}, temperature {config.temperature:g}, rewards {rewards}")
-
-
-def check_rewards(run: Run, source: Source, num_prompts: int | None, scorer: Scorer) -> None:
-    """Scores every gold answer against itself. Raises: UserError if too many cannot be scored."""
-    if run.step:
-        return
-    records = (source[number] for number in range(num_prompts or GOLDS_CHECKED))
-    failed = check_golds(
-        (scorer.gold(record) for record in records if isinstance(record, Record)), scorer.verify
-    )
-    if failed and run.world.is_main:
-        gold, why = failed[0]
-        say(
-            f"note    {len(failed)} gold answers do not score 1 against themselves and teach nothing, first {gold.name}: {why}"
-        )
-
-
-def collect(
-    run: Run, source: Source, tally: Tally, scorer: Scorer, wanted: int
-) -> tuple[list[Group], dict[str, float]]:
-    """This process's groups of a rollout. Prompts that cannot be used, and under dynamic sampling groups
-    without spread, are replaced.
-    """
-    config, world = run.config, run.world
-    begun = time.perf_counter()
-    model = run.answering_model()
-    groups: list[Group] = []
-    spare: list[Group] = []
-    own_tokens = 0
-    longest = (
-        min(config.max_length, run.processor.config.text.max_position_embeddings)
-        - config.max_completion_length
-    )
-    missing = wanted
-    for _ in range(1 + config.max_resamplings):
-        first = run.extra.get("next_prompt", 0)
-        run.extra["next_prompt"] = first + missing
-        items: list[Record | BadRow] = []
-        prompts = []
-        for number in range(first + world.rank, first + missing, world.size):
-            item = source[number]
-            if isinstance(item, Record):
-                prompt = encode_prompt(run.processor, item, longest)
-                if isinstance(prompt, BadRow):
-                    item = prompt
-                else:
-                    prompts.append((number, item, prompt))
-            items.append(replace(item, messages=[]) if isinstance(item, Record) else item)
-        for share in world.gather(items):
-            for item in share:
-                tally.add(item)
-        rolled = roll_out(model, run.processor, prompts, config, scorer, config.seed * 1_000_003 + first)
-        for group in rolled:
-            (spare if config.dynamic_sampling and not group.has_spread else groups).append(group)
-        own_tokens += sum(
-            completion.completion_tokens for group in rolled for completion in group.completions
-        )
-        have, tokens = world.sum(float(len(groups)), float(own_tokens))
-        missing = wanted - int(have)
-        if missing <= 0:
-            break
-    if missing == wanted:  # nothing to choose from: these teach nothing but the KL term, and the run goes on
-        numbers = sorted(
-            number for share in world.gather([group.number for group in spare]) for number in share
-        )[:wanted]
-        groups = [group for group in spare if group.number in numbers]
-        if not numbers:
-            raise UserError(f"none of the prompts of this rollout can be used; {tally.summary()}")
-    seconds = time.perf_counter() - begun
-    return groups, {"generation_seconds": seconds, "rollout_tokens_per_second": tokens / seconds}
-
-
-def compare(run: Run, groups: Sequence[Group]) -> tuple[list[Tensor], dict[str, float]]:
-    """The advantages of each group's completions, (G,) each, and what to log of rewards and lengths, over all
-    processes.
-    """
-    config, each = run.config, run.config.num_generations
-    everything = sorted((group.summary() for group in groups), key=lambda one: one["number"])
-    everything = sorted(
-        (one for share in run.world.gather(everything) for one in share), key=lambda one: one["number"]
-    )
-    rewards = torch.tensor([reward for one in everything for reward in one["rewards"]], dtype=torch.float64)
-    advantages = group_advantages(rewards, each, config.scale_rewards).view(-1, each)
-    place = {one["number"]: index for index, one in enumerate(everything)}
-    metrics = reward_metrics(rewards.view(-1, each))
-    for name in dict.fromkeys(name for one in everything for score in one["scores"] for name in score):
-        values = torch.tensor(
-            [
-                float("nan") if (v := score.get(name)) is None else v
-                for one in everything
-                for score in one["scores"]
-            ]
-        )
-        if not values.isnan().all():
-            mean, std = mean_and_std(values.double())
-            metrics |= {f"rewards/{name}/mean": mean.item(), f"rewards/{name}/std": std.item()}
-    lengths = torch.tensor([length for one in everything for length in one["lengths"]], dtype=torch.float64)
-    ended = torch.tensor([stopped for one in everything for stopped in one["finished"]])
-    metrics |= {
-        f"completions/{name}_length": getattr(lengths, name)().item() for name in ("mean", "min", "max")
-    }
-    metrics["completions/clipped_ratio"] = 1 - ended.double().mean().item()
-    terminated = lengths[ended] if ended.any() else torch.zeros(1)
-    metrics |= {
-        f"completions/{name}_terminated_length": getattr(terminated, name)().item()
-        for name in ("mean", "min", "max")
-    }
-    run.extra["num_tokens"] = (
-        run.extra.get("num_tokens", 0) + int(lengths.sum()) + sum(one["prompt_tokens"] for one in everything)
-    )
-    metrics["num_tokens"] = run.extra["num_tokens"]
-    return [advantages[place[group.number]].float() for group in groups], metrics
-
-
-def note_flat(run: Run, share: float) -> None:
-    """Says what to do where for long most groups have had equal rewards."""
-    run.extra["flat_rollouts"] = count = run.extra.get("flat_rollouts", 0) + 1 if share > FLAT else 0
-    if count and count % PATIENCE == 0 and run.world.is_main:
-        say(
-            f"note    in {count} rollouts in a row over {FLAT:.0%} of the groups had equal rewards and taught nothing: take questions that "
-            "are sometimes answered right, raise --num-generations, or set --dynamic-sampling"
-        )
-
-
-def deal(run: Run, groups: Sequence[Group], advantages: Sequence[Tensor]) -> list[list[Row]]:
-    """This process's rows of each minibatch; which rows those are does not depend on the number of processes."""
-    config, parts = run.config, run.config.steps_per_generation
-    minibatches: list[list[Row]] = [[] for _ in range(parts)]
-    numbers = sorted(
-        number for share in run.world.gather([group.number for group in groups]) for number in share
-    )
-    for group, own in zip(groups, advantages, strict=True):
-        for index, (completion, advantage) in enumerate(zip(group.completions, own.tolist(), strict=True)):
-            is_trained = completion.finish_reason == "stop" or not config.mask_truncated_completions
-            whole = sequence(group.prompt, completion, is_trained)
-            row = Row(sequence=whole, logprobs=completion.logprobs, advantage=advantage, group=group.number)
-            minibatches[(numbers.index(group.number) * config.num_generations + index) % parts].append(row)
-    return minibatches
-
-
-def learn(run: Run, packs: Sequence[Pack]) -> dict[str, float]:
-    """One optimiser step on these packs, the shares of all processes together; what to log of it."""
-    begun = time.perf_counter()
-    names = ("num_items", "num_read", "num_sequences")
-    sums = run.world.sum(*(float(sum(getattr(pack, name) for pack in packs)) for name in names))
-    numbers = dict(zip(names, sums, strict=True))
-    total, shares = 0.0, []
-    for number, pack in enumerate(packs, 1):
-        sum_over_copies(run.model, is_last=number == len(packs))
-        batch = pack.batch.to(run.device)
-        del batch["labels"]
-        loss, metrics = run.model(**batch, then=partial(objective, pack=pack, config=run.config, **numbers))
-        loss.backward()
-        total += loss.item()
-        shares.append({name: value.item() for name, value in metrics.items()})
-    updated = run.update()
-    metrics = combine_metrics(
-        [share for shares_of_rank in run.world.gather(shares) for share in shares_of_rank]
-    )
-    return {
-        "loss": run.world.sum(total)[0],
-        **metrics,
-        **updated,
-        "update_seconds": time.perf_counter() - begun,
-    }
-
-
-def show(run: Run, groups: Sequence[Group], advantages: Sequence[Tensor]) -> None:
-    """A few groups as a table of pictures, completions, rewards and advantages."""
-    if not run.world.is_main or not run.config.sample_steps or run.step % run.config.sample_steps:
-        return
-    shown = []
-    for group, own in list(zip(groups, advantages, strict=True))[:GROUPS_SHOWN]:
-        texts = [part for message in texts_of(group.record.prompt) for part in _texts(message["content"])]
-        written = [
-            Written(
-                text=completion.text,
-                scores=dict(scores),
-                reward=None if math.isnan(reward) else reward,
-                advantage=advantage,
-            )
-            for completion, scores, reward, advantage in zip(
-                group.completions, group.scores, group.rewards, own.tolist(), strict=True
-            )
-        ]
-        images = [image.load() for image in group.prompt.pictures]
-        shown.append(
-            Shown(question="\n".join(texts), gold=group.record.solution, images=images, completions=written)
-        )
-    write_samples(run.out / "samples", run.step, f"rollout after step {run.step}", shown)
-
-
-def sum_up(run: Run) -> None:
-    """The reward at the start and at the end of the run: a single step's says little."""
-    rewards = [row["reward"] for row in run.log.rows if row.get("reward") is not None] if run.log else []
-    if tenth := len(rewards) // 10:
-        say(
-            f"reward  {sum(rewards[:tenth]) / tenth:.3f} in the first tenth of the steps, {sum(rewards[-tenth:]) / tenth:.3f} in the last"
-        )
-
-
-def _texts(content: str | Sequence[dict]) -> list[str]:
-    return (
-        [content]
-        if isinstance(content, str)
-        else [part["text"] for part in content if part["type"] == "text"]
-    )

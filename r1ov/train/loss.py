@@ -10,23 +10,20 @@ all its micro-batches and ranks.
 """
 
 import math
-from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import token_logprobs
+from r1ov.data.processor import IGNORED
 from r1ov.errors import UserError
-
-LossType = Literal["grpo", "dapo", "dr_grpo", "cispo"]
-ScaleRewards = Literal["group", "batch", "none"]
-ImportanceSamplingLevel = Literal["token", "sequence"]
+from r1ov.train.run.config import ImportanceSamplingLevel, LossType, ScaleRewards, check_loss_options
 
 EPS = 1e-4  # added to the standard deviation, as in TRL
 MIN_STD = 1e-6  # a smaller spread is rounding, which division by the standard deviation would blow up
+CHUNK = 2048  # tokens whose logits are held at once to see which are right
 MAX_LOG_RATIO = 20.0  # e^20 = 5e8; verl's bound
 
 
@@ -47,12 +44,16 @@ def sft_loss(hidden: Tensor, weight: Tensor, labels: Tensor, num_items_in_batch:
     return -token_logprobs(hidden[:-1], weight, labels[1:]).sum() / num_items_in_batch
 
 
-def completion_logprobs(
-    hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float
+def sft_loss_and_correct(
+    hidden: Tensor, weight: Tensor, labels: Tensor, num_items_in_batch: float, is_counted: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Log-prob and entropy, (T,) each, of every token with a label, at the token's own place; 0 elsewhere."""
-    logprobs, entropies = token_logprobs(hidden[:-1], weight, labels[1:], temperature, return_entropy=True)
-    return F.pad(logprobs, (1, 0)), F.pad(entropies, (1, 0))
+    """`sft_loss`, and how many trained tokens are the model's own first choice; 0 if that is not counted."""
+    correct = torch.zeros((), device=hidden.device)
+    with torch.no_grad():
+        trained = (labels[1:] != IGNORED).nonzero().squeeze(1)
+        for some in trained.split(CHUNK) if is_counted else ():
+            correct += ((hidden[some] @ weight.mT).argmax(-1) == labels[some + 1]).sum()
+    return sft_loss(hidden, weight, labels, num_items_in_batch), correct
 
 
 # -- from rewards to advantages
@@ -111,39 +112,6 @@ def group_advantages(rewards: Tensor, num_generations: int, scale_rewards: Scale
 
 
 # -- from log-probs and advantages to the loss
-
-
-def check_loss_options(
-    loss_type: str = "dapo",
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
-    delta: float | None = None,
-    beta: float = 0.0,
-    importance_sampling_level: str = "token",
-    **_others: object,
-) -> None:
-    """Raises UserError for what `grpo_loss` cannot mean; a run asks before it loads anything."""
-    for name, value, choices in (
-        ("loss_type", loss_type, LossType),
-        ("importance_sampling_level", importance_sampling_level, ImportanceSamplingLevel),
-    ):
-        if value not in get_args(choices):
-            raise UserError(f"{name} is {value!r}; it must be one of {', '.join(get_args(choices))}")
-    for name, number in (("epsilon", epsilon), ("epsilon_high", epsilon_high), ("beta", beta)):
-        if number is not None and not 0 <= number < math.inf:
-            raise UserError(f"{name} is {number}; it must be 0 or more")
-    if loss_type == "cispo" and (epsilon_high is None or epsilon_high < 1):
-        raise UserError(
-            f"epsilon_high is {epsilon_high}; with loss_type cispo it caps the ratio itself and must be 1 or more "
-            "(ScaleRL: 5.0)"
-        )
-    if delta is not None and loss_type == "cispo":
-        raise UserError(f"delta is {delta}; loss_type cispo has no second clip, leave delta out")
-    high = epsilon if epsilon_high is None else epsilon_high
-    if delta is not None and not 1 + high < delta < math.inf:
-        raise UserError(
-            f"delta is {delta}; it caps the ratio where the clip at {1 + high:g} does not, so it must be above that"
-        )
 
 
 class Tokens:
@@ -330,7 +298,7 @@ def loss_metrics(
     loss_type: LossType,
     level: ImportanceSamplingLevel,
 ) -> dict[str, Tensor]:
-    """A micro-batch's share of the metrics, for `combine_metrics`; the tensors are (N,).
+    """A micro-batch's share of the metrics, to be combined over the step; the tensors are (N,).
 
     clip_ratio/*_mean and cispo_clip_ratio: share of the tokens, at level "sequence" of the completions, whose
     gradient is clipped away. clip_ratio/low_min and high_max: over completions.
@@ -358,18 +326,3 @@ def loss_metrics(
 def largest(values: Tensor) -> Tensor:
     """The maximum; NaN of nothing."""
     return values.max() if len(values) else values.new_tensor(math.nan)
-
-
-def combine_metrics(parts: Sequence[Mapping[str, Tensor | float]]) -> dict[str, float]:
-    """The step's metrics from those of micro-batches or ranks: sums, or the min or max where a name ends in it.
-
-    A minimum or maximum over no token at all is left out.
-    """
-    combined = {}
-    for name in dict.fromkeys(name for part in parts for name in part):
-        values = [float(part[name]) for part in parts if name in part]
-        if not name.endswith(("min", "max")):
-            combined[name] = math.fsum(values)
-        elif values := [value for value in values if not math.isnan(value)]:
-            combined[name] = (min if name.endswith("min") else max)(values)
-    return combined

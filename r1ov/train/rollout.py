@@ -1,15 +1,19 @@
-"""From prompts to groups of scored completions: what GRPO learns from."""
+"""From the data's next prompts to groups of scored completions: what GRPO learns from."""
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from r1ov.data.formats.records import BadRow, Record
-from r1ov.data.processor import IGNORED, Encoded, Processor
+from r1ov.data.formats.tally import Tally
+from r1ov.data.processor import Encoded, Processor
+from r1ov.data.steps import Source
 from r1ov.engine import Completion, decode, prepare
 from r1ov.errors import UserError
 from r1ov.model.model import Qwen2_5_VL
@@ -18,37 +22,51 @@ from r1ov.reward.rules.check import Gold
 from r1ov.reward.rules.workers import UserReward, math_verify_or_none
 from r1ov.train.loss import MIN_STD, mean_and_std
 from r1ov.train.run.config import GRPOConfig
+from r1ov.train.run.open import Run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """A prompt, its G completions, and each one's scores by name and reward (NaN: none, it leaves the group's
-    baseline).
-    """
+    """A prompt; from `sample` on with its G completions, from the `Scorer` on with their scores and rewards."""
 
     number: int  # of the prompt, among all of the run
     record: Record
     prompt: Encoded
-    completions: Sequence[Completion]
-    scores: Sequence[Mapping[str, float | None]]
-    rewards: Sequence[float]
+    completions: Sequence[Completion] = ()
+    scores: Sequence[
+        Mapping[str, float | None]
+    ] = ()  # of each completion, by name; None: says nothing about it
+    rewards: Tensor | None = None  # (G,) float64; NaN: none, it is left out of the group's baseline
 
     @property
     def has_spread(self) -> bool:
         """Whether the group teaches anything."""
-        said = [reward for reward in self.rewards if not math.isnan(reward)]
-        return bool(said) and max(said) - min(said) > 1e-6
+        return bool(mean_and_std(self.rewards)[1] >= MIN_STD)
 
-    def summary(self) -> dict[str, Any]:
-        """What all processes are told of it."""
-        return {
-            "number": self.number,
-            "rewards": list(self.rewards),
-            "scores": list(self.scores),
-            "lengths": [completion.completion_tokens for completion in self.completions],
-            "finished": [completion.finish_reason == "stop" for completion in self.completions],
-            "prompt_tokens": len(self.prompt) * len(self.completions),
-        }
+
+def sample(
+    model: Qwen2_5_VL, processor: Processor, prompts: Sequence[Group], config: GRPOConfig, seed: int
+) -> list[Group]:
+    """The prompts with G completions each, which depend on seed and prompt and not on the rest of the batch."""
+    if not prompts:
+        return []
+    plan = prepare(
+        processor,
+        [group.prompt for group in prompts],
+        max_new_tokens=config.max_completion_length,
+        num_samples=config.num_generations,
+        max_num_seqs=config.max_num_seqs,
+        seed=seed,
+        names=[str(group.number).encode() for group in prompts],
+        temperature=config.temperature,
+        top_p=1.0,  # and no filter of generation_config.json's: what is sampled is the policy that learns
+        top_k=0,
+        repetition_penalty=1.0,
+    )
+    completions = iter(decode(model, processor, plan)[0])
+    return [
+        replace(group, completions=[next(completions) for _ in range(plan.num_samples)]) for group in prompts
+    ]
 
 
 class Scorer:
@@ -66,16 +84,21 @@ class Scorer:
         """What is checked before training: can this record's answer be scored at all?"""
         return Gold(record.where, record.solution or "", record.kind, self.rules)
 
-    def __call__(self, record: Record, completion: Completion) -> dict[str, float | None]:
-        """Scores by name; None: says nothing about this sample."""
+    def __call__(self, group: Group) -> Group:
+        """The group with scores and rewards."""
+        scores = [self._scores(group.record, completion) for completion in group.completions]
+        rewards = [self._total(own) for own in scores]
+        return replace(group, scores=scores, rewards=torch.tensor(rewards, dtype=torch.float64))
+
+    def _scores(self, record: Record, completion: Completion) -> dict[str, float | None]:
         config, scores = self.config, {}
         finished = completion.finish_reason == "stop"
         for name in config.reward_funcs:
             if name == "accuracy":
-                graded = grade(
-                    completion.text, record.solution or "", record.kind, self.rules, self.verify, finished
-                )
-                scores[name] = graded.score
+                gold = record.solution or ""
+                scores[name] = grade(
+                    completion.text, gold, record.kind, self.rules, self.verify, finished
+                ).score
             else:
                 scores[name] = format_reward(completion.text, "soft" if name == "soft_format" else "strict")
         if config.overlong_cache:
@@ -91,8 +114,7 @@ class Scorer:
             scores |= self.user(texts_of(record.prompt), completion.text, row, info)
         return scores
 
-    def total(self, scores: Mapping[str, float | None]) -> float:
-        """The reward; NaN for none."""
+    def _total(self, scores: Mapping[str, float | None]) -> float:
         weights = {name: self.weights.get(name.split("/")[0], 1.0) for name in scores}
         total = total_reward(scores, weights, self.config.wrong_reward)
         return math.nan if total is None else total
@@ -103,100 +125,87 @@ class Scorer:
                 worker.close()
 
 
-def reward_metrics(rewards: Tensor) -> dict[str, float]:
-    """What to log of the step's rewards (prompts, G), NaN left out: mean, std, mean std of a group, share of groups without spread.
-
-    With p the chance of a right answer, p^G + (1 - p)^G of the groups have no spread, and teach nothing.
-    Source: TRL's names; `group_std_mean` is what its older versions called reward_std.
-    """
-    stds = mean_and_std(rewards)[1]
-    mean, std = mean_and_std(rewards.flatten())
-    return {
-        "reward": mean.item(),
-        "reward_std": std.item(),
-        "group_std_mean": stds.mean().item(),
-        "frac_reward_zero_std": (stds < MIN_STD).double().mean().item(),
-    }
-
-
 def texts_of(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with pictures left out but for their places: JSON data."""
-    return [
-        {
-            "role": message["role"],
-            "content": message["content"]
-            if isinstance(message["content"], str)
-            else [part if part["type"] == "text" else {"type": "image"} for part in message["content"]],
-        }
-        for message in messages
-    ]
+    """The messages as JSON data, of their images only the places."""
+
+    def plain(content: str | Sequence[Mapping[str, Any]]) -> str | list[Mapping[str, Any]]:
+        if isinstance(content, str):
+            return content
+        return [part if part["type"] == "text" else {"type": "image"} for part in content]
+
+    return [{"role": message["role"], "content": plain(message["content"])} for message in messages]
 
 
-def encode_prompt(processor: Processor, record: Record, longest: int) -> Encoded | BadRow:
-    """The prompt with its pictures' patches, or why it cannot be used. Args: longest: tokens."""
+def encode_prompt(processor: Processor, record: Record, longest: int) -> Encoded:
+    """The prompt with its images' patches. Raises: BadRow if it cannot be used. Args: longest: tokens."""
     try:
         prompt = processor.encode(record.prompt, add_generation_prompt=True)
-        if len(prompt) > longest:
-            detail = f"{record.where}: {len(prompt):,} tokens, more than the {longest:,} that leave room for a completion"
-            return BadRow("the prompt is too long", detail, dropped=True)
-        return processor.with_pixels(prompt)
+        if len(prompt) <= longest:
+            return processor.with_pixels(prompt)
     except UserError as error:
-        return BadRow("the prompt cannot be read", f"{record.where}: {error}")
-
-
-def roll_out(
-    model: Qwen2_5_VL,
-    processor: Processor,
-    prompts: Sequence[tuple[int, Record, Encoded]],
-    config: GRPOConfig,
-    scorer: Scorer,
-    seed: int,
-) -> list[Group]:
-    """G sampled completions of each (number, record, prompt), scored. They depend on seed and prompt, not on
-    the rest of the batch.
-    """
-    if not prompts:
-        return []
-    plan = prepare(
-        processor,
-        [prompt for *_, prompt in prompts],
-        max_new_tokens=config.max_completion_length,
-        num_samples=config.num_generations,
-        max_num_seqs=config.max_num_seqs,
-        seed=seed,
-        names=[str(number).encode() for number, *_ in prompts],
-        temperature=config.temperature,
-        top_p=1.0,  # no filter of generation_config.json's: what is sampled is the policy that learns
-        top_k=0,
-        repetition_penalty=1.0,
+        raise BadRow("the prompt cannot be read", f"{record.where}: {error}") from error
+    detail = (
+        f"{record.where}: {len(prompt):,} tokens, more than the {longest:,} that leave room for a completion"
     )
-    completions, _ = decode(model, processor, plan)
-    groups = []
-    for index, (number, record, prompt) in enumerate(prompts):
-        own = completions[index * config.num_generations : (index + 1) * config.num_generations]
-        scores = [scorer(record, completion) for completion in own]
-        rewards = [scorer.total(score) for score in scores]
-        groups.append(
-            Group(
-                number=number, record=record, prompt=prompt, completions=own, scores=scores, rewards=rewards
-            )
-        )
-    return groups
+    raise BadRow("the prompt is too long", detail, dropped=True)
 
 
-def sequence(prompt: Encoded, completion: Completion, is_trained: bool) -> Encoded:
-    """Prompt and completion as one sequence; its labels are the completion's tokens, stop token included, if
-    it is to be trained.
-    """
-    ids = torch.tensor(completion.token_ids, dtype=torch.int64)
-    first = int(prompt.position_ids.max()) + 1
-    return replace(
-        prompt,
-        input_ids=torch.cat((prompt.input_ids, ids)),
-        labels=torch.cat(
-            (torch.full_like(prompt.input_ids, IGNORED), ids if is_trained else torch.full_like(ids, IGNORED))
-        ),
-        position_ids=torch.cat(
-            (prompt.position_ids, torch.arange(first, first + len(ids)).expand(3, -1)), dim=1
-        ),
+def next_prompts(run: Run, source: Source, tally: Tally, count: int) -> list[Group]:
+    """This rank's share of the data's next `count` prompts; the unusable ones are counted and left out. Collective."""
+    config, world, first = run.config, run.world, run.extra.get("next_prompt", 0)
+    limit = (
+        min(config.max_length, run.processor.config.text.max_position_embeddings)
+        - config.max_completion_length
     )
+    items: list[Record | BadRow] = []
+    prompts = []
+    for number in range(first + world.rank, first + count, world.size):
+        item = source[number]
+        try:
+            if isinstance(item, BadRow):
+                raise item
+            prompt = encode_prompt(run.processor, item, limit)
+            prompts.append(Group(number=number, record=item, prompt=prompt))
+            items.append(replace(item, messages=[]))
+        except BadRow as error:
+            items.append(error)
+    for item in chain(*world.gather(items)):
+        tally.add(item)
+    run.extra["next_prompt"] = first + count
+    return prompts
+
+
+def until_enough(
+    run: Run,
+    source: Source,
+    tally: Tally,
+    count: int,
+    roll_out: Callable[[Qwen2_5_VL, list[Group], int], list[Group]],
+) -> tuple[list[Group], dict[str, float]]:
+    """This rank's groups of a rollout of `count` prompts, and how fast they came. Collective: all ranks call this.
+
+    Prompts that cannot be used, and under dynamic sampling groups without spread, are replaced by the data's
+    next.
+
+    Args: roll_out: (policy, prompts, seed) -> the prompts with completions and rewards.
+    """
+    config, world, begun = run.config, run.world, time.perf_counter()
+    groups: list[Group] = []
+    flat: list[Group] = []
+    policy, missing = run.answering_model(), count
+    for _ in range(1 + config.max_resamplings):
+        seed = config.seed * 1_000_003 + run.extra.get("next_prompt", 0)
+        for group in roll_out(policy, next_prompts(run, source, tally, missing), seed):
+            (flat if config.dynamic_sampling and not group.has_spread else groups).append(group)
+        own_tokens = sum(one.completion_tokens for group in groups + flat for one in group.completions)
+        usable, tokens = world.sum(float(len(groups)), float(own_tokens))
+        missing = count - int(usable)
+        if not missing:
+            break
+    if missing == count:  # nothing to choose from: these teach nothing but the KL term, and the run goes on
+        numbers = sorted(chain(*world.gather([group.number for group in flat])))[:count]
+        if not numbers:
+            raise UserError(f"none of the prompts of this rollout can be used; {tally.summary()}")
+        groups = [group for group in flat if group.number in numbers]
+    seconds = time.perf_counter() - begun
+    return groups, {"generation_seconds": seconds, "rollout_tokens_per_second": tokens / seconds}

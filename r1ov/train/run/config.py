@@ -1,12 +1,16 @@
 """Options of training, named as in TRL and Hugging Face's Trainer; every field is a flag of train.py."""
 
+import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from r1ov.cli import check_bounds, marked, option
 from r1ov.errors import UserError
 
 PLAYGROUND = "playground"
+LossType = Literal["grpo", "dapo", "dr_grpo", "cispo"]
+ScaleRewards = Literal["group", "batch", "none"]
+ImportanceSamplingLevel = Literal["token", "sequence"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +91,6 @@ class TrainConfig:
     adam_beta1: float = option(0.9, "first moment", least=0, below=1)
     adam_beta2: float = option(0.98, "second moment", least=0, below=1)
     max_grad_norm: float = option(1.0, "scale longer gradients down to this norm", above=0)
-    max_skipped_steps: int = option(
-        10,
-        "stop after this many steps in a row without a finite gradient",
-        least=1,
-        resumable=True,
-    )
 
     device: str | None = option(None, "default: cuda if there is one, else cpu", resumable=True)
     kernels: Literal["torch", "triton"] | None = option(
@@ -238,13 +236,9 @@ class GRPOConfig(TrainConfig):
     delta: float | None = option(
         None, "a second cap of the ratio, for negative advantages; default: none", of_loss=True
     )
-    loss_type: Literal["grpo", "dapo", "dr_grpo", "cispo"] = option(
-        "dapo", "how tokens are weighted", of_loss=True
-    )
-    scale_rewards: Literal["group", "batch", "none"] = option(
-        "group", "standard deviation that divides the advantages"
-    )
-    importance_sampling_level: Literal["token", "sequence"] = option(
+    loss_type: LossType = option("dapo", "how tokens are weighted", of_loss=True)
+    scale_rewards: ScaleRewards = option("group", "standard deviation that divides the advantages")
+    importance_sampling_level: ImportanceSamplingLevel = option(
         "token", "one ratio per token, or per completion (GSPO)", of_loss=True
     )
     use_bias_correction_kl: bool = option(True, "multiply the KL term by the ratio", of_loss=True)
@@ -276,6 +270,7 @@ class GRPOConfig(TrainConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        check_loss_options(**self.loss_options)
         if self.num_generations < 2:
             raise UserError(
                 f"--num-generations is {self.num_generations}; a group needs 2 or more completions to compare"
@@ -303,11 +298,6 @@ class GRPOConfig(TrainConfig):
         return self.learning_rate or (2e-4 if self.data == PLAYGROUND else 1e-6)
 
     @property
-    def skips_idle_rows(self) -> bool:
-        """Whether completions of advantage 0 give no gradient, and stay out of the update."""
-        return self.beta == 0
-
-    @property
     def endless_steps(self) -> int:
         return 300
 
@@ -315,3 +305,36 @@ class GRPOConfig(TrainConfig):
     def loss_options(self) -> dict[str, Any]:
         """Those of `grpo_loss`."""
         return marked(self, "of_loss")
+
+
+def check_loss_options(
+    loss_type: str = "dapo",
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    delta: float | None = None,
+    beta: float = 0.0,
+    importance_sampling_level: str = "token",
+    **_others: object,
+) -> None:
+    """Raises UserError for what `grpo_loss` cannot mean; a run asks before it loads anything."""
+    for name, value, choices in (
+        ("loss_type", loss_type, LossType),
+        ("importance_sampling_level", importance_sampling_level, ImportanceSamplingLevel),
+    ):
+        if value not in get_args(choices):
+            raise UserError(f"{name} is {value!r}; it must be one of {', '.join(get_args(choices))}")
+    for name, number in (("epsilon", epsilon), ("epsilon_high", epsilon_high), ("beta", beta)):
+        if number is not None and not 0 <= number < math.inf:
+            raise UserError(f"{name} is {number}; it must be 0 or more")
+    if loss_type == "cispo" and (epsilon_high is None or epsilon_high < 1):
+        raise UserError(
+            f"epsilon_high is {epsilon_high}; with loss_type cispo it caps the ratio itself and must be 1 or "
+            "more (ScaleRL: 5.0)"
+        )
+    if delta is not None and loss_type == "cispo":
+        raise UserError(f"delta is {delta}; loss_type cispo has no second clip, leave delta out")
+    high = epsilon if epsilon_high is None else epsilon_high
+    if delta is not None and not 1 + high < delta < math.inf:
+        raise UserError(
+            f"delta is {delta}; it caps the ratio where the clip at {1 + high:g} does not: it must be above"
+        )

@@ -1,0 +1,192 @@
+"""What is logged, noted and shown of GRPO's rollouts: beside the loop, nothing here changes what is learned."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r1ov.common.processes import World
+from r1ov.data.formats.records import Record
+from r1ov.data.playground.source import Playground
+from r1ov.data.steps import Source
+from r1ov.reward.rules.check import check_golds
+from r1ov.train.loss import MIN_STD, largest, mean_and_std
+from r1ov.train.rollout import Group, Scorer, texts_of
+from r1ov.train.run.log import say
+from r1ov.train.run.open import Run
+from r1ov.train.run.samples import write_samples
+
+GROUPS_SHOWN = 4
+FLAT, PATIENCE = (
+    0.8,
+    20,
+)  # a line after this many rollouts in a row with more than this share of groups that teach nothing
+
+
+def introduce(run: Run, num_prompts: int | None, per_rollout: int) -> None:
+    """Says what is about to be done, in a few lines."""
+    run.introduce(num_prompts)
+    if run.world.is_main:
+        config = run.config
+        rewards = ", ".join([*config.reward_funcs, *([config.reward] if config.reward else [])])
+        kl = f"KL {config.beta:g}" if config.beta else "no KL term"
+        say(
+            f"rollout {per_rollout} prompts x {config.num_generations} completions of up to "
+            f"{config.max_completion_length} tokens"
+        )
+        say(f"grpo    {config.loss_type} loss, {kl}, temperature {config.temperature:g}, rewards {rewards}")
+
+
+def check_rewards(run: Run, source: Source, num_prompts: int | None, score: Scorer) -> None:
+    """Scores every gold answer of a new run against itself. Raises: UserError if too many do not score 1."""
+    if run.step or isinstance(source, Playground):
+        return
+    records = (source[number] for number in range(num_prompts))
+    failed = check_golds(
+        (score.gold(record) for record in records if isinstance(record, Record)), score.verify
+    )
+    if failed and run.world.is_main:
+        gold, why = failed[0]
+        say(
+            f"note    {len(failed)} gold answers do not score 1 against themselves and teach nothing, "
+            f"first {gold.name}: {why}"
+        )
+
+
+def gathered(world: World, groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """The outcome of all ranks' groups, in the order of their prompts, the same on every rank. Collective."""
+    own = [
+        {
+            "number": group.number,
+            "rewards": group.rewards,
+            "scores": group.scores,
+            "lengths": [one.completion_tokens for one in group.completions],
+            "finished": [one.finish_reason == "stop" for one in group.completions],
+            "prompt_tokens": len(group.prompt) * len(group.completions),
+        }
+        for group in groups
+    ]
+    return sorted(chain(*world.gather(own)), key=lambda one: one["number"])
+
+
+def observe(
+    run: Run, groups: Sequence[Group], everyone: Sequence[dict[str, Any]], advantages: Tensor
+) -> dict[str, float]:
+    """What to log of a rollout, under TRL's names; the same on every rank."""
+    rewards = torch.stack([one["rewards"] for one in everyone])
+    metrics = reward_metrics(rewards)
+    scores = [score for one in everyone for score in one["scores"]]
+    for name in dict.fromkeys(chain(*scores)):
+        values = torch.tensor([math.nan if score.get(name) is None else score[name] for score in scores])
+        if not values.isnan().all():
+            mean, std = mean_and_std(values.double())
+            metrics |= {f"rewards/{name}/mean": mean.item(), f"rewards/{name}/std": std.item()}
+    lengths = torch.tensor([one["lengths"] for one in everyone], dtype=torch.float64)  # (prompts, G)
+    finished = torch.tensor([one["finished"] for one in everyone])
+    ended = lengths[finished] if finished.any() else torch.zeros(1)
+    for kind, values in (("length", lengths), ("terminated_length", ended)):
+        metrics |= {
+            f"completions/mean_{kind}": values.mean().item(),
+            f"completions/min_{kind}": values.min().item(),
+            f"completions/max_{kind}": values.max().item(),
+        }
+    metrics["completions/clipped_ratio"] = 1 - finished.double().mean().item()
+    read = int(lengths.sum()) + sum(one["prompt_tokens"] for one in everyone)
+    metrics["num_tokens"] = run.extra["num_tokens"] = run.extra.get("num_tokens", 0) + read
+    note_flat(run, metrics["frac_reward_zero_std"])
+    if run.world.is_main and run.config.sample_steps and run.step % run.config.sample_steps == 0:
+        places = {one["number"]: place for place, one in enumerate(everyone)}
+        show(run, groups, [advantages[places[group.number]] for group in groups])
+    return metrics
+
+
+@torch.no_grad()
+def sampling_metrics(
+    difference: Tensor, correction: Tensor | None, mask: Tensor, num_read: float
+) -> dict[str, Tensor]:
+    """How far sampler and trainer are apart, (T,) in nats, and the weights that correct for it."""
+    gap, weight = "sampling/sampling_logp_difference", "sampling/importance_sampling_ratio"
+    apart = difference.abs()[mask]
+    metrics = {f"{gap}/mean": apart.sum() / max(num_read, 1), f"{gap}/max": largest(apart)}
+    if correction is not None:
+        used = correction[mask]
+        metrics |= {f"{weight}/min": -largest(-used), f"{weight}/max": largest(used)}
+        metrics[f"{weight}/mean"] = used.sum() / max(num_read, 1)
+    return metrics
+
+
+def combine_metrics(parts: Sequence[Mapping[str, Tensor | float]]) -> dict[str, float]:
+    """The step's metrics from those of packs or ranks: sums, or the min or max where a name ends in it.
+
+    A minimum or maximum over no token at all is left out.
+    """
+    combined = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        values = [float(part[name]) for part in parts if name in part]
+        if not name.endswith(("min", "max")):
+            combined[name] = math.fsum(values)
+        elif values := [value for value in values if not math.isnan(value)]:
+            combined[name] = (min if name.endswith("min") else max)(values)
+    return combined
+
+
+def reward_metrics(rewards: Tensor) -> dict[str, float]:
+    """Mean, std, mean std of a group, share of groups without spread, of rewards (prompts, G), NaN left out.
+
+    With p the chance of a right answer, p^G + (1 - p)^G of the groups have no spread, and teach nothing.
+    Source: TRL's names; `group_std_mean` is what its older versions called reward_std.
+    """
+    stds = mean_and_std(rewards)[1]
+    mean, std = mean_and_std(rewards.flatten())
+    return {
+        "reward": mean.item(),
+        "reward_std": std.item(),
+        "group_std_mean": stds.mean().item(),
+        "frac_reward_zero_std": (stds < MIN_STD).double().mean().item(),
+    }
+
+
+def note_flat(run: Run, share: float) -> None:
+    """Says what to do where for long most groups have had equal rewards."""
+    run.extra["flat_rollouts"] = count = run.extra.get("flat_rollouts", 0) + 1 if share > FLAT else 0
+    if count and count % PATIENCE == 0 and run.world.is_main:
+        say(
+            f"note    in {count} rollouts in a row over {FLAT:.0%} of the groups had equal rewards and taught nothing: "
+            "take questions that are sometimes answered right, raise --num-generations, or set --dynamic-sampling"
+        )
+
+
+def show(run: Run, groups: Sequence[Group], advantages: Sequence[Tensor]) -> None:
+    """Writes the first groups to samples/. Main process only."""
+    samples = []
+    for group, own in list(zip(groups, advantages, strict=True))[:GROUPS_SHOWN]:
+        contents = [message["content"] for message in texts_of(group.record.prompt)]
+        parts = chain(*([{"text": one}] if isinstance(one, str) else one for one in contents))
+        numbers = zip(group.completions, group.scores, group.rewards.tolist(), own.tolist(), strict=True)
+        completions = [
+            {"text": completion.text, "scores": scores, "advantage": advantage}
+            | ({} if math.isnan(reward) else {"reward": reward})
+            for completion, scores, reward, advantage in numbers
+        ]
+        samples.append(
+            {
+                "question": "\n".join(part["text"] for part in parts if "text" in part),
+                "gold": group.record.solution,
+                "images": [image.load() for image in group.prompt.pictures],
+                "completions": completions,
+            }
+        )
+    write_samples(run.out / "samples", run.step, f"rollout after step {run.step}", samples)
+
+
+def sum_up(run: Run) -> None:
+    """Says the reward at the start and at the end of the run: a single step's means little."""
+    rewards = [row["reward"] for row in run.log.rows if row.get("reward") is not None] if run.log else []
+    if tenth := len(rewards) // 10:
+        say(
+            f"reward  {sum(rewards[:tenth]) / tenth:.3f} in the first tenth of the steps, "
+            f"{sum(rewards[-tenth:]) / tenth:.3f} in the last"
+        )
