@@ -162,6 +162,27 @@ def test_load_names_the_file_that_is_missing(missing, checkpoint):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("with_config", [False, True])
+def test_the_folder_of_a_lora_adapter_is_called_by_its_name(with_config, checkpoint):
+    folder = checkpoint[0]
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    write_json(folder / "adapter_config.json", {"base_model_name_or_path": "Qwen/Qwen2.5-VL-7B-Instruct"})
+    if not with_config:
+        (folder / "config.json").unlink()
+    with pytest.raises(
+        UserError, match="a LoRA adapter of Qwen/Qwen2.5-VL-7B-Instruct, not a model; load Qwen"
+    ) as caught:
+        r1ov.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_with_an_adapter_beside_it_is_a_model(checkpoint):
+    write_json(
+        checkpoint[0] / "adapter_config.json", {"base_model_name_or_path": "Qwen/Qwen2.5-VL-7B-Instruct"}
+    )
+    r1ov.load(checkpoint[0])
+
+
 def test_save_refuses_what_it_cannot_do_in_one_line(checkpoint, tmp_path):
     model, processor = r1ov.load(checkpoint[0])
     (tmp_path / "file").write_text("")

@@ -2,6 +2,7 @@
 worked by hand.
 """
 
+import base64
 import json
 import pickle
 import shutil
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoTokenizer
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers import AutoTokenizer, Qwen2_5_VLProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 import r1ov.model
+from r1ov.data.formats.mixture import open_data
 from r1ov.data.image import LazyImage
 from r1ov.data.processor import Processor
 from r1ov.data.template import compile_template
@@ -242,6 +244,113 @@ def test_pictures_are_taken_from_every_spelling_of_a_part(processor: Processor, 
         assert torch.equal(batch["pixel_values"], expected["pixel_values"])
 
 
+def test_parts_may_lack_a_type_and_come_in_every_spelling(processor: Processor, tmp_path: Path) -> None:
+    path = tmp_path / "x y.png"
+    PICTURE.save(path)
+    text = base64.b64encode(path.read_bytes()).decode()
+    folded = "\n".join(text[place : place + 76] for place in range(0, len(text), 76))
+    expected = processor([user(PICTURE, "How many?")])
+    for part in (
+        {"image": PICTURE},
+        {"image_url": {"url": str(path), "detail": "auto"}},
+        {"path": str(path), "text": None, "type": None},
+        {"type": "image", "image": f"file://{path}"},
+        {"url": f"file://{str(path).replace(' ', '%20')}"},
+        {"type": "image", "base64": folded},
+        {"type": "image", "image": folded},
+        {"image": {"bytes": path.read_bytes(), "path": None}},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;charset=utf-8;base64,{folded}"}},
+    ):
+        batch = processor([{"role": "user", "content": [part, {"text": "How many?"}]}])
+        assert torch.equal(batch["input_ids"], expected["input_ids"])
+        assert torch.equal(batch["pixel_values"], expected["pixel_values"])
+
+
+NOISE = Image.effect_noise((400, 300), 90).convert("RGB")
+OWN = {  # an image's own limits -> (rows, columns) of patches
+    "none": ({}, (6, 8)),
+    "a smaller most": ({"max_pixels": 28 * 28 * 6}, (4, 4)),
+    "a larger least": ({"min_pixels": 200_000, "max_pixels": 400_000}, (28, 38)),
+    "a size of its own": ({"resized_height": 280, "resized_width": 420}, (20, 30)),
+    "a size to be rounded": ({"resized_height": 290, "resized_width": 431}, (20, 30)),
+    "a size beats limits": ({"resized_height": 56, "resized_width": 84, "min_pixels": 9000}, (4, 6)),
+    "a size below four patches": ({"resized_height": 28, "resized_width": 28}, (4, 4)),
+    "empty": ({"min_pixels": None, "max_pixels": None}, (6, 8)),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_an_image_keeps_to_its_own_limits(name: str, processor: Processor, judge) -> None:
+    limits, (rows, columns) = OWN[name]
+    if "resized_height" in limits:  # as qwen_vl_utils' fetch_image calls it
+        sides = smart_resize(limits["resized_height"], limits["resized_width"], 28, 4 * 28**2, 16384 * 28**2)
+    else:
+        least, most = limits.get("min_pixels") or 3136, limits.get("max_pixels") or 12544
+        sides = smart_resize(300, 400, 28, least, most)
+    assert sides == (rows * 14, columns * 14)
+    batch = processor([{"role": "user", "content": [{"image": NOISE}, {"image": NOISE, **limits}]}])
+    assert batch["image_grid_thw"].tolist() == [[1, 6, 8], [1, rows, columns]]
+    assert (batch["input_ids"] == processor.config.image_token_id).sum() == 12 + rows * columns // 4
+    resized = NOISE
+    for size in ((columns * 14, 300), (columns * 14, rows * 14)):
+        resized = resized.resize(size, Image.Resampling.BICUBIC)
+    expected = judge[1]([resized], do_resize=False, return_tensors="pt")["pixel_values"]
+    assert torch.equal(batch["pixel_values"][48:], expected)
+
+
+def test_rows_keep_to_an_images_own_limits_and_refuse_unknown_keys_as_calls_do(
+    processor: Processor, tmp_path: Path
+) -> None:
+    NOISE.save(tmp_path / "x.png")
+    parts = [
+        {"image": "x.png", "max_pixels": 28 * 28 * 6},
+        {"type": "image", "image": f"file://{tmp_path}/x.png", "resized_height": 280, "resized_width": 420},
+        {"image": "x.png", "zoom": 2},
+    ]
+    rows = [
+        {"messages": [{"role": "user", "content": [part, {"text": "?"}]}, assistant("a")]} for part in parts
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [reader] = open_data(str(tmp_path / "rows.jsonl")).readers
+    small, large = (processor(reader[number].messages)["image_grid_thw"].tolist() for number in (0, 1))
+    assert (small, large) == ([[1, 4, 4]], [[1, 20, 30]])
+    assert "has 'zoom'" in str(reader[2])
+
+
+UNREAD = {
+    "an unknown key": ({"type": "image", "image": PICTURE, "zoom": 2}, "part of type 'image' has 'zoom'"),
+    "a key of videos": ({"type": "image", "image": PICTURE, "fps": 2}, "has 'fps'"),
+    "two sources": ({"type": "image", "image": PICTURE, "path": "x.png"}, "has 'path'"),
+    "text and image": ({"text": "x", "image": PICTURE}, "part of type 'text' has 'image'"),
+    "more with a text": ({"type": "text", "text": "x", "weight": 0}, "part of type 'text' has 'weight'"),
+    "limits with a text": ({"type": "text", "text": "x", "max_pixels": 5}, "has 'max_pixels'"),
+    "a limit as text": ({"image": PICTURE, "max_pixels": "5"}, "max_pixels is '5'"),
+    "a limit of nothing": ({"image": PICTURE, "min_pixels": 0}, "min_pixels is 0"),
+    "a limit that is true": ({"image": PICTURE, "min_pixels": True}, "min_pixels is True"),
+    "limits that cross": (
+        {"image": PICTURE, "min_pixels": 9000, "max_pixels": 8000},
+        "picture 1: min_pixels is 9000, above",
+    ),
+    "half a size": ({"image": PICTURE, "resized_height": 56}, "give both"),
+    "a flat size": ({"image": PICTURE, "resized_height": 56, "resized_width": 56000}, "picture 1: one side"),
+    "too large a size": (
+        {"image": PICTURE, "resized_height": 2800, "resized_width": 2800},
+        "picture 1: at 2800x2800",
+    ),
+    "an untyped video": ({"video": "x.mp4"}, "videos are not supported"),
+    "nothing known": ({"sound": "x.wav"}, "type 'text' or 'image'"),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_what_a_part_says_is_heeded_or_refused_by_name(name: str, processor: Processor) -> None:
+    part, reason = UNREAD[name]
+    with pytest.raises(UserError) as caught:
+        processor([{"role": "user", "content": [part]}])
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_the_messages_given_are_not_changed(processor: Processor) -> None:
     messages = [user(PICTURE, "How many?"), assistant(REPLY)]
     processor(messages, return_labels=True)
@@ -362,6 +471,28 @@ def test_the_template_is_found_wherever_transformers_puts_it(
     raw = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
     (folder / name).write_text(json.dumps(raw | {"chat_template": value}))
     assert read_processor(folder).chat_template == processor.chat_template
+
+
+def test_of_several_templates_the_one_that_transformers_takes_first_is_taken(folder: Path) -> None:
+    def template(name: str) -> str:
+        return f"{{% for message in messages %}}{name} {{{{ message['content'] }}}}{{% endfor %}}"
+
+    places = ("processor_config.json", "chat_template.json", "chat_template.jinja", "tokenizer_config.json")
+    settings = {}
+    for name in places:
+        if name.endswith(".jinja"):
+            (folder / name).write_text(template(name))
+            continue
+        settings[name] = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+        (folder / name).write_text(json.dumps({**settings[name], "chat_template": template(name)}))
+    for name in places:
+        theirs = Qwen2_5_VLProcessor.get_processor_dict(folder)[0].get("chat_template")
+        assert (theirs or AutoTokenizer.from_pretrained(folder).chat_template) == template(name)
+        assert read_processor(folder).chat_template == template(name)
+        if name.startswith("chat_template"):
+            (folder / name).unlink()
+        else:
+            (folder / name).write_text(json.dumps(settings[name]))
 
 
 def test_the_image_settings_are_read_from_transformers_5s_nested_file_too(

@@ -22,6 +22,7 @@ from r1ov.data.processor import Processor
 from r1ov.data.template import compile_template
 from r1ov.errors import UserError
 from r1ov.folder.allowed import CHOICES, EXPECTED, FITS, TESTS
+from r1ov.folder.weights import adapter_of
 from r1ov.model.config import Config, TextConfig, VisionConfig
 
 PARSED = ("tokenizer_config.json", "processor_config.json", "chat_template.json", "generation_config.json")
@@ -35,11 +36,13 @@ FILES = (
     "chat_template.jinja",
 )
 # Where a template may be, in the order in which the processors of transformers look.
-TEMPLATES = ("chat_template.json", "chat_template.jinja", "tokenizer_config.json")
+TEMPLATES = ("processor_config.json", "chat_template.json", "chat_template.jinja", "tokenizer_config.json")
 
 
 def read_config(path: str | Path) -> Config:
     """Reads a config.json in either form. Raises UserError that names the file and the field."""
+    if adapter := adapter_of(Path(path).parent):
+        raise UserError(adapter)
     raw = read_json(path, missing="a model is a Hugging Face folder with config.json, weights and tokenizer")
     with _naming(path):
         return config_from_dict(raw)

@@ -208,6 +208,15 @@ def _fault(file: str | Path, what: str) -> UserError:
     return UserError(f"{file}: {what}")
 
 
+def adapter_of(folder: Path) -> str | None:
+    """What is said of a folder that holds a LoRA adapter and no model; None of others."""
+    settings = folder / "adapter_config.json"
+    if not settings.is_file() or any(folder.glob("model*.safetensors")):
+        return None
+    base = read_json(settings).get("base_model_name_or_path")
+    return f"{folder}: a LoRA adapter of {base}, not a model; load {base}, or merge the adapter into it first"
+
+
 def _no_weights(folder: Path) -> UserError:
     files = folder.iterdir() if folder.is_dir() else ()
     pickles = [path.name for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
