@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from r1ov.data.formats.files import find_files
+from r1ov.data.formats.layouts import LAYOUTS, read_row
 from r1ov.data.formats.reader import Reader
-from r1ov.data.formats.records import FORMATS, Record, read_row
+from r1ov.data.formats.records import Record
 from r1ov.data.formats.rows import open_rows
 from r1ov.data.processor import IGNORED
 from r1ov.folder.pretrained import resolve
@@ -147,7 +148,7 @@ def test_every_format_container_and_form_of_picture_occurs():
             record = read_row(rows[number])
             formats.add(record.format)
             forms |= set(map(form, record.images))
-    assert formats == set(FORMATS)
+    assert formats == set(LAYOUTS)
     assert forms == {"path", "bytes", "struct", "base64", "data URL"}
     assert {Path(name).suffix for name in FILES} == {".json", ".jsonl", ".parquet"}
 

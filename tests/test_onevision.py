@@ -8,8 +8,9 @@ import time
 
 import pytest
 
+from r1ov.data.formats.layouts import read_row
 from r1ov.data.formats.onevision import clean, clean_reply
-from r1ov.data.formats.records import BadRow, read_row
+from r1ov.data.formats.records import BadRow
 
 CHOICE = "Hint: Please answer with the option letter.\nQuestion: What is the angle?\nChoices:\n(A) 30\n(B) 45"
 PLAIN = "What is the angle?"

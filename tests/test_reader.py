@@ -19,9 +19,10 @@ import pytest
 from r1ov.cli import parse_cli
 from r1ov.data.__main__ import LookConfig, look
 from r1ov.data.formats.files import find_files
+from r1ov.data.formats.layouts import LAYOUTS
 from r1ov.data.formats.mixture import Mixture, open_data, parse_mixture, shuffled
 from r1ov.data.formats.reader import Reader
-from r1ov.data.formats.records import FORMATS, BadRow, Record
+from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.formats.rows import GROUPS_AT_HAND, open_rows
 from r1ov.data.formats.tally import Tally
 from r1ov.errors import UserError
@@ -75,7 +76,7 @@ def test_parquet_is_read_by_groups_and_no_more_than_a_few_are_kept(tmp_path, mon
     for number in range(200):
         assert isinstance(reader[number], Record)
     assert sorted(reads) == list(range(20))  # an epoch in shuffled order decodes each group once
-    assert len(reader.readers[0]._rows[0]._groups) == GROUPS_AT_HAND
+    assert len(reader.readers[0].rows[0]._groups) == GROUPS_AT_HAND
 
 
 def test_a_shuffled_order_is_a_permutation_that_differs_by_epoch_and_mixes_groups():
@@ -392,5 +393,5 @@ def test_the_look_ends_with_an_error_where_too_much_is_bad(tmp_path, capsys):
 def test_all_formats_have_a_file_and_a_mixture_reads_them_together():
     paths = sorted(path for path in DATA.iterdir() if path.suffix != ".png")
     data = open_data(",".join(map(str, paths)))
-    assert {data[number].format for number in range(len(data))} == set(FORMATS)
+    assert {data[number].format for number in range(len(data))} == set(LAYOUTS)
     assert isinstance(data, Mixture)

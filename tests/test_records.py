@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from r1ov.data.formats.layouts import read_row
 from r1ov.data.formats.pictures import lazy_picture
-from r1ov.data.formats.records import BadRow, read_row
+from r1ov.data.formats.records import BadRow
 from r1ov.data.formats.rows import open_rows
 
 DATA = Path(__file__).parent / "data"

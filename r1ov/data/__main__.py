@@ -102,6 +102,9 @@ def report(tally: Tally, kinds: dict[str, int], clean: bool) -> None:
         f"format    {', '.join(f'{name} {count:,}' for name, count in tally.formats.most_common()) or 'none'}"
     )
     print(f"records   {', '.join(f'{count:,} {name}' for name, count in kinds.items())}")
+    if tally.unread:
+        columns = ", ".join(f"{name} {count:,}" for name, count in tally.unread.most_common())
+        print(f"unread    {one_line(columns)}")
     if clean:
         kept, dropped = tally.kept, tally.dropped.total()
         print(f"cleaned   {kept:,} kept as they are, {tally.repaired:,} repaired, {dropped:,} dropped")

@@ -107,8 +107,8 @@ class Processor:
                 "text"} and {"type": "image", "image": path, URL, data: URL, bytes or PIL image}, or as OpenAI
                 and Qwen write them: see `messages.read_part`.
             return_labels: the assistant's replies, each with the token that ends it, are trained, all else is
-                -100. A reply is tokenised apart from the text before it, as in generation, where the prompt's
-                tokens come first.
+                -100, and so is a reply with OpenAI's `"weight": 0`. A reply is tokenised apart from the text
+                before it, as in generation, where the prompt's tokens come first.
             add_generation_prompt: None: where the last message is not the assistant's.
         Raises: UserError, one line, that names the image or the conversation.
         """
@@ -208,9 +208,10 @@ class Processor:
                     f"the chat template does not write message {turn + 1} as prompt, reply, stop token: "
                     "no labels can be made"
                 )
-            segments += [(text[done : len(prompt)], False), (text[len(prompt) : end], True)]
+            is_trained = message.get("weight", 1) != 0
+            segments += [(text[done : len(prompt)], False), (text[len(prompt) : end], is_trained)]
             done = end
-        if not segments:
+        if not any(is_trained for _, is_trained in segments):
             raise UserError("there is no assistant message to learn from")
         return [*segments, (text[done:], False)]
 

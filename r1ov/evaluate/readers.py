@@ -3,7 +3,6 @@
 Sources: the columns on the data sets' cards.
 """
 
-import ast
 import hashlib
 import json
 import re
@@ -12,13 +11,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from r1ov.data.formats.choices import LETTERS, lettered, listed, with_options, written
 from r1ov.errors import UserError
 from r1ov.evaluate.files import Pictures, Row
 from r1ov.evaluate.item import Item
 from r1ov.reward import KINDS
 from r1ov.reward.rules.reading import read_choice
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CONCEPTS = "knowledge_structure_nodes.json"
 MAX_TAG = 200  # characters
 _DRAWN = re.compile(r"<image\s*\d+>")  # an option that is an image, or the place of one in a question
@@ -72,7 +71,7 @@ def mathvista(row: Row) -> Fields:
         question += f"\nAnswer with {wanted[kind]}."
     return {
         "id": id,
-        "question": with_options(question, options),
+        "question": asked(question, options),
         "answer": answer,
         "kind": {"integer": "number", "float": "number", "list": "tuple"}.get(kind, kind),
         "options": options,
@@ -94,7 +93,7 @@ def mathvision(row: Row) -> Fields:
     question = re.sub(r"\s*<image\s*(\d+)>", r" (picture \1)" if several else "", question).strip()
     return {
         "id": text(row["id"]),
-        "question": with_options(question, options),
+        "question": asked(question, options),
         "answer": text(row["answer"]),
         "kind": "mcq" if options else "math",
         "options": options,
@@ -187,7 +186,7 @@ def generic(row: Row) -> Fields:
     options = tuple(letters) or listed(row.get("choices"))
     if kind is None and (options or text(row.get("choices")).strip("[] ")):
         kind = "mcq"
-    question = with_options(text(row["question"]), options)
+    question = asked(text(row["question"]), options)
     return {
         "id": text(row.get("index")) or text(row.get("id")),
         "question": f"{row['hint']}\n{question}" if row.get("hint") else question,
@@ -213,47 +212,11 @@ def _sources(row: Row) -> list[Any]:
         return []
     cell = next((cell for cell in given if cell), None)
     if isinstance(cell, str) and cell.startswith("["):
-        cell = _written_list(cell) or cell
+        cell = written(cell) or cell
     return list(cell) if isinstance(cell, list | tuple) else [cell]
 
 
 # The options of a multiple-choice question, in the forms in which benchmarks keep them.
-
-
-def lettered(text: str) -> tuple[str, ...]:
-    """Returns the texts after the letters A, B, C ... in one string; () if it has fewer than two.
-
-    Examples: "A. 3 cm;B．4; 5 cm; C: none" -> ("3 cm", "4; 5 cm", "none"); "(A) 1 (B) 2" -> ("1", "2")
-    """
-    marks, at = [], 0
-    for letter in LETTERS:
-        mark = re.compile(rf"(?:^|(?<=[\s;；,，]))[(（]?{letter}\s*[.．:：、)）]\s*").search(text, at)
-        if not mark:
-            break
-        marks.append(mark)
-        at = mark.end()
-    if len(marks) < 2:
-        return ()
-    ends = [mark.start() for mark in marks[1:]] + [len(text)]
-    return tuple(
-        text[mark.end() : end].strip().strip(";；").strip() for mark, end in zip(marks, ends, strict=True)
-    )
-
-
-def listed(cell: Any) -> tuple[str, ...]:
-    """Returns the texts of a list of options, also one written as JSON, as Python or with letters."""
-    if isinstance(cell, str):
-        cell = _written_list(cell) if cell.strip().startswith("[") else lettered(cell)
-    return tuple(map(str, cell)) if isinstance(cell, list | tuple) else ()
-
-
-def _written_list(text: str) -> list[Any] | None:
-    """Returns the list written in the text; None if there is none."""
-    try:
-        found = ast.literal_eval(text.strip())  # reads JSON's lists of strings too, and runs nothing
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
-    return found if isinstance(found, list) else None
 
 
 def choice_fields(texts: Sequence[str], gold: str = "") -> dict[str, Any]:
@@ -269,13 +232,11 @@ def choice_fields(texts: Sequence[str], gold: str = "") -> dict[str, Any]:
     return {"choices": tuple(texts)}
 
 
-def with_options(question: str, texts: Sequence[str]) -> str:
+def asked(question: str, texts: Sequence[str]) -> str:
     """Returns the question with a line for each option, or with their letters if the image shows them."""
     if "num_choices" in choice_fields(texts):
         return f"{question}\nThe options {', '.join(LETTERS[: len(texts)])} are in the picture."
-    return "\n".join(
-        [question, *(f"({letter}) {text}" for letter, text in zip(LETTERS, texts, strict=False))]
-    )
+    return with_options(question, texts)
 
 
 def text(cell: Any) -> str:

@@ -6,8 +6,9 @@ from typing import Any
 
 from r1ov.common.remote import AskFailed
 from r1ov.common.text import one_line
+from r1ov.data.formats.layouts import read_row
 from r1ov.data.formats.onevision import clean_reply
-from r1ov.data.formats.records import BadRow, read_row
+from r1ov.data.formats.records import BadRow
 from r1ov.data.image import LazyImage
 from r1ov.formalize.detectors import Unavailable, find_boxes, read_text
 from r1ov.formalize.phrases import GIVE_AWAYS

@@ -160,7 +160,7 @@ def train(config: GRPOConfig) -> None:
     """Trains until `max_steps`, and leaves the model in `out`/final."""
     source, num_prompts = open_source(config, need="solution")
     num_rows = num_prompts and num_prompts * config.num_generations * config.num_iterations
-    with closing(Scorer(config)) as score, open_run(config, num_rows) as run:
+    with closing(Scorer(config)) as score, open_run(config, num_rows, source) as run:
         config, each, world = run.config, config.num_generations, run.world
         count, rest = divmod(config.train_batch_size * config.steps_per_generation, each)
         if rest:

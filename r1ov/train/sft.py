@@ -20,7 +20,7 @@ from r1ov.train.update import each_pack, update
 def train(config: SFTConfig) -> None:
     """Trains until `max_steps`, and leaves the model in `out`/final."""
     source, num_rows = open_source(config, need="reply")
-    with open_run(config, num_rows) as run:
+    with open_run(config, num_rows, source) as run:
         config, world, rows_per_step = run.config, run.world, run.config.train_batch_size
         steps = Steps(
             source, run.processor, rows_per_step, config.max_length, world.rank, world.size, config.overlong

@@ -1,5 +1,6 @@
 """Other people's data files. The door is `mixture.open_data(names)`: records without end, by number.
 
-From the inside out: `records` reads a row, `pictures` its images, `rows` a file, `files` finds files, `reader`
-joins them, `mixture` mixes and shuffles, `tally` keeps account; `onevision` cleans R1-Onevision's replies.
+From the inside out: `layouts` reads a row into a record, with `columns`, `choices` and `pictures`; `rows` reads
+a file, `files` finds files, `reader` joins them, `mixture` mixes and shuffles them, `tally` keeps account;
+`onevision` cleans R1-Onevision's replies.
 """

@@ -1,5 +1,6 @@
 """The records that `--data` names, without end: data sets joined or mixed by weight, in a shuffled order."""
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -60,6 +61,34 @@ class Mixture:
     def __getitem__(self, number: int) -> Record | BadRow:
         which, row = self.place(number)
         return self.readers[which][row]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the names and sizes of the files, and with a sample of the rows."""
+        digest = hashlib.sha256()
+        for reader in self.readers:
+            for file in reader.files:
+                digest.update(f"{file.path.name} {file.path.stat().st_size} ".encode())
+            for number in range(0, len(reader), max(1, len(reader) // 16)):
+                _, rows, place = reader.place(number)
+                try:
+                    digest.update(repr(rows[place]).encode())
+                except (BadRow, RecursionError) as error:
+                    digest.update(str(error).encode())
+        return digest.hexdigest()[:16]
+
+    def survey(self, rows: int = 100) -> str:
+        """How many of the first rows have images, and which columns nobody reads, for people."""
+        found = [
+            item
+            for item in (self[number] for number in range(min(rows, len(self))))
+            if isinstance(item, Record)
+        ]
+        pictured = sum(bool(record.images) for record in found)
+        unread = sorted({name for record in found for name in record.unread})
+        return f"of {len(found)} rows {pictured} have images" + (
+            f"; not read: {', '.join(unread)}" if unread else ""
+        )
 
     def place(self, number: int) -> tuple[int, int]:
         """(which reader, which of its rows) is at this number."""

@@ -56,7 +56,7 @@ def clean(record: Record) -> Record:
     content = record.prompt[-1]["content"]
     question = content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content)
     cleaned = clean_reply(question, record.reply)
-    messages = [*record.prompt, {"role": "assistant", "content": cleaned.text}]
+    messages = [*record.prompt, {**record.messages[-1], "content": cleaned.text}]
     return replace(record, messages=messages, solution=cleaned.answer, repairs=cleaned.repairs)
 
 

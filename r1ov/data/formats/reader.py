@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from r1ov.data.formats.files import DataFile
+from r1ov.data.formats.layouts import read_row
 from r1ov.data.formats.onevision import clean
 from r1ov.data.formats.pictures import lazy_picture
-from r1ov.data.formats.records import BadRow, Record, read_row
-from r1ov.data.formats.rows import open_rows
+from r1ov.data.formats.records import BadRow, Record
+from r1ov.data.formats.rows import Rows, open_rows
 
 
 class Reader:
@@ -42,29 +43,36 @@ class Reader:
         self.files, self.need, self.clean, self.lazy = list(files), need, clean, lazy
         self.image_folder = None if image_folder is None else Path(image_folder)
         self.allow_outside = allow_outside
-        self._rows = [open_rows(file.path) for file in self.files]
-        self._begins = list(accumulate(map(len, self._rows), initial=0))
-        self.group_sizes = [size for rows in self._rows for size in rows.group_sizes]
+        self.rows = [open_rows(file.path) for file in self.files]
+        self._begins = list(accumulate(map(len, self.rows), initial=0))
+        self.group_sizes = [size for rows in self.rows for size in rows.group_sizes]
 
     def __len__(self) -> int:
         return self._begins[-1]
 
     def __getitem__(self, number: int) -> Record | BadRow:
+        file, rows, number = self.place(number)
+        where = f"{file.path}, row {number + 1}"
+        try:
+            return self._record(rows[number], file, where)
+        except BadRow as error:
+            return error.at(where)
+        except RecursionError:
+            return BadRow("the row is nested too deeply").at(where)
+
+    def place(self, number: int) -> tuple[DataFile, Rows, int]:
+        """The file, its rows, and which of them has this number."""
         if not 0 <= number < len(self):
             raise IndexError(number)
         which = bisect_right(self._begins, number) - 1
-        file, number = self.files[which], number - self._begins[which]
-        where = f"{file.path}, row {number + 1}"
-        try:
-            return self._record(self._rows[which][number], file, where)
-        except BadRow as error:
-            return error.at(where)
+        return self.files[which], self.rows[which], number - self._begins[which]
 
     def _record(self, row: Any, file: DataFile, where: str) -> Record:
         record = read_row(row, where)
         if self.clean:
             record = clean(record)
-        if self.need == "reply" and record.reply is None:
+        trained = [message["role"] == "assistant" and message.get("weight", 1) for message in record.messages]
+        if self.need == "reply" and (record.reply is None or not any(trained)):
             raise BadRow("there is no reply to learn from")
         if self.need == "solution" and record.solution is None:
             raise BadRow("there is no gold answer to score against")

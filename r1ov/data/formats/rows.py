@@ -5,15 +5,17 @@ from array import array
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
+from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, BinaryIO, NoReturn, Protocol
 
 from r1ov.common.text import one_line
 from r1ov.data.formats.records import BadRow
 from r1ov.errors import UserError
 
 MAX_LINE_BYTES = 256 * 1024 * 1024
+GB18030_MARK = "\ufeff".encode("gb18030")
 GROUPS_AT_HAND = 4  # parquet row groups kept in memory; a shuffled order mixes this many at a time
 
 
@@ -25,72 +27,104 @@ class Rows(Protocol):
 
 
 def open_rows(path: Path) -> Rows:
-    """The file's rows; its first bytes tell what it is.
+    """The file's rows; its first bytes tell what it is, and how its text is encoded.
 
     Raises:  UserError if it is none of the three, or has no rows.
     """
     suffix = path.suffix.lower()
     try:
         with path.open("rb") as file:
-            head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+            head = file.read(4096)
+        # By its mark, or by the zero bytes beside the first letters.
+        encoding = "gb18030" if head.startswith(GB18030_MARK) else json.detect_encoding(head)
+        text = head.decode(encoding, "ignore").lstrip("\ufeff \t\r\n")
         rows: Rows
-        if head.startswith(b"version https://git-lfs"):
+        if text.startswith("version https://git-lfs"):
             raise UserError(f"{path}: a pointer of Git LFS, not the data; run `git lfs pull` in its folder")
         if head.startswith(b"PAR1") or suffix == ".parquet":
             rows = Parquet(path)
-        elif head.startswith(b"[") and suffix != ".jsonl":  # a list as the first of many lines is one bad row
-            rows = JsonArray(path)
+        elif text.startswith("[") and suffix != ".jsonl":  # a list as the first of many lines is one bad row
+            rows = JsonArray(path, encoding)
         else:
-            rows = JsonLines(path)
+            rows = JsonLines(path, encoding)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid {encoding} ({error}); save it as UTF-8") from error
     if not len(rows):
         raise UserError(f"{path}: it has no rows")
     return rows
 
 
-def _parse_json(text: bytes) -> Any:
+def _parse_json(text: str) -> Any:
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is not JSON")
 
-    return json.loads(text, parse_constant=refuse)
+    return json.loads(text.removeprefix("\ufeff"), parse_constant=refuse)
 
 
 class JsonLines:
-    """A line a row. Only where each line begins is kept in memory."""
+    """A line a row. Kept in memory: where each line begins, and a text in UTF-16, UTF-32 or GB18030."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, encoding: str):
         self.path, self._begins, begin = path, array("q"), 0
-        with path.open("rb") as file:
+        self._text = None if encoding.startswith("utf-8") else path.read_bytes().decode(encoding).encode()
+        with self._open() as file:
             # What is longer than the limit falls apart into rows that are not JSON: counted, not lost.
             while line := file.readline(MAX_LINE_BYTES):
                 if not line.isspace():
                     self._begins.append(begin)
                 begin += len(line)
         self.group_sizes = [1] * len(self._begins)
+        if self._begins:
+            self._refuse_indented()
 
     def __len__(self) -> int:
         return len(self._begins)
 
     def __getitem__(self, number: int) -> Any:
         try:
-            with self.path.open("rb") as file:
+            with self._open() as file:
                 file.seek(self._begins[number])
                 line = file.readline(MAX_LINE_BYTES)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read any more ({error.strerror or error})") from error
         try:
-            return _parse_json(line)
-        except (ValueError, RecursionError) as error:
+            return _parse_json(line.decode())
+        except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
             raise BadRow("the line is not JSON", one_line(str(error))) from error
+
+    def _open(self) -> BinaryIO:
+        return self.path.open("rb") if self._text is None else BytesIO(self._text)
+
+    def _refuse_indented(self) -> None:
+        """Raises UserError if the first row does not end with its line."""
+        try:
+            self[0]
+        except BadRow:
+            with self._open() as file:
+                text = file.read().decode(errors="replace").lstrip("\ufeff \t\r\n")
+            try:
+                first, end = json.JSONDecoder().raw_decode(text)
+            except (ValueError, RecursionError):
+                return  # a bad row
+            if "\n" in text[:end]:
+                name = next(
+                    (name for name in first if isinstance(first, dict) and isinstance(first[name], list)),
+                    None,
+                )
+                is_whole = not text[end:].strip()  # one object that holds the rows
+                rows = ".[]" if isinstance(first, list) else f".{name}[]" if name and is_whole else "."
+                command = f"jq -c '{rows}' {self.path.name}"
+                raise UserError(f"{self.path}: not a row a line; `{command}` writes it so") from None
 
 
 class JsonArray:
     """One list of rows, which is read whole."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, encoding: str):
         try:
-            self._rows = _parse_json(path.read_bytes())
+            self._rows = _parse_json(path.read_bytes().decode(encoding))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not valid JSON ({one_line(str(error))})") from error
         self.group_sizes = [1] * len(self._rows)

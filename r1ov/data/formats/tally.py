@@ -17,6 +17,7 @@ class Tally:
     def __init__(self, max_bad_share: float = 0.05, say: Callable[[str], None] | None = None):
         self.max_bad_share, self.say = max_bad_share, say
         self.formats: Counter[str] = Counter()
+        self.unread: Counter[str] = Counter()  # columns that nobody reads
         self.repairs: Counter[str] = Counter()  # by the cleaner; a row can have several
         self.kept = self.repaired = 0  # rows that the cleaner found in order, and brought into order
         self.dropped: Counter[str] = Counter()  # read, but left out
@@ -33,6 +34,7 @@ class Tally:
         """
         if isinstance(item, Record):
             self.formats[item.format] += 1
+            self.unread.update(set(item.unread))
             self.repairs.update(item.repairs or ())
             self.kept += item.repairs == ()
             self.repaired += bool(item.repairs)

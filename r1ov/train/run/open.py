@@ -17,7 +17,7 @@ from r1ov.common.device import choose_kernels, dtype_name
 from r1ov.common.files import check_same_options, earlier_options, write_json
 from r1ov.common.processes import World, joined
 from r1ov.common.stopping import stopping
-from r1ov.data.formats.mixture import open_data
+from r1ov.data.formats.mixture import Mixture, open_data
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import Processor
 from r1ov.data.steps import Source
@@ -283,10 +283,12 @@ def earlier_run(out: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def open_run(config: TrainConfig, num_rows: int | None) -> Iterator[Run]:
+def open_run(config: TrainConfig, num_rows: int | None, source: Source) -> Iterator[Run]:
     """The run that these options describe, at its beginning or where its last checkpoint left it.
 
-    Args: num_rows: conversations or completions that the data has for an epoch; None if it has no end.
+    Args:
+        num_rows: conversations or completions that the data has for an epoch; None if it has no end.
+        source: the data; a run goes on only with the rows that it began with.
     """
     set_threads(config)
     out = Path(config.out)
@@ -296,9 +298,16 @@ def open_run(config: TrainConfig, num_rows: int | None) -> Iterator[Run]:
         checkpoints = stack.enter_context(Checkpoints(out / "checkpoints", world, config.save_total_limit))
         is_resumed = bool(before and checkpoints.steps())
         config = resolve(config, num_rows, world, device, before if is_resumed else {})
-        options = {**asdict(config), "world_size": world.size}
+        fingerprint = source.fingerprint if isinstance(source, Mixture) else None
+        options = {**asdict(config), "world_size": world.size, "fingerprint": fingerprint}
         if is_resumed:
-            check_same_options(before, options, {*marked(config, "resumable"), "world_size"}, "this run")
+            may_differ = {*marked(config, "resumable"), "world_size", "fingerprint"}
+            check_same_options(before, options, may_differ, "this run")
+            if before.get("fingerprint") not in (None, fingerprint):
+                raise UserError(
+                    f"the rows of --data {config.data} have changed since the run in {out} began; "
+                    "put them back, or choose another --out"
+                )
         elif before and world.is_main:
             say(f"note    {out}/ holds a run without a checkpoint; it begins anew")
         kernels = choose_kernels(config.kernels, device)
@@ -317,6 +326,8 @@ def open_run(config: TrainConfig, num_rows: int | None) -> Iterator[Run]:
             write_json(out / "config.json", options)
             log = Log(out, config.max_steps, step, config.report_to)
             stack.callback(log.close)
+            if isinstance(source, Mixture):
+                say(f"data    {source.survey()}")
         announcement = "stopping after this step, with a checkpoint" if world.is_main else ""
         yield Run(
             config=config,

@@ -1,0 +1,295 @@
+"""A row of other people's data files to a `Record`, by what its columns mean, in any of the usual layouts."""
+
+import json
+import math
+import re
+import reprlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from r1ov.common.text import split_reply
+from r1ov.data.formats.choices import gold_letter, lettered, take_options, with_options
+from r1ov.data.formats.columns import Columns, are_same
+from r1ov.data.formats.records import BadRow, Record
+from r1ov.data.messages import read_part
+from r1ov.errors import UserError
+from r1ov.reward import KINDS
+
+Turn = tuple[str, list[dict[str, Any]], bool]  # role, parts (an image's may lack its source), is it trained?
+
+ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+LAYOUTS = {  # the names under which rows are counted, and the columns that each has; the first that fits
+    "verl": ("prompt", "reward_model"),
+    "r1-onevision": ("conversations",),
+    "vlm-r1": ("conversations",),
+    "sharegpt": ("conversations",),
+    "messages": ("messages",),
+    "alpaca": ("instruction", "output"),
+    "trl": ("prompt",),
+    "easyr1": ("problem", "answer"),
+    "r1-v": ("problem", "solution"),
+    "question-answer": (),
+}
+SPEAKERS = {"r1-onevision": "assistant", "vlm-r1": "gpt"}  # who answers there, about the column `image`
+# The place of an image in a text, in the spellings of several projects, with its number where it has one.
+PLACE = re.compile(r"<\|?(?:image|image_placeholder|imagehere)[ _]?(\d+)?\|?>", re.IGNORECASE)
+# Written in a text, these would become the tokens that frame turns and images ...
+FRAME = re.compile(
+    r"<\|(?:im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
+)
+# ... and these would be trained as letters.
+UNFILLED = re.compile(r"<(?:video|audio|bbox\d*|ref-object|img)>")
+
+
+def read_row(row: Any, where: str = "") -> Record:
+    """The record in a row of any layout; images stay as the row gives them.
+
+    Where a row names no gold answer, it is the reply's `<answer>`, or else a reply of one line without a
+    thought.
+    Raises:  BadRow.
+    """
+    if not isinstance(row, Mapping):
+        raise BadRow("the row is not an object", f"a {type(row).__name__}")
+    columns = Columns(row)
+    layout = _layout(columns)
+    images = columns.images()
+    label = columns.one_of(*(name for name in ("id", "index") if isinstance(columns.get(name), str | int)))
+    kind = columns.one_of(*(name for name in ("kind", "accu_reward_method") if columns.get(name) in KINDS))
+    # A label beside a conversation may be anything.
+    answers = ("answer",) if columns.has("conversation", "prompt") else ("answer", "label")
+    unread: list[str] = []
+    turns = _dialogue(columns, unread)
+    options = take_options(columns)
+    gold = None
+    if (given := _gold_column(columns, turns, answers)) is not None:
+        gold = given if options and isinstance(given, int) else _gold(given)
+    if options:
+        _show(options, turns)
+        gold = None if gold is None else gold_letter(gold, options)
+    messages = _messages(turns, images)
+    if gold is None and turns[-1][0] == "assistant":
+        gold = _concluded(messages[-1]["content"], is_whole=layout == "vlm-r1")
+    text = "\n".join(part["text"] for _, parts, _ in turns for part in parts if part["type"] == "text")
+    return Record(
+        messages=messages,
+        solution=gold,
+        kind=kind,
+        id=None if label is None else str(label),
+        format=layout,
+        where=where,
+        unread=(*unread, *columns.rest(text, images)),
+    )
+
+
+def _layout(columns: Columns) -> str:
+    """The name of the row's layout. Raises BadRow that lists the columns if there is nothing to ask."""
+    if not columns.has("conversation", "prompt", "question", "input"):
+        for name, value in columns.items():
+            if isinstance(value, list) and value and isinstance(value[0], Mapping):
+                raise BadRow("the row is a list of rows", f"in its {name}; write one row a line")
+        keys = ", ".join(sorted(columns))[:200]
+        raise BadRow("the format is not known", f"keys {keys}; expected one of {', '.join(LAYOUTS)}")
+    turns = columns.get("conversations")
+    turns = [turn for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
+    speakers = [turn.get("from") for turn in turns if "image" in columns or "accu_reward_method" in columns]
+    for name, needed in LAYOUTS.items():
+        speaker = SPEAKERS.get(name)
+        if all(column in columns for column in needed) and (speaker is None or speaker in speakers):
+            return name
+    raise AssertionError("the last layout fits any row")
+
+
+def _dialogue(columns: Columns, unread: list[str]) -> list[Turn]:
+    """The row's turns. Keys of the messages that were not read are added to `unread`."""
+    said = columns.take("conversation", "prompt")
+    if said is not None:
+        turns = _turns(said, unread)
+    else:
+        turns = []
+        history = columns.take("history") or []
+        if not isinstance(history, list) or not all(
+            isinstance(pair, list) and len(pair) == 2 for pair in history
+        ):
+            raise BadRow("history is not a list of [question, reply]", reprlib.repr(history))
+        for question, reply in history:
+            turns += [("user", _parts(question), True), ("assistant", _parts(reply), True)]
+        asked = [columns.text(meaning) for meaning in ("hint", "question", "input")]
+        turns.append(("user", _parts("\n".join(text for text in asked if text)), True))
+    if (reply := columns.take("reply")) is not None:
+        turns += [("assistant", _parts(reply), True)] if isinstance(reply, str) else _turns(reply, unread)
+    if system := columns.text("system text"):
+        turns.insert(0, ("system", _parts(system), True))
+    return turns
+
+
+def _turns(value: Any, unread: list[str]) -> list[Turn]:
+    """Messages as {role, content}, {from, value} or {user, assistant}, also as one JSON text; any other text is
+    the user's message.
+    """
+    if isinstance(value, str):
+        if not re.match(r"\s*\[\s*\{", value):
+            return [("user", _parts(value), True)]
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise BadRow("the messages are not valid JSON", str(error)) from error
+    if not isinstance(value, list) or not value:
+        raise BadRow("the messages are not a list", reprlib.repr(value))
+    turns = []
+    for message in value:
+        if not isinstance(message, Mapping):
+            raise BadRow("a message is not an object", reprlib.repr(message))
+        keys = Columns(message)
+        weight = keys.take("weight")
+        if weight not in (None, 0, 1):
+            raise BadRow("a message's weight is neither 0 nor 1", reprlib.repr(weight))
+        if "assistant" in keys:
+            said = [("user", keys.one_of("user", "human")), ("assistant", keys.pop("assistant"))]
+        else:
+            said = [(keys.one_of("role", "from"), keys.one_of("content", "value"))]
+        for role, content in said:
+            if not isinstance(role, str) or role not in ROLES:
+                expected = f"expected one of {', '.join(ROLES)}"
+                raise BadRow("a message's role is not known", f"{reprlib.repr(role)}; {expected}")
+            turns.append((ROLES[role], _parts(content), weight != 0))
+        unread += [f"messages.{name}" for name in keys.rest()]
+    return turns
+
+
+def _parts(content: Any) -> list[dict[str, Any]]:
+    if isinstance(content, int | float) and not isinstance(content, bool):  # VLM-R1 labels
+        content = str(content)
+    if not isinstance(content, str | list):
+        raise BadRow("a message's content is neither a text nor a list of parts", reprlib.repr(content))
+    try:
+        return [
+            {"type": "text", "text": part} if isinstance(part, str) else read_part(part)
+            for part in ([content] if isinstance(content, str) else content)
+        ]
+    except UserError as error:
+        raise BadRow("a part of a message is neither text nor picture alone", str(error)) from error
+
+
+def _show(options: Sequence[str], turns: list[Turn]) -> None:
+    """Adds a line for each option, such as "(A) red", to the last question, unless it shows them."""
+    question = next(parts for role, parts, _ in reversed(turns) if role == "user")
+    text = "".join(part.get("text", "") for part in question)
+    if len(lettered(text)) < len(options) or not all(option in text for option in options):
+        last = question.pop() if question[-1]["type"] == "text" else {"text": ""}
+        question.append({"type": "text", "text": with_options(last["text"], options)})
+
+
+def _gold_column(columns: Columns, turns: list[Turn], answers: Sequence[str]) -> Any:
+    """The gold answer as the row gives it. A solution with a thought in it is also a reply to learn from."""
+    gold = columns.take(*answers)
+    if (model := columns.take("reward model")) is not None:
+        gold = model.get("ground_truth") if isinstance(model, Mapping) else None
+        if gold is None:
+            raise BadRow("reward_model has no ground_truth", reprlib.repr(model))
+    solution = columns.get("solution")
+    if isinstance(solution, str) and "<think>" in solution and turns[-1][0] == "user":
+        turns.append(("assistant", _parts(columns.pop("solution")), True))
+    elif gold is None:
+        columns.pop("solution", None)
+    return solution if gold is None else gold
+
+
+def _gold(value: Any) -> str:
+    """The gold answer as text: `<answer>` tags and GSM8K's `#### ` are taken off, four numbers are a box."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, list) and len(value) == 4:
+        return f"[{', '.join(_gold(number) for number in value)}]"
+    if isinstance(value, str):
+        text = split_reply(value)[1] if "<answer>" in value else value.rsplit("\n#### ", 1)[-1].strip()
+        if not text:
+            raise BadRow("the gold answer is empty, or its tags do not pair", reprlib.repr(value))
+        return text
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadRow("the gold answer is neither a text, nor a number, nor a box", reprlib.repr(value))
+    return str(value)
+
+
+def _concluded(reply: str, is_whole: bool) -> str | None:
+    """A reply's `<answer>`, or else all of it, if that is one line (or is_whole) and no thought."""
+    answer = split_reply(reply)[1]
+    if answer or "think>" in reply:
+        return answer or None
+    return reply.strip() if is_whole or "\n" not in reply.strip() else None
+
+
+def _messages(turns: Sequence[Turn], images: Sequence[Any]) -> list[dict[str, Any]]:
+    """The turns as messages, each image of the row's own columns in its place.
+
+    The columns fill the {"type": "image"} without a source, or else the marks such as `<image>`, one for one;
+    without any mark all images come before the first question. Where the messages hold their images
+    themselves, the columns may only repeat them.
+    """
+    parts = [part for _, content, _ in turns for part in content]
+    slots = [part["image"] for part in parts if part["type"] == "image"]
+    marks = [] if slots else [mark for part in parts for mark in PLACE.findall(part["text"])]
+    numbers = sorted({int(mark) for mark in marks}) if all(marks) else []
+    if slots:
+        mode = "slots" if None in slots else "inside"
+        places = slots.count(None) or (len(slots) if images else 0)
+    else:
+        mode = "marks" if marks else "front"
+        places = len(numbers or marks or images)
+    if places != len(images) or (numbers and numbers[-1] - numbers[0] >= places):
+        counts = f"{len(images)} pictures, {places} places"
+        raise BadRow("the number of pictures differs from that of their places", counts)
+    if mode == "inside" and not all(map(are_same, slots, images)):
+        raise BadRow("the messages show other pictures than the row's column", reprlib.repr(images))
+
+    left, numbered = iter(images), dict(zip(numbers, images, strict=False))
+    messages = []
+    for role, content, is_trained in turns:
+        placed: list[dict[str, Any]] = []
+        if mode == "front" and role == "user":
+            placed += [{"type": "image", "image": image} for image in left]
+        for part in content:
+            match mode, part:
+                case "slots", {"image": None}:
+                    placed.append(part | {"image": next(left)})
+                case "marks", {"text": text}:
+                    placed += _at_marks(text, lambda mark: numbered[int(mark)] if numbers else next(left))
+                case _:
+                    placed.append(part)
+        message = {"role": role, "content": _content(role, placed)}
+        messages.append(message if is_trained or role != "assistant" else message | {"weight": 0})
+    roles = [message["role"] for message in messages]
+    if "system" in roles[1:] or "user" not in roles or roles[roles[0] == "system"] != "user":
+        expected = "expected an optional system, then user first"
+        raise BadRow("the turns are out of order", f"{', '.join(roles)[:100]}; {expected}")
+    return messages
+
+
+def _at_marks(text: str, image_of: Callable[[str], Any]) -> Iterator[dict[str, Any]]:
+    """The text's parts, an image at each mark; no white space between leading images and the first words."""
+    first, *rest = PLACE.split(text)  # text, mark, text, mark, ..., text
+    if first:
+        yield {"type": "text", "text": first}
+    for mark, after in zip(rest[::2], rest[1::2], strict=True):
+        yield {"type": "image", "image": image_of(mark)}
+        after = after if first else after.lstrip()
+        first += after
+        if after:
+            yield {"type": "text", "text": after}
+
+
+def _content(role: str, parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """A text where there is no image, else the parts."""
+    text = "".join(part.get("text", "") for part in parts)
+    if found := FRAME.search(text):
+        raise BadRow("a text holds one of the model's own frame tokens", found[0])
+    if found := UNFILLED.search(text):
+        raise BadRow("a text has a place that nothing fills", found[0])
+    if any("\ud800" <= letter <= "\udfff" for letter in ("" if text.isascii() else text)):
+        raise BadRow("a text is not valid Unicode")
+    if any(part["type"] == "image" for part in parts):
+        if role != "user":
+            raise BadRow(f"a picture in a message of the {role}'s")
+        return parts
+    if not text.strip():
+        raise BadRow(f"a message of the {role}'s is empty")
+    return text
