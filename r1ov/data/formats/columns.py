@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from r1ov.data.formats.open_image import BASE64
+from r1ov.data.formats.open_image import ENCODED
 from r1ov.data.formats.records import BadRow
 
 # Meaning -> its widespread names; the first one that a row has is read.
@@ -117,9 +117,7 @@ class Columns(dict[str, Any]):
 def is_image(value: Any) -> bool:
     """Whether it looks like one or more images or other media: bytes, base64, a file's path or URL."""
     if isinstance(value, str):
-        return value.startswith("data:") or bool(
-            BASE64.match(value) or _SUFFIX.search(value.partition("?")[0])
-        )
+        return bool(ENCODED.match(value) or _SUFFIX.search(value.partition("?")[0]))
     if isinstance(value, list):
         return bool(value) and all(map(is_image, value))
     return isinstance(value, bytes | Image.Image) or (isinstance(value, Mapping) and "bytes" in value)
@@ -139,7 +137,7 @@ def is_place(value: Any) -> bool:
     """Whether it is the path or URL of an image, or a list of them, and not the image itself."""
     if isinstance(value, list):
         return all(map(is_place, value))
-    return isinstance(value, str) and not value.startswith("data:") and not BASE64.match(value)
+    return isinstance(value, str) and not ENCODED.match(value)
 
 
 def is_within(value: Any, text: str) -> bool:

@@ -123,8 +123,8 @@ def _dialogue(columns: Columns, unread: list[str]) -> list[Turn]:
 
 
 def _turns(value: Any, unread: list[str]) -> list[Turn]:
-    """Messages as {role, content}, {from, value} or {user, assistant}, also as one JSON text; any other text is
-    the user's message.
+    """Messages as {role, content}, {from, value} or {user, assistant}, also in JSON text; other text is one
+    message of the user's.
     """
     if isinstance(value, str):
         if not re.match(r"\s*\[\s*\{", value):
