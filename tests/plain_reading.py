@@ -33,9 +33,23 @@ OPERATORS = {
 UNITS = {
     "cm": "centimeter centimeters centimetre centimetres cm", "m": "meter meters metre metres m", "km": "km kilometers", "kg": "kg",
     "": "degree degrees deg dollar dollars euro euros unit units C F", "s": "s sec second seconds", "h": "h hour hours",
+    "mi": "mi mile miles", "in": "in inch inches",
 }  # fmt: skip
 UNIT = {word: unit for unit, words in UNITS.items() for word in words.split()}
-FRAME = ("the", "final", "correct", "best", "right", "answer", "option", "choice", "is")
+CHINESE = {
+    "厘米": "cm",
+    "平方米": "m2",
+    "米": "m",
+    "度": "",
+    "个": "",
+    "公里": "km",
+    "千米": "km",
+    "分钟": "min",
+}
+FRAME = ("the", "final", "correct", "best", "right", "answer", "answers", "option", "choice", "is", "are")
+FRAME_CHINESE = re.compile(
+    "^(?:我|故|因此|所以|应该?|本题|此题|正确|正確|的|最终|答案|选项|選項|选择|選擇|选|選|项|为|為|是|[:,\\s])+|(?:选项|選項|项|項)?(?:是?正确的?(?:答案)?)?$"
+)
 CHANGING = re.compile(  # a word after a number that makes it another one, or none
     r"(?i)and|or|not|plus|minus|times|over|per|hal(f|ves)|thirds?|quarters?|fourth|fifth|tenth|hundredth|thousandth|ten|dozen|hundred|"
     r"thousand|[mbtr]+illion|percent|squared|cubed|factorial|root|sqrt|log|sin|cos|tan|exp|ln|mod|more|less|most|least|maybe|yes|no|none"
@@ -51,9 +65,12 @@ def may_be_right(completion: str, gold: str, kind: str) -> bool:
     body = answer_of(completion)
     if body is None:
         return False
-    body, gold = unboxed(body), unboxed(re.sub("</?answer>", "", gold))
+    body, gold = (unboxed(text) for text in (body, re.sub("</?answer>", "", gold)))
     if not body or squeezed(body) == squeezed(gold):
         return bool(body)
+    body, gold = unspaced(body), unspaced(gold)
+    if squeezed(body) == squeezed(gold):
+        return True
     try:
         return READERS[kind](body, gold)
     except (Unclear, ValueError, ArithmeticError):
@@ -86,11 +103,26 @@ def unboxed(text: str) -> str | None:
 
 
 def squeezed(text: str) -> str:
+    names = {"<=": "leq|leqslant|le", ">=": "geq|geqslant|ge", "<": "lt", ">": "gt", "∪": "cup", "∞": "infty"}
+    for sign, spellings in names.items():
+        text = re.sub(rf"\\(?:{spellings})(?![a-z])", sign, text)
+    text = re.sub(r"\\[dtc]frac", r"\\frac", text).replace("≤", "<=").replace("≥", ">=").replace("−", "-")
     return (
         re.sub(r"\\(?:text|mathrm|left|right|[,;:!])|[\s$*`\"'{}\\]", "", unicodedata.normalize("NFKC", text))
         .casefold()
         .strip(".")
     )
+
+
+def unspaced(text: str) -> str:
+    """Without the thin spaces that part thousands, Chinese stops as others' own, `\\frac1{2}` with all its braces."""
+    text = re.sub("[\u2006\u2009\u202f]", r"\\,", text).replace(r"\!", "")
+    text = re.sub(r"frac\\[\[\]()]\s*pi", r"frac\\pi", text)
+    text = re.sub(r"(?<=\d)\\[,;:](?=\d{3}(?!\d))", "", text).replace("。", ".").replace("、", ",")
+    text = re.sub(r"\\([dtc]?frac)\s*([0-9])\s*(?=\{)", r"\\\1{\2}", text)
+    text = re.sub(r"\\([dtc]?frac)\s*(\{[^{}]*\})\s*([0-9])", r"\\\1\2{\3}", text)
+    text = re.sub(r"\\([dtc]?frac)\s*(\\pi|π)\s*([0-9]|\{[0-9]+\})", r"((pi)/(\3))", text)
+    return re.sub(r"\\([dtc]?frac)\s*\{(\\pi|π)\}\s*([0-9]|\{[0-9]+\})", r"((pi)/(\3))", text)
 
 
 def words(text: str) -> list[str]:
@@ -115,8 +147,20 @@ def same_yes_no(body: str, gold: str) -> bool:
 
 def same_choice(body: str, gold: str) -> bool:
     """The first letter standing alone is the gold's, and before it come only words such as "the answer is";
-    none follows it as a rival.
+    none follows it as a rival. Of several letters, the same ones and nothing else.
     """
+    body, gold = (unicodedata.normalize("NFKC", text) for text in (body, gold))
+    body = FRAME_CHINESE.sub("", body.strip(" $*`\"'\n\t.")).strip(" .")
+    wanted = re.findall("[A-Z]", gold)
+    if len(wanted) > 1 and not re.search(r"[a-z\d]", gold):
+        body = re.sub(
+            r"\\(?:text|mathrm|boxed)\b|(?i:^(?:the\s+)?(?:correct\s+)?(?:answer|option|choice)s?\s*(?:is|are|:)?)",
+            "",
+            body,
+        )
+        return set(re.findall("[A-Z]", body)) == set(wanted) and not re.search(
+            r"[^A-Z\W_和与及]", re.sub(r"\band\b", "", body)
+        )
     said = words(body)
     while said and said[0] in FRAME:
         said = said[1:]
@@ -127,7 +171,7 @@ def same_choice(body: str, gold: str) -> bool:
         ("", gold_letter),
         (gold_letter, ""),
     }
-    is_marked = re.search(r"(?i)(?<![a-z])" + gold_letter + r"[*]*\s*[).:}\]]", body)
+    is_marked = re.search(r"(?i)(?<![a-z])" + gold_letter + r"[*]*\s*(?:[).:}\]]|,(?=[一-鿿]))", body)
     return len(said) == 1 or (bool(is_marked) and (not rivals or len(said) > 2))
 
 
@@ -274,6 +318,13 @@ def measured(text: str, is_known: bool = False) -> tuple[str, str | None]:
     of UNITS is a unit.
     """
     text = re.sub(r"^[$€£¥₹]\s*|(?<=\s)\s+", "", spelled(re.sub(r"(?i)\b\w*per\s?\w*cent\w*", "%", text)))
+    text = re.sub(r"(?<=[a-z])\s+per\s+(?=[a-z])", "/", text)
+    if chinese := re.search(r"(?<=[\d)])\s*([一-鿿]{1,6})$", text):
+        if chinese[1] in CHINESE:
+            return text[: chinese.start()], CHINESE[chinese[1]]
+        if re.search("[十百千万亿半倍不非没或和与是错]", chinese[1]):
+            raise Unclear(chinese[1])
+        return text[: chinese.start()], chinese[1]
     match = re.search(
         r"(?<=[\d)\s.])\s*((?:(?:square|sq\.?|cubic)\s+)?(?:[A-Za-zμΩ]{2,}|(?<=[\d)\s.])[A-Za-z])\.?(?:\s*/\s*[a-zA-Z]+)?)(\s*\*\*\s*\(?\d\)?)?\.?$",
         text,
@@ -287,7 +338,7 @@ def measured(text: str, is_known: bool = False) -> tuple[str, str | None]:
     square = re.match(r"square|sq\.?|cubic", match[1])
     power = re.sub(r"\D", "", match[2]) if match[2] else {"s": "2", "c": "3"}[square[0][0]] if square else ""
     parts = re.sub(r"^(square|sq\.?|cubic)\s+", "", match[1]).split("/")
-    name = "/".join(UNIT.get(part.strip().rstrip("."), part.strip()) for part in parts)
+    name = "/".join(UNIT.get(part.strip().rstrip("."), part.strip().removesuffix("s")) for part in parts)
     return text[: match.start()], name + power if name else ""
 
 
@@ -296,7 +347,7 @@ def same_number(body: str, gold: str) -> bool:
         return False
     sides = []
     for text in (body, gold):
-        front, unit = measured(re.sub(r"^\s*[\\$]*[A-Za-z]{1,2}\w?\s*=\s*", "", text))
+        front, unit = measured(re.sub(r"^\s*[\\$]*[A-Za-z]{1,2}\w?\s*\$?\s*=\s*", "", text))
         front = re.sub(r"[$€£¥₹]", "", front)
         if "," in front:
             if not re.fullmatch(r"\s*[-+]?\s*\d{1,3}(,\d{3})+(\.\d+)?\s*(/.*|\*.*|%)?", front.strip()):
@@ -354,7 +405,10 @@ def same_expression(body: str, gold: str) -> bool:
 def items_of(text: str) -> tuple[str, list[str]]:
     """Outer brackets, and what stands between top-level commas."""
     text = spelled(text)
-    text = re.sub(r"\s*,?\s+(?:and|or)\s+", ",", text)
+    text = re.sub(r"[\s,]*(?<![A-Za-z])(?:and|or)(?![A-Za-z])\s*", ",", text)
+    text = text.replace("±", r"\pm")
+    if r"\pm" in text:
+        text = f"{text.strip('{} ')},".replace(r"\pm", "+") + text.strip("{} ").replace(r"\pm", "-")
     text = re.sub(r"^\s*[A-Za-z]\s*=\s*(?=[({\[])", "", text).strip()
     text = re.sub(r"(?<=[)}\]])\s*(?:cm|units?)$", "", text)
     brackets = ""
@@ -375,14 +429,17 @@ def items_of(text: str) -> tuple[str, list[str]]:
 
 def same_items(body: str, gold: str, is_ordered: bool) -> bool:
     (brackets, mine), (_, theirs) = items_of(body), items_of(gold)
+    if is_ordered and all(item.startswith("[") and "," in item for item in theirs):
+        pairs = zip(mine, theirs, strict=False)
+        return len(mine) == len(theirs) and all(same_items(one, other, True) for one, other in pairs)
     mine, theirs = (
         [computed(re.sub(r"(?<=\d)\s*(?:cm|units?)$", "", named(item))) for item in side]
         for side in (mine, theirs)
     )
     if is_ordered:
+        is_list = items_of(gold)[0] == "[]" and len(theirs) > 2
         return (
-            brackets[:1] in ("(", "[")
-            and bool(brackets)
+            (brackets[:1] in ("(", "[") if brackets else is_list)
             and len(mine) == len(theirs)
             and all(map(near, mine, theirs))
         )
@@ -403,6 +460,13 @@ def boxes_of(text: str) -> list[tuple[float, ...]]:
         .translate({ord("−"): "-", ord("–"): "-", ord("$"): None})
         .replace("{,}", ",")
     )
+    text = re.sub(r"<\|box_\w+\|>|</?box>", " ; ", text)
+    number = r"\s*-?(?:\d+\.?\d*|\.\d+)\s*"
+    corners = rf"[\[(]({number},{number})[\])]\s*,?\s*[\[(]({number},{number})[\])]"
+    if not re.search(rf"{corners}\s*,?\s*[\[(]{number},{number}[\])]", text):
+        text = re.sub(corners, r"[\1,\2]", text)
+    if bare := re.fullmatch(rf"({number})[,\s]({number})[,\s]({number})[,\s]({number})", text.strip()):
+        text = f"[{', '.join(bare.groups())}]"
     found = [
         re.findall(r"-?(?:\d+\.?\d*|\.\d+)", one)
         for one in re.findall(r"[\[(]([^\[\](){}]*)", text)

@@ -4,7 +4,8 @@ import pytest
 
 from r1ov.common.text import split_reply
 from r1ov.reward import accuracy_reward, format_reward
-from r1ov.reward.accuracy import iou, kind_of
+from r1ov.reward.accuracy import kind_of
+from r1ov.reward.rules.boxes import iou
 
 
 def reply(answer, thinking="so"):
@@ -75,7 +76,14 @@ def test_an_unscorable_gold_gives_no_score_and_an_unknown_kind_is_refused():
 
 
 def test_the_kind_comes_from_the_gold():
-    golds = {"B": "mcq", "yes": "yes_no", "1,024": "number", "[1, 2, 30, 40]": "bbox", "blue star": "text"}
+    golds = {"B": "mcq", "yes": "yes_no", "1,024": "number", "[1, 2, 30, 40]": "tuple", "blue star": "text"}
+    golds |= {
+        '{"bbox_2d": [1, 2, 30, 40]}': "bbox",
+        "(1, 2)": "tuple",
+        "[1, 2]": "math",
+        "2 and 3": "set",
+        "A, C": "mcq",
+    }
     assert {gold: kind_of(gold) for gold in golds} == golds
 
 

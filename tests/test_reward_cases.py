@@ -20,10 +20,11 @@ HOLDS_TAGS = (
 
 
 def cases() -> list[tuple[str, str, str, str]]:
-    """(kind or "", gold, completion, score) of each line; "⏎" stands for a line's end. Of kind "format", the
-    gold is strict or soft.
+    """(kind or "", gold, completion, score) of each line; "⏎" is a line's end. Of kind "format", the gold is
+    strict or soft. reward_pairs.tsv holds the pairs of real inputs.
     """
-    lines = (Path(__file__).parent / "reward_cases.tsv").read_text(encoding="utf-8").split("\n")[1:-1]
+    files = [Path(__file__).parent / name for name in ("reward_cases.tsv", "reward_pairs.tsv")]
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").split("\n")[1:-1]]
     return [tuple(line.replace("⏎", "\n").split("\t")) for line in lines]
 
 

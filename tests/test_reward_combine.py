@@ -4,6 +4,7 @@ import pytest
 
 from r1ov.errors import UserError
 from r1ov.reward import Rules, soft_overlong, total_reward
+from r1ov.reward.rules.boxes import Frame
 from r1ov.reward.rules.check import Gold, check_golds, unscorable
 
 
@@ -37,13 +38,10 @@ def test_golds_that_answer_themselves_pass():
         Gold("row 2", "<answer> B </answer>"),
         Gold("row 3", r"2\sqrt{3}"),
         Gold("row 4", "[1, 2, 3, 4]"),
+        Gold("row 5", "[1, 2, 3, 4]", "bbox"),
     ]
     assert check_golds(golds) == []
     assert check_golds([gold._replace(rules=Rules(answer_from="boxed")) for gold in golds]) == []
-
-
-def test_a_golds_own_box_is_not_moved_to_another_frame():
-    assert check_golds([Gold("row", "[100, 100, 200, 200]", "bbox", Rules(box_scale=(2, 2)))]) == []
 
 
 def test_a_few_bad_golds_are_told_and_many_stop_the_run():
@@ -68,3 +66,30 @@ def test_a_gold_that_reads_yet_does_not_answer_itself_is_found():
     failed, count = unscorable([Gold("row", "2", "number"), Gold("row", "a <think> tag", "text")])
     assert (len(failed), count) == (1, 2)
     assert failed[0][1] == "scores 0"
+
+
+def test_a_gold_that_only_its_letters_could_judge_is_found_before_training():
+    """`x = 3` and its respelling `$x = 3$` are one to our rules; of the union they know nothing."""
+    golds = [
+        Gold("row 1", "x=3"),
+        Gold("row 2", r"\frac{1}{2}"),
+        Gold("row 3", "red, blue"),
+        Gold("row 4", "3 cats"),
+    ]
+    assert unscorable(golds) == ([], 4)
+    union = Gold("row", r"(-\infty, 2) \cup (3, \infty)")
+    assert unscorable([union])[0] == [(union, "is beyond our rules, and beyond math-verify or without it")]
+    assert unscorable([union], verify=lambda gold, answer: None)[0]
+    assert unscorable([union], verify=lambda gold, answer: True) == ([], 1)
+    assert unscorable([union._replace(kind="text")])[0]
+
+
+def test_a_box_outside_its_image_is_found_before_training():
+    frame = Frame((640, 480), (644, 476))
+    golds = [
+        Gold("row", box, "bbox", frame=frame)
+        for box in ("[1, 2, 30, 40]", "[0.1, 0.2, 0.3, 0.4]", "[600, 700, 900, 990]")
+    ]
+    failed, _ = unscorable(golds)
+    assert failed == [(golds[2], "is not in pixels of its image of 640 x 480")]
+    assert unscorable([golds[2]._replace(frame=Frame((640, 480), (644, 476), "per-mille"))]) == ([], 1)

@@ -72,7 +72,9 @@ def test_approximations_are_those_of_floating_point():
     assert approximate(read("x")) is None
 
 
-NONE = r"""1 2 |2 +|(1|1)|{1|(1]+1|1//2|1..2|x2|abcd|5 > 3|\int x|\pm 2|1/0|0^{-1}|0^0|\sqrt{-4}|\frac{1}|f:x|2 5/3"""
+NONE = (
+    r"""1 2 |2 +|(1|1)|{1|(1]+1|1//2|1..2|x2|abcd|5 > 3|\int x|1/0|0^{-1}|0^0|\sqrt{-4}|\frac{1}|f:x|2 5/3"""
+)
 TOO_BIG = [
     "9^9^9",
     "(x+y)^{65}",

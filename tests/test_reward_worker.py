@@ -119,6 +119,57 @@ def test_symbolic_equality_is_asked_only_where_the_rules_leave_it_open_and_never
     verify.close()
 
 
+@pytest.fixture(scope="module")
+def math_verify():
+    pytest.importorskip("math_verify")
+    verify = MathVerify()
+    verify.worker.timeout = 60
+    yield verify
+    verify.close()
+
+
+@pytest.mark.parametrize(
+    ("gold", "right", "wrong"),
+    [
+        (r"(-\infty, 2) \cup (3, \infty)", r"(3,\infty) \cup (-\infty,2)", r"(3,\infty) \cup (-\infty,2]"),
+        ("x > 3", "3 < x", "3 > x"),
+        (r"x \in [2, 3)", r"x\in\left[2,3\right)", r"x \in (2, 3)"),
+        (
+            r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
+            r"\begin{bmatrix}1 & 2 \\ 3 & 4\end{bmatrix}",
+            r"\begin{bmatrix}1&2\\4&3\end{bmatrix}",
+        ),
+        (r"\int_0^1 x\,dx", r"\frac{1}{2}", r"\frac{1}{3}"),
+        (r"\sin^2 x + \cos^2 x", "1", "2"),
+        (r"\sqrt{3+2\sqrt{2}}", r"1+\sqrt{2}", r"2+\sqrt{1}"),
+        (r"\frac{1}{2004!}", r"\frac{1}{2004 \cdot 2003!}", r"\frac{1}{2006!}"),
+        (r"x = \frac{1}{2004!}", r"x = \dfrac{1}{2004!}", r"x = \frac{1}{2006!}"),
+        (
+            r"\frac{2^{2005}+1}{3 \cdot 2^{2006}}",
+            r"\frac{2^{2005}+1}{2^{2006} \cdot 3}",
+            r"\frac{1}{3 \cdot 2^{2006}}",
+        ),
+    ],
+)
+def test_math_verify_has_the_last_word_and_is_not_taken_in_by_tiny_numbers(math_verify, gold, right, wrong):
+    """The last three are answers that math-verify alone calls equal, whatever their sizes."""
+    assert score_answer(gold, gold, verify=math_verify) == 1.0
+    assert score_answer(right, gold, verify=math_verify) == 1.0
+    assert score_answer(wrong, gold, verify=math_verify) == 0.0
+
+
+def test_math_verify_is_not_asked_about_words_and_rows_that_go_on(math_verify):
+    before = math_verify.calls
+    for gold, wrong in (
+        ("3 cats and 2 dogs", "2 dogs"),
+        (r"1, 2, \ldots, n", r"1, 3, \ldots, n"),
+        ("blue", "red"),
+        ("12:00", "1:00"),
+    ):
+        assert score_answer(wrong, gold, verify=math_verify) == 0.0
+    assert math_verify.calls == before
+
+
 def test_a_users_reward_gives_scores_by_name(source):
     mine = UserReward(f"{source}:mine")
     assert mine("abc", "gold", {"answer": 0.5}, {"step": 3}) == {"mine": 0.5}

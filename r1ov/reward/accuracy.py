@@ -8,11 +8,19 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from r1ov.reward.rules.boxes import iou, match_score, read_box, read_boxes, scaled
+from r1ov.reward.rules.boxes import Frame, is_marked, read_boxes, score_boxes
 from r1ov.reward.rules.compare import UNORDERED, same_math
 from r1ov.reward.rules.expression import FUNCTIONS, Group, Unreadable, read
 from r1ov.reward.rules.numbers import Rules, read_number, same_number
-from r1ov.reward.rules.reading import boxed, extract_answer, plain, read_choice, read_text, read_yes_no
+from r1ov.reward.rules.reading import (
+    boxed,
+    extract_answer,
+    plain,
+    read_choice,
+    read_letters,
+    read_text,
+    read_yes_no,
+)
 
 KINDS = ("mcq", "yes_no", "number", "math", "tuple", "set", "text", "bbox", "boxes")
 DEFAULT, EXACT = Rules(), Rules(rel_tol=0.0)
@@ -48,13 +56,16 @@ def grade(
     rules: Rules = DEFAULT,
     verify: Verify | None = None,
     finished: bool = True,
+    frame: Frame | None = None,
 ) -> Grade:
     """Returns the reply's answer and its score by these rules.
 
-    Args: finished: the reply ended by itself, not at the length limit.
+    Args:
+        finished: the reply ended by itself, not at the length limit.
+        frame: where boxes are measured; without it the reply's and the gold's are measured alike.
     """
     answer, method = extract_answer(completion, rules.answer_from, finished)
-    return Grade(score_answer(answer, gold, kind, rules, verify), answer, method)
+    return Grade(score_answer(answer, gold, kind, rules, verify, frame), answer, method)
 
 
 def score_answer(
@@ -63,85 +74,108 @@ def score_answer(
     kind: str | None = None,
     rules: Rules = DEFAULT,
     verify: Verify | None = None,
+    frame: Frame | None = None,
 ) -> float | None:
     """Returns the score, in [0, 1], of an answer taken out of its reply; None if the gold cannot be read.
 
     An answer with several different `\\boxed{}` is none: it does not commit itself.
     """
-    gold = _unboxed(re.sub(r"</?answer>", " ", gold))
-    kind = kind or kind_of(gold)
+    gold, answer = _unboxed(re.sub(r"</?answer>", " ", gold)), _unboxed(answer or "")
+    is_declared, kind = bool(kind), kind or kind_of(gold)
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, must be one of {', '.join(KINDS)}")
-    answer = _unboxed(answer or "")
     if kind in ("math", "tuple", "set"):
         return _score_math(answer, gold, kind, rules, verify)
-    readers = {"yes_no": read_yes_no, "number": read_number, "bbox": read_box, "boxes": read_boxes}
-    read_one = readers.get(kind, read_text) if kind != "mcq" else lambda text: choice_of(text, rules)
-    right, found = read_one(gold), read_one(answer)
+    if kind in ("bbox", "boxes"):
+        threshold = rules.iou_threshold if rules.iou_mode == "threshold" else None
+        return score_boxes(answer, gold, kind, threshold, frame)
+    readers = {"yes_no": read_yes_no, "number": read_number, "mcq": lambda text: choice_of(text, rules)}
+    right, found = (readers.get(kind, read_text)(text) for text in (gold, answer))
     if right is None or found is None:
         return None if right is None else 0.0
     if kind == "number":
         return float(same_number(found, right, rules))
-    threshold = rules.iou_threshold if rules.iou_mode == "threshold" else None
-    if kind == "boxes":
-        found = [one._replace(box=scaled(one.box, rules.box_scale)) for one in found]
-        return match_score(found, right, threshold)
-    if kind == "bbox":
-        overlap = iou(scaled(found, rules.box_scale), right)
-        return overlap if threshold is None else float(overlap >= threshold)
+    if kind == "mcq" and is_declared:
+        right, found = sorted(right), sorted(found)
+    if kind == "text" and is_formula(gold):
+        return _score_formula(answer, gold, verify)
     return float(found == right)
 
 
 def kind_of(gold: str) -> str:
-    """Returns the kind of a gold answer whose row does not say.
+    """Returns the kind of a gold answer whose row does not say: never one that would take more for right than
+    the gold's plain reading. Four numbers are a box only if they are marked as one.
 
-    Examples: "B" -> mcq; "Yes" -> yes_no; "1,024" -> number; "[1, 2, 30, 40]" -> bbox; "(1, 2)" -> tuple;
-        "1, 2" -> set; "2\\sqrt{3}" -> math; "blue star" -> text
+    Examples: "B" -> mcq; "Yes" -> yes_no; "1,024" -> number; '{"bbox_2d": [1, 2, 30, 40]}' -> bbox;
+        "(1, 2)" and "[1, 3, 5]" -> tuple; "1, 2" -> set; "2\\sqrt{3}" -> math; "blue star" -> text
     """
     if read_yes_no(gold) is not None and len(gold) <= 5:
         return "yes_no"
-    if re.fullmatch(r"[*\s(\[]*[A-Za-z][*\s)\].:]*", gold):
+    letters = read_letters(gold) or ""
+    if re.fullmatch(r"[*\s(\[]*[A-Za-z][*\s)\].:]*", gold) or (
+        letters == "".join(sorted(letters)) and "" < letters < "I"
+    ):
         return "mcq"
-    if gold.strip()[:1] in ("[", "{", "`") and (found := read_boxes(gold)):
+    if is_marked(gold) and (found := read_boxes(gold)):
         return "bbox" if len(found) == 1 else "boxes"
     if read_number(gold) is not None:
         return "number"
-    if not re.search(r"[\d\\√π]", gold):
+    if not re.search(r"[\d\\√π±]", gold):
         return "text"
     try:
         value = read(gold)
     except Unreadable:
         return "text"
-    brackets = value.brackets if isinstance(value, Group) else None
-    return "set" if brackets in UNORDERED else "tuple" if brackets == "()" else "math"
+    if not isinstance(value, Group):
+        return "math"
+    is_tuple = value.brackets == "()" or (value.brackets == "[]" and len(value.items) > 2)
+    return "set" if value.brackets in UNORDERED else "tuple" if is_tuple else "math"
+
+
+def is_formula(gold: str) -> bool:
+    """Whether a text that our parser cannot read looks like mathematics: a judge's business."""
+    text = plain(gold)
+    return bool(re.search(r"\\[A-Za-z]|[<>=^]", text)) and not _words(text)
+
+
+def is_beyond_rules(gold: str, kind: str) -> bool:
+    """Whether only its letters, or a judge, can say what equals this gold."""
+    if kind not in ("math", "tuple", "set"):
+        return kind == "text" and is_formula(gold)
+    try:
+        return same_math(gold, gold, DEFAULT, kind) is None
+    except Unreadable:
+        return True
 
 
 def choice_of(text: str, rules: Rules) -> str | None:
-    """The letter of the choice that the text picks, also by its text or its exact value."""
+    """The letter of the choice that the text picks, also by its text or its exact value; or the several letters."""
 
     def same(found: str, choice: str) -> bool:
         return _score_math(found, choice, "math", EXACT, None) == 1.0
 
-    return read_choice(text, rules.choices, rules.num_choices, same)
+    letter = read_choice(text, rules.choices, rules.num_choices, same)
+    return letter or read_letters(text, len(rules.choices) or rules.num_choices or 26)
 
 
 def _score_math(answer: str, gold: str, kind: str, rules: Rules, verify: Verify | None) -> float | None:
-    """By our rules, else letter by letter, else by the judge. A gold that our parser cannot read needs the
-    judge, or has no score.
-    """
+    """By our rules; a gold that our parser cannot read needs the judge, or has no score."""
     try:
         verdict = same_math(answer or "0", gold, rules, kind)
     except Unreadable:
         if verify is None:
             return None
         verdict = None
-    if not answer:
-        return 0.0
-    if verdict is None and _bare(answer) == _bare(gold):
+    if verdict is None and answer:
+        return _score_formula(answer, gold, verify)
+    return float(bool(answer) and verdict is True)
+
+
+def _score_formula(answer: str, gold: str, verify: Verify | None) -> float:
+    """What our rules leave open: by letter, else by the judge."""
+    if _bare(answer) == _bare(gold):
         return 1.0
-    if verdict is None and verify and _is_one_formula(answer, gold):
-        verdict = verify(gold, answer)
-    return float(verdict is True)
+    return float(bool(verify) and _is_one_formula(answer, gold) and verify(gold, answer) is True)
 
 
 def _unboxed(text: str) -> str:
@@ -153,11 +187,16 @@ def _unboxed(text: str) -> str:
 def _is_one_formula(answer: str, gold: str) -> bool:
     """Whether the answer is a single formula, fit for a judge that would pick one out of "5 or maybe 7"."""
     text = plain(answer)
-    words = set(re.findall(r"[A-Za-z]{2,}", re.sub(r"\\[A-Za-z]+", " ", text)))
-    if words - {*FUNCTIONS, "pi"} or re.search(r"\d\s+\d|\\\\|\?|[.!]\s", text):
+    if _words(text) or re.search(r"\d\s+\d|\?|[.!]\s", text):
         return False
-    return all(text.count(sign) == plain(gold).count(sign) for sign in ",;=")
+    return "dots" not in text and all(text.count(sign) == plain(gold).count(sign) for sign in ",;=:")
+
+
+def _words(text: str) -> set[str]:
+    """Those of a plain text that belong to no formula."""
+    text = re.sub(r"\\[A-Za-z]+(?:\{[a-z]*matrix\})?|\bd[a-z]\b", " ", text)
+    return {*re.findall("[A-Za-z]{2,}", text)} - {*FUNCTIONS, "pi"}
 
 
 def _bare(text: str) -> str:
-    return re.sub(r"(?<!\d)\s|\s(?!\d)", "", plain(text))
+    return re.sub(r"(?<!\d)\s|\s(?!\d)", "", plain(text)).removesuffix(".")

@@ -1,24 +1,129 @@
-"""Boxes (x1, y1, x2, y2) in text, and how well they overlap."""
+"""Boxes (x1, y1, x2, y2) in text, the frame they are measured in, and how well they overlap."""
 
-import json
 import math
 import re
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from itertools import cycle
+from typing import Literal, NamedTuple, get_args
 
 from r1ov.reward.rules.reading import plain
 
 Box = tuple[Fraction, Fraction, Fraction, Fraction]
-Frame = Literal["original", "resized", "unit", "per-mille"]
+Unit = Literal["original", "resized", "unit", "per-mille"]
+UNITS = get_args(Unit)
 MAX_BOXES = 50
-_NUMBER = r"[-+]?\d{1,9}(?:\.\d{0,12})?"
+OUTSIDE = 1.05  # times its image's side: a box that ends beyond is not measured in it
+_NUMBER = r"[-+]?\d{1,9}(?:\.\d{0,20})?"
+_PAIR = rf"[\[(]\s*{_NUMBER}\s*,\s*{_NUMBER}\s*[\])]"
+_PAIRS = re.compile(rf"{_PAIR}(?:\s*,?\s*{_PAIR})+")
 _FOUR = re.compile(rf"[\[(]\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*[\])]")
+_BARE = re.compile(rf"\A{_NUMBER}(?:[\s,]\s*{_NUMBER}){{3}}\Z")
+_TOKENS = re.compile(r"<\|box_(?:start|end)\|>|</?box>")
+_LABEL = re.compile(r"""["']label["']\s*:\s*["']([^"']*)["']""")
 
 
 class Labelled(NamedTuple):
     box: Box
     label: str | None
+
+
+class Frame(NamedTuple):
+    """The (width, height) of an image as the data has it and as the model sees it, and how the data counts.
+
+    Qwen2.5-VL answers in pixels of the resized image. unit: what the data's boxes are measured in: pixels of
+    either image, 0 to 1, or 0 to 1000; None: 0 to 1 if nothing in it is above 1, else the original's pixels.
+    """
+
+    original: tuple[int, int]
+    resized: tuple[int, int]
+    unit: Unit | None = None
+
+    def scale(self, boxes: Sequence[Labelled]) -> tuple[Fraction, Fraction] | None:
+        """What takes x and y of the data's boxes to the resized image; None if one lies outside its image."""
+        corner = [max(one.box[2 + axis] for one in boxes) for axis in (0, 1)]
+        sizes = {
+            "original": self.original,
+            "resized": self.resized,
+            "unit": (1, 1),
+            "per-mille": (1000, 1000),
+        }
+        size = sizes[self.unit or ("unit" if max(corner) <= 1 else "original")]
+        if any(most > OUTSIDE * side for most, side in zip(corner, size, strict=True)):
+            return None
+        return tuple(Fraction(new, side) for new, side in zip(self.resized, size, strict=True))
+
+
+def is_marked(text: str) -> bool:
+    """Whether the text says itself that its numbers are a box: by a key of JSON, or Qwen's tokens."""
+    return bool(re.search(r"""["']bbox(?:_2d)?["']""", text) or _TOKENS.search(text))
+
+
+def read_boxes(text: str) -> list[Labelled] | None:
+    """Returns all boxes in the text, equal ones once; None if there is none, one that is no box (x1 < x2,
+    y1 < y2), another list of numbers, or over MAX_BOXES.
+
+    Examples: "[1, 2, 30, 40]"; "(1, 2), (30, 40)"; "[[1, 2], [30, 40]]"; "1, 2, 30, 40" and nothing else;
+        '[{"bbox_2d": [1, 2, 30, 40], "label": "cat"}]'; "<|box_start|>(1,2),(30,40)<|box_end|>"
+    """
+    text = _TOKENS.sub(";", plain(text))
+    for pattern in (_BARE, _PAIRS):
+        text = pattern.sub(lambda match: f"[{', '.join(re.findall(_NUMBER, match[0]))}]", text)
+    found = []
+    for part in re.split("[{}]", text):
+        label = _LABEL.search(part)
+        for numbers in _FOUR.findall(part):
+            x1, y1, x2, y2 = (Fraction(number.rstrip(".")) for number in numbers)
+            if x1 >= x2 or y1 >= y2:
+                return None
+            found.append(Labelled((x1, y1, x2, y2), " ".join(label[1].casefold().split()) if label else None))
+    if not 0 < len(found) <= MAX_BOXES or re.search(r"\d\s*,\s*[-+.\d]", _FOUR.sub("", text)):
+        return None
+    return list(dict.fromkeys(found))
+
+
+def read_box(text: str) -> Box | None:
+    """Returns the only box in the text."""
+    boxes = {one.box for one in read_boxes(text) or ()}
+    return boxes.pop() if len(boxes) == 1 else None
+
+
+def score_boxes(
+    answer: str, gold: str, kind: str, threshold: float | None = None, frame: Frame | None = None
+) -> float | None:
+    """Returns how well the answer's boxes overlap the gold's, in [0, 1]; None if the gold's cannot be read.
+
+    Args: kind: "bbox", one box whatever its label; or "boxes". threshold: as `match_score`. frame: without
+        it, both are measured alike.
+    """
+    read = read_boxes if kind == "boxes" else lambda text: (box := read_box(text)) and [Labelled(box, None)]
+    right, found = read(gold), read(answer)
+    if right and frame:
+        scale = frame.scale(right)
+        right = scale and [Labelled(scaled(one.box, scale), one.label) for one in right]
+    if not right or not found:
+        return 0.0 if right else None
+    return match_score(found, right, threshold)
+
+
+def scaled(box: Box, scale: tuple[Fraction, Fraction]) -> Box:
+    return tuple(number * factor for number, factor in zip(box, scale * 2, strict=True))
+
+
+def resized(text: str, frame: Frame) -> str:
+    """Returns a target's text with its boxes in whole pixels of the image that the model sees."""
+    boxes = read_boxes(text)
+    scale = frame.scale(boxes) if boxes else None
+    if not scale:
+        return text
+    factors = cycle(scale)
+
+    def moved(match: re.Match) -> str:
+        return re.sub(
+            _NUMBER, lambda number: str(round(Fraction(number[0].rstrip(".")) * next(factors))), match[0]
+        )
+
+    return re.sub(f"{_PAIRS.pattern}|{_FOUR.pattern}", moved, text)
 
 
 def iou(a: Sequence[Fraction | float], b: Sequence[Fraction | float]) -> float:
@@ -30,52 +135,6 @@ def iou(a: Sequence[Fraction | float], b: Sequence[Fraction | float]) -> float:
     return float(shared / (areas - shared))
 
 
-def read_boxes(text: str) -> list[Labelled] | None:
-    """All boxes in the text, equal ones once; None if there is none, one that is no box (x1 < x2, y1 < y2),
-    or over MAX_BOXES.
-
-    Examples: "[1, 2, 30, 40]"; '[{"bbox_2d": [1, 2, 30, 40], "label": "cat"}]', also inside Markdown's code
-        fence
-    """
-    body = re.sub(r"^\s*```(?:json)?|```\s*$", "", text).strip()
-    found = _from_json(body) if body.startswith(("{", "[")) else None
-    if found is None:
-        found = [Labelled(_box(match.groups()), None) for match in _FOUR.finditer(plain(body))]
-        if re.search(
-            r"\d\s*,\s*[-+.\d]", _FOUR.sub("", plain(body))
-        ):  # another list of numbers, which is no box
-            return None
-    if (
-        not found
-        or len(found) > MAX_BOXES
-        or any(box is None or box[0] >= box[2] or box[1] >= box[3] for box, _ in found)
-    ):
-        return None
-    return list(dict.fromkeys(found))
-
-
-def read_box(text: str) -> Box | None:
-    """Returns the only box in the text."""
-    boxes = {one.box for one in read_boxes(text) or ()}
-    return boxes.pop() if len(boxes) == 1 else None
-
-
-def box_scale(frame: Frame, original: tuple[int, int], resized: tuple[int, int]) -> tuple[Fraction, Fraction]:
-    """Returns what to multiply x and y by, from the frame a model answers in to the original image's pixels.
-
-    Args: original, resized: (width, height) of the image as given, and as the vision encoder sees it (its
-        grid times 14: Qwen2.5-VL answers in these pixels).
-    """
-    sizes = {"original": original, "resized": resized, "unit": (1, 1), "per-mille": (1000, 1000)}
-    if frame not in sizes:
-        raise ValueError(f"frame is {frame!r}, must be one of {', '.join(sizes)}")
-    return Fraction(original[0], sizes[frame][0]), Fraction(original[1], sizes[frame][1])
-
-
-def scaled(box: Box, scale: tuple[Fraction, Fraction]) -> Box:
-    return tuple(number * factor for number, factor in zip(box, scale * 2, strict=True))
-
-
 def match_score(found: list[Labelled], gold: list[Labelled], threshold: float | None = None) -> float:
     """Sums the overlaps of boxes matched one to one, best overlaps first, over the longer list's length: in
     [0, 1].
@@ -83,8 +142,8 @@ def match_score(found: list[Labelled], gold: list[Labelled], threshold: float | 
     A gold box with a label is matched only by the same label. threshold: count overlaps of at least this much
     as 1, others as 0.
     """
-    # floats: for many pairs fractions would take long
-    mine, theirs = ([tuple(map(float, one.box)) for one in side] for side in (found, gold))
+    exact = Fraction if len(found) * len(gold) < 100 else float  # for many pairs fractions would take long
+    mine, theirs = ([tuple(map(exact, one.box)) for one in side] for side in (found, gold))
     pairs = [
         (iou(mine[i], theirs[k]), i, k)
         for i, one in enumerate(found)
@@ -98,32 +157,3 @@ def match_score(found: list[Labelled], gold: list[Labelled], threshold: float | 
             taken.add(k)
             total += overlap if threshold is None else float(overlap >= threshold)
     return total / max(len(found), len(gold))
-
-
-def _from_json(body: str) -> list[Labelled] | None:
-    """Boxes of a JSON list or object; None if it is not JSON of that shape."""
-    try:
-        value = json.loads(body, parse_float=str, parse_int=str, parse_constant=str)
-    except (ValueError, RecursionError):
-        return None
-    if isinstance(value, list) and len(value) == 4 and not any(isinstance(one, list | dict) for one in value):
-        value = [value]
-    entries = [value] if isinstance(value, dict) else value
-    found = []
-    for entry in entries[: MAX_BOXES + 1]:
-        label = None
-        if isinstance(entry, dict):
-            label = entry.get("label")
-            entry = entry.get("bbox_2d", entry.get("bbox"))
-        if not isinstance(entry, list) or len(entry) != 4:
-            return None
-        found.append(
-            Labelled(_box(entry), " ".join(label.casefold().split()) if isinstance(label, str) else None)
-        )
-    return found
-
-
-def _box(numbers) -> Box | None:
-    if all(isinstance(one, str) and re.fullmatch(_NUMBER, one) for one in numbers):
-        return tuple(Fraction(one.rstrip(".")) for one in numbers)
-    return None

@@ -1,25 +1,27 @@
-"""Before training: can every gold answer be scored? Each is scored against itself."""
+"""Before training: can every gold answer be scored? Each is scored against itself, also in another spelling."""
 
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import NamedTuple
 
 from r1ov.errors import UserError
-from r1ov.reward.accuracy import DEFAULT, Verify, grade
+from r1ov.reward.accuracy import DEFAULT, Verify, grade, is_beyond_rules, kind_of
+from r1ov.reward.rules.boxes import Frame, read_boxes
 from r1ov.reward.rules.numbers import Rules
 
 MAX_UNSCORABLE = 0.05  # of the golds
 SHOWN = 5
+SPACED = r"\s*([<>=+])\s*"  # signs around which spaces mean nothing
 
 
 class Gold(NamedTuple):
-    """name: how the user finds the row, such as "train.jsonl, line 12". kind, rules: as `accuracy.grade`."""
+    """name: how the user finds the row, such as "train.jsonl, line 12". The rest: as `accuracy.grade`."""
 
     name: str
     answer: str
     kind: str | None = None
     rules: Rules = DEFAULT
+    frame: Frame | None = None
 
 
 def unscorable(golds: Iterable[Gold], verify: Verify | None = None) -> tuple[list[tuple[Gold, str]], int]:
@@ -29,12 +31,24 @@ def unscorable(golds: Iterable[Gold], verify: Verify | None = None) -> tuple[lis
 
 
 def _fault(gold: Gold, verify: Verify | None) -> str:
+    """Why the gold, or the same in another spelling, would not count as right; "" if it would."""
     answer = re.sub("</?answer>", "", gold.answer)
-    if gold.rules.answer_from == "boxed" and "\\boxed" not in answer:
-        answer = f"\\boxed{{{answer}}}"
-    rules = replace(gold.rules, box_scale=DEFAULT.box_scale)  # the gold is in its own coordinates already
-    score = grade(f"<think>.</think><answer>{answer}</answer>", gold.answer, gold.kind, rules, verify).score
-    return "" if score == 1.0 else "cannot be read" if score is None else f"scores {score:g}"
+    kind = gold.kind or kind_of(answer)
+    for text in (
+        answer,
+        f"${re.sub(SPACED, lambda sign: f' {sign[1]} ', answer)}$".replace(r"\frac", r"\dfrac"),
+    ):
+        if gold.rules.answer_from == "boxed" and "\\boxed" not in text:
+            text = f"\\boxed{{{text}}}"
+        reply = f"<think>.</think><answer>{text}</answer>"
+        score = grade(reply, gold.answer, gold.kind, gold.rules, verify).score
+        if score != 1.0:
+            return "cannot be read" if score is None else f"scores {score:g}"
+    if kind in ("bbox", "boxes") and gold.frame and not gold.frame.scale(read_boxes(answer)):
+        return f"is not in pixels of its image of {' x '.join(map(str, gold.frame.original))}"
+    if is_beyond_rules(answer, kind) and not (verify and verify(answer, answer)):
+        return "is beyond our rules, and beyond math-verify or without it"
+    return ""
 
 
 def check_golds(golds: Iterable[Gold], verify: Verify | None = None) -> list[tuple[Gold, str]]:

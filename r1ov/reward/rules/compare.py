@@ -1,11 +1,10 @@
 """When an answer counts as equal to the gold one: `same_math` is the door to the algebra."""
 
-import re
 from fractions import Fraction
 
 from r1ov.reward.rules.expression import Equation, Group, Unreadable, Value, read
 from r1ov.reward.rules.form import Algebra, Form, TooLarge, approximate, constant, negative
-from r1ov.reward.rules.numbers import NO_PLACE, Rules, close, read_number, same_number, split_unit
+from r1ov.reward.rules.numbers import Rules, close, read_number, same_number, split_unit
 from r1ov.reward.rules.reading import plain
 
 UNORDERED = ("{}", "")
@@ -22,11 +21,11 @@ def same_math(found: str, gold: str, rules: Rules, kind: str = "math") -> bool |
     if kind == "math" and None not in numbers and "=" not in found + gold:
         return same_number(*numbers, rules)
     algebra = Algebra()
-    right, right_unit = _read(gold, kind, algebra)
+    right, right_unit = _read(gold, algebra)
     if kind == "math" and isinstance(right, Group) and right.brackets in UNORDERED:
         kind = "set"
     try:
-        left, left_unit = _read(found, kind, algebra)
+        left, left_unit = _read(found, algebra)
         if left_unit and right_unit and left_unit != right_unit:
             return False
         if kind != "math":
@@ -36,19 +35,21 @@ def same_math(found: str, gold: str, rules: Rules, kind: str = "math") -> bool |
         return None
 
 
-def _read(text: str, kind: str, algebra: Algebra) -> tuple[Value, str]:
-    """The value and its unit. The items of a set may have "and" or "or" between them."""
+def _read(text: str, algebra: Algebra) -> tuple[Value, str]:
+    """The value and its unit."""
     if len(text) > 1_000:
         raise Unreadable("too long")
     body, unit = split_unit(plain(text))
-    return read(re.sub(r"\s*,?\s+(?:and|or)\s+", ", ", body) if kind == "set" else body, algebra), unit
+    return read(body, algebra), unit
 
 
 def _bracketed(left: Value, right: Value, kind: str) -> tuple[Value, Group]:
     """Both as tuples or both as sets, where the found one's brackets are the kind's or the gold's own."""
-    brackets, allowed = ("{}", UNORDERED) if kind == "set" else ("()", ("()", "[]"))
     if not isinstance(right, Group):
         right = Group("{}", (right,))
+    brackets, allowed = ("{}", UNORDERED) if kind == "set" else ("()", ("()", "[]"))
+    if right.brackets == "[]" and len(right.items) > 2:  # a list, and no interval
+        allowed = (*allowed, "")
     if isinstance(left, Group) and left.brackets in (*allowed, right.brackets):
         left = Group(brackets, left.items)
     elif kind == "set" and not isinstance(left, Group):
@@ -91,7 +92,7 @@ def _same_form(found: Form, gold: Form, algebra: Algebra, rules: Rules) -> bool 
     values = [form.rational if form.rational is not None else approximate(form) for form in (found, gold)]
     if None in values:
         return verdict
-    return close(*map(Fraction, values), NO_PLACE if gold.decimals is None else gold.decimals, rules)
+    return close(*map(Fraction, values), found.decimals, gold.decimals, rules)
 
 
 def _same_equation(found: Equation, gold: Equation, algebra: Algebra, rules: Rules) -> bool | None:

@@ -21,7 +21,7 @@ TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc")
 FUNCTIONS = ("sqrt", "ln", "log", "lg", "exp", *TRIGONOMETRIC, "sinh", "cosh", "tanh")
 FUNCTIONS += tuple("arc" + name for name in TRIGONOMETRIC)
 GREEK = ("alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "rho", "sigma", "omega", "tau")
-WORDS = ("or", "and", "not", "yes", "no")  # and no products of letters
+WORDS = ("not", "yes", "no")  # and no products of letters
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)|\\(?P<command>[A-Za-z]+|[{}|])|(?P<word>[A-Za-z]+)"
@@ -75,10 +75,15 @@ def read(text: str, algebra: Algebra | None = None) -> Value:
     text = _MIXED.sub(_mixed, text)
     if len(text) > MAX_LENGTH:
         raise Unreadable("too long")
+    tokens = _tokens(text)
+    variants = [tokens]
+    if r"\pm" in tokens:
+        variants = [[sign if token == r"\pm" else token for token in tokens] for sign in "+-"]
     try:
-        return _Parser(_tokens(text), algebra or Algebra()).statement()
+        values = [_Parser(variant, algebra or Algebra()).statement() for variant in variants]
     except (TooLarge, ZeroDivisionError) as error:
         raise Unreadable(type(error).__name__) from None
+    return values[0] if len(values) == 1 else Group("{}", tuple(values))
 
 
 def _mixed(match: re.Match) -> str:
@@ -100,6 +105,8 @@ def _tokens(text: str) -> list[str]:
             tokens.append(match[0].strip())
         elif word in (*FUNCTIONS, *GREEK, "pi"):
             tokens.append("\\" + word)
+        elif word in ("or", "and"):
+            tokens.append(word + ";")
         elif len(word) > 3 or word in WORDS:
             raise Unreadable(word)
         else:
@@ -137,15 +144,16 @@ class _Parser:
         self.groups = _groups(tokens)
 
     def statement(self) -> Value:
-        items = self._items()
+        items = self._items(",", ";", "or;", "and;")
         if self._peek() != _END:
             raise Unreadable("not an expression")
         return items[0] if len(items) == 1 else Group("", tuple(items))
 
-    def _items(self) -> list[Value]:
-        """What is between commas, or between semicolons."""
+    def _items(self, *separators: str) -> list[Value]:
         items = [self._relation()]
-        while self._take(",", ";"):
+        while separator := self._take(*separators):
+            if separator == ",":  # 1, 2, and 3
+                self._take(*separators[2:])
             items.append(self._relation())
             if len(items) > MAX_ITEMS:
                 raise Unreadable("too many items")
@@ -170,7 +178,7 @@ class _Parser:
         self._deeper()
         opening = self._next()
         is_empty = opening + self._peek() == r"\{\}"
-        items = () if is_empty else tuple(self._items())
+        items = () if is_empty else tuple(self._items(",", ";"))
         closing = self._next()
         if closing != _CLOSING[opening] and opening + closing not in ("(]", "[)"):
             raise Unreadable("brackets")
@@ -249,8 +257,8 @@ class _Parser:
 
     def _command(self, name: str) -> Form:
         if name == "frac":
-            top = self._braced()
-            return self.algebra.divide(top, self._braced())
+            top = self._tex_argument()
+            return self.algebra.divide(top, self._tex_argument())
         if name == "sqrt":
             index = constant(2)
             if self._take("["):
@@ -291,9 +299,14 @@ class _Parser:
         self.depth -= 1
         return value
 
-    def _braced(self) -> Form:
-        if self._peek() != "{":
+    def _tex_argument(self) -> Form:
+        """Braces, or as TeX reads it the next digit, letter or command alone: \\frac12, \\frac{\\pi}6."""
+        token = self._peek()
+        if token[:1] in "([|":
             raise Unreadable("no {")
+        if token.isdigit() and len(token) > 1:
+            self.tokens[self.at] = token[1:]
+            return constant(int(token[0]))
         return self._atom()
 
     def _signed(self, part: Callable[[], Form]) -> Form:

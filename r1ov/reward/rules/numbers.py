@@ -11,6 +11,7 @@ from r1ov.reward.rules.reading import AnswerFrom, plain, unwrap
 
 MAX_DIGITS = 100
 MAX_EXPONENT = 300  # of ten
+FEW_PLACES = 4
 NO_PLACE = 1_000  # as a number of decimal places: inexact, yet with no last place
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
@@ -22,7 +23,9 @@ _NUMBER = re.compile(
     rf"|(?P<digits>{_DIGITS}){_POWER}?)"
 )
 _UNIT = re.compile(
-    r"(?:(?P<power_word>square|sq\.?|cubic)\s+)?(?P<name>[A-Za-zμΩ]+\.?(?:\s*/\s*[A-Za-z]+)?)(?:\^\{?(?P<power>-?\d)\}?)?"
+    r"(?P<power_word>(?:square|sq\.?|cubic)\s+|平方|立方)?(?P<name>[A-Za-zμΩ]+\.?(?:\s*/\s*[A-Za-z]+)?"
+    r"|(?![十百万亿半倍]|千(?![米克])|分(?!钟)|[一-鿿]*[不非没或和与是错])[一-鿿]{1,6})"  # not "7万", nor "7或8"
+    r"(?:\^\{?(?P<power>-?\d)\}?)?"
 )
 _TRAILING = re.compile(
     r"(?:\\(?:text|mathrm|mbox)\s*\{\s*(?P<tex>[^{}]*)\}|(?<=[\d)}\s])(?P<name>(?:(?:square|sq|cubic)\s+)?[A-Za-z]{2,}))"
@@ -32,9 +35,12 @@ _PREFIXES = "kilo k, centi c, milli m, mega M, micro μ, nano n, deci d"
 _BASES = "meter m, metre m, gram g, liter L, litre L, second s, watt W, joule J, newton N"
 _OTHERS = (
     "inch in, inche in, foot ft, feet ft, yard yd, mile mi, pound lb, lbs lb, ounce oz, minute min, hour h, hr h, sec s, volt V, "
-    "ohm Ω, hertz Hz, pascal Pa, ampere A, mole mol, l L, ml mL"
+    "ohm Ω, hertz Hz, pascal Pa, ampere A, mole mol, l L, ml mL, 米 m, 厘米 cm, 毫米 mm, 分米 dm, 千米 km, 公里 km, 克 g, 千克 kg, "
+    "公斤 kg, 毫克 mg, 秒 s, 分钟 min, 小时 h, 升 L, 毫升 mL"
 )
-_NAMELESS = dict.fromkeys(("degree", "deg", "dollar", "euro", "unit"), "")  # that say nothing of the number
+_NAMELESS = dict.fromkeys(
+    ("degree", "deg", "dollar", "euro", "unit", "度", "元"), ""
+)  # that say nothing of the number
 
 
 def _pairs(text: str) -> dict[str, str]:
@@ -116,13 +122,17 @@ def split_unit(text: str) -> tuple[str, str]:
 
 def read_unit(text: str) -> str | None:
     """Returns a unit's short form ("square centimetres" -> "cm^2", "apples" -> "apple"); None if it is no unit."""
-    match = _UNIT.fullmatch(text.strip())
+    match = _UNIT.fullmatch(re.sub(r"\s+per\s+", "/", text.strip()))
     if not match:
         return None
     name = "/".join(_short(part.strip()) for part in match["name"].rstrip(".").split("/"))
-    if name not in _SHORT and not (name.isalpha() and len(name) >= 3 and name not in _CHANGING.split()):
+    if name not in _SHORT and not (
+        name.isalpha() and (len(name) >= 3 or name >= "一") and name not in _CHANGING.split()
+    ):
         return None
-    power = match["power"] or {"s": "2", "c": "3"}.get((match["power_word"] or "")[:1], "1")
+    power = match["power"] or {"s": "2", "平": "2", "c": "3", "立": "3"}.get(
+        (match["power_word"] or "")[:1], "1"
+    )
     return name + (f"^{power}" if power != "1" and name else "")
 
 
@@ -147,13 +157,12 @@ def _value(match: re.Match) -> tuple[Fraction, int | None] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """How answers are found and compared. The last four belong to a row; the rest to a run.
+    """How answers are found and compared. The last three belong to a row; the rest to a run.
 
     rel_tol: where a side is a decimal number, the relative difference below which two numbers are equal.
     round_to_gold: the gold's decimal places are enough ("0.33" is a right third, if the gold says 0.33).
     iou_mode: a box scores 1 from iou_threshold on ("threshold"), or its overlap ("soft").
     precision: decimal places that count; 0: the number must be the gold's own.
-    box_scale: from the answer's coordinates to the gold's, `boxes.box_scale`.
     """
 
     answer_from: AnswerFrom = "tag"
@@ -164,7 +173,6 @@ class Rules:
     choices: tuple[str, ...] = ()
     num_choices: int | None = None
     precision: int | None = None
-    box_scale: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1))
 
 
 def same_number(found: Number, gold: Number, rules: Rules) -> bool:
@@ -174,20 +182,24 @@ def same_number(found: Number, gold: Number, rules: Rules) -> bool:
     """
     if found.unit and gold.unit and found.unit != gold.unit:
         return False
-    decimals = gold.decimals if gold.decimals is not None or found.decimals is None else NO_PLACE
-    if close(found.value, gold.value, decimals, rules):
+    if close(found.value, gold.value, found.decimals, gold.decimals, rules):
         return True
-    places = None if decimals is None else max(decimals - 2, 0)
-    return gold.percent and not found.percent and close(found.value, gold.value * 100, places, rules)
+    places = None if gold.decimals is None else max(gold.decimals - 2, 0)
+    is_bare = gold.percent and not found.percent
+    return is_bare and close(found.value, gold.value * 100, found.decimals, places, rules)
 
 
-def close(found: Fraction, gold: Fraction, decimals: int | None, rules: Rules) -> bool:
-    """decimals: the gold's decimal places; None if both sides are exact."""
-    if found == gold:
+def close(found: Fraction, gold: Fraction, mine: int | None, theirs: int | None, rules: Rules) -> bool:
+    """Args: mine, theirs: the decimal places of found and gold, NO_PLACE for none in particular; None: exact."""
+    difference = abs(found - gold)
+    if not difference:
         return True
     if rules.precision is not None:
-        return rules.precision > 0 and abs(found - gold) * 2 * 10**rules.precision <= 1
-    if decimals is None:
+        return rules.precision > 0 and difference * 2 * 10**rules.precision <= 1
+    places = [one for one in (mine, theirs) if one is not None]
+    if rules.round_to_gold and theirs is not None and theirs <= 100 and difference * 2 * 10**theirs <= 1:
+        return True
+    if not places or difference >= Fraction(rules.rel_tol) * abs(gold):
         return False
-    rounds = rules.round_to_gold and decimals <= 100 and abs(found - gold) * 2 * 10**decimals <= 1
-    return rounds or abs(found - gold) < Fraction(rules.rel_tol) * abs(gold)
+    # 306956.36 is near 306956.63 and another number: few places are meant, many are a computation's
+    return rules.round_to_gold or min(places) > FEW_PLACES or difference * 2 * 10 ** min(places) <= 1

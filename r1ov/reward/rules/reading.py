@@ -10,20 +10,36 @@ from r1ov.common.text import split_reply
 from r1ov.reward.format import MAX_REPLY
 
 _CHARACTERS = str.maketrans(
-    {"×": r"\times ", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "℃": "°C", "≈": "="}
+    {
+        "×": r"\times ",
+        "÷": "/",
+        "π": r"\pi ",
+        "∞": r"\infty ",
+        "√": r"\sqrt ",
+        "℃": "°C",
+        "≈": "=",
+        "±": r"\pm ",
+    }
+    | {"。": ".", "、": ",", "∪": r"\cup ", "∈": r"\in "}
     | dict.fromkeys("−–—", "-")
     | dict.fromkeys("⋅·∙", r"\cdot ")
     | dict.fromkeys("掳º˚", "°")  # the first is a degree sign read in the wrong encoding
     | dict.fromkeys("“”", '"')
     | dict.fromkeys("’‘", "'")
+    | dict.fromkeys("\u2006\u2009\u202f", r"\,")  # thin spaces
 )
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _LATEX = [  # in this order
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])"), ""),
-    (re.compile(r"\\[,;:! ]|\\q?quad(?![A-Za-z])|~"), " "),
-    (re.compile(r"\\[()\[\]$]|\$"), " "),
+    (re.compile(r"\\(?<!\\\\)!|\\[,;:](?<=\d..)(?=\d{3}(?!\d))"), ""),  # 12,\!345 12\,345
+    (re.compile(r"\\(?<!\\\\)[,;:! ]|\\q?quad(?![A-Za-z])|~"), " "),
+    (re.compile(r"\\(?<!\\\\)[()\[\]$]|\$"), " "),
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\\le(?:q?slant|q)?(?![A-Za-z])|≤"), "<="),
+    (re.compile(r"\\ge(?:q?slant|q)?(?![A-Za-z])|≥"), ">="),
+    (re.compile(r"\\lt(?![A-Za-z])"), "<"),
+    (re.compile(r"\\gt(?![A-Za-z])"), ">"),
     (
         re.compile(
             r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\{\s*°\s*\}|\\degree(?![A-Za-z])|\{\s*degrees?\s*\}"
@@ -31,7 +47,7 @@ _LATEX = [  # in this order
         "°",
     ),
     (re.compile(r"\\%"), "%"),
-    (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\frac\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\})"), r"\\frac{\1\2}{\3\4}"),
 ]
 _WRAPPERS = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|mbox|operatorname|rm|bf)\s*\{([^{}]*)\}")
 _EDGES = " \t\r\n*`\"'"
@@ -45,7 +61,7 @@ def plain(text: str) -> str:
     Example: "$5\\\\dfrac12\\\\,\\\\text{cm}²$" -> "5\\\\frac{1}{2} \\\\text{cm}^{2}"
     """
     text = text.replace("\frac", "\\frac")  # a form feed: somebody's "\\frac" that was read as an escape
-    text = " ".join(text.split()).replace("Â°", "°").translate(_CHARACTERS)
+    text = " ".join(text.translate(_CHARACTERS).replace("Â°", "°").split())
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda match: f"^{{{match[0].translate(_SUPERSCRIPTS)}}}", text)
     text = re.sub("[¼-¾⅐-⅞]", lambda match: " " + unicodedata.normalize("NFKC", match[0]), text)
     text = unicodedata.normalize("NFKC", text).replace("⁄", "/")
@@ -168,14 +184,23 @@ def _ladder(tail: str, finished: bool) -> tuple[str | None, str]:
     return text if len(text) <= SHORT else None, "short"
 
 
+# words before a letter: "The correct answer is", "option", "故选", "正确选项是"
+_LEAD = re.compile(
+    r"(?:(?:the\s+)?(?:(?:final|correct|best|right)\s+)?(?:answer|option|choice)s?\b\s*(?:(?:is|are)\b|:)?\s*)?(?:(?:option|choice)\s+)?"
+    r"(?:我|故|因此|所以|应该?|應該?|最[佳终終]|正确|正確|的|本题|此题|答案|[选選][项項择擇]?|[为為是:,]|\s)*",
+    re.IGNORECASE,
+)
 _LETTER = re.compile(
-    r"(?:(?:the\s+)?(?:(?:final|correct|best|right)\s+)?(?:answer|option|choice)\b\s*(?:is\b|:)?\s*)?(?:option\s+|choice\s+)?"
-    r"[*(\[{]*(?P<letter>[A-Za-z])(?P<mark>[*)\]}.:]*)\s*(?P<rest>.*)",
-    re.IGNORECASE | re.DOTALL,
+    r"[*(\[{]*(?P<letter>[A-Za-z])(?P<mark>,(?=[一-鿿])|[*)\]}.:]*)\s*(?:(?:选项|選項|[项項])?\s*(?:是?正[确確]的?(?:答案)?)?$|(?P<rest>.*))",
+    re.DOTALL,
+)
+_LETTERS = re.compile(
+    r"(?:[*(\[{]*[A-Z][*)\]}.:]*(?:\s*(?:[,;/&+和及与與]|\band\b)+\s*(?=[*(\[{]*[A-Z])|\s+|(?=[*(\[{]*[A-Z]|$)))+"
 )
 # after the first letter: another one alone, or marked as a choice
 _ANOTHER = re.compile(
-    r"^\W*or\b|^\W*(?:(?:and|or)\b\W*)?(?:option\s+)?[A-Za-z]\W*$|^and\b\W*(?:option\s+)?[A-Za-z]\b|\([A-Z]\)|^[A-Za-z][.):]|\b[B-Z][.):]\s+\S"
+    r"^\W*or\b|^\W*(?:(?:and|or)\b\W*)?(?:option\s+)?[A-Za-z]\W*$|^and\b\W*(?:option\s+)?[A-Za-z]\b|\([A-Z]\)"
+    r"|^[A-Za-z][.):]|\b[B-Z][.):]\s+\S|[或和及与與][^A-Za-z]*[A-Z]"
 )
 
 
@@ -187,7 +212,7 @@ def read_choice(
 ) -> str | None:
     """Returns the letter of the one choice that the text names; of choices with the same text, the first one's.
 
-    Examples: `B`, `(b)`, `B.`, `**B**`, `option B`, `B. blue star`, and the choice's own text.
+    Examples: `B`, `(b)`, `B.`, `**B**`, `option B`, `B. blue star`, `故选B`, and the choice's own text.
     Args:
         choices: the choices' texts, if known. num_choices: how many there are, if only that is known.
         same: whether two texts are equal as mathematics; a text that equals exactly one choice picks it.
@@ -195,14 +220,10 @@ def read_choice(
     letters = {}
     for index, choice in enumerate(choices):
         letters.setdefault(read_text(choice) or index, chr(ord("A") + index))
-    match = _LETTER.fullmatch(unwrap(plain(text)))
-    if match and (not match["rest"] or re.search(r"[)\]}.:]", match["mark"])):
-        letter, named, is_alone = (
-            match["letter"].upper(),
-            read_text(match["rest"]),
-            not _ANOTHER.search(match["rest"]),
-        )
-        index = ord(letter) - ord("A")
+    match = _LETTER.fullmatch(_without_lead(text))
+    if match and (not match["rest"] or match["mark"].strip("*")):
+        letter, rest = match["letter"].upper(), match["rest"] or ""
+        index, named, is_alone = ord(letter) - ord("A"), read_text(rest), not _ANOTHER.search(rest)
         if not choices and is_alone and index < (num_choices or 26):
             return letter
         if index < len(choices):
@@ -214,12 +235,26 @@ def read_choice(
     return picked.pop() if len(picked) == 1 else None
 
 
+def read_letters(text: str, num_choices: int = 26) -> str | None:
+    """Returns several choices' letters in the text's order: "A, C" -> "AC"; None if it says anything else."""
+    short = _without_lead(text)
+    letters = "".join(re.findall("[A-Z]", short)) if _LETTERS.fullmatch(short) else ""
+    is_several = len({*letters}) == len(letters) > 1 and ord(max(letters)) < ord("A") + num_choices
+    return letters if is_several else None
+
+
+def _without_lead(text: str) -> str:
+    short = unwrap(plain(text))
+    return short[_LEAD.match(short).end() :]
+
+
 def read_yes_no(text: str) -> str | None:
-    words = set(re.findall(r"\w+", text.lower())) & {"yes", "no"}
+    text = re.sub(r"\bno\s+(?:idea|clue|one|answers?|solutions?)\b", "", text.lower())
+    words = set(re.findall(r"\w+", text)) & {"yes", "no"}
     return words.pop() if len(words) == 1 else None
 
 
 def read_text(text: str) -> str | None:
-    """Case folded, single spaces, no articles, no quotes, Markdown or final punctuation."""
-    words = re.sub(r"\b(?:the|a|an)\s+", "", unwrap(plain(text)).casefold()).strip(" .!,;:\"'")
-    return words or None
+    """Case folded, no articles, quotes, Markdown or final punctuation; spaces only where they part words."""
+    words = re.sub(r"\b(?:the|a|an)\s+", "", unwrap(plain(text)).casefold())
+    return re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", words).strip(" .!,;:\"'") or None

@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import importlib.util
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -208,8 +209,25 @@ def judge(gold: str, answer: str) -> bool | None:
     """Runs in the worker. None if either side cannot be parsed."""
     from math_verify import parse, verify
 
+    logging.disable(logging.WARNING)  # that its own time limits are off
     sides = [parse(f"\\boxed{{{side}}}", parsing_timeout=None) for side in (gold, answer)]
-    return bool(verify(*sides, timeout_seconds=None)) if all(sides) else None
+    if not all(sides):
+        return None
+    if not verify(*sides, timeout_seconds=None):
+        return False
+    # It rounds numbers to a few places, so that 1/2004! is 1/2006!: each must be near for its own size.
+    mine, theirs = (sorted(_numbers(side[0])) for side in sides)
+    return len(mine) != len(theirs) or all(
+        abs(a - b) <= 1e-6 * max(abs(a), abs(b)) for a, b in zip(mine, theirs, strict=True)
+    )
+
+
+def _numbers(value: Any) -> list[Any]:
+    """The finite real numbers that a sympy value is: one, a set's, a tuple's, an interval's, or x in x = 3."""
+    if getattr(value, "is_number", False):
+        return [value.evalf(30)] if value.is_finite and value.is_real else []
+    is_several = type(value).__name__ in ("FiniteSet", "Tuple", "Interval", "Equality")
+    return [number for part in value.args for number in _numbers(part)] if is_several else []
 
 
 def load_function(target: str) -> Callable[..., Any]:
