@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from r1ov.evaluate.item import Item, Prediction, Verdict
 from r1ov.reward import Rules, format_reward, score_answer
 from r1ov.reward.accuracy import choice_of, kind_of
-from r1ov.reward.rules.boxes import box_scale
+from r1ov.reward.rules.boxes import Frame
 from r1ov.reward.rules.numbers import Number, read_number, same_number
 from r1ov.reward.rules.reading import boxed, extract_answer, plain, read_text, unwrap
 
@@ -106,8 +106,6 @@ def read_answer(item: Item, found: str, resized: Sequence[int] | None = None) ->
     if inner and method in ("phrase", "boxed") and len(set(boxed(found))) < 2:
         texts.append(inner)
     kind = kind_of(item.answer) if item.kind is None else item.kind
-    if item.kind is None and kind in ("bbox", "boxes"):
-        kind = "tuple"  # boxes are only where the data says so
     if kind == "mcq":
         rules = Rules(choices=tuple(item.choices or ()), num_choices=item.num_choices)
         if gold := choice_of(item.answer, rules):
@@ -115,10 +113,8 @@ def read_answer(item: Item, found: str, resized: Sequence[int] | None = None) ->
             return (letter or found), float(letter == gold)
         kind = "text"  # a gold that is no option: "BD"
     if kind in ("bbox", "boxes"):
-        rules = Rules()
-        if resized and item.images:
-            rules = Rules(box_scale=box_scale("resized", item.images[0].size, tuple(resized)))
-        return found, score_answer(found, item.answer, kind, rules) or 0.0
+        frame = Frame(item.images[0].size, tuple(resized)) if resized and item.images else None
+        return found, score_answer(found, item.answer, kind, frame=frame) or 0.0
     short = tidy(texts[-1], item)
     if "," not in found:
         texts.append(left)  # 2√2 ≈ 2.83
