@@ -1,4 +1,4 @@
-"""Files written whole or not at all, folders for one process at a time, runs resumed only by their options."""
+"""Files that are replaced whole, folders for one process at a time, runs that keep their options."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def read_json(path: str | Path, missing: str = "") -> dict[str, Any]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of the folder. Raises: UserError if one is at work there, or it is read-only."""
+    """Keeps other processes out of the folder. Raises: UserError if one is there, or it is read-only."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=0)
