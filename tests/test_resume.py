@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from r1ov.data.formats import files
+
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 FLAGS = [
@@ -52,10 +54,12 @@ def steps(out: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
 
 
-def stopped_after(out: Path, step: int, number: int, processes: int = 1) -> subprocess.CompletedProcess[str]:
+def stopped_after(
+    out: Path, step: int, number: int, processes: int = 1, *flags: str
+) -> subprocess.CompletedProcess[str]:
     """A run that is sent a signal once it has logged a step."""
     process = subprocess.Popen(
-        command(out, processes), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        command(out, processes, *flags), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     )
     shown = []
     for line in process.stderr:
@@ -124,6 +128,67 @@ def test_two_processes_then_one_then_two_see_the_same_rows_and_end_with_the_same
     for one, other in zip(mine, theirs, strict=True):
         assert one["num_tokens"] == other["num_tokens"]  # the same rows in every step, each once
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+ROWS = [
+    {"messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": f"{n:02}"}]}
+    for n in range(40)
+]
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_changed_data_is_no_continuation_unless_it_is_asked_for_and_a_finished_run_is_done(tmp_path):
+    data, out = tmp_path / "rows.jsonl", tmp_path / "run"
+    flags = ["--data", str(data), "--eval-data", str(data), "--eval-steps", "6", "--eval-samples", "4"]
+    write_rows(data, ROWS)
+    stopped = stopped_after(out, 2, signal.SIGTERM, 1, *flags)
+    assert "the same command goes on" in stopped.stderr
+    fewer, one_letter, moved = ROWS[:13], [*ROWS], ROWS[1:] + ROWS[:1]
+    one_letter[7] = ROWS[8]
+    for changed in (fewer, one_letter, moved, [*ROWS, ROWS[0]]):
+        write_rows(data, changed)
+        refused = run(command(out, 1, *flags))
+        assert refused.returncode == 2
+        told = f"error: the rows of --data {data} have changed since the run in {out} began: rows.jsonl, "
+        assert refused.stderr.startswith(told)
+        assert refused.stderr.count("\n") == 1
+    anyway = run(command(out, 1, *flags, "--allow-changed-data"))
+    assert anyway.returncode == 0, anyway.stderr
+    assert "resume  after step" in anyway.stderr
+    losses = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    losses = [f"eval    loss {row['eval_loss']:.4f}, " for row in losses if "eval_loss" in row]
+    assert len(losses) == 3
+    assert all(loss in stopped.stderr + anyway.stderr for loss in losses)  # what is logged is shown
+
+    again = run(command(out, 1, *flags))  # as a scheduler does with a job that it puts back in the queue
+    assert (again.returncode, again.stdout) == (0, "")
+    assert again.stderr == f"done    {out}/ holds this run, finished; model in {out}/final\n"
+    other = run(command(out, 1, *flags, "--seed", "1"))
+    assert other.returncode == 2
+    assert other.stderr.startswith(
+        f"error: the finished run in {out} was begun with other options: --seed was 0"
+    )
+    write_rows(data, ROWS)
+    other = run(command(out, 1, *flags))
+    assert other.returncode == 2
+    assert f"the rows of --data {data} have changed since the run in {out} began" in other.stderr
+
+
+def test_the_fingerprint_of_a_large_file_is_of_all_its_parts(tmp_path):
+    path = tmp_path / "large.parquet"
+    data = bytearray(3 * files.BLOCKS * files.BLOCK_BYTES + 5)
+    path.write_bytes(data)
+    prints = {files.fingerprint(path)}
+    for place in (0, 3 * 100 * files.BLOCK_BYTES, 3 * 255 * files.BLOCK_BYTES + 9):
+        data[place] = 1
+        path.write_bytes(data)
+        prints.add(files.fingerprint(path))
+    assert len(prints) == 4
+    path.rename(tmp_path / "other.parquet")
+    assert files.fingerprint(tmp_path / "other.parquet") not in prints
 
 
 def test_other_options_are_no_continuation(tmp_path):

@@ -5,6 +5,7 @@ end to end.
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -195,8 +196,12 @@ def test_a_run_leaves_a_model_that_loads_and_a_log_with_the_fields_names(tmp_pat
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "step 2/2 | loss" in shown.err
-    with pytest.raises(UserError, match="already holds a finished run"):
+    with pytest.raises(SystemExit) as end:
         train(config)
+    assert end.value.code == 0
+    assert capsys.readouterr().err == f"done    {out}/ holds this run, finished; model in {out}/final\n"
+    with pytest.raises(UserError, match=r"the finished run in .* with other options: --seed was 0 and is 1"):
+        train(replace(config, seed=1))
 
 
 @pytest.mark.parametrize(

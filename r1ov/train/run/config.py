@@ -43,6 +43,9 @@ class TrainConfig:
         None, "folder that image paths are relative to and may not leave; default: each data file's folder"
     )
     allow_outside: bool = option(False, "images may lie anywhere on this machine")
+    allow_changed_data: bool = option(
+        False, "resume although the data files are not as they were", resumable=True
+    )
     max_bad_share: float = option(
         0.05, "stop when a larger share of the rows is unusable", least=0, most=1, resumable=True
     )

@@ -32,6 +32,9 @@ def evaluate(run: Run) -> None:
             source = open_data(config.eval_data, split="test", need="reply", lazy=True, **config.reading)
         steps = Steps(source, run.processor, config.eval_samples, config.max_length, world.rank, world.size)
         result |= held_out_loss(run, steps[0])
+        if world.is_main:
+            loss, accuracy = result.values()
+            say(f"eval    loss {loss:.4f}, acc {accuracy:.3f}, on held-out rows")
     if config.data == PLAYGROUND:
         result |= answer_questions(run)
     run.since += time.perf_counter() - started  # not the next step's time

@@ -4,9 +4,10 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -271,44 +272,57 @@ def resolve(
     )
 
 
-def earlier_run(out: Path) -> dict[str, Any] | None:
-    """The options of an unfinished run in this folder. Raises: UserError if there is a finished one."""
-    if (out / "final" / "config.json").exists():
-        raise UserError(f"{out} already holds a finished run; choose another --out")
+def earlier_run(out: Path) -> tuple[dict[str, Any] | None, bool]:
+    """The options of the run in this folder, None if there is none, and whether it is finished."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be used ({error.strerror}); choose another folder") from error
-    return earlier_options(out / "config.json")
+    before, is_finished = earlier_options(out / "config.json"), (out / "final" / "config.json").exists()
+    if is_finished and not before:
+        raise UserError(f"{out}/final already holds a model; choose another --out")
+    return before, is_finished
+
+
+def check_same_run(before: Mapping[str, Any], config: TrainConfig, data: Sequence[str], where: str) -> None:
+    """Raises UserError if a run that was begun with the options `before` cannot go on with these options and
+    this data, given by its fingerprint.
+    """
+    pairs = zip_longest(before.get("fingerprint") or data, data, fillvalue="no file")
+    changed = [f"{old} is now {new}" for old, new in pairs if old != new]
+    if changed and not config.allow_changed_data:
+        raise UserError(
+            f"the rows of --data {config.data} have changed since the run in {config.out} began: {changed[0]}"
+            f"{', ...' * (len(changed) > 1)}; put them back, choose another --out, or go on with "
+            "--allow-changed-data"
+        )
+    may_differ = {*marked(config, "resumable"), "world_size", "fingerprint"}
+    check_same_options(before, asdict(config), may_differ, where)
 
 
 @contextmanager
 def open_run(config: TrainConfig, num_rows: int | None, source: Source) -> Iterator[Run]:
     """The run that these options describe, at its beginning or where its last checkpoint left it.
 
-    Args:
-        num_rows: conversations or completions that the data has for an epoch; None if it has no end.
-        source: the data; a run goes on only with the rows that it began with.
+    Args: num_rows: conversations or completions that `source` has for an epoch; None if it has no end.
+    Raises: SystemExit, status 0, if the run was finished earlier.
     """
     set_threads(config)
     out = Path(config.out)
     with ExitStack() as stack:
         world, device = stack.enter_context(joined(config.device))
-        before = earlier_run(out)
+        before, is_finished = earlier_run(out)
         checkpoints = stack.enter_context(Checkpoints(out / "checkpoints", world, config.save_total_limit))
-        is_resumed = bool(before and checkpoints.steps())
+        is_resumed = is_finished or bool(before and checkpoints.steps())
         config = resolve(config, num_rows, world, device, before if is_resumed else {})
-        fingerprint = source.fingerprint if isinstance(source, Mixture) else None
-        options = {**asdict(config), "world_size": world.size, "fingerprint": fingerprint}
+        data = source.fingerprint if isinstance(source, Mixture) else ()
         if is_resumed:
-            may_differ = {*marked(config, "resumable"), "world_size", "fingerprint"}
-            check_same_options(before, options, may_differ, "this run")
-            if before.get("fingerprint") not in (None, fingerprint):
-                raise UserError(
-                    f"the rows of --data {config.data} have changed since the run in {out} began; "
-                    "put them back, or choose another --out"
-                )
-        elif before and world.is_main:
+            check_same_run(before, config, data, f"the finished run in {out}" if is_finished else "this run")
+        if is_finished:
+            if world.is_main:
+                say(f"done    {out}/ holds this run, finished; model in {out}/final")
+            raise SystemExit(0)
+        if before and not is_resumed and world.is_main:
             say(f"note    {out}/ holds a run without a checkpoint; it begins anew")
         kernels = choose_kernels(config.kernels, device)
         model, processor = build(config, world, device)
@@ -323,6 +337,7 @@ def open_run(config: TrainConfig, num_rows: int | None, source: Source) -> Itera
         step, extra = (is_resumed and checkpoints.load_latest(model, optimizers)) or (0, {})
         log = None
         if world.is_main:
+            options = {**asdict(config), "world_size": world.size, "fingerprint": data}
             write_json(out / "config.json", options)
             log = Log(out, config.max_steps, step, config.report_to)
             stack.callback(log.close)
