@@ -37,7 +37,7 @@ from r1ov.folder.weights import init_weights
 from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.rope import mrope_positions
-from r1ov.train.grpo import Minibatch, accumulate_gradients, add_logprobs, pack
+from r1ov.train.grpo import Minibatch, accumulate_gradients, add_logprobs, make_minibatch
 from r1ov.train.optim import build_optimizers
 from r1ov.train.run.config import GRPOConfig
 from r1ov.train.run.sharding import make_mesh, refresh, replica, shard
@@ -148,7 +148,7 @@ def ours(
             advantage = torch.tensor(1.0 if index % 2 else -1.0)
             rows.append(Continuation(input_ids=ids, labels=ids, logprobs=logprobs, advantage=advantage))
         part = [(prompt, rows[each * index : each * (index + 1)]) for index, prompt in enumerate(prompts)]
-        return pack(run, part)
+        return make_minibatch(run, part)
 
     phases: dict[str, list[float]] = {}
     for repeat in range(options.repeats + 1):

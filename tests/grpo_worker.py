@@ -31,11 +31,11 @@ from r1ov.folder.pretrained import build, resolve
 from r1ov.folder.settings import read_config, read_processor
 from r1ov.folder.weights import load_weights, whole
 from r1ov.model.model import Qwen2_5_VL
-from r1ov.train.grpo import Part, accumulate_gradients, add_logprobs, deal, pack
+from r1ov.train.grpo import Part, accumulate_gradients, add_logprobs, deal, make_minibatch
 from r1ov.train.loss import group_advantages
 from r1ov.train.rollout import Group, encode_prompt
 from r1ov.train.run.config import GRPOConfig
-from r1ov.train.run.observe import gathered, observe
+from r1ov.train.run.observe import gather_outcomes, observe
 from r1ov.train.run.sharding import make_mesh, shard
 
 EACH = 4  # completions a prompt
@@ -176,8 +176,8 @@ def packs_of(part: Part, processor: Processor, max_length: int) -> list[Batch]:
 
 def compared(run: Bare, mine: list[Group]) -> tuple[list[dict], Tensor, dict[str, float]]:
     """The outcome of all groups, their advantages (prompts, G), and what is logged, as the loop has them."""
-    everyone = gathered(run.world, mine)
-    rewards = torch.stack([one["rewards"] for one in everyone])
+    everyone = gather_outcomes(run.world, mine)
+    rewards = torch.stack([one.rewards for one in everyone])
     advantages = group_advantages(
         rewards.flatten(), run.config.num_generations, run.config.scale_rewards
     ).view_as(rewards)
@@ -205,7 +205,7 @@ def updated(
     run.model.zero_grad()
     # completions of advantage 0 stay out where there is no KL term
     packing = replace(run.config, max_length=max_length, beta=0.0 if skip else 1.0)
-    step = pack(replace(run, config=packing), part)
+    step = make_minibatch(replace(run, config=packing), part)
     for name, model in (("old_logprobs", old), ("ref_logprobs", ref)):
         if model:
             add_logprobs(run, step.packs, name, model)
@@ -243,7 +243,7 @@ def check(folder: Path, world: World, is_sharded: bool) -> dict:
                 ]
                 for part in minibatches
             ]
-            places = [one["number"] for one in everyone]
+            places = [one.number for one in everyone]
             results["advantages", count] = {
                 group.number: advantages[places.index(group.number)].tolist() for group in mine
             }
@@ -264,7 +264,7 @@ def check(folder: Path, world: World, is_sharded: bool) -> dict:
         run = Bare(None, processor, world, GRPOConfig(**COMMON, scale_rewards=scale))
         mine = groups(processor, 6, range(world.rank, 6, world.size))
         everyone, advantages, _ = compared(run, mine)
-        places = [one["number"] for one in everyone]
+        places = [one.number for one in everyone]
         results["advantages", scale] = {
             group.number: advantages[places.index(group.number)].tolist() for group in mine
         }

@@ -17,8 +17,7 @@ from r1ov.data.playground.source import Playground
 from r1ov.data.processor import IGNORED
 from r1ov.folder.pretrained import resolve
 from r1ov.folder.settings import read_processor
-from r1ov.train.grpo import Minibatch, accumulate_gradients
-from r1ov.train.grpo import pack as make_minibatch
+from r1ov.train.grpo import Minibatch, accumulate_gradients, make_minibatch
 from r1ov.train.rollout import encode_prompt
 from r1ov.train.run.config import GRPOConfig
 from tests.grpo_worker import Bare, packs_of, rows_in, shuffled

@@ -156,7 +156,7 @@ def test_minibatches_are_of_one_size_though_prompts_were_replaced(tiny):
         for group in worker.groups(processor, 6, range(0, 6, 2))
     ]
     groups.append(replace(groups[0], number=8))
-    parts = grpo.deal(bare, groups, observe.gathered(World(), groups), torch.zeros(4, 2))
+    parts = grpo.deal(bare, groups, observe.gather_outcomes(World(), groups), torch.zeros(4, 2))
     assert [sum(len(own) for _, own in part) for part in parts] == [2] * 4
 
 
@@ -191,7 +191,7 @@ def test_policy_old_and_reference_are_all_read_at_the_sampling_temperature(tiny,
     rows = trained_rows(tiny, temperature=temperature)
     bare = worker.Bare(model, processor, World(), config)
     for judge_temperature in (temperature, 1.0):
-        step = grpo.pack(bare, rows)
+        step = grpo.make_minibatch(bare, rows)
         for name in ("old_logprobs", "ref_logprobs"):
             judge = replace(bare, config=replace(config, temperature=judge_temperature))
             add_logprobs(judge, step.packs, name, model)
@@ -211,7 +211,7 @@ def test_where_the_sampler_thought_otherwise_tokens_weigh_by_how_much_up_to_the_
     """
     model, processor = tiny
     bare = worker.Bare(model, processor, World(), GRPOConfig(num_generations=4))
-    step = grpo.pack(bare, trained_rows(tiny))
+    step = grpo.make_minibatch(bare, trained_rows(tiny))
     add_logprobs(bare, step.packs, "old_logprobs", model)
     (pack,) = step.packs
     pack["sampler_logprobs"] = pack["old_logprobs"] + sampler
@@ -286,7 +286,9 @@ def test_the_stop_token_is_trained_whichever_of_the_two_it_is(tiny):
     for stop in stop_ids_of(processor):
         ended = replace(group.completions[0], token_ids=[5, stop, 6, stop], finish_reason="stop")
         two = replace(group, completions=[ended, replace(ended, finish_reason="length")])
-        (((prompt, (trained, cut_off)),),) = grpo.deal(bare, [two], [{"number": 0}], torch.zeros(1, 2))
+        (((prompt, (trained, cut_off)),),) = grpo.deal(
+            bare, [two], observe.gather_outcomes(World(), [two]), torch.zeros(1, 2)
+        )
         (whole,) = Bundle(prompt=prompt, completions=[trained]).sequences()
         assert whole.labels[-4:].tolist() == [5, stop, 6, stop]
         assert (whole.labels[:-4] == IGNORED).all()

@@ -1,12 +1,19 @@
 """Group relative policy optimisation: answer each question several times, learn from how the answers compare.
 
-What is GRPO here, and what is not, as it comes without flags: 1. An advantage is (reward - mean) / std of its
-group of G answers, as in the paper. There is no value network. 2. There is no trust region: no KL term, and
-so no reference model, unless --beta is above 0. 3. It is on policy, one update a rollout: the ratio is 1 and
-its clip never binds, unless --num-iterations or
+How the defaults differ from the GRPO of the paper (DeepSeekMath):
+1. An advantage is (reward - mean) / std of its group of G answers, as there. There is no value network.
+2. There is no trust region: no KL term, and so no reference model, unless --beta is above 0.
+3. It is on policy, one update a rollout: the ratio is 1 and its clip never binds, unless --num-iterations or
    --steps-per-generation is above 1.
-4. The loss is a mean over all tokens of the step, as in DAPO, and not over answers: --loss-type grpo is the
+4. The loss is a mean over all tokens of the step, as in DAPO, not over answers: --loss-type grpo is the
 paper's.
+
+So without flags the gradient of a step is -1/N sum_it A_i grad log p(o_it), over its N trained tokens. The
+sampler's own log-probs are only compared with the trainer's, unless --importance-sampling-correction.
+
+In a rollout, each prompt has G completions. They are dealt to as many minibatches as the rollout has
+optimiser steps; a minibatch is packed, prompts and completions end to end, and each pack is one forward and
+backward pass.
 """
 
 import time
@@ -35,9 +42,10 @@ from r1ov.train.run.config import GRPOConfig
 from r1ov.train.run.heldout import evaluate
 from r1ov.train.run.log import say
 from r1ov.train.run.observe import (
+    Outcome,
     check_rewards,
     combine_metrics,
-    gathered,
+    gather_outcomes,
     introduce,
     observe,
     sampling_metrics,
@@ -60,15 +68,16 @@ class Minibatch:
 Part = list[tuple[Encoded, list[Continuation]]]  # prompts with completions to learn from in one step
 
 
-def deal(run: Run, groups: Sequence[Group], everyone: Sequence[dict], advantages: Tensor) -> list[Part]:
-    """This rank's completions in the parts of the rollout that a step learns from each.
+def deal(run: Run, groups: Sequence[Group], outcomes: Sequence[Outcome], advantages: Tensor) -> list[Part]:
+    """This rank's completions, split into one part per optimiser step of the rollout.
 
-    Which part a completion is in depends on its place in the rollout, and not on the number of ranks.
+    Each group is spread over all parts, so that every step sees every prompt. The part of a completion
+    depends on its place in the rollout, not on the number of ranks.
 
-    Args: everyone: the outcome of all ranks' groups; their advantages are (prompts, G).
+    Args: outcomes: of all ranks' groups. advantages: (prompts, G), in their order.
     """
     config, parts = run.config, run.config.steps_per_generation
-    places = {one["number"]: place for place, one in enumerate(everyone)}
+    places = {one.number: place for place, one in enumerate(outcomes)}
     dealt: list[Part] = [[] for _ in range(parts)]
     for group in groups:
         place, own = places[group.number], []
@@ -84,11 +93,11 @@ def deal(run: Run, groups: Sequence[Group], everyone: Sequence[dict], advantages
     return dealt
 
 
-def pack(run: Run, part: Part) -> Minibatch:
+def make_minibatch(run: Run, part: Part) -> Minibatch:
     """The packs of a step. Collective: all ranks call this.
 
     Without a KL term, completions of advantage 0 give no gradient and stay out; they still count in what the
-    loss is a mean over. If no rank has any other, all are kept.
+    loss is a mean over. If every completion on every rank has advantage 0, all are kept.
     """
     config, world, everything = run.config, run.world, [one for _, own in part for one in own]
     num_items = sum(num_trained(one.labels) for one in everything)
@@ -105,14 +114,17 @@ def pack(run: Run, part: Part) -> Minibatch:
 def completion_logprobs(
     hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Log-prob and entropy, (T,) each, of every token with a label, at the token's own place; 0 elsewhere."""
+    """Log-prob and entropy, (T,) each, of every token with a label, at the token's own place; 0 elsewhere.
+
+    What precedes a token in the pack predicts it: each completion begins with the prompt's last token.
+    """
     logprobs, entropies = token_logprobs(hidden[:-1], weight, labels[1:], temperature, return_entropy=True)
     return F.pad(logprobs, (1, 0)), F.pad(entropies, (1, 0))
 
 
 @torch.no_grad()
 def add_logprobs(run: Run, packs: Sequence[Batch], name: str, model: Qwen2_5_VL) -> None:
-    """Adds to each pack, under this name, what the model as it is now makes of its completions: log-probs (T,)."""
+    """Stores the current model's log-probs (T,) of each pack's completions under `name`."""
     for pack in packs:
         batch = pack.to(run.device)
         then = partial(completion_logprobs, labels=batch["labels"], temperature=run.config.temperature)
@@ -120,7 +132,7 @@ def add_logprobs(run: Run, packs: Sequence[Batch], name: str, model: Qwen2_5_VL)
 
 
 def policy_loss(
-    hidden: Tensor, weight: Tensor, pack: Batch, step: Minibatch, config: GRPOConfig
+    hidden: Tensor, weight: Tensor, pack: Batch, minibatch: Minibatch, config: GRPOConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """One pack's share of the step's loss and metrics. Args: hidden: (T, C). weight: (V, C)."""
     logprobs, entropies = completion_logprobs(hidden, weight, pack["labels"], config.temperature)
@@ -133,23 +145,23 @@ def policy_loss(
         pack["advantages"],
         pack["cu_seqlens"],
         mask,
-        num_items_in_batch=step.num_items,
-        num_sequences_in_batch=step.num_sequences,
-        num_read_in_batch=step.num_read,
+        num_items_in_batch=minibatch.num_items,
+        num_sequences_in_batch=minibatch.num_sequences,
+        num_read_in_batch=minibatch.num_read,
         old_logprobs=old,
         ref_logprobs=pack.get("ref_logprobs"),
         entropies=entropies.detach(),
         importance_sampling_ratio=correction,
         **config.loss_options,
     )
-    return loss, metrics | sampling_metrics(old - sampler, correction, mask, step.num_read)
+    return loss, metrics | sampling_metrics(old - sampler, correction, mask, minibatch.num_read)
 
 
-def accumulate_gradients(run: Run, step: Minibatch) -> dict[str, float]:
+def accumulate_gradients(run: Run, minibatch: Minibatch) -> dict[str, float]:
     """Adds up the gradients of the step's packs; its loss and metrics. Collective: all ranks call this."""
     shares: list[dict[str, Tensor | float]] = [{"loss": 0.0}]
-    for pack in each_pack(step.packs, run):
-        then = partial(policy_loss, pack=pack, step=step, config=run.config)
+    for pack in each_pack(minibatch.packs, run):
+        then = partial(policy_loss, pack=pack, minibatch=minibatch, config=run.config)
         loss, metrics = run.model(**pack.inputs, then=then)
         loss.backward()
         shares.append({"loss": loss.detach(), **metrics})
@@ -182,12 +194,14 @@ def train(config: GRPOConfig) -> None:
         run.start_clock()
         while run.step < config.max_steps:
             groups, generation = until_enough(run, source, tally, count, roll_out)  # sample and score
-            everyone = gathered(world, groups)  # the outcome of all ranks' groups
-            rewards = torch.stack([one["rewards"] for one in everyone])  # (prompts, G)
+            outcomes = gather_outcomes(world, groups)  # of all ranks, by prompt
+            rewards = torch.stack([one.rewards for one in outcomes])  # (prompts, G)
             advantages = group_advantages(rewards.flatten(), each, config.scale_rewards).view_as(rewards)
-            observed = observe(run, groups, everyone, advantages)
+            observed = observe(run, groups, outcomes, advantages)
 
-            minibatches = [pack(run, part) for part in deal(run, groups, everyone, advantages.float())]
+            minibatches = [
+                make_minibatch(run, part) for part in deal(run, groups, outcomes, advantages.float())
+            ]
             for minibatch in minibatches:
                 if updates > 1:
                     add_logprobs(run, minibatch.packs, "old_logprobs", run.model)

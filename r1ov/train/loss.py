@@ -1,8 +1,9 @@
 """The losses as pure functions: supervised fine-tuning's, and the way from rewards to GRPO's.
 
 Three policies meet in GRPO. `logprobs` are those of the policy that learns, `old_logprobs` those of the
-policy that sampled, `ref_logprobs` those of the frozen reference. The ratio of the clipped objective is
-learning over sampling policy; the reference appears in the KL term alone.
+policy that sampled, as the trainer computes them before its first update, `ref_logprobs` those of the frozen
+reference. The ratio of the clipped objective is learning over sampling policy; the reference is in the KL
+term alone.
 
 Names of options and metrics, and defaults, are TRL's. Notation: G completions o_i of one prompt, |o_i|
 trained tokens each, stop token included; B completions and N trained tokens in the whole optimiser step, over
@@ -28,7 +29,8 @@ MAX_LOG_RATIO = 20.0  # e^20 = 5e8; verl's bound
 
 
 def sft_loss(hidden: Tensor, weight: Tensor, labels: Tensor, num_items_in_batch: float) -> Tensor:
-    """Mean negative log-likelihood of the trained tokens, in nats: -1/N sum_t log p(labels[t+1] | tokens to t).
+    """Mean negative log-likelihood of the trained tokens, in nats: -1/N sum_t log p(labels[t+1] | tokens to
+    t).
 
     N counts the trained tokens of the whole optimiser step, over all its micro-batches and ranks, so the loss
     and its gradients do not depend on how the step is cut up.
@@ -231,8 +233,8 @@ def grpo_loss(
     Log-ratios are taken in float32 and clamped to +-20 before exp; TRL does not clamp.
 
     Args:
-        logprobs: (T,) of the packed tokens, any float dtype, at the sampling temperature, aligned as you
-            like.
+        logprobs: (T,) of the packed tokens, any float dtype, at the sampling temperature, aligned as
+            completion_mask is.
         advantages: (B,) of the sequences here. cu_seqlens: (B + 1,) int.
         completion_mask: (T,) bool, aligned with logprobs: what is trained, of each completion up to and
             including its stop token. Elsewhere nothing is read. A sequence without any (a truncated

@@ -33,10 +33,9 @@ class Group:
     record: Record
     prompt: Encoded
     completions: Sequence[Completion] = ()
-    scores: Sequence[
-        Mapping[str, float | None]
-    ] = ()  # of each completion, by name; None: says nothing about it
-    rewards: Tensor | None = None  # (G,) float64; NaN: none, it is left out of the group's baseline
+    # Of each completion by name; None: does not apply.
+    scores: Sequence[Mapping[str, float | None]] = ()
+    rewards: Tensor | None = None  # (G,) float64; NaN: unscored, left out of the group's mean and std
 
     @property
     def has_spread(self) -> bool:
@@ -151,7 +150,9 @@ def encode_prompt(processor: Processor, record: Record, longest: int) -> Encoded
 
 
 def next_prompts(run: Run, source: Source, tally: Tally, count: int) -> list[Group]:
-    """This rank's share of the data's next `count` prompts; the unusable ones are counted and left out. Collective."""
+    """This rank's share of the data's next `count` prompts; the unusable ones are counted and left out.
+    Collective.
+    """
     config, world, first = run.config, run.world, run.extra.get("next_prompt", 0)
     limit = (
         min(config.max_length, run.processor.config.text.max_position_embeddings)
@@ -182,10 +183,11 @@ def until_enough(
     count: int,
     roll_out: Callable[[Qwen2_5_VL, list[Group], int], list[Group]],
 ) -> tuple[list[Group], dict[str, float]]:
-    """This rank's groups of a rollout of `count` prompts, and how fast they came. Collective: all ranks call this.
+    """This rank's groups of a rollout of `count` prompts, and how fast they came. Collective: all ranks call
+    this.
 
     Prompts that cannot be used, and under dynamic sampling groups without spread, are replaced by the data's
-    next.
+    next, --max-resamplings times; after that a rollout is smaller.
 
     Args: roll_out: (policy, prompts, seed) -> the prompts with completions and rewards.
     """

@@ -1,4 +1,8 @@
-"""One optimiser step: the gradients of all packs and ranks are added up, clipped, and followed if they are finite."""
+"""One optimiser step: gradients summed over all packs and ranks, clipped, and applied if finite.
+
+FSDP2 is told to sum, not to average (run/sharding.py): the loss is divided by numbers of the whole step
+already.
+"""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +30,8 @@ def each_pack(packs: Sequence[Batch], run: Run) -> Iterator[Batch]:
 
 
 def sum_over_copies(model: Qwen2_5_VL, is_last: bool) -> None:
-    """Call before each pack: groups of ranks that each hold the whole model exchange gradients only on the last one.
+    """Call before each pack: groups of ranks that each hold the whole model exchange gradients only on the
+    last one.
 
     Within a group gradients are summed after every pack, so that no rank holds all of them. A plain model
     ignores it.
@@ -40,8 +45,7 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> float
     """The length of all gradients as one vector; longer ones than `max_norm` are scaled down to it, in place.
 
     For sharded parameters it is the length of the gradients that all ranks hold together, the same float on
-    each of them. A gradient that is not finite anywhere makes it inf or nan everywhere, and nothing is
-    scaled.
+    each of them. One non-finite value on any rank makes it inf or nan on all, and nothing is scaled.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
@@ -50,9 +54,7 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> float
     squares = torch.nn.utils.get_total_norm(shares).double().square()
     if is_sharded(gradients[0]):
         mesh = gradients[0].device_mesh
-        dist.all_reduce(
-            squares
-        )  # over all ranks, so that all have one number; every copy of the model counts once
+        dist.all_reduce(squares)  # over all ranks, so that all have one number; each copy counts once
         squares /= dist.get_world_size() / mesh.size(mesh.ndim - 1)
     norm = squares.sqrt().item()
     if norm > max_norm and math.isfinite(norm):
@@ -63,8 +65,7 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> float
 def update(run: Run) -> dict[str, float]:
     """One step of the optimizers on the accumulated gradients, which are cleared.
 
-    A gradient that is not finite anywhere skips the step everywhere. Raises: UserError after MAX_SKIPPED in a
-    row.
+    A non-finite value on any rank skips the step on all. Raises: UserError after MAX_SKIPPED in a row.
     """
     config = run.config
     grad_norm = clip_grad_norm(run.parameters, config.max_grad_norm)

@@ -75,7 +75,9 @@ class TrainConfig:
         least=1,
         resumable=True,
     )
-    gradient_accumulation_steps: int = option(1, "micro-batches per optimiser step", least=1, resumable=True)
+    gradient_accumulation_steps: int = option(
+        1, "multiplies the batch of an optimiser step", least=1, resumable=True
+    )
     train_batch_size: int | None = option(None, "global batch size; replaces the two flags above", least=1)
 
     optim: Literal["adamw", "muon"] = option(

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +20,7 @@ from r1ov.train.run.open import Run
 from r1ov.train.run.samples import write_samples
 
 GROUPS_SHOWN = 4
-FLAT, PATIENCE = (
-    0.8,
-    20,
-)  # a line after this many rollouts in a row with more than this share of groups that teach nothing
+FLAT, PATIENCE = 0.8, 20  # share of groups that teach nothing; rollouts in a row until a line says so
 
 
 def introduce(run: Run, num_prompts: int | None, per_rollout: int) -> None:
@@ -56,36 +53,48 @@ def check_rewards(run: Run, source: Source, num_prompts: int | None, score: Scor
         )
 
 
-def gathered(world: World, groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """The outcome of all ranks' groups, in the order of their prompts, the same on every rank. Collective."""
+@dataclass(frozen=True)
+class Outcome:
+    """What all ranks know of a group."""
+
+    number: int  # of its prompt, among all of the run
+    rewards: Tensor  # (G,)
+    scores: Sequence[Mapping[str, float | None]]
+    lengths: list[int]  # of the completions, in tokens
+    finished: list[bool]
+    prompt_tokens: int  # read by all of its completions together
+
+
+def gather_outcomes(world: World, groups: Sequence[Group]) -> list[Outcome]:
+    """The outcomes of all ranks' groups in the order of their prompts. Collective: all ranks call this."""
     own = [
-        {
-            "number": group.number,
-            "rewards": group.rewards,
-            "scores": group.scores,
-            "lengths": [one.completion_tokens for one in group.completions],
-            "finished": [one.finish_reason == "stop" for one in group.completions],
-            "prompt_tokens": len(group.prompt) * len(group.completions),
-        }
+        Outcome(
+            number=group.number,
+            rewards=group.rewards,
+            scores=group.scores,
+            lengths=[one.completion_tokens for one in group.completions],
+            finished=[one.finish_reason == "stop" for one in group.completions],
+            prompt_tokens=len(group.prompt) * len(group.completions),
+        )
         for group in groups
     ]
-    return sorted(chain(*world.gather(own)), key=lambda one: one["number"])
+    return sorted(chain(*world.gather(own)), key=lambda one: one.number)
 
 
 def observe(
-    run: Run, groups: Sequence[Group], everyone: Sequence[dict[str, Any]], advantages: Tensor
+    run: Run, groups: Sequence[Group], outcomes: Sequence[Outcome], advantages: Tensor
 ) -> dict[str, float]:
     """What to log of a rollout, under TRL's names; the same on every rank."""
-    rewards = torch.stack([one["rewards"] for one in everyone])
+    rewards = torch.stack([one.rewards for one in outcomes])
     metrics = reward_metrics(rewards)
-    scores = [score for one in everyone for score in one["scores"]]
+    scores = [score for one in outcomes for score in one.scores]
     for name in dict.fromkeys(chain(*scores)):
         values = torch.tensor([math.nan if score.get(name) is None else score[name] for score in scores])
         if not values.isnan().all():
             mean, std = mean_and_std(values.double())
             metrics |= {f"rewards/{name}/mean": mean.item(), f"rewards/{name}/std": std.item()}
-    lengths = torch.tensor([one["lengths"] for one in everyone], dtype=torch.float64)  # (prompts, G)
-    finished = torch.tensor([one["finished"] for one in everyone])
+    lengths = torch.tensor([one.lengths for one in outcomes], dtype=torch.float64)  # (prompts, G)
+    finished = torch.tensor([one.finished for one in outcomes])
     ended = lengths[finished] if finished.any() else torch.zeros(1)
     for kind, values in (("length", lengths), ("terminated_length", ended)):
         metrics |= {
@@ -94,11 +103,11 @@ def observe(
             f"completions/max_{kind}": values.max().item(),
         }
     metrics["completions/clipped_ratio"] = 1 - finished.double().mean().item()
-    read = int(lengths.sum()) + sum(one["prompt_tokens"] for one in everyone)
+    read = int(lengths.sum()) + sum(one.prompt_tokens for one in outcomes)
     metrics["num_tokens"] = run.extra["num_tokens"] = run.extra.get("num_tokens", 0) + read
     note_flat(run, metrics["frac_reward_zero_std"])
     if run.world.is_main and run.config.sample_steps and run.step % run.config.sample_steps == 0:
-        places = {one["number"]: place for place, one in enumerate(everyone)}
+        places = {one.number: place for place, one in enumerate(outcomes)}
         show(run, groups, [advantages[places[group.number]] for group in groups])
     return metrics
 
@@ -127,7 +136,7 @@ def combine_metrics(parts: Sequence[Mapping[str, Tensor | float]]) -> dict[str, 
     for name in dict.fromkeys(name for part in parts for name in part):
         values = [float(part[name]) for part in parts if name in part]
         if not name.endswith(("min", "max")):
-            combined[name] = math.fsum(values)
+            combined[name] = math.fsum(values) if all(map(math.isfinite, values)) else sum(values)
         elif values := [value for value in values if not math.isnan(value)]:
             combined[name] = (min if name.endswith("min") else max)(values)
     return combined
@@ -150,7 +159,7 @@ def reward_metrics(rewards: Tensor) -> dict[str, float]:
 
 
 def note_flat(run: Run, share: float) -> None:
-    """Says what to do where for long most groups have had equal rewards."""
+    """Says what to do when most groups have had equal rewards for long."""
     run.extra["flat_rollouts"] = count = run.extra.get("flat_rollouts", 0) + 1 if share > FLAT else 0
     if count and count % PATIENCE == 0 and run.world.is_main:
         say(
