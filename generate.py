@@ -1,24 +1,45 @@
-"""Shows a picture and a question to a model and prints what it thinks and answers.
+"""Shows an image and a question to a model and prints its thoughts and its answer.
 
 python generate.py --image picture.png --prompt "How many red circles are there?"
 python generate.py --model Fancy-MLLM/R1-Onevision-7B --image photo.jpg --prompt "What is going on here?"
 """
 
+import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from r1ov.cli import check_bounds, option, parse_cli, run
 from r1ov.errors import UserError
 
+if TYPE_CHECKING:
+    from r1ov.engine import Timing
+
 DEFAULT_PROMPT = "How many objects are there?"
 MAX_SAMPLES = 1024
+JSON = (
+    "text",
+    "token_ids",
+    "logprobs",
+    "finish_reason",
+    "prompt_tokens",
+    "completion_tokens",
+    "thinking",
+    "answer",
+)  # fields of a sample
+TINY_NOTE = (
+    "it knows drawn pictures only: counts, charts, geometry, letters and sums, positions, patterns, boxes. "
+    "For photos: --model Fancy-MLLM/R1-Onevision-7B"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    image: tuple[str, ...] = option((), "a picture: a path or an http(s) URL; may be given several times")
-    prompt: str | None = option(None, f"the question (default with a picture: {DEFAULT_PROMPT!r})")
+    image: tuple[str, ...] = option((), "an image: a path or an http(s) URL; may be given several times")
+    prompt: str | None = option(None, f"the question (default with an image: {DEFAULT_PROMPT!r})")
     system: str | None = option(None, "the system prompt (default: the chat template's own)")
     model: str = option(
         "r1ov-tiny",
@@ -40,10 +61,10 @@ class Options:
     seed: int = option(0, "the same seed gives the same samples", least=0)
     num_samples: int = option(1, "how many answers", least=1, most=MAX_SAMPLES)
     min_pixels: int | None = option(
-        None, "smaller pictures are enlarged to this many pixels (default: the checkpoint's)", least=1
+        None, "smaller images are enlarged to this many pixels (default: the checkpoint's)", least=1
     )
     max_pixels: int | None = option(
-        None, "larger pictures are shrunk to this many pixels (default: the checkpoint's)", least=1
+        None, "larger images are shrunk to this many pixels (default: the checkpoint's)", least=1
     )
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda where there is one)")
     dtype: Literal["float32", "bfloat16", "float16"] | None = option(
@@ -55,7 +76,7 @@ class Options:
     json: bool = option(False, "print one JSON object a sample")
 
     def __post_init__(self) -> None:
-        """Raises UserError for what can be seen to be wrong before torch is even imported."""
+        """Raises UserError for every mistake that can be seen without torch."""
         check_bounds(self)
         if self.temperature and not 1e-6 <= self.temperature <= 1e6:
             raise UserError(
@@ -65,7 +86,8 @@ class Options:
             raise UserError(f"--min-pixels {self.min_pixels} is above --max-pixels {self.max_pixels}")
         if self.dtype == "float16":
             raise UserError(
-                "--dtype float16 overflows in Qwen2.5-VL's vision encoder (answers turn into '!!!!'); use bfloat16 or float32"
+                "--dtype float16 overflows in Qwen2.5-VL's vision encoder (answers turn into '!!!!'); "
+                "use bfloat16 or float32"
             )
         if not self.prompt and not self.image:
             raise UserError("nothing to answer: give --image, --prompt or both")
@@ -78,9 +100,79 @@ class Options:
 def main() -> None:
     options = parse_cli(Options, prog="generate.py", description=__doc__.splitlines()[0])
     # torch takes seconds to import: not before the command line is known to be right, and never for --help.
-    from r1ov.engine.terminal import answer
+    from r1ov.common.device import choose_device, choose_dtype, choose_kernels, dtype_name
+    from r1ov.engine import decode, prepare
+    from r1ov.engine.terminal import painted
+    from r1ov.folder.pretrained import SHIPPED, read_model, resolve
+    from r1ov.folder.settings import read_processor
 
-    answer(options)
+    device = choose_device(options.device)
+    dtype, kernels = choose_dtype(options.dtype, device), choose_kernels(options.kernels, device)
+    folder = resolve(options.model)
+    processor = read_processor(folder).with_pixel_limits(options.min_pixels, options.max_pixels)
+    names = ("temperature", "top_p", "top_k", "max_new_tokens", "seed", "num_samples")
+    settings = {name: getattr(options, name) for name in names}
+    plan = prepare(processor, [conversation(options)], **settings)
+    if plan.params.temperature == 0 and options.num_samples > 1:
+        raise UserError(
+            f"greedy decoding gives {options.num_samples} times the same answer; give a --temperature above 0"
+        )
+
+    # Only now: every mistake above is reported before anything large is loaded.
+    model = read_model(folder, processor.config, device, dtype)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    parameters = f"{size / 1e9:.1f}B" if size >= 1e9 else f"{size / 1e6:.1f}M"
+    say(f"{options.model} | {parameters} parameters | {device} | {dtype_name(dtype)} | {kernels} kernels")
+    if options.model in SHIPPED:
+        say(TINY_NOTE)
+
+    show = painted if sys.stdout.isatty() else plain
+    if options.num_samples == 1 and not options.json:
+        with show() as stream:
+            completions, timing = decode(model, processor, plan, stream)
+    else:
+        completions, timing = decode(model, processor, plan)
+        for number, completion in enumerate(completions, 1):
+            if options.json:
+                print(json.dumps({name: getattr(completion, name) for name in JSON}, ensure_ascii=False))
+            else:
+                print(f"--- {number}/{len(completions)} ---")
+                with show() as stream:
+                    stream(completion.text)
+    sys.stdout.flush()
+    if cut := [completion for completion in completions if completion.finish_reason == "length"]:
+        length = f"{cut[0].completion_tokens:,} tokens"
+        say(f"cut off after {length} (--max-new-tokens, or the model's last position)")
+    say(rates(timing))
+
+
+def conversation(options: Options) -> list[dict[str, Any]]:
+    system = [] if options.system is None else [{"role": "system", "content": options.system}]
+    content = [{"type": "image", "image": image} for image in options.image]
+    return [*system, {"role": "user", "content": [*content, {"type": "text", "text": options.prompt}]}]
+
+
+@contextmanager
+def plain() -> Iterator[Callable[[str], None]]:
+    """Writes each piece of a text as it comes, for pipes and files."""
+    yield partial(print, end="", flush=True)
+    print()
+
+
+def rates(timing: "Timing") -> str:
+    """How fast it went, in one line."""
+    parts = [("prefill", timing.prefill_tokens, timing.prefill_seconds)]
+    if timing.decode_tokens:
+        parts.append(("decode", timing.decode_tokens, timing.decode_seconds))
+    return " | ".join(
+        f"{name} {tokens:,} token{'s' * (tokens != 1)} in {seconds:.2f} s "
+        f"({tokens / max(seconds, 1e-9):,.0f} tokens/s)"
+        for name, tokens, seconds in parts
+    )
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

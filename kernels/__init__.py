@@ -3,7 +3,7 @@ Knows nothing of r1ov.
 """
 
 from kernels.attention import attention
-from kernels.decode import decode_attention, decode_attention_shared, decode_bias
+from kernels.decode import decode_attention, decode_attention_shared
 from kernels.dispatch import IMPLEMENTATIONS, check_impl, default_impl, unavailable, use
 from kernels.logprobs import token_logprobs
 
@@ -13,7 +13,6 @@ __all__ = [
     "check_impl",
     "decode_attention",
     "decode_attention_shared",
-    "decode_bias",
     "default_impl",
     "token_logprobs",
     "unavailable",

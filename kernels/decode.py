@@ -13,22 +13,14 @@ from kernels.dispatch import check_impl
 
 
 def decode_attention(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    lengths: Tensor,
-    bias: Tensor | None = None,
-    impl: str | None = None,
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, impl: str | None = None
 ) -> Tensor:
-    """Each row's one query over the first `lengths[b]` keys of its cache row; (B, H, D) in q's dtype. No
-    gradients.
+    """Each row's one query over the first `lengths[b]` keys of its cache row; (B, H, D) in q's dtype. No gradients.
 
     Args:
         q: (B, H, D). k_cache, v_cache: (B, K, S, D), rows of which only the first lengths[b] (at least 1)
             positions are filled; what lies behind must be finite for "torch", and is not read by "triton".
         lengths: (B,) int. "triton" reads them on the device; nothing here waits for it.
-        bias: `decode_bias(lengths, k_cache)`, which a caller with many layers makes once a step; None makes
-            it here. "torch" only.
         impl: "torch" or "triton"; None: by device.
     """
     impl = check_impl(impl, q.device)
@@ -37,35 +29,24 @@ def decode_attention(
         from kernels.triton.decode import decode_attention_op
 
         return decode_attention_op(q, k_cache, v_cache, lengths)
-    return decode_attention_torch(
-        q, k_cache, v_cache, decode_bias(lengths, k_cache) if bias is None else bias
-    )
+    return decode_attention_torch(q, k_cache, v_cache, decode_bias(lengths, k_cache))
 
 
 def decode_attention_torch(q: Tensor, k_cache: Tensor, v_cache: Tensor, bias: Tensor) -> Tensor:
-    """The definition of `decode_attention`, `bias` (B*K, 1, S) hiding what is not filled."""
-    rows, heads, dim = q.shape
-    key_heads = k_cache.shape[1]
-    if q.dtype != torch.float32:  # a product in q's dtype would round the scores before their softmax
-        bias = bias.view(rows, key_heads, 1, -1).expand(-1, -1, heads // key_heads, -1)
-        grouped = q.reshape(rows, key_heads, heads // key_heads, dim)
-        return F.scaled_dot_product_attention(grouped, k_cache, v_cache, attn_mask=bias).reshape(
-            rows, heads, dim
-        )
-    # The queries of one key head side by side, and one small product for each row and key head.
-    q = q.reshape(rows * key_heads, heads // key_heads, dim)
-    scores = torch.baddbmm(bias, q, k_cache.flatten(0, 1).mT, alpha=dim**-0.5)  # (B*K, H/K, S)
-    return torch.bmm(scores.softmax(-1), v_cache.flatten(0, 1)).view(rows, heads, dim)
+    """The definition of `decode_attention`. `bias` (B, 1, 1, S) hides what is not filled: `decode_bias(lengths,
+    k_cache)`, which a caller with many layers makes once a step.
+    """
+    grouped = q.unflatten(
+        1, (k_cache.shape[1], -1)
+    )  # (B, K, H/K, D): the queries of one key head side by side
+    return F.scaled_dot_product_attention(grouped, k_cache, v_cache, attn_mask=bias).flatten(1, 2)
 
 
 def decode_bias(lengths: Tensor, k_cache: Tensor) -> Tensor:
-    """(B*K, 1, S) in the cache's dtype: 0 where a row's key is filled, -inf behind it."""
-    rows, key_heads, cached = k_cache.shape[:3]
+    """(B, 1, 1, S) in the cache's dtype: 0 where a row's key is filled, -inf behind it."""
+    rows, cached = len(k_cache), k_cache.shape[2]
     unfilled = torch.arange(cached, device=lengths.device) >= lengths[:, None]  # (B, S)
-    bias = torch.zeros(rows, cached, dtype=k_cache.dtype, device=k_cache.device).masked_fill_(
-        unfilled, float("-inf")
-    )
-    return bias[:, None].expand(rows, key_heads, cached).reshape(rows * key_heads, 1, cached).contiguous()
+    return k_cache.new_zeros(rows, cached).masked_fill_(unfilled, float("-inf"))[:, None, None]
 
 
 def decode_attention_shared(
@@ -122,7 +103,7 @@ def decode_attention_shared_torch(
     )
     bias = torch.cat(
         [decode_bias(prefix_lengths, k_prefix), decode_bias(lengths, k_cache)], -1
-    )  # (B*K, 1, P+S)
+    )  # (B, 1, 1, P+S)
     return decode_attention_torch(
         q, torch.cat([k_prefix, k_cache], 2), torch.cat([v_prefix, v_cache], 2), bias
     )

@@ -1,5 +1,4 @@
-"""Decoding beside transformers' `generate`: the same weights, prompts and tokens, in one process, runs taken
-in turn.
+"""Decoding beside transformers' `generate`: the same weights, prompts and tokens, in one process, by turns.
 
     python -m tests.bench_decode [--model r1ov-tiny] [--repeats 5] [--num-threads N]
 
@@ -56,33 +55,30 @@ def main() -> None:
     config = model.config
     stops = processor.generation_config["eos_token_id"]
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {options.model}, float32, greedy, medians of {options.repeats}"
+        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {options.model}, float32, greedy, "
+        f"medians of {options.repeats}"
     )
     print(
-        "| sequences | answers | r1ov s | transformers s | ratio | decoding alone: r1ov tokens/s | transformers tokens/s | ratio |"
+        "| sequences | answers | r1ov s | transformers s | ratio "
+        "| decoding alone: r1ov tokens/s | transformers tokens/s | ratio |"
     )
     print("|---:|---|---:|---:|---:|---:|---:|---:|")
     for count in (1, 16):
         prompts = [messages(sample("test", index))[:1] for index in range(count)]
         for forced in (False, True):
 
-            def plan(limit: int, prompts=prompts):
-                return prepare(
+            def plan(limit: int, prompts=prompts, forced=forced):
+                made = prepare(
                     processor, prompts, max_new_tokens=limit, temperature=0.0, repetition_penalty=1.0
                 )
+                return replace(made, stop_ids=frozenset()) if forced else made
 
-            # A stop id that no model ever makes keeps every row going to its limit.
-            ours = (
-                replace(processor, generation_config={"eos_token_id": [config.text.vocab_size]})
-                if forced
-                else processor
-            )
             most = 64 if forced else 256
             plans = {limit: plan(limit) for limit in (1, most)}
             inputs = reference_inputs(processor.pack(plans[1].prompts), config)
 
-            def run_ours(limit, plans=plans, ours=ours):
-                return [row.token_ids for row in decode(model, ours, plans[limit])[0]]
+            def run_ours(limit, plans=plans):
+                return [row.token_ids for row in decode(model, processor, plans[limit])[0]]
 
             def run_theirs(limit, inputs=inputs, forced=forced):
                 lengths = (
@@ -115,7 +111,8 @@ def main() -> None:
             later = sum(map(len, answers)) - count  # all but the first tokens, which the prefill makes
             speed, their_speed = later / (mine - first), later / (theirs - their_first)
             print(
-                f"| {count} | {'64 tokens' if forced else 'to the end'} | {mine:.3f} | {theirs:.3f} | {theirs / mine:.1f} "
+                f"| {count} | {'64 tokens' if forced else 'to the end'} "
+                f"| {mine:.3f} | {theirs:.3f} | {theirs / mine:.1f} "
                 f"| {speed:,.0f} | {their_speed:,.0f} | {speed / their_speed:.1f} |",
                 flush=True,
             )

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import kernels
-from kernels.decode import decode_attention_shared
+from kernels.decode import decode_attention_shared, decode_attention_torch, decode_bias
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -329,8 +329,10 @@ def decode_case(row: str, rows: int, context: int, goal: str, prompts: int = 0, 
 
     def ours(impl: str | None, x: Inputs) -> Callable[[], Tensor]:
         k, v, lengths = whole(x)
-        bias = kernels.decode_bias(lengths, k) if impl == "torch" else None
-        return lambda: kernels.decode_attention(x["q"], k, v, lengths, bias, impl)
+        if impl == "torch":
+            bias = decode_bias(lengths, k)
+            return lambda: decode_attention_torch(x["q"], k, v, bias)
+        return lambda: kernels.decode_attention(x["q"], k, v, lengths, impl)
 
     def sdpa(x: Inputs) -> Callable[[], Tensor]:
         k, v, _ = whole(x)  # all rows are full, so that it needs no mask

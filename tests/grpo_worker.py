@@ -117,9 +117,6 @@ def groups(processor: Processor, count: int, numbers: range) -> list[Group]:
                     logprobs=[-4.5 + rng.gauss(0, 0.2) for _ in ids],
                     finish_reason="length" if is_cut else "stop",
                     prompt_tokens=len(encoded),
-                    completion_tokens=length,
-                    thinking=None,
-                    answer=None,
                 )
             )
             rewards.append(float("nan") if number == 4 else rng.random())

@@ -303,9 +303,36 @@ def test_a_mistake_gives_one_line_on_stderr_and_status_2(words, folder, monkeypa
     assert err.count("\n") == 1
 
 
-def painted(pieces: list[str], is_terminal: bool = True, in_colour: bool = True) -> str:
+def test_a_mistake_in_prompt_or_image_is_reported_before_the_weights_are_loaded(folder, monkeypatch, capsys):
+    monkeypatch.setattr("r1ov.folder.pretrained.load_weights", lambda *_: pytest.fail("loaded"))
+    for words in (["--prompt", "circle," * 600], ["--image", str(folder / "nowhere.png")]):
+        status, _, err = called(monkeypatch, capsys, "--model", str(folder), *words)
+        assert status == 2
+        assert err.count("\n") == 1
+
+
+def test_an_answer_reads_config_and_tokenizer_once_and_loads_no_algebra(folder):
+    watched = """
+import collections, json, sys
+opened = collections.Counter()
+sys.addaudithook(lambda event, args: event == "open" and opened.update([str(args[0])]))
+import generate
+generate.main()
+algebra = [name for name in sys.modules if name.startswith("r1ov.reward.rules")]
+print(json.dumps([algebra, {path: count for path, count in opened.items() if path.startswith(sys.argv[2])}]))
+"""
+    words = ["--model", str(folder), "--image", str(folder / "x.png"), "--max-new-tokens", "2"]
+    shown = subprocess.run(
+        [sys.executable, "-c", watched, *words], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    algebra, opened = json.loads(shown.splitlines()[-1])
+    assert algebra == []
+    assert [opened[str(folder / name)] for name in ("config.json", "tokenizer.json")] == [1, 1]
+
+
+def painted(pieces: list[str], in_colour: bool = True) -> str:
     out = StringIO()
-    paint = Painter(out, is_terminal, in_colour)
+    paint = Painter(out, in_colour)
     for piece in pieces:
         paint(piece)
     paint.end()
@@ -323,7 +350,6 @@ def test_in_colour_the_thought_is_dim_and_the_answer_bold_wherever_the_pieces_ar
 
 def test_without_colour_the_text_is_as_it_is():
     assert painted([REPLY], in_colour=False) == REPLY + "\n"
-    assert painted([REPLY], is_terminal=False, in_colour=False) == REPLY + "\n"
 
 
 def test_what_is_held_back_as_a_possible_tag_comes_out_at_the_end():
@@ -334,7 +360,6 @@ def test_what_is_held_back_as_a_possible_tag_comes_out_at_the_end():
 
 def test_a_model_cannot_send_control_sequences_to_the_terminal():
     assert painted(["a\x1b[31mb\x07\x9b2J\n\tc"]) == "a[31mb2J\n\tc\n"
-    assert painted(["a\x1b[31mb"], is_terminal=False, in_colour=False) == "a\x1b[31mb\n"
 
 
 def test_nothing_is_written_when_there_was_no_text():
@@ -390,7 +415,10 @@ def test_no_color_is_honoured_on_a_terminal(folder):
 
 def test_help_and_mistakes_come_before_torch_is_imported():
     started = time.perf_counter()
-    code = "import sys, generate; sys.argv = ['generate.py']; s = generate.run(generate.main); print(s, 'torch' in sys.modules)"
+    code = (
+        "import sys, generate; sys.argv = ['generate.py']; "
+        "print(generate.run(generate.main), 'torch' in sys.modules)"
+    )
     shown = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout

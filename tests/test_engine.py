@@ -3,6 +3,7 @@ cached or not.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -17,9 +18,9 @@ from transformers.generation import (
 )
 
 from r1ov.engine import decode, generate, prepare
-from r1ov.engine.cache import KVCache
-from r1ov.engine.decode import TextStream, prefill
-from r1ov.engine.plan import banned_ids
+from r1ov.engine.cache import FlatStep, KVCache, prefill, step
+from r1ov.engine.decode import TextStream
+from r1ov.engine.generate import banned_ids
 from r1ov.engine.sampling import (
     SamplingParams,
     draw,
@@ -30,7 +31,6 @@ from r1ov.engine.sampling import (
     row_uniforms,
     sample,
 )
-from r1ov.engine.step import FlatStep, ModuleStep
 from r1ov.errors import UserError
 from r1ov.folder.pretrained import load
 from tests.checkpoint import write_checkpoint
@@ -179,6 +179,11 @@ def test_conversations_encoded_already_give_the_same_answers(trio, greedy):
     assert [row.token_ids for row in done] == [row.token_ids for row in greedy[:4]]
 
 
+def test_no_conversation_is_refused(trio):
+    with pytest.raises(UserError, match="no messages were given"):
+        generate(trio[1], trio[2], [])
+
+
 def test_fewer_rows_than_samples_are_refused(trio):
     with pytest.raises(UserError, match="max_num_seqs is 2"):
         prepare(trio[2], CONVERSATIONS, num_samples=3, max_num_seqs=2)
@@ -190,10 +195,8 @@ def test_logits_with_the_cache_equal_logits_without_for_rows_that_leave_early(tr
     _, model, processor = trio
     batch = processor(CONVERSATIONS[:4])
     lengths = batch["cu_seqlens"].diff().tolist()
-    one_token = FlatStep(model, max(lengths) + 9) if kind == "flat" else ModuleStep(model)
-    cache = KVCache(
-        model.config.text, 8, max(lengths) + 9, torch.float32, torch.device("cpu"), one_token.key_order
-    )
+    cache = KVCache(model.config.text, 8, max(lengths) + 9, torch.float32, torch.device("cpu"))
+    one_token = FlatStep(model, cache) if kind == "flat" else partial(step, model, cache)
     first = prefill(model, batch, cache, 2)[::2]
     torch.testing.assert_close(
         first, model(**batch)[batch["cu_seqlens"][1:].long() - 1], atol=1e-4, rtol=1e-4
@@ -202,17 +205,17 @@ def test_logits_with_the_cache_equal_logits_without_for_rows_that_leave_early(tr
     places = list(range(8))  # two rows a prompt
     texts: list[list[int]] = [[] for _ in places]
     starts = [int(ids.max()) + 1 for ids in batch["position_ids"].split(lengths, dim=1) for _ in range(2)]
-    for step, going in enumerate(([0, 1, 2, 3, 4, 5, 6, 7], [0, 2, 3, 5, 7], [1, 2, 4], [2], [0])):
+    for number, going in enumerate(([0, 1, 2, 3, 4, 5, 6, 7], [0, 2, 3, 5, 7], [1, 2, 4], [2], [0])):
         former = cache.keep(going)
         places = [places[i] for i in former]
-        tokens = [7 * step + 5 * place for place in places]
+        tokens = [7 * number + 5 * place for place in places]
         for place, token in zip(places, tokens, strict=True):
             texts[place].append(token)
-        positions = torch.tensor([starts[place] + step for place in places])
-        logits = one_token(torch.tensor(tokens), positions, cache)
+        positions = torch.tensor([starts[place] + number for place in places])
+        logits = one_token(torch.tensor(tokens), positions)
         for place, row in zip(places, logits, strict=True):
             alone = processor(CONVERSATIONS[place // 2])
-            extra = torch.arange(starts[place], starts[place] + step + 1).expand(3, -1)
+            extra = torch.arange(starts[place], starts[place] + number + 1).expand(3, -1)
             alone["input_ids"] = torch.cat([alone["input_ids"], torch.tensor(texts[place])])
             alone["position_ids"] = torch.cat([alone["position_ids"], extra], dim=1)
             alone["cu_seqlens"] = torch.tensor([0, len(alone["input_ids"])], dtype=torch.int32)

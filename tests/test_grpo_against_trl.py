@@ -192,9 +192,8 @@ def groups_of(batch):
         ids = torch.tensor(batch.prompts[members[0]])
         completions = [
             Completion(
-                text="", thinking=None, answer=None, token_ids=batch.completions[index], logprobs=batch.sampler[index],
+                text="", token_ids=batch.completions[index], logprobs=batch.sampler[index],
                 finish_reason="stop" if batch.completions[index][-1] == STOP else "length", prompt_tokens=len(ids),
-                completion_tokens=len(batch.completions[index]),
             ) for index in members
         ]  # fmt: skip
         rewards = [total_reward(batch.rewards[index], WEIGHTS) for index in members]

@@ -49,7 +49,7 @@ from r1ov.common.processes import World
 from r1ov.data.formats.records import BadRow
 from r1ov.data.pack import Bundle
 from r1ov.data.processor import IGNORED
-from r1ov.engine.plan import stop_ids_of
+from r1ov.engine.generate import stop_ids_of
 from r1ov.train import grpo
 from r1ov.train.grpo import add_logprobs, completion_logprobs
 from r1ov.train.rollout import Group, encode_prompt, sample

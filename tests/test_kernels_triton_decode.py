@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels import decode_attention
-from kernels.decode import decode_attention_shared, decode_bias
+from kernels.decode import decode_attention_shared, decode_attention_torch, decode_bias
 
 triton_decode = pytest.importorskip("kernels.triton.decode", reason="needs triton")
 
@@ -176,7 +176,7 @@ def test_the_bias_of_a_whole_step_gives_the_same_as_none():
     q, k, v, lengths = rows([30, 40], 4, 2, 32)
     k, v = k.nan_to_num(), v.nan_to_num()
     assert torch.equal(
-        decode_attention(q, k, v, lengths, decode_bias(lengths, k), "torch"),
+        decode_attention_torch(q, k, v, decode_bias(lengths, k)),
         decode_attention(q, k, v, lengths, impl="torch"),
     )
 

@@ -1,7 +1,6 @@
-"""Prompts to completions with their log-probs."""
+"""From prompts to completions with their log-probs. The door: `generate`, or `prepare` and then `decode`."""
 
-from r1ov.engine.decode import Completion, Timing, decode
-from r1ov.engine.generate import generate
-from r1ov.engine.plan import Plan, prepare
+from r1ov.engine.decode import Completion, Plan, Timing, decode
+from r1ov.engine.generate import generate, prepare
 
 __all__ = ["Completion", "Plan", "Timing", "decode", "generate", "prepare"]

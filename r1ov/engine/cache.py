@@ -1,227 +1,243 @@
-"""The keys and values of every token so far: written once, read by every later token. The room for them grows
-with the answers.
+"""The language model with a memory: a prompt is prefilled at once, then a step runs one new token a row.
+
+The keys and values of a token are written once and read by every later token of its row.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import attention, decode_attention, decode_bias
+from kernels import attention, decode_attention, default_impl
+from kernels.decode import decode_attention_torch, decode_bias
+from r1ov.data.processor import Batch
 from r1ov.errors import UserError
 from r1ov.model.config import TextConfig
-from r1ov.model.language import Attend
+from r1ov.model.language import ALL, DecoderLayer
+from r1ov.model.model import Qwen2_5_VL
+from r1ov.model.rope import text_angles
 
-# How many columns beyond the longest row a step reads, at first: what depends on their number is made anew
-# only when they are used up.
-_GROWTH = 16
-_ROOM = 64  # for new tokens, at first
-
-
-# What a layer of the flat step calls: (layer, queries, key and value of each group (B*K, G + 2, D)) -> (B*K,
-# G, D).
-AttendGrouped = Callable[[int, Tensor], Tensor]
-
-
-@dataclass
-class _Window:
-    """The part of the cache that a step reads, and where it writes: all that its layers share."""
-
-    columns: int
-    keys: list[Tensor]  # (B, K, columns, D) a layer
-    values: list[Tensor]
-    flat: list[
-        tuple[Tensor, Tensor, Tensor]
-    ]  # of a layer: the same as (B*K, D, columns) and (B*K, columns, D), and all of it (.., D)
-    places: Tensor  # (B*K*2,) where the new keys and values go among all of it
-    bias: Tensor  # (B*K, 1, columns): 0 where a row is filled, the new token included, -inf behind it
-    newest: Tensor  # (B*K,) the new token's places in the bias, flattened
-
-    @classmethod
-    def cut(cls, layers: list[Tensor], lengths: Tensor, columns: int) -> "_Window":
-        """Args: layers: (at least B, K, 2, S, D) each. lengths: (B,) before the new token."""
-        rows, (key_heads, _, capacity, _) = len(lengths), layers[0].shape[1:]
-        keys, values = ([layer[:rows, :, which, :columns] for layer in layers] for which in (0, 1))
-        flat = [
-            (keys[index].flatten(0, 1).mT, values[index].flatten(0, 1), layer.flatten(0, 3))
-            for index, layer in enumerate(layers)
-        ]
-        ends = lengths.repeat_interleave(key_heads)
-        places = torch.arange(2 * len(ends), device=lengths.device) * capacity + ends.repeat_interleave(2)
-        newest = torch.arange(len(ends), device=lengths.device) * columns + ends
-        return cls(columns, keys, values, flat, places, decode_bias(lengths + 1, keys[0]), newest)
-
-    def advance(self) -> None:
-        """One token further in every row."""
-        self.places += 1
-        self.newest += 1
-        self.bias.view(-1).index_fill_(0, self.newest, 0.0)
+ROOM = 64  # for new tokens, at first
+SLACK = 16  # columns, so that views and bias are rebuilt every 16 steps, not every step
+LARGEST_FLAT = 1024  # hidden size up to which copies of the weights are small
 
 
 class KVCache:
-    """Per layer keys and values (B, K, 2, S, D). Row b holds `lengths[b]` tokens from its start; what lies
-    behind is zeros or unread.
+    """One tensor a layer, (rows, 2K, S, D): K heads of keys, then K of values. The first B rows are live.
 
-    A prompt is prefilled once and written into each of its rows (`admit`). Rows whose answer is finished
-    leave (`keep`), so that a step costs what its live rows cost, and others can be admitted in their places.
+    Row b holds `lengths[b]` tokens from its start; behind them are zeros, or tokens that nobody reads. Rows
+    join with their prompts (`admit`) and leave when their answer is finished (`keep`), so that a step costs
+    what its live rows cost. S grows with the answers.
     """
 
     def __init__(
-        self,
-        config: TextConfig,
-        max_rows: int,
-        capacity: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        key_order: Tensor | None = None,
+        self, config: TextConfig, max_rows: int, capacity: int, dtype: torch.dtype, device: torch.device
     ):
-        """
-        Args:
-            max_rows: B is never larger. capacity: S, the most tokens a row may come to hold, prompt included.
-            key_order: (D,) how the numbers of a key are reordered before they are kept; None: not at all.
-        """
-        self.key_order, self.capacity = key_order, capacity
-        self.lengths = torch.zeros(
-            0, dtype=torch.int64, device=device
-        )  # (B,) of the live rows, which are the first
-        self._host_lengths: list[
-            int
-        ] = []  # the same on the host, where reading `lengths` would wait for the device
-        self._window: _Window | None = None
-        self.layers = [
-            torch.zeros(
-                max_rows, config.num_key_value_heads, 2, 0, config.head_dim, dtype=dtype, device=device
-            )
-            for _ in range(config.num_hidden_layers)
-        ]
+        """Args: capacity: the most tokens that a row may hold, prompt included."""
+        self.key_heads, self.capacity = config.num_key_value_heads, capacity
+        empty = torch.zeros(max_rows, 2 * self.key_heads, 0, config.head_dim, dtype=dtype, device=device)
+        self.layers = [empty] * config.num_hidden_layers
+        self.lengths = torch.zeros(0, dtype=torch.int64, device=device)  # (B,)
+        self.longest = 0  # of the lengths, on the host, so that nothing waits for the device
+        self.columns = 0  # how many a step reads; 0: its views are out of date
+        self.key_order: Tensor | slice = ALL  # (D,) how a prompt's keys are reordered before they are kept
 
-    def _reserve(self, columns: int) -> None:
-        """Makes room for so many tokens a row, and for half as many again: most answers are far shorter than
-        they may be.
-        """
-        if columns <= self.layers[0].shape[3]:
-            return
-        columns = min(columns + columns // 2, self.capacity)
-        try:
-            for index, old in enumerate(
-                self.layers
-            ):  # one after another, so that only one layer is there twice
-                # Zeros and not `empty`: a masked position has weight 0, and 0 * NaN is NaN.
-                self.layers[index] = old.new_zeros(*old.shape[:3], columns, old.shape[4])
-                self.layers[index][:, :, :, : old.shape[3]] = old
-        except (
-            RuntimeError
-        ) as error:  # a GPU raises OutOfMemoryError, which is one; the CPU's allocator the plain one
-            if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
-                raise
-            gigabytes = (
-                len(self.layers)
-                * math.prod(old.shape[:3])
-                * columns
-                * old.shape[4]
-                * old.dtype.itemsize
-                / 1e9
-            )
-            raise UserError(
-                f"the cache for {old.shape[0]} rows of {columns:,} tokens takes {gigabytes:.1f} GB, more than is free on {old.device}; "
-                "lower max_new_tokens or num_samples"
-            ) from None
-        self._window = None
-
-    def admit(self, prompt_lengths: list[int], num_samples: int) -> Attend:
-        """Adds `num_samples` rows for each of N prompts behind the live ones.
-
-        Returns: the attention of a prefill over these prompts packed, which also writes each one's keys and
-            values into its rows.
-        """
-        device, live = self.lengths.device, len(self._host_lengths)
-        self._reserve(min(max(prompt_lengths) + _ROOM, self.capacity))
-        lengths = torch.tensor(prompt_lengths)
-        cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).int().to(device)
+    def admit(self, prompt_lengths: list[int], num_samples: int) -> None:
+        """Adds `num_samples` rows for each of N prompts behind the live ones; `write` then fills them."""
+        self.longest, self.columns = max(self.longest, *prompt_lengths), 0
+        self._reserve(min(self.longest + ROOM, self.capacity))
+        device, lengths = self.lengths.device, torch.tensor(prompt_lengths)
         prompt = torch.repeat_interleave(lengths)  # (T,) which prompt each token belongs to
-        columns = torch.cat([torch.arange(length) for length in prompt_lengths]).to(device)
-        rows = (live + prompt * num_samples + torch.arange(num_samples)[:, None]).to(
-            device
-        )  # (num_samples, T)
+        rows = len(self.lengths) + prompt * num_samples + torch.arange(num_samples)[:, None]
+        columns = torch.cat([torch.arange(length) for length in prompt_lengths])
+        self.places = rows.to(device), slice(None), columns.to(device)  # (num_samples, T), all heads, (T,)
         self.lengths = torch.cat((self.lengths, lengths.repeat_interleave(num_samples).to(device)))
-        self._host_lengths = self._host_lengths + [
-            length for length in prompt_lengths for _ in range(num_samples)
-        ]
-        self._window = None
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            kept = k if self.key_order is None else k[..., self.key_order]
-            self.layers[layer][rows, :, :, columns] = torch.stack(
-                (kept, v), dim=2
-            )  # (T, K, 2, D), once for each sample
-            if len(q) == len(
-                prompt_lengths
-            ):  # the last layer, of which the last tokens' states are needed alone
-                return attention(
-                    q, k, v, torch.arange(len(q) + 1, dtype=torch.int32, device=device), True, cu_seqlens
-                )
-            return attention(q, k, v, cu_seqlens, causal=True)
+    def append(self) -> None:
+        """Makes every live row one token longer; `write` then fills the places, and `attend` reads them."""
+        ends, self.lengths, self.longest = self.lengths, self.lengths + 1, self.longest + 1
+        if self.longest > self.columns:
+            self._reserve(self.longest)
+            self.columns = min(self.longest + SLACK, self.layers[0].shape[2])
+            live = [layer[: len(ends), :, : self.columns] for layer in self.layers]
+            self.keys = [layer[:, : self.key_heads] for layer in live]  # (B, K, columns, D)
+            self.values = [layer[:, self.key_heads :] for layer in live]
+            self.rows = torch.arange(len(ends), device=ends.device)
+            has_bias = default_impl(ends.device) == "torch"
+            self.bias = decode_bias(self.lengths, self.keys[0]) if has_bias else None
+        elif self.bias is not None:
+            self.bias[self.rows, 0, 0, ends] = 0
+        self.places = self.rows, slice(None), ends
 
-        return attend
+    def write(self, layer: int, kv: Tensor) -> None:
+        """Keeps the new tokens' keys and values (T, 2K, D), a prompt's in each of its rows."""
+        self.layers[layer][self.places] = kv
 
-    def decode(self) -> Attend:
-        """Opens the next step: the attention of one new token a row, which appends the token's key and value
-        and then reads them all.
-        """
-        window, lengths = self._next(), self.lengths
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            window.flat[layer][2].index_copy_(0, window.places, torch.stack((k, v), dim=2).flatten(0, 2))
-            return decode_attention(q, window.keys[layer], window.values[layer], lengths, window.bias)
-
-        return attend
-
-    def decode_grouped(self) -> AttendGrouped:
-        """The same for the flat step, whose heads stand in groups, with torch's operations alone."""
-        window = self._next()
-        dim = self.layers[0].shape[-1]
-
-        def attend(layer: int, qkv: Tensor) -> Tensor:
-            keys, values, everything = window.flat[layer]
-            everything.index_copy_(0, window.places, qkv[:, -2:].reshape(-1, dim))
-            scores = torch.baddbmm(window.bias, qkv[:, :-2], keys, alpha=dim**-0.5)
-            return torch.bmm(scores.softmax(-1), values)
-
-        return attend
-
-    def _next(self) -> _Window:
-        """The window of the next step, every row one token longer."""
-        longest = max(self._host_lengths)
-        self._reserve(longest + 1)
-        if self._window is None or longest == self._window.columns:
-            self._window = _Window.cut(
-                self.layers, self.lengths, min(longest + _GROWTH, self.layers[0].shape[3])
-            )
-        else:
-            self._window.advance()
-        self._host_lengths = [length + 1 for length in self._host_lengths]
-        self.lengths = self.lengths + 1
-        return self._window
+    def attend(self, layer: int, q: Tensor) -> Tensor:
+        """(B, H, D) the attention of each row's newest token, with queries q (B, H, D)."""
+        keys, values = self.keys[layer], self.values[layer]
+        if self.bias is None:
+            return decode_attention(q, keys, values, self.lengths)
+        return decode_attention_torch(q, keys, values, self.bias)
 
     def keep(self, rows: list[int]) -> list[int]:
-        """Drops all rows but these. Rows from the end fill the holes, so that only they are copied.
+        """Drops all live rows but these. Rows from the end fill the holes, so that only they are copied.
 
         Returns: for each row of now, which row it was before; whatever else is kept by row has to follow it.
         """
-        kept = set(rows)
-        holes = [row for row in range(len(rows)) if row not in kept]
+        holes = sorted(set(range(len(rows))) - set(rows))
         movers = [row for row in rows if row >= len(rows)]
         former = list(range(len(rows)))
         for hole, mover in zip(holes, movers, strict=True):
             former[hole] = mover
         if holes:
-            filled = max(self._host_lengths)
-            for cached in self.layers:
-                cached[holes, :, :, :filled] = cached[movers, :, :, :filled]
+            for layer in self.layers:
+                layer[holes, :, : self.longest] = layer[movers, :, : self.longest]
         self.lengths = self.lengths[former]
-        self._host_lengths = [self._host_lengths[row] for row in former]
-        self._window = None
+        self.longest, self.columns = max(self.lengths.tolist(), default=0), 0
         return former
+
+    def _reserve(self, columns: int) -> None:
+        """Makes room for this many tokens a row and half as many again: most answers are short."""
+        rows, heads, before, dim = self.layers[0].shape
+        if columns <= before:
+            return
+        columns = min(columns + columns // 2, self.capacity)
+        try:
+            for index, layer in enumerate(self.layers):  # in turn, so that only one layer is there twice
+                # With zeros: a masked key has weight 0, and 0 * NaN would be NaN.
+                self.layers[index] = F.pad(layer, (0, 0, 0, columns - before))
+        except RuntimeError as error:  # a GPU raises OutOfMemoryError, which is one; a CPU the plain one
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
+                raise
+            gigabytes = len(self.layers) * rows * heads * columns * dim * layer.dtype.itemsize / 1e9
+            raise UserError(
+                f"the cache for {rows} rows of {columns:,} tokens takes {gigabytes:.1f} GB, "
+                f"more than is free on {layer.device}; lower max_new_tokens or num_samples"
+            ) from None
+
+
+def prefill(model: Qwen2_5_VL, batch: Batch, cache: KVCache, num_samples: int) -> Tensor:
+    """(N * num_samples, V) logits of each row's first new token, for N packed prompts that join the cache.
+
+    Only the last token of a prompt goes through the last layer and the head: a 152-thousand-word row for
+    every prompt token would be the largest tensor here.
+    """
+    cu_seqlens = batch["cu_seqlens"]
+    cache.admit(cu_seqlens.diff().tolist(), num_samples)
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        cache.write(layer, torch.cat((k[..., cache.key_order], v), dim=1))
+        if len(q) == len(k):
+            return attention(q, k, v, cu_seqlens)
+        one_each = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device)
+        return attention(q, k, v, one_each, cu_seqlens_k=cu_seqlens)
+
+    last = cu_seqlens[1:].long() - 1
+    logits = model.logits(model.hidden_states(**batch, attend=attend, only=last))
+    if not logits.isfinite().all():
+        raise UserError(
+            "the model's logits are not finite: its weights are damaged, or its dtype is too narrow"
+        )
+    return logits.repeat_interleave(num_samples, dim=0)
+
+
+# Maps tokens (B,) at positions (B,) to the logits (B, V) of what follows them; its cache grows by them.
+Step = Callable[[Tensor, Tensor], Tensor]
+
+
+def make_step(model: Qwen2_5_VL, cache: KVCache) -> Step:
+    """Returns the faster of two equal steps, for a cache that is still empty."""
+    weight = model.head_weight
+    is_small = weight.shape[1] <= LARGEST_FLAT and weight.dtype == torch.float32
+    is_plain = weight.device.type == "cpu" and default_impl("cpu") == "torch"
+    is_watched = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    if is_small and is_plain and not is_watched:
+        return FlatStep(model, cache)
+    return partial(step, model, cache)
+
+
+def step(model: Qwen2_5_VL, cache: KVCache, tokens: Tensor, positions: Tensor) -> Tensor:
+    """A `Step` through the model's own modules."""
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        cache.write(layer, torch.cat((k, v), dim=1))
+        return cache.attend(layer, q)
+
+    cache.append()
+    x = model.model.embed_tokens(tokens)
+    # A new token has the same position on all three streams.
+    return model.logits(model.model(x, positions.expand(3, -1), attend))
+
+
+class FlatStep:
+    """A `Step` for a small model on a CPU, where calling modules takes longer than the arithmetic.
+
+    The same layers in as few calls as possible, on copies of the weights, made anew for each decoding.
+    Matrices are (in, out), those that share an input are one, and each norm's weight is part of the matrix
+    behind it. The numbers of a query or key are reordered: the pairs that rotary positions turn are
+    neighbours, and a turn is one product of complex numbers. The cache keeps keys in this order.
+    """
+
+    def __init__(self, model: Qwen2_5_VL, cache: KVCache):
+        config = model.config.text
+        dim, self.heads, self.key_heads = (
+            config.head_dim,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+        )
+        cache.key_order = torch.arange(dim).view(2, dim // 2).t().flatten()  # 0, D/2, 1, D/2 + 1, ...
+        self.cache = cache
+        positions = torch.arange(cache.capacity).expand(3, -1)
+        cos, sin = text_angles(positions, dim, config.rope_theta, config.mrope_section)
+        self.turns = torch.complex(cos, sin)[:, None, : dim // 2]  # (positions, 1, D/2)
+        # The mean of squares is a product with (C, 1), and eps is added to it: one call instead of three.
+        self.mean = torch.full((config.hidden_size, 1), 1 / config.hidden_size)
+        self.eps = torch.full((1, 1), config.rms_norm_eps)
+        self.embedding = model.model.embed_tokens.weight
+        self.head = (model.head_weight * model.model.norm.weight).t().contiguous()
+        self.layers = [self._laid_out(layer) for layer in model.model.layers]
+
+    def _laid_out(self, layer: DecoderLayer) -> tuple[Tensor, ...]:
+        """The bias of queries, keys and values, and the four matrices."""
+        attn, mlp, order = layer.self_attn, layer.mlp, self.cache.key_order
+        q, k = (
+            torch.cat((linear.weight, linear.bias[:, None]), dim=1).unflatten(0, (-1, len(order)))[:, order]
+            for linear in (attn.q_proj, attn.k_proj)
+        )  # (H | K, D, C + 1)
+        v = torch.cat((attn.v_proj.weight, attn.v_proj.bias[:, None]), dim=1)
+        qkv = torch.cat((q.flatten(0, 1), k.flatten(0, 1), v))
+        gate_up = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight))
+        matrices = (
+            qkv[:, :-1] * layer.input_layernorm.weight,
+            attn.o_proj.weight,
+            gate_up * layer.post_attention_layernorm.weight,
+            mlp.down_proj.weight,
+        )
+        return qkv[:, -1].contiguous(), *(matrix.t().contiguous() for matrix in matrices)
+
+    def __call__(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        cache, rows = self.cache, len(tokens)
+        cache.append()
+        x = self.embedding.index_select(0, tokens)  # (B, C)
+        turns = self.turns.index_select(0, positions)  # (B, 1, D/2)
+        for index, (bias, qkv_proj, o_proj, gate_up_proj, down_proj) in enumerate(self.layers):
+            qkv = torch.addmm(bias, self._norm(x), qkv_proj).view(rows, self.heads + 2 * self.key_heads, -1)
+            pairs = torch.view_as_complex(qkv.view(rows, -1, turns.shape[2], 2))
+            pairs[:, : -self.key_heads].mul_(turns)  # queries and keys, where they are in `qkv`
+            cache.write(index, qkv[:, self.heads :])
+            x = torch.addmm(x, cache.attend(index, qkv[:, : self.heads]).flatten(1), o_proj)
+            gate, up = (self._norm(x) @ gate_up_proj).chunk(2, dim=-1)
+            x = torch.addmm(x, F.silu(gate).mul_(up), down_proj)
+        return self._norm(x) @ self.head
+
+    def _norm(self, x: Tensor) -> Tensor:
+        return x * torch.addmm(self.eps, x * x, self.mean).rsqrt_()
+
+
+def threads_for(step: Step, rows: int, most: int) -> int:
+    """How many CPU threads a step of this many rows is best given."""
+    # In a small step of few rows, several threads wait for each other longer than they work.
+    return 1 if isinstance(step, FlatStep) and rows < 8 else most

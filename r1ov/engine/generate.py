@@ -1,12 +1,117 @@
-"""`r1ov.generate`: from conversations to completions in one call."""
+"""From conversations to completions: `prepare` settles everything before the first token, `decode` makes the
+tokens, and `r1ov.generate` does both in one call.
+"""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
+from torch import Tensor
+
 from r1ov.data.messages import Messages
-from r1ov.data.processor import Processor
-from r1ov.engine.decode import Completion, decode
-from r1ov.engine.plan import prepare
+from r1ov.data.processor import Encoded, Processor
+from r1ov.engine.decode import Completion, Plan, decode
+from r1ov.engine.sampling import SamplingParams, row_seeds
+from r1ov.errors import UserError
 from r1ov.model.model import Qwen2_5_VL
+
+DEFAULT_MAX_NEW_TOKENS = 2048
+
+
+def prepare(
+    processor: Processor,
+    conversations: Sequence[Messages] | Sequence[Encoded],
+    *,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+    num_samples: int = 1,
+    max_num_seqs: int | None = None,
+    names: Sequence[bytes] | None = None,
+    **sampling: float | None,
+) -> Plan:
+    """Reads the images, tokenises, and settles what was left open.
+
+    Args: as `generate`'s, and
+        conversations: as messages, or already encoded, each ready for a reply.
+        names: tell the prompts apart for their random numbers; None: their ids and images do.
+        max_num_seqs: at most this many rows are decoded at once, which bounds the cache; the others follow as
+            rows finish. vLLM's name.
+    """
+    params = SamplingParams.resolve(processor.generation_config, **sampling)
+    if max_new_tokens is None:
+        max_new_tokens = processor.generation_config.get("max_new_tokens") or DEFAULT_MAX_NEW_TOKENS
+    if max_num_seqs is None:
+        max_num_seqs = max(len(conversations) * num_samples, 1)
+    counts = {"max_new_tokens": max_new_tokens, "num_samples": num_samples, "max_num_seqs": max_num_seqs}
+    for name, value in counts.items():
+        if type(value) is not int or value < 1:
+            raise UserError(f"{name} is {value!r}; it must be an integer, 1 or above")
+    if max_num_seqs < num_samples:
+        raise UserError(
+            f"max_num_seqs is {max_num_seqs}; the {num_samples} samples of a prompt are decoded together, "
+            "so it must be as many"
+        )
+    if not conversations:
+        raise UserError("no messages were given; expected a list of {'role': ..., 'content': ...}")
+    stop_ids = stop_ids_of(processor)
+    prompts = _encoded(processor, conversations)
+    longest, max_positions = max(map(len, prompts)), processor.config.text.max_position_embeddings
+    if longest >= max_positions:
+        has_images = any(prompt.pictures for prompt in prompts)
+        raise UserError(
+            f"a prompt has {longest} tokens, which leaves no room for an answer in the model's "
+            f"{max_positions} positions; shorten the text{' or lower max_pixels' if has_images else ''}"
+        )
+    seeds = None
+    if params.temperature:
+        seeds = row_seeds(names or [_digest(prompt) for prompt in prompts], num_samples, seed)
+    return Plan(
+        prompts=prompts,
+        params=params,
+        num_samples=num_samples,
+        limits=[min(max_new_tokens, max_positions - len(p)) for p in prompts for _ in range(num_samples)],
+        seeds=seeds,
+        max_num_seqs=max_num_seqs,
+        stop_ids=stop_ids,
+        banned=banned_ids(processor),
+    )
+
+
+def _encoded(processor: Processor, conversations: Sequence[Messages] | Sequence[Encoded]) -> list[Encoded]:
+    prompts = []
+    for number, conversation in enumerate(conversations, 1):
+        if not isinstance(conversation, Encoded):
+            name = f"conversation {number}" if len(conversations) > 1 else ""
+            conversation = processor.encode(conversation, add_generation_prompt=True, name=name)
+        prompts.append(processor.with_pixels(conversation))
+    return prompts
+
+
+def _digest(prompt: Encoded) -> bytes:
+    """Tells a prompt from any other: a digest of its ids and its images' patches."""
+    digest = hashlib.blake2b(prompt.input_ids.numpy().tobytes(), digest_size=16)
+    for patches in prompt.pixel_values or ():
+        digest.update(patches.numpy())
+    return digest.digest()
+
+
+def stop_ids_of(processor: Processor) -> frozenset[int]:
+    """The ids that end an answer: generation_config.json's, or config.json's, in Hugging Face's order."""
+    ids = processor.generation_config.get("eos_token_id")
+    ids = processor.config.eos_token_id if ids is None else ids
+    ids = () if ids is None else ids if isinstance(ids, list | tuple) else (ids,)
+    if not all(type(id) is int for id in ids):
+        raise UserError(f"generation_config.json: eos_token_id is {ids!r}, expected integers")
+    return frozenset(ids)
+
+
+def banned_ids(processor: Processor) -> Tensor:
+    """(b,) ids that must not be sampled: placeholders and frames of images and videos, ids of no token."""
+    tokenizer, config, vocab_size = processor.tokenizer, processor.config, processor.config.text.vocab_size
+    unused = [id for id in range(tokenizer.get_vocab_size(), vocab_size) if tokenizer.id_to_token(id) is None]
+    frame = [config.vision_start_token_id, config.vision_end_token_id, config.vision_token_id]
+    placeholders = [*frame, config.image_token_id, config.video_token_id]
+    return torch.tensor(sorted({*unused, *(id for id in placeholders if id < vocab_size)}), dtype=torch.int64)
 
 
 def generate(
@@ -34,12 +139,12 @@ def generate(
         max_new_tokens: None and no such setting in the file: 2048. A row also ends at the model's last
             position.
         temperature: 0 is greedy.
-        num_samples: for each conversation; its pictures are encoded and its prompt prefilled once.
+        num_samples: for each conversation; its images are encoded and its prompt prefilled once.
         stream: called with each new piece of the text, for one conversation and one sample; the pieces add up
             to `text`.
     Raises:
-        UserError: a setting out of its range, a prompt longer than the model's positions, or what the
-            processor finds wrong.
+        UserError: a setting out of its range, a prompt longer than the model's positions, or an error of the
+            processor's.
     """
     is_single = bool(messages) and isinstance(messages[0], Mapping)
     plan = prepare(
@@ -54,7 +159,6 @@ def generate(
         num_samples=num_samples,
     )
     rows, _ = decode(model, processor, plan, stream)
-    entries = (
-        rows if num_samples == 1 else [rows[i : i + num_samples] for i in range(0, len(rows), num_samples)]
-    )
+    groups = [rows[i : i + num_samples] for i in range(0, len(rows), num_samples)]
+    entries = rows if num_samples == 1 else groups
     return entries[0] if is_single else entries

@@ -1,11 +1,13 @@
-"""From a row of logits to its next token: penalty, temperature, top-k, top-p, in Hugging Face's order, and
-the token's log-prob.
+"""From a row of logits to its next token and the token's log-prob.
+
+Penalty, temperature, top-k and top-p come in this order, Hugging Face's.
 """
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -16,9 +18,7 @@ from r1ov.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How a token is chosen. Temperature 0 is greedy: top-k, top-p and the seed then change nothing; the
-    penalty still does.
-    """
+    """How a token is chosen. Temperature 0 is greedy: top-k, top-p and the seed then change nothing."""
 
     temperature: float = 0.0
     top_k: int = 0  # 0 keeps every token
@@ -40,24 +40,24 @@ class SamplingParams:
 
     @classmethod
     def resolve(cls, generation_config: Mapping[str, Any], **given: float | None) -> "SamplingParams":
-        """The settings given, those left at None taken from `generation_config.json`.
+        """The given settings; those left at None come from `generation_config.json`.
 
-        As in Hugging Face, the file's temperature counts only where it says `do_sample: true`; otherwise
+        As in Hugging Face, the file's temperature counts only if the file says `do_sample: true`; otherwise
         decoding is greedy. Unlike there, a file without top_k means no top-k (transformers would use 50, a
         default that nobody wrote down for these models).
         """
-        if not generation_config.get("do_sample"):
-            generation_config = {**generation_config, "temperature": 0.0}
-        elif generation_config.get("temperature") is None:
-            generation_config = {**generation_config, "temperature": 1.0}
-        names = ("temperature", "top_k", "top_p", "repetition_penalty")
-        values = {
-            name: generation_config.get(name) if given.get(name) is None else given[name] for name in names
-        }
-        for name, value in values.items():
+        file = dict(generation_config)
+        if not file.get("do_sample"):
+            file["temperature"] = 0.0
+        elif file.get("temperature") is None:
+            file["temperature"] = 1.0
+        values = {}
+        for field in fields(cls):
+            value = file.get(field.name) if given.get(field.name) is None else given[field.name]
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise UserError(f"{name} is {value!r}, expected a number")
-        return cls(**{name: value for name, value in values.items() if value is not None})
+                raise UserError(f"{field.name} is {value!r}, expected a number")
+            values[field.name] = field.default if value is None else value
+        return cls(**values)
 
 
 def sample(
@@ -72,10 +72,8 @@ def sample(
     Args:
         logits: (B, V), any float dtype; not modified.
         banned: (b,) ids that are never chosen.
-        seen: (B, V) bool, the ids in the row's prompt and output so far; only read where there is a
-            repetition penalty.
-        uniforms: (B,) float64 in [0, 1), each row's own random number; only read where the temperature is
-            above 0.
+        seen: (B, V) bool, the ids in the row's prompt and output so far; None without a repetition penalty.
+        uniforms: (B,) float64 in [0, 1), each row's own random number; None at temperature 0.
     Returns:
         (B,) int64 tokens and (B,) float32 log-probs, in nats.
     """
@@ -97,29 +95,27 @@ def sample(
 
 
 def penalise_repetition(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """(B, V) scores, made less likely by `penalty` where `seen` (B, V): divided when positive, multiplied
-    when negative.
+    """(B, V) scores, those of `seen` ids (B, V) divided by `penalty` when positive, multiplied when negative.
 
-    Source: Keskar et al. 2019 (CTRL) section 4.1; as in transformers, over the distinct ids of the prompt and
-        the output.
+    Source: Keskar et al. 2019 (CTRL) section 4.1; over the distinct ids of prompt and output, as in
+        transformers.
     """
     return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
 def keep_top_k(scores: Tensor, top_k: int) -> Tensor:
-    """(B, V) scores, -inf where below the row's k-th best. Ties with the k-th best all stay, as in
-    transformers.
-    """
+    """(B, V) scores, -inf below the row's k-th best. Ties with the k-th best all stay, as in transformers."""
     kth_best = scores.topk(min(top_k, scores.shape[-1])).values[:, -1:]
     return scores.masked_fill(scores < kth_best, -math.inf)
 
 
 def keep_top_p(scores: Tensor, top_p: float) -> Tensor:
-    """(B, V) scores, -inf outside the smallest set of likeliest tokens whose probability reaches `top_p`; the
-    best always stays.
+    """(B, V) scores, -inf outside the smallest set of likeliest tokens whose probability reaches `top_p`.
+
+    The best token always stays.
 
     Source: Holtzman et al. 2020 section 3.1; the boundary is transformers': from the least likely up, tokens
-    go while their cumulated probability is at most 1 - top_p.
+        go while their cumulative probability is at most 1 - top_p.
     """
     ascending, order = scores.sort(dim=-1)
     removed = ascending.softmax(-1).cumsum(-1) <= 1.0 - top_p
@@ -130,40 +126,34 @@ def keep_top_p(scores: Tensor, top_p: float) -> Tensor:
 def draw(scores: Tensor, uniforms: Tensor) -> Tensor:
     """(B,) tokens drawn from softmax(scores), (B, V), by inverting its cumulative sum at `uniforms` (B,).
 
-    One random number a row, so that a row's draw depends on nothing else in the batch, and drawing costs no
-    more than the softmax.
+    With one random number a row, a draw depends on nothing else in the batch, and drawing costs no more than
+    the softmax.
     """
-    # In float64, because 150 thousand float32 additions would shift the boundaries by more than rare tokens
-    # are wide.
+    # In float64: 150 thousand float32 additions would shift the boundaries by more than rare tokens are wide.
     cumulative = scores.double().softmax(-1).cumsum(-1)
     # The first entry above the threshold, so never a token of probability 0.
     return torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
 
 def row_uniforms(seeds: list[int], count: int) -> Tensor:
-    """(B, count) float64 in [0, 1): each row's random numbers from its own generator, on the CPU and thus the
-    same on every device.
-    """
+    """(B, count) float64 in [0, 1): each row's random numbers, from its own generator on the CPU."""
     rows = [torch.rand(count, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows).double()
 
 
 def row_seeds(prompts: list[bytes], num_samples: int, seed: int) -> list[int]:
-    """One seed a row, `num_samples` rows a prompt, made of the seed, the prompt itself, and which sample of
-    that prompt it is.
+    """One seed a row, `num_samples` rows a prompt, made of the seed, the prompt, and the sample's number.
 
     So a row's samples do not depend on the other prompts, on its place among them, or on the size of the
     batch; and the same prompt given twice gets two different samples, the ones that num_samples=2 gives.
 
-    Args:
-        prompts: what tells the prompts apart: a digest of their ids and pictures.
+    Args: prompts: what tells the prompts apart: a digest of their ids and images, or names.
     """
-    seeds: list[int] = []
-    counts: dict[bytes, int] = {}
+    counts: Counter[bytes] = Counter()
+    seeds = []
     for prompt in prompts:
         for _ in range(num_samples):
-            index = counts.get(prompt, 0)
-            counts[prompt] = index + 1
-            digest = hashlib.blake2b(repr((seed, prompt, index)).encode(), digest_size=8).digest()
+            digest = hashlib.blake2b(repr((seed, prompt, counts[prompt])).encode(), digest_size=8).digest()
             seeds.append(int.from_bytes(digest, "little") >> 1)
+            counts[prompt] += 1
     return seeds

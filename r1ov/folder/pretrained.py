@@ -45,6 +45,13 @@ def build(config: Config) -> Qwen2_5_VL:
         return Qwen2_5_VL(config)
 
 
+def read_model(folder: Path, config: Config, device: torch.device, dtype: torch.dtype) -> Qwen2_5_VL:
+    """The model of a folder whose config is known already, in evaluation mode."""
+    model = build(config)
+    load_weights(model, folder, device, dtype)
+    return model.eval()
+
+
 def load(
     name: str | Path = "r1ov-tiny",
     device: str | torch.device | None = "cpu",
@@ -63,9 +70,7 @@ def load(
     dtype = choose_dtype(dtype, device)
     folder = resolve(name)
     processor = read_processor(folder)
-    model = build(processor.config)
-    load_weights(model, folder, device, dtype)
-    return model.eval(), processor
+    return read_model(folder, processor.config, device, dtype), processor
 
 
 def save(
