@@ -15,7 +15,9 @@ from kernels.dispatch import check_impl
 def decode_attention(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, impl: str | None = None
 ) -> Tensor:
-    """Each row's one query over the first `lengths[b]` keys of its cache row; (B, H, D) in q's dtype. No gradients.
+    """Each row's one query over the first `lengths[b]` keys of its cache row; (B, H, D) in q's dtype.
+
+    It has no gradients.
 
     Args:
         q: (B, H, D). k_cache, v_cache: (B, K, S, D), rows of which only the first lengths[b] (at least 1)
@@ -33,8 +35,9 @@ def decode_attention(
 
 
 def decode_attention_torch(q: Tensor, k_cache: Tensor, v_cache: Tensor, bias: Tensor) -> Tensor:
-    """The definition of `decode_attention`. `bias` (B, 1, 1, S) hides what is not filled: `decode_bias(lengths,
-    k_cache)`, which a caller with many layers makes once a step.
+    """The definition of `decode_attention`.
+
+    Args: bias: (B, 1, 1, S), `decode_bias(lengths, k_cache)`; a caller with many layers makes it once a step.
     """
     grouped = q.unflatten(
         1, (k_cache.shape[1], -1)
