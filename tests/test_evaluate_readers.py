@@ -419,6 +419,27 @@ def test_generic_json_lines(tmp_path):
     assert outside.precision == 1
 
 
+def test_rows_of_training_data_are_questions_as_training_reads_them(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(4))
+    asked = [{"role": "user", "content": "<image>How many?"}]
+    rows = [
+        {"problem": "How many?", "solution": "<answer>7</answer>", "image_path": "a.png", "level": "easy"},
+        {"messages": asked, "solution": "7", "images": ["a.png"]},
+        {"prompt": json.dumps(asked), "reward_model": {"ground_truth": "7"}, "images": ["a.png"]},
+        {"query": "How many?", "options": ["6", "7"], "label": "7", "img": "a.png"},
+    ]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    items = load_items(str(tmp_path / "mine.jsonl"))
+    assert [(shade(item), item.question) for item in items[:3]] == [(4, "How many?")] * 3
+    assert items[0].tags == {"level": "easy"}
+    assert all(right(item, "7") and not right(item, "6") for item in items[:3])
+    assert items[3].question == "How many?\n(A) 6\n(B) 7"
+    assert right(items[3], "B")
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"messages": [*asked, *asked], "solution": "7"}))
+    with pytest.raises(UserError, match=r"row 1: .*several messages|row 1: the number of pictures"):
+        load_items(str(tmp_path / "mine.jsonl"))
+
+
 def test_counts_are_checked_against_the_known_ones(tmp_path, capsys):
     parquet(tmp_path / "test-00000-of-00001.parquet", [mathvision(1, "7")])
     load_items("mathvision", str(tmp_path))

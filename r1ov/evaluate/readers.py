@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from r1ov.data.formats.choices import LETTERS, lettered, listed, with_options, written
+from r1ov.data.formats.layouts import read_row
 from r1ov.errors import UserError
 from r1ov.evaluate.files import Pictures, Row
 from r1ov.evaluate.item import Item
@@ -175,8 +176,10 @@ def generic(row: Row) -> Fields:
 
     Columns: index or id, question, answer; optional: hint, A ... Z or choices, kind, precision, unit, group;
     image (base64, a path, a list of them, or the index of the row that has it), images or image_path. Every
-    other column becomes a tag.
+    other column becomes a tag. A row without these columns is read as training reads it.
     """
+    if not {"question", "answer"} <= row.keys():
+        return _as_in_training(row)
     kind, precision = row.get("kind") or None, text(row.get("precision")).strip().removesuffix(".0")
     if kind not in (None, *KINDS):
         raise UserError(f"kind is {kind!r}, must be one of {', '.join(KINDS)}")
@@ -198,6 +201,24 @@ def generic(row: Row) -> Fields:
         "group": text(row.get("group")) or None,
         "tags": tags(row, [name for name in row if name not in _KNOWN]),
         "sources": _sources(row),
+    }
+
+
+def _as_in_training(row: Row) -> Fields:
+    """One question, its images in front."""
+    record = read_row(row)
+    if len(record.prompt) > 1:
+        raise UserError("a conversation of several messages; expected one question")
+    content = record.prompt[0]["content"]
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    return {
+        "id": record.id or "",
+        "question": "".join(part["text"] for part in parts if part["type"] == "text"),
+        "answer": record.solution or row["answer"],
+        "kind": record.kind,
+        "options": (),
+        "tags": tags(row, record.unread),
+        "sources": record.images,
     }
 
 

@@ -1,6 +1,6 @@
 """Other people's data files. The door is `mixture.open_data(names)`: records without end, by number.
 
-From the inside out: `layouts` reads a row into a record, with `columns`, `choices`, `pictures`; `rows` reads a
-file, `files` finds it, `reader` joins several, `mixture` mixes and shuffles them, `tally` keeps account;
+From the inside out: `layouts` reads a row into a record, with `columns`, `choices`, `pictures`; `rows` reads
+files, `files` finds them, `reader` joins them, `mixture` mixes and shuffles, `tally` keeps account;
 `onevision` cleans R1-Onevision's replies.
 """

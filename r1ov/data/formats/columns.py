@@ -78,20 +78,22 @@ class Columns(dict[str, Any]):
 
         Of several columns the one is read that holds the images themselves; see `rest` for the others.
         """
-        found = {
-            name: list(value.values()) if is_marked(value) else value if isinstance(value, list) else [value]
-            for name, value in self.items()
-            if value
-            and (name in ("images", "image") or ((name in _FILE or _IMAGE.search(name)) and is_image(value)))
-        }
+        found = {}
+        for name, value in self.items():
+            if isinstance(value, Mapping) and not {"bytes", "path"} & value.keys():
+                value = list(value.values())  # by their marks: {"<image_00>": path}
+            is_named = name in ("images", "image") or (
+                is_image(value) and (name in _FILE or _IMAGE.search(name))
+            )
+            if value and is_named:
+                found[name] = value if isinstance(value, list) else [value]
         series = sorted((int(match[0]), name) for name in found if (match := re.search(r"\d+$", name)))
         if series:
             stem = series[0][1].rstrip("0123456789")
             names = [name for _, name in series if name.rstrip("0123456789") == stem]
         else:
-            names = sorted(found, key=lambda name: (is_place(found[name]), name not in ("images", "image")))[
-                :1
-            ]
+            by_form = sorted(found, key=lambda name: (is_place(found[name]), name not in ("images", "image")))
+            names = by_form[:1]
         return [image for name in names if self.pop(name) for image in found[name]]
 
     def rest(self, text: str = "", images: Sequence[Any] = ()) -> tuple[str, ...]:
@@ -121,16 +123,6 @@ def is_image(value: Any) -> bool:
     if isinstance(value, list):
         return bool(value) and all(map(is_image, value))
     return isinstance(value, bytes | Image.Image) or (isinstance(value, Mapping) and "bytes" in value)
-
-
-def are_same(image: Any, other: Any) -> bool:
-    """Whether two columns may show one image: in two forms, or as files of one name."""
-    return is_place(image) != is_place(other) or str(image).split("/")[-1] == str(other).split("/")[-1]
-
-
-def is_marked(value: Any) -> bool:
-    """Whether it is an object of images by their marks, as {"<image_00>": path}."""
-    return isinstance(value, Mapping) and not {"bytes", "path"} & value.keys()
 
 
 def is_place(value: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from r1ov.common.text import split_reply
 from r1ov.data.formats.choices import gold_letter, lettered, take_options, with_options
-from r1ov.data.formats.columns import Columns, are_same
+from r1ov.data.formats.columns import Columns, is_place
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.messages import read_part
 from r1ov.errors import UserError
@@ -92,11 +92,8 @@ def _layout(columns: Columns) -> str:
     turns = columns.get("conversations")
     turns = [turn for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
     speakers = [turn.get("from") for turn in turns if "image" in columns or "accu_reward_method" in columns]
-    for name, needed in LAYOUTS.items():
-        speaker = SPEAKERS.get(name)
-        if all(column in columns for column in needed) and (speaker is None or speaker in speakers):
-            return name
-    raise AssertionError("the last layout fits any row")
+    fits = [name for name, needed in LAYOUTS.items() if all(column in columns for column in needed)]
+    return next(name for name in fits if SPEAKERS.get(name) in (None, *speakers))
 
 
 def _dialogue(columns: Columns, unread: list[str]) -> list[Turn]:
@@ -107,12 +104,10 @@ def _dialogue(columns: Columns, unread: list[str]) -> list[Turn]:
     else:
         turns = []
         history = columns.take("history") or []
-        if not isinstance(history, list) or not all(
-            isinstance(pair, list) and len(pair) == 2 for pair in history
-        ):
-            raise BadRow("history is not a list of [question, reply]", reprlib.repr(history))
-        for question, reply in history:
-            turns += [("user", _parts(question), True), ("assistant", _parts(reply), True)]
+        for pair in history if isinstance(history, list) else [history]:
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise BadRow("history is not a list of [question, reply]", reprlib.repr(history))
+            turns += [("user", _parts(pair[0]), True), ("assistant", _parts(pair[1]), True)]
         asked = [columns.text(meaning) for meaning in ("hint", "question", "input")]
         turns.append(("user", _parts("\n".join(text for text in asked if text)), True))
     if (reply := columns.take("reply")) is not None:
@@ -238,8 +233,10 @@ def _messages(turns: Sequence[Turn], images: Sequence[Any]) -> list[dict[str, An
     if places != len(images) or (numbers and numbers[-1] - numbers[0] >= places):
         counts = f"{len(images)} pictures, {places} places"
         raise BadRow("the number of pictures differs from that of their places", counts)
-    if mode == "inside" and not all(map(are_same, slots, images)):
-        raise BadRow("the messages show other pictures than the row's column", reprlib.repr(images))
+    for own, repeated in zip(slots, images, strict=False) if mode == "inside" else ():
+        # In two forms, or two files of one name.
+        if is_place(own) == is_place(repeated) and str(own).split("/")[-1] != str(repeated).split("/")[-1]:
+            raise BadRow("the messages show other pictures than the row's column", reprlib.repr(images))
 
     left, numbered = iter(images), dict(zip(numbers, images, strict=False))
     messages = []

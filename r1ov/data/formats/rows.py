@@ -44,7 +44,7 @@ def open_rows(path: Path) -> Rows:
         if head.startswith(b"PAR1") or suffix == ".parquet":
             rows = Parquet(path)
         elif text.startswith("[") and suffix != ".jsonl":  # a list as the first of many lines is one bad row
-            rows = JsonArray(path, encoding)
+            rows = JsonArray(_parse_list(path, encoding))
         else:
             rows = JsonLines(path, encoding)
     except OSError as error:
@@ -61,6 +61,13 @@ def _parse_json(text: str) -> Any:
         raise ValueError(f"{constant} is not JSON")
 
     return json.loads(text.removeprefix("\ufeff"), parse_constant=refuse)
+
+
+def _parse_list(path: Path, encoding: str) -> list[Any]:
+    try:
+        return _parse_json(path.read_bytes().decode(encoding))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({one_line(str(error))})") from error
 
 
 class JsonLines:
@@ -109,31 +116,20 @@ class JsonLines:
             except (ValueError, RecursionError):
                 return  # a bad row
             if "\n" in text[:end]:
-                name = next(
-                    (name for name in first if isinstance(first, dict) and isinstance(first[name], list)),
-                    None,
-                )
-                is_whole = not text[end:].strip()  # one object that holds the rows
-                rows = ".[]" if isinstance(first, list) else f".{name}[]" if name and is_whole else "."
-                command = f"jq -c '{rows}' {self.path.name}"
+                inside = ".[]" if isinstance(first, list) else "."
+                lists = [f".{name}[]" for name in first if inside == "." and isinstance(first[name], list)]
+                if lists and not text[end:].strip():  # one object that holds the rows
+                    inside = lists[0]
+                command = f"jq -c '{inside}' {self.path.name}"
                 raise UserError(f"{self.path}: not a row a line; `{command}` writes it so") from None
 
 
-class JsonArray:
+class JsonArray(list):
     """One list of rows, which is read whole."""
 
-    def __init__(self, path: Path, encoding: str):
-        try:
-            self._rows = _parse_json(path.read_bytes().decode(encoding))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not valid JSON ({one_line(str(error))})") from error
-        self.group_sizes = [1] * len(self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, number: int) -> Any:
-        return self._rows[number]
+    @property
+    def group_sizes(self) -> list[int]:
+        return [1] * len(self)
 
 
 class Parquet:
