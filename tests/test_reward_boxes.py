@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import pytest
 
+from r1ov.errors import UserError
 from r1ov.reward import Rules, score_answer
 from r1ov.reward.rules.boxes import Frame, Labelled, iou, match_score, read_box, read_boxes, resized
 
@@ -62,9 +63,10 @@ def test_a_targets_boxes_are_written_in_whole_pixels_of_the_image_that_the_model
         "<|box_start|>(100,100),(200,300)<|box_end|>": "<|box_start|>(50,50),(101,151)<|box_end|>",
         "(0.1, 0.2, 0.2, 0.6)": "(50, 50, 101, 151)",
         "100 cats and [1, 2, 3]": "100 cats and [1, 2, 3]",
-        "[100, 200, 200, 600]": "[100, 200, 200, 600]",  # outside of its image
     }
     assert {text: resized(text, frame) for text in texts} == texts
+    with pytest.raises(UserError, match="outside its image of 1000 x 500; give its box_unit"):
+        resized("[100, 200, 200, 600]", frame)
 
 
 def test_only_one_proper_box_is_an_answer():

@@ -5,15 +5,17 @@ being the same for any number of ranks. So a run goes on from any step, on any n
 workers that prepare steps need no state.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from r1ov.common.text import one_line
 from r1ov.data.formats.records import BadRow, Record
+from r1ov.data.messages import Messages
 from r1ov.data.pack import grids_of, needed_blank, num_trained, pack, sequence_cost
 from r1ov.data.processor import Batch, Encoded, Processor
 from r1ov.errors import UserError
+from r1ov.reward.rules.boxes import Frame, is_marked, resized
 
 
 class Source(Protocol):
@@ -100,6 +102,9 @@ class Steps:
             raise item
         try:
             encoded = self.processor.encode(item.messages, return_labels=True)
+            messages = with_boxes_resized(item, self.processor.image_sizes(encoded))
+            if messages != item.messages:
+                encoded = self.processor.encode(messages, return_labels=True)
         except UserError as error:
             raise _bad(item.where, error) from error
         if len(encoded) > self.max_length:
@@ -110,6 +115,19 @@ class Steps:
                 raise UserError(f"{line}; raise the limit, lower max_pixels, or let such rows be dropped")
             raise BadRow(f"the row has more than {self.max_length:,} tokens", line, dropped=True)
         return encoded
+
+
+def with_boxes_resized(record: Record, sizes: Sequence[tuple[int, int]]) -> Messages:
+    """The messages, with the boxes of the replies measured as the model measures its own.
+
+    Args: sizes: as `Processor.image_sizes`.
+    """
+    messages = list(record.messages)
+    for place, message in enumerate(messages if sizes else ()):
+        text = message["content"]
+        if message["role"] == "assistant" and (record.kind in ("bbox", "boxes") or is_marked(text)):
+            messages[place] = {**message, "content": resized(text, Frame(*sizes, record.box_unit))}
+    return messages
 
 
 def _bad(where: str, error: UserError) -> BadRow:

@@ -136,17 +136,12 @@ def answer(
         for sample in range(asking.num_samples):
             keep(item, replace(row, sample=sample))
 
-    patch_size = processor.image_processor.patch_size
-
     def decode_all(prompts: Sequence[tuple[Item, Encoded]]) -> None:
         started = time.perf_counter()
 
         def on_done(number: int, completion: Completion) -> None:
             item, encoded = prompts[number // asking.num_samples]
-            resized = None
-            if encoded.pictures:
-                _, height, width = encoded.image_grid_thw[0].tolist()
-                resized = [width * patch_size, height * patch_size]
+            sizes = processor.image_sizes(encoded)
             row = Prediction(
                 id=item.id,
                 text=completion.text,
@@ -156,7 +151,7 @@ def answer(
                 seconds=round(time.perf_counter() - started, 3),
                 prompt_hash=prompt_hash(messages_of(item, asking.prompt, asking.system)),
                 seed=asking.seed,
-                resized=resized,
+                resized=list(sizes[1]) if sizes else None,
             )
             keep(item, row)
 

@@ -10,6 +10,7 @@ _HOMES = {
     "r1ov.reward.format": ("format_reward",),
     "r1ov.reward.accuracy": ("KINDS", "Grade", "accuracy_reward", "grade", "score_answer"),
     "r1ov.reward.combine": ("soft_overlong", "total_reward"),
+    "r1ov.reward.rules.boxes": ("BOX_UNITS", "Frame"),
     "r1ov.reward.rules.numbers": ("Rules",),
 }
 

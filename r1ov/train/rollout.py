@@ -17,7 +17,7 @@ from r1ov.data.steps import Source
 from r1ov.engine import Completion, decode, prepare
 from r1ov.errors import UserError
 from r1ov.model.model import Qwen2_5_VL
-from r1ov.reward import Rules, format_reward, grade, soft_overlong, total_reward
+from r1ov.reward import Frame, Rules, format_reward, grade, soft_overlong, total_reward
 from r1ov.reward.rules.check import Gold
 from r1ov.reward.rules.workers import UserReward, math_verify_or_none
 from r1ov.train.loss import MIN_STD, mean_and_std
@@ -36,6 +36,7 @@ class Group:
     # Of each completion by name; None: does not apply.
     scores: Sequence[Mapping[str, float | None]] = ()
     rewards: Tensor | None = None  # (G,) float64; NaN: unscored, left out of the group's mean and std
+    frame: Frame | None = None  # where boxes are measured
 
     @property
     def has_spread(self) -> bool:
@@ -85,18 +86,18 @@ class Scorer:
 
     def __call__(self, group: Group) -> Group:
         """The group with scores and rewards."""
-        scores = [self._scores(group.record, completion) for completion in group.completions]
+        scores = [self._scores(group.record, completion, group.frame) for completion in group.completions]
         rewards = [self._total(own) for own in scores]
         return replace(group, scores=scores, rewards=torch.tensor(rewards, dtype=torch.float64))
 
-    def _scores(self, record: Record, completion: Completion) -> dict[str, float | None]:
+    def _scores(self, record: Record, completion: Completion, frame: Frame | None) -> dict[str, float | None]:
         config, scores = self.config, {}
         finished = completion.finish_reason == "stop"
         for name in config.reward_funcs:
             if name == "accuracy":
                 gold = record.solution or ""
                 scores[name] = grade(
-                    completion.text, gold, record.kind, self.rules, self.verify, finished
+                    completion.text, gold, record.kind, self.rules, self.verify, finished, frame
                 ).score
             else:
                 scores[name] = format_reward(completion.text, "soft" if name == "soft_format" else "strict")
@@ -166,7 +167,9 @@ def next_prompts(run: Run, source: Source, tally: Tally, count: int) -> list[Gro
             if isinstance(item, BadRow):
                 raise item
             prompt = encode_prompt(run.processor, item, limit)
-            prompts.append(Group(number=number, record=item, prompt=prompt))
+            sizes = run.processor.image_sizes(prompt)
+            frame = Frame(*sizes, item.box_unit) if sizes else None
+            prompts.append(Group(number=number, record=item, prompt=prompt, frame=frame))
             items.append(replace(item, messages=[]))
         except BadRow as error:
             items.append(error)

@@ -13,7 +13,7 @@ from r1ov.data.formats.columns import Columns, is_place
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.messages import read_part
 from r1ov.errors import UserError
-from r1ov.reward import KINDS
+from r1ov.reward import BOX_UNITS, KINDS
 
 Turn = tuple[str, list[dict[str, Any]], bool]  # role, parts (an image's may lack its source), is it trained?
 
@@ -55,6 +55,7 @@ def read_row(row: Any, where: str = "") -> Record:
     images = columns.images()
     label = columns.one_of(*(name for name in ("id", "index") if isinstance(columns.get(name), str | int)))
     kind = columns.one_of(*(name for name in ("kind", "accu_reward_method") if columns.get(name) in KINDS))
+    box_unit = columns.one_of(*(name for name in ("box_unit",) if columns.get(name) in BOX_UNITS))
     # A label beside a conversation may be anything.
     answers = ("answer",) if columns.has("conversation", "prompt") else ("answer", "label")
     unread: list[str] = []
@@ -74,6 +75,7 @@ def read_row(row: Any, where: str = "") -> Record:
         messages=messages,
         solution=gold,
         kind=kind,
+        box_unit=box_unit,
         id=None if label is None else str(label),
         format=layout,
         where=where,

@@ -34,6 +34,7 @@ class Record:
     messages: Messages  # as the processor takes them; the assistant's reply, where there is one, is the last
     solution: str | None = None  # the gold answer alone, without tags
     kind: str | None = None  # how the answer is compared, where the row says so
+    box_unit: str | None = None  # what its boxes are measured in, where the row says so: `boxes.Frame`
     id: str | None = None
     format: str
     where: str = ""  # file and row, for people

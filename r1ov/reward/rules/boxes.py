@@ -7,17 +7,19 @@ from fractions import Fraction
 from itertools import cycle
 from typing import Literal, NamedTuple, get_args
 
+from r1ov.errors import UserError
 from r1ov.reward.rules.reading import plain
 
 Box = tuple[Fraction, Fraction, Fraction, Fraction]
 Unit = Literal["original", "resized", "unit", "per-mille"]
-UNITS = get_args(Unit)
+BOX_UNITS = get_args(Unit)
 MAX_BOXES = 50
 OUTSIDE = 1.05  # times its image's side: a box that ends beyond is not measured in it
 _NUMBER = r"[-+]?\d{1,9}(?:\.\d{0,20})?"
 _PAIR = rf"[\[(]\s*{_NUMBER}\s*,\s*{_NUMBER}\s*[\])]"
 _PAIRS = re.compile(rf"{_PAIR}(?:\s*,?\s*{_PAIR})+")
 _FOUR = re.compile(rf"[\[(]\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*[\])]")
+_PLACES = re.compile(f"{_PAIRS.pattern}|{_FOUR.pattern}")
 _BARE = re.compile(rf"\A{_NUMBER}(?:[\s,]\s*{_NUMBER}){{3}}\Z")
 _TOKENS = re.compile(r"<\|box_(?:start|end)\|>|</?box>")
 _LABEL = re.compile(r"""["']label["']\s*:\s*["']([^"']*)["']""")
@@ -111,19 +113,26 @@ def scaled(box: Box, scale: tuple[Fraction, Fraction]) -> Box:
 
 
 def resized(text: str, frame: Frame) -> str:
-    """Returns a target's text with its boxes in whole pixels of the image that the model sees."""
-    boxes = read_boxes(text)
-    scale = frame.scale(boxes) if boxes else None
+    """Returns a target's text with its boxes in whole pixels of the image that the model sees.
+
+    Raises: UserError if one lies outside its image.
+    """
+    found = [tuple(map(float, re.findall(_NUMBER, match[0]))) for match in _PLACES.finditer(text)]
+    boxes = [Labelled(numbers, None) for numbers in found if len(numbers) == 4]
+    scale = frame.scale(boxes) if boxes else (1, 1)
     if not scale:
-        return text
+        size = " x ".join(map(str, frame.original))
+        raise UserError(
+            f"a box lies outside its image of {size}; give its box_unit, one of {', '.join(BOX_UNITS)}"
+        )
     factors = cycle(scale)
 
     def moved(match: re.Match) -> str:
-        return re.sub(
-            _NUMBER, lambda number: str(round(Fraction(number[0].rstrip(".")) * next(factors))), match[0]
-        )
+        if len(re.findall(_NUMBER, match[0])) != 4:
+            return match[0]
+        return re.sub(_NUMBER, lambda number: str(round(float(number[0]) * next(factors))), match[0])
 
-    return re.sub(f"{_PAIRS.pattern}|{_FOUR.pattern}", moved, text)
+    return _PLACES.sub(moved, text)
 
 
 def iou(a: Sequence[Fraction | float], b: Sequence[Fraction | float]) -> float:
