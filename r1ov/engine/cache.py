@@ -15,7 +15,7 @@ from kernels.decode import decode_attention_torch, decode_bias
 from r1ov.data.processor import Batch
 from r1ov.errors import UserError
 from r1ov.model.config import TextConfig
-from r1ov.model.language import ALL, DecoderLayer
+from r1ov.model.language import ALL
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.rope import text_angles
 
@@ -183,13 +183,11 @@ class FlatStep:
 
     def __init__(self, model: Qwen2_5_VL, cache: KVCache):
         config = model.config.text
-        dim, self.heads, self.key_heads = (
-            config.head_dim,
-            config.num_attention_heads,
-            config.num_key_value_heads,
-        )
+        dim, self.key_heads = config.head_dim, config.num_key_value_heads
+        self.cache, self.heads = cache, config.num_attention_heads
         cache.key_order = torch.arange(dim).view(2, dim // 2).t().flatten()  # 0, D/2, 1, D/2 + 1, ...
-        self.cache = cache
+        rows = torch.arange((self.heads + 2 * self.key_heads) * dim).view(-1, dim)  # of queries, keys, values
+        rows[: -self.key_heads] = rows[: -self.key_heads, cache.key_order]
         positions = torch.arange(cache.capacity).expand(3, -1)
         cos, sin = text_angles(positions, dim, config.rope_theta, config.mrope_section)
         self.turns = torch.complex(cos, sin)[:, None, : dim // 2]  # (positions, 1, D/2)
@@ -198,25 +196,19 @@ class FlatStep:
         self.eps = torch.full((1, 1), config.rms_norm_eps)
         self.embedding = model.model.embed_tokens.weight
         self.head = (model.head_weight * model.model.norm.weight).t().contiguous()
-        self.layers = [self._laid_out(layer) for layer in model.model.layers]
-
-    def _laid_out(self, layer: DecoderLayer) -> tuple[Tensor, ...]:
-        """The bias of queries, keys and values, and the four matrices."""
-        attn, mlp, order = layer.self_attn, layer.mlp, self.cache.key_order
-        q, k = (
-            torch.cat((linear.weight, linear.bias[:, None]), dim=1).unflatten(0, (-1, len(order)))[:, order]
-            for linear in (attn.q_proj, attn.k_proj)
-        )  # (H | K, D, C + 1)
-        v = torch.cat((attn.v_proj.weight, attn.v_proj.bias[:, None]), dim=1)
-        qkv = torch.cat((q.flatten(0, 1), k.flatten(0, 1), v))
-        gate_up = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight))
-        matrices = (
-            qkv[:, :-1] * layer.input_layernorm.weight,
-            attn.o_proj.weight,
-            gate_up * layer.post_attention_layernorm.weight,
-            mlp.down_proj.weight,
-        )
-        return qkv[:, -1].contiguous(), *(matrix.t().contiguous() for matrix in matrices)
+        self.layers = []
+        for layer in model.model.layers:
+            attn, mlp = layer.self_attn, layer.mlp
+            qkv = (attn.q_proj, attn.k_proj, attn.v_proj)
+            bias = torch.cat([linear.bias for linear in qkv])[rows.flatten()]
+            gate_up = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight))
+            matrices = (
+                torch.cat([linear.weight for linear in qkv])[rows.flatten()] * layer.input_layernorm.weight,
+                attn.o_proj.weight,
+                gate_up * layer.post_attention_layernorm.weight,
+                mlp.down_proj.weight,
+            )
+            self.layers.append((bias, *(matrix.t().contiguous() for matrix in matrices)))
 
     def __call__(self, tokens: Tensor, positions: Tensor) -> Tensor:
         cache, rows = self.cache, len(tokens)
@@ -235,9 +227,3 @@ class FlatStep:
 
     def _norm(self, x: Tensor) -> Tensor:
         return x * torch.addmm(self.eps, x * x, self.mean).rsqrt_()
-
-
-def threads_for(step: Step, rows: int, most: int) -> int:
-    """How many CPU threads a step of this many rows is best given."""
-    # In a small step of few rows, several threads wait for each other longer than they work.
-    return 1 if isinstance(step, FlatStep) and rows < 8 else most

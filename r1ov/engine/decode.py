@@ -5,8 +5,7 @@ it runs: a finished row leaves at once, and waiting prompts take the places of t
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from r1ov.common.text import split_reply
 from r1ov.data.processor import Encoded, Processor
-from r1ov.engine.cache import KVCache, make_step, prefill, threads_for
+from r1ov.engine.cache import FlatStep, KVCache, make_step, prefill
 from r1ov.engine.sampling import SamplingParams, row_uniforms, sample
 from r1ov.errors import UserError
 from r1ov.model.model import Qwen2_5_VL
@@ -92,6 +91,7 @@ class Row:
     limit: int  # of new tokens
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    text_ids: list[int] = field(default_factory=list)  # the tokens without the stop id
     finish_reason: str = ""
 
     def append(self, token_id: int, logprob: float, stop_ids: frozenset[int]) -> None:
@@ -99,16 +99,14 @@ class Row:
         self.logprobs.append(logprob)
         if token_id in stop_ids:
             self.finish_reason = "stop"
-        elif len(self.token_ids) == self.limit:
+            return
+        self.text_ids.append(token_id)
+        if len(self.token_ids) == self.limit:
             self.finish_reason = "length"
-
-    def text_ids(self) -> list[int]:
-        """The tokens without the stop id."""
-        return self.token_ids[:-1] if self.finish_reason == "stop" else self.token_ids
 
     def completion(self, processor: Processor) -> Completion:
         return Completion(
-            text=processor.decode(self.text_ids()),
+            text=processor.decode(self.text_ids),
             token_ids=self.token_ids,
             logprobs=self.logprobs,
             finish_reason=self.finish_reason,
@@ -151,17 +149,7 @@ def admitted(waiting: Sequence[Row], live: int, plan: Plan) -> int:
     return count if is_worth_while else 0
 
 
-@contextmanager
-def _threads_restored() -> Iterator[None]:
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 @torch.inference_mode()
-@_threads_restored()
 def decode(
     model: Qwen2_5_VL,
     processor: Processor,
@@ -197,39 +185,46 @@ def decode(
         seen=None if params.repetition_penalty == 1.0 else logits.bool(),
     )
     all_threads = torch.get_num_threads()
-    while live.rows or waiting:
-        if count := admitted(waiting, len(live.rows), plan):
-            since = time.perf_counter()
-            rows, waiting = waiting[:count], waiting[count:]
-            batch = processor.pack([row.prompt for row in rows[::samples]]).to(device)
-            torch.set_num_threads(all_threads)
-            live.admit(rows, prefill(model, batch, cache, samples))
-            prefill_seconds += time.perf_counter() - since
+    try:
+        while live.rows or waiting:
+            if count := admitted(waiting, len(live.rows), plan):
+                since = time.perf_counter()
+                rows, waiting = waiting[:count], waiting[count:]
+                batch = processor.pack([row.prompt for row in rows[::samples]]).to(device)
+                torch.set_num_threads(all_threads)
+                live.admit(rows, prefill(model, batch, cache, samples))
+                prefill_seconds += time.perf_counter() - since
 
-        random = None
-        if uniforms is not None:
-            random = uniforms[[row.number for row in live.rows], [len(row.token_ids) for row in live.rows]]
-        tokens, logprobs = sample(live.logits, params, banned, live.seen, random)
-        if live.seen is not None:
-            live.seen.scatter_(1, tokens[:, None], True)
-        # The one place in a step where the host waits for the device.
-        for row, token, logprob in zip(live.rows, tokens.tolist(), logprobs.tolist(), strict=True):
-            row.append(token, logprob, plan.stop_ids)
-            if text:
-                text.update(row.text_ids(), is_finished=bool(row.finish_reason))
-            if row.finish_reason:
-                done[row.number] = row.completion(processor)
-                if on_done:
-                    on_done(row.number, done[row.number])
+            random = None
+            if uniforms is not None:
+                random = uniforms[
+                    [row.number for row in live.rows], [len(row.token_ids) for row in live.rows]
+                ]
+            tokens, logprobs = sample(live.logits, params, banned, live.seen, random)
+            if live.seen is not None:
+                live.seen.scatter_(1, tokens[:, None], True)
+            # The one place in a step where the host waits for the device.
+            for row, token, logprob in zip(live.rows, tokens.tolist(), logprobs.tolist(), strict=True):
+                row.append(token, logprob, plan.stop_ids)
+                if text:
+                    text.update(row.text_ids, is_finished=bool(row.finish_reason))
+                if row.finish_reason:
+                    done[row.number] = row.completion(processor)
+                    if on_done:
+                        on_done(row.number, done[row.number])
 
-        going = [place for place, row in enumerate(live.rows) if not row.finish_reason]
-        if len(going) < len(live.rows):
-            former = cache.keep(going)
-            live.keep(former)
-            tokens = tokens[former]
-        torch.set_num_threads(threads_for(step, len(going), all_threads))
-        live.logits = step(tokens, live.positions) if going else logits
-        live.positions = live.positions + 1
+            going = [place for place, row in enumerate(live.rows) if not row.finish_reason]
+            if len(going) < len(live.rows):
+                former = cache.keep(going)
+                live.keep(former)
+                tokens = tokens[former]
+            # In a small step of few rows, several threads wait for each other longer than they work.
+            is_short = isinstance(step, FlatStep) and len(going) < 8
+            torch.set_num_threads(1 if is_short else all_threads)
+            live.logits = step(tokens, live.positions) if going else logits
+            live.positions = live.positions + 1
+    finally:
+        torch.set_num_threads(all_threads)
 
     made = sum(completion.completion_tokens for completion in done.values())
     return [done[number] for number in range(len(done))], Timing(
