@@ -1,5 +1,4 @@
-"""R1-Onevision in one small code base: a picture and a question go in, a chain of thought and an answer come
-out.
+"""R1-Onevision in one small code base: image and question go in, a chain of thought and an answer come out.
 
     model, processor = r1ov.load("r1ov-tiny")
     result = r1ov.generate(model, processor, messages)

@@ -1,6 +1,4 @@
-"""Which device, number type and kernels run: what was asked for, or the default, or one line that says why
-not.
-"""
+"""Chooses device, number type and kernels: those asked for, or the default, or one line that says why not."""
 
 import warnings
 
@@ -18,7 +16,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of devices that torch has forgotten, on the way to its error
+            warnings.simplefilter("ignore")  # about devices that torch no longer knows, before its error
             chosen = torch.device(device)
             torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError, TypeError, ImportError) as error:
@@ -33,7 +31,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 
 
 def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """float32 or bfloat16, by name or as it is; None: float32 on a CPU, bfloat16 elsewhere. Raises UserError."""
+    """float32 or bfloat16, by name or as a dtype; None: bfloat16, on a CPU float32. Raises UserError."""
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     name = dtype if isinstance(dtype, str) else dtype_name(dtype)
@@ -45,8 +43,9 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
 
 
 def choose_kernels(impl: str | None, device: torch.device) -> str:
-    """Switches everything to this implementation of attention and log-probs, and names it; None: the device's
-    default. Raises UserError.
+    """Switches attention and log-probs to this implementation, or to the device's default; returns its name.
+
+    Raises: UserError if it cannot run there.
     """
     chosen = impl or default_impl(device)
     if reason := unavailable(chosen, device):

@@ -89,12 +89,12 @@ class ImageProcessor:
         """(1, rows, columns) of the patches that an image of this size, (width, height), is cut into.
 
         Args:
-            max_tokens: an image that would make more merged tokens is refused before memory is taken for it.
-            min_pixels, max_pixels: the image's own limits. resized_height, resized_width: its own size, rounded
-                to whole merged patches.
+            max_tokens: an image of more merged tokens is refused, before it takes any memory.
+            min_pixels, max_pixels: limits of this image. resized_height, resized_width: its size, to be
+                rounded to whole merged patches.
         Raises: UserError that begins with `name`.
-        Source: of an image's own limits, qwen_vl_utils `fetch_image`. Different here: they replace the
-            processor's limits, which there apply afterwards.
+        Source: for the limits of one image, qwen_vl_utils `fetch_image`. Different here: they replace the
+            processor's limits, which apply afterwards there.
         """
         factor = self.patch_size * self.merge_size
         least, most = min_pixels or self.min_pixels, max_pixels or self.max_pixels
@@ -109,10 +109,8 @@ class ImageProcessor:
             raise UserError(f"{name}: {error}") from error
         tokens = height * width // factor**2
         if max_tokens is not None and tokens > max_tokens:
-            raise UserError(
-                f"{name}: at {width}x{height} pixels it is {tokens} tokens, above {max_tokens}, the model's most; "
-                "lower max_pixels"
-            )
+            size = f"at {width}x{height} pixels it is {tokens} tokens"
+            raise UserError(f"{name}: {size}, above {max_tokens}, the model's most; lower max_pixels")
         return 1, height // self.patch_size, width // self.patch_size
 
     def patches(self, image: Image.Image, grid: tuple[int, int, int]) -> np.ndarray:

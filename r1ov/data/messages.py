@@ -21,15 +21,15 @@ LIMITS = ("min_pixels", "max_pixels", "resized_height", "resized_width")  # of o
 
 
 def read_part(part: Any, where: str = "") -> dict[str, Any]:
-    """A part of a message's content, in Hugging Face's, OpenAI's or Qwen's form, as {"type": "text", "text"} or
-    {"type": "image", "image"} with the image's own limits. "image" is None where it has no source.
+    """Reads a part of a message's content, in Hugging Face's, OpenAI's or Qwen's form.
 
-    Args:    where: what errors begin with.
+    Args:    where: the beginning of errors.
+    Returns: {"type": "text", "text"}, or {"type": "image", "image"} with the image's own limits; "image" is
+             None if the part has no source.
     Raises:  UserError that names what it cannot take.
     """
-    given = (
-        {key: value for key, value in part.items() if value is not None} if isinstance(part, Mapping) else {}
-    )
+    items = part.items() if isinstance(part, Mapping) else ()
+    given = {key: value for key, value in items if value is not None}
     given.pop("index", None)  # of an image in the row's column: they are in order
     key = next((key for key in SOURCES if key in given), None)
     kind = given.pop("type", "text" if "text" in given else "image" if key else None)
@@ -53,10 +53,11 @@ def read_part(part: Any, where: str = "") -> dict[str, Any]:
 def split_images(
     messages: Any, where: str
 ) -> tuple[list[dict[str, Any]], list[tuple[LazyImage, dict[str, int]]]]:
-    """The messages with bare {"type": "image"} in the place of each image, and the images in their order, each with
-    its own limits.
+    """Takes the images out of messages.
 
-    Args:    where: what errors begin with.
+    Args:    where: the beginning of errors.
+    Returns: the messages with bare {"type": "image"} in the place of each image, and the images in their
+             order, each with its own limits.
     """
     if not isinstance(messages, list | tuple) or not messages:
         raise UserError(f"{where}expected a list of messages, found {messages!r:.60}")
@@ -82,7 +83,7 @@ def split_images(
 
 
 def _plain_data(values: dict[str, Any], at: str) -> dict[str, Any]:
-    """What a template may see: JSON data only, since an object's methods would be open to it."""
+    """Checks that a template sees JSON data only, since an object's methods would be open to it."""
     try:
         return json.loads(json.dumps(values))
     except (TypeError, ValueError) as error:
@@ -98,7 +99,7 @@ def _no_part(part: Any) -> str:
 
 
 def _unread(kind: str, left: Mapping[str, Any], limits: Mapping[str, Any]) -> str:
-    """What of a part would go unread, or cannot be taken."""
+    """Names what would go unread of a part, or cannot be taken."""
     if left:
         known = ", ".join(("text",) if kind == "text" else (*SOURCES, *LIMITS))
         return f"a part of type {kind!r} has {', '.join(map(repr, left))}; known are {known}"

@@ -43,7 +43,7 @@ class Batch(dict):
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """One conversation as numbers. Its images are measured, and decoded when `Processor.with_pixels` needs them."""
+    """One conversation as numbers. Its images are measured; `Processor.with_pixels` decodes them."""
 
     input_ids: Tensor  # (T,) int64
     labels: Tensor | None = None  # (T,) int64
@@ -171,7 +171,7 @@ class Processor:
         return [encoded.pictures[0].size, (width, height)]
 
     def with_pixels(self, encoded: Encoded) -> Encoded:
-        """The same conversation with its images decoded and cut into patches. Raises UserError that names one."""
+        """Decodes a conversation's images and cuts them into patches. Raises UserError that names one."""
         if encoded.image_grid_thw is None or encoded.pixel_values is not None:
             return encoded
         pixel_values = tuple(
@@ -245,7 +245,7 @@ class Processor:
         return ids.repeat_interleave(repeats), labels.repeat_interleave(repeats)
 
     def _misplaced(self, ids: Tensor, images: int) -> UserError:
-        """What is wrong with the placeholders in the text."""
+        """Says what is wrong with the placeholders in the text."""
         image, video = (
             self.tokenizer.id_to_token(token_id) or f"token {token_id}"
             for token_id in (self.config.image_token_id, self.config.video_token_id)

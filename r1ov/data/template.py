@@ -1,4 +1,4 @@
-"""The chat template that a checkpoint brings with it, rendered as Hugging Face renders it."""
+"""A checkpoint's own chat template, rendered as Hugging Face renders it."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +11,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from r1ov.common.text import one_line
 from r1ov.errors import UserError
 
 Render = Callable[[Sequence[Mapping[str, Any]], bool], str]  # (messages, add_generation_prompt) -> text
@@ -43,11 +44,12 @@ def _tojson(
 
 
 def compile_template(source: str, special_tokens: Mapping[str, str] | None = None) -> Render:
-    """A function (messages, add_generation_prompt) -> text.
+    """Compiles a template to a function (messages, add_generation_prompt) -> text.
 
-    Args:    special_tokens: what the template may use by name (bos_token, eos_token, ...).
+    Args:    special_tokens: tokens that the template may use by name (bos_token, eos_token, ...).
     Raises:  UserError, then and whenever the template fails or calls raise_exception.
-    Source:  transformers utils/chat_template_utils.py `_compile_jinja_template`, without its tools, documents and masks.
+    Source:  transformers utils/chat_template_utils.py `_compile_jinja_template`, without tools, documents and
+             masks.
     """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
@@ -58,19 +60,15 @@ def compile_template(source: str, special_tokens: Mapping[str, str] | None = Non
     try:
         template = environment.from_string(source)
     except jinja2.TemplateError as error:
-        raise UserError(f"the chat template is broken: {_one_line(error)}") from error
+        raise UserError(f"the chat template is broken: {one_line(str(error))[:300]}") from error
     known = dict(special_tokens or {}) | {"tools": None, "documents": None}
 
     def render(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
         try:
             return template.render(messages=messages, add_generation_prompt=add_generation_prompt, **known)
-        except (
-            Exception
-        ) as error:  # the template is a program that came with the checkpoint: it can fail in any way
-            raise UserError(f"the chat template refuses these messages: {_one_line(error)}") from error
+        except Exception as error:  # the template is a program from the checkpoint: it can fail in any way
+            raise UserError(
+                f"the chat template refuses these messages: {one_line(str(error))[:300]}"
+            ) from error
 
     return render
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,4 +1,4 @@
-"""A model from the Hugging Face hub: its name, the download, and one line for each way in which that fails."""
+"""Downloads from the Hugging Face hub, with one line for each way in which that fails."""
 
 import os
 import re
@@ -10,8 +10,7 @@ HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re
 
 
 def from_hub(name: str | Path) -> Path:
-    """The folder of a model that is neither shipped nor on this disk, downloaded by huggingface_hub into its own
-    cache.
+    """Downloads a model into huggingface_hub's cache and returns its folder there.
 
     Args: name: `owner/name` or `owner/name@revision`.
     Raises: UserError that says what to do: not a name, no such model, no access, no network.
@@ -44,7 +43,8 @@ def from_hub(name: str | Path) -> Path:
 def download(name: str, repo: str, revision: str | None, repo_type: str, **patterns: list[str]) -> Path:
     """The folder, in huggingface_hub's cache, that holds a repository's files.
 
-    Args: name: as the user wrote it. repo_type: "model" or "dataset". patterns: of files, snapshot_download's.
+    Args: name: as the user wrote it. repo_type: "model" or "dataset". patterns: of files,
+        snapshot_download's.
     Raises: UserError that says what to do.
     """
     # Imported here because it takes a second, and r1ov-tiny and folders do without.

@@ -1,4 +1,4 @@
-"""A model's weights, sizes and processor into the files of a Hugging Face folder."""
+"""Writes a Hugging Face folder: weights, config.json and the files of the processor."""
 
 import json
 import os
@@ -51,8 +51,8 @@ def save_weights(model: Qwen2_5_VL, folder: str | Path, dtype: torch.dtype, max_
     From that moment there is no config.json, so that the folder cannot be taken for complete: the caller
     writes it when all else is in place.
 
-    Collective if the model is sharded: all ranks call this. The tensors are gathered one at a time, and rank 0
-    keeps those of one file and writes it. If it cannot, all ranks raise.
+    Collective if the model is sharded: all ranks call this. The tensors are gathered one at a time, and
+    rank 0 keeps and writes those of one file. If it cannot, all ranks raise.
     """
     folder, state, sharded = Path(folder), model.state_dict(), is_sharded(model)
     is_writer = not sharded or dist.get_rank() == 0
@@ -92,7 +92,7 @@ def save_weights(model: Qwen2_5_VL, folder: str | Path, dtype: torch.dtype, max_
 
 
 def _shards(sizes: dict[str, int], largest: int) -> list[list[str]]:
-    """The names dealt out in order to as few runs of at most `largest` bytes as that takes."""
+    """Deals the names out, in order, to as few runs of at most `largest` bytes as possible."""
     shards, room = [], 0
     for name, size in sizes.items():
         if not shards or size > room:
@@ -104,9 +104,7 @@ def _shards(sizes: dict[str, int], largest: int) -> list[list[str]]:
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
-    """The flat, published form with every field spelled out: the one that transformers 4.51 to 5 and vLLM all
-    read.
-    """
+    """Writes every field in the flat, published form, which transformers 4.51 to 5 and vLLM all read."""
     top = asdict(config)
     text, vision = top.pop("text"), top.pop("vision")
     vision |= {"model_type": "qwen2_5_vl", "hidden_act": "silu", "in_chans": vision["in_channels"]}
@@ -127,7 +125,7 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 
 def write_processor(processor: Processor, folder: str | Path) -> None:
-    """Writes back the files that were read; other pixel limits than theirs are written into them."""
+    """Writes the files that were read, with the processor's own pixel limits in them."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     least, most = processor.image_processor.min_pixels, processor.image_processor.max_pixels
     for name, data in processor.files.items():

@@ -1,17 +1,17 @@
-"""What a Hugging Face folder says beside its weights: config.json as `Config`, the files of tokenizer and image
-processor as `Processor`.
+"""Reads a Hugging Face folder's settings: config.json to `Config`, the files of tokenizer and image
+processor to `Processor`.
 
-config.json comes in two published forms. Flat: text fields at top level (the released 3B to 72B, and fine-tunes
-saved by older transformers). Nested: text fields in `text_config`, rotary settings in `rope_parameters` (saved by
-newer transformers). Fields left out take the class defaults of transformers, as they would there. What r1ov does
-not compute is refused by name rather than ignored.
+config.json comes in two published forms. Flat: text fields at top level (the released 3B to 72B, and
+fine-tunes saved by older transformers). Nested: text fields in `text_config`, rotary settings in
+`rope_parameters` (saved by newer transformers). Missing fields take the class defaults of transformers, as
+they do there. Settings that r1ov does not compute are refused by name, not ignored.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 
@@ -21,12 +21,14 @@ from r1ov.data.image import ImageProcessor
 from r1ov.data.processor import Processor
 from r1ov.data.template import compile_template
 from r1ov.errors import UserError
-from r1ov.folder.allowed import CHOICES, EXPECTED, FITS, TESTS
+from r1ov.folder.allowed import FITS, RULES
 from r1ov.folder.weights import adapter_of
 from r1ov.model.config import Config, TextConfig, VisionConfig
 
+T = TypeVar("T")
+
 PARSED = ("tokenizer_config.json", "processor_config.json", "chat_template.json", "generation_config.json")
-# What may lie in a folder beside its config and weights, kept as it was read, so that it can be written back.
+# The files of a processor, kept as they were read, to be written back.
 FILES = (
     *PARSED,
     "preprocessor_config.json",
@@ -35,22 +37,30 @@ FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
-# Where a template may be, in the order in which the processors of transformers look.
+# Where a template may be, in the order in which transformers' processors look.
 TEMPLATES = ("processor_config.json", "chat_template.json", "chat_template.jinja", "tokenizer_config.json")
 
 
 def read_config(path: str | Path) -> Config:
     """Reads a config.json in either form. Raises UserError that names the file and the field."""
-    if adapter := adapter_of(Path(path).parent):
-        raise UserError(adapter)
-    raw = read_json(path, missing="a model is a Hugging Face folder with config.json, weights and tokenizer")
+    if not Path(path).exists():
+        raise UserError(_no_config(Path(path)))
+    raw = read_json(path)
     with _naming(path):
         return config_from_dict(raw)
 
 
+def _no_config(path: Path) -> str:
+    if path.parent.is_dir():
+        expected = "a model is a Hugging Face folder with config.json, weights and tokenizer"
+        return adapter_of(path.parent) or f"{path}: no such file; {expected}"
+    fault = "is not a folder" if path.parent.exists() else "no such folder"
+    return f"{path.parent}: {fault}; expected a Hugging Face checkpoint"
+
+
 @contextmanager
 def _naming(path: str | Path) -> Iterator[None]:
-    """What goes wrong inside begins with the file's name."""
+    """Puts the file's name before the errors raised inside."""
     try:
         yield
     except (UserError, OSError, UnicodeDecodeError) as error:
@@ -58,70 +68,55 @@ def _naming(path: str | Path) -> Iterator[None]:
 
 
 def config_from_dict(raw: Mapping[str, Any]) -> Config:
-    """The sizes in a config.json's object, flat or nested. Raises UserError that names the field."""
+    """Reads the object in a config.json, flat or nested. Raises UserError that names the field."""
     if raw.get("model_type") != "qwen2_5_vl":
         raise UserError(f"model_type is {raw.get('model_type')!r}; r1ov computes qwen2_5_vl only")
-    text = _object("text_config", raw.get("text_config", raw))
-    vision = _object("vision_config", raw.get("vision_config", {}))
-    rope = _object("rope_scaling", text.get("rope_parameters") or text.get("rope_scaling") or {})
-    for settings, prefix in ((raw, ""), (text, ""), (rope, "rope_scaling."), (vision, "vision_config.")):
-        _refuse_other_choices(settings, prefix)
-    dtypes = (owner.get(name) for owner in (raw, text) for name in ("dtype", "torch_dtype"))
-    top = {
-        **text,
-        **raw,
-        "tie_word_embeddings": raw.get("tie_word_embeddings") or text.get("tie_word_embeddings") or False,
-        "torch_dtype": next(filter(None, dtypes), "bfloat16"),
-    }
-    eyes = {"in_channels": vision.get("in_chans", 3), **vision}
-    config = Config(
-        text=TextConfig(**_checked(TextConfig, {**text, **rope})),
-        vision=VisionConfig(**_checked(VisionConfig, eyes, "vision_config.")),
-        **_checked(Config, top),
+    _check(raw)
+    text, vision = raw.get("text_config", raw), raw.get("vision_config", {})
+    _check(text)
+    _check(vision, "vision_config.")
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    _check(rope, "rope_scaling.")
+    tied = raw.get("tie_word_embeddings") or text.get("tie_word_embeddings") or False
+    dtypes = [owner.get(name) for owner in (raw, text) for name in ("dtype", "torch_dtype")]
+    config = _made(
+        Config,
+        text
+        | raw
+        | {
+            "text": _made(TextConfig, text | rope),
+            "vision": _made(VisionConfig, {"in_channels": vision.get("in_chans", 3)} | vision),
+            "tie_word_embeddings": tied,
+            "torch_dtype": next(filter(None, dtypes), "bfloat16"),
+        },
     )
-    full = ["full_attention"] * config.text.num_hidden_layers
-    if (text.get("layer_types") or full) != full:
-        raise UserError(f"layer_types is {text['layer_types']!r}; r1ov computes full_attention only")
     for fits, fault in FITS:
-        if not fits(config):
+        if not fits(config, config.text, config.vision):
             raise UserError(fault.format(config))
     return config
 
 
-def _object(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{name} is {value!r}, expected an object")
-    return value
+def _check(settings: Mapping[str, Any], prefix: str = "") -> None:
+    for name, value in settings.items():
+        if name in RULES and not RULES[name][0](value):
+            raise UserError(f"{prefix}{name} is {value!r}; {RULES[name][1]}")
 
 
-def _refuse_other_choices(settings: Mapping[str, Any], prefix: str = "") -> None:
-    for name, (computed, words) in CHOICES.items():
-        if settings.get(name) is not None and settings[name] not in computed:
-            raise UserError(f"{prefix}{name} is {settings[name]!r}; r1ov computes {words} only")
-
-
-def _checked(cls: type, settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The fields that the settings have of a dataclass."""
+def _made(cls: type[T], settings: Mapping[str, Any]) -> T:
+    """Makes a dataclass from the settings that are its fields."""
     values = {field.name: settings[field.name] for field in fields(cls) if field.name in settings}
-    for name, value in values.items():
-        expected = EXPECTED.get(name, "a positive integer")
-        if not TESTS[expected](value):
-            raise UserError(f"{prefix}{name} is {value!r}, expected {expected}")
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def read_processor(folder: str | Path) -> Processor:
-    """The processor of a folder in Hugging Face's layout, of any transformers from 4.49 to 5.
+    """Reads the processor of a folder in Hugging Face's layout, of any transformers from 4.49 to 5.
 
     Raises:  UserError that names the file at fault.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        fault = "is not a folder" if folder.exists() else "no such folder"
-        raise UserError(f"{folder}: {fault}; expected a Hugging Face checkpoint")
     config = read_config(folder / "config.json")
     with _naming(folder):
-        files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
+        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in FILES}
     parsed = {name: read_json(folder / name) for name in PARSED if name in files}
     special = {}
     for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
@@ -167,31 +162,29 @@ def _image_processor(folder: Path, parsed: Mapping[str, Any], vision: VisionConf
         path = folder / "preprocessor_config.json"
         settings = read_json(path, missing="expected beside config.json")
     with _naming(path):
-        images = image_processor_from_dict(_object("image_processor", settings))
+        images = image_processor_from_dict(settings)
         ours = (images.patch_size, images.temporal_patch_size, images.merge_size)
         if ours != (theirs := (vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)):
-            raise UserError(
-                f"patch_size, temporal_patch_size and merge_size are {ours}, but those of config.json are {theirs}"
-            )
+            sizes = "patch_size, temporal_patch_size and merge_size"
+            raise UserError(f"{sizes} are {ours}, but those of config.json are {theirs}")
     return images
 
 
 def image_processor_from_dict(settings: Mapping[str, Any]) -> ImageProcessor:
-    """From a `preprocessor_config.json`, or the `image_processor` part of transformers 5's
-    `processor_config.json`.
+    """Reads the object in a preprocessor_config.json, or `image_processor` in a processor_config.json of
+    transformers 5.
 
-    Raises: UserError that names the field; a setting under which other images would come out is refused, not
-        ignored.
+    Raises: UserError that names the field: settings that would give other images are refused.
     """
-    _refuse_other_choices(settings)
-    size = _object("size", settings.get("size") or {})
-    if unknown := size.keys() - {"shortest_edge", "longest_edge", "min_pixels", "max_pixels"}:
-        raise UserError(f"size has {', '.join(unknown)}, expected shortest_edge and longest_edge")
+    _check({"image_processor": settings})
+    size = settings.get("size") or {}
+    _check({"size": size})
     # Areas in pixels, whatever the names say; min_pixels and max_pixels win where both are given.
     edges = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
     owners = (edges, size, settings)
     given = {name: value for owner in owners for name, value in owner.items() if value is not None}
-    return ImageProcessor(**_checked(ImageProcessor, given))
+    _check(given)
+    return _made(ImageProcessor, given)
 
 
 def _chat_template(folder: Path, files: Mapping[str, bytes], parsed: Mapping[str, Any]) -> str:

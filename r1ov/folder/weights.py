@@ -1,13 +1,13 @@
-"""A model's weights: whole, or of each parameter some rows in each process; drawn afresh, or read from the
-safetensors files of a Hugging Face folder, one tensor at a time.
+"""A model's weights, whole or sharded: drawn afresh, or read from the safetensors files of a Hugging Face
+folder, one tensor at a time.
 
-Sharded parameters are torch's DTensors as `fully_shard` makes them: dealt by rows over the last dimension of a
-mesh, copied over the others. They are told by their mesh, because importing the class takes a second.
+Sharded parameters are torch's DTensors as `fully_shard` makes them: dealt by rows over the last dimension of
+a mesh, copied over the others. They are recognised by their mesh, because importing the class takes a second.
 
-Our modules carry the names of the published files (`visual.*`, `model.*`, `lm_head.weight`), so most names map to
-themselves; files in the newer in-memory layout (`model.visual.*`, `model.language_model.*`) differ by prefix.
-Loading is strict: every parameter is there once, in its shape, and nothing else is. Pickled weights are never
-opened, because opening a pickle runs the code in it.
+Our modules carry the names of the published files (`visual.*`, `model.*`, `lm_head.weight`), so most names
+map to themselves; files in the newer in-memory layout (`model.visual.*`, `model.language_model.*`) differ by
+prefix. Loading is strict: every parameter is there once, in its shape, and nothing else is. Pickled weights
+are never opened, because opening a pickle runs the code in it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -55,7 +55,7 @@ def local_rows(tensor: Tensor) -> slice:
 
 
 def rows_of_each(tensor: Tensor) -> int:
-    """The most rows that a process holds: the first ones hold this many, one the remainder, the last perhaps none."""
+    """The most rows that a process holds; the last ones may hold fewer, or none."""
     return -(-tensor.shape[0] // tensor.device_mesh.size(tensor.device_mesh.ndim - 1))
 
 
@@ -131,9 +131,7 @@ def load_weights(
                     owner, _, leaf = name.rpartition(".")
                     setattr(model.get_submodule(owner), leaf, nn.Parameter(value, parameter.requires_grad))
     except torch.OutOfMemoryError:
-        size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize / 1e9
-        taken = f"its weights take {size:.1f} GB in {dtype_name(dtype)}"
-        raise _fault(folder, f"{taken}, more than is free on {device}") from None
+        raise _too_large(model, folder, device, dtype) from None
 
 
 def _contents(folder: Path, model: Qwen2_5_VL) -> dict[str, Stored]:
@@ -146,15 +144,15 @@ def _contents(folder: Path, model: Qwen2_5_VL) -> dict[str, Stored]:
                 header = reader.get_slice(name)
                 shape, dtype = tuple(header.get_shape()), str(header.get_dtype())
                 tensors.append(Stored(name, folder / file, shape, dtype))
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     if weight_map not in (None, {tensor.name: tensor.file.name for tensor in tensors}):
         raise _misplaced(folder, tensors, weight_map)
-    if model.config.tie_word_embeddings:
-        tensors = _without_head(tensors)
     stored = {tensor.parameter: tensor for tensor in tensors}
-    is_readable = all(tensor.dtype in READABLE for tensor in tensors) and len(stored) == len(tensors)
+    is_readable = len(stored) == len(tensors) and all(tensor.dtype in READABLE for tensor in tensors)
+    if model.config.tie_word_embeddings and HEAD in stored:
+        _refuse_another_head(stored.pop(HEAD), stored.get(EMBEDDING))
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     if not is_readable or {name: tensor.shape for name, tensor in stored.items()} != shapes:
-        raise _mismatch(folder, tensors, shapes)
+        raise _mismatch(folder, tensors, stored, shapes)
     return stored
 
 
@@ -167,12 +165,10 @@ def _opened(file: Path) -> Iterator[safe_open]:
         raise _unreadable(file, error) from None
 
 
-def _without_head(tensors: list[Stored]) -> list[Stored]:
+def _refuse_another_head(head: Stored, embedding: Stored | None) -> None:
     """A tied model's file may repeat the embedding as its head, but a head of its own would be lost."""
-    kept = {tensor.parameter: tensor for tensor in tensors}
-    head, embedding = kept.get(HEAD), kept.get(EMBEDDING)
-    if head is None or embedding is None:
-        return tensors
+    if embedding is None:
+        return
     with _opened(head.file) as one, _opened(embedding.file) as other:
         a, b = one.get_tensor(head.name), other.get_tensor(embedding.name)
     wide = torch.promote_types(a.dtype, b.dtype)
@@ -181,7 +177,6 @@ def _without_head(tensors: list[Stored]) -> list[Stored]:
         raise _fault(
             head.file, f"{HEAD} is not the embedding, although tie_word_embeddings is true; {remedy}"
         )
-    return [tensor for tensor in tensors if tensor is not head]
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
@@ -201,17 +196,25 @@ def _weight_map(folder: Path) -> dict[str, str]:
     return weight_map
 
 
-# What is said where the files do not hold the model.
+# One line for each way in which the files do not hold the model.
 
 
 def _fault(file: str | Path, what: str) -> UserError:
     return UserError(f"{file}: {what}")
 
 
+def _too_large(
+    model: nn.Module, folder: str | Path, device: torch.device | str, dtype: torch.dtype
+) -> UserError:
+    size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize / 1e9
+    taken = f"its weights take {size:.1f} GB in {dtype_name(dtype)}"
+    return _fault(folder, f"{taken}, more than is free on {device}")
+
+
 def adapter_of(folder: Path) -> str | None:
-    """What is said of a folder that holds a LoRA adapter and no model; None of others."""
+    """Says what a folder is that holds a LoRA adapter and no model; None if it holds none."""
     settings = folder / "adapter_config.json"
-    if not settings.is_file() or any(folder.glob("model*.safetensors")):
+    if not settings.is_file():
         return None
     base = read_json(settings).get("base_model_name_or_path")
     return f"{folder}: a LoRA adapter of {base}, not a model; load {base}, or merge the adapter into it first"
@@ -220,6 +223,8 @@ def adapter_of(folder: Path) -> str | None:
 def _no_weights(folder: Path) -> UserError:
     files = folder.iterdir() if folder.is_dir() else ()
     pickles = [path.name for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+    if adapter := adapter_of(folder):
+        return UserError(adapter)
     if not pickles:
         return _fault(folder, f"no {SINGLE} and no {INDEX}")
     never = "which can run any code and are never opened; convert them to safetensors"
@@ -248,15 +253,20 @@ def _misplaced(folder: Path, tensors: list[Stored], weight_map: Mapping[str, str
     return _fault(folder / file, f"not what {INDEX} says: without {absent}, with unlisted {extra}{AGAIN}")
 
 
-def _mismatch(folder: Path, tensors: list[Stored], shapes: Mapping[str, tuple[int, ...]]) -> UserError:
+def _mismatch(
+    folder: Path,
+    tensors: list[Stored],
+    stored: Mapping[str, Stored],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> UserError:
     """A tensor that cannot be read or is there twice, or else how the tensors differ from the model's."""
-    stored: dict[str, Stored] = {}
+    seen: dict[str, Stored] = {}
     for tensor in tensors:
         name = _few([tensor.name])
         if tensor.dtype not in READABLE:
             readable = "r1ov reads float32, bfloat16 and float16 weights"
             return _fault(tensor.file, f"{name} is {tensor.dtype}; {readable}")
-        if (twin := stored.setdefault(tensor.parameter, tensor)) is not tensor:
+        if (twin := seen.setdefault(tensor.parameter, tensor)) is not tensor:
             same = f"the same parameter as {_few([twin.name])} in {twin.file.name}"
             return _fault(tensor.file, f"{name} is {same}")
     kinds = {

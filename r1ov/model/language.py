@@ -1,7 +1,7 @@
-"""The language model: a Qwen2 decoder over embeddings of text and picture tokens, packed end to end.
+"""The language model: a Qwen2 decoder over embeddings of text and image tokens, packed end to end.
 
-Mirrors transformers' `Qwen2_5_VLTextModel`. It differs in one thing: how a layer attends is handed in as a
-function, so that training (packed causal attention) and decoding (the engine's KV cache) run the same few
+Mirrors transformers' `Qwen2_5_VLTextModel`. It differs in one thing: the attention of a layer is passed in
+as a function, so that training (packed causal attention) and decoding (the engine's KV cache) run the same
 lines.
 
 Shape letters: T packed tokens, C hidden size, H query heads, K key/value heads, D head dim.
@@ -17,8 +17,7 @@ from r1ov.model.config import TextConfig
 from r1ov.model.rope import rotate, text_angles
 from r1ov.model.vision import RMSNorm
 
-# (layer index, q (T, H, D), k (T, K, D), v (T, K, D)) -> (T, H, D); q and k are already turned to their
-# positions.
+# (layer index, q (T, H, D), k (T, K, D), v (T, K, D)) -> (T, H, D); q and k are already rotated.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 ALL = slice(None)
 
@@ -67,7 +66,7 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, only: Tensor | slice = ALL
     ) -> Tensor:
-        """(T, C) -> (T, C), or of the tokens `only` (n,) alone, which still see all the others."""
+        """(T, C) -> (T, C), or (n, C) for the tokens `only` (n,), which still see all the others."""
         x = x[only] + self.self_attn(self.input_layernorm(x), cos, sin, attend, only)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -87,14 +86,12 @@ class LanguageModel(nn.Module):
     def forward(self, x: Tensor, position_ids: Tensor, attend: Attend, only: Tensor | slice = ALL) -> Tensor:
         """(T, C) hidden states after the final norm, from embeddings x (T, C) at position_ids (3, T).
 
-        Args: only: (n,) the tokens whose states are asked for; the last layer then works on these alone.
+        Args: only: (n,) the tokens whose states are wanted; the last layer then computes these alone.
         """
         config = self.config
         cos, sin = text_angles(position_ids, config.head_dim, config.rope_theta, config.mrope_section)
-        cos, sin = (
-            cos.to(x.dtype),
-            sin.to(x.dtype),
-        )  # unlike the vision encoder, the turn itself runs in x's dtype
+        # Unlike the vision encoder's, this rotation runs in x's dtype.
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         for layer in self.layers[:-1]:
             x = layer(x, cos, sin, attend)
         x = self.layers[-1](x, cos, sin, attend, only)

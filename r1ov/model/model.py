@@ -1,5 +1,4 @@
-"""Qwen2.5-VL whole: pictures become embeddings that stand where their placeholders stood, and the language
-model reads on.
+"""Qwen2.5-VL whole: image embeddings take the place of their placeholders, and the language model reads on.
 
 Mirrors transformers' `Qwen2_5_VLForConditionalGeneration`. It differs in layout only: batches are packed
 (tokens (T,) and `cu_seqlens` instead of (B, T) and a mask), and positions are always given. Attribute names
@@ -32,13 +31,13 @@ class Qwen2_5_VL(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, C), the embedding itself where the two are tied."""
+        """(V, C), the embedding itself if the two are tied."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def embed(
         self, input_ids: Tensor, pixel_values: Tensor | None = None, image_grid_thw: Tensor | None = None
     ) -> Tensor:
-        """(T, C) embeddings of text and pictures; the picture tokens replace the image placeholders in order."""
+        """(T, C) embeddings of text and images; image tokens replace the image placeholders in order."""
         x = self.model.embed_tokens(input_ids)
         if pixel_values is None:
             return x
@@ -61,9 +60,7 @@ class Qwen2_5_VL(nn.Module):
         attend: Attend | None = None,
         only: Tensor | slice = ALL,
     ) -> Tensor:
-        """(T, C) states after the final norm, or those of the tokens `only` (n,); other arguments as in
-        `forward`.
-        """
+        """(T, C) states after the final norm, or (n, C) for the tokens `only` (n,); the rest as `forward`'s."""
         keys, cu_seqlens_k = (None, None) if prefixes is None else keys_with_prefixes(cu_seqlens, prefixes)
 
         def packed(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -90,15 +87,15 @@ class Qwen2_5_VL(nn.Module):
         attend: Attend | None = None,
         then: Callable[[Tensor, Tensor], T] | None = None,
     ) -> Tensor | T:
-        """(T, V) logits of each next token, or what `then` makes of the states that would give them.
+        """(T, V) logits of each next token, or the value of `then` on the states that would give them.
 
         Args:
             input_ids: (T,) int64, B sequences end to end. position_ids: (3, T) int64. cu_seqlens: (B+1,)
                 int32 starts.
-            pixel_values: (P, patch_dim) patches of all pictures in order. image_grid_thw: (N, 3) int64.
-            prefixes: (B,) int64, for each sequence the one that it goes on from, or -1: it sees that one's
-                tokens too, as if they stood before its own. So what several have in common is computed once.
-                Positions are given as if it were whole.
+            pixel_values: (P, patch_dim) patches of all images in order. image_grid_thw: (N, 3) int64.
+            prefixes: (B,) int64, for each sequence the one that it continues, or -1: it sees that one's
+                tokens as if they came before its own. So a prompt that several share is computed once.
+                Positions are those of the whole.
             attend: another attention for the decoder layers (the engine's cache); default causal within each
                 sequence.
             then: called as then(hidden (T, C), head_weight (V, C)), for instance a loss. A sharded model's
@@ -112,15 +109,19 @@ class Qwen2_5_VL(nn.Module):
 
 
 def keys_with_prefixes(cu_seqlens: Tensor, prefixes: Tensor) -> tuple[Tensor, Tensor]:
-    """(S,) the tokens that each sequence's keys are of, its prefix before its own, and (B+1,) int32 starts.
-    Arguments as `forward`'s.
+    """The tokens whose keys each sequence sees: those of its prefix, then its own.
+
+    Example: sequences of lengths (3, 2, 2) with prefixes (-1, 0, 0) see the keys
+    0 1 2 | 0 1 2 3 4 | 0 1 2 5 6, which start at 0 3 8 13.
+
+    Args:    as in `forward`. A prefix of -1 means none; it indexes the last one below, masked by `where`.
+    Returns: (S,) int64 indices of packed tokens, and (B+1,) int32 starts.
     """
     starts, own = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
     before = torch.where(prefixes < 0, 0, own[prefixes])
     ends = (before + own).cumsum(0)
     sequence = torch.repeat_interleave(torch.arange(len(own), device=own.device), before + own)  # (S,)
-    place = (
-        torch.arange(len(sequence), device=own.device) - (ends - own)[sequence]
-    )  # among its own tokens; below 0: in the prefix
+    # The place among the sequence's own tokens; below 0 it is in the prefix.
+    place = torch.arange(len(sequence), device=own.device) - (ends - own)[sequence]
     prefix_end = (starts + own)[prefixes][sequence]
     return torch.where(place < 0, prefix_end, starts[sequence]) + place, F.pad(ends, (1, 0)).int()

@@ -1,10 +1,8 @@
-"""Rotary positions: two-dimensional for patches, and three streams (time, height, width) for the language
-model.
+"""Rotary positions: two-dimensional for patches, three streams (time, height, width) for the language model.
 
 Mirrors transformers' `Qwen2_5_VisionRotaryEmbedding`, `apply_multimodal_rotary_pos_emb` and `get_rope_index`.
-Angles are always float32
-and made on the fly: a table kept as a buffer would be rounded by `model.to(bfloat16)`, an error of a radian
-    at position 1000.
+Angles are always float32 and made on the fly: a table kept as a buffer would be rounded by
+`model.to(bfloat16)`, an error of a radian at position 1000.
 """
 
 import torch
@@ -39,16 +37,17 @@ def text_angles(
     """
     f = frequencies(head_dim // 2, theta, position_ids.device)
     angles = position_ids[:, :, None] * f  # (3, T, D/2)
-    angles = torch.cat(
-        [run[axis] for axis, run in enumerate(angles.split(mrope_section, dim=-1))], dim=-1
-    )  # (T, D/2)
+    runs = [run[axis] for axis, run in enumerate(angles.split(mrope_section, dim=-1))]
+    angles = torch.cat(runs, dim=-1)  # (T, D/2)
     angles = torch.cat((angles, angles), dim=-1)  # (T, D)
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each pair (x[d], x[d + D/2]) by its angle. x: (T, H, D); cos, sin: (T, D) -> (T, H, D) in the
-    wider dtype of the two.
+    """Turns each pair (x[d], x[d + D/2]) by its angle.
+
+    Args:    x: (T, H, D). cos, sin: (T, D).
+    Returns: (T, H, D) in the wider dtype of the two.
     """
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
@@ -60,12 +59,12 @@ def mrope_positions(
 ) -> Tensor:
     """(3, T) int64 positions of one sequence's tokens in time, height and width.
 
-    Text runs count up alike on all three streams. A picture of a x b merged tokens that starts at p sits at
+    Text runs count up alike on all three streams. An image of a x b merged tokens that starts at p sits at
     time p, height p + row, width p + column, and the text after it goes on at p + max(a, b).
 
     Args:
-        input_ids: (T,). image_grid_thw: (N, 3) patch grids of this sequence's pictures in order, or None.
-    Raises: UserError if the placeholders do not match the pictures.
+        input_ids: (T,). image_grid_thw: (N, 3) patch grids of this sequence's images in order, or None.
+    Raises: UserError if the placeholders do not match the images.
     """
     grids = [] if image_grid_thw is None else image_grid_thw.tolist()
     sizes = [(t, h // spatial_merge_size, w // spatial_merge_size) for t, h, w in grids]
@@ -73,8 +72,8 @@ def mrope_positions(
     needed = sum(t * a * b for t, a, b in sizes)
     if len(placeholders) != needed:
         raise UserError(
-            f"the prompt has {len(placeholders)} image placeholders but its {len(sizes)} picture(s) need {needed}; "
-            "do not write <|image_pad|> in the text, and pass text and pictures together"
+            f"the prompt has {len(placeholders)} image placeholders but its {len(sizes)} picture(s) need "
+            f"{needed}; do not write <|image_pad|> in the text, and pass text and pictures together"
         )
     pieces, seen, taken, position = [], 0, 0, 0
     for t, a, b in sizes:

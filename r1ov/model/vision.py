@@ -1,11 +1,11 @@
-"""The vision encoder: a picture's patches in, one embedding per 2x2 block of patches out.
+"""The vision encoder: an image's patches in, one embedding per 2x2 block of patches out.
 
 Mirrors transformers' `Qwen2_5_VisionTransformerPretrainedModel`. Most blocks attend within windows of
-`window_size` pixels, a few over the whole picture. Patches are put in window order once, so both kinds are
+`window_size` pixels, a few over the whole image. Patches are put in window order once, so both kinds are
 plain packed sequences with their own `cu_seqlens`.
 
-Shape letters: P patches, M = P / spatial_merge_size^2 merged tokens, C hidden size, H heads, D head dim, N
-    pictures.
+Shape letters: P patches, M = P / spatial_merge_size^2 merged tokens, C hidden size, H heads, D head dim,
+N images.
 """
 
 from functools import lru_cache
@@ -20,9 +20,7 @@ from r1ov.model.rope import rotate, vision_angles
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, the statistics in float32, rounded to x's dtype before the weight (Qwen2RMSNorm's
-    order).
-    """
+    """x / rms(x) * weight: float32 statistics, rounded to x's dtype before the weight, as in Qwen2RMSNorm."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -35,9 +33,7 @@ class RMSNorm(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """A convolution whose stride is its kernel: a linear map of each flattened patch. The weight keeps the
-    convolution's shape.
-    """
+    """A convolution whose stride is its kernel, so a linear map of each flattened patch."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -90,9 +86,7 @@ class VisionBlock(nn.Module):
 
 
 class PatchMerger(nn.Module):
-    """Joins the patches of each block (top left, top right, bottom left, bottom right) into one embedding of
-    the language model.
-    """
+    """Joins a block of patches (top left, top right, bottom left, bottom right) into one text embedding."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -117,44 +111,41 @@ class VisionEncoder(nn.Module):
         self.merger = PatchMerger(config)
 
     def forward(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
-        """(M, out_hidden_size) embeddings of all pictures' blocks, in reading order.
+        """(M, out_hidden_size) embeddings of all images' blocks, in reading order.
 
         Args:
             pixel_values: (P, patch_dim) patches in 2x2-block order (see r1ov/data/image.py), any float dtype.
-            image_grid_thw: (N, 3) int64, each picture's patches in time, height and width.
+            image_grid_thw: (N, 3) int64, each image's patches in time, height and width.
         """
         config = self.config
         grids = [tuple(grid) for grid in image_grid_thw.tolist()]
         patches = sum(t * h * w for t, h, w in grids)
         if pixel_values.shape != (patches, config.patch_dim):
+            needed = (patches, config.patch_dim)
             raise ValueError(
-                f"pixel_values is {tuple(pixel_values.shape)}, but the grids {grids} need ({patches}, {config.patch_dim})"
+                f"pixel_values is {tuple(pixel_values.shape)}, but the grids {grids} need {needed}"
             )
-        positions, order, cu_window, cu_full = (
-            x.to(pixel_values.device) for x in layout(tuple(grids), config)
-        )
+        device = pixel_values.device
+        positions, order, cu_window, cu_full = (x.to(device) for x in layout(tuple(grids), config))
         unit = config.spatial_merge_size**2
 
         x = self.patch_embed(pixel_values)  # (P, C)
         x = x.unflatten(0, (-1, unit))[order].flatten(0, 1)  # into window order, whole blocks at a time
         cos, sin = vision_angles(positions.unflatten(0, (-1, unit))[order].flatten(0, 1), config.head_dim)
-        whole, window = (
-            (cu_full, None),
-            (cu_window, (config.window_size // config.patch_size) ** 2),
-        )  # None: any length
+        whole = (cu_full, None)  # None: any length
+        window = (cu_window, (config.window_size // config.patch_size) ** 2)
         for index, block in enumerate(self.blocks):
             x = block(x, cos, sin, *(whole if index in config.fullatt_block_indexes else window))
         return self.merger(x)[order.argsort()]
 
 
-# Kept over calls, so never inference tensors: training may ask for a layout that decoding asked for first.
+# Cached, so never inference tensors: training may ask for a layout that decoding asked for first.
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def layout(
     grids: tuple[tuple[int, int, int], ...], config: VisionConfig
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Where every patch sits, and how attention is cut up, for pictures of these (time, height, width) patch
-    grids.
+    """The place of every patch, and the pieces of attention, for images of these (time, height, width) grids.
 
     Returns:
         positions: (P, 2) row and column of each patch, in the order of `pixel_values`.
@@ -177,7 +168,7 @@ def layout(
 def _picture_layout(
     grid: tuple[int, int, int], config: VisionConfig
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`layout` of one picture: positions, block order, and the lengths of its windows and frames in patches."""
+    """`layout` of one image: positions, block order, and the lengths of its windows and frames in patches."""
     t, h, w = grid
     m = config.spatial_merge_size
     side = config.window_size // m // config.patch_size  # of a window, in blocks

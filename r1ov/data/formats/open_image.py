@@ -1,8 +1,7 @@
-"""An image from anything: a path, a URL, base64, a file's bytes or a PIL image. Its size is read at once, its pixels
-when they are needed.
+"""Opens an image from anything: a path, a URL, base64, a file's bytes or a PIL image.
 
-Metadata never costs an image: what is broken in it is left aside, and the orientation is applied to the pixels
-alone.
+Its size is read at once, its pixels when they are needed. Metadata never costs an image: broken metadata is
+ignored, and the orientation is applied to the pixels alone.
 """
 
 import base64
@@ -23,14 +22,14 @@ from r1ov.common.text import one_line, shown
 from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
 
-# A data: URL; or how PNG, JPEG, GIF, WEBP, TIFF and BMP files begin in base64. A path may begin so, but is not as
-# long.
+# A data: URL, or the beginning of a PNG, JPEG, GIF, WEBP, TIFF or BMP file in base64: a path may begin like
+# it, but is shorter.
 ENCODED = re.compile(r"(?i:data:)|(?=(?s:.{64}))(iVBORw0KGgo|/9j/|R0lGOD|UklGR|SUkqA|TU0AK|Qk.{6}AAAA)")
 FILE_URL = re.compile(r"file:(//(localhost(?=/))?)?", re.IGNORECASE)
-# Their headers tell the size that decoding gives; None: an image made in memory. The others are decoded to be
-# measured: TIFF turns itself, ICO chooses among its images, and so on.
+# Formats whose header gives the size that decoding gives; None: an image made in memory. Images of other
+# formats are decoded to be measured: TIFF turns itself, ICO chooses among its images, and so on.
 MEASURED_BY_HEADER = (None, "JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP")
-TURNS = {  # EXIF orientation -> what makes the image upright
+TURNS = {  # EXIF orientation -> the turn that makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -44,33 +43,33 @@ T = TypeVar("T")
 
 
 def anywhere(place: str) -> Path | bytes:
-    """What a path or URL leads to: a file of this machine, or what an http(s) URL gives."""
+    """Follows a path to its file on this machine, or an http(s) URL to its bytes."""
     return _fetched(place) if "://" in place else Path(place)
 
 
 def _fetched(url: str) -> bytes:
     if url.lower().startswith(("http://", "https://")):
         return fetch(url)
-    raise UserError(
-        f"{shown(url)}: only http:// and https:// URLs are fetched; a file is given by its path or a file:// URL"
-    )
+    expected = "a file is given by its path or a file:// URL"
+    raise UserError(f"{shown(url)}: only http:// and https:// URLs are fetched; {expected}")
 
 
 def lazy_image(
     source: Any, name: str = "the picture", locate: Callable[[str], Path | bytes] = anywhere
 ) -> LazyImage:
-    """An image upright, on white where it is transparent, 8 bits a channel, mode RGB; the first frame of an
-    animation. What is missing, or no image, is reported at once; what cannot be decoded, by `load`.
+    """Opens an image: upright, on white where it is transparent, 8 bits a channel, mode RGB, the first frame.
+
+    A missing file, or one that is no image, raises at once; pixels that cannot be decoded raise in `load`.
 
     Args:
-        source: a path, a file:, http(s): or data: URL, base64, a file's bytes, {"bytes", "path"} as `datasets`
-            writes it, or a PIL image.
-        name: what errors call an image that has no path or URL.
-        locate: opens paths and URLs; for instance only those within one folder.
+        source: a path; a file:, http(s): or data: URL; base64; a file's bytes; {"bytes", "path"} as
+            `datasets` writes it; or a PIL image.
+        name: the name in errors of an image that has no path or URL.
+        locate: opens paths and URLs, for instance only those within one folder.
     Raises: UserError, one line that names the image.
-    Source: transformers 5 image_transforms.py `convert_to_rgb`. Different here: EXIF orientation is always applied,
-        and grey images of 16 and 32 bits are scaled to 8 bits, where Pillow's convert("RGB") clips every value
-        above 255 to white.
+    Source: transformers 5 image_transforms.py `convert_to_rgb`. Different here: EXIF orientation is always
+        applied, and grey images of 16 and 32 bits are scaled to 8 bits, where Pillow's convert("RGB") clips
+        every value above 255 to white.
     """
     if isinstance(source, LazyImage):
         return source
@@ -90,26 +89,22 @@ def lazy_image(
 
 
 def _look(source: bytes | Path | Image.Image, name: str, see: Callable[[Image.Image], T]) -> T:
-    """`see` of the opened image; whatever goes wrong is a UserError that begins with its name."""
+    """Applies `see` to the opened image; every failure is a UserError that begins with its name."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes below Pillow's own limit, and of broken EXIF
+            warnings.simplefilter("ignore")  # Pillow's: of large images, and of broken EXIF
             if isinstance(source, Image.Image):
                 return see(source)
             if isinstance(source, Path) and not source.is_file():
                 raise UserError(_no_file(source))
             with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
                 return see(image)
-    except (
-        Exception
-    ) as error:  # on broken files Pillow's decoders raise whatever comes: struct.error, KeyError, ...
-        if bare := _bare_png(source, error):
-            return _look(bare, name, see)
-        raise UserError(f"{name}: {_fault(error, source)}") from error
+    except Exception as error:  # on broken files Pillow raises anything: struct.error, KeyError, ...
+        return _look_again(source, name, see, error)
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) of what `_to_rgb` gives, from the header alone where that tells."""
+    """The (width, height) that `_to_rgb` gives, from the header alone if it tells."""
     if image.format == "EPS":
         raise UserError("an EPS file is a program, which is not run; convert it to PNG")
     if 0 in image.size:
@@ -120,7 +115,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _ends_with_notes(png: Image.Image) -> bool:
-    """Whether EXIF or text may follow the pixels of a PNG file, where only decoding finds it."""
+    """True if EXIF or text may follow the pixels of a PNG file, where only decoding finds it."""
     if png.fp is None:
         return False
     place = png.fp.tell()
@@ -133,7 +128,7 @@ def _orientation(image: Image.Image) -> int | None:
     try:
         # Not the PNG class's own, which decodes the image first.
         return Image.Image.getexif(image).get(ExifTags.Base.Orientation)
-    except Exception:  # on broken EXIF Pillow raises whatever comes, and the pixels are sound
+    except Exception:  # on broken EXIF Pillow raises anything, and the pixels are sound
         return None
 
 
@@ -165,7 +160,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint((values - low) * (255 / (high - low))).astype(np.uint8))
 
 
-# Of what cannot be opened at once.
+# For sources that cannot be opened directly.
 
 
 def _decoded(text: str, name: str) -> bytes:
@@ -182,8 +177,15 @@ def _decoded(text: str, name: str) -> bytes:
         raise UserError(f"{name}: the base64 is broken ({error})") from error
 
 
+def _look_again(source: Any, name: str, see: Callable[[Image.Image], T], error: Exception) -> T:
+    """Tries a PNG file again without its notes. Raises UserError if that does not help."""
+    if bare := _bare_png(source, error):
+        return _look(bare, name, see)
+    raise UserError(f"{name}: {_fault(error, source)}") from error
+
+
 def _bare_png(source: Any, error: Exception) -> bytes | None:
-    """A PNG file without the notes beside its pixels, to be tried again; None if it is none, or has no notes."""
+    """A PNG file without the notes beside its pixels; None if it is no PNG file, or has no notes."""
     if isinstance(error, UserError) or getattr(error, "errno", None) or isinstance(source, Image.Image):
         return None
     data = source if isinstance(source, bytes) else source.read_bytes()
