@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from r1ov.cli import check_bounds, option, parse_cli, run
@@ -74,6 +75,7 @@ class Options:
         None, "attention and log-probs (default: triton on a GPU, torch elsewhere)"
     )
     json: bool = option(False, "print one JSON object a sample")
+    look: str | None = option(None, "also write this page: what the model did, word by word (r1ov/look)")
 
     def __post_init__(self) -> None:
         """Raises UserError for every mistake that can be seen without torch."""
@@ -89,6 +91,8 @@ class Options:
                 "--dtype float16 overflows in Qwen2.5-VL's vision encoder (answers turn into '!!!!'); "
                 "use bfloat16 or float32"
             )
+        if self.look and Path(self.look).is_dir():
+            raise UserError(f"--look {self.look} is a folder; give the name of a file")
         if not self.prompt and not self.image:
             raise UserError("nothing to answer: give --image, --prompt or both")
         if self.prompt is None:
@@ -144,6 +148,14 @@ def main() -> None:
         length = f"{cut[0].completion_tokens:,} tokens"
         say(f"cut off after {length} (--max-new-tokens, or the model's last position)")
     say(rates(timing))
+    if options.look:
+        from r1ov.look.page import write_page
+
+        answer = completions[0].token_ids
+        write_page(
+            Path(options.look), model, processor, conversation(options), options.model, completion=answer
+        )
+        say(f"{options.look}: open it in a browser")
 
 
 def conversation(options: Options) -> list[dict[str, Any]]:

@@ -186,6 +186,9 @@ def test_the_command_writes_a_page_and_prints_the_answer(tmp_path):
     text = (tmp_path / "look.html").read_text(encoding="utf-8")
     assert "That makes 3." in text.split("<script")[0]  # without JavaScript too
     assert not re.search(r"(src|href)=.?https?:", text)
+    given = [*command, "--completion", "<think>A given reply.</think>"]
+    done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "<think>A given reply.</think>"
     wrong = subprocess.run([*command[:3], "--image", "no.png"], cwd=ROOT, capture_output=True, text=True)
     assert wrong.returncode == 2
     assert len(wrong.stderr.splitlines()) == 1

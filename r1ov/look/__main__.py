@@ -1,5 +1,6 @@
 """Study internals: `python -m r1ov.look --image x.png --prompt "..."` writes one page to open in a browser.
 
+`python -m r1ov.look runs/grpo --step 100` writes one of a step of GRPO, from what the run kept in samples/.
 `python -m r1ov.look score --samples 500` scores ways of telling where a model looked.
 """
 
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from r1ov.cli import option, parse_cli, run
+from r1ov.cli import check_bounds, option, parse_cli, run
 from r1ov.errors import UserError
 
 
@@ -19,11 +20,25 @@ class PageConfig:
     system: str | None = option(None, "the system prompt; default: the chat template's own")
     model: str = option("r1ov-tiny", "model folder, hub name or r1ov-tiny")
     versus: str | None = option(None, "another model, asked about the same words")
+    completion: str | None = option(None, "a reply to read, of a training row say; default: the model's own")
     out: str = option("look.html", "the page")
     device: str | None = option(None, "default: cuda if there is one, else cpu")
     dtype: Literal["float32", "bfloat16"] | None = option(
         None, "default: float32 on a CPU, bfloat16 on a GPU"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    run: str = option(help="the folder of a GRPO run; the first word of the command")
+    step: int = option(help="the step; kept are those that --sample-steps of the run divides", least=0)
+    group: int = option(1, "which of the kept groups", least=1)
+    model: str = option("", "the learner; default: the run's final/")
+    reference: str = option("", "default: the model that the run started from")
+    out: str = option("step.html", "the page")
+
+    def __post_init__(self):
+        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +59,30 @@ def page(config: PageConfig) -> None:
         *({"type": "image", "image": image} for image in config.image),
         {"type": "text", "text": config.prompt},
     ]
-    path = Path(config.out)
+    path = page_path(config.out)
+    messages = [*system, {"role": "user", "content": parts}]
+    traced = write_page(path, model, processor, messages, config.model, config.versus, config.completion)
+    print(processor.decode(traced.token_ids[traced.prompt_length :]))
+    announce(path)
+
+
+def step(config: StepConfig) -> None:
+    from r1ov.look.step import write_step
+
+    path = page_path(config.out)
+    folder = Path(config.run)
+    print(write_step(path, folder, config.step, config.group, config.model, config.reference))
+    announce(path)
+
+
+def page_path(out: str) -> Path:
+    path = Path(out)
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; give the name of a file, such as {path / 'look.html'}")
-    messages = [*system, {"role": "user", "content": parts}]
-    traced = write_page(path, model, processor, messages, config.model, config.versus)
-    print(processor.decode(traced.token_ids[traced.prompt_length :]))
+    return path
+
+
+def announce(path: Path) -> None:
     print(f"{path}: open it in a browser ({path.stat().st_size / 1e6:.1f} MB)", file=sys.stderr)
 
 
@@ -75,6 +108,9 @@ def main() -> None:
     words = sys.argv[1:]
     if words[:1] == ["score"]:
         score(parse_cli(ScoreConfig, words[1:], prog="python -m r1ov.look score", description=__doc__))
+    elif words and not words[0].startswith("-"):
+        words.insert(0, "--run")
+        step(parse_cli(StepConfig, words, prog="python -m r1ov.look", description=__doc__))
     else:
         page(parse_cli(PageConfig, words, prog="python -m r1ov.look", description=__doc__))
 

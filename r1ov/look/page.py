@@ -5,7 +5,8 @@ import html
 import inspect
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +22,7 @@ from r1ov.common.page import base64_image
 from r1ov.data.image import ImageProcessor
 from r1ov.data.messages import Messages
 from r1ov.data.processor import Processor
+from r1ov.errors import UserError
 from r1ov.folder.pretrained import load
 from r1ov.look.compare import compare
 from r1ov.look.cost import cache_bytes, parts, times
@@ -42,12 +44,16 @@ def write_page(
     messages: Messages,
     name: str,
     versus: str | None = None,
+    completion: str | Sequence[int] | None = None,
 ) -> Trace:
-    """Writes the page of one conversation, answered greedily. Returns the trace that it shows.
+    """Writes the page of one conversation. Returns the trace that it shows.
 
-    Args: name: the model's, for the title. versus: another model, asked about the same tokens.
+    Args: name: the model's, for the title. versus: another model, asked about the same tokens. completion: a
+        reply to read, as text or token ids; None: the model's own greedy answer.
     """
-    traced = trace(model, processor, messages)
+    traced = trace(model, processor, messages, completion)
+    if len(traced) == traced.prompt_length:
+        raise UserError("the completion is empty: there is no word to look at")
     data = gather(model, processor, traced)
     if versus:
         other_model, other_processor = load(versus, model.head_weight.device, model.head_weight.dtype)
@@ -59,12 +65,11 @@ def write_page(
         part["text"] for message in messages for part in as_parts(message["content"]) if "text" in part
     )
     data |= {"model": name, "question": question, "walk": walk(processor, traced, data)}
-    page = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     images = "".join(
         f'<img alt="the image as the model gets it" src="{one["url"]}">' for one in data["images"]
     )
     answer = processor.decode(traced.token_ids[traced.prompt_length :])
-    filled = {
+    parts = {
         "title": html.escape(f"{name}: {question}"[:120]),
         "images": images,
         "question": html.escape(question),
@@ -76,10 +81,14 @@ def write_page(
         # Inside <script> nothing is markup but "<!--" and "</script".
         "data": json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),
     }
-    for key, value in filled.items():
-        page = page.replace(f"<!--{key}-->", value)
-    write_text(path, page)
+    write_text(path, filled("page.html", parts))
     return traced
+
+
+def filled(template: str, parts: Mapping[str, str]) -> str:
+    """A page of this folder with HTML in the place of its <!--names-->."""
+    page = (Path(__file__).parent / template).read_text(encoding="utf-8")
+    return re.sub("<!--([a-z]+)-->", lambda place: parts[place[1]], page)
 
 
 def as_parts(content: str | Sequence[dict]) -> Sequence[dict]:

@@ -108,7 +108,14 @@ def observe(
     note_flat(run, metrics["frac_reward_zero_std"])
     if run.world.is_main and run.config.sample_steps and run.step % run.config.sample_steps == 0:
         places = {one.number: place for place, one in enumerate(outcomes)}
-        show(run, groups, [advantages[places[group.number]] for group in groups])
+        # A completion's step is the `part` that `deal` puts it in; its loss is a mean over all of that step.
+        trained = (lengths * (finished | (not run.config.mask_truncated_completions))).flatten()
+        part = torch.arange(len(trained)) % run.config.steps_per_generation
+        counts = torch.stack((part.bincount(trained)[part], part.bincount()[part]), -1).view(
+            *lengths.shape, 2
+        )
+        shown = [places[group.number] for group in groups[:GROUPS_SHOWN]]
+        show(run, groups, advantages[shown], counts[shown])
     return metrics
 
 
@@ -168,27 +175,48 @@ def note_flat(run: Run, share: float) -> None:
         )
 
 
-def show(run: Run, groups: Sequence[Group], advantages: Sequence[Tensor]) -> None:
-    """Writes the first groups to samples/. Main process only."""
-    samples = []
-    for group, own in list(zip(groups, advantages, strict=True))[:GROUPS_SHOWN]:
-        contents = [message["content"] for message in texts_of(group.record.prompt)]
-        parts = chain(*([{"text": one}] if isinstance(one, str) else one for one in contents))
-        numbers = zip(group.completions, group.scores, group.rewards.tolist(), own.tolist(), strict=True)
+def show(run: Run, groups: Sequence[Group], advantages: Tensor, counts: Tensor) -> None:
+    """Writes the first groups to samples/, with all that `python -m r1ov.look` needs of them. Main process only.
+
+    Args: advantages: (n, G). counts: (n, G, 2) trained tokens and completions of the step that each is part of.
+    """
+    samples, folder, images = [], run.out / "samples", run.processor.image_processor
+    folder.mkdir(parents=True, exist_ok=True)
+    for group, own, of_step in zip(groups, advantages.tolist(), counts.tolist(), strict=False):
+        prompt = texts_of(group.record.prompt)
+        parts = chain(
+            *(
+                [{"text": one["content"]}] if isinstance(one["content"], str) else one["content"]
+                for one in prompt
+            )
+        )
+        numbers = zip(group.completions, group.scores, group.rewards.tolist(), own, of_step, strict=True)
         completions = [
             {"text": completion.text, "scores": scores, "advantage": advantage}
             | ({} if math.isnan(reward) else {"reward": reward})
-            for completion, scores, reward, advantage in numbers
+            | {"finish_reason": completion.finish_reason, "num_items": items, "num_sequences": sequences}
+            | {"token_ids": completion.token_ids, "logprobs": [round(one, 6) for one in completion.logprobs]}
+            for completion, scores, reward, advantage, (items, sequences) in numbers
         ]
+        files = []  # of the images, as large as the model gets them
+        for place, image in enumerate(group.prompt.pictures):
+            _, rows, columns = group.prompt.image_grid_thw[place].tolist()
+            files.append(f"prompt-{group.number}-{place}.png")
+            image.load().resize((columns * images.patch_size, rows * images.patch_size)).save(
+                folder / files[-1]
+            )
         samples.append(
             {
+                "number": group.number,
+                "prompt": prompt,
+                "image_files": files,
                 "question": "\n".join(part["text"] for part in parts if "text" in part),
                 "gold": group.record.solution,
                 "images": [image.load() for image in group.prompt.pictures],
                 "completions": completions,
             }
         )
-    write_samples(run.out / "samples", run.step, f"rollout after step {run.step}", samples)
+    write_samples(folder, run.step, f"rollout after step {run.step}", samples)
 
 
 def sum_up(run: Run) -> None:
