@@ -33,7 +33,7 @@ class EvaluateConfig:
     prompt: Literal["r1ov", "official", "direct", "none"] | None = option(
         None,
         "r1ov: think, then answer in tags; official: the data's own; direct: the answer alone; "
-        "none: the question (default: r1ov; on the playground none)",
+        "none: the question (default: r1ov; on the playground, and of our own models on own files, none)",
     )
     system: str | None = option(None, "the system prompt (default: the chat template's own)")
     num_samples: int = option(
@@ -51,12 +51,12 @@ class EvaluateConfig:
     seed: int = option(0, "the same seed gives the same samples", least=0)
     min_pixels: int | None = option(
         None,
-        "smaller images are enlarged to it (default: 200704; on the playground the checkpoint's)",
+        "smaller images are enlarged to it (default: 200704 on published benchmarks, else the checkpoint's)",
         least=1,
     )
     max_pixels: int | None = option(
         None,
-        "larger images are shrunk to it (default: 1003520; on the playground the checkpoint's)",
+        "larger images are shrunk to it (default: 1003520 on published benchmarks, else the checkpoint's)",
         least=1,
     )
     max_num_seqs: int = option(64, "answers decoded together", least=1)
