@@ -11,7 +11,6 @@ from r1ov.evaluate.item import Item, Prediction, Verdict
 from r1ov.reward import Rules, format_reward, score_answer
 from r1ov.reward.accuracy import choice_of, kind_of
 from r1ov.reward.rules.boxes import Frame
-from r1ov.reward.rules.numbers import Number, read_number, same_number
 from r1ov.reward.rules.reading import boxed, extract_answer, plain, read_text, unwrap
 
 REL_TOL = 1e-4
@@ -51,19 +50,14 @@ _SYMBOL = (
     r"(?:[kKMmcdnpuμGh]?(?:mol|Hz|Pa|eV|Wb|cal|bar|atm|[mgsAKNJWCVFTHSLlht]|Ω|\\Omega)|min|rad|rev|r|°[CF])"
     r"(?:\^?-?\d)?\)?"
 )
-# a number and its unit, such as kg/m^3, N\cdot m or J/(kg*K); or a Chinese one ("7个"), unless it multiplies
+# a number and its unit, if any, such as kg/m^3, N\cdot m or J/(kg*K); or a Chinese one ("7个"), unless it multiplies
 # ("7万")
 _QUANTITY = re.compile(
-    r"(?P<value>[-+]?\d[\d,.]*(?:/\d+)?(?:\s*(?:\\times|\*)\s*10\s*\^\s*-?\d+)?)"
-    rf"\s*(?P<unit>{_SYMBOL}(?:(?:\s*(?:\\cdot|\\times|[*/])\s*\(?|\s+){_SYMBOL})*"
+    r"([-+]?\d[\d,.]*(?:/\d+)?(?:\s*(?:\\times|\*)\s*10\s*\^\s*-?\d+)?)"
+    rf"\s*({_SYMBOL}(?:(?:\s*(?:\\cdot|\\times|[*/])\s*\(?|\s+){_SYMBOL})*"
     r"|(?![十百千万亿半倍分])[一-鿿]{1,6})?"
 )
 MAX_QUANTITY = 60  # characters
-_SIGNS = (
-    (r"\\leq?(?:slant)?(?![A-Za-z])|≤|<=", "<="),
-    (r"\\geq?(?:slant)?(?![A-Za-z])|≥|>=", ">="),
-    (r"\\lt(?![A-Za-z])", "<"),
-)
 
 
 def score(item: Item, prediction: Prediction) -> Verdict:
@@ -136,48 +130,29 @@ def tidy(text: str, item: Item) -> str:
 
 
 def _score_free(item: Item, answer: str, kind: str) -> float:
-    """Returns 1.0 for the gold's own text, spelling apart; else the comparison's score, of the gold as it is
-    first.
-    """
+    """Returns 1.0 for the gold's own text, spelling apart; else the comparison's score."""
     golds = [item.answer, tidy(item.answer, item)]
     if squeezed(answer) in map(squeezed, golds if kind in ("math", "text") else golds[:1]):
         return 1.0
+    pairs = [(answer, gold) for gold in golds]
+    if kind in ("number", "math", "text"):
+        (value, unit), (right, own) = map(_quantity, (answer, item.answer))
+        if value and right and bool(unit) != bool(own):  # a unit on one side only
+            pairs.append((value, right))
     rules = Rules(rel_tol=REL_TOL, round_to_gold=True, precision=0 if item.is_integer else item.precision)
-    if kind in ("number", "math", "text") and same_quantity(answer, item.answer, rules):
-        return 1.0
-    for gold in dict.fromkeys(golds):
-        worth = score_answer(answer, gold, kind, rules)
-        if kind == "math" and not worth and re.search(r"\b(?:and|or)\b", gold):
-            worth = score_answer(answer, gold, "set", rules)
-        if worth:
-            return worth
-    return 0.0
+    return max(score_answer(one, other, kind, rules) or 0.0 for one, other in dict.fromkeys(pairs))
 
 
-def same_quantity(answer: str, gold: str, rules: Rules) -> bool:
-    """True for equal numbers with the same unit, or with a unit on one side only."""
-    (value, unit), (right, own) = map(_quantity, (answer, gold))
-    is_same = unit == own or not (unit and own)
-    return bool(value and right and is_same and same_number(value, right, rules))
-
-
-def _quantity(text: str) -> tuple[Number | None, str]:
-    """Returns (number, unit); (None, "") for anything else."""
+def _quantity(text: str) -> Sequence[str]:
+    """Returns (number, unit), each "" if there is none."""
     text = re.sub(r"\\(?:text|mathrm|mbox|rm)(?![a-z])|[{}]", "", plain(text)).strip(" .")
-    text = re.sub(r"\s+per\s+(h|s|min)(?:our|econd|ute)?s?$", r"/\1", text)
     match = _QUANTITY.fullmatch(text) if len(text) <= MAX_QUANTITY else None
-    if not match:
-        return None, ""
-    return read_number(match["value"]), re.sub(r"[\s^()*]|\\cdot|\\times", "", match["unit"] or "")
+    return match.groups("") if match else ("", "")
 
 
 def squeezed(text: str) -> str:
-    """Returns the text without differences of looks: spaces, case, articles, LaTeX's text commands, signs of
-    order.
-    """
+    """Returns the text without differences of looks: spaces, case, articles, LaTeX's text commands."""
     text = unwrap(plain(text))
-    for pattern, sign in _SIGNS:
-        text = re.sub(pattern, sign, text)
     if not re.search(r"[\d\\]", text):  # words: "5 mW" is not "5 MW"
         text = read_text(text) or ""
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
