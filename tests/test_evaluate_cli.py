@@ -179,7 +179,7 @@ def test_a_row_without_question_or_answer_is_one_line(tmp_path, monkeypatch, cap
     path = write(tmp_path / "q.jsonl", rows)
     status, out, err = called(monkeypatch, capsys, "--bench", path, "--device", "cpu")
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith("error: q: row 2: there is no column answer, only question, gold")
+    assert err.startswith("error: q: row 2: there is no gold answer, only question, gold")
 
 
 MISTAKES = [

@@ -11,6 +11,7 @@ from PIL import Image
 from r1ov.errors import UserError
 from r1ov.evaluate.benchmarks import BENCHMARKS, load_items
 from r1ov.evaluate.item import Prediction
+from r1ov.evaluate.prompts import AFTER, messages_of
 from r1ov.evaluate.scoring import score
 from tests.benchmark_files import (
     base64_png,
@@ -438,6 +439,56 @@ def test_rows_of_training_data_are_questions_as_training_reads_them(tmp_path):
     (tmp_path / "mine.jsonl").write_text(json.dumps({"messages": [*asked, *asked], "solution": "7"}))
     with pytest.raises(UserError, match=r"row 1: .*several messages|row 1: the number of pictures"):
         load_items(str(tmp_path / "mine.jsonl"))
+
+
+def user(*content) -> dict:
+    return {"role": "user", "content": [*content]}
+
+
+def test_training_files_are_benchmark_files(tmp_path):
+    """One reader serves both: the question is put as training puts it, the gold is training's."""
+    (tmp_path / "a.png").write_bytes(png(4))
+    image, words = {"type": "image", "image": "a.png"}, {"type": "text", "text": "Which colour?"}
+    rows = {
+        "ms-swift's GRPO": {"messages": [user(image, words)], "solution": "<answer>red</answer>"},
+        "OpenAI's": {"messages": [user(words, image), {"role": "assistant", "content": "red"}]},
+        "R1-V's": {"problem": "Which colour?", "solution": "<answer>red</answer>", "image": "a.png"},
+        "EasyR1's": {"problem": "<image>Which colour?", "answer": "red", "images": ["a.png"]},
+        "sharegpt's": {
+            "conversations": [
+                {"from": "human", "value": "<image>Which colour?"},
+                {"from": "gpt", "value": "<think>I look.</think>\n<answer>red</answer>"},
+            ],
+            "images": ["a.png"],
+        },
+    }
+    for name, row in rows.items():
+        (tmp_path / "mine.jsonl").write_text(json.dumps(row), encoding="utf-8")
+        (item,) = load_items(str(tmp_path / "mine.jsonl"))
+        assert (item.question.strip(), item.answer, shade(item)) == ("Which colour?", "red", 4), name
+        assert right(item, "red"), name
+        (asked,) = messages_of(item, "none", None)
+        assert asked["role"] == "user"
+        kinds = [part["type"] for part in asked["content"]]
+        assert kinds == (["text", "image"] if name == "OpenAI's" else ["image", "text"]), name
+        assert all(part.get("image", item.images[0]) is item.images[0] for part in asked["content"])
+
+
+def test_a_conversation_is_asked_as_it_is(tmp_path):
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello."},
+        {"role": "assistant", "content": "Hi."},
+        {"role": "user", "content": "How many?"},
+        {"role": "assistant", "content": "<think>so</think>\n<answer>7</answer>"},
+    ]
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"messages": turns}), encoding="utf-8")
+    (item,) = load_items(str(tmp_path / "mine.jsonl"))
+    assert messages_of(item, "none", None) == turns[:-1]
+    other = messages_of(item, "direct", "Be long.")
+    assert [one["role"] for one in other] == ["system", "user", "assistant", "user"]
+    assert other[0]["content"] == "Be long."
+    assert AFTER["direct"] in other[3]["content"][-1]["text"]
 
 
 def test_counts_are_checked_against_the_known_ones(tmp_path, capsys):

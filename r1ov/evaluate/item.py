@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from r1ov.data.image import LazyImage
+from r1ov.data.messages import Messages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,7 @@ class Item:
     split: str
     id: str  # unique within the split
     question: str  # as it is sent, without our prompt around it
+    messages: Messages | None = None  # the conversation it ends, with places for the images; None: it alone
     images: Sequence[LazyImage] = ()
     answer: str  # the gold, as stored
     kind: str | None = None  # of r1ov.reward.accuracy.KINDS, from the data's type columns; None: by the gold

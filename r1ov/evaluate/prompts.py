@@ -27,10 +27,26 @@ def question_of(item: Item, style: Style) -> str:
 
 
 def messages_of(item: Item, style: Style, system: str | None) -> list[dict[str, Any]]:
-    """Returns the conversation that asks the question: images, then text, after the system prompt if any."""
-    content = [{"type": "image", "image": image} for image in item.images]
-    user = {"role": "user", "content": [*content, {"type": "text", "text": question_of(item, style)}]}
-    return [user] if system is None else [{"role": "system", "content": system}, user]
+    """Returns the conversation that asks the question: as the data has it, else the images, then the text."""
+    text: dict[str, Any] = {"type": "text", "text": question_of(item, style)}
+    given = [{"role": "user", "content": [*({"type": "image"} for _ in item.images), text]}]
+    if item.messages and style != "official":
+        given = list(item.messages)
+        if style in AFTER:
+            content = given[-1]["content"]
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            after = {"type": "text", "text": f"\n{AFTER[style]}"}
+            given[-1] = {**given[-1], "content": [*parts, after]}
+    if system is not None:
+        given = [{"role": "system", "content": system}, *(one for one in given if one["role"] != "system")]
+    images = iter(item.images)
+    for number, message in enumerate(given):
+        if not isinstance(message["content"], str):
+            content = [
+                part if "text" in part else {**part, "image": next(images)} for part in message["content"]
+            ]
+            given[number] = {**message, "content": content}
+    return given
 
 
 def check_style(items: Items, style: Style) -> None:
@@ -55,25 +71,33 @@ def prompt_hash(messages: Sequence[dict[str, Any]]) -> str:
 
 
 def swap_pictures(items: Items) -> list[Item]:
-    """Returns every question with other images, that look different: the next ones, the last with the first.
+    """Returns every question with other images, that look different: the next ones of the same number.
 
     A control that must fall to guessing: a model that still scores has not looked. Says on stderr how many
     questions have nothing to exchange.
     """
     looks = [_look(item.images) for item in items]
-    different = {look: item.images for look, item in zip(looks, items, strict=True) if look}
-    left = looks.count(None)
-    if len(different) < 2:
+    exchanged: dict[bytes | None, Sequence[LazyImage]] = {}
+    for count in {len(item.images) for item in items}:
+        different = {
+            look: item.images
+            for look, item in zip(looks, items, strict=True)
+            if look and len(item.images) == count
+        }
+        first, *others = different.values() or [()]
+        if others:
+            exchanged |= zip(different, [*others, first], strict=True)
+    left = sum(look not in exchanged for look in looks)
+    if not exchanged:
+        pictured = len(items) - looks.count(None)
         raise UserError(
-            f"--swap-pictures: {len(items) - left} of these questions have pictures, "
-            f"{len(different)} of them different; it takes two"
+            f"--swap-pictures: {pictured} of these questions have pictures, "
+            f"{len({*looks} - {None})} of them different; it takes two"
         )
     if left:
         print(
             f"--swap-pictures: {left} of {len(items)} questions have no picture to exchange", file=sys.stderr
         )
-    first, *others = different.values()
-    exchanged = dict(zip(different, [*others, first], strict=True))
     return [
         replace(item, images=exchanged.get(look, item.images))
         for look, item in zip(looks, items, strict=True)

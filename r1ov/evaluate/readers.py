@@ -7,11 +7,11 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from r1ov.data.formats.choices import LETTERS, lettered, listed, with_options, written
+from r1ov.data.formats.choices import LETTERS, lettered, listed, take_options, with_options, written
+from r1ov.data.formats.columns import MEANING, Columns
 from r1ov.data.formats.layouts import read_row
 from r1ov.errors import UserError
 from r1ov.evaluate.files import Pictures, Row
@@ -166,75 +166,57 @@ def _domains(folder: Path) -> Mapping[str, str | None]:
     return {}
 
 
-_PICTURES = ("images", "image", "image_path")
-_KNOWN = (*LETTERS, *_PICTURES, "index", "id", "question", "answer", "hint", "choices", "kind")
-_KNOWN += ("precision", "unit", "group")
+def onevision_bench(row: Row) -> Fields:
+    """Hint and options are in the question already. Without options, the gold tells the kind of answer."""
+    options = listed(row.get("choices"))
+    return {
+        "id": text(row["index"]),
+        "question": text(row["question"]),
+        "answer": text(row["answer"]),
+        "kind": "mcq" if options else None,
+        "options": options,
+        "tags": tags(row, ("level", "category")),
+        "sources": [row["image"]],
+    }
+
+
+def _listed_images(name: str, cell: Any) -> Any:
+    """Returns a list of images that is written as text, as in a TSV."""
+    is_list = "image" in name and isinstance(cell, str) and cell.startswith("[")
+    return written(cell) if is_list else cell
 
 
 def generic(row: Row) -> Fields:
-    """VLMEvalKit's TSV, or JSON lines, CSV or parquet with its column names.
+    """A row of any layout that training reads (see r1ov/data/formats/layouts.py), or of VLMEvalKit's.
 
-    Columns: index or id, question, answer; optional: hint, A ... Z or choices, kind, precision, unit, group;
-    image (base64, a path, a list of them, or the index of the row that has it), images or image_path. Every
-    other column becomes a tag. A row without these columns is read as training reads it.
+    Besides these columns: precision, unit, group; an image may be the index of the row that has it. Every
+    column that is not read becomes a tag.
     """
-    if not {"question", "answer"} <= row.keys():
-        return _as_in_training(row)
     kind, precision = row.get("kind") or None, text(row.get("precision")).strip().removesuffix(".0")
     if kind not in (None, *KINDS):
         raise UserError(f"kind is {kind!r}, must be one of {', '.join(KINDS)}")
     if precision and not precision.isdecimal():
         raise UserError(f"precision is {precision!r}, must be a number of decimals")
-    letters = takewhile(bool, (text(row.get(letter)).strip() for letter in LETTERS))
-    options = tuple(letters) or listed(row.get("choices"))
-    if kind is None and (options or text(row.get("choices")).strip("[] ")):
-        kind = "mcq"
-    question = asked(text(row["question"]), options)
+    record = read_row({name: _listed_images(name, cell) for name, cell in row.items()})
+    if record.solution is None:
+        raise UserError(f"there is no gold answer, only {', '.join(row)}")
+    content = record.prompt[-1]["content"]
+    parts = [{"text": content}] if isinstance(content, str) else content
+    options = take_options(Columns(row))
+    names = [name for name in row if name.lower() in record.unread and name.lower() not in MEANING]
     return {
-        "id": text(row.get("index")) or text(row.get("id")),
-        "question": f"{row['hint']}\n{question}" if row.get("hint") else question,
-        "answer": text(row["answer"]),
-        "kind": kind,
+        "id": record.id,
+        "messages": record.prompt,
+        "question": "".join(part.get("text", "") for part in parts),
+        "answer": record.solution,
+        "kind": record.kind or ("mcq" if options else None),
         "options": options,
         "precision": int(precision) if precision else None,
         "unit": row.get("unit") or None,
         "group": text(row.get("group")) or None,
-        "tags": tags(row, [name for name in row if name not in _KNOWN]),
-        "sources": _sources(row),
-    }
-
-
-def _as_in_training(row: Row) -> Fields:
-    """One question, its images in front."""
-    record = read_row(row)
-    if len(record.prompt) > 1:
-        raise UserError("a conversation of several messages; expected one question")
-    content = record.prompt[0]["content"]
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    return {
-        "id": record.id or "",
-        "question": "".join(part["text"] for part in parts if part["type"] == "text"),
-        "answer": record.solution or row["answer"],
-        "kind": record.kind,
-        "options": (),
-        "tags": tags(row, record.unread),
+        "tags": tags(row, [name for name in names if name not in ("precision", "unit", "group")]),
         "sources": record.images,
     }
-
-
-def onevision_bench(row: Row) -> Fields:
-    """Hint and options are in the question already. Without options, the gold tells the kind of answer."""
-    return {**generic(row), "question": text(row["question"])}
-
-
-def _sources(row: Row) -> list[Any]:
-    given = [row[name] for name in _PICTURES if name in row]
-    if not given or given[0] == []:
-        return []
-    cell = next((cell for cell in given if cell), None)
-    if isinstance(cell, str) and cell.startswith("["):
-        cell = written(cell) or cell
-    return list(cell) if isinstance(cell, list | tuple) else [cell]
 
 
 # The options of a multiple-choice question, in the forms in which benchmarks keep them.

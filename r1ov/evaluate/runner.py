@@ -109,8 +109,9 @@ def _check_prompts(items: Items, rows: Sequence[Prediction], asking: Asking) -> 
     """Raises UserError if a question is not the one that was answered."""
     asked = {row.id: row.prompt_hash for row in rows if row.prompt_hash}
     for item in items:
-        now = messages_of(item, asking.prompt, asking.system)
-        if item.id in asked and asked[item.id] != prompt_hash(now):
+        if item.id in asked and (
+            item.error or asked[item.id] != prompt_hash(messages_of(item, asking.prompt, asking.system))
+        ):
             raise UserError(
                 f"question {item.id} is not the one that was answered before: its text or pictures changed; "
                 "choose another --out"

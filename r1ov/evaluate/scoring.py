@@ -50,8 +50,8 @@ _SYMBOL = (
     r"(?:[kKMmcdnpuμGh]?(?:mol|Hz|Pa|eV|Wb|cal|bar|atm|[mgsAKNJWCVFTHSLlht]|Ω|\\Omega)|min|rad|rev|r|°[CF])"
     r"(?:\^?-?\d)?\)?"
 )
-# a number and its unit, if any, such as kg/m^3, N\cdot m or J/(kg*K); or a Chinese one ("7个"), unless it multiplies
-# ("7万")
+# a number and its unit, if any, such as kg/m^3, N\cdot m or J/(kg*K); or a Chinese one ("7个"), unless it
+# multiplies ("7万")
 _QUANTITY = re.compile(
     r"([-+]?\d[\d,.]*(?:/\d+)?(?:\s*(?:\\times|\*)\s*10\s*\^\s*-?\d+)?)"
     rf"\s*({_SYMBOL}(?:(?:\s*(?:\\cdot|\\times|[*/])\s*\(?|\s+){_SYMBOL})*"
