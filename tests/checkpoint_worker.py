@@ -24,8 +24,8 @@ from torch.distributed.fsdp import fully_shard
 
 from r1ov.common.processes import World
 from r1ov.common.stopping import stopping
+from r1ov.folder import save
 from r1ov.train.optim import build_optimizers
-from r1ov.train.run import storage
 from r1ov.train.run.checkpoint import Checkpoints
 from r1ov.train.run.state import state_tensors
 
@@ -248,18 +248,18 @@ def ranks(folder: Path) -> dict[str, object]:
         with Checkpoints(folder / "full", world) as checkpoints:
             checkpoints.save(1, model, optimizers)
             checkpoints.wait()
-            true_save = storage.save_file
+            true_save = save.save_file
 
-            def fail(*_: object) -> None:
+            def fail(*_: object, **_more: object) -> None:
                 raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-            storage.save_file = fail if world.rank == 1 else true_save
+            save.save_file = fail if world.rank == 1 else true_save
             checkpoints.save(2, model, optimizers)
             checkpoints.wait()
             assert checkpoints.latest == 1
             if world.is_main:
                 assert [path.name for path in (folder / "full").iterdir()] == ["step-1"]
-            storage.save_file = true_save
+            save.save_file = true_save
             checkpoints.save(3, model, optimizers)
         assert checkpoints.latest == 3
         with Checkpoints(folder / "full", world) as checkpoints:

@@ -5,17 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from r1ov.common.device import choose_device, choose_dtype, dtype_name
 from r1ov.common.files import write_json
-from r1ov.common.text import one_line
 from r1ov.data.processor import Processor
 from r1ov.errors import UserError
 from r1ov.folder.hub import from_hub
-from r1ov.folder.save import config_to_dict, in_first_process, save_weights, write_processor
+from r1ov.folder.save import config_to_dict, save_weights, world_of, write_processor
 from r1ov.folder.settings import read_processor
-from r1ov.folder.weights import is_sharded, load_weights
+from r1ov.folder.weights import load_weights
 from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL
 
@@ -99,7 +97,6 @@ def save(
 
     try:
         save_weights(model, folder, dtype, max_shard_size)
-        in_first_process(is_sharded(model), write_rest)
-    except (OSError, SafetensorError) as error:
-        reason = one_line(str(error))
-        raise UserError(f"{folder}: the model cannot be saved there ({reason})") from error
+        world_of(model).on_main(write_rest)
+    except OSError as error:
+        raise UserError(f"{folder}: the model cannot be saved there ({error})") from error

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from r1ov.common.files import write_json
+from r1ov.common.processes import World
 from r1ov.data.processor import Processor
 from r1ov.folder.settings import image_processor_from_dict
 from r1ov.folder.weights import INDEX, SINGLE, is_sharded, whole
@@ -23,24 +23,19 @@ from r1ov.model.model import Qwen2_5_VL
 _OURS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?(\.tmp)?")
 
 
-def in_first_process(sharded: bool, work: Callable[[], None]) -> None:
-    """Runs `work` on rank 0 only; a disk error there is raised on every rank.
+def world_of(model: Qwen2_5_VL) -> World:
+    """The ranks that save a model together: all if it is sharded, else this process alone."""
+    return World(dist.get_rank(), dist.get_world_size()) if is_sharded(model) else World()
 
-    Args: sharded: whether all ranks call this together; if not, this process does the work.
-    """
-    if not sharded:
-        work()
-        return
-    error: Exception | None = None
-    if dist.get_rank() == 0:
-        try:
-            work()
-        except (OSError, SafetensorError) as caught:
-            error = caught
-    reported = [None if error is None else str(error)]
-    dist.broadcast_object_list(reported, src=0)
-    if reported[0] is not None:
-        raise error or OSError(reported[0])
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Writes a safetensors file of contiguous CPU tensors. Raises: OSError."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error).rpartition("error: ")[2]) from error
+    # safetensors writes for the owner's eyes only; a checkpoint is as readable as its folder.
+    os.chmod(path, path.parent.stat().st_mode & 0o666)
 
 
 def save_weights(model: Qwen2_5_VL, folder: str | Path, dtype: torch.dtype, max_shard_size: int) -> None:
@@ -54,8 +49,7 @@ def save_weights(model: Qwen2_5_VL, folder: str | Path, dtype: torch.dtype, max_
     Collective if the model is sharded: all ranks call this. The tensors are gathered one at a time, and
     rank 0 keeps and writes those of one file. If it cannot, all ranks raise.
     """
-    folder, state, sharded = Path(folder), model.state_dict(), is_sharded(model)
-    is_writer = not sharded or dist.get_rank() == 0
+    folder, state, world = Path(folder), model.state_dict(), world_of(model)
     sizes = {name: tensor.numel() * dtype.itemsize for name, tensor in state.items()}
     shards = _shards(sizes, max_shard_size)
     count = len(shards)
@@ -65,16 +59,14 @@ def save_weights(model: Qwen2_5_VL, folder: str | Path, dtype: torch.dtype, max_
         tensors = {}
         for name in names:
             value = whole(state[name])
-            if is_writer:
+            if world.is_main:
                 tensors[name] = value.to("cpu", dtype).contiguous()
 
         def write(file: str = file, tensors: dict[str, torch.Tensor] = tensors) -> None:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, folder / f"{file}.tmp", metadata={"format": "pt"})
-            # safetensors writes for the owner's eyes only; a checkpoint is as readable as its folder.
-            os.chmod(folder / f"{file}.tmp", folder.stat().st_mode & 0o666)
+            write_tensors(folder / f"{file}.tmp", tensors)
 
-        in_first_process(sharded, write)
+        world.on_main(write)
 
     def put_in_place() -> None:
         (folder / "config.json").unlink(missing_ok=True)
@@ -88,7 +80,7 @@ def save_weights(model: Qwen2_5_VL, folder: str | Path, dtype: torch.dtype, max_
             metadata = {"total_size": sum(sizes.values())}
             write_json(folder / INDEX, {"metadata": metadata, "weight_map": weight_map})
 
-    in_first_process(sharded, put_in_place)
+    world.on_main(put_in_place)
 
 
 def _shards(sizes: dict[str, int], largest: int) -> list[list[str]]:

@@ -180,7 +180,7 @@ class Checkpoints:
         try:
             world.on_main(lambda: temporary.mkdir(exist_ok=True))  # it is there if it could not be removed
             path = temporary / files[world.rank]
-            shares = world.on_all(lambda: (storage.write_tensors(path, tensors), own_random_state))
+            shares = world.on_all(lambda: (storage.write_synced(path, tensors), own_random_state))
             digests, random_states = zip(*shares, strict=True)
             record |= {"random_states": random_states, "files": dict(zip(files, digests, strict=True))}
             world.on_main(lambda: storage.write_record(temporary, record))

@@ -17,28 +17,24 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from r1ov.folder.save import write_tensors
 from r1ov.folder.weights import local_rows
 
 RECORD = "checkpoint.json"
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
-    """Writes and syncs a file of contiguous CPU tensors; returns its digest. Raises: OSError."""
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:
-        raise OSError(str(error).rpartition("error: ")[2]) from error
-    os.chmod(path, path.parent.stat().st_mode & 0o666)  # safetensors writes for the owner's eyes only
+def write_synced(path: Path, tensors: dict[str, Tensor]) -> str:
+    """Writes a file of contiguous CPU tensors to the disk; returns its digest. Raises: OSError."""
+    write_tensors(path, tensors)
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(folder: Path, digests: Mapping[str, str]) -> None:
-    """Raises OSError at the first file whose digest is not that of `write_tensors`."""
+    """Raises OSError at the first file whose digest is not that of `write_synced`."""
     for name, digest in digests.items():
         with (folder / name).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
