@@ -70,6 +70,12 @@ def test_of_other_peoples_rows_id_and_text_are_enough(tmp_path):
     assert read_predictions(path) == [Prediction(id="7", text="x"), Prediction(id="8", text="")]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"id": "7", "text": "x"}\n', encoding="utf-8-sig")
+    assert read_predictions(path) == [Prediction(id="7", text="x")]
+
+
 @pytest.mark.parametrize(
     "line",
     [

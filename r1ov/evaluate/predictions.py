@@ -32,7 +32,8 @@ def read_lines(path: Path, parse: Callable[[Any], T], expected: str, may_be_torn
     Raises:  UserError that names the file and the line, and says what is expected there.
     """
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace" if may_be_torn else "strict").split("\n")
+        errors = "replace" if may_be_torn else "strict"
+        lines = path.read_text(encoding="utf-8-sig", errors=errors).split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be read ({reason}); expected lines with {expected}") from None
