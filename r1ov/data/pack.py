@@ -206,16 +206,6 @@ class Bundle:
         """All of the prompt but its last token, and for each completion that token and its own."""
         return len(self.prompt) - 1 + sum(1 + len(one.input_ids) for one in self.completions)
 
-    def cost(self, config: Config) -> int:
-        """As `sequence_cost`; what the completions share counts once."""
-        length = len(self.prompt)
-        shared = sequence_cost(config, length - 1, 0)
-        own = [
-            sequence_cost(config, length + len(one.input_ids), num_trained(one.labels)) - shared
-            for one in self.completions
-        ]
-        return sum(own) + sequence_cost(config, length - 1, 0, grids_of(self.prompt))
-
     def sequences(self) -> list[Encoded]:
         """The prompt and what goes on from it, as drawn above; a single completion whole, with its prompt."""
         if not self.completions:
@@ -269,10 +259,9 @@ def make_packs(bundles: Sequence[Bundle], processor: Processor, max_length: int,
     Returns: batches with labels, and what is known of the completions: advantages (B,), and sampler_logprobs
         (T,), each aligned with the token it describes.
     """
-    lengths = [bundle.num_tokens for bundle in bundles]
-    costs = [bundle.cost(processor.config) for bundle in bundles]
-    num_packs = max(world.gather(len(pack(lengths, costs, max_length))))
-    packs = pack(lengths, costs, max_length, num_packs) or [[]] * num_packs
+    lengths = [bundle.num_tokens for bundle in bundles]  # and so much does each cost, about
+    num_packs = max(world.gather(len(pack(lengths, lengths, max_length))))
+    packs = pack(lengths, lengths, max_length, num_packs) or [[]] * num_packs
     return [_batch([bundles[index] for index in members], processor, world.size) for members in packs]
 
 

@@ -24,7 +24,7 @@ def total_reward(
     said = {name: score for name, score in scores.items() if score is not None}
     if said.get(REQUIRED) == 0:
         said[REQUIRED] = wrong_reward
-    return sum(weights.get(name, 1.0) * score for name, score in said.items()) if said else None
+    return sum(weights.get(name.split("/")[0], 1.0) * score for name, score in said.items()) if said else None
 
 
 def soft_overlong(length: int, max_length: int, cache: int) -> float:

@@ -172,7 +172,7 @@ def train(config: GRPOConfig) -> None:
     """Trains until `max_steps`, and leaves the model in `out`/final."""
     source, num_prompts = open_source(config, need="solution")
     num_rows = num_prompts and num_prompts * config.num_generations * config.num_iterations
-    with closing(Scorer(config)) as score, open_run(config, num_rows, source) as run:
+    with closing(Scorer(config)) as score, open_run(config, source, num_rows) as run:
         config, each, world = run.config, config.num_generations, run.world
         count, rest = divmod(config.train_batch_size * config.steps_per_generation, each)
         if rest:
@@ -183,17 +183,22 @@ def train(config: GRPOConfig) -> None:
         reference = build(config, world, run.device)[0].requires_grad_(False) if config.beta else None
         tally = Tally(config.max_bad_share, say if world.is_main else None)
         updates = config.steps_per_generation * config.num_iterations  # of each rollout
-        introduce(run, num_prompts, count)
-        check_rewards(run, source, num_prompts, score)
-        if run.step == 0 and run.is_eval_due:
+        introduce(run, source, count)
+        if num_prompts and not run.step:  # the playground's golds cannot be wrong
+            check_rewards(run, source, num_prompts, score)
+        if run.step == 0 and config.eval_steps:
             evaluate(run)
 
-        def roll_out(policy: Qwen2_5_VL, prompts: list[Group], seed: int) -> list[Group]:
-            return [score(group) for group in sample(policy, run.processor, prompts, config, seed)]
-
-        run.start_clock()
         while run.step < config.max_steps:
-            groups, generation = until_enough(run, source, tally, count, roll_out)  # sample and score
+            groups, generation = until_enough(
+                run,
+                source,
+                tally,
+                count,
+                lambda policy, prompts, seed: [
+                    score(group) for group in sample(policy, run.processor, prompts, config, seed)
+                ],
+            )
             outcomes = gather_outcomes(world, groups)  # of all ranks, by prompt
             rewards = torch.stack([one.rewards for one in outcomes])  # (prompts, G)
             advantages = group_advantages(rewards.flatten(), each, config.scale_rewards).view_as(rewards)
@@ -214,7 +219,7 @@ def train(config: GRPOConfig) -> None:
                 is_last = number == updates or run.step + 1 == config.max_steps
                 if not run.end_step({**observed, **learned, **generation}, may_stop=is_last):
                     return
-                if run.is_eval_due:
+                if run.is_due(config.eval_steps, run.step):
                     evaluate(run)
                 if run.step == config.max_steps:
                     break

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from r1ov.common.processes import World
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.formats.tally import Tally
 from r1ov.data.processor import Encoded, Processor
@@ -18,7 +19,6 @@ from r1ov.engine import Completion, decode, prepare
 from r1ov.errors import UserError
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.reward import Frame, Rules, format_reward, grade, soft_overlong, total_reward
-from r1ov.reward.rules.check import Gold
 from r1ov.reward.rules.workers import UserReward, math_verify_or_none
 from r1ov.train.loss import MIN_STD, mean_and_std
 from r1ov.train.run.config import GRPOConfig
@@ -69,55 +69,49 @@ def sample(
     ]
 
 
+FORMATS = {"format": "strict", "soft_format": "soft"}
+
+
 class Scorer:
     """The rewards of a run. Close it: a user's reward and math-verify have processes of their own."""
 
     def __init__(self, config: GRPOConfig):
-        self.config = config
-        self.rules = Rules(answer_from=config.answer_from, iou_mode=config.iou_mode)
+        self.config, self.rules = config, Rules(answer_from=config.answer_from, iou_mode=config.iou_mode)
         self.user = UserReward(config.reward) if config.reward else None
         self.verify = math_verify_or_none()
         names = [*config.reward_funcs, *([self.user.name] if self.user else [])]
         self.weights = dict(zip(names, config.reward_weights or [1.0] * len(names), strict=True))
 
-    def gold(self, record: Record) -> Gold:
-        """What is checked before training: can this record's answer be scored at all?"""
-        return Gold(record.where, record.solution or "", record.kind, self.rules)
-
     def __call__(self, group: Group) -> Group:
         """The group with scores and rewards."""
         scores = [self._scores(group.record, completion, group.frame) for completion in group.completions]
-        rewards = [self._total(own) for own in scores]
+        rewards = [total_reward(own, self.weights, self.config.wrong_reward) for own in scores]
+        rewards = [math.nan if reward is None else reward for reward in rewards]
         return replace(group, scores=scores, rewards=torch.tensor(rewards, dtype=torch.float64))
 
     def _scores(self, record: Record, completion: Completion, frame: Frame | None) -> dict[str, float | None]:
-        config, scores = self.config, {}
-        finished = completion.finish_reason == "stop"
-        for name in config.reward_funcs:
+        text, scores = completion.text, {}
+        for name in self.config.reward_funcs:
             if name == "accuracy":
-                gold = record.solution or ""
-                scores[name] = grade(
-                    completion.text, gold, record.kind, self.rules, self.verify, finished, frame
-                ).score
+                gold, finished = record.solution or "", completion.finish_reason == "stop"
+                graded = grade(text, gold, record.kind, self.rules, self.verify, finished, frame)
+                scores[name] = graded.score
             else:
-                scores[name] = format_reward(completion.text, "soft" if name == "soft_format" else "strict")
-        if config.overlong_cache:
-            scores["overlong"] = soft_overlong(
-                completion.completion_tokens, config.max_completion_length, config.overlong_cache
-            )
+                scores[name] = format_reward(text, FORMATS[name])
+        if cache := self.config.overlong_cache:
+            limit = self.config.max_completion_length
+            scores["overlong"] = soft_overlong(completion.completion_tokens, limit, cache)
         if self.user:
-            row = {"id": record.id, "solution": record.solution, "kind": record.kind, "where": record.where}
-            info = {
-                "completion_tokens": completion.completion_tokens,
-                "finish_reason": completion.finish_reason,
-            }
-            scores |= self.user(texts_of(record.prompt), completion.text, row, info)
+            scores |= self._users(record, completion)
         return scores
 
-    def _total(self, scores: Mapping[str, float | None]) -> float:
-        weights = {name: self.weights.get(name.split("/")[0], 1.0) for name in scores}
-        total = total_reward(scores, weights, self.config.wrong_reward)
-        return math.nan if total is None else total
+    def _users(self, record: Record, completion: Completion) -> dict[str, float | None]:
+        row = {"id": record.id, "solution": record.solution, "kind": record.kind, "where": record.where}
+        info = {
+            "completion_tokens": completion.completion_tokens,
+            "finish_reason": completion.finish_reason,
+        }
+        return self.user(texts_of(record.prompt), completion.text, row, info)
 
     def close(self) -> None:
         for worker in (self.user, self.verify):
@@ -195,22 +189,26 @@ def until_enough(
     Args: roll_out: (policy, prompts, seed) -> the prompts with completions and rewards.
     """
     config, world, begun = run.config, run.world, time.perf_counter()
+    policy, missing = run.answering_model(), count
     groups: list[Group] = []
     flat: list[Group] = []
-    policy, missing = run.answering_model(), count
     for _ in range(1 + config.max_resamplings):
         seed = config.seed * 1_000_003 + run.extra.get("next_prompt", 0)
         for group in roll_out(policy, next_prompts(run, source, tally, missing), seed):
             (flat if config.dynamic_sampling and not group.has_spread else groups).append(group)
-        own_tokens = sum(one.completion_tokens for group in groups + flat for one in group.completions)
-        usable, tokens = world.sum(float(len(groups)), float(own_tokens))
-        missing = count - int(usable)
+        missing = count - int(world.sum(len(groups))[0])
         if not missing:
             break
-    if missing == count:  # nothing to choose from: these teach nothing but the KL term, and the run goes on
-        numbers = sorted(chain(*world.gather([group.number for group in flat])))[:count]
-        if not numbers:
-            raise UserError(f"none of the prompts of this rollout can be used; {tally.summary()}")
-        groups = [group for group in flat if group.number in numbers]
-    seconds = time.perf_counter() - begun
+    own_tokens = sum(one.completion_tokens for group in groups + flat for one in group.completions)
+    tokens, seconds = world.sum(own_tokens)[0], time.perf_counter() - begun
+    if missing == count:
+        groups = flat_ones(flat, world, tally, count)
     return groups, {"generation_seconds": seconds, "rollout_tokens_per_second": tokens / seconds}
+
+
+def flat_ones(groups: Sequence[Group], world: World, tally: Tally, count: int) -> list[Group]:
+    """The first `count` groups where none has spread: they teach nothing but the KL term, and the run goes on."""
+    numbers = sorted(chain(*world.gather([group.number for group in groups])))[:count]
+    if not numbers:
+        raise UserError(f"none of the prompts of this rollout can be used; {tally.summary()}")
+    return [group for group in groups if group.number in numbers]

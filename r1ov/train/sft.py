@@ -20,18 +20,17 @@ from r1ov.train.update import each_pack, update
 def train(config: SFTConfig) -> None:
     """Trains until `max_steps`, and leaves the model in `out`/final."""
     source, num_rows = open_source(config, need="reply")
-    with open_run(config, num_rows, source) as run:
+    with open_run(config, source, num_rows) as run:
         config, world, rows_per_step = run.config, run.world, run.config.train_batch_size
         steps = Steps(
             source, run.processor, rows_per_step, config.max_length, world.rank, world.size, config.overlong
         )
         prepared = load_steps(steps, run.step, config.max_steps, config.dataloader_num_workers)
         tally = Tally(config.max_bad_share, say if world.is_main else None)
-        run.introduce(num_rows)
-        if run.step == 0 and run.is_eval_due:
+        run.introduce(source)
+        if run.step == 0 and config.eval_steps:
             evaluate(run)
 
-        run.start_clock()
         for data in prepared:
             num_items, num_tokens, num_undecoded = world.sum(
                 sum(num_trained(pack["labels"]) for pack in data.batches),
@@ -46,6 +45,7 @@ def train(config: SFTConfig) -> None:
                     f"step {run.step + 1}: not one of its {rows_per_step} rows can be trained on; {tally.summary()}"
                 )
 
+            is_logged = run.is_due(config.logging_steps, run.step + 1)
             loss = correct = torch.zeros((), device=run.device)  # read once, after the step
             for pack in each_pack(data.batches, run):
                 labels = pack["labels"]
@@ -53,7 +53,7 @@ def train(config: SFTConfig) -> None:
                     sft_loss_and_correct,
                     labels=labels,
                     num_items_in_batch=num_items,
-                    is_counted=run.is_logged,
+                    is_counted=is_logged,
                 )
                 own_loss, own_correct = run.model(**pack.inputs, then=then)
                 own_loss.backward()
@@ -65,8 +65,8 @@ def train(config: SFTConfig) -> None:
             metrics["num_tokens"] = run.extra["num_tokens"] = run.extra.get("num_tokens", 0) + int(num_tokens)
             if num_rows:
                 metrics["epoch"] = (run.step + 1) * rows_per_step / num_rows
-            if not run.end_step(metrics, {"tokens": num_tokens, "samples": data.rows, "flops": data.cost}):
+            if not run.end_step(metrics, {"tokens": num_tokens, "samples": data.rows}, data.cost):
                 return
-            if run.is_eval_due:
+            if run.is_due(config.eval_steps, run.step):
                 evaluate(run)
         run.finish()

@@ -37,7 +37,8 @@ def evaluate(run: Run) -> None:
             say(f"eval    loss {loss:.4f}, acc {accuracy:.3f}, on held-out rows")
     if config.data == PLAYGROUND:
         result |= answer_questions(run)
-    run.since += time.perf_counter() - started  # not the next step's time
+    took = time.perf_counter() - started
+    run.since, run.begun = run.since + took, run.begun + took  # no time of a step's
     if run.log and result:
         run.log.event({"step": run.step, **result})
 

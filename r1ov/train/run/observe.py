@@ -10,9 +10,8 @@ from torch import Tensor
 
 from r1ov.common.processes import World
 from r1ov.data.formats.records import Record
-from r1ov.data.playground.source import Playground
 from r1ov.data.steps import Source
-from r1ov.reward.rules.check import check_golds
+from r1ov.reward.rules.check import Gold, check_golds
 from r1ov.train.loss import MIN_STD, largest, mean_and_std
 from r1ov.train.rollout import Group, Scorer, texts_of
 from r1ov.train.run.log import say
@@ -23,9 +22,9 @@ GROUPS_SHOWN = 4
 FLAT, PATIENCE = 0.8, 20  # share of groups that teach nothing; rollouts in a row until a line says so
 
 
-def introduce(run: Run, num_prompts: int | None, per_rollout: int) -> None:
+def introduce(run: Run, source: Source, per_rollout: int) -> None:
     """Says what is about to be done, in a few lines."""
-    run.introduce(num_prompts)
+    run.introduce(source)
     if run.world.is_main:
         config = run.config
         rewards = ", ".join([*config.reward_funcs, *([config.reward] if config.reward else [])])
@@ -37,14 +36,15 @@ def introduce(run: Run, num_prompts: int | None, per_rollout: int) -> None:
         say(f"grpo    {config.loss_type} loss, {kl}, temperature {config.temperature:g}, rewards {rewards}")
 
 
-def check_rewards(run: Run, source: Source, num_prompts: int | None, score: Scorer) -> None:
-    """Scores every gold answer of a new run against itself. Raises: UserError if too many do not score 1."""
-    if run.step or isinstance(source, Playground):
-        return
+def check_rewards(run: Run, source: Source, num_prompts: int, score: Scorer) -> None:
+    """Scores every gold answer against itself. Raises: UserError if too many do not score 1."""
     records = (source[number] for number in range(num_prompts))
-    failed = check_golds(
-        (score.gold(record) for record in records if isinstance(record, Record)), score.verify
-    )
+    golds = [
+        Gold(record.where, record.solution or "", record.kind, score.rules)
+        for record in records
+        if isinstance(record, Record)
+    ]
+    failed = check_golds(golds, score.verify)
     if failed and run.world.is_main:
         gold, why = failed[0]
         say(
@@ -96,12 +96,9 @@ def observe(
     lengths = torch.tensor([one.lengths for one in outcomes], dtype=torch.float64)  # (prompts, G)
     finished = torch.tensor([one.finished for one in outcomes])
     ended = lengths[finished] if finished.any() else torch.zeros(1)
-    for kind, values in (("length", lengths), ("terminated_length", ended)):
-        metrics |= {
-            f"completions/mean_{kind}": values.mean().item(),
-            f"completions/min_{kind}": values.min().item(),
-            f"completions/max_{kind}": values.max().item(),
-        }
+    for what, of in (("mean", torch.mean), ("min", torch.min), ("max", torch.max)):
+        metrics[f"completions/{what}_length"] = of(lengths).item()
+        metrics[f"completions/{what}_terminated_length"] = of(ended).item()
     metrics["completions/clipped_ratio"] = 1 - finished.double().mean().item()
     read = int(lengths.sum()) + sum(one.prompt_tokens for one in outcomes)
     metrics["num_tokens"] = run.extra["num_tokens"] = run.extra.get("num_tokens", 0) + read

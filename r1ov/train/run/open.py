@@ -2,11 +2,11 @@
 
 import math
 import os
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
+from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,6 @@ from r1ov.data.processor import Processor
 from r1ov.data.steps import Source
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
-from r1ov.folder.pretrained import resolve as find_folder
 from r1ov.folder.settings import read_processor
 from r1ov.folder.weights import init_weights, is_sharded, load_weights
 from r1ov.model.model import Qwen2_5_VL
@@ -44,156 +43,6 @@ PEAK_FLOPS = {  # dense bfloat16 operations a second, by name
 }
 
 
-@dataclass(kw_only=True)
-class Run:
-    """The state of a run; `step` counts finished steps. Collective: all ranks call its methods together."""
-
-    config: TrainConfig  # with nothing left open
-    world: World
-    device: torch.device
-    kernels: str
-    model: Qwen2_5_VL
-    processor: Processor
-    optimizers: list[torch.optim.Optimizer]
-    checkpoints: Checkpoints
-    stop: threading.Event
-    log: Log | None  # the main process's
-    step: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)  # what else a checkpoint keeps: num_tokens, ...
-
-    def __post_init__(self):
-        self.out = Path(self.config.out)
-        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.first_step, self.skipped_in_a_row, self.is_save_due = self.step, 0, False
-        self._replica: Qwen2_5_VL | None = None
-        self.start_clock()
-
-    def start_clock(self) -> None:
-        """Call just before the first step: what came before it is not the step's time."""
-        self.begun = self.since = time.perf_counter()
-
-    def introduce(self, num_rows: int | None) -> None:
-        """Says what is about to be done, in a few lines."""
-        if not self.world.is_main:
-            return
-        config, size, copies = self.config, self.world.size, self.config.replicate
-        total = sum(parameter.numel() for parameter in self.model.parameters())
-        trained = sum(parameter.numel() for parameter in self.parameters)
-        parameters = f"{total / 1e6:,.2f} M parameters"
-        parameters += "" if trained == total else f", {trained / 1e6:,.2f} M of them learn"
-        rows = "" if num_rows is None else f", {num_rows:,} rows"
-        name = config.model or f"from scratch, as {config.config_name}"
-        sharding = "whole in each process" if size == 1 else f"sharded over {size // copies}"
-        sharding += f", {copies} times" if copies > 1 else ""
-        # weights, gradients, AdamW's two moments; weights alone of what does not learn
-        memory = (16 * trained + 4 * (total - trained)) * copies / size
-        unit = "conversations" if config.stage == "sft" else "completions"
-        say(f"{config.stage:<8}{name}, {parameters}, on {config.data}{rows} -> {self.out}/")
-        say(
-            f"run     {self.device}, {dtype_name(self.compute_dtype)}, {self.kernels} kernels, {size} process(es) "
-            f"of {torch.get_num_threads()} thread(s), model {sharding}, seed {config.seed}"
-        )
-        say(
-            f"memory  {memory / 1e9:.2f} GB a process for weights, gradients and optimizer; activations come "
-            "on top"
-        )
-        say(
-            f"step    {config.train_batch_size} {unit} in packs of up to {config.max_length:,} tokens, "
-            f"{config.optim}, peak learning rate {config.learning_rate:g}, {config.max_steps:,} steps"
-        )
-        if self.step:
-            say(f"resume  after step {self.step}, from {self.out}/checkpoints")
-
-    @property
-    def is_logged(self) -> bool:
-        """Whether the step under way gets a line."""
-        return (self.step + 1) % self.config.logging_steps == 0 or self.step + 1 == self.config.max_steps
-
-    @property
-    def is_eval_due(self) -> bool:
-        """Whether the model is to be evaluated as it is after `step` steps."""
-        every = self.config.eval_steps
-        return every > 0 and (self.step % every == 0 or self.step == self.config.max_steps)
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        return compute_dtype(self.config, self.device)
-
-    def answering_model(self) -> Qwen2_5_VL:
-        """The model as it is now, whole on every rank, for decoding: itself, or a copy of a sharded one."""
-        if not is_sharded(self.model):
-            return self.model
-        if self._replica is None:
-            self._replica = replica(self.model, self.compute_dtype)
-        else:
-            refresh(self._replica, self.model)
-        return self._replica
-
-    def end_step(
-        self, metrics: dict[str, float], counts: Mapping[str, float] | None = None, may_stop: bool = True
-    ) -> bool:
-        """Counts the step, writes the line and the checkpoint that are due; returns whether the run goes on.
-
-        Args:
-            counts: tokens, samples, flops of the step, over all ranks: their rates are logged.
-            may_stop: False inside a rollout, where saving is postponed.
-        """
-        config, is_logged = self.config, self.is_logged
-        self.step += 1
-        seconds, self.since = time.perf_counter() - self.since, time.perf_counter()
-        is_last, is_stopped = self.step == config.max_steps, self.world.sum(self.stop.is_set())[0] > 0
-        if self.log and is_logged:
-            rates = {f"{name}_per_second": count / seconds for name, count in (counts or {}).items()}
-            if self.device.type == "cuda":
-                rates |= self._gpu_metrics(rates)
-            rates.pop("flops_per_second", None)
-            left = (config.max_steps - self.step) * (self.since - self.begun) / (self.step - self.first_step)
-            self.log.step({"step": self.step, **metrics, "step_ms": 1000 * seconds, **rates}, left)
-        self.is_save_due |= config.save_steps > 0 and self.step % config.save_steps == 0
-        if not may_stop:
-            return True
-        if self.is_save_due or (is_stopped and not is_last):
-            self.checkpoints.save(self.step, self.model, self.optimizers, self.extra)
-            self.is_save_due = False
-        if is_stopped and not is_last and self.world.is_main:
-            say(f"stop    after step {self.step}, saved; the same command goes on")
-        return is_last or not is_stopped
-
-    def _gpu_metrics(self, rates: Mapping[str, float]) -> dict[str, float]:
-        """Peak memory, and the share of the GPUs' peak speed where that is known."""
-        metrics = {"memory_gb": torch.cuda.max_memory_allocated() / 1e9}
-        peak = peak_flops(self.device)
-        if peak and "flops_per_second" in rates and self.compute_dtype == torch.bfloat16:
-            metrics["mfu"] = rates["flops_per_second"] / (peak * self.world.size)
-        return metrics
-
-    def finish(self) -> None:
-        """Leaves the trained model in `out`/final."""
-        pretrained.save(self.model, self.processor, self.out / "final", dtype=torch.float32)
-        if self.log:
-            # For whoever asks the model later: its training put each question as the data had it.
-            images = self.processor.image_processor
-            limits = {"min_pixels": images.min_pixels, "max_pixels": images.max_pixels}
-            write_json(
-                self.out / "final" / "r1ov.json", {"stage": self.config.stage, "prompt": "none", **limits}
-            )
-            self.log.draw()
-            took = duration(time.perf_counter() - self.begun)
-            say(f"done    {took}; model in {self.out}/final, curves in {self.out}/curves.png")
-            say(f"try it  python generate.py --model {self.out}/final --image PICTURE")
-
-
-def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
-    on_gpu = device.type == "cuda"
-    return torch.bfloat16 if (on_gpu if config.bf16 is None else config.bf16) else torch.float32
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """The GPU's bfloat16 operations a second; None if not known."""
-    name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
-
-
 def open_source(config: TrainConfig, need: Literal["reply", "solution"]) -> tuple[Source, int | None]:
     """The training data, and its number of rows; None if it has no end.
 
@@ -203,6 +52,243 @@ def open_source(config: TrainConfig, need: Literal["reply", "solution"]) -> tupl
         return Playground("train" if need == "reply" else "rl", config.seed), None
     mixture = open_data(config.data, seed=config.seed, need=need, lazy=True, **config.reading)
     return mixture, len(mixture)
+
+
+@contextmanager
+def open_run(config: TrainConfig, source: Source, num_rows: int | None) -> Iterator["Run"]:
+    """The run that these options describe, at its beginning or where its last checkpoint left it.
+
+    Args: num_rows: conversations or completions that `source` has for an epoch; None if it has no end.
+    Raises: SystemExit, status 0, if the run was finished earlier.
+    """
+    # Gradients of a peaked softmax are full of denormals: ten times slower without.
+    torch.set_flush_denormal(True)
+    with ExitStack() as stack:
+        world, device = stack.enter_context(joined(config.device))
+        if config.num_threads:
+            torch.set_num_threads(config.num_threads)
+        elif world.size > 1:
+            share_cores()
+        yield Run(config, source, num_rows, world, device, stack)
+
+
+def share_cores() -> None:
+    """Deals this machine's cores to its processes, where torchrun has left a single thread to each."""
+    if os.environ.get("OMP_NUM_THREADS") == "1":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"])))
+
+
+class Run:
+    """The state of a run. Collective: all ranks call its methods at the same steps.
+
+    Attributes: config: with nothing left open. step: finished steps. extra: what else a checkpoint keeps, such as
+        num_tokens. log: the main process's, else None. stop: set when the process was asked to stop.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        source: Source,
+        num_rows: int | None,
+        world: World,
+        device: torch.device,
+        stack: ExitStack,
+    ):
+        self.world, self.device, self.stack, self.out = world, device, stack, Path(config.out)
+        before = earlier_run(self.out, world)
+        self.config = config = resolve(config, num_rows, world, device, before)
+        files = source.fingerprint if isinstance(source, Mixture) else ()
+        if before:
+            check_same_run(before, config, files)
+        if before and is_finished(self.out):
+            if world.is_main:
+                say(f"done    {self.out}/ holds this run, finished; model in {self.out}/final")
+            raise SystemExit(0)
+
+        self.kernels = choose_kernels(config.kernels, device)
+        self.model, self.processor = build(config, world, device)
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        rates, betas = (
+            (config.learning_rate, config.muon_learning_rate),
+            (config.adam_beta1, config.adam_beta2),
+        )
+        self.optimizers = build_optimizers(self.model, config.optim, *rates, betas, config.weight_decay)
+        self.step, self.extra = 0, {}
+        if before:
+            self.step, self.extra = self.checkpoints.load_latest(self.model, self.optimizers) or (0, {})
+        self.first_step, self.skipped_in_a_row, self.is_save_due = self.step, 0, False
+
+        self.log = None
+        if world.is_main:
+            options = {**asdict(config), "world_size": world.size, "fingerprint": files}
+            write_json(self.out / "config.json", options)
+            self.log = Log(self.out, config.max_steps, self.step, config.report_to)
+            stack.callback(self.log.close)
+        announcement = "stopping after this step, with a checkpoint" if world.is_main else ""
+        self.stop = stack.enter_context(stopping(announcement))
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """Made when the first one is read or written."""
+        folder, limit = self.out / "checkpoints", self.config.save_total_limit
+        return self.stack.enter_context(Checkpoints(folder, self.world, limit))
+
+    def introduce(self, source: Source) -> None:
+        """Says what is about to be done, in a few lines, and starts the clock of the first step."""
+        config, size, copies = self.config, self.world.size, self.config.replicate
+        total = sum(parameter.numel() for parameter in self.model.parameters())
+        trained = sum(parameter.numel() for parameter in self.parameters)
+        # weights, gradients and AdamW's two moments; of what does not learn weights alone
+        memory = (16 * trained + 4 * (total - trained)) * copies / size
+        learn = "" if trained == total else f", {trained / 1e6:,.2f} M of them learn"
+        name = config.model or f"from scratch, as {config.config_name}"
+        rows = f", {len(source):,} rows" if isinstance(source, Mixture) else ""
+        sharding = "whole in each process" if size == 1 else f"sharded over {size // copies}"
+        sharding += f", {copies} times" if copies > 1 else ""
+        unit = "conversations" if config.stage == "sft" else "completions"
+        if self.world.is_main:
+            say(
+                f"{config.stage:<8}{name}, {total / 1e6:,.2f} M parameters{learn}, on {config.data}{rows} -> "
+                f"{self.out}/"
+            )
+            say(
+                f"run     {self.device}, {dtype_name(compute_dtype(config, self.device))}, {self.kernels} kernels, "
+                f"{size} process(es) of {torch.get_num_threads()} thread(s), model {sharding}, seed {config.seed}"
+            )
+            say(
+                f"memory  {memory / 1e9:.2f} GB a process for weights, gradients and optimizer; activations come "
+                "on top"
+            )
+            say(
+                f"step    {config.train_batch_size} {unit} in packs of up to {config.max_length:,} tokens, "
+                f"{config.optim}, peak learning rate {config.learning_rate:g}, {config.max_steps:,} steps"
+            )
+        if self.world.is_main and isinstance(source, Mixture):
+            say(f"data    {source.survey()}")
+        if self.world.is_main and self.step:
+            say(f"resume  after step {self.step}, from {self.out}/checkpoints")
+        self.begun = self.since = time.perf_counter()
+
+    def is_due(self, every: int, step: int) -> bool:
+        """Whether what is done every so many steps, and at the end, is done at this one; 0: never."""
+        return every > 0 and (step % every == 0 or step == self.config.max_steps)
+
+    def answering_model(self) -> Qwen2_5_VL:
+        """The model as it is now, whole on every rank, for decoding: itself, or a copy of a sharded one."""
+        if not is_sharded(self.model):
+            return self.model
+        refresh(self._replica, self.model)
+        return self._replica
+
+    @cached_property
+    def _replica(self) -> Qwen2_5_VL:
+        return replica(self.model, compute_dtype(self.config, self.device))
+
+    def end_step(
+        self,
+        metrics: dict[str, float],
+        counts: Mapping[str, float] | None = None,
+        flops: float = 0.0,
+        may_stop: bool = True,
+    ) -> bool:
+        """Counts the step, and writes the line and the checkpoint that are due; returns whether the run goes on.
+
+        Args:
+            counts: tokens, say, of the step, over all ranks: their rates are logged.
+            flops: floating-point operations of the step, over all ranks.
+            may_stop: False inside a rollout, where saving is postponed.
+        """
+        config, now = self.config, time.perf_counter()
+        self.step, seconds, self.since = self.step + 1, now - self.since, now
+        if self.log and self.is_due(config.logging_steps, self.step):
+            metrics = {"step": self.step, **metrics, "step_ms": 1000 * seconds}
+            metrics |= {f"{name}_per_second": count / seconds for name, count in (counts or {}).items()}
+            if self.device.type == "cuda":
+                metrics |= gpu_metrics(self, flops / seconds)
+            seconds_a_step = (now - self.begun) / (self.step - self.first_step)
+            self.log.step(metrics, (config.max_steps - self.step) * seconds_a_step)
+        is_stopped = self.world.sum(self.stop.is_set())[0] > 0 and self.step < config.max_steps
+        self.is_save_due |= config.save_steps > 0 and self.step % config.save_steps == 0
+        if may_stop and (self.is_save_due or is_stopped):
+            self.checkpoints.save(self.step, self.model, self.optimizers, self.extra)
+            self.is_save_due = False
+        if may_stop and is_stopped and self.world.is_main:
+            say(f"stop    after step {self.step}, saved; the same command goes on")
+        return not (may_stop and is_stopped)
+
+    def finish(self) -> None:
+        """Leaves the trained model in `out`/final."""
+        pretrained.save(self.model, self.processor, self.out / "final", dtype=torch.float32)
+        if self.log:
+            # For whoever asks the model later: its training put each question as the data had it.
+            images = self.processor.image_processor
+            limits = {"min_pixels": images.min_pixels, "max_pixels": images.max_pixels}
+            asked = {"stage": self.config.stage, "prompt": "none", **limits}
+            write_json(self.out / "final" / "r1ov.json", asked)
+            self.log.draw()
+            took = duration(time.perf_counter() - self.begun)
+            say(f"done    {took}; model in {self.out}/final, curves in {self.out}/curves.png")
+            say(f"try it  python generate.py --model {self.out}/final --image PICTURE")
+
+
+def is_finished(out: Path) -> bool:
+    return (out / "final" / "config.json").exists()
+
+
+def earlier_run(out: Path, world: World) -> dict[str, Any]:
+    """The options of the run that this folder holds, finished or with a checkpoint; empty if there is none."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be used ({error.strerror}); choose another folder") from error
+    before = earlier_options(out / "config.json") or {}
+    if is_finished(out) and not before:
+        raise UserError(f"{out}/final already holds a model; choose another --out")
+    if before and not is_finished(out) and not any(out.glob("checkpoints/step-*")):
+        before = {}
+        if world.is_main:
+            say(f"note    {out}/ holds a run without a checkpoint; it begins anew")
+    return before
+
+
+def check_same_run(before: Mapping[str, Any], config: TrainConfig, files: Sequence[str]) -> None:
+    """Raises UserError if a run begun with the options `before` cannot go on with these, or with these data files."""
+    pairs = zip_longest(before.get("fingerprint") or files, files, fillvalue="no file")
+    changed = [f"{old} is now {new}" for old, new in pairs if old != new]
+    if changed and not config.allow_changed_data:
+        raise UserError(
+            f"the rows of --data {config.data} have changed since the run in {config.out} began: {changed[0]}"
+            f"{', ...' * (len(changed) > 1)}; put them back, choose another --out, or go on with "
+            "--allow-changed-data"
+        )
+    where = f"the finished run in {config.out}" if is_finished(Path(config.out)) else "this run"
+    may_differ = {*marked(config, "resumable"), "world_size", "fingerprint"}
+    check_same_options(before, asdict(config), may_differ, where)
+
+
+def resolve(
+    config: TrainConfig,
+    num_rows: int | None,
+    world: World,
+    device: torch.device,
+    before: Mapping[str, Any],
+) -> TrainConfig:
+    """The options with nothing left open. Args: before: of the run to be resumed, which keeps a step's rows."""
+    per_rank = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    batch_size = config.train_batch_size or before.get("train_batch_size") or per_rank * world.size
+    max_steps = config.max_steps
+    if max_steps is None:
+        epochs = config.num_train_epochs
+        max_steps = config.endless_steps if num_rows is None else math.ceil(epochs * num_rows / batch_size)
+    learning_rate = config.peak_learning_rate
+    settled = {"train_batch_size": batch_size, "max_steps": max_steps, "learning_rate": learning_rate}
+    return replace(config, device=str(device), **settled)
+
+
+def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    on_gpu = device.type == "cuda"
+    return torch.bfloat16 if (on_gpu if config.bf16 is None else config.bf16) else torch.float32
 
 
 def build(config: TrainConfig, world: World, device: torch.device) -> tuple[Qwen2_5_VL, Processor]:
@@ -217,10 +303,10 @@ def build(config: TrainConfig, world: World, device: torch.device) -> tuple[Qwen
             "--bf16 needs a GPU or several processes: one process on a CPU computes in float32, which is "
             "faster there"
         )
-    folder = find_folder(config.model or config.config_name)
+    folder = pretrained.resolve(config.model or config.config_name)
     processor = read_processor(folder)
     model = pretrained.build(processor.config)
-    if config.frozen_parts:
+    if config.freeze:
         freeze(model, config.frozen_parts)
     if config.activation_checkpointing != "off":
         checkpoint_activations(model, config.activation_checkpointing)
@@ -236,125 +322,16 @@ def build(config: TrainConfig, world: World, device: torch.device) -> tuple[Qwen
     return model, processor.with_pixel_limits(config.min_pixels, config.max_pixels)
 
 
-def set_threads(config: TrainConfig) -> None:
-    """Deals a machine's cores to its processes, where torchrun leaves each a single thread."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
-    elif local > 1 and os.environ.get("OMP_NUM_THREADS") == "1":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // local))
-    # Gradients of a peaked softmax are full of denormals: ten times slower without.
-    torch.set_flush_denormal(True)
+def gpu_metrics(run: Run, flops_per_second: float) -> dict[str, float]:
+    """Peak memory, and the share of the GPUs' peak speed where that is known."""
+    metrics = {"memory_gb": torch.cuda.max_memory_allocated() / 1e9}
+    peak = peak_flops(run.device)
+    if peak and flops_per_second and compute_dtype(run.config, run.device) == torch.bfloat16:
+        metrics["mfu"] = flops_per_second / (peak * run.world.size)
+    return metrics
 
 
-def resolve(
-    config: TrainConfig, num_rows: int | None, world: World, device: torch.device, before: Mapping[str, Any]
-) -> TrainConfig:
-    """The options with nothing left open.
-
-    Args: num_rows: None if the data has no end. before: options of the run that is resumed: a step's rows
-        stay the same on any number of ranks.
-    """
-    per_rank = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    batch_size = config.train_batch_size or before.get("train_batch_size") or per_rank * world.size
-    max_steps = config.max_steps or (
-        config.endless_steps
-        if num_rows is None
-        else math.ceil(config.num_train_epochs * num_rows / batch_size)
-    )
-    return replace(
-        config,
-        train_batch_size=batch_size,
-        max_steps=max_steps,
-        learning_rate=config.peak_learning_rate,
-        device=str(device),
-    )
-
-
-def earlier_run(out: Path) -> tuple[dict[str, Any] | None, bool]:
-    """The options of the run in this folder, None if there is none, and whether it is finished."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be used ({error.strerror}); choose another folder") from error
-    before, is_finished = earlier_options(out / "config.json"), (out / "final" / "config.json").exists()
-    if is_finished and not before:
-        raise UserError(f"{out}/final already holds a model; choose another --out")
-    return before, is_finished
-
-
-def check_same_run(before: Mapping[str, Any], config: TrainConfig, data: Sequence[str], where: str) -> None:
-    """Raises UserError if a run that was begun with the options `before` cannot go on with these options and
-    this data, given by its fingerprint.
-    """
-    pairs = zip_longest(before.get("fingerprint") or data, data, fillvalue="no file")
-    changed = [f"{old} is now {new}" for old, new in pairs if old != new]
-    if changed and not config.allow_changed_data:
-        raise UserError(
-            f"the rows of --data {config.data} have changed since the run in {config.out} began: {changed[0]}"
-            f"{', ...' * (len(changed) > 1)}; put them back, choose another --out, or go on with "
-            "--allow-changed-data"
-        )
-    may_differ = {*marked(config, "resumable"), "world_size", "fingerprint"}
-    check_same_options(before, asdict(config), may_differ, where)
-
-
-@contextmanager
-def open_run(config: TrainConfig, num_rows: int | None, source: Source) -> Iterator[Run]:
-    """The run that these options describe, at its beginning or where its last checkpoint left it.
-
-    Args: num_rows: conversations or completions that `source` has for an epoch; None if it has no end.
-    Raises: SystemExit, status 0, if the run was finished earlier.
-    """
-    set_threads(config)
-    out = Path(config.out)
-    with ExitStack() as stack:
-        world, device = stack.enter_context(joined(config.device))
-        before, is_finished = earlier_run(out)
-        checkpoints = stack.enter_context(Checkpoints(out / "checkpoints", world, config.save_total_limit))
-        is_resumed = is_finished or bool(before and checkpoints.steps())
-        config = resolve(config, num_rows, world, device, before if is_resumed else {})
-        data = source.fingerprint if isinstance(source, Mixture) else ()
-        if is_resumed:
-            check_same_run(before, config, data, f"the finished run in {out}" if is_finished else "this run")
-        if is_finished:
-            if world.is_main:
-                say(f"done    {out}/ holds this run, finished; model in {out}/final")
-            raise SystemExit(0)
-        if before and not is_resumed and world.is_main:
-            say(f"note    {out}/ holds a run without a checkpoint; it begins anew")
-        kernels = choose_kernels(config.kernels, device)
-        model, processor = build(config, world, device)
-        optimizers = build_optimizers(
-            model,
-            config.optim,
-            config.learning_rate,
-            config.muon_learning_rate,
-            (config.adam_beta1, config.adam_beta2),
-            config.weight_decay,
-        )
-        step, extra = (is_resumed and checkpoints.load_latest(model, optimizers)) or (0, {})
-        log = None
-        if world.is_main:
-            options = {**asdict(config), "world_size": world.size, "fingerprint": data}
-            write_json(out / "config.json", options)
-            log = Log(out, config.max_steps, step, config.report_to)
-            stack.callback(log.close)
-            if isinstance(source, Mixture):
-                say(f"data    {source.survey()}")
-        announcement = "stopping after this step, with a checkpoint" if world.is_main else ""
-        yield Run(
-            config=config,
-            world=world,
-            device=device,
-            kernels=kernels,
-            model=model,
-            processor=processor,
-            optimizers=optimizers,
-            checkpoints=checkpoints,
-            stop=stack.enter_context(stopping(announcement)),
-            log=log,
-            step=step,
-            extra=extra,
-        )
+def peak_flops(device: torch.device) -> float | None:
+    """The GPU's bfloat16 operations a second; None if not known."""
+    name = torch.cuda.get_device_name(device)
+    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
