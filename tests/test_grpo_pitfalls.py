@@ -31,7 +31,7 @@ test_grpo_advantages.py, no name this file.
 25  rewards that fail in silence               run: test_too_many_golds_..., test_a_gold_that_cannot_...; test_reward_worker.py
 """
 
-# ruff: noqa: F811  fixtures are imported
+
 
 import json
 import math
@@ -56,7 +56,7 @@ from r1ov.train.rollout import Group, encode_prompt, sample
 from r1ov.train.run import observe
 from r1ov.train.run.config import GRPOConfig
 from tests import grpo_worker as worker
-from tests.test_grpo_run import REWARDS, SMALL, fresh, rewards, run, samples, weights  # noqa: F401  two of them are fixtures
+from tests.test_grpo_run import REWARDS, SMALL, fresh, rewards, run, samples, weights
 from tests.test_resume import ENVIRONMENT, ROOT
 
 
@@ -133,7 +133,7 @@ def test_the_same_question_on_two_processes_gets_different_completions(tiny):
     assert apart == together
 
 
-def test_where_nothing_has_spread_a_rollout_is_no_larger_than_ever(tmp_path, fresh, rewards, monkeypatch):  # noqa: F811
+def test_where_nothing_has_spread_a_rollout_is_no_larger_than_ever(tmp_path, fresh, rewards, monkeypatch):
     sizes = []
     monkeypatch.setattr(observe, "show", lambda run, groups, advantages: sizes.append(len(groups)))
     options = {
@@ -401,7 +401,7 @@ def test_two_processes_roll_out_and_learn_what_one_does_and_one_goes_on_from_the
     assert all(row["grad_norm"] > 0.1 for row in whole)
 
 
-def test_activation_checkpointing_changes_nothing(tmp_path, fresh, rewards):  # noqa: F811
+def test_activation_checkpointing_changes_nothing(tmp_path, fresh, rewards):
     """Sampling goes through the same modules, with its cache, and no step of it is computed twice."""
     options = {"model": fresh, "reward": f"{rewards}:varied", "max_steps": 2, "max_completion_length": 10}
     plain, full = (
@@ -411,7 +411,7 @@ def test_activation_checkpointing_changes_nothing(tmp_path, fresh, rewards):  # 
     assert plain == full
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_the_run_goes_on(tmp_path, fresh, rewards, monkeypatch):  # noqa: F811
+def test_a_step_that_is_not_finite_is_skipped_and_the_run_goes_on(tmp_path, fresh, rewards, monkeypatch):
     real, seen = grpo.policy_loss, []
 
     def policy_loss(*arguments, **options):
