@@ -56,7 +56,7 @@ from r1ov.train.rollout import Group, encode_prompt, sample
 from r1ov.train.run import observe
 from r1ov.train.run.config import GRPOConfig
 from tests import grpo_worker as worker
-from tests.test_grpo_run import REWARDS, SMALL, fresh, rewards, run, samples, weights
+from tests.test_grpo_run import REWARDS, SMALL, run, samples, weights
 from tests.test_resume import ENVIRONMENT, ROOT
 
 

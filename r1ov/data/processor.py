@@ -2,6 +2,7 @@
 jinja2 alone.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -51,6 +52,7 @@ class Encoded:
     image_grid_thw: Tensor | None = None  # (N, 3) int64
     pictures: tuple[LazyImage, ...] = ()  # N
     pixel_values: tuple[Tensor, ...] | None = None  # N times (t * h * w, 1176), once decoded
+    opened: str = ""  # the `<think>` that the prompt's template has already written of the reply
 
     def __len__(self) -> int:
         """T."""
@@ -155,8 +157,10 @@ class Processor:
             position_ids = mrope_positions(ids, image_grid_thw, self.config.image_token_id, merge_size)
         except UserError as error:
             raise UserError(f"{name}: {error}" if name else str(error)) from error
+        opened = re.search(r"(<think>\s*)?\Z", text)[0] if add_generation_prompt else ""
         return Encoded(
             input_ids=ids,
+            opened=opened,
             labels=labels if return_labels else None,
             position_ids=position_ids,
             image_grid_thw=image_grid_thw,

@@ -37,7 +37,7 @@ class Plan:
 class Completion:
     """One answer. `token_ids` ends with the stop id if there is one: a policy must learn to stop."""
 
-    text: str  # without special tokens
+    text: str  # without special tokens; begins with the `<think>` that the prompt opened, if it did
     token_ids: list[int]
     logprobs: list[float]  # of each token, in nats; which distribution: `r1ov.engine.sampling.sample`
     finish_reason: str  # "stop": a stop id; "length": max_new_tokens, or the model's last position
@@ -106,7 +106,7 @@ class Row:
 
     def completion(self, processor: Processor) -> Completion:
         return Completion(
-            text=processor.decode(self.text_ids),
+            text=self.prompt.opened + processor.decode(self.text_ids),
             token_ids=self.token_ids,
             logprobs=self.logprobs,
             finish_reason=self.finish_reason,
@@ -169,6 +169,8 @@ def decode(
     banned = plan.banned.to(device)
     uniforms = None if plan.seeds is None else row_uniforms(plan.seeds, max(plan.limits)).to(device)
     text = TextStream(processor, stream) if stream else None
+    if stream and plan.prompts[0].opened:
+        stream(plan.prompts[0].opened)
     waiting = [
         Row(number, plan.prompts[number // samples], limit) for number, limit in enumerate(plan.limits)
     ]

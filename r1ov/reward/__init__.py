@@ -7,7 +7,7 @@ from importlib import import_module
 
 _HOMES = {
     "r1ov.common.text": ("split_reply",),
-    "r1ov.reward.format": ("format_reward",),
+    "r1ov.reward.format": ("format_reward", "shape_reward"),
     "r1ov.reward.accuracy": ("KINDS", "Grade", "accuracy_reward", "grade", "score_answer"),
     "r1ov.reward.combine": ("soft_overlong", "total_reward"),
     "r1ov.reward.rules.boxes": ("BOX_UNITS", "Frame"),

@@ -18,7 +18,7 @@ from r1ov.data.steps import Source
 from r1ov.engine import Completion, decode, prepare
 from r1ov.errors import UserError
 from r1ov.model.model import Qwen2_5_VL
-from r1ov.reward import Frame, Rules, format_reward, grade, soft_overlong, total_reward
+from r1ov.reward import Frame, Rules, grade, shape_reward, soft_overlong, total_reward
 from r1ov.reward.rules.workers import UserReward, math_verify_or_none
 from r1ov.train.loss import MIN_STD, mean_and_std
 from r1ov.train.run.config import GRPOConfig
@@ -97,7 +97,7 @@ class Scorer:
                 graded = grade(text, gold, record.kind, self.rules, self.verify, finished, frame)
                 scores[name] = graded.score
             else:
-                scores[name] = format_reward(text, FORMATS[name])
+                scores[name] = shape_reward(text, FORMATS[name])
         if cache := self.config.overlong_cache:
             limit = self.config.max_completion_length
             scores["overlong"] = soft_overlong(completion.completion_tokens, limit, cache)

@@ -2,15 +2,21 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import chain
 
 import torch
 from torch import Tensor
 
 from r1ov.common.processes import World
+from r1ov.data.formats.open_image import lazy_image
 from r1ov.data.formats.records import Record
 from r1ov.data.steps import Source
+from r1ov.errors import UserError
+from r1ov.reward import Frame
+from r1ov.reward.rules.boxes import is_marked
 from r1ov.reward.rules.check import Gold, check_golds
 from r1ov.train.loss import MIN_STD, largest, mean_and_std
 from r1ov.train.rollout import Group, Scorer, texts_of
@@ -34,13 +40,27 @@ def introduce(run: Run, source: Source, per_rollout: int) -> None:
             f"{config.max_completion_length} tokens"
         )
         say(f"grpo    {config.loss_type} loss, {kl}, temperature {config.temperature:g}, rewards {rewards}")
+        if run.processor.encode([{"role": "user", "content": ""}]).opened:
+            say("note    the chat template opens <think> in the prompt: it counts as part of every reply")
+        if not find_spec("math_verify"):
+            say("note    math-verify is not installed: what the exact rules leave open counts as wrong")
+
+
+def frame_of(record: Record) -> Frame | None:
+    """Where a record's boxes are measured; enough to see whether they lie in their image."""
+    if record.kind not in ("bbox", "boxes") and not is_marked(record.solution or ""):
+        return None
+    with suppress(UserError, IndexError):  # an image that cannot be read is another fault, none is no frame
+        size = lazy_image(record.images[0]).size
+        return Frame(size, size, record.box_unit)
+    return None
 
 
 def check_rewards(run: Run, source: Source, num_prompts: int, score: Scorer) -> None:
     """Scores every gold answer against itself. Raises: UserError if too many do not score 1."""
     records = (source[number] for number in range(num_prompts))
     golds = [
-        Gold(record.where, record.solution or "", record.kind, score.rules)
+        Gold(record.where, record.solution or "", record.kind, score.rules, frame_of(record))
         for record in records
         if isinstance(record, Record)
     ]
