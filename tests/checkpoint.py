@@ -13,7 +13,7 @@ TINY = Path(__file__).parent.parent / "r1ov" / "model" / "r1ov-tiny"
 
 
 def write_checkpoint(folder: Path, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
-    """Fills the folder; returns the model that wrote it. Every weight is random, biases and norms included."""
+    """Fills the folder and returns the model that wrote it. All weights are random, biases and norms too."""
     for path in TINY.iterdir():
         if path.suffix != ".safetensors":
             shutil.copy(path, folder)

@@ -22,8 +22,10 @@ from r1ov.errors import UserError
 from r1ov.folder.settings import image_processor_from_dict
 
 SIZES = [
-    (1, 1), (1, 200), (200, 1), (5, 7), (13, 300), (14, 14), (27, 29), (28, 28), (28, 300), (42, 70), (55, 57), (56, 56), (63, 131),
-    (98, 98), (100, 31), (112, 112), (113, 111), (127, 640), (150, 150), (224, 224), (255, 3), (300, 200), (331, 77), (412, 333),
+    (1, 1), (1, 200), (200, 1), (5, 7), (13, 300), (14, 14), (27, 29), (28, 28), (28, 300),
+    (42, 70), (55, 57), (56, 56), (63, 131),
+    (98, 98), (100, 31), (112, 112), (113, 111), (127, 640), (150, 150), (224, 224), (255, 3),
+    (300, 200), (331, 77), (412, 333),
     (500, 499), (640, 480),
 ]  # fmt: skip
 MODES = [
@@ -145,8 +147,10 @@ def test_conversion_to_rgb_equals_transformers(mode: str) -> None:
 @pytest.mark.parametrize(
     ("height", "width", "expected"),
     [
-        (1, 1, (56, 56)), (14, 14, (56, 56)), (42, 42, (56, 56)), (70, 70, (56, 56)), (98, 98, (112, 112)), (20, 56, (56, 112)),
-        (480, 640, (476, 644)), (1000, 300, (1008, 308)), (5000, 5000, (3556, 3556)), (27, 5400, (28, 5404)), (10, 2000, (28, 812)),
+        (1, 1, (56, 56)), (14, 14, (56, 56)), (42, 42, (56, 56)), (70, 70, (56, 56)),
+        (98, 98, (112, 112)), (20, 56, (56, 112)),
+        (480, 640, (476, 644)), (1000, 300, (1008, 308)), (5000, 5000, (3556, 3556)),
+        (27, 5400, (28, 5404)), (10, 2000, (28, 812)),
     ],
 )  # fmt: skip
 def test_smart_resize_gives_the_known_sizes(height: int, width: int, expected: tuple[int, int]) -> None:
@@ -283,7 +287,8 @@ def test_a_broken_file_is_refused_in_one_line_that_names_it(kind: str, tmp_path,
     "source",
     [
         "no/such/file.png", "", ".", "/dev/null", "a\0b.png", "x" * 5000, "file:///etc/hostname", "ftp://example.org/x.png",
-        "data:image/png;base64,????", "data:image/png,hello", "data:image/png;base64,", None, 7, ["x.png"], Image.new("RGB", (0, 5)),
+        "data:image/png;base64,????", "data:image/png,hello",
+        "data:image/png;base64,", None, 7, ["x.png"], Image.new("RGB", (0, 5)),
         Image.fromarray(np.array([[0.0, math.nan]], dtype=np.float32)),
     ],
     ids=lambda source: repr(source)[:20],
@@ -334,10 +339,13 @@ def test_the_pixel_limits_are_read_in_every_spelling(config: dict) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("do_resize", False), ("do_rescale", False), ("do_normalize", False), ("do_convert_rgb", False), ("resample", 2), ("size", 448),
-        ("size", {"height": 2, "width": 2}), ("min_pixels", 0), ("min_pixels", "4"), ("max_pixels", 3), ("patch_size", 14.0),
+        ("do_resize", False), ("do_rescale", False), ("do_normalize", False),
+        ("do_convert_rgb", False), ("resample", 2), ("size", 448),
+        ("size", {"height": 2, "width": 2}), ("min_pixels", 0), ("min_pixels", "4"),
+        ("max_pixels", 3), ("patch_size", 14.0),
         ("merge_size", True),
-        ("image_mean", 0.5), ("image_mean", [0.5, 0.5]), ("image_std", [1, 1, 0]), ("image_std", ["a", 1, 1]), ("rescale_factor", math.nan),
+        ("image_mean", 0.5), ("image_mean", [0.5, 0.5]), ("image_std", [1, 1, 0]),
+        ("image_std", ["a", 1, 1]), ("rescale_factor", math.nan),
     ],
 )  # fmt: skip
 def test_a_setting_that_is_not_supported_is_refused_by_its_name(field: str, value: object) -> None:
@@ -530,7 +538,8 @@ def test_a_png_files_note_with_a_wrong_checksum_costs_no_image(tmp_path) -> None
 @pytest.mark.parametrize(
     "url",
     [
-        "data:image/png;base64,{}", "DATA:image/png;BASE64,{}", "data:;base64,{}", "data:image/png;charset=utf-8;base64,{}",
+        "data:image/png;base64,{}", "DATA:image/png;BASE64,{}", "data:;base64,{}",
+        "data:image/png;charset=utf-8;base64,{}",
         "data:image/png;base64;name=x.png,{}", "data:image/png; base64, {}", "{}",
     ],
 )  # fmt: skip

@@ -170,7 +170,7 @@ def test_the_folder_of_a_lora_adapter_is_called_by_its_name(with_config, checkpo
     if not with_config:
         (folder / "config.json").unlink()
     with pytest.raises(
-        UserError, match="a LoRA adapter of Qwen/Qwen2.5-VL-7B-Instruct, not a model; load Qwen"
+        UserError, match=r"a LoRA adapter of Qwen/Qwen2\.5-VL-7B-Instruct, not a model; load Qwen"
     ) as caught:
         r1ov.load(folder)
     assert "\n" not in str(caught.value)

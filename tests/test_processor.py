@@ -118,7 +118,8 @@ def test_a_conversation_gets_the_ids_and_pixels_that_transformers_gives(
 def test_the_template_writes_the_published_frame(processor: Processor) -> None:
     text = compile_template(processor.chat_template)([user(PICTURE, "Describe this image.")], True)
     assert text == (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        "<|vision_start|><|image_pad|><|vision_end|>"
         "Describe this image.<|im_end|>\n<|im_start|>assistant\n"
     )
 
@@ -409,8 +410,9 @@ def test_labels_without_a_reply_are_refused(processor: Processor) -> None:
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("{% for %}", "broken"), ("{{ raise_exception('roles must alternate') }}", "roles must alternate"), ("{{ 1 / 0 }}", "division"),
-        ("{{ messages[7].role }}", "refuses"), ("{{ ''.__class__.__mro__ }}", "refuses"), ("{{ messages.append(1) }}", "refuses"),
+        ("{% for %}", "broken"), ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ 1 / 0 }}", "division"), ("{{ messages[7].role }}", "refuses"),
+        ("{{ ''.__class__.__mro__ }}", "refuses"), ("{{ messages.append(1) }}", "refuses"),
     ],
 )  # fmt: skip
 def test_a_template_that_fails_is_told_in_one_line(template: str, reason: str) -> None:
@@ -422,8 +424,10 @@ def test_a_template_that_fails_is_told_in_one_line(template: str, reason: str) -
 @pytest.mark.parametrize(
     "template",
     [
-        "{% for m in messages %}\n    {%- if loop.index > 2 %}{% break %}{% endif %}\n  {{ m | tojson }}\n{% endfor %}",
-        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}{{ eos_token }}{{ tools is none }}",
+        "{% for m in messages %}\n    {%- if loop.index > 2 %}{% break %}{% endif %}\n"
+        "  {{ m | tojson }}\n{% endfor %}",
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+        "{{ eos_token }}{{ tools is none }}",
         "{{ strftime_now('%Y') }}{% set ns = namespace(a=1) %}{{ ns.a }}{{ messages[0]['content'][::-1] }}",
     ],
 )

@@ -30,10 +30,14 @@ from tests.make_tokenizer import (
 
 TINY = Path(r1ov.model.__file__).parent / "r1ov-tiny"
 PIECES = [
-    *SPECIAL_TOKENS, *PLAIN_ADDED_TOKENS, "<think>", "</think>", "<answer>", "</answer>", "<|IM_END|>", "<|im_end", "|>", "< |im_end|>",
-    "hello", " world", "Don't", "I'LL", "1234567", " 3.14", "图中有几个圆形？", "，。", "ひらがな", "한국어", "العربية", "हिन्दी", "русский",
-    "👩‍👩‍👧", "🎉", "é", "e\u0301", "ﬁ", "\u200b", "\ufeff", "\xa0", "\u3000", " ", "  ", "\n", "\r\n", "\n\n", "\t", "    ", "\0", "\x7f",
-    "def f(x):\n    return x**2  # ok\n", '{"a": [1, 2]}', "\\frac{1}{2}", "$x^2$", "a_b-c", "==>", "...", "!!!",
+    *SPECIAL_TOKENS, *PLAIN_ADDED_TOKENS, "<think>", "</think>", "<answer>", "</answer>",
+    "<|IM_END|>", "<|im_end", "|>", "< |im_end|>",
+    "hello", " world", "Don't", "I'LL", "1234567", " 3.14", "图中有几个圆形？", "，。", "ひらがな", "한국어",
+    "العربية", "हिन्दी", "русский",
+    "👩‍👩‍👧", "🎉", "é", "e\u0301", "ﬁ", "\u200b", "\ufeff", "\xa0", "\u3000", " ", "  ", "\n",
+    "\r\n", "\n\n", "\t", "    ", "\0", "\x7f",
+    "def f(x):\n    return x**2  # ok\n", '{"a": [1, 2]}', "\\frac{1}{2}", "$x^2$", "a_b-c", "==>",
+    "...", "!!!",
     "http://x.y/z?q=1", "ǅ", "𝔘", "\U0010ffff",
 ]  # fmt: skip
 
@@ -120,7 +124,10 @@ def test_the_real_qwen_vocabulary_has_the_published_ids(qwen_folder: Path) -> No
     # are known ids.
     tokenizer = Tokenizer.from_file(str(qwen_folder / "tokenizer.json"))
     assert tokenizer.get_vocab_size() == 151665
-    text = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|>"
+    text = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|image_pad|>"
+    )
     ids = [151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198, 151644, 872, 198, 151652, 151655]
     assert tokenizer.encode(text).ids == ids
     assert tokenizer.encode("</think>").ids == [522, 26865, 29]

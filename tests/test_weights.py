@@ -187,7 +187,8 @@ MEMORY = """
     from r1ov.folder.weights import load_weights
 
     def status(field):
-        return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field + ":"))
+        lines = [line.split() for line in open("/proc/self/status")]
+        return next(int(words[1]) * 1024 for words in lines if words[0] == field + ":")
 
     folder = Path(sys.argv[1])
     with torch.device("meta"):

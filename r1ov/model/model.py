@@ -60,7 +60,7 @@ class Qwen2_5_VL(nn.Module):
         attend: Attend | None = None,
         only: Tensor | slice = ALL,
     ) -> Tensor:
-        """(T, C) states after the final norm, or (n, C) for the tokens `only` (n,); the rest as `forward`'s."""
+        """(T, C) states after the final norm, or (n, C) for the tokens `only` (n,); see `forward`."""
         keys, cu_seqlens_k = (None, None) if prefixes is None else keys_with_prefixes(cu_seqlens, prefixes)
 
         def packed(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
