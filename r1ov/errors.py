@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this": its message is a single line for a person to read."""
+"""The one exception that means "the user can mend this": its message is one line for a person."""
 
 
 class UserError(ValueError):

@@ -74,7 +74,8 @@ def main() -> None:
     same = sum(ours[id] == theirs[id] for id in theirs)
     assert same == len(items), f"only {same} of {len(items)} texts are the same"
     print(
-        f"torch {torch.__version__}, {options.num_threads} thread(s), r1ov-tiny, float32, greedy, {len(items)} questions, {tokens:,} tokens"
+        f"torch {torch.__version__}, {options.num_threads} thread(s), r1ov-tiny, float32, greedy, "
+        f"{len(items)} questions, {tokens:,} tokens"
     )
     print("| | seconds | questions/s | tokens/s |\n|---|---:|---:|---:|")
     for name, spent in (("the runner", seconds), ("transformers' generate, one by one", loop_seconds)):

@@ -192,7 +192,8 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     results = {"r1ov": ours(model, steps, prompts), "TRL": trls(model, steps, prompts)}
     print(
-        f"{prompts} prompts x {EACH} completions of up to {TOKENS} tokens, {model}, {torch.get_num_threads()} thread(s), {steps} steps"
+        f"{prompts} prompts x {EACH} completions of up to {TOKENS} tokens, {model}, "
+        f"{torch.get_num_threads()} thread(s), {steps} steps"
     )
     print(f"{'':24}{'r1ov':>9}{'TRL':>9}{'ratio':>8}")
     for name, value in results["r1ov"].items():

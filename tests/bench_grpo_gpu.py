@@ -238,7 +238,8 @@ def main() -> None:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         shape = f"{options.prompts} prompts of {length} tokens x {options.generations} completions of {options.tokens}"
         print(
-            f"{name}, torch {torch.__version__}, transformers {transformers.__version__}, {options.release}, {shape}, {kernels} kernels"
+            f"{name}, torch {torch.__version__}, transformers {transformers.__version__}, {options.release}, "
+            f"{shape}, {kernels} kernels"
         )
         seconds = ours(config, processor, prompts, options, world, device)
         peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None

@@ -146,10 +146,12 @@ def main() -> None:
     tokens = sum(len(batch["labels"]) for batch in batches)
     places, fewer = (sum(batch["labels"].numel() for batch in each) for each in (together, apart))
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {options.model}, float32, medians of {options.repeats}"
+        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {options.model}, float32, medians "
+        f"of {options.repeats}"
     )
     print(
-        f"{options.samples} playground samples, {tokens:,} tokens in {len(batches)} pack(s); padded {places:,}, "
+        f"{options.samples} playground samples, {tokens:,} tokens in {len(batches)} pack(s); padded "
+        f"{places:,}, "
         f"{MICRO_BATCH} at a time {fewer:,}; every loss {ours:.6f}\n"
     )
     taken: dict[str, list[float]] = {name: [] for name in contestants}
@@ -165,12 +167,14 @@ def main() -> None:
         seconds = statistics.median(times)
         speed = options.samples / seconds
         print(
-            f"| {name} | {1000 * seconds:,.0f} | {speed:,.1f} | {tokens / seconds:,.0f} | {seconds / fastest:.2f} |",
+            f"| {name} | {1000 * seconds:,.0f} | {speed:,.1f} | {tokens / seconds:,.0f} | "
+            f"{seconds / fastest:.2f} |",
             flush=True,
         )
     took, waits = waited(model, optimizers[0], steps)
     print(
-        f"\ndata: {1000 * preparing:,.0f} ms to prepare a step; with one worker the loop's step takes {1000 * took:,.0f} ms, "
+        f"\ndata: {1000 * preparing:,.0f} ms to prepare a step; with one worker the loop's step takes "
+        f"{1000 * took:,.0f} ms, "
         f"of which it waits {1000 * waits:.1f} ms, {waits / took:.1%}"
     )
 

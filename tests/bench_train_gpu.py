@@ -179,7 +179,8 @@ def main() -> None:
             }
             mfu = f"{results[label]['mfu']:.1%}" if peak else "-"
             print(
-                f"| {label} | {1000 * seconds:,.0f} | {options.tokens / seconds:,.0f} | {mfu} | {memory:.1f} |",
+                f"| {label} | {1000 * seconds:,.0f} | {options.tokens / seconds:,.0f} | {mfu} | {memory:.1f} "
+                f"|",
                 flush=True,
             )
             if device.type == "cuda":

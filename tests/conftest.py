@@ -24,6 +24,7 @@ def pytest_configure() -> None:
     """
     if any(distributions(name="kernels")):
         pytest.exit(
-            "the package `kernels` is installed and collides with the folder of that name here: pip uninstall kernels",
+            "the package `kernels` is installed and collides with the folder of that name here: pip "
+            "uninstall kernels",
             returncode=2,
         )

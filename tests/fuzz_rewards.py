@@ -143,7 +143,8 @@ def main() -> None:
     for one in found:
         print(one)
     print(
-        f"{options.cases:,} completions: {dict(scores)}, slowest {1000 * slowest:.1f} ms, {len(found)} findings"
+        f"{options.cases:,} completions: {dict(scores)}, slowest {1000 * slowest:.1f} ms, {len(found)} "
+        f"findings"
     )
     sys.exit(bool(found))
 

@@ -73,7 +73,8 @@ FILES: dict[str, list[dict[str, Any]]] = {
             "conversations": spoken(
                 (
                     "human",
-                    "<image>\nHint: Please answer with the option letter.\nQuestion: Which colour?\nChoices:\n(A) blue\n(B) red",
+                    "<image>\nHint: Please answer with the option letter.\nQuestion: Which "
+                    "colour?\nChoices:\n(A) blue\n(B) red",
                 ),
                 ("assistant", "<think>The paper is red all over.</think>\n\nAnswer: B"),
             ),

@@ -115,7 +115,7 @@ def squeezed(text: str) -> str:
 
 
 def unspaced(text: str) -> str:
-    """Without the thin spaces that part thousands, Chinese stops as others' own, `\\frac1{2}` with all its braces."""
+    """Without thin spaces in thousands; Chinese stops as others' own; `\\frac1{2}` with all its braces."""
     text = re.sub("[\u2006\u2009\u202f]", r"\\,", text).replace(r"\!", "")
     text = re.sub(r"frac\\[\[\]()]\s*pi", r"frac\\pi", text)
     text = re.sub(r"(?<=\d)\\[,;:](?=\d{3}(?!\d))", "", text).replace("。", ".").replace("、", ",")

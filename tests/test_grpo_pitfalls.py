@@ -31,8 +31,6 @@ test_grpo_advantages.py, no name this file.
 25  rewards that fail in silence               run: test_too_many_golds_..., test_a_gold_that_cannot_...; test_reward_worker.py
 """
 
-
-
 import json
 import math
 import shutil

@@ -1,7 +1,8 @@
 """How small the house is, and how far a learner walks: budgets that are never raised.
 
-Counted in tokens of code: comments and docstrings are free, and a token is a token however long its line is. A walk is what one
-answer, one SFT step and one GRPO step enter on a CPU, counted from outside; the playground's drawing is left out.
+Counted in tokens of code: comments and docstrings are free, and a token is a token however long its line is.
+A walk is what one answer, one SFT step and one GRPO step enter on a CPU, counted from outside; the
+playground's drawing is left out.
 """
 
 import ast
@@ -21,7 +22,8 @@ SOURCES = [
     ROOT / "train.py",
     ROOT / "generate.py",
 ]
-# What a learner reads: the files that lie in these folders themselves. What lies deeper, or is named here, is one door further.
+# What a learner reads: the files that lie in these folders themselves. What lies deeper, or is named here, is
+# one door further.
 CORE_FOLDERS = ("", "kernels", "r1ov", "r1ov/model", "r1ov/data", "r1ov/engine", "r1ov/reward", "r1ov/train")
 DOORS = ("kernels/bench.py", "kernels/gate.py", "r1ov/data/__main__.py", "r1ov/engine/terminal.py")
 CORE_TOKENS, CORE_FILES = 34_000, 34  # files: beside the __init__.py
@@ -138,12 +140,14 @@ if __name__ == "__main__":  # python -m tests.test_learners_path: where the budg
 
     for path in SOURCES:
         print(
-            f"{code_tokens(path.read_text(encoding='utf-8')):6} {'core' if is_core(path) else '    '} {path.relative_to(ROOT)}"
+            f"{code_tokens(path.read_text(encoding='utf-8')):6} {'core' if is_core(path) else '    '} "
+            f"{path.relative_to(ROOT)}"
         )
     for command in WALKS:
         with tempfile.TemporaryDirectory() as folder:
             print(f"\n{command}")
             for name, functions in sorted(walked(command, Path(folder) / "run").items()):
                 print(
-                    f"{sum(tokens for _, tokens in functions):6} {len(functions):3} {name}: {' '.join(name for name, _ in functions)}"
+                    f"{sum(tokens for _, tokens in functions):6} {len(functions):3} {name}: "
+                    f"{' '.join(name for name, _ in functions)}"
                 )

@@ -54,7 +54,8 @@ EXPECTED = {
             [
                 user(
                     RED,
-                    "Hint: Please answer with the option letter.\nQuestion: Which colour?\nChoices:\n(A) blue\n(B) red",
+                    "Hint: Please answer with the option letter.\nQuestion: Which colour?\nChoices:\n(A) "
+                    "blue\n(B) red",
                 ),
                 said("assistant", "<think>The paper is red all over.</think>\n\nAnswer: B"),
             ],

@@ -194,7 +194,8 @@ def attention_triton(
     if q.shape[2] not in HEAD_DIMS or q.dtype not in TRITON_TYPES or not q.dtype == k.dtype == v.dtype:
         raise ValueError(
             f"q {tuple(q.shape)} {q.dtype}, k {k.dtype}, v {v.dtype}: the kernels take one dtype of "
-            f"{', '.join(map(str, TRITON_TYPES))} and head sizes {', '.join(map(str, HEAD_DIMS))}; use impl='torch'"
+            f"{', '.join(map(str, TRITON_TYPES))} and head sizes {', '.join(map(str, HEAD_DIMS))}; use "
+            f"impl='torch'"
         )
     window = not causal and cu_seqlens_k is None and max_seqlen is not None and max_seqlen <= WINDOW
     cu_seqlens = cu_seqlens.to(torch.int32)

@@ -10,7 +10,8 @@ from PIL import Image
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
 section{display:flex;gap:1.5em;border-top:1px solid #ddd;padding:1em 0}
 section>img{width:168px;align-self:flex-start;image-rendering:pixelated}
-pre{white-space:pre-wrap;background:#f6f7f9;padding:.6em .8em;border-radius:4px;margin:.4em 0}.right{border-left:4px solid #2a9d4e}
+pre{white-space:pre-wrap;background:#f6f7f9;padding:.6em .8em;border-radius:4px;margin:.4em 0}
+.right{border-left:4px solid #2a9d4e}
 .wrong{border-left:4px solid #c8453b}.numbers{color:#667;font-size:13px}"""
 SIDE = 360  # pixels of an image, wide or high: a page of hundreds of images must still open
 EXACT_SIDE = 200  # images up to this size are kept as they are

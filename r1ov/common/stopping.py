@@ -18,8 +18,8 @@ def stopping(announcement: str = "") -> Iterator[threading.Event]:
     """Yields an event that the first SIGTERM or SIGINT (Ctrl-C) sets; a SIGINT after that raises
     KeyboardInterrupt.
 
-    Under torchrun it does not, because torchrun passes on to its ranks what they may have got already; what is
-    left to do must take less than its `--shutdown-timeout` (30 s): then it kills.
+    Under torchrun it does not, because torchrun passes on to its ranks what they may have got already; what
+    is left to do must take less than its `--shutdown-timeout` (30 s): then it kills.
 
     Args: announcement: what happens now, for stderr; one rank is enough.
     """

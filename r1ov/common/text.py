@@ -21,8 +21,8 @@ def split_reply(text: str) -> tuple[str | None, str | None]:
     """(thinking, answer) of a reply, stripped; None for a thought or an answer that is not there.
 
     The thinking runs from the first `<think>`, or from the start where the prompt opened it, to the last
-    `</think>`, or to the end where it was cut off. The answer counts only after the last `</think>`, and only if there is exactly one `<answer>` block there:
-    nothing inside the thought is taken for it.
+    `</think>`, or to the end where it was cut off. The answer counts only after the last `</think>`, and only
+    if there is exactly one `<answer>` block there: nothing inside the thought is taken for it.
 
     Example: "<think>2+2</think>\\n<answer>4</answer>" -> ("2+2", "4")
     """

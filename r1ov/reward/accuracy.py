@@ -29,7 +29,7 @@ Verify = Callable[[str, str], bool | None]
 
 
 class Grade(NamedTuple):
-    """score: as `accuracy_reward`. answer: what was read from the reply. method: how, see `reading.Extraction`."""
+    """score: as `accuracy_reward`. answer: as read from the reply. method: how, see `reading.Extraction`."""
 
     score: float | None
     answer: str | None
@@ -149,7 +149,7 @@ def is_beyond_rules(gold: str, kind: str) -> bool:
 
 
 def choice_of(text: str, rules: Rules) -> str | None:
-    """The letter of the choice that the text picks, also by its text or its exact value; or the several letters."""
+    """The letter, or letters, of the choice that the text picks, also by its text or exact value."""
 
     def same(found: str, choice: str) -> bool:
         return _score_math(found, choice, "math", EXACT, None) == 1.0

@@ -57,7 +57,7 @@ from r1ov.train.update import each_pack, update
 
 @dataclass(frozen=True, kw_only=True)
 class Minibatch:
-    """What an optimiser step learns from: this rank's packs, and the counts of the whole step over all ranks."""
+    """What an optimiser step learns from: this rank's packs, and the whole step's counts over all ranks."""
 
     packs: list[Batch]
     num_items: float  # trained tokens

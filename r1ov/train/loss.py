@@ -62,7 +62,7 @@ def sft_loss_and_correct(
 
 
 def mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., n) -> (..., 1) mean and standard deviation (ddof 1) of what is not NaN; 0 where that is too few."""
+    """(..., n) -> (..., 1) mean and standard deviation (ddof 1) of what is not NaN; 0 for too few."""
     count = (~values.isnan()).sum(-1, keepdim=True)
     mean = values.nansum(-1, keepdim=True) / count.clamp(min=1)
     return mean, ((values - mean).square().nansum(-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
@@ -94,12 +94,14 @@ def group_advantages(rewards: Tensor, num_generations: int, scale_rewards: Scale
         )
     if rewards.dim() != 1 or len(rewards) % num_generations:
         raise UserError(
-            f"rewards have the shape {tuple(rewards.shape)}; expected one dimension, a multiple of num_generations "
+            f"rewards have the shape {tuple(rewards.shape)}; expected one dimension, a multiple of "
+            f"num_generations "
             f"{num_generations}"
         )
     if rewards.isinf().any():
         raise UserError(
-            f"{int(rewards.isinf().sum())} of {len(rewards)} rewards are infinite; a reward is finite, or None"
+            f"{int(rewards.isinf().sum())} of {len(rewards)} rewards are infinite; a reward is finite, or "
+            f"None"
         )
     groups = rewards.double().view(
         -1, num_generations
@@ -147,7 +149,7 @@ class Tokens:
 
 
 def clamped(log_ratio: Tensor) -> Tensor:
-    """Bounded before exp: bounding later gives 0 * inf = NaN in the backward. No gradient beyond the bounds."""
+    """Bounded before exp: later would give 0 * inf = NaN in the backward. No gradient beyond the bounds."""
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
@@ -227,8 +229,8 @@ def grpo_loss(
         grpo     sum_i 1/(B |o_i|) sum_t l   mean over completions of their token means: DeepSeekMath, eq. 3
         dapo     sum_it l / N                mean over the batch's tokens, as in the code of DAPO (2503.14476)
         dr_grpo  sum_it l / (B L)            L = max_completion_length: Dr. GRPO (2503.20783)
-        cispo    as dapo, with l = -stop_gradient(min(rho, epsilon_high)) A log p + beta rho KL: no token loses
-                 its gradient, the value means nothing. MiniMax-M1 (2506.13585), cap of ScaleRL (2510.13786)
+        cispo    as dapo, with l = -stop_gradient(min(rho, epsilon_high)) A log p + beta rho KL: no token
+                 loses its gradient, the value means nothing. MiniMax-M1 (2506.13585), cap of ScaleRL (2510.13786)
 
     Log-ratios are taken in float32 and clamped to +-20 before exp; TRL does not clamp.
 

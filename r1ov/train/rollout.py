@@ -27,7 +27,7 @@ from r1ov.train.run.open import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """A prompt; from `sample` on with its G completions, from the `Scorer` on with their scores and rewards."""
+    """A prompt; from `sample` on with G completions, from the `Scorer` on with their scores and rewards."""
 
     number: int  # of the prompt, among all of the run
     record: Record
@@ -47,7 +47,7 @@ class Group:
 def sample(
     model: Qwen2_5_VL, processor: Processor, prompts: Sequence[Group], config: GRPOConfig, seed: int
 ) -> list[Group]:
-    """The prompts with G completions each, which depend on seed and prompt and not on the rest of the batch."""
+    """The prompts with G completions each, which depend on seed and prompt, not on the rest of the batch."""
     if not prompts:
         return []
     plan = prepare(
@@ -207,7 +207,7 @@ def until_enough(
 
 
 def flat_ones(groups: Sequence[Group], world: World, tally: Tally, count: int) -> list[Group]:
-    """The first `count` groups where none has spread: they teach nothing but the KL term, and the run goes on."""
+    """The first `count` groups where none has spread: they teach the KL term alone, and the run goes on."""
     numbers = sorted(chain(*world.gather([group.number for group in groups])))[:count]
     if not numbers:
         raise UserError(f"none of the prompts of this rollout can be used; {tally.summary()}")

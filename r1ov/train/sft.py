@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: learn to write the assistant's replies, thought and answer, from what precedes them."""
+"""Supervised fine-tuning: learn to write the assistant's replies from what precedes them."""
 
 from functools import partial
 from itertools import chain
@@ -42,7 +42,8 @@ def train(config: SFTConfig) -> None:
                 tally.add(item)
             if not num_items:
                 raise UserError(
-                    f"step {run.step + 1}: not one of its {rows_per_step} rows can be trained on; {tally.summary()}"
+                    f"step {run.step + 1}: not one of its {rows_per_step} rows can be trained on; "
+                    f"{tally.summary()}"
                 )
 
             is_logged = run.is_due(config.logging_steps, run.step + 1)

@@ -92,6 +92,7 @@ def note_skipped(run: Run, grad_norm: float) -> None:
         say(f"note    step {run.step + 1} is skipped: the gradient's length is {grad_norm}")
     if run.skipped_in_a_row >= MAX_SKIPPED:
         raise UserError(
-            f"step {run.step + 1}: the gradient's length is {grad_norm}, {run.skipped_in_a_row} times in a row; "
+            f"step {run.step + 1}: the gradient's length is {grad_norm}, {run.skipped_in_a_row} times in a "
+            f"row; "
             "lower the learning rate, or warm up longer"
         )

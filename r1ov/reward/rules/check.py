@@ -1,4 +1,4 @@
-"""Before training: can every gold answer be scored? Each is scored against itself, also in another spelling."""
+"""Before training: can every gold answer be scored? Each is scored against itself, also respelt."""
 
 import re
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ class Gold(NamedTuple):
 
 
 def unscorable(golds: Iterable[Gold], verify: Verify | None = None) -> tuple[list[tuple[Gold, str]], int]:
-    """Returns [(gold, why)] of those that do not score 1 against themselves, and how many golds there were."""
+    """Returns [(gold, why)] of those that do not score 1 against themselves, and the number of golds."""
     checked = [(gold, _fault(gold, verify)) for gold in golds]
     return [(gold, why) for gold, why in checked if why], len(checked)
 

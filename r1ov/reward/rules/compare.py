@@ -96,7 +96,7 @@ def _same_form(found: Form, gold: Form, algebra: Algebra, rules: Rules) -> bool 
 
 
 def _same_equation(found: Equation, gold: Equation, algebra: Algebra, rules: Rules) -> bool | None:
-    """Two equations may differ by a factor: each is multiplied by a coefficient of the other, of the same term."""
+    """Two equations may differ by a factor: each is multiplied by the other's coefficient of one term."""
     if found.name and found.name == gold.name:
         return _same_form(found.right, gold.right, algebra, rules)
     left, right = (algebra.add(one.left, negative(one.right)) for one in (found, gold))

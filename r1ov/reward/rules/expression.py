@@ -115,7 +115,7 @@ def _tokens(text: str) -> list[str]:
 
 
 def _groups(tokens: list[str]) -> set[int]:
-    """Where brackets open that hold several values: `\\{`, a comma inside, or square ones around the whole."""
+    """Where brackets open that hold several values: `\\{`, a comma inside, or square ones around it all."""
     groups, opened = set(), []
     for at, token in enumerate(tokens):
         if token in _CLOSING:

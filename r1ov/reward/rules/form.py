@@ -167,7 +167,7 @@ class Algebra:
         return self.divide(constant(1), power) if n < 0 else power
 
     def _root(self, base: Form, n: Fraction) -> Form:
-        """base^n for a fraction n: taken apart for positive numbers, pi, e and lone variables, else closed."""
+        """base^n for a fraction n: taken apart for positive numbers, pi, e, lone variables, else closed."""
         if not base.term:
             return symbol(("root", base.key), n)
         monomial, coefficient = base.term

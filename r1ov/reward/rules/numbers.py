@@ -15,7 +15,10 @@ FEW_PLACES = 4
 NO_PLACE = 1_000  # as a number of decimal places: inexact, yet with no last place
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
-_POWER = r"(?:\s*[eE](?P<e>[-+]?\d{1,4})|\s*(?:\\times|\\cdot|\*|x)\s*10\s*(?:\^|\*\*)\s*\{?\s*(?P<ten>[-+]?\d{1,4})\s*\}?)"
+_POWER = (
+    r"(?:\s*[eE](?P<e>[-+]?\d{1,4})"
+    r"|\s*(?:\\times|\\cdot|\*|x)\s*10\s*(?:\^|\*\*)\s*\{?\s*(?P<ten>[-+]?\d{1,4})\s*\}?)"
+)
 _NUMBER = re.compile(
     r"(?:\\?[A-Za-z]\w?\s*=\s*)?(?P<sign>[-+]?)\s*[$€£¥₹]?\s*(?P<minus>-?)"
     rf"(?:(?:(?P<whole>\d+)(?:\s+(?=\d)|\s*(?=\\)))?(?:(?P<top>{_DIGITS})\s*/\s*(?P<bottom>{_DIGITS})"
@@ -34,8 +37,10 @@ _TRAILING = re.compile(
 _PREFIXES = "kilo k, centi c, milli m, mega M, micro μ, nano n, deci d"
 _BASES = "meter m, metre m, gram g, liter L, litre L, second s, watt W, joule J, newton N"
 _OTHERS = (
-    "inch in, inche in, foot ft, feet ft, yard yd, mile mi, pound lb, lbs lb, ounce oz, minute min, hour h, hr h, sec s, volt V, "
-    "ohm Ω, hertz Hz, pascal Pa, ampere A, mole mol, l L, ml mL, 米 m, 厘米 cm, 毫米 mm, 分米 dm, 千米 km, 公里 km, 克 g, 千克 kg, "
+    "inch in, inche in, foot ft, feet ft, yard yd, mile mi, pound lb, lbs lb, ounce oz, minute min, hour h, "
+    "hr h, sec s, volt V, "
+    "ohm Ω, hertz Hz, pascal Pa, ampere A, mole mol, l L, ml mL, 米 m, 厘米 cm, 毫米 mm, 分米 dm, 千米 km, 公里 km, 克 "
+    "g, 千克 kg, "
     "公斤 kg, 毫克 mg, 秒 s, 分钟 min, 小时 h, 升 L, 毫升 mL"
 )
 _NAMELESS = dict.fromkeys(
@@ -53,8 +58,10 @@ for _prefix, _short_prefix in _pairs(_PREFIXES).items():
 _SHORT = {*SYMBOLS.values(), *(f"{a}/{b}" for a in ("m", "km", "cm", "mi", "g") for b in ("s", "h", "L"))}
 # words after a number that change it, instead of saying of what it is the number
 _CHANGING = (
-    "and or not plus minus times over per half halves third quarter fourth fifth tenth hundredth thousandth ten "
-    "dozen hundred thousand million billion trillion percent squared cubed factorial root sqrt log sin cos tan exp "
+    "and or not plus minus times over per half halves third quarter fourth fifth tenth hundredth thousandth "
+    "ten "
+    "dozen hundred thousand million billion trillion percent squared cubed factorial root sqrt log sin cos "
+    "tan exp "
     "mod more less most least maybe yes none"
 )
 
@@ -121,7 +128,7 @@ def split_unit(text: str) -> tuple[str, str]:
 
 
 def read_unit(text: str) -> str | None:
-    """Returns a unit's short form ("square centimetres" -> "cm^2", "apples" -> "apple"); None if it is no unit."""
+    """Returns a unit's short form ("square centimetres" -> "cm^2", "apples" -> "apple"), or None."""
     match = _UNIT.fullmatch(re.sub(r"\s+per\s+", "/", text.strip()))
     if not match:
         return None
@@ -190,7 +197,7 @@ def same_number(found: Number, gold: Number, rules: Rules) -> bool:
 
 
 def close(found: Fraction, gold: Fraction, mine: int | None, theirs: int | None, rules: Rules) -> bool:
-    """Args: mine, theirs: the decimal places of found and gold, NO_PLACE for none in particular; None: exact."""
+    """Args: mine, theirs: decimal places of found and gold, NO_PLACE: none in particular; None: exact."""
     difference = abs(found - gold)
     if not difference:
         return True

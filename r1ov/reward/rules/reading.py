@@ -1,4 +1,4 @@
-"""Reading an answer: one plain spelling for text, where in a reply the answer is, and which choice it picks."""
+"""Reading an answer: one plain spelling, where in a reply the answer is, and which choice it picks."""
 
 import re
 import unicodedata
@@ -79,7 +79,7 @@ def unwrap(text: str) -> str:
 
 
 def boxed(text: str) -> list[str]:
-    """Returns the bodies of all `\\boxed{...}` (or `\\fbox{...}`), braces matched, in the order they close."""
+    """Returns the bodies of all `\\boxed{...}` (or `\\fbox{...}`), braces matched, as they close."""
     opened, bodies = [], []  # where a box's body begins, 0 for other braces
     for match in re.finditer(
         r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", text, re.DOTALL
@@ -104,7 +104,7 @@ _PHRASE = re.compile(
         (?:(?:is|should\s+be|would\s+be|must\s+be)\b(?:\s+(?:therefore|thus|hence)\b)?|[:：=\]])
     |^[\#*_ ]{0,9}(?:final\s+|correct\s+)?answer[*_ ]*\n  # a heading
     |\b(?:choose|select)\s+(?=(?:option|choice)\s+\(?[A-Z]\b)
-    |\b(?:option|choice)\s+(?=[(*]{0,3}[A-Z][)*]{0,3}\s+is\s+(?:the\s+)?(?:correct|right)\b)  # option B is right
+    |\b(?:option|choice)\s+(?=[(*]{0,3}[A-Z][)*]{0,3}\s+is\s+(?:the\s+)?(?:correct|right)\b)  # B is right
     |(?<!\w)(?=[(*]{0,3}[A-Z][)*]{0,3}\s+is\s+the\s+(?:correct|right)\s+(?:answer|option|choice)\b)
     |答案\s*(?:[】\]]|(?:应该|应)?(?:是|为|选|[:：]))
     |(?:故|应|因此|所以)[,，]?\s*选(?:择|项)?
@@ -118,7 +118,7 @@ _REASON = re.compile(
 
 
 class Extraction(NamedTuple):
-    """An answer and the rung that gave it: tag, boxed, phrase, short; without an answer: truncated, unparsed."""
+    """An answer and the rung that gave it: tag, boxed, phrase, short; without one: truncated, unparsed."""
 
     answer: str | None
     method: str
@@ -210,7 +210,7 @@ def read_choice(
     num_choices: int | None = None,
     same: Callable[[str, str], bool] | None = None,
 ) -> str | None:
-    """Returns the letter of the one choice that the text names; of choices with the same text, the first one's.
+    """Returns the letter of the one choice that the text names; among equal texts, the first.
 
     Examples: `B`, `(b)`, `B.`, `**B**`, `option B`, `B. blue star`, `故选B`, and the choice's own text.
     Args:

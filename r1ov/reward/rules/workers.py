@@ -1,4 +1,4 @@
-"""Functions in processes of their own: a user's reward, and math-verify. A call that takes too long is killed.
+"""Functions in processes of their own, a user's reward and math-verify: a call that takes too long is killed.
 
 Also the program of such a process: python -m r1ov.reward.rules.workers TARGET PIPE SECONDS MEMORY_BYTES
 """
@@ -122,7 +122,7 @@ class Worker:
 class UserReward:
     """The scores of a user's own reward, `--reward FILE.py:function`, by name.
 
-    def my_reward(prompt, completion, row, info):  # JSON data: a prompt's messages, a text, the data's row, facts
+    def my_reward(prompt, completion, row, info):  # JSON data: messages, a text, the data's row, facts
         return 1.0 if "triangle" in completion else 0.0  # or None: does not apply; or {"name": score, ...}
 
     Args: target: "FILE.py:function", loaded at once, so that a mistake in it stops the run before training.
@@ -177,7 +177,8 @@ class MathVerify:
 
     Attributes: calls, timeouts, errors: how many there were.
     Source: huggingface/Math-Verify 0.9, `parse` and `verify`, which build sympy expressions from what a model
-        wrote. Its own time limits use SIGALRM (main thread only, whole seconds), so they are switched off here.
+        wrote. Its own time limits use SIGALRM (main thread only, whole seconds), so they are switched off
+        here.
     """
 
     def __init__(self):
@@ -223,7 +224,7 @@ def judge(gold: str, answer: str) -> bool | None:
 
 
 def _numbers(value: Any) -> list[Any]:
-    """The finite real numbers that a sympy value is: one, a set's, a tuple's, an interval's, or x in x = 3."""
+    """The finite real numbers that a sympy value is: one, a set's, a tuple's, an interval's, x in x = 3."""
     if getattr(value, "is_number", False):
         return [value.evalf(30)] if value.is_finite and value.is_real else []
     is_several = type(value).__name__ in ("FiniteSet", "Tuple", "Interval", "Equality")

@@ -282,7 +282,8 @@ class GRPOConfig(TrainConfig):
             )
         if unknown := set(self.reward_funcs) - {"accuracy", "format", "soft_format"}:
             raise UserError(
-                f"--reward-funcs: there is no {sorted(unknown)[0]!r}; there are accuracy, format, soft_format "
+                f"--reward-funcs: there is no {sorted(unknown)[0]!r}; there are accuracy, format, "
+                f"soft_format "
                 "(--reward: your own)"
             )
         rewards, weights = len(self.reward_funcs) + bool(self.reward), len(self.reward_weights)
@@ -290,7 +291,8 @@ class GRPOConfig(TrainConfig):
             raise UserError(f"--reward-weights: {weights} for {rewards} rewards")
         if not 0 < self.temperature < 1e6:
             raise UserError(
-                f"--temperature is {self.temperature}; it must be above 0: greedy completions of a prompt are "
+                f"--temperature is {self.temperature}; it must be above 0: greedy completions of a prompt "
+                f"are "
                 "all the same"
             )
         if self.overlong_cache is not None and not 0 < self.overlong_cache <= self.max_completion_length:

@@ -1,4 +1,4 @@
-"""How good the model is while it learns: the loss on held-out rows, and answers to the playground's questions."""
+"""How good the model is while it learns: held-out loss, and answers to the playground's questions."""
 
 import time
 from functools import partial
@@ -90,6 +90,7 @@ def answer_questions(run: Run) -> dict[str, float]:
             one, text = samples[index], " ".join(texts[index].split())
             text = text if len(text) <= 160 else text[:157] + "..."
             say(
-                f"        {one.family:<8} {one.question}\n          gold   {one.answer}\n          model  {text}"
+                f"        {one.family:<8} {one.question}\n          gold   {one.answer}\n          model  "
+                f"{text}"
             )
     return {"eval_accuracy": sum(right) / count, "eval_format": sum(formed) / count}

@@ -1,4 +1,4 @@
-"""What is logged, noted and shown of GRPO's rollouts: beside the loop, nothing here changes what is learned."""
+"""What is logged, noted and shown of GRPO's rollouts; nothing here changes what is learned."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -187,15 +187,18 @@ def note_flat(run: Run, share: float) -> None:
     run.extra["flat_rollouts"] = count = run.extra.get("flat_rollouts", 0) + 1 if share > FLAT else 0
     if count and count % PATIENCE == 0 and run.world.is_main:
         say(
-            f"note    in {count} rollouts in a row over {FLAT:.0%} of the groups had equal rewards and taught nothing: "
-            "take questions that are sometimes answered right, raise --num-generations, or set --dynamic-sampling"
+            f"note    in {count} rollouts in a row over {FLAT:.0%} of the groups had equal rewards and "
+            f"taught nothing: "
+            "take questions that are sometimes answered right, raise --num-generations, or set "
+            "--dynamic-sampling"
         )
 
 
 def show(run: Run, groups: Sequence[Group], advantages: Tensor, counts: Tensor) -> None:
-    """Writes the first groups to samples/, with all that `python -m r1ov.look` needs of them. Main process only.
+    """Writes the first groups to samples/, with all that `python -m r1ov.look` needs. Main process only.
 
-    Args: advantages: (n, G). counts: (n, G, 2) trained tokens and completions of the step that each is part of.
+    Args: advantages: (n, G). counts: (n, G, 2) trained tokens and completions of the step that each is part
+        of.
     """
     samples, folder, images = [], run.out / "samples", run.processor.image_processor
     folder.mkdir(parents=True, exist_ok=True)

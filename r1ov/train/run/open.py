@@ -82,7 +82,8 @@ def share_cores() -> None:
 class Run:
     """The state of a run. Collective: all ranks call its methods at the same steps.
 
-    Attributes: config: with nothing left open. step: finished steps. extra: what else a checkpoint keeps, such as
+    Attributes: config: with nothing left open. step: finished steps. extra: what else a checkpoint keeps,
+        such as
         num_tokens. log: the main process's, else None. stop: set when the process was asked to stop.
     """
 
@@ -153,11 +154,14 @@ class Run:
                 f"{self.out}/"
             )
             say(
-                f"run     {self.device}, {dtype_name(compute_dtype(config, self.device))}, {self.kernels} kernels, "
-                f"{size} process(es) of {torch.get_num_threads()} thread(s), model {sharding}, seed {config.seed}"
+                f"run     {self.device}, {dtype_name(compute_dtype(config, self.device))}, {self.kernels} "
+                f"kernels, "
+                f"{size} process(es) of {torch.get_num_threads()} thread(s), model {sharding}, seed "
+                f"{config.seed}"
             )
             say(
-                f"memory  {memory / 1e9:.2f} GB a process for weights, gradients and optimizer; activations come "
+                f"memory  {memory / 1e9:.2f} GB a process for weights, gradients and optimizer; activations "
+                f"come "
                 "on top"
             )
             say(
@@ -192,7 +196,7 @@ class Run:
         flops: float = 0.0,
         may_stop: bool = True,
     ) -> bool:
-        """Counts the step, and writes the line and the checkpoint that are due; returns whether the run goes on.
+        """Counts the step, writes the line and checkpoint that are due; returns whether the run goes on.
 
         Args:
             counts: tokens, say, of the step, over all ranks: their rates are logged.
@@ -237,7 +241,7 @@ def is_finished(out: Path) -> bool:
 
 
 def earlier_run(out: Path, world: World) -> dict[str, Any]:
-    """The options of the run that this folder holds, finished or with a checkpoint; empty if there is none."""
+    """The options of the run in this folder, finished or with a checkpoint; empty if there is none."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -253,7 +257,7 @@ def earlier_run(out: Path, world: World) -> dict[str, Any]:
 
 
 def check_same_run(before: Mapping[str, Any], config: TrainConfig, files: Sequence[str]) -> None:
-    """Raises UserError if a run begun with the options `before` cannot go on with these, or with these data files."""
+    """Raises UserError if a run begun with `before` cannot go on with these options or these data files."""
     pairs = zip_longest(before.get("fingerprint") or files, files, fillvalue="no file")
     changed = [f"{old} is now {new}" for old, new in pairs if old != new]
     if changed and not config.allow_changed_data:
@@ -274,7 +278,7 @@ def resolve(
     device: torch.device,
     before: Mapping[str, Any],
 ) -> TrainConfig:
-    """The options with nothing left open. Args: before: of the run to be resumed, which keeps a step's rows."""
+    """Every option resolved. Args: before: those of the run to be resumed, which keeps a step's rows."""
     per_rank = config.per_device_train_batch_size * config.gradient_accumulation_steps
     batch_size = config.train_batch_size or before.get("train_batch_size") or per_rank * world.size
     max_steps = config.max_steps

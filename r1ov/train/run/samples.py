@@ -12,8 +12,8 @@ from r1ov.common.page import page, picture
 def write_samples(folder: Path, step: int, title: str, samples: Sequence[Mapping[str, Any]]) -> None:
     """Writes folder/step-N.jsonl, without the images, and folder/step-N.html, which needs no other file.
 
-    Args: samples: question, gold, images, and completions: each its text, its scores by name, and in training its
-        reward (None if it has none) and advantage.
+    Args: samples: question, gold, images, and completions: each its text, its scores by name, and in training
+        its reward (None if it has none) and advantage.
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = f"step-{step:06d}"

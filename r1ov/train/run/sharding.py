@@ -22,7 +22,9 @@ from r1ov.folder.weights import is_sharded, local, whole
 from r1ov.model.model import Qwen2_5_VL
 
 PARTS = ("vision", "merger", "language")
-KEPT = {  # operations whose results selective checkpointing keeps; bmm is not among them: here it only makes attention's (T, T) scores
+# Operations whose results selective checkpointing keeps; bmm is not among them: here it only makes attention's
+# (T, T) scores.
+KEPT = {
     "aten::mm",
     "aten::addmm",
     "aten::_scaled_dot_product_flash_attention",
