@@ -201,7 +201,7 @@ SOUND = [
     (COUNT, told("One, two, three.", "three cubes"), "three cubes"),
     (CHOICE, told("It has whiskers.", "(B) cat"), "B"),
     ("What is the area?", told("3 x 4 = 12.", "12 cm^2"), "12"),
-    ("Where is it?", told("Near the top left.", "[1, 1, 10, 10]"), "[0, 0, 10, 10]"),
+    ("Where is it?", told("Near the top left.", "[1, 1, 10, 10]"), '{"bbox_2d": [0, 0, 10, 10]}'),
     # Captions and descriptions that are part of the picture or of the question.
     ("Who painted it?", told("The caption under the photo reads 'Monet, 1890'.", "Monet"), "Monet"),
     ("Who painted it?", told("In the caption at the bottom I read Monet.", "Monet"), "Monet"),
