@@ -101,7 +101,7 @@ def run(main: Callable[[], None]) -> int:
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell (`>&-`)
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         # A pipe or console that is not UTF-8 shows what it cannot write as \\uXXXX; Python would stop in
         # mid-answer.
         getattr(sys, name).reconfigure(errors="backslashreplace")

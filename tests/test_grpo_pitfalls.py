@@ -31,6 +31,8 @@ test_grpo_advantages.py, no name this file.
 25  rewards that fail in silence               run: test_too_many_golds_..., test_a_gold_that_cannot_...; test_reward_worker.py
 """
 
+# ruff: noqa: F811  fixtures are imported
+
 import json
 import math
 import shutil
@@ -54,7 +56,15 @@ from r1ov.train.rollout import Group, encode_prompt, sample
 from r1ov.train.run import observe
 from r1ov.train.run.config import GRPOConfig
 from tests import grpo_worker as worker
-from tests.test_grpo_run import REWARDS, SMALL, run, samples, weights
+from tests.test_grpo_run import (
+    REWARDS,
+    SMALL,
+    fresh,  # noqa: F401  a fixture
+    rewards,  # noqa: F401  a fixture
+    run,
+    samples,
+    weights,
+)
 from tests.test_resume import ENVIRONMENT, ROOT
 
 

@@ -281,6 +281,7 @@ def test_bfloat16_is_computed_in_but_neither_kept_nor_summed_in(plain, results):
 
 def test_selective_checkpointing_knows_the_operations_of_both_attentions():
     """Their names, as torch gives them: an operation that is renamed would be computed again without a word."""
+    import kernels.triton.attention  # noqa: F401  registers its operation
 
     for name in KEPT:
         room, operation = name.split("::")

@@ -20,7 +20,7 @@ Render = Callable[[Sequence[Mapping[str, Any]], bool], str]  # (messages, add_ge
 class _Generation(Extension):
     """{% generation %} marks replies in templates made for training; it prints what is inside."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 (jinja2 wants a plain set)
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)

@@ -299,7 +299,7 @@ def load_trace(path: str | Path, model: Qwen2_5_VL | None = None) -> Trace:
     """Reads what `Trace.save` wrote. Args: model: the one that was traced; logits and lenses need it."""
     with safe_open(path, "pt") as file:
         metadata: dict[str, Any] = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
     heads = {}
     for name in {name.split(":")[1] for name in tensors if name.startswith("heads:")}:
         heads[name] = Heads(*(tensors.get(f"heads:{name}:{key}") for key in Heads._fields))

@@ -68,7 +68,7 @@ def open_tensors(folder: Path, files: Iterable[str]) -> dict[str, Stored]:
             reader = safe_open(folder / file, framework="pt")
         except SafetensorError as error:
             raise OSError(f"{file}: {error}") from error
-        for name in reader.keys():
+        for name in reader.keys():  # noqa: SIM118 no mapping
             parts.setdefault(name, []).append(reader.get_slice(name))
     return {name: Stored(slices) for name, slices in parts.items()}
 
