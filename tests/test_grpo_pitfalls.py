@@ -143,7 +143,7 @@ def test_the_same_question_on_two_processes_gets_different_completions(tiny):
 
 def test_where_nothing_has_spread_a_rollout_is_no_larger_than_ever(tmp_path, fresh, rewards, monkeypatch):
     sizes = []
-    monkeypatch.setattr(observe, "show", lambda run, groups, advantages: sizes.append(len(groups)))
+    monkeypatch.setattr(observe, "show", lambda run, groups, *_: sizes.append(len(groups)))
     options = {
         "reward": f"{rewards}:flat",
         "reward_funcs": (),
