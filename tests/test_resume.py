@@ -117,9 +117,9 @@ def test_two_processes_then_one_then_two_see_the_same_rows_and_end_with_the_same
     weights = load_file(out / "final" / "model.safetensors")
     for name, tensor in whole[0].items():
         # float32 sums in another order, over twelve steps of AdamW, whose first steps divide by gradients
-        # near zero
+        # near zero: one element was off by 3e-5 on a CPU with AVX-512, by less on one without
         torch.testing.assert_close(
-            weights[name], tensor, rtol=0, atol=1e-5 + 1e-4 * float(tensor.abs().max())
+            weights[name], tensor, rtol=0, atol=5e-5 + 1e-4 * float(tensor.abs().max())
         )
     mine, theirs = (
         [json.loads(line) for line in text.splitlines()]
