@@ -98,7 +98,7 @@ def test_thoughts_are_parted_from_replies(tmp_path):
         ("why", "<answer>1</answer>"),
         (None, "no tags"),
         ("cut", ""),
-        (None, "so </think> Answer: B"),
+        ("so", "Answer: B"),  # a thought that the prompt opened
     ]
 
 
