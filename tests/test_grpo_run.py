@@ -354,6 +354,7 @@ def test_a_gold_that_cannot_be_scored_leaves_the_baseline_and_is_told(
     """Whatever its completions' other rewards are."""
     path = data(tmp_path, 24, r7={"solution": "many", "kind": "number"})
     advantages = {}
+    monkeypatch.setattr(observe, "GROUPS_SHOWN", 24)
     monkeypatch.setattr(
         observe,
         "show",
