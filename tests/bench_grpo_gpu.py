@@ -26,6 +26,7 @@ import torch
 import transformers
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from r1ov.cli import run
 from r1ov.common.device import choose_kernels
 from r1ov.common.processes import World, joined
 from r1ov.data.pack import Continuation
@@ -42,6 +43,7 @@ from r1ov.train.optim import build_optimizers
 from r1ov.train.run.config import GRPOConfig
 from r1ov.train.run.sharding import make_mesh, refresh, replica, shard
 from r1ov.train.update import clip_grad_norm
+from tests.bench_train_gpu import needs_gpu
 from tests.grpo_worker import Bare
 from tests.test_published_shapes import published_config
 
@@ -220,6 +222,7 @@ def main() -> None:
     parser.add_argument("--kernels")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    needs_gpu(options.release, options.device)
     is_tiny = options.release == "tiny"
     raw = (
         json.loads((resolve("r1ov-tiny") / "config.json").read_text())
@@ -269,4 +272,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

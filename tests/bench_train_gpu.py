@@ -24,10 +24,12 @@ from pathlib import Path
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from r1ov.cli import run
 from r1ov.common.device import choose_kernels
 from r1ov.common.processes import World, joined
 from r1ov.data.pack import sequence_cost
 from r1ov.data.processor import Batch
+from r1ov.errors import UserError
 from r1ov.folder.pretrained import resolve
 from r1ov.folder.settings import config_from_dict
 from r1ov.folder.weights import init_weights
@@ -136,6 +138,15 @@ def theirs(raw: dict, batch: dict, device: torch.device):
     return step
 
 
+def needs_gpu(release: str, device: str | None) -> None:
+    """Raises: UserError for a published release without a GPU: its float32 weights, gradients and moments fill
+    a machine's memory before the first step.
+    """
+    if release == "tiny" or (torch.cuda.is_available() and device != "cpu"):
+        return
+    raise UserError(f"the bench of {release} needs an NVIDIA GPU; on a CPU only --release tiny can be measured")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--release", default="3B")
@@ -146,6 +157,7 @@ def main() -> None:
     parser.add_argument("--kernels")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    needs_gpu(options.release, options.device)
     raw = (
         json.loads((resolve("r1ov-tiny") / "config.json").read_text())
         if options.release == "tiny"
@@ -196,4 +208,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

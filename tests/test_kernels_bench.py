@@ -3,6 +3,8 @@ command line.
 """
 
 import json
+import runpy
+import sys
 from dataclasses import replace
 
 import pytest
@@ -177,9 +179,13 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_2(arguments, said, c
     assert said in capsys.readouterr().err.splitlines()[0]
 
 
-def test_without_a_gpu_it_says_so_and_exits_2(monkeypatch, capsys):
+@pytest.mark.parametrize("command", ["kernels.bench", "tests.bench_train_gpu", "tests.bench_grpo_gpu"])
+def test_without_a_gpu_a_bench_says_so_on_one_line_and_exits_2(command, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert bench.main([]) == 2
+    monkeypatch.setattr(sys, "argv", [command])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module(command, run_name="__main__")
+    assert stopped.value.code == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert "GPU" in err
+    assert "needs an NVIDIA GPU" in err
