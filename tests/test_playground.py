@@ -10,14 +10,17 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from r1ov.data.playground import FAMILIES, SPLITS, messages, sample, split_of
-from r1ov.data.playground.scene import COLOURS, GRID, PAPER, SHAPES, SIZE, UNSEEN, Canvas, Scene
+from r1ov import cli
+from r1ov.data.playground import FAMILIES, SPLITS, invent, messages, sample, split_of
+from r1ov.data.playground.__main__ import main
+from r1ov.data.playground.scene import COLOURS, GRID, PAPER, SHAPES, SIZE, UNSEEN, Canvas, Scene, wordings
 
 LEVELS = ("normal", "hard", "beyond")
 SHAPE_FAMILIES = ("counting", "spatial", "pattern", "locate")  # those of coloured shapes, described in JSON
@@ -37,10 +40,15 @@ GOLDEN = (  # split, seed, index, question, answer
 )
 
 
-def scenes(family: str, level: str, count: int, seed: str = "test") -> list[Scene]:
-    return [
-        FAMILIES[family](random.Random(f"{seed}/{family}/{level}/{index}"), level) for index in range(count)
-    ]
+def scenes(family: str, level: str, count: int) -> list[Scene]:
+    return [(some_scene if index < 500 else new_scene)(family, level, index) for index in range(count)]
+
+
+def new_scene(family: str, level: str, index: int) -> Scene:
+    return FAMILIES[family](random.Random(f"test/{family}/{level}/{index}"), level)
+
+
+some_scene = cache(new_scene)  # most tests look at the same first ones
 
 
 # --- the same sample for everyone, and never in two splits ---
@@ -67,8 +75,8 @@ def test_no_description_is_shared_between_splits_whatever_the_seeds():
     for split in SPLITS:
         for seed in (0, 1):
             for index in range(350):
-                each = sample(split, index, seed)
-                homes[each.family, each.description].add(split)
+                family, scene = invent(split, index, seed)
+                homes[family, scene.description].add(split)
     assert len(homes) > 2000
     assert all(len(splits) == 1 for splits in homes.values())
 
@@ -445,6 +453,19 @@ def test_drawing_never_holds_training_back():
     rate = 50 * len(FAMILIES) / (time.process_time() - begin)
     print(f"{rate:.0f} samples/s")
     assert rate > 200  # a step of the tiny model takes about 70 samples/s on the same thread
+
+
+def test_all_questions_are_listed_for_whoever_wants_to_ask_them(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["playground", "--questions"])
+    assert cli.run(main) == 0
+    blocks = [block.splitlines() for block in capsys.readouterr().out.strip().split("\n\n")]
+    listed = {title: [line.strip() for line in lines] for title, *lines in blocks}
+    assert listed == {
+        f"{family}: {topic}": questions
+        for family in FAMILIES
+        for topic, questions in wordings(family).items()
+    }
+    assert "How many {name} are there?" in listed["counting: how many"]
 
 
 def test_the_contact_sheet_is_written_and_mistakes_are_explained(tmp_path):

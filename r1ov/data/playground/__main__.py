@@ -1,5 +1,5 @@
-"""Writes a contact sheet of the playground, with questions, thoughts and answers:
-`python -m r1ov.data.playground --show sheet.png`.
+"""Shows the playground: a contact sheet with questions, thoughts and answers (`python -m r1ov.data.playground
+--show sheet.png`), or all that it asks, and so what r1ov-tiny can be asked (`--questions`).
 """
 
 import sys
@@ -10,30 +10,37 @@ from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
-from r1ov.cli import option, parse_cli, run
+from r1ov.cli import check_bounds, option, parse_cli, run
 from r1ov.data.playground import FAMILIES, SPLITS, Sample, sample
-from r1ov.data.playground.scene import INK, SIZE
+from r1ov.data.playground.scene import INK, SIZE, wordings
 from r1ov.errors import UserError
 
-_ZOOM = 2
-_WIDTH, _GUTTER = _ZOOM * SIZE, 18  # of a tile, and between tiles, in pixels
+_WIDTH, _GUTTER = 2 * SIZE, 18  # of a tile, and between tiles, in pixels
 _DESK, _QUIET, _ANSWER = (232, 235, 240), (110, 116, 128), (24, 110, 70)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SheetConfig:
-    show: str = option(help="where to write the sheet (PNG)", metavar="FILE")
+    show: str | None = option(None, "where to write the sheet (PNG)", metavar="FILE")
+    questions: bool = option(False, "print every question, {blanks} as they are")
     split: Literal[tuple(SPLITS)] = option("train", "which split's samples")
     seed: int = option(0, "of the samples")
-    count: int = option(5, "samples of each family")
+    count: int = option(5, "samples of each family", least=1)
 
     def __post_init__(self):
-        if self.count < 1:
-            raise UserError(f"--count is {self.count}; it must be at least 1")
+        check_bounds(self)
+        if not (self.show or self.questions):
+            raise UserError("nothing to do; give --show FILE or --questions")
 
 
 def main() -> None:
     config = parse_cli(SheetConfig, prog="python -m r1ov.data.playground", description=__doc__)
+    if config.questions:
+        for family in FAMILIES:
+            for topic, questions in wordings(family).items():
+                print(f"{family}: {topic}", *questions, sep="\n    ", end="\n\n")
+    if not config.show:
+        return
     begin = time.perf_counter()
     samples = [sample(config.split, at, config.seed) for at in range(config.count * len(FAMILIES))]
     rate = len(samples) / (time.perf_counter() - begin)
@@ -45,39 +52,40 @@ def main() -> None:
 
 
 def contact_sheet(samples: list[Sample]) -> Image.Image:
-    """A row for each family; in each tile the image, and below it question, thought and answer."""
+    """Returns a row for each family; in each tile the image, and below it question, thought and answer."""
     rows = [[_tile(each) for each in samples[family :: len(FAMILIES)]] for family in range(len(FAMILIES))]
-    heights = [max(tile.height for tile in row) for row in rows]
-    width, height = len(rows[0]) * (_WIDTH + _GUTTER), sum(heights) + len(rows) * _GUTTER
-    sheet = Image.new("RGB", (width + _GUTTER, height + _GUTTER), _DESK)
-    y = _GUTTER
-    for row, height in zip(rows, heights, strict=True):
-        for column, tile in enumerate(row):
-            x = _GUTTER + column * (_WIDTH + _GUTTER)
-            sheet.paste("white", (x, y, x + _WIDTH, y + height))
-            sheet.paste(tile, (x, y))
-        y += height + _GUTTER
+    return _beside([_beside(row, (1, 0)) for row in rows], (0, 1))
+
+
+def _beside(images: list[Image.Image], way: tuple[int, int]) -> Image.Image:
+    """Puts images side by side, with gutters between: (1, 0) from left to right, (0, 1) from top to bottom."""
+    right, down = way
+    width, height = (
+        sum(sides) + _GUTTER * len(sides) if along else max(sides)
+        for along, sides in zip(way, zip(*(image.size for image in images), strict=True), strict=True)
+    )
+    sheet, x, y = Image.new("RGB", (width, height), _DESK), 0, 0
+    for image in images:
+        sheet.paste(image, (x, y))
+        x, y = x + right * (image.width + _GUTTER), y + down * (image.height + _GUTTER)
     return sheet
 
 
 def _tile(each: Sample) -> Image.Image:
-    lines, y = [], SIZE * _ZOOM + 8
-    for text, size, colour, after in (
-        (f"{each.family}, {each.kind}", 10, _QUIET, 3),
-        (each.question, 13, INK, 6),
-        (each.reasoning or "(no thought in this split)", 11, _QUIET, 6),
-        (each.answer, 14, _ANSWER, 8),
+    tile = Image.new("RGB", (_WIDTH, 4 * _WIDTH), "white")
+    tile.paste(each.image.resize((_WIDTH, _WIDTH), Image.Resampling.LANCZOS))
+    draw, y = ImageDraw.Draw(tile), _WIDTH + 8
+    for text, size, colour in (
+        (f"{each.family}, {each.kind}", 10, _QUIET),
+        (each.question, 13, INK),
+        (each.reasoning or "(no thought in this split)", 11, _QUIET),
+        (each.answer, 14, _ANSWER),
     ):
         for line in textwrap.wrap(text, int(_WIDTH / (0.56 * size))):
-            lines.append(((8, y), line, colour, ImageFont.load_default(size)))
+            draw.text((8, y), line, colour, ImageFont.load_default(size))
             y += round(1.25 * size)
-        y += after
-    tile = Image.new("RGB", (_WIDTH, y), "white")
-    tile.paste(each.image.resize((SIZE * _ZOOM, SIZE * _ZOOM), Image.Resampling.LANCZOS))
-    draw = ImageDraw.Draw(tile)
-    for line in lines:
-        draw.text(*line)
-    return tile
+        y += 6
+    return tile.crop((0, 0, _WIDTH, y))
 
 
 if __name__ == "__main__":

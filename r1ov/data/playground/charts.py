@@ -1,6 +1,5 @@
 """Charts: vertical bars, horizontal bars, or a line with dots, over the categories A, B, C, ..."""
 
-from functools import partial
 from itertools import count
 from random import Random
 from typing import Any
@@ -13,7 +12,7 @@ UNIT = 11  # pixels that one unit of value takes
 
 
 def make(rng: Random, level: Level) -> Scene:
-    """One chart with one question about it."""
+    """Returns one chart with one question about it."""
     names = "ABCDEFGH"[: rng.randint(*CATEGORIES[level])]
     topic = rng.choice(list(wordings("charts")))
     values, slots, conclusion, answer = _task(rng, topic, names)
@@ -35,19 +34,19 @@ def make(rng: Random, level: Level) -> Scene:
     header = ", ".join(f"{key}: {value}" for key, value in look.items())
     table = [f"{name},{value}" for name, value in zip(names, values, strict=True)]
     return Scene(
-        draw=partial(_draw, names=names, values=values, **look),
-        paper=PAPER[look["paper"]],
-        question=ask(rng, "charts", topic, **slots),
-        description="\n".join([f"# {header}", "category,value", *table]),
-        reasoning=f"{_read_off(names, values, slots.get('limit', TOP))} {conclusion}",
-        answer=answer,
-        kind="text" if topic in ("highest", "lowest") else "number",
+        lambda canvas: _draw(canvas, names, values, look),
+        PAPER[look["paper"]],
+        ask(rng, "charts", topic, **slots),
+        "\n".join([f"# {header}", "category,value", *table]),
+        f"{_read_off(names, values, slots.get('limit', TOP))} {conclusion}",
+        answer,
+        "text" if topic in ("highest", "lowest") else "number",
     )
 
 
 def _task(rng: Random, topic: str, names: str) -> tuple[list[int], dict[str, Any], str, str]:
-    """The values, what fills the question's blanks, the last step of the thought, and the answer; the answer
-    is drawn first.
+    """Returns the values, what fills the question's blanks, the last step of the thought, and the answer; the
+    answer is drawn first.
     """
     values = [rng.randint(1, TOP) for _ in names]
     i, j = rng.sample(range(len(names)), 2)
@@ -86,15 +85,15 @@ def _read_off(names: str, values: list[int], limit: int) -> str:
     """A 4, B 7 (1), C 2.: those above the limit are counted on the way."""
     number = count(1)
     read = [
-        f"{name} {value} ({next(number)})" if value > limit else f"{name} {value}"
+        f"{name} {value}" + (f" ({next(number)})" if value > limit else "")
         for name, value in zip(names, values, strict=True)
     ]
     return f"{', '.join(read)}."
 
 
-def _draw(canvas: Canvas, names, values, chart, colours, tick_step, left, bottom, thickness, **_) -> None:
-    palette = [COLOURS[name] for name in colours.split()]
-    sideways = chart == "horizontal bars"
+def _draw(canvas: Canvas, names: str, values: list[int], look: dict[str, Any]) -> None:
+    palette = [COLOURS[name] for name in look["colours"].split()]
+    left, bottom, sideways = look["left"], look["bottom"], look["chart"] == "horizontal bars"
     top = 5 if sideways else bottom - UNIT * TOP
     right = left + UNIT * TOP if sideways else SIZE - 5
     for tick in range(TOP + 1):
@@ -104,10 +103,10 @@ def _draw(canvas: Canvas, names, values, chart, colours, tick_step, left, bottom
         else:
             x, y = left - 7, bottom - UNIT * tick
             canvas.line([(left, y), (right, y)], GRID)
-        if tick % tick_step == 0:
+        if tick % look["tick_step"] == 0:
             canvas.text(x, y, str(tick), 10)
     share = (bottom - top if sideways else right - left) / len(names)
-    half = share * thickness / 200
+    half = share * look["thickness"] / 200
     dots = []
     for k, (name, value) in enumerate(zip(names, values, strict=True)):
         middle, fill = (top if sideways else left) + share * (k + 0.5), palette[k % len(palette)]
@@ -115,12 +114,12 @@ def _draw(canvas: Canvas, names, values, chart, colours, tick_step, left, bottom
             canvas.rectangle((left, middle - half, left + UNIT * value, middle + half), fill)
             canvas.text(left - 8, middle, name, 12)
             continue
-        if chart == "vertical bars":
-            canvas.rectangle((middle - half, bottom - UNIT * value, middle + half, bottom), fill)
         dots.append((middle, bottom - UNIT * value))
+        if look["chart"] == "vertical bars":
+            canvas.rectangle((middle - half, dots[-1][1], middle + half, bottom), fill)
         canvas.text(middle, bottom + 8, name, 12)
     canvas.line([(left, top), (left, bottom), (right, bottom)], INK, 1.25)
-    if chart == "line":
+    if look["chart"] == "line":
         canvas.line(dots, palette[0], 1.75)
         for x, y in dots:
             canvas.dot(x, y, 3.5, palette[0])

@@ -1,7 +1,7 @@
 """Counting and comparing coloured shapes on a 4 x 4 grid."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from itertools import count
 from random import Random
 
@@ -10,7 +10,8 @@ from r1ov.data.playground.scene import COLOURS, SHAPES, Level, Pair, Scene, ask,
 
 _TOTAL = {"normal": (2, 6), "hard": (4, 8), "beyond": (9, 11)}  # objects in an image
 _MOST = {"normal": 4, "hard": 5, "beyond": 6}  # largest count asked for
-_ATTRIBUTES = ("colour", "shape")
+# What a pair is made of: 0 its colour, 1 its shape.
+_ATTRIBUTES, _VALUES = ("colour", "shape"), (tuple(COLOURS), SHAPES)
 
 
 def make(rng: Random, level: Level) -> Scene:
@@ -18,42 +19,43 @@ def make(rng: Random, level: Level) -> Scene:
     return topic(rng, level)
 
 
+def _several(which: int, value: str) -> str:
+    return (f"{value} objects", plural(value))[which]
+
+
 def _count_pair(rng: Random, level: Level) -> Scene:
-    pair = rng.choice(pairs(level))
-    return _count_some(rng, level, f"{pair[0]} {plural(pair[1])}", lambda other: other == pair)
+    colour, shape = rng.choice(pairs(level))
+    return _count_some(rng, level, f"{colour} {plural(shape)}", [(colour, shape)])
 
 
 def _count_alike(rng: Random, level: Level) -> Scene:
-    if rng.random() < 0.5:
-        colour = rng.choice(list(COLOURS))
-        return _count_some(rng, level, f"{colour} objects", lambda pair: pair[0] == colour)
-    shape = rng.choice(SHAPES)
-    return _count_some(rng, level, plural(shape), lambda pair: pair[1] == shape)
+    which = 0 if rng.random() < 0.5 else 1
+    value = rng.choice(_VALUES[which])
+    return _count_some(rng, level, _several(which, value), [p for p in pairs(level) if p[which] == value])
 
 
-def _count_some(rng: Random, level: Level, name: str, fits: Callable[[Pair], bool]) -> Scene:
+def _count_some(rng: Random, level: Level, name: str, fitting: list[Pair]) -> Scene:
     gold = rng.randint(0, _MOST[level])
     low, high = _TOTAL[level]
     total = rng.randint(max(low, gold), high)
-    fitting = [pair for pair in pairs(level) if fits(pair)]
     # Half of the others share a colour or a shape with what is counted, so that both must be looked at.
-    others = [pair for pair in pairs(level) if not fits(pair)]
+    others = [pair for pair in pairs(level) if pair not in fitting]
     near = [pair for pair in others if any(pair[0] == fit[0] or pair[1] == fit[1] for fit in fitting)]
     chosen = rng.choices(fitting, k=gold)
     chosen += [rng.choice(near if rng.random() < 0.5 else others) for _ in range(total - gold)]
-    return _how_many(rng, chosen, name, fits)
+    return _how_many(rng, chosen, name, fitting)
 
 
 def _count_all(rng: Random, level: Level) -> Scene:
     chosen = rng.choices(pairs(level), k=rng.randint(*_TOTAL[level]))
-    return _how_many(rng, chosen, "objects", lambda pair: True)
+    return _how_many(rng, chosen, "objects", chosen)
 
 
-def _how_many(rng: Random, chosen: list[Pair], name: str, fits: Callable[[Pair], bool]) -> Scene:
-    """Reasoning: Row 1: a1 red circle (1), b1 blue star. Row 2: c2 red cross (2). ... That makes 2."""
+def _how_many(rng: Random, chosen: list[Pair], name: str, fitting: list[Pair]) -> Scene:
+    """Reasons: Row 1: a1 red circle (1), b1 blue star. Row 2: c2 red cross (2). ... That makes 2."""
     things, number = scatter(rng, chosen), count(1)
-    seen = listing(things, lambda thing: f" ({next(number)})" if fits((thing.colour, thing.shape)) else "")
-    answer = str(sum(map(fits, chosen)))
+    seen = listing(things, lambda thing: f" ({next(number)})" if thing.pair in fitting else "")
+    answer = str(sum(pair in fitting for pair in chosen))
     question = ask(rng, "counting", "how many", name=name)
     return scene(rng, things, question, f"{seen} That makes {answer}.", answer, "number")
 
@@ -64,25 +66,24 @@ def _more(rng: Random, level: Level) -> Scene:
     fewer = rng.randint(0 if gold else 1, (high - gold) // 2)
     total = rng.randint(max(low, 2 * fewer + gold), high)
     which = rng.randrange(2)
-    first, second = rng.sample((list(COLOURS), SHAPES)[which], 2)
-
-    def choose(number: int, fits: Callable[[str], bool]) -> list[Pair]:
-        return rng.choices([pair for pair in pairs(level) if fits(pair[which])], k=number)
-
-    chosen = choose(fewer + gold, lambda value: value == first) + choose(fewer, lambda value: value == second)
-    chosen += choose(total - len(chosen), lambda value: value not in (first, second))
+    first, second = rng.sample(_VALUES[which], 2)
+    rest = [value for value in _VALUES[which] if value not in (first, second)]
+    chosen: list[Pair] = []
+    for values, number in (([first], fewer + gold), ([second], fewer), (rest, total - 2 * fewer - gold)):
+        chosen += rng.choices([pair for pair in pairs(level) if pair[which] in values], k=number)
     things = scatter(rng, chosen)
-    names = [(f"{value} objects", plural(value))[which] for value in (first, second)]
     seen = _counted_by_value(things, which, (first, second))
     reasoning = f"{seen} So {first} {fewer + gold}, {second} {fewer}. {fewer + gold} - {fewer} = {gold}."
-    question = ask(rng, "counting", "more", first=names[0], second=names[1])
+    question = ask(
+        rng, "counting", "more", first=_several(which, first), second=_several(which, second)
+    )
     return scene(rng, things, question, reasoning, str(gold), "number")
 
 
 def _most_common(rng: Random, level: Level) -> Scene:
     low, high = _TOTAL[level]
     which = rng.randrange(2)
-    values = (tuple(COLOURS), SHAPES)[which]
+    values = _VALUES[which]
     winner = rng.choice(values)
     total = rng.randint(max(low, 3), high)
     # Six values: eleven objects always leave room for a winner of three.
@@ -98,14 +99,12 @@ def _most_common(rng: Random, level: Level) -> Scene:
     return scene(rng, things, question, reasoning, winner, "text")
 
 
-def _counted_by_value(things: list[Thing], which: int, values: tuple[str, ...]) -> str:
-    """Row 1: a1 red circle (red 1), b1 blue star (blue 1). Row 2: c2 red cross (red 2). ...; `which`: 0
-    colour, 1 shape.
-    """
+def _counted_by_value(things: list[Thing], which: int, values: Sequence[str]) -> str:
+    """Row 1: a1 red circle (red 1), b1 blue star (blue 1). Row 2: c2 red cross (red 2). ..."""
     counts: Counter[str] = Counter()
 
     def remark(thing: Thing) -> str:
-        value = (thing.colour, thing.shape)[which]
+        value = thing.pair[which]
         counts[value] += 1
         return f" ({value} {counts[value]})" if value in values else ""
 

@@ -6,34 +6,34 @@ third row. A cell is 28 x 28 pixels, the area of one merged vision token.
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
-from r1ov.data.playground.scene import PAPER, Canvas, Pair, Scene
+from r1ov.data.playground.scene import PAPER, Canvas, Colour, Pair, Scene
 
 CELL = 28
 CELLS = [(column, row) for row in range(4) for column in range(4)]  # in reading order
+Box = tuple[int, int, int, int]  # (x1, y1, x2, y2) in pixels
 
 
-@dataclass(frozen=True, kw_only=True)
-class Thing:
-    colour: str
-    shape: str
-    box: tuple[int, int, int, int]  # (x1, y1, x2, y2) in pixels
+class Thing(NamedTuple):
+    pair: Pair
+    box: Box
 
     @property
     def name(self) -> str:
-        return f"{self.colour} {self.shape}"
+        return " ".join(self.pair)
 
     @property
     def place(self) -> tuple[int, int]:
-        """(column, row) of the cell that holds the centre, from 0."""
+        """(row, column) of the cell that holds the centre, from 0."""
         x1, y1, x2, y2 = self.box
-        return (x1 + x2) // 2 // CELL, (y1 + y2) // 2 // CELL
+        return (y1 + y2) // 2 // CELL, (x1 + x2) // 2 // CELL
 
     @property
     def cell(self) -> str:
-        return cell_name(*self.place)
+        row, column = self.place
+        return cell_name(column, row)
 
 
 def cell_name(column: int, row: int) -> str:
@@ -44,23 +44,23 @@ def plural(shape: str) -> str:
     return shape + ("es" if shape == "cross" else "s")
 
 
-def scatter(rng: Random, names: list[Pair], places: Sequence[tuple[int, int]] = ()) -> list[Thing]:
-    """Things of 18 to 24 pixels, each a little off the middle of its cell: the first ones in the given
-    (column, row), the others anywhere else.
+def scatter(rng: Random, chosen: list[Pair], places: Sequence[tuple[int, int]] = ()) -> list[Thing]:
+    """Returns things of 18 to 24 pixels, each a little off the middle of its cell: the first ones in the
+    given (column, row), the others anywhere else.
     """
-    places = list(places[: len(names)])
-    places += rng.sample([place for place in CELLS if place not in places], len(names) - len(places))
+    places = list(places[: len(chosen)])
+    places += rng.sample([place for place in CELLS if place not in places], len(chosen) - len(places))
     things = []
-    for (colour, shape), place in zip(names, places, strict=True):
+    for pair, place in zip(chosen, places, strict=True):
         size = rng.choice((18, 20, 22, 24))
         slack = min(2, (CELL - size) // 2 - 1)
         x, y = (at * CELL + (CELL - size) // 2 + rng.randint(-slack, slack) for at in place)
-        things.append(Thing(colour=colour, shape=shape, box=(x, y, x + size, y + size)))
+        things.append(Thing(pair, (x, y, x + size, y + size)))
     return things
 
 
 def by_row(seen: Iterable[tuple[int, str]]) -> str:
-    """The texts of each row, counted from 0; every row is named, also an empty one."""
+    """Joins the texts of each row, counted from 0; every row is named, also an empty one."""
     rows: list[list[str]] = [[], [], [], []]
     for row, text in seen:
         rows[row].append(text)
@@ -68,20 +68,20 @@ def by_row(seen: Iterable[tuple[int, str]]) -> str:
 
 
 def in_reading_order(things: list[Thing]) -> list[Thing]:
-    return sorted(things, key=lambda thing: (thing.place[1], thing.place[0], thing.box))
+    return sorted(things, key=lambda thing: (thing.place, thing.box))
 
 
 def listing(things: list[Thing], remark: Callable[[Thing], str]) -> str:
-    """The image row by row: "Row 1: a1 red circle, c1 blue star. Row 2: none. Row 3: none. Row 4: d4 red
-    cross."
+    """Tells the image row by row: "Row 1: a1 red circle, c1 blue star. Row 2: none. Row 3: none. Row 4: d4
+    red cross."
 
-    Every row is named. Without, the next object had to be searched for in all that is left
-    of the image, and in that search a small model was still guessing after 30 thousand samples. `remark` is
-    called in reading order, and its text follows the thing at once: a count kept while looking is a small
-    step, one made afterwards from the list is a search.
+    Every row is named. Without that, the next object had to be searched for in all that is left of the image,
+    and in that search a small model was still guessing after 30 thousand samples. `remark` is called in
+    reading order, and its text follows the thing at once: a count kept while looking is a small step, one
+    made afterwards from the list is a search.
     """
     ordered = in_reading_order(things)
-    return by_row((thing.place[1], f"{thing.cell} {thing.name}{remark(thing)}") for thing in ordered)
+    return by_row((thing.place[0], f"{thing.cell} {thing.name}{remark(thing)}") for thing in ordered)
 
 
 def scene(
@@ -91,24 +91,17 @@ def scene(
     reasoning: str,
     answer: str,
     kind: str,
-    paper: tuple[int, int, int] | None = None,
+    paper: Colour | None = None,
 ) -> Scene:
-    """The things on a faint 4 x 4 grid, with one question about them."""
+    """Returns the things on a faint 4 x 4 grid, with one question about them."""
     paper = paper or rng.choice(PAPER)
     things = in_reading_order(things)
-    objects = [{"colour": t.colour, "shape": t.shape, "cell": t.cell, "box": t.box} for t in things]
+    objects = [{"colour": t.pair[0], "shape": t.pair[1], "cell": t.cell, "box": t.box} for t in things]
+    description = json.dumps({"paper": paper, "objects": objects}, separators=(",", ":"))
 
     def draw(canvas: Canvas) -> None:
         canvas.grid(CELL)
-        for thing in things:
-            canvas.shape(thing.shape, thing.colour, thing.box)
+        for (colour, shape), box in things:
+            canvas.shape(shape, colour, box)
 
-    return Scene(
-        draw=draw,
-        paper=paper,
-        question=question,
-        description=json.dumps({"paper": paper, "objects": objects}, separators=(",", ":")),
-        reasoning=reasoning,
-        answer=answer,
-        kind=kind,
-    )
+    return Scene(draw, paper, question, description, reasoning, answer, kind)

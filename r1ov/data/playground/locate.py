@@ -2,10 +2,8 @@
 
 from random import Random
 
-from r1ov.data.playground.grid import Thing, scene
+from r1ov.data.playground.grid import Box, Thing, scene
 from r1ov.data.playground.scene import PAPER, SIZE, Level, Scene, pairs, wordings
-
-Box = tuple[int, int, int, int]  # (x1, y1, x2, y2)
 
 _TOTAL = {"normal": (1, 3), "hard": (4, 4), "beyond": (5, 5)}  # objects in an image
 _SIDES = {"normal": (21, 42), "hard": (20, 44), "beyond": (16, 50)}  # pixels
@@ -14,27 +12,23 @@ _GAP = 3  # pixels between two boxes, at least
 
 
 def make(rng: Random, level: Level) -> Scene:
-    names = rng.sample(pairs(level), rng.randint(*_TOTAL[level]))
-    boxes = _boxes(rng, len(names), _SIDES[level], _STEP[level])
-    things = [
-        Thing(colour=colour, shape=shape, box=box) for (colour, shape), box in zip(names, boxes, strict=True)
-    ]
-    target, *others = things
-    asked = [target.name]
-    if all(other.colour != target.colour for other in others):
-        asked.append(f"{target.colour} object")
-    if all(other.shape != target.shape for other in others):
-        asked.append(target.shape)
-    x1, y1, x2, y2 = target.box
-    reasoning = f"The {target.name} at {target.cell} spans x {x1} to {x2} and y {y1} to {y2}."
+    chosen = rng.sample(pairs(level), rng.randint(*_TOTAL[level]))
+    boxes = _boxes(rng, len(chosen), _SIDES[level], _STEP[level])
+    things = [Thing(pair, box) for pair, box in zip(chosen, boxes, strict=True)]
+    (colour, shape), (x1, y1, x2, y2) = things[0]
+    names = [things[0].name]
+    for which, short in enumerate((f"{colour} object", shape)):
+        if all(other[which] != chosen[0][which] for other in chosen[1:]):
+            names.append(short)
+    reasoning = f"The {names[0]} at {things[0].cell} spans x {x1} to {x2} and y {y1} to {y2}."
     paper = rng.choice(PAPER)
-    question = rng.choice(wordings("locate")["where"]).format(name=rng.choice(asked))
+    question = rng.choice(wordings("locate")["where"]).format(name=rng.choice(names))
     return scene(rng, things, question, reasoning, f"[{x1}, {y1}, {x2}, {y2}]", "bbox", paper)
 
 
 def _boxes(rng: Random, count: int, sides: tuple[int, int], step: int) -> list[Box]:
-    """Square boxes that keep their distance, in no order; the large ones are placed first, or they would
-    rarely find room.
+    """Returns square boxes that keep their distance, in no order; the large ones are placed first, or they
+    would rarely find room.
     """
     while True:
         boxes: list[Box] = []

@@ -3,14 +3,12 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise, product
 from random import Random
+from typing import NamedTuple
 
-from r1ov.data.playground.grid import CELL, plural
-from r1ov.data.playground.scene import COLOURS, GRID, PAPER, SHAPES, UNSEEN, Canvas, Level, Scene, ask, pairs
-
-Box = tuple[int, int, int, int]  # (x1, y1, x2, y2)
+from r1ov.data.playground.grid import CELL, Box, plural
+from r1ov.data.playground.scene import COLOURS, GRID, PAPER, SHAPES, Canvas, Level, Scene, ask, pairs
 
 # An eighth of a turn each.
 _DIRECTIONS = ("up", "up right", "right", "down right", "down", "down left", "left", "up left")
@@ -20,8 +18,7 @@ _ARROW = ((0, -0.5), (0.36, -0.08), (0.13, -0.08), (0.13, 0.5), (-0.13, 0.5), (-
 _DOTS = ("", "4", "26", "246", "0268", "02468", "023568", "0234568", "01235678", "012345678")
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """What one cell holds."""
 
     kind: str  # shape | dots | points (an arrow)
@@ -43,17 +40,14 @@ class Tile:
             canvas.shape(self.form, self.colour, box)
         elif self.kind == "dots":
             radius = 0.14 * side
+            places = [low + radius + (side - 2 * radius) * at / 2 for low in (left, top) for at in range(3)]
             for down, across in (divmod(int(dot), 3) for dot in _DOTS[self.form]):
-                x, y = (
-                    low + radius + (side - 2 * radius) * at / 2 for low, at in ((left, across), (top, down))
-                )
-                canvas.dot(x, y, radius, fill)
+                canvas.dot(places[across], places[3 + down], radius, fill)
         else:
             angle = math.pi / 4 * _DIRECTIONS.index(self.form)
             sin, cos, x, y = math.sin(angle), math.cos(angle), (left + right) / 2, (top + bottom) / 2
-            canvas.polygon(
-                [(x + side * (u * cos - v * sin), y + side * (u * sin + v * cos)) for u, v in _ARROW], fill
-            )
+            turned = [(x + side * (u * cos - v * sin), y + side * (u * sin + v * cos)) for u, v in _ARROW]
+            canvas.polygon(turned, fill)
 
 
 def make(rng: Random, level: Level) -> Scene:
@@ -61,23 +55,24 @@ def make(rng: Random, level: Level) -> Scene:
 
 
 def _repeating(rng: Random, level: Level) -> Scene:
+    known, rules = pairs(level), ""
     if level == "normal" or rng.random() < 0.5:
         period = rng.choice({"normal": (2, 3), "hard": (3, 4), "beyond": (4, 5)}[level])
-        unit = rng.sample(pairs(level), period)
+        unit = rng.sample(known, period)
         length = rng.randint(period + 2, {"normal": 6, "hard": 7, "beyond": 8}[level])
         cells = [unit[at % period] for at in range(length)]
-        rules = ""
     else:  # colours and shapes each have a period of their own
         periods = rng.sample((2, 3) if level == "hard" else (3, 4), 2)
         length = rng.randint(max(periods) + 2, 8)
         while True:
-            colours, shapes = rng.sample(list(COLOURS), periods[0]), rng.sample(SHAPES, periods[1])
-            cells = [(colours[at % periods[0]], shapes[at % periods[1]]) for at in range(length)]
-            if set(cells) <= set(pairs(level)):
+            units = [rng.sample(values, n) for values, n in zip((tuple(COLOURS), SHAPES), periods, strict=True)]
+            cells = [tuple(unit[at % len(unit)] for unit in units) for at in range(length)]
+            if set(cells) <= set(known):
                 break
         each = zip(("Colours", "Shapes"), periods, cells[-1], strict=True)
         rules = "".join(f" {what} repeat every {period}: {value}." for what, period, value in each)
-    gold, others = cells[-1], [pair for pair in pairs(level) if pair != cells[-1]]
+    gold = cells[-1]
+    others = [pair for pair in known if pair != gold]
     if level != "normal":
         others = [pair for pair in others if pair in cells or pair[0] == gold[0] or pair[1] == gold[1]]
     tiles, others = ([Tile("shape", *pair) for pair in some] for some in (cells, others))
@@ -90,18 +85,12 @@ def _growing(rng: Random, level: Level) -> Scene:
         kinds = [[step] * 3 for step in (-2, -1, 1, 2)]
     elif level == "hard":
         steps = (-3, -2, -1, 1, 2, 3)
-        kinds = [[a, b, a, b] for a in steps for b in steps if a != b]
+        kinds = [[a, b, a, b] for a, b in product(steps, steps) if a != b]
     else:
-        kinds = [
-            [sign * (start + more) for more in range(count)]
-            for sign in (-1, 1)
-            for start in (1, 2)
-            for count in (3, 4)
-        ]
-    rows = [
-        [start + sum(kind[:at]) for at in range(len(kind) + 1)] for kind in kinds for start in range(1, 10)
-    ]
-    rows = [row for row in rows if all(1 <= number <= 9 for number in row)]
+        choices = product((-1, 1), (1, 2), (3, 4))
+        kinds = [[sign * (first + more) for more in range(count)] for sign, first, count in choices]
+    rows = [list(accumulate(kind, initial=start)) for kind in kinds for start in range(1, 10)]
+    rows = [row for row in rows if min(row) >= 1 and max(row) <= 9]
     gold = rng.choice(sorted({row[-1] for row in rows}))
     row = rng.choice([row for row in rows if row[-1] == gold])
     colour = rng.choice(list(COLOURS))
@@ -143,23 +132,21 @@ def _names(tiles: Sequence[Tile]) -> str:
 def _sequence(
     rng: Random, level: Level, tiles: list[Tile], others: list[Tile], steps: str, topic: str, kind: str
 ) -> Scene:
-    """Cells in rows of four, the last one hidden; half of the time with four options below, the true one
-    among `others`.
+    """Returns cells in rows of four, the last one hidden; half of the time with four options below, the true
+    one among `others`.
     """
-    gold = tiles[-1]
+    gold, options = tiles[-1], []
+    answer = gold.name
     if rng.random() < 0.5:
-        letter = rng.choice("ABCD")
+        topic, answer, kind = "option", rng.choice("ABCD"), "mcq"
         if level == "normal":
             # One word is enough to tell the right one: small models find one token more easily than two.
             others = [tile for tile in others if not set(tile.name.split()) & set(gold.name.split())]
         options = rng.sample(others, 3)
-        options.insert("ABCD".index(letter), gold)
-        listed = ", ".join(f"{each} {tile.name}" for each, tile in zip("ABCD", options, strict=True))
-        steps += f" Options: {listed}. The next is {gold.name}, that is {letter}."
-        question = ask(rng, "pattern", "option")
-        return _scene(rng, 4, 0, tiles, len(tiles) - 1, options, question, steps, letter, "mcq")
-    question = ask(rng, "pattern", topic)
-    return _scene(rng, 4, 1, tiles, len(tiles) - 1, [], question, steps, gold.name, kind)
+        options.insert("ABCD".index(answer), gold)
+        listed = ", ".join(f"{letter} {tile.name}" for letter, tile in zip("ABCD", options, strict=True))
+        steps += f" Options: {listed}. The next is {gold.name}, that is {answer}."
+    return _scene(rng, 4, tiles, len(tiles) - 1, options, topic, steps, answer, kind)
 
 
 def _matrix(rng: Random, level: Level) -> Scene:
@@ -175,15 +162,17 @@ def _matrix(rng: Random, level: Level) -> Scene:
     straight = rng.choice(("row", "column"))
     kinds = {"normal": ("row", "column"), "hard": ("each", straight), "beyond": ("each", "each too")}[level]
     kinds = rng.sample(kinds, 2)
-    of_colour, of_shape = (rules[kind] for kind in kinds)
+    places = list(product(range(3), range(3)))
     while True:
-        colours, shapes = rng.sample(list(COLOURS), 3), rng.sample(SHAPES, 3)
-        places = [divmod(at, 3) for at in range(9)]
-        cells = [(colours[of_colour(*place)], shapes[of_shape(*place)]) for place in places]
-        if level == "beyond" or not UNSEEN & set(cells):
+        values = rng.sample(list(COLOURS), 3), rng.sample(SHAPES, 3)
+        cells = [
+            tuple(three[rules[kind](*place)] for kind, three in zip(kinds, values, strict=True))
+            for place in places
+        ]
+        if set(cells) <= set(pairs(level)):
             break
     missing = rng.randrange(9)
-    row, column = divmod(missing, 3)
+    row, column = places[missing]
     tiles = [Tile("shape", *pair) for pair in cells]
     gold = tiles[missing]
     in_row = [tiles[3 * row + at] for at in range(3) if at != column]
@@ -191,7 +180,7 @@ def _matrix(rng: Random, level: Level) -> Scene:
     across, down = f" Row {row + 1}: {_names(in_row)}", f" Column {column + 1}: {_names(in_column)}"
     steps = f"The gap is in row {row + 1}, column {column + 1}."
     if level == "normal":  # one rule each: said where it is seen
-        by_kind = dict(zip(kinds, (gold.colour, plural(str(gold.form))), strict=True))
+        by_kind = dict(zip(kinds, (gold.colour, plural(gold.form)), strict=True))
         steps += f"{across}: all {by_kind['row']}.{down}: all {by_kind['column']}. So {gold.name}."
     else:
         seen = [(tile.colour, plural(tile.form)) for tile in (*in_row, gold)]
@@ -202,28 +191,32 @@ def _matrix(rng: Random, level: Level) -> Scene:
             for kind, (first, second, third) in zip(kinds, zip(*seen, strict=True), strict=True)
         ]
         steps += f"{across}.{down}. {reasons[0].capitalize()}, {reasons[1]}: {gold.name}."
-    question = ask(rng, "pattern", "matrix")
-    return _scene(rng, 3, 0, tiles, missing, [], question, steps, gold.name, "text")
+    return _scene(rng, 3, tiles, missing, [], "matrix", steps, gold.name, "text")
 
 
 def _scene(
     rng: Random,
     columns: int,
-    first_row: int,
     tiles: list[Tile],
     missing: int,
     options: list[Tile],
-    question: str,
+    topic: str,
     steps: str,
     answer: str,
     kind: str,
 ) -> Scene:
-    """The tiles in rows of `columns` cells, one of them missing; the options below, in a row of their own."""
-    paper = rng.choice(PAPER)
-    side = rng.choice((20, 22))
+    """Returns the tiles in rows of `columns` cells, one of them missing; the options below, in a row of their
+    own.
+    """
+    question = ask(rng, "pattern", topic)
+    paper, side = rng.choice(PAPER), rng.choice((20, 22))
+    first_row = 1 if columns == 4 and not options else 0  # in the middle, where there is room
     corners = [(at % columns * CELL, (first_row + at // columns) * CELL) for at in range(len(tiles))]
-    boxes = [_middle(x, y, side) for x, y in corners]
-    option_boxes = [_middle(CELL * at, 2 * CELL + 1, side) for at in range(len(options))]
+    boxes = [_middle(*corner, side) for corner in corners]
+    labelled = [
+        (letter, tile, _middle(CELL * at, 2 * CELL + 1, side))
+        for at, (letter, tile) in enumerate(zip("ABCD", options, strict=False))
+    ]
 
     def draw(canvas: Canvas) -> None:
         for at, (x, y) in enumerate(corners):
@@ -232,23 +225,15 @@ def _scene(
                 canvas.text(x + CELL / 2, y + CELL / 2, "?", 0.65 * CELL)
             else:
                 tiles[at].paint(canvas, boxes[at])
-        for letter, tile, box in zip("ABCD", options, option_boxes, strict=False):
+        for letter, tile, box in labelled:
             tile.paint(canvas, box)
             canvas.text((box[0] + box[2]) / 2, box[3] + 10, letter, 13)
 
     cells = [tile.facts(box) for tile, box in zip(tiles, boxes, strict=True)]
     cells[missing] = {"kind": "?", "box": boxes[missing]}
-    shown = [tile.facts(box) for tile, box in zip(options, option_boxes, strict=True)]
-    facts = {"paper": paper, "cells": cells, "options": dict(zip("ABCD", shown, strict=False))}
-    return Scene(
-        draw=draw,
-        paper=paper,
-        question=question,
-        description=json.dumps(facts, separators=(",", ":")),
-        reasoning=steps,
-        answer=answer,
-        kind=kind,
-    )
+    shown = {letter: tile.facts(box) for letter, tile, box in labelled}
+    description = json.dumps({"paper": paper, "cells": cells, "options": shown}, separators=(",", ":"))
+    return Scene(draw, paper, question, description, steps, answer, kind)
 
 
 def _middle(x: int, y: int, side: int) -> Box:

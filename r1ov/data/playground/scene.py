@@ -1,17 +1,20 @@
 """What a family returns (`Scene`), and the canvas it draws on: plain shapes and letters, anti-aliased."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
 SIZE = 112  # side of an image in pixels: 8x8 patches of 14, 4x4 tokens after merging
 SUPERSAMPLE = 4  # images are drawn this many times larger, then averaged down
+
+Level = Literal["normal", "hard", "beyond"]
+Colour = tuple[int, int, int]  # RGB
+Pair = tuple[str, str]  # (colour, shape)
 
 COLOURS = {
     "red": (219, 55, 55),
@@ -28,19 +31,16 @@ PAPER = ((255, 255, 255), (250, 247, 240), (243, 247, 252), (246, 250, 244))  # 
 # These combinations appear only at the level "beyond" (the generalisation split): never in train, rl or test.
 UNSEEN = frozenset(zip(COLOURS, ("star", "diamond", "cross", "triangle", "square", "circle"), strict=True))
 
-Level = Literal["normal", "hard", "beyond"]
-Pair = tuple[str, str]  # (colour, shape)
-
 
 def pairs(level: Level) -> list[Pair]:
-    """All pairs that may be drawn at this level."""
+    """Returns all pairs that may be drawn at this level."""
     every = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     return every if level == "beyond" else [pair for pair in every if pair not in UNSEEN]
 
 
 @cache
 def wordings(family: str) -> dict[str, list[str]]:
-    """Topic -> the ways in which a family asks about it, from questions.txt."""
+    """Returns topic -> the ways in which a family asks about it, from questions.txt."""
     blocks = (Path(__file__).parent / "questions.txt").read_text(encoding="utf-8").strip().split("\n\n")
     titled = [block.split("\n") for block in blocks]
     mark = f"# {family}: "
@@ -48,12 +48,11 @@ def wordings(family: str) -> dict[str, list[str]]:
 
 
 def ask(rng: Random, family: str, topic: str, **slots: object) -> str:
-    """A question in one of its wordings, the blanks filled."""
+    """Returns a question in one of its wordings, the blanks filled."""
     return rng.choice(wordings(family)[topic]).format(**slots)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scene:
+class Scene(NamedTuple):
     """One question about one image, before it is drawn.
 
     `draw` paints the image on a blank `Canvas`; it runs only when the scene is kept. `description` is the
@@ -62,7 +61,7 @@ class Scene:
     """
 
     draw: Callable[["Canvas"], None]
-    paper: tuple[int, int, int]
+    paper: Colour
     question: str
     description: str
     reasoning: str
@@ -78,12 +77,12 @@ def _font(pixels: int) -> ImageFont.FreeTypeFont:
 class Canvas:
     """A square image of SIZE pixels; all coordinates and sizes are in its pixels, x to the right, y down."""
 
-    def __init__(self, paper: tuple[int, int, int]):
+    def __init__(self, paper: Colour):
         self._image = Image.new("RGB", (SIZE * SUPERSAMPLE, SIZE * SUPERSAMPLE), paper)
         self._draw = ImageDraw.Draw(self._image)
 
     def finish(self) -> Image.Image:
-        """The anti-aliased (SIZE, SIZE) RGB image."""
+        """Returns the anti-aliased (SIZE, SIZE) RGB image."""
         return self._image.reduce(SUPERSAMPLE)
 
     def polygon(self, points, fill):
@@ -93,31 +92,31 @@ class Canvas:
         self._draw.line(_large(points), fill, round(width * SUPERSAMPLE), joint="curve")
 
     def grid(self, step: int):
-        """Faint lines every `step` pixels, both ways."""
+        """Draws faint lines every `step` pixels, both ways."""
         for at in range(step, SIZE, step):
             self.line([(at, 0), (at, SIZE)], GRID)
             self.line([(0, at), (SIZE, at)], GRID)
 
     def rectangle(self, box, fill=None, outline=None, width=1.0, radius=0.0):
-        self._draw.rounded_rectangle(
-            _whole(box), radius * SUPERSAMPLE, fill, outline, round(width * SUPERSAMPLE)
-        )
+        whole = [round(value * SUPERSAMPLE) for value in box]
+        self._draw.rounded_rectangle(whole, radius * SUPERSAMPLE, fill, outline, round(width * SUPERSAMPLE))
 
     def dot(self, x, y, radius, fill):
-        self._draw.ellipse(_whole((x - radius, y - radius, x + radius, y + radius)), fill)
+        self._draw.ellipse(_around(x, y, radius), fill)
 
     def arc(self, x, y, radius, start, end, fill, width):
         """Degrees run clockwise from 3 o'clock, as in Pillow."""
-        box = _whole((x - radius, y - radius, x + radius, y + radius))
-        self._draw.arc(box, start, end, fill, round(width * SUPERSAMPLE))
+        self._draw.arc(_around(x, y, radius), start, end, fill, round(width * SUPERSAMPLE))
 
     def text(self, x, y, text, size, fill=INK):
-        """Centred on (x, y)."""
-        [place] = _large([(x, y)])
+        """Writes it centred on (x, y)."""
+        place = (x * SUPERSAMPLE, y * SUPERSAMPLE)
         self._draw.text(place, text, fill, _font(round(size * SUPERSAMPLE)), "mm")
 
     def shape(self, name: str, colour: str, box: tuple[int, int, int, int]):
-        """One of SHAPES in one of COLOURS, touching all four sides of the square `box` = (x1, y1, x2, y2)."""
+        """Draws one of SHAPES in one of COLOURS, touching all four sides of the square `box` = (x1, y1, x2,
+        y2).
+        """
         x, y, right, _ = box
         side, fill = right - x, COLOURS[colour]
         if name == "circle":
@@ -128,34 +127,34 @@ class Canvas:
             self.polygon([(x + u * side, y + v * side) for u, v in _OUTLINES[name]], fill)
 
 
-def _large(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _large(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(x * SUPERSAMPLE, y * SUPERSAMPLE) for x, y in points]
 
 
-def _whole(box: Sequence[float]) -> list[int]:
-    return [round(value * SUPERSAMPLE) for value in box]
+def _around(x: float, y: float, radius: float) -> list[int]:
+    return [round(at * SUPERSAMPLE) for at in (x - radius, y - radius, x + radius, y + radius)]
 
 
-def _star() -> list[tuple[float, float]]:
+def _star() -> Sequence[tuple[float, float]]:
     points = []
     for corner in range(10):
         radius, angle = (1.0, 0.42)[corner % 2], math.pi * corner / 5
         points.append((radius * math.sin(angle), -radius * math.cos(angle)))
-    left, right = min(x for x, _ in points), max(x for x, _ in points)
-    top, bottom = min(y for _, y in points), max(y for _, y in points)
+    (left, top), (right, bottom) = (
+        [reach(axis) for axis in zip(*points, strict=True)] for reach in (min, max)
+    )
     return [((x - left) / (right - left), (y - top) / (bottom - top)) for x, y in points]
 
 
 # Corners in the unit square.
 # fmt: off
-_CROSS = [
-    (0.33, 0), (0.67, 0), (0.67, 0.33), (1, 0.33), (1, 0.67), (0.67, 0.67),
-    (0.67, 1), (0.33, 1), (0.33, 0.67), (0, 0.67), (0, 0.33), (0.33, 0.33),
-]
-# fmt: on
 _OUTLINES = {
     "triangle": [(0.5, 0), (1, 1), (0, 1)],
     "diamond": [(0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)],
-    "cross": _CROSS,
+    "cross": [
+        (0.33, 0), (0.67, 0), (0.67, 0.33), (1, 0.33), (1, 0.67), (0.67, 0.67),
+        (0.67, 1), (0.33, 1), (0.33, 0.67), (0, 0.67), (0, 0.33), (0.33, 0.33),
+    ],
     "star": _star(),
 }
+# fmt: on

@@ -14,14 +14,13 @@ _CORNERS = {"top left": (0, 0), "top right": (3, 0), "bottom left": (0, 3), "bot
 
 def make(rng: Random, level: Level) -> Scene:
     topic = rng.choices((_next_to, _seen_from, _in_corner, _is_it), (6, 6, 4, 4))[0]
-    names = rng.sample(pairs(level), rng.randint(*_TOTAL[level]))
-    return topic(rng, names)
+    return topic(rng, rng.sample(pairs(level), rng.randint(*_TOTAL[level])))
 
 
-def _next_to(rng: Random, names: list[Pair]) -> Scene:
+def _next_to(rng: Random, chosen: list[Pair]) -> Scene:
     side, (right, down) = rng.choice(list(_STEPS.items()))
-    column, row = rng.choice([(c, r) for c, r in CELLS if 0 <= c + right < 4 and 0 <= r + down < 4])
-    things = scatter(rng, names, [(column, row), (column + right, row + down)])
+    steps = [((c, r), (c + right, r + down)) for c, r in CELLS]
+    things = scatter(rng, chosen, rng.choice([step for step in steps if step[1] in CELLS]))
     here, there = things[:2]
     reasoning = (
         f"The {here.name} is at {here.cell}. {side.capitalize()} {here.cell} is {there.cell}. "
@@ -31,11 +30,10 @@ def _next_to(rng: Random, names: list[Pair]) -> Scene:
     return scene(rng, things, question, reasoning, there.name, "text")
 
 
-def _seen_from(rng: Random, names: list[Pair]) -> Scene:
+def _seen_from(rng: Random, chosen: list[Pair]) -> Scene:
     side, (right, _) = rng.choice(list(_STEPS.items()))
-    along = _ends(rng, side)
-    across = rng.randrange(4)
-    things = scatter(rng, names, [(at, across) if right else (across, at) for at in along])
+    ends, across = _ends(rng, side), rng.randrange(4)
+    things = scatter(rng, chosen, [(at, across) if right else (across, at) for at in ends])
     first, second = things[:2]
     line = "row" if right else "column"
     reasoning = f"{_where(first, second)} Same {line}: {_compare(first, second, side)}."
@@ -43,22 +41,23 @@ def _seen_from(rng: Random, names: list[Pair]) -> Scene:
     return scene(rng, things, question, reasoning, side.removesuffix(" of"), "text")
 
 
-def _in_corner(rng: Random, names: list[Pair]) -> Scene:
+def _in_corner(rng: Random, chosen: list[Pair]) -> Scene:
     corner, place = rng.choice(list(_CORNERS.items()))
     other_corners = [other for other in _CORNERS.values() if other != place]
-    things = scatter(rng, names, [place, *rng.sample(other_corners, rng.randint(0, 2))])
+    things = scatter(rng, chosen, [place, *rng.sample(other_corners, rng.randint(0, 2))])
     name, cell = things[0].name, cell_name(*place)
     reasoning = f"The {corner} corner is {cell}. At {cell} is the {name}."
     return scene(rng, things, ask(rng, "spatial", "in a corner", corner=corner), reasoning, name, "text")
 
 
-def _is_it(rng: Random, names: list[Pair]) -> Scene:
+def _is_it(rng: Random, chosen: list[Pair]) -> Scene:
     asked, (right, _) = rng.choice(list(_STEPS.items()))
     answer = rng.choice(("yes", "no"))
     side = asked if answer == "yes" else _OPPOSITE[asked]
-    along = _ends(rng, side)
-    places = [(at, rng.randrange(4)) if right else (rng.randrange(4), at) for at in along]
-    things = scatter(rng, names, places)
+    ends = _ends(rng, side)
+    things = scatter(
+        rng, chosen, [(at, rng.randrange(4)) if right else (rng.randrange(4), at) for at in ends]
+    )
     first, second = things[:2]
     reasoning = (
         f"{_where(first, second)} {_compare(first, second, side).capitalize()}. "
@@ -69,7 +68,7 @@ def _is_it(rng: Random, names: list[Pair]) -> Scene:
 
 
 def _ends(rng: Random, side: str) -> list[int]:
-    """Two columns or rows, of which the first is on this side of the second."""
+    """Returns two columns or rows, of which the first is on this side of the second."""
     return sorted(rng.sample(range(4), 2), reverse=sum(_STEPS[side]) > 0)
 
 
@@ -78,7 +77,7 @@ def _where(first: Thing, second: Thing) -> str:
 
 
 def _compare(first: Thing, second: Thing, side: str) -> str:
-    """For instance "column a is left of column c" or "row 3 is below row 1"."""
-    axis = 1 if side in ("above", "below") else 0
+    """Example: "column a is left of column c", "row 3 is below row 1"."""
+    axis = side in ("above", "below")
     word = ("column", "row")[axis]
     return f"{word} {first.cell[axis]} is {side} {word} {second.cell[axis]}"

@@ -5,7 +5,6 @@ as with lines of type.
 """
 
 import json
-from functools import partial
 from random import Random
 
 from r1ov.data.playground.grid import CELL, cell_name
@@ -14,6 +13,9 @@ from r1ov.data.playground.scene import INK, PAPER, Canvas, Level, Scene, ask
 LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ"  # as on number plates: without I, O and Q, which look like 1 and 0
 SIGN_LENGTH = {"normal": (2, 4), "hard": (5, 5), "beyond": (6, 6)}  # fewest and most letters
 HOW_MANY_NUMBERS = {"normal": (3, 4), "hard": (5, 5), "beyond": (6, 6)}
+# What each term (of a difference: the result and the second term) is drawn from.
+TERMS = {"+": ((1, 9), (1, 9)), "-": ((1, 9), (1, 9)), "x": ((2, 9), (2, 9))}
+HARD_TERMS = {"+": ((10, 59), (2, 39)), "-": ((2, 59), (10, 39)), "x": ((10, 19), (2, 9))}
 STYLES = {  # a tile's face, its edge, and the ink on it
     "wood": ((246, 226, 180), (206, 172, 112), (84, 54, 24)),
     "paper": ((255, 255, 255), (176, 182, 192), INK),
@@ -28,45 +30,39 @@ Writing = tuple[list[tuple[str, tuple[int, int]]], str, str]
 
 
 def make(rng: Random, level: Level) -> Scene:
-    """Tiles with one question about what is written on them."""
+    """Returns tiles with one question about what is written on them."""
     topic = rng.choice(("sum", "sign", rng.choice(("largest", "smallest"))))
-    if topic == "sum":
-        written, reasoning, answer = _sum(rng, level)
-    elif topic == "sign":
-        written, reasoning, answer = _sign(rng, level)
-    else:
-        written, reasoning, answer = _numbers(rng, level, topic)
+    write = {"sum": _sum, "sign": _sign}.get(topic, _numbers)
+    written, reasoning, answer = write(rng, level, topic)
     style = rng.choice(list(STYLES))
     tiles = []
-    for text, (column, row) in written:
-        x, y = (CELL * at + CELL // 2 + rng.randint(-1, 1) for at in (column, row))
-        tiles.append({"text": text, "cell": cell_name(column, row), "x": x, "y": y})
+    for text, place in written:
+        x, y = (CELL * at + CELL // 2 + rng.randint(-1, 1) for at in place)
+        tiles.append({"text": text, "cell": cell_name(*place), "x": x, "y": y})
     size, paper = rng.randint(18, 20), rng.randrange(len(PAPER))
-    return Scene(
-        draw=partial(_draw, style=style, size=size, tiles=tiles),
-        paper=PAPER[paper],
-        question=ask(rng, "text", topic),
-        description=json.dumps({"style": style, "size": size, "paper": paper, "tiles": tiles}),
-        reasoning=reasoning,
-        answer=answer,
-        kind="text" if topic == "sign" else "number",
-    )
+
+    def draw(canvas: Canvas) -> None:
+        face, edge, ink = STYLES[style]
+        for tile in tiles:
+            text, _, x, y = tile.values()
+            canvas.rectangle((x - 11.5, y - 10.5, x + 12.5, y + 13), SHADOW, radius=4)
+            canvas.rectangle((x - 12.5, y - 12.5, x + 12.5, y + 12), face, edge, 1.25, radius=4)
+            canvas.text(x, y, text, size if len(text) == 1 else size - 2, ink)
+
+    question = ask(rng, "text", topic)
+    description = json.dumps({"style": style, "size": size, "paper": paper, "tiles": tiles})
+    kind = "text" if topic == "sign" else "number"
+    return Scene(draw, PAPER[paper], question, description, reasoning, answer, kind)
 
 
-def _sum(rng: Random, level: Level) -> Writing:
+def _sum(rng: Random, level: Level, _topic: str) -> Writing:
     sign = rng.choice("+-x")
-    # The numbers from which each term (of a difference: the result and the second term) is drawn.
-    first, second = {
-        "+": ((1, 9), (1, 9)) if level != "hard" else ((10, 59), (2, 39)),
-        "-": ((1, 9), (1, 9)) if level != "hard" else ((2, 59), (10, 39)),
-        "x": ((2, 9), (2, 9)) if level != "hard" else ((10, 19), (2, 9)),
-    }[sign]
+    first, second = (HARD_TERMS if level == "hard" else TERMS)[sign]
     a, b = rng.randint(*first), rng.randint(*second)
     if sign == "-":
         a += b
     result = {"+": a + b, "-": a - b, "x": a * b}[sign]
-    terms = [str(a), sign, str(b)]
-    steps = f"{a} {sign} {b} = {result}."
+    terms, steps = [str(a), sign, str(b)], f"{a} {sign} {b} = {result}."
     if level == "beyond":
         c = rng.randint(1, 9)
         terms += ["+", str(c)]
@@ -77,7 +73,7 @@ def _sum(rng: Random, level: Level) -> Writing:
     return written, f"The picture says {' '.join(terms)}. {steps}", str(result)
 
 
-def _sign(rng: Random, level: Level) -> Writing:
+def _sign(rng: Random, level: Level, _topic: str) -> Writing:
     length = rng.randint(*SIGN_LENGTH[level])
     letters = "".join(rng.choices(LETTERS, k=length))
     column, row = rng.randrange(max(1, 5 - length)), rng.randrange(4 - length // 5)
@@ -86,8 +82,8 @@ def _sign(rng: Random, level: Level) -> Writing:
 
 
 def _numbers(rng: Random, level: Level, topic: str) -> Writing:
-    """One number a row, the first rows of two columns for more than four; normal: no two begin with the same
-    digit.
+    """Writes one number a row, the first rows of two columns for more than four; normal: no two begin with
+    the same digit.
     """
     amount = rng.randint(*HOW_MANY_NUMBERS[level])
     if level == "normal":
@@ -96,14 +92,5 @@ def _numbers(rng: Random, level: Level, topic: str) -> Writing:
         numbers = rng.sample(range(1, 100), amount)
     first, column = rng.randrange(max(1, 5 - amount)), rng.randrange(4 if amount <= 4 else 3)
     written = [(str(number), (column + at // 4, first + at % 4)) for at, number in enumerate(numbers)]
-    answer = str(max(numbers) if topic == "largest" else min(numbers))
-    return written, f"The numbers are {', '.join(map(str, numbers))}. The {topic} is {answer}.", answer
-
-
-def _draw(canvas: Canvas, style: str, size: int, tiles: list[dict]) -> None:
-    face, edge, ink = STYLES[style]
-    for tile in tiles:
-        x, y, text = tile["x"], tile["y"], tile["text"]
-        canvas.rectangle((x - 11.5, y - 10.5, x + 12.5, y + 13), SHADOW, radius=4)
-        canvas.rectangle((x - 12.5, y - 12.5, x + 12.5, y + 12), face, edge, 1.25, radius=4)
-        canvas.text(x, y, text, size if len(text) == 1 else size - 2, ink)
+    answer = (max if topic == "largest" else min)(numbers)
+    return written, f"The numbers are {', '.join(map(str, numbers))}. The {topic} is {answer}.", str(answer)
