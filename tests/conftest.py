@@ -7,9 +7,8 @@ from importlib.metadata import distributions
 
 import pytest
 
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # processes side by side share the cores, and so do all that they start
+# Processes side by side share the cores, and so do all that they start.
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
@@ -17,11 +16,38 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# The files that take longest. With --dist loadfile they come first, so that all processes end together.
+SLOWEST = (
+    "test_resume",
+    "test_kernels_triton_attention",
+    "test_sharding",
+    "test_kernels_gate",
+    "test_signals",
+    "test_grpo_update",
+    "test_grpo_run",
+    "test_kernels_model",
+    "test_checkpoint",
+    "test_train",
+    "test_learners_path",
+    "test_bad_input",
+    "test_hub",
+    "test_grpo_pitfalls",
+)
 
-def pytest_configure() -> None:
-    """transformers imports the Hugging Face package `kernels` where it is installed, and would find our
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        places = {name: place for place, name in enumerate(SLOWEST)}
+        items.sort(key=lambda item: places.get(item.path.stem, len(SLOWEST)))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Takes the files in our order: xdist's own puts those of many tests first.
+
+    transformers imports the Hugging Face package `kernels` where it is installed, and would find our
     folder in its stead.
     """
+    config.option.loadscopereorder = False
     if any(distributions(name="kernels")):
         pytest.exit(
             "the package `kernels` is installed and collides with the folder of that name here: pip "

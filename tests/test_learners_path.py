@@ -97,13 +97,13 @@ def watch(frame, event, _):
     if event == "call" and code.co_filename.startswith(root) and not code.co_name.startswith("<"):
         entered.add((code.co_filename[len(root):], code.co_firstlineno))
 sys.argv = sys.argv[2:]
-sys.setprofile(watch)
+sys.settrace(watch)  # asked at each call of Python and, as it returns nothing, at nothing else
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 except SystemExit as end:
     assert not end.code, end.code
 finally:
-    sys.setprofile(None)
+    sys.settrace(None)
     print("\\nENTERED", *(f"{name}:{line}" for name, line in sorted(entered)), file=sys.stderr)
 """
 
