@@ -18,7 +18,8 @@ def main() -> None:
     parser.add_argument("--stage", nargs="?")
     is_grpo = parser.parse_known_args()[0].stage == "grpo"
     options, presets = (GRPOConfig, GRPO) if is_grpo else (SFTConfig, SFT)
-    config = parse_cli(options, prog="train.py", description=__doc__, presets=presets)
+    other = {"--stage sft": SFTConfig} if is_grpo else {"--stage grpo": GRPOConfig}
+    config = parse_cli(options, prog="train.py", description=__doc__, presets=presets, elsewhere=other)
     # torch takes seconds to import: not before the command line is known to be right
     if is_grpo:
         from r1ov.train.grpo import train

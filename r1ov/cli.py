@@ -2,12 +2,13 @@
 
 import argparse
 import dataclasses
+import difflib
 import errno
 import math
 import operator
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -57,6 +58,7 @@ def parse_cli(
     prog: str,
     description: str,
     presets: Mapping[str, Mapping[str, Any]] = {},
+    elsewhere: Mapping[str, type] = {},
 ) -> C:
     """The instance of the keyword-only dataclass `cls` that the command line describes.
 
@@ -67,6 +69,7 @@ def parse_cli(
         argv: the words after the program's name; None means `sys.argv[1:]`.
         presets: what the field `preset` may name: values of other fields, which flags on the command line
             override.
+        elsewhere: dataclasses whose flags belong to another command, by what that is called.
     Raises:
         SystemExit: status 2 and one line on stderr for an unknown, abbreviated, missing, or malformed flag; 0
             after `--help`.
@@ -84,7 +87,11 @@ def parse_cli(
             text += f" (default: {field.default})"
         text = text.replace("%", "%%")
         parser.add_argument(flag(field.name), default=argparse.SUPPRESS, help=text, **more)
-    given = vars(parser.parse_args(argv))
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = {flag(field.name) for field in dataclasses.fields(cls)}
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_hint(unknown[0], flags, elsewhere)}")
+    given = vars(known)
     if (preset := given.get("preset")) is not None:
         if preset not in presets:
             parser.error(f"--preset is {preset!r}; there are {', '.join(presets) or 'none'}")
@@ -125,6 +132,16 @@ def run(main: Callable[[], None]) -> int:
         print("error:", one_line(f"{error.strerror}, writing {where}"), file=sys.stderr)
         return 2
     return 0
+
+
+def _hint(word: str, flags: Collection[str], elsewhere: Mapping[str, type]) -> str:
+    """What a flag that is not known may have meant."""
+    name = word.partition("=")[0]
+    for place, options in elsewhere.items():
+        if name in {flag(field.name) for field in dataclasses.fields(options)}:
+            return f"; {name} belongs to {place}"
+    near = difflib.get_close_matches(name, flags, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 class _Parser(argparse.ArgumentParser):

@@ -96,7 +96,8 @@ def rewards(tmp_path):
 
 
 def calls(rewards):
-    return (rewards.parent / "calls.txt").read_text().split()
+    """The ids of the rows that were scored, without the call before the run that tries the reward."""
+    return (rewards.parent / "calls.txt").read_text().split()[1:]
 
 
 def run(out, **options):
@@ -423,8 +424,9 @@ def test_too_many_golds_that_cannot_be_scored_a_broken_reward_and_no_rows_refuse
         run(tmp_path / "golds", data=data(tmp_path, 24, r3=bad, r9=bad))
     with pytest.raises(UserError, match=r"--reward: .*ZeroDivisionError"):
         run(tmp_path / "broken", reward=f"{rewards}:broken")
-    with pytest.raises(UserError, match="none of the prompts of this rollout can be used"):
+    with pytest.raises(UserError, match=r"none of 24 rows can be used; .* more than the 0 that leave room"):
         run(tmp_path / "long", data=data(tmp_path, 24), max_length=40)
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} <= {"__pycache__"}
 
 
 def test_a_flag_of_the_other_stage_or_a_wrong_one_is_one_line_from_the_command_line():

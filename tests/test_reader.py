@@ -9,6 +9,7 @@ import pickle
 import random
 import re
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -230,18 +231,35 @@ def test_bad_rows_are_counted_by_reason_and_shown_once_with_file_and_row(tmp_pat
 
 
 def test_too_many_bad_rows_stop_a_run_in_its_midst_and_a_few_do_not():
-    good, bad = Record(messages=[], format="x"), BadRow(reason="r", detail="f, row 1: r")
+    def bad(number):
+        return BadRow(reason="r", detail=f"f, row {number}: r")
+
+    good = Record(messages=[], format="x")
     tally = Tally(max_bad_share=0.05)
-    for _ in range(10):
-        tally.add(bad)  # 5% of 200, below which a share says little
-    with pytest.raises(UserError, match="11 of 11 rows"):
-        tally.add(bad)
+    for number in range(10):
+        tally.add(bad(number))  # 5% of 200, below which a share says little
+    for _ in range(3):
+        tally.add(bad(7))  # again, in the next epoch
+    with pytest.raises(UserError, match=r"11 of 11 rows .* raise --max-bad-share"):
+        tally.add(bad(10))
     tally = Tally(max_bad_share=0.05)
     for number in range(2000):
-        tally.add(bad if number % 25 == 0 else good)
+        tally.add(bad(number) if number % 25 == 0 else good)
     tally.finish()
+    assert tally.bad.total() == 80
     with pytest.raises(UserError, match="none of 0 rows"):
         Tally().finish()
+
+
+def test_one_bad_row_is_forgiven_unless_none_may_be():
+    good, bad = Record(messages=[], format="x"), BadRow(reason="r", detail="f, row 1: r")
+    for share, is_refused in ((0.05, False), (0, True)):
+        tally = Tally(max_bad_share=share)
+        for item in [good] * 11:
+            tally.add(item)
+        with pytest.raises(UserError, match="1 of 12 rows") if is_refused else nullcontext():
+            tally.add(bad)
+            tally.finish()
 
 
 def test_what_a_stage_needs_is_asked_of_each_row():

@@ -186,7 +186,7 @@ def test_a_run_leaves_a_model_that_loads_and_a_log_with_the_fields_names(tmp_pat
     assert json.loads((out / "config.json").read_text())["max_steps"] == 2
     assert (out / "curves.png").stat().st_size > 0
     assert sorted(path.name for path in (out / "samples").iterdir()) == [
-        f"step-00000{n}.{kind}" for n in (0, 2) for kind in ("html", "jsonl")
+        f"eval-00000{n}.{kind}" for n in (0, 2) for kind in ("html", "jsonl")
     ]
     assert [path.name for path in sorted((out / "checkpoints").iterdir())] == ["step-1", "step-2"]
     model, _ = pretrained.load(str(out / "final"))

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,22 @@ def read_json(path: str | Path, missing: str = "") -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a JSON {type(raw).__name__}, expected an object")
     return raw
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Makes the folder and those above it; on leaving, those that are new and still empty go again."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be used ({error.strerror}); choose another folder") from error
+    try:
+        yield
+    finally:
+        for path in new:
+            with suppress(OSError):
+                path.rmdir()
 
 
 @contextmanager

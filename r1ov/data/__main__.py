@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Literal
 from r1ov.cli import check_bounds, option, parse_cli, run
 from r1ov.common.text import one_line
 from r1ov.data.formats.mixture import open_data
-from r1ov.data.formats.records import BadRow
+from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.formats.tally import Tally
-from r1ov.errors import UserError
 
 if TYPE_CHECKING:
     from r1ov.data.processor import Batch, Processor
@@ -60,29 +59,25 @@ def look(config: LookConfig) -> None:
     tally, example = Tally(1.0), None
     kinds = dict.fromkeys(("with pictures", "with a reply", "with a solution"), 0)
     lengths: dict[str, list[int]] = {"tokens": [], "of them trained": [], "of them picture": []}
-    for reader in data.readers:
-        for file in reader.files:
-            print(f"file      {one_line(str(file.path))}")
-        step = max(1, len(reader) // config.limit) if config.limit else 1
-        for number in range(0, len(reader), step):
-            item = reader[number]
-            if not isinstance(item, BadRow):
-                try:
-                    batch = processor(item.messages, return_labels=item.reply is not None)
-                except UserError as error:
-                    item = BadRow("the processor refuses it", one_line(f"{item.where}: {error}")[:500])
-            tally.add(item)
-            if isinstance(item, BadRow):
-                continue
-            ids = batch["input_ids"]
-            lengths["tokens"].append(len(ids))
-            lengths["of them trained"].append(sum(trained(batch)))
-            lengths["of them picture"].append(int((ids == processor.config.image_token_id).sum()))
-            kinds["with pictures"] += bool(item.images)
-            kinds["with a reply"] += item.reply is not None
-            kinds["with a solution"] += item.solution is not None
-            if example is None or (example[0].reply is None and item.reply is not None):
-                example = item, batch
+    for file in (file for reader in data.readers for file in reader.files):
+        print(f"file      {one_line(str(file.path))}")
+
+    def encode(record: Record) -> "Batch":
+        return processor(record.messages, return_labels=record.reply is not None)
+
+    for item, batch in data.survey(encode, config.limit):
+        tally.add(item)
+        if isinstance(item, BadRow):
+            continue
+        ids = batch["input_ids"]
+        lengths["tokens"].append(len(ids))
+        lengths["of them trained"].append(sum(trained(batch)))
+        lengths["of them picture"].append(int((ids == processor.config.image_token_id).sum()))
+        kinds["with pictures"] += bool(item.images)
+        kinds["with a reply"] += item.reply is not None
+        kinds["with a solution"] += item.solution is not None
+        if example is None or (example[0].reply is None and item.reply is not None):
+            example = item, batch
     print(f"rows      {len(data):,}, looked at {tally.rows:,}")
     report(tally, kinds, config.clean)
     if example:

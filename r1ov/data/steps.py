@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from r1ov.common.text import one_line
-from r1ov.data.formats.records import BadRow, Record
+from r1ov.data.formats.records import BadRow, Record, refused
 from r1ov.data.messages import Messages
 from r1ov.data.pack import grids_of, needed_blank, num_trained, pack, sequence_cost
 from r1ov.data.processor import Batch, Encoded, Processor
@@ -74,7 +74,7 @@ class Steps:
         for number in range(step * self.rows_per_step, (step + 1) * self.rows_per_step):
             item = self.source[number]
             try:
-                encoded = self._encoded(item)
+                encoded = self.encoded(item)
                 rows.append((item.where, encoded))
                 items.append(replace(item, messages=[]))
             except BadRow as error:
@@ -92,12 +92,13 @@ class Steps:
                 try:
                     sequences.append(self.processor.with_pixels(encoded))
                 except UserError as error:
-                    undecoded.append(_bad(where, error))
+                    undecoded.append(refused(where, error))
             sequences += needed_blank(sequences, self.processor, self.world_size)
             batches += [self.processor.pack(sequences)] if sequences else []
         return StepData(batches=batches, rows=len(rows), cost=sum(costs), items=items, undecoded=undecoded)
 
-    def _encoded(self, item: Record | BadRow) -> Encoded:
+    def encoded(self, item: Record | BadRow) -> Encoded:
+        """The row's conversation with labels, without pixels. Raises BadRow if it cannot be trained on."""
         if isinstance(item, BadRow):
             raise item
         try:
@@ -106,7 +107,7 @@ class Steps:
             if messages != item.messages:
                 encoded = self.processor.encode(messages, return_labels=True)
         except UserError as error:
-            raise _bad(item.where, error) from error
+            raise refused(item.where, error) from error
         if len(encoded) > self.max_length:
             line = one_line(
                 f"{item.where}: {len(encoded):,} tokens, more than the limit of {self.max_length:,}"
@@ -128,13 +129,6 @@ def with_boxes_resized(record: Record, sizes: Sequence[tuple[int, int]]) -> Mess
         if message["role"] == "assistant" and (record.kind in ("bbox", "boxes") or is_marked(text)):
             messages[place] = {**message, "content": resized(text, Frame(*sizes, record.box_unit))}
     return messages
-
-
-def _bad(where: str, error: UserError) -> BadRow:
-    """A row with an image that cannot be decoded, or that the processor refuses."""
-    if isinstance(error, BadRow):
-        return error.at(where)
-    return BadRow("the processor refuses it", one_line(f"{where}: {error}")[:500])
 
 
 def load_steps(steps: Steps, start: int, stop: int, num_workers: int = 0) -> Iterator[StepData]:

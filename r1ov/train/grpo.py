@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import token_logprobs
-from r1ov.data.formats.tally import Tally
 from r1ov.data.pack import Continuation, bundled, make_packs, num_trained
 from r1ov.data.processor import IGNORED, Batch, Encoded
 from r1ov.errors import UserError
@@ -37,10 +36,9 @@ from r1ov.train.loss import (
     group_advantages,
     grpo_loss,
 )
-from r1ov.train.rollout import Group, Scorer, sample, until_enough
+from r1ov.train.rollout import Group, Scorer, encode_prompt, longest_prompt, sample, until_enough
 from r1ov.train.run.config import GRPOConfig
 from r1ov.train.run.heldout import evaluate
-from r1ov.train.run.log import say
 from r1ov.train.run.observe import (
     Outcome,
     check_rewards,
@@ -172,7 +170,7 @@ def train(config: GRPOConfig) -> None:
     """Trains until `max_steps`, and leaves the model in `out`/final."""
     source, num_prompts = open_source(config, need="solution")
     num_rows = num_prompts and num_prompts * config.num_generations * config.num_iterations
-    with closing(Scorer(config)) as score, open_run(config, source, num_rows) as run:
+    with closing(Scorer(config, source)) as score, open_run(config, source, num_rows) as run:
         config, each, world = run.config, config.num_generations, run.world
         count, rest = divmod(config.train_batch_size * config.steps_per_generation, each)
         if rest:
@@ -181,11 +179,12 @@ def train(config: GRPOConfig) -> None:
                 "change the batch size or that"
             )
         reference = build(config, world, run.device)[0].requires_grad_(False) if config.beta else None
-        tally = Tally(config.max_bad_share, say if world.is_main else None)
         updates = config.steps_per_generation * config.num_iterations  # of each rollout
-        introduce(run, source, count)
+        longest = longest_prompt(run)
+        tally = run.check_data(source, lambda record: encode_prompt(run.processor, record, longest))
         if num_prompts and not run.step:  # the playground's golds cannot be wrong
             check_rewards(run, source, num_prompts, score)
+        introduce(run, source, count)
         if run.step == 0 and config.eval_steps:
             evaluate(run)
 
@@ -224,4 +223,4 @@ def train(config: GRPOConfig) -> None:
                 if run.step == config.max_steps:
                     break
         sum_up(run)
-        run.finish()
+        run.finish(tally)

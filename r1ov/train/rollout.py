@@ -69,18 +69,26 @@ def sample(
     ]
 
 
+TRIED = 100  # rows, until one can be used
 FORMATS = {"format": "strict", "soft_format": "soft"}
 
 
 class Scorer:
-    """The rewards of a run. Close it: a user's reward and math-verify have processes of their own."""
+    """The rewards of a run. Close it: a user's reward and math-verify have processes of their own.
 
-    def __init__(self, config: GRPOConfig):
+    Args: source: the data; a user's reward is tried on the right answer to its first question, so that a
+        mistake in it shows before a model is loaded.
+    """
+
+    def __init__(self, config: GRPOConfig, source: Source):
         self.config, self.rules = config, Rules(answer_from=config.answer_from, iou_mode=config.iou_mode)
         self.user = UserReward(config.reward) if config.reward else None
         self.verify = math_verify_or_none()
         names = [*config.reward_funcs, *([self.user.name] if self.user else [])]
         self.weights = dict(zip(names, config.reward_weights or [1.0] * len(names), strict=True))
+        first = next((one for one in map(source.__getitem__, range(TRIED)) if isinstance(one, Record)), None)
+        if self.user and first:
+            self._users(first, f"<think>...</think>\n<answer>{first.solution}</answer>", 16, "stop")
 
     def __call__(self, group: Group) -> Group:
         """The group with scores and rewards."""
@@ -102,16 +110,15 @@ class Scorer:
             limit = self.config.max_completion_length
             scores["overlong"] = soft_overlong(completion.completion_tokens, limit, cache)
         if self.user:
-            scores |= self._users(record, completion)
+            scores |= self._users(record, text, completion.completion_tokens, completion.finish_reason)
         return scores
 
-    def _users(self, record: Record, completion: Completion) -> dict[str, float | None]:
+    def _users(
+        self, record: Record, text: str, completion_tokens: int, finish_reason: str
+    ) -> dict[str, float | None]:
         row = {"id": record.id, "solution": record.solution, "kind": record.kind, "where": record.where}
-        info = {
-            "completion_tokens": completion.completion_tokens,
-            "finish_reason": completion.finish_reason,
-        }
-        return self.user(texts_of(record.prompt), completion.text, row, info)
+        info = {"completion_tokens": completion_tokens, "finish_reason": finish_reason}
+        return self.user(texts_of(record.prompt), text, row, info)
 
     def close(self) -> None:
         for worker in (self.user, self.verify):
@@ -144,15 +151,18 @@ def encode_prompt(processor: Processor, record: Record, longest: int) -> Encoded
     raise BadRow("the prompt is too long", detail, dropped=True)
 
 
+def longest_prompt(run: Run) -> int:
+    """The most tokens that leave room for a completion."""
+    limit = min(run.config.max_length, run.processor.config.text.max_position_embeddings)
+    return limit - run.config.max_completion_length
+
+
 def next_prompts(run: Run, source: Source, tally: Tally, count: int) -> list[Group]:
     """This rank's share of the data's next `count` prompts; the unusable ones are counted and left out.
     Collective.
     """
-    config, world, first = run.config, run.world, run.extra.get("next_prompt", 0)
-    limit = (
-        min(config.max_length, run.processor.config.text.max_position_embeddings)
-        - config.max_completion_length
-    )
+    world, first = run.world, run.extra.get("next_prompt", 0)
+    longest = longest_prompt(run)
     items: list[Record | BadRow] = []
     prompts = []
     for number in range(first + world.rank, first + count, world.size):
@@ -160,7 +170,7 @@ def next_prompts(run: Run, source: Source, tally: Tally, count: int) -> list[Gro
         try:
             if isinstance(item, BadRow):
                 raise item
-            prompt = encode_prompt(run.processor, item, limit)
+            prompt = encode_prompt(run.processor, item, longest)
             sizes = run.processor.image_sizes(prompt)
             frame = Frame(*sizes, item.box_unit) if sizes else None
             prompts.append(Group(number=number, record=item, prompt=prompt, frame=frame))

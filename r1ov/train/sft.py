@@ -5,14 +5,12 @@ from itertools import chain
 
 import torch
 
-from r1ov.data.formats.tally import Tally
 from r1ov.data.pack import num_trained
 from r1ov.data.steps import Steps, load_steps
 from r1ov.errors import UserError
 from r1ov.train.loss import sft_loss_and_correct
 from r1ov.train.run.config import SFTConfig
 from r1ov.train.run.heldout import evaluate
-from r1ov.train.run.log import say
 from r1ov.train.run.open import open_run, open_source
 from r1ov.train.update import each_pack, update
 
@@ -25,9 +23,9 @@ def train(config: SFTConfig) -> None:
         steps = Steps(
             source, run.processor, rows_per_step, config.max_length, world.rank, world.size, config.overlong
         )
+        tally = run.check_data(source, lambda record: run.processor.with_pixels(steps.encoded(record)))
         prepared = load_steps(steps, run.step, config.max_steps, config.dataloader_num_workers)
-        tally = Tally(config.max_bad_share, say if world.is_main else None)
-        run.introduce(source)
+        run.begin(source)
         if run.step == 0 and config.eval_steps:
             evaluate(run)
 
@@ -70,4 +68,4 @@ def train(config: SFTConfig) -> None:
                 return
             if run.is_due(config.eval_steps, run.step):
                 evaluate(run)
-        run.finish()
+        run.finish(tally)

@@ -2,14 +2,14 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from r1ov.data.formats.files import find_files, fingerprint
 from r1ov.data.formats.reader import Reader
-from r1ov.data.formats.records import BadRow, Record
+from r1ov.data.formats.records import BadRow, Record, refused
 from r1ov.data.formats.rows import GROUPS_AT_HAND
 from r1ov.errors import UserError
 
@@ -66,18 +66,19 @@ class Mixture:
         """A line for each file, which changes with it."""
         return tuple(fingerprint(file.path) for reader in self.readers for file in reader.files)
 
-    def survey(self, rows: int = 100) -> str:
-        """How many of the first rows have images, and which columns nobody reads, for people."""
-        found = [
-            item
-            for item in (self[number] for number in range(min(rows, len(self))))
-            if isinstance(item, Record)
-        ]
-        pictured = sum(bool(record.images) for record in found)
-        unread = sorted({name for record in found for name in record.unread})
-        return f"of {len(found)} rows {pictured} have images" + (
-            f"; not read: {', '.join(unread)}" if unread else ""
-        )
+    def survey(self, encode: Callable[[Record], Any], limit: int) -> Iterator[tuple[Record | BadRow, Any]]:
+        """Of each reader up to `limit` rows, evenly spread, 0: all; and what `encode` makes of each, None of
+        a BadRow, which is also what `encode` refuses with a UserError.
+        """
+        for reader in self.readers:
+            for number in range(0, len(reader), max(1, len(reader) // limit) if limit else 1):
+                item, encoded = reader[number], None
+                if isinstance(item, Record):
+                    try:
+                        encoded = encode(item)
+                    except UserError as error:
+                        item = refused(item.where, error)
+                yield item, encoded
 
     def place(self, number: int) -> tuple[int, int]:
         """(which reader, which of its rows) is at this number."""

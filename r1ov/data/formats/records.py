@@ -29,6 +29,13 @@ class BadRow(UserError):
         return BadRow(self.reason, one_line(f"{where}: {self}")[:500], self.dropped)
 
 
+def refused(where: str, error: UserError) -> BadRow:
+    """The row as bad, whatever was wrong with it: its own fault, or that the processor refuses it."""
+    if isinstance(error, BadRow):
+        return error if where in error.detail else error.at(where)
+    return BadRow("the processor refuses it", one_line(f"{where}: {error}")[:500])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     messages: Messages  # as the processor takes them; the assistant's reply, where there is one, is the last

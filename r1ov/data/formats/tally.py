@@ -7,6 +7,7 @@ from r1ov.data.formats.records import BadRow, Record
 from r1ov.errors import UserError
 
 FEWEST_ROWS = 200  # before this many rows are seen, a share says little
+FORGIVING_ROWS = 10  # of which one may be bad
 
 
 class Tally:
@@ -23,14 +24,17 @@ class Tally:
         self.dropped: Counter[str] = Counter()  # read, but left out
         self.bad: Counter[str] = Counter()
         self.first: dict[str, str] = {}  # reason -> the first row with it
+        self.seen: set[str] = set()  # rows that were bad or dropped
 
     @property
     def rows(self) -> int:
         return self.formats.total() + self.dropped.total() + self.bad.total()
 
     def add(self, item: Record | BadRow) -> None:
-        """Raises UserError when bad rows are more than `max_bad_share` of those seen so far, taken as
-        FEWEST_ROWS at least.
+        """Counts a bad row once, however often it comes, and a record each time.
+
+        Raises: UserError when bad rows are more than `max_bad_share` of those seen so far, taken as
+            FEWEST_ROWS at least.
         """
         if isinstance(item, Record):
             self.formats[item.format] += 1
@@ -39,6 +43,9 @@ class Tally:
             self.kept += item.repairs == ()
             self.repaired += bool(item.repairs)
             return
+        if item.detail in self.seen:
+            return
+        self.seen.add(item.detail)
         (self.dropped if item.dropped else self.bad)[item.reason] += 1
         if item.reason not in self.first:
             self.first[item.reason] = item.detail
@@ -47,8 +54,11 @@ class Tally:
         self._check(max(self.rows, FEWEST_ROWS))
 
     def finish(self) -> None:
-        """At the end of the data: the same check of all rows; no record at all is also too little."""
-        self._check(self.rows)
+        """At the end of the data: the same check of all rows; no record at all is also too little. A single
+        bad row of FORGIVING_ROWS or more is forgiven, unless `max_bad_share` is 0.
+        """
+        if not (self.bad.total() == 1 and self.rows >= FORGIVING_ROWS and self.max_bad_share):
+            self._check(self.rows)
         if not self.formats:
             raise UserError(f"none of {self.rows} rows can be used; {self._reasons(self.dropped)}")
 
@@ -60,7 +70,7 @@ class Tally:
         if self.bad.total() > self.max_bad_share * rows:
             raise UserError(
                 f"{self.bad.total():,} of {self.rows:,} rows cannot be read, more than "
-                f"{self.max_bad_share:.1%}; {self._reasons(self.bad)}; mend the data or raise the limit"
+                f"{self.max_bad_share:.1%}; {self._reasons(self.bad)}; mend the data or raise --max-bad-share"
             )
 
     def _reasons(self, counts: Counter[str]) -> str:

@@ -6,6 +6,7 @@ Also the program of such a process: python -m r1ov.reward.rules.workers TARGET P
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import json
 import logging
 import os
@@ -125,6 +126,8 @@ class UserReward:
     def my_reward(prompt, completion, row, info):  # JSON data: messages, a text, the data's row, facts
         return 1.0 if "triangle" in completion else 0.0  # or None: does not apply; or {"name": score, ...}
 
+    or as TRL's, called with lists of one: `one_at_a_time`.
+
     Args: target: "FILE.py:function", loaded at once, so that a mistake in it stops the run before training.
     Attributes: name: the function's. timeouts: how many calls in a row took too long.
     """
@@ -231,6 +234,25 @@ def _numbers(value: Any) -> list[Any]:
     return [number for part in value.args for number in _numbers(part)] if is_several else []
 
 
+def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
+    """TRL's kind of reward, (prompts, completions, **columns) -> scores, as ours, given lists of one; ours as
+    it is.
+
+    As in TRL a completion is a list of messages, because the prompt is one.
+    """
+    names = inspect.signature(function).parameters
+    if not names.keys() & {"prompts", "completions"}:
+        return function
+    takes_all = any(one.kind is one.VAR_KEYWORD for one in names.values())
+
+    def score(prompt: Any, completion: str, row: Mapping[str, Any], info: Mapping[str, Any]) -> Any:
+        replies = [{"role": "assistant", "content": completion}]
+        columns = {"prompts": prompt, "completions": replies, **row, **info}
+        return function(**{name: [value] for name, value in columns.items() if takes_all or name in names})[0]
+
+    return score
+
+
 def load_function(target: str) -> Callable[..., Any]:
     """The function named "FILE.py:name" or "package.module:name"."""
     place, _, name = target.rpartition(":")
@@ -255,7 +277,7 @@ def main(target: str, descriptor: int, seconds: float, memory_bytes: int) -> Non
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     loaded: list[Callable[..., Any]] = []
     with contextlib.suppress(EOFError), Connection(descriptor) as pipe:
-        pipe.send_bytes(_reply(target, lambda: loaded.append(load_function(target))))
+        pipe.send_bytes(_reply(target, lambda: loaded.append(one_at_a_time(load_function(target)))))
         while loaded:
             arguments = json.loads(pipe.recv_bytes())
             # CPU-time limit, in case the parent dies during the call

@@ -1,4 +1,7 @@
-"""Options of training, named as in TRL and Hugging Face's Trainer; every field is a flag of train.py."""
+"""Options of training, named as in TRL and Hugging Face's Trainer; every field is a flag of train.py.
+
+`overridable`: what a run that is resumed may change with --override. `resumable`: what it may change anyhow.
+"""
 
 import math
 from dataclasses import dataclass
@@ -11,12 +14,17 @@ PLAYGROUND = "playground"
 LossType = Literal["grpo", "dapo", "dr_grpo", "cispo"]
 ScaleRewards = Literal["group", "batch", "none"]
 ImportanceSamplingLevel = Literal["token", "sequence"]
+STAGES = "sft: supervised fine-tuning; grpo: reinforcement learning with rewards by rule"
+SIZE_7B = 8.3e9  # parameters of Qwen2.5-VL-7B
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Options of both stages."""
 
+    endless_steps = 200  # on endless data, unless --max-steps is given
+
+    stage: Literal["sft", "grpo"] = option("sft", STAGES)
     preset: str | None = option(None, "a published recipe, which the other flags override: r1-onevision")
     model: str | None = option(
         None, "model folder, hub name or r1ov-tiny to start from; default: train from scratch"
@@ -31,9 +39,19 @@ class TrainConfig:
         PLAYGROUND,
         "playground (built in), a file, folder or hub data set, or a mixture: a.parquet:0.7,b.jsonl:0.3",
     )
+    out: str | None = option(
+        None,
+        "folder of the run; default: runs/sft or runs/grpo, or where that is in use runs/sft-2 and so on",
+        resumable=True,
+    )
+    override: bool = option(
+        False,
+        "resume with another --learning-rate, --max-steps or the like than the run was begun with",
+        resumable=True,
+    )
     eval_data: str | None = option(
         None,
-        "data for the held-out loss; default: the playground's test split on the playground, else none",
+        "data whose replies are scored and whose questions are answered; default: on the playground its own",
         resumable=True,
     )
     clean: bool = option(
@@ -67,8 +85,11 @@ class TrainConfig:
         None,
         "optimiser steps; default: --num-train-epochs; on the playground 200, with grpo 300",
         least=1,
+        overridable=True,
     )
-    num_train_epochs: float = option(1.0, "passes over the data, unless --max-steps is given", above=0)
+    num_train_epochs: float = option(
+        1.0, "passes over the data, unless --max-steps is given", above=0, overridable=True
+    )
     per_device_train_batch_size: int = option(
         64,
         "conversations per process and step; --max-length decides how many run at once",
@@ -84,10 +105,14 @@ class TrainConfig:
         "adamw", "adamw, or muon for inner matrices and adamw for the rest"
     )
     learning_rate: float | None = option(
-        None, "peak of adamw; default: 2e-3 from scratch, 1e-5 from a model", above=0
+        None,
+        "peak of adamw; default: from a model 1e-5, in grpo 1e-6, at 7B and more the smaller it is (as 1 over "
+        "the root of its size); from scratch 2e-3; grpo on the playground 2e-4",
+        above=0,
+        overridable=True,
     )
     muon_learning_rate: float = option(
-        0.008, "peak of muon; at 0.02 a small model's attention saturates within 1,000 steps", above=0
+        0.008, "peak of muon; at 0.02 a small model's attention saturates", above=0, overridable=True
     )
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = option("cosine", "after the warm-up")
     min_lr_rate: float = option(0.0, "end of cosine and linear, as a share of the peak", least=0, most=1)
@@ -108,10 +133,7 @@ class TrainConfig:
         "off", "recompute activations instead of keeping them, to save memory", resumable=True
     )
     replicate: int = option(
-        1,
-        "groups that each hold the whole model: hybrid sharding, one group per node",
-        least=1,
-        resumable=True,
+        1, "groups that each hold the whole model (hybrid sharding): one a node", least=1, resumable=True
     )
     num_threads: int | None = option(
         None,
@@ -122,21 +144,14 @@ class TrainConfig:
 
     logging_steps: int = option(1, "a line every N steps", least=1, resumable=True)
     save_steps: int = option(
-        0,
-        "a checkpoint every N steps, from which the same command resumes; 0: none",
-        least=0,
-        resumable=True,
+        0, "a checkpoint every N steps, from which the same command resumes; 0: none", least=0, resumable=True
     )
     save_total_limit: int | None = option(
         2, "keep this many checkpoints, the newest", least=1, resumable=True
     )
-    eval_steps: int = option(
-        50,
-        "held-out loss, and on the playground answers, every N steps; 0: never",
-        least=0,
-        resumable=True,
-    )
+    eval_steps: int = option(50, "held-out loss and answers every N steps; 0: never", least=0, resumable=True)
     eval_samples: int = option(35, "held-out samples per evaluation", least=1, resumable=True)
+    eval_max_new_tokens: int = option(256, "most tokens of a held-out answer", least=1, resumable=True)
     eval_split: Literal["test", "rl", "generalisation"] = option(
         "test", "split of the playground whose questions are answered", resumable=True
     )
@@ -147,14 +162,14 @@ class TrainConfig:
     def __post_init__(self):
         check_bounds(self)
 
-    @property
-    def peak_learning_rate(self) -> float:
-        return self.learning_rate or (1e-5 if self.model else 2e-3)
+    def peak_learning_rate(self, parameters: int) -> float:
+        """What --learning-rate is, or would best be for a model of this size."""
+        return self.learning_rate or (by_size(1e-5, parameters) if self.model else 2e-3)
 
     @property
-    def endless_steps(self) -> int:
-        """Optimiser steps on endless data, unless `max_steps` is given."""
-        return 200
+    def steps_per_row(self) -> int:
+        """In how many optimiser steps a row is learned from before the next rows are."""
+        return 1
 
     @property
     def frozen_parts(self) -> tuple[str, ...]:
@@ -166,44 +181,24 @@ class TrainConfig:
         return {"clean": self.clean, "image_folder": self.image_folder, "allow_outside": self.allow_outside}
 
 
-@dataclass(frozen=True, kw_only=True)
 class SFTConfig(TrainConfig):
-    stage: Literal["sft", "grpo"] = option(
-        "sft", "sft: supervised fine-tuning; grpo: reinforcement learning with rewards by rule"
-    )
-    out: str = option(
-        "runs/sft",
-        "folder of the run: config.json, log.jsonl, curves.png, samples/, checkpoints/, final/",
-        resumable=True,
-    )
+    """Options of supervised fine-tuning."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GRPOConfig(TrainConfig):
-    stage: Literal["sft", "grpo"] = option(
-        "grpo", "sft: supervised fine-tuning; grpo: reinforcement learning with rewards by rule"
-    )
-    out: str = option(
-        "runs/grpo",
-        "folder of the run: config.json, log.jsonl, curves.png, samples/, checkpoints/, final/",
-        resumable=True,
-    )
+    """Options of reinforcement learning."""
+
+    endless_steps = 300
+
+    stage: Literal["sft", "grpo"] = option("grpo", STAGES)
     model: str = option("r1ov-tiny-sft", "model folder, hub name or r1ov-tiny-sft to start from")
-    learning_rate: float | None = option(None, "peak; default: 2e-4 on the playground, else 1e-6", above=0)
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = option("linear", "after the warm-up")
     warmup_ratio: float = option(0.0, "share of the steps with a rising learning rate", least=0, most=1)
     adam_beta2: float = option(0.999, "second moment", least=0, below=1)
-    eval_steps: int = option(
-        50,
-        "answers to held-out questions of the playground every N steps; 0: never",
-        least=0,
-        resumable=True,
-    )
     eval_samples: int = option(210, "held-out questions per evaluation", least=1, resumable=True)
     eval_split: Literal["test", "rl", "generalisation"] = option(
-        "rl",
-        "split of the playground whose questions are answered, with scenes of another seed",
-        resumable=True,
+        "rl", "split of the playground whose questions are answered, with other scenes", resumable=True
     )
     per_device_train_batch_size: int = option(
         128,
@@ -214,7 +209,9 @@ class GRPOConfig(TrainConfig):
 
     num_generations: int = option(8, "G, completions per prompt")
     max_completion_length: int = option(256, "most tokens of a completion", least=1, of_loss=True)
-    temperature: float = option(1.0, "of sampling, and of the log-probs in the loss")
+    temperature: float = option(
+        1.0, "of sampling and of the loss; at 0 the completions of a prompt would all be the same", above=0
+    )
     max_num_seqs: int | None = option(
         None,
         "most completions decoded at once; others follow as rows finish; default: all",
@@ -257,7 +254,11 @@ class GRPOConfig(TrainConfig):
         ("accuracy", "format"), "accuracy, format or soft_format; may be repeated"
     )
     reward_weights: tuple[float, ...] = option((), "a weight per reward, in this order; default: 1")
-    reward: str | None = option(None, "FILE.py:function, your own reward beside these")
+    reward: str | None = option(
+        None,
+        "FILE.py:function, your own reward beside these: function(prompt, completion, row, info) -> score, None "
+        "or {name: score}; or TRL's function(prompts, completions, **columns) -> [score]",
+    )
     wrong_reward: float = option(0.0, "accuracy reward of a wrong answer")
     overlong_cache: int | None = option(
         None, "penalty of up to 1 in this many tokens before the limit (DAPO); default: none"
@@ -282,36 +283,36 @@ class GRPOConfig(TrainConfig):
             )
         if unknown := set(self.reward_funcs) - {"accuracy", "format", "soft_format"}:
             raise UserError(
-                f"--reward-funcs: there is no {sorted(unknown)[0]!r}; there are accuracy, format, "
-                f"soft_format "
+                f"--reward-funcs: there is no {sorted(unknown)[0]!r}; there are accuracy, format, soft_format "
                 "(--reward: your own)"
             )
         rewards, weights = len(self.reward_funcs) + bool(self.reward), len(self.reward_weights)
         if weights not in (0, rewards):
             raise UserError(f"--reward-weights: {weights} for {rewards} rewards")
-        if not 0 < self.temperature < 1e6:
-            raise UserError(
-                f"--temperature is {self.temperature}; it must be above 0: greedy completions of a prompt "
-                f"are "
-                "all the same"
-            )
         if self.overlong_cache is not None and not 0 < self.overlong_cache <= self.max_completion_length:
             raise UserError(
                 f"--overlong-cache is {self.overlong_cache}; it must be from 1 to --max-completion-length"
             )
 
-    @property
-    def peak_learning_rate(self) -> float:
-        return self.learning_rate or (2e-4 if self.data == PLAYGROUND else 1e-6)
+    def peak_learning_rate(self, parameters: int) -> float:
+        return self.learning_rate or (2e-4 if self.data == PLAYGROUND else by_size(1e-6, parameters))
 
     @property
-    def endless_steps(self) -> int:
-        return 300
+    def steps_per_row(self) -> int:
+        return self.num_iterations * self.steps_per_generation
 
     @property
     def loss_options(self) -> dict[str, Any]:
         """Those of `grpo_loss`."""
         return marked(self, "of_loss")
+
+
+def by_size(at_7b: float, parameters: int) -> float:
+    """A learning rate known to be right for 7B, for a model of another size, to two digits.
+
+    It goes with 1 / width, as muP's for Adam (arXiv 2203.03466), and width with the root of the size.
+    """
+    return float(f"{at_7b * math.sqrt(SIZE_7B / parameters):.1e}")
 
 
 def check_loss_options(

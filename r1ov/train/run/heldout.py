@@ -1,49 +1,59 @@
-"""How good the model is while it learns: held-out loss, and answers to the playground's questions."""
+"""How good the model is while it learns: held-out loss, and answers to held-out questions."""
 
 import time
+from contextlib import suppress
 from functools import partial
+from typing import Literal
 
 import torch
 
 from r1ov.data.formats.mixture import open_data
+from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.pack import num_trained
-from r1ov.data.playground import FAMILIES, messages, sample
 from r1ov.data.playground.source import Playground
-from r1ov.data.steps import StepData, Steps
+from r1ov.data.steps import Source, StepData, Steps
 from r1ov.engine.generate import generate
-from r1ov.reward import accuracy_reward, format_reward
+from r1ov.reward import Frame, Rules, format_reward, grade
 from r1ov.train.loss import sft_loss_and_correct
-from r1ov.train.run.config import PLAYGROUND
-from r1ov.train.run.log import duration, say
+from r1ov.train.rollout import encode_prompt
+from r1ov.train.run.config import PLAYGROUND, TrainConfig
+from r1ov.train.run.log import WIDTH, duration, interval, say
 from r1ov.train.run.open import Run
-from r1ov.train.run.samples import write_samples
+from r1ov.train.run.samples import question_of, write_samples
 
 EVAL_SEED = 1_000_003  # of questions from the split that GRPO trains on; no run has it by chance
+RULES = Rules(answer_from="auto")  # as `python -m r1ov.evaluate` reads an answer
 
 
 @torch.no_grad()
 def evaluate(run: Run) -> None:
-    """Logs the held-out loss (SFT's), and on the playground the share of right answers. Collective."""
-    config, world, started = run.config, run.world, time.perf_counter()
+    """Logs the held-out loss, where there are replies, and the share of right answers. Collective."""
+    config, started = run.config, time.perf_counter()
     result: dict[str, float] = {}
-    if config.stage == "sft" and (config.eval_data or config.data == PLAYGROUND):
-        source = Playground("test")
-        if config.eval_data:
-            source = open_data(config.eval_data, split="test", need="reply", lazy=True, **config.reading)
-        steps = Steps(source, run.processor, config.eval_samples, config.max_length, world.rank, world.size)
+    if config.eval_data or (config.stage == "sft" and config.data == PLAYGROUND):
+        source, count = held_out(config, "reply")
+        steps = Steps(source, run.processor, count, config.max_length, run.world.rank, run.world.size)
         result |= held_out_loss(run, steps[0])
-        if world.is_main:
-            loss, accuracy = result.values()
-            say(f"eval    loss {loss:.4f}, acc {accuracy:.3f}, on held-out rows")
-    if config.data == PLAYGROUND:
-        result |= answer_questions(run)
-    took = time.perf_counter() - started
-    run.since, run.begun = run.since + took, run.begun + took  # no time of a step's
+    if config.eval_data or config.data == PLAYGROUND:
+        result |= answer_questions(run, *held_out(config, "solution"))
     if run.log and result:
         run.log.event({"step": run.step, **result})
+        run.log.draw()
+    took = time.perf_counter() - started
+    run.since, run.begun = run.since + took, run.begun + took  # no time of a step's
+
+
+def held_out(config: TrainConfig, need: Literal["reply", "solution"]) -> tuple[Source, int]:
+    """The held-out data, and how many of its first rows are used."""
+    if config.eval_data:
+        data = open_data(config.eval_data, split="test", need=need, lazy=True, **config.reading)
+        return data, min(config.eval_samples, len(data))
+    split = "test" if need == "reply" else config.eval_split
+    return Playground(split, EVAL_SEED if split == "rl" else 0), config.eval_samples
 
 
 def held_out_loss(run: Run, data: StepData) -> dict[str, float]:
+    """The mean over the trained tokens of all rows; nothing if there are none."""
     loss = correct = num_items = 0.0
     for batch in data.batches:
         batch = batch.to(run.device)
@@ -52,45 +62,81 @@ def held_out_loss(run: Run, data: StepData) -> dict[str, float]:
         loss, correct = loss + own_loss.item(), correct + own_correct.item()
         num_items += num_trained(batch["labels"])
     loss, correct, num_items = run.world.sum(loss, correct, num_items)
-    return {"eval_loss": loss / max(num_items, 1), "eval_mean_token_accuracy": correct / max(num_items, 1)}
+    if not num_items:
+        return {}
+    loss, accuracy = loss / num_items, correct / num_items
+    if run.world.is_main:
+        say(f"eval    loss {loss:.4f}, acc {accuracy:.3f}, on {data.rows} held-out rows")
+    return {"eval_loss": loss, "eval_mean_token_accuracy": accuracy}
 
 
-def answer_questions(run: Run) -> dict[str, float]:
-    """Greedy answers to held-out questions: the shares that are right and well-formed. All go to samples/."""
-    started, world, count, split = (
-        time.perf_counter(),
-        run.world,
-        run.config.eval_samples,
-        run.config.eval_split,
-    )
-    samples = [sample(split, index, EVAL_SEED if split == "rl" else 0) for index in range(count)]
-    prompts = [messages(one)[:1] for one in samples[world.rank :: world.size]]
-    options = {"max_new_tokens": 160, "temperature": 0.0, "repetition_penalty": 1.0}
+def answer_questions(run: Run, source: Source, count: int) -> dict[str, float]:
+    """Greedy answers to the first `count` questions: the shares that are right and well-formed, of those with
+    a gold that can be scored; nothing if there are none. All go to samples/.
+    """
+    config, world, started = run.config, run.world, time.perf_counter()
+    longest = run.processor.config.text.max_position_embeddings - config.eval_max_new_tokens
+    asked: list[tuple[int, Record]] = []
+    prompts = []
+    for number in range(world.rank, count, world.size):
+        record = source[number]
+        with suppress(BadRow):
+            if isinstance(record, Record):
+                prompts.append(encode_prompt(run.processor, record, longest))
+                asked.append((number, record))
+    options = {"max_new_tokens": config.eval_max_new_tokens, "temperature": 0.0, "repetition_penalty": 1.0}
     model = run.answering_model()
     done = generate(model, run.processor, prompts, **options) if prompts else []
-    shares = world.gather([completion.text for completion in done])
-    texts = [shares[index % world.size][index // world.size] for index in range(count)]
-    right = [accuracy_reward(text, one.answer, one.kind) for text, one in zip(texts, samples, strict=True)]
-    formed = [format_reward(text) for text in texts]
+    own = []
+    for (number, record), prompt, completion in zip(asked, prompts, done, strict=True):
+        sizes = run.processor.image_sizes(prompt)
+        frame = Frame(*sizes, record.box_unit) if sizes else None
+        is_whole = completion.finish_reason == "stop"
+        right = grade(completion.text, record.solution, record.kind, RULES, None, is_whole, frame).score
+        if right is not None:
+            own.append((number, completion.text, right, format_reward(completion.text)))
+    answers = sorted(answer for part in world.gather(own) for answer in part)
+    if not answers:
+        return {}
+    right, formed = (sum(answer[at] for answer in answers) for at in (2, 3))
     if world.is_main:
-        shown = [
+        show(run, source, answers, f"{right:.0f} of {len(answers)} right", formed, started)
+    count = len(answers)
+    return {"eval_accuracy": right / count, "eval_format": formed / count, "eval_samples": count}
+
+
+def show(
+    run: Run,
+    source: Source,
+    answers: list[tuple[int, str, float, float]],
+    score: str,
+    formed: float,
+    started: float,
+) -> None:
+    """Writes all answers to samples/, and says the score and one of the sound answers, each time another."""
+    config = run.config
+    where = config.eval_data or config.eval_split
+    samples, lines = [], []
+    for number, text, right, form in answers:
+        record = source[number]
+        question = question_of(record.prompt)
+        samples.append(
             {
-                "question": f"{one.family}: {one.question}",
-                "gold": one.answer,
-                "images": [one.image],
-                "completions": [{"text": text, "scores": {"accuracy": score, "format": form}}],
+                "question": question,
+                "gold": record.solution,
+                "images": [image.load() for image in record.images],
+                "completions": [{"text": text, "scores": {"accuracy": right, "format": form}}],
             }
-            for one, text, score, form in zip(samples, texts, right, formed, strict=True)
-        ]
-        title = f"step {run.step}: {sum(right):.0f} of {count} right of {split}"
-        write_samples(run.out / "samples", run.step, title, shown)
-        took = duration(time.perf_counter() - started)
-        say(f"{split:<7} {sum(right):.0f} of {count} right, {sum(formed):.0f} well-formed ({took})")
-        for index in range(0, min(len(FAMILIES), count), 3):
-            one, text = samples[index], " ".join(texts[index].split())
-            text = text if len(text) <= 160 else text[:157] + "..."
-            say(
-                f"        {one.family:<8} {one.question}\n          gold   {one.answer}\n          model  "
-                f"{text}"
-            )
-    return {"eval_accuracy": sum(right) / count, "eval_format": sum(formed) / count}
+        )
+        if right == 1 or form == 1:  # an untrained model's noise is nothing to look at
+            lines.append((question, f"gold {record.solution}, model {text}"))
+    write_samples(run.out / "samples", "eval", run.step, f"step {run.step}: {score} of {where}", samples)
+    took = duration(time.perf_counter() - started)
+    low, high = interval(sum(answer[2] for answer in answers) / len(answers), len(answers))
+    say(
+        f"eval    {score} ({low:.0%} to {high:.0%}), {formed:.0f} well-formed, of {where} ({took}; all in samples/)"
+    )
+    if lines:
+        for line in lines[run.step // max(1, config.eval_steps) % len(lines)]:
+            line = " ".join(line.split())
+            say(f"        {line if len(line) <= WIDTH - 8 else line[: WIDTH - 11] + '...'}")

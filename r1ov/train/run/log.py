@@ -3,14 +3,23 @@
 import json
 import math
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
+import torch
+
+from r1ov.common.device import dtype_name
 from r1ov.common.files import write_text
 from r1ov.errors import UserError
 
-COLUMNS = {  # metric -> how its step shows it
+if TYPE_CHECKING:
+    from r1ov.train.run.open import Run
+
+WIDTH = 120  # columns of the console
+COLUMNS = {  # metric -> how its step shows it; where a line is full, the last are left out
     "reward": "reward {:6.3f}",
     "rewards/accuracy/mean": "right {:.3f}",
     "rewards/format/mean": "formed {:.3f}",
@@ -19,40 +28,58 @@ COLUMNS = {  # metric -> how its step shows it
     "kl": "kl {:.4f}",
     "entropy": "entropy {:.3f}",
     "completions/mean_length": "length {:4.0f}",
+    "rollout_tokens_per_second": "gen {:6,.0f} tok/s",
     "learning_rate": "lr {:.1e}",
     "grad_norm": "gnorm {:6.2f}",
-    "step_ms": "{:5.0f} ms",
     "tokens_per_second": "{:6,.0f} tok/s",
-    "rollout_tokens_per_second": "gen {:6,.0f} tok/s",
-    "samples_per_second": "{:4.0f} samples/s",
     "mfu": "mfu {:.1%}",
     "memory_gb": "{:5.1f} GB",
+    "step_ms": "{:5.0f} ms",
 }
-PANELS = {  # metric -> title and scale of its curve
-    "loss": ("loss (nats per token)", "log"),
-    "eval_loss": ("held-out loss", "log"),
-    "mean_token_accuracy": ("token accuracy", "share"),
-    "reward": ("reward", ""),
-    "rewards/accuracy/mean": ("completions right", ""),
-    "eval_accuracy": ("held-out answers right", "share"),
-    "kl": ("KL (nats per token)", ""),
+LOSS, ANSWERS = "loss (nats per token)", "held-out answers"
+TOKENS, FLAT, CUT = "tokens predicted right", "groups that teach nothing", "completions cut off"
+SHARES = (TOKENS, ANSWERS, FLAT, CUT)
+CURVES = {  # metric -> its panel, and its name where a panel has several curves; the rewards come first
+    "loss": (LOSS, "trained"),  # of GRPO it is minus the mean advantage: 0, which says nothing
+    "eval_loss": (LOSS, "held out"),
+    "mean_token_accuracy": (TOKENS, "trained"),
+    "eval_mean_token_accuracy": (TOKENS, "held out"),
+    "eval_accuracy": (ANSWERS, "right"),
+    "eval_format": (ANSWERS, "well-formed"),
+    "frac_reward_zero_std": (FLAT, ""),
+    "kl": ("KL to the reference (nats per token)", ""),
     "entropy": ("entropy (nats per token)", ""),
     "completions/mean_length": ("tokens of a completion", ""),
-    "grad_norm": ("gradient norm", "log"),
+    "completions/clipped_ratio": (CUT, ""),
+    "grad_norm": ("gradient norm", ""),
+    "learning_rate": ("learning rate", ""),
 }
-PANELS_A_ROW = 4
 FEW = 30  # points that are shown one by one; more get a smoothed line over them
+PEAK_FLOPS = {  # dense bfloat16 operations a second, by name
+    "H100": 989e12,
+    "H200": 989e12,
+    "H800": 989e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "B200": 2250e12,
+}
 
 
-def smoothed(values: Sequence[float]) -> list[float]:
-    """The mean of each value and its neighbours, a tenth of all values; near the ends fewer, as many on
-    either side.
+def smoothed(steps: Sequence[int], values: Sequence[float]) -> tuple[Sequence[int], list[float]]:
+    """Each mean of a tenth of all values beside each other, at the step in the middle; none near the ends.
 
-    Example: 20 values 0, 1, .. 19 -> the same, for a line stays a line
+    Example: 20 values 0, 1, .. 19 at these steps -> 1, .. 18 at 1, .. 18
     """
-    last, reach = len(values) - 1, len(values) // 20
-    near = (min(reach, index, last - index) for index in range(len(values)))
-    return [fmean(values[index - n : index + n + 1]) for index, n in enumerate(near)]
+    reach = max(1, len(values) // 20)
+    middles = range(reach, len(values) - reach)
+    return steps[reach:-reach], [fmean(values[at - reach : at + reach + 1]) for at in middles]
+
+
+def interval(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share that was seen in `count` trials."""
+    spread = 1.96**2 / count
+    middle, half = share + spread / 2, math.sqrt(spread * (share * (1 - share) + spread / 4))
+    return (middle - half) / (1 + spread), (middle + half) / (1 + spread)
 
 
 def duration(seconds: float) -> str:
@@ -61,16 +88,66 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{seconds:02d}s"
 
 
-def say(text: str = "") -> None:
+def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def tell(text: str) -> None:
+    """Says what may be long, in lines of at most WIDTH; words that are longer, such as paths, stay whole."""
+    lines = textwrap.wrap(
+        text, WIDTH, subsequent_indent=" " * 8, break_long_words=False, break_on_hyphens=False
+    )
+    say("\n".join(lines))
+
+
+def introduction(run: "Run", rows: str) -> list[str]:
+    """What a run is about to do. Args: rows: how many the data has, for people."""
+    config, size, copies = run.config, run.world.size, run.config.replicate
+    total = sum(parameter.numel() for parameter in run.model.parameters())
+    trained = sum(parameter.numel() for parameter in run.parameters)
+    # weights, gradients and AdamW's two moments; of what does not learn weights alone
+    memory = (16 * trained + 4 * (total - trained)) * copies / size
+    learn = "" if trained == total else f", {trained / 1e6:,.2f} M of them learn"
+    name = config.model or f"from scratch, as {config.config_name}"
+    sharding = "whole in each" if size == 1 else f"sharded over {size // copies}"
+    sharding += f", {copies} times" if copies > 1 else ""
+    unit = "conversations" if config.stage == "sft" else "completions"
+    lines = [
+        f"{config.stage:<8}{name}, {total / 1e6:,.2f} M parameters{learn}, on {config.data}{rows} -> {run.out}/",
+        f"run     {run.device}, {dtype_name(run.dtype)}, {run.kernels} kernels, {size} process(es) of "
+        f"{torch.get_num_threads()} thread(s), model {sharding}, seed {config.seed}",
+        f"memory  {memory / 1e9:.2f} GB a process for weights, gradients and optimizer; activations on top",
+        f"step    {config.train_batch_size} {unit} in packs of up to {config.max_length:,} tokens, "
+        f"{config.optim}, peak learning rate {config.learning_rate:g}, {config.max_steps:,} steps",
+    ]
+    if run.num_rows and config.train_batch_size * config.steps_per_row >= run.num_rows:
+        lines.append(
+            f"note    a step takes all {unit} of an epoch; for more steps: --max-steps, --num-train-epochs, or a "
+            "smaller --train-batch-size"
+        )
+    if run.changed:
+        lines.append(f"note    goes on with other options: {', '.join(run.changed)}")
+    if run.step:
+        lines.append(f"resume  after step {run.step}, from {run.out}/checkpoints")
+    return lines
+
+
+def gpu_metrics(device: torch.device, dtype: torch.dtype, flops: float) -> dict[str, float]:
+    """Peak memory, and the share of the GPU's peak speed where that is known. Args: flops: a second."""
+    metrics = {"memory_gb": torch.cuda.max_memory_allocated() / 1e9}
+    name = torch.cuda.get_device_name(device)
+    peak = next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+    if peak and flops and dtype == torch.bfloat16:
+        metrics["mfu"] = flops / peak
+    return metrics
 
 
 class Log:
     """Writes a run's steps. `rows` holds everything logged so far, also before the run was resumed."""
 
-    def __init__(self, folder: Path, max_steps: int, step: int = 0, report_to: str = "none"):
+    def __init__(self, folder: Path, title: str, max_steps: int, step: int = 0, report_to: str = "none"):
         """Args: step: where the run goes on; rows after this step are dropped: those steps are repeated."""
-        self.folder, self.max_steps = folder, max_steps
+        self.folder, self.title, self.max_steps = folder, title, max_steps
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
         earlier = path.read_text(encoding="utf-8").splitlines() if step and path.exists() else []
@@ -82,11 +159,13 @@ class Log:
     def step(self, metrics: dict[str, float], seconds_left: float) -> None:
         """`metrics` holds `step` and any of TRL's names; those of COLUMNS are shown."""
         self.event(metrics)
-        cells = [f"step {metrics['step']:>{len(str(self.max_steps))}}/{self.max_steps}"]
+        line = f"step {metrics['step']:>{len(str(self.max_steps))}}/{self.max_steps}"
+        end = f" | eta {duration(seconds_left):>6}"
         for name, shape in COLUMNS.items():
-            if name in metrics:
-                cells.append(shape.format(metrics[name]))
-        say(" | ".join([*cells, f"eta {duration(seconds_left)}"]))
+            if name in metrics and not (name == "loss" and "reward" in metrics):
+                cell = " | " + shape.format(metrics[name])
+                line += cell if len(line + cell + end) <= WIDTH else ""
+        say(line + end)
 
     def event(self, metrics: dict) -> None:
         """Writes a row that is not shown, such as an evaluation's."""
@@ -102,41 +181,84 @@ class Log:
 
     def close(self) -> None:
         self._file.close()
+        self.draw()
 
     def draw(self) -> None:
-        """Draws curves.png: those of PANELS that were logged, each point and the trend."""
+        """Draws curves.png: what was logged of CURVES and of each reward, every point and the trend."""
         import matplotlib  # slow to import, and only needed here
 
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
+        from matplotlib.ticker import MaxNLocator
 
-        curves = {
-            name: [(row["step"], row[name]) for row in self.rows if row.get(name) is not None]
-            for name in PANELS
-        }
-        curves = {name: points for name, points in curves.items() if points}
-        wide = min(len(curves), PANELS_A_ROW)
-        high = math.ceil(len(curves) / wide)
-        size = (4 * wide, 3 * high)
+        panels = self.panels()
+        if not panels:
+            return
+        wide = min(len(panels), 3 if len(panels) <= 9 else 4)
+        high = math.ceil(len(panels) / wide)
+        size = (4.2 * wide, 2.9 * high + 0.5)
         figure, axes = plt.subplots(high, wide, figsize=size, squeeze=False, layout="constrained")
-        for axis in axes.flat[len(curves) :]:
+        figure.suptitle(self.title, fontsize=11)
+        for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
-        for axis, (name, points) in zip(axes.flat, curves.items(), strict=False):
-            title, scale = PANELS[name]
-            steps, values = zip(*points, strict=True)
-            if len(values) < FEW:
-                axis.plot(steps, values, linewidth=1.2, marker="o", markersize=3)
-            else:
-                axis.plot(steps, values, linewidth=0.7, alpha=0.35)
-                axis.plot(steps, smoothed(values), linewidth=1.6, color="C0")
-            axis.set(title=title, xlabel="step")
-            axis.grid(alpha=0.3)
-            if scale == "log" and min(values) > 0:  # the loss of GRPO changes its sign
+        for axis, (title, curves) in zip(axes.flat, panels.items(), strict=False):
+            for number, (name, (steps, values, counts)) in enumerate(curves.items()):
+                style = {"color": f"C{number}", "label": name}
+                if all(counts):
+                    ends = [interval(*pair) for pair in zip(values, counts, strict=True)]
+                    # a bar's two lengths; rounding may leave one a little below 0
+                    bars = [
+                        [max(0, value - low), max(0, high - value)]
+                        for value, (low, high) in zip(values, ends, strict=True)
+                    ]
+                    bars = list(zip(*bars, strict=True))
+                    axis.errorbar(steps, values, bars, marker="o", ms=4, lw=1.4, capsize=3, **style)
+                elif len(values) < FEW:
+                    axis.plot(steps, values, marker="o", ms=3, lw=1.4, **style)
+                else:
+                    axis.plot(steps, values, lw=0.7, alpha=0.3, color=style["color"])
+                    axis.plot(*smoothed(steps, values), lw=1.8, **style)
+            axis.set_title(title, fontsize=10)
+            axis.set_xlim(-0.02 * self.max_steps, 1.02 * self.max_steps)
+            axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            axis.grid(alpha=0.25)
+            axis.spines[["top", "right"]].set_visible(False)
+            if len(curves) > 1:
+                axis.legend(frameon=False, fontsize=8)
+            everything = [value for _, values, _ in curves.values() for value in values]
+            if title == LOSS and max(everything) > 5 * min(everything) > 0:
                 axis.set_yscale("log")
-            elif scale == "share":
-                axis.set_ylim(0, 1.02)
+                axis.yaxis.set_major_formatter("{x:g}")
+            elif title in SHARES:
+                axis.set_ylim(-0.03, 1.03)
+        figure.supxlabel("step", fontsize=10)
         figure.savefig(self.folder / "curves.png", dpi=120)
         plt.close(figure)
+
+    def panels(self) -> dict[str, dict[str, tuple]]:
+        """Panel -> curve -> (steps, values, how many questions each is a share of, or None), where there are
+        any.
+        """
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        rewards = {
+            name: (f"reward: {name[len('rewards/') : -len('/mean')]}", "")
+            for name in names
+            if name.startswith("rewards/") and name.endswith("/mean")
+        }
+        shown = {"reward": ("reward", ""), **rewards, **CURVES}
+        panels: dict[str, dict[str, tuple]] = {}
+        for metric, (title, curve) in shown.items():
+            counted = "eval_samples" if title == ANSWERS else ""
+            points = [
+                (row["step"], row[metric], row.get(counted))
+                for row in self.rows
+                if row.get(metric) is not None
+            ]
+            found = tuple(zip(*points, strict=True))
+            is_repeated = metric in rewards and panels["reward"] == {"": found}  # the only one of weight 1
+            if found and not is_repeated and not (metric == "loss" and "reward" in names):
+                panels.setdefault(title, {})[curve] = found
+        return panels
 
 
 def _row(line: str) -> dict | None:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain
+from statistics import fmean, variance
 
 import torch
 from torch import Tensor
@@ -20,9 +21,9 @@ from r1ov.reward.rules.boxes import is_marked
 from r1ov.reward.rules.check import Gold, check_golds
 from r1ov.train.loss import MIN_STD, largest, mean_and_std
 from r1ov.train.rollout import Group, Scorer, texts_of
-from r1ov.train.run.log import say
+from r1ov.train.run.log import say, tell
 from r1ov.train.run.open import Run
-from r1ov.train.run.samples import write_samples
+from r1ov.train.run.samples import question_of, write_samples
 
 GROUPS_SHOWN = 4
 FLAT, PATIENCE = 0.8, 20  # share of groups that teach nothing; rollouts in a row until a line says so
@@ -30,7 +31,7 @@ FLAT, PATIENCE = 0.8, 20  # share of groups that teach nothing; rollouts in a ro
 
 def introduce(run: Run, source: Source, per_rollout: int) -> None:
     """Says what is about to be done, in a few lines."""
-    run.introduce(source)
+    run.begin(source)
     if run.world.is_main:
         config = run.config
         rewards = ", ".join([*config.reward_funcs, *([config.reward] if config.reward else [])])
@@ -67,7 +68,7 @@ def check_rewards(run: Run, source: Source, num_prompts: int, score: Scorer) -> 
     failed = check_golds(golds, score.verify)
     if failed and run.world.is_main:
         gold, why = failed[0]
-        say(
+        tell(
             f"note    {len(failed)} gold answers do not score 1 against themselves and teach nothing, "
             f"first {gold.name}: {why}"
         )
@@ -186,10 +187,9 @@ def note_flat(run: Run, share: float) -> None:
     """Says what to do when most groups have had equal rewards for long."""
     run.extra["flat_rollouts"] = count = run.extra.get("flat_rollouts", 0) + 1 if share > FLAT else 0
     if count and count % PATIENCE == 0 and run.world.is_main:
-        say(
-            f"note    in {count} rollouts in a row over {FLAT:.0%} of the groups had equal rewards and "
-            f"taught nothing: "
-            "take questions that are sometimes answered right, raise --num-generations, or set "
+        tell(
+            f"note    in {count} rollouts in a row over {FLAT:.0%} of the groups had equal rewards and taught "
+            "nothing: take questions that are sometimes answered right, raise --num-generations, or set "
             "--dynamic-sampling"
         )
 
@@ -204,12 +204,6 @@ def show(run: Run, groups: Sequence[Group], advantages: Tensor, counts: Tensor) 
     folder.mkdir(parents=True, exist_ok=True)
     for group, own, of_step in zip(groups, advantages.tolist(), counts.tolist(), strict=False):
         prompt = texts_of(group.record.prompt)
-        parts = chain(
-            *(
-                [{"text": one["content"]}] if isinstance(one["content"], str) else one["content"]
-                for one in prompt
-            )
-        )
         numbers = zip(group.completions, group.scores, group.rewards.tolist(), own, of_step, strict=True)
         completions = [
             {"text": completion.text, "scores": scores, "advantage": advantage}
@@ -230,20 +224,23 @@ def show(run: Run, groups: Sequence[Group], advantages: Tensor, counts: Tensor) 
                 "number": group.number,
                 "prompt": prompt,
                 "image_files": files,
-                "question": "\n".join(part["text"] for part in parts if "text" in part),
+                "question": question_of(prompt),
                 "gold": group.record.solution,
                 "images": [image.load() for image in group.prompt.pictures],
                 "completions": completions,
             }
         )
-    write_samples(folder, run.step, f"rollout after step {run.step}", samples)
+    write_samples(folder, "step", run.step, f"rollout after step {run.step}", samples)
 
 
 def sum_up(run: Run) -> None:
     """Says the reward at the start and at the end of the run: a single step's means little."""
     rewards = [row["reward"] for row in run.log.rows if row.get("reward") is not None] if run.log else []
-    if tenth := len(rewards) // 10:
-        say(
-            f"reward  {sum(rewards[:tenth]) / tenth:.3f} in the first tenth of the steps, "
-            f"{sum(rewards[-tenth:]) / tenth:.3f} in the last"
+    if (tenth := len(rewards) // 10) > 1:
+        ends = rewards[:tenth], rewards[-tenth:]
+        first, last = map(fmean, ends)
+        error = 1.96 * math.sqrt(sum(map(variance, ends)) / tenth)
+        tell(
+            f"reward  {first:.3f} in the first tenth of the steps, {last:.3f} in the last: {last - first:+.3f} "
+            f"(95% interval {last - first - error:+.3f} to {last - first + error:+.3f})"
         )

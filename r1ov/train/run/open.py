@@ -3,44 +3,39 @@
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
-from itertools import zip_longest
+from itertools import chain, count, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from r1ov.cli import marked
-from r1ov.common.device import choose_kernels, dtype_name
-from r1ov.common.files import check_same_options, earlier_options, write_json
+from r1ov.cli import flag, marked
+from r1ov.common.device import choose_kernels
+from r1ov.common.files import check_same_options, earlier_options, new_folder, write_json
 from r1ov.common.processes import World, joined
 from r1ov.common.stopping import stopping
 from r1ov.data.formats.mixture import Mixture, open_data
+from r1ov.data.formats.records import Record
+from r1ov.data.formats.tally import Tally
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import Processor
 from r1ov.data.steps import Source
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
-from r1ov.folder.settings import read_processor
+from r1ov.folder.settings import read_config, read_processor
 from r1ov.folder.weights import init_weights, is_sharded, load_weights
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.optim import build_optimizers
 from r1ov.train.run.checkpoint import Checkpoints
 from r1ov.train.run.config import PLAYGROUND, TrainConfig
-from r1ov.train.run.log import Log, duration, say
+from r1ov.train.run.log import Log, duration, gpu_metrics, introduction, say, tell
 from r1ov.train.run.sharding import checkpoint_activations, freeze, make_mesh, refresh, replica, shard
 
-PEAK_FLOPS = {  # dense bfloat16 operations a second, by name
-    "H100": 989e12,
-    "H200": 989e12,
-    "H800": 989e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "B200": 2250e12,
-}
+SURVEYED = 1000  # rows of each file that are read before training
 
 
 def open_source(config: TrainConfig, need: Literal["reply", "solution"]) -> tuple[Source, int | None]:
@@ -83,8 +78,7 @@ class Run:
     """The state of a run. Collective: all ranks call its methods at the same steps.
 
     Attributes: config: with nothing left open. step: finished steps. extra: what else a checkpoint keeps,
-        such as
-        num_tokens. log: the main process's, else None. stop: set when the process was asked to stop.
+        such as num_tokens. log: the main process's, else None. stop: set when the process was asked to stop.
     """
 
     def __init__(
@@ -96,18 +90,18 @@ class Run:
         device: torch.device,
         stack: ExitStack,
     ):
-        self.world, self.device, self.stack, self.out = world, device, stack, Path(config.out)
-        before = earlier_run(self.out, world)
-        self.config = config = resolve(config, num_rows, world, device, before)
+        self.world, self.device, self.stack, self.num_rows = world, device, stack, num_rows
         files = source.fingerprint if isinstance(source, Mixture) else ()
-        if before:
-            check_same_run(before, config, files)
-        if before and is_finished(self.out):
+        before, config = settle(config, num_rows, files, world, device)
+        self.config, self.out, self.log = config, Path(config.out), None
+        is_longer = is_finished(self.out) and before["max_steps"] != config.max_steps
+        if is_finished(self.out) and not is_longer:
             if world.is_main:
                 say(f"done    {self.out}/ holds this run, finished; model in {self.out}/final")
             raise SystemExit(0)
+        stack.enter_context(new_folder(self.out))
 
-        self.kernels = choose_kernels(config.kernels, device)
+        self.kernels, self.dtype = choose_kernels(config.kernels, device), compute_dtype(config, device)
         self.model, self.processor = build(config, world, device)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         rates, betas = (
@@ -118,14 +112,19 @@ class Run:
         self.step, self.extra = 0, {}
         if before:
             self.step, self.extra = self.checkpoints.load_latest(self.model, self.optimizers) or (0, {})
+        if (is_longer and not self.step) or self.step > config.max_steps:
+            raise UserError(
+                f"--max-steps is {config.max_steps}, but the run in {self.out} is "
+                f"{f'at step {self.step} already' if self.step else 'finished and kept no checkpoint'}; "
+                f"choose another --out, with --model {self.out} to train on from there"
+            )
         self.first_step, self.skipped_in_a_row, self.is_save_due = self.step, 0, False
-
-        self.log = None
-        if world.is_main:
-            options = {**asdict(config), "world_size": world.size, "fingerprint": files}
-            write_json(self.out / "config.json", options)
-            self.log = Log(self.out, config.max_steps, self.step, config.report_to)
-            stack.callback(self.log.close)
+        self.options = {**asdict(config), "world_size": world.size, "fingerprint": files}
+        self.changed = [
+            f"{flag(name)} was {before[name]} and is {value}"
+            for name, value in marked(config, "overridable").items()
+            if before and before.get(name) != value
+        ]
         announcement = "stopping after this step, with a checkpoint" if world.is_main else ""
         self.stop = stack.enter_context(stopping(announcement))
 
@@ -135,44 +134,40 @@ class Run:
         folder, limit = self.out / "checkpoints", self.config.save_total_limit
         return self.stack.enter_context(Checkpoints(folder, self.world, limit))
 
-    def introduce(self, source: Source) -> None:
-        """Says what is about to be done, in a few lines, and starts the clock of the first step."""
-        config, size, copies = self.config, self.world.size, self.config.replicate
-        total = sum(parameter.numel() for parameter in self.model.parameters())
-        trained = sum(parameter.numel() for parameter in self.parameters)
-        # weights, gradients and AdamW's two moments; of what does not learn weights alone
-        memory = (16 * trained + 4 * (total - trained)) * copies / size
-        learn = "" if trained == total else f", {trained / 1e6:,.2f} M of them learn"
-        name = config.model or f"from scratch, as {config.config_name}"
-        rows = f", {len(source):,} rows" if isinstance(source, Mixture) else ""
-        sharding = "whole in each process" if size == 1 else f"sharded over {size // copies}"
-        sharding += f", {copies} times" if copies > 1 else ""
-        unit = "conversations" if config.stage == "sft" else "completions"
+    def check_data(self, source: Source, encode: Callable[[Record], Any]) -> Tally:
+        """Reads rows of the data as training will, and says what they are; returns the account to go on with.
+
+        Args: encode: raises UserError for a row that cannot be used.
+        Raises: UserError where `python -m r1ov.data` refuses the data.
+        """
+        tell_main = tell if self.world.is_main else None
+        tally, pictured, own = Tally(1.0, tell_main), 0, Tally(self.config.max_bad_share, tell_main)
+        if self.step or not isinstance(source, Mixture):
+            return own
+        for item, _ in source.survey(encode, SURVEYED):
+            tally.add(item)
+            pictured += isinstance(item, Record) and bool(item.images)
+        tally.max_bad_share = self.config.max_bad_share
+        tally.finish()
         if self.world.is_main:
-            say(
-                f"{config.stage:<8}{name}, {total / 1e6:,.2f} M parameters{learn}, on {config.data}{rows} -> "
-                f"{self.out}/"
-            )
-            say(
-                f"run     {self.device}, {dtype_name(compute_dtype(config, self.device))}, {self.kernels} "
-                f"kernels, "
-                f"{size} process(es) of {torch.get_num_threads()} thread(s), model {sharding}, seed "
-                f"{config.seed}"
-            )
-            say(
-                f"memory  {memory / 1e9:.2f} GB a process for weights, gradients and optimizer; activations "
-                f"come "
-                "on top"
-            )
-            say(
-                f"step    {config.train_batch_size} {unit} in packs of up to {config.max_length:,} tokens, "
-                f"{config.optim}, peak learning rate {config.learning_rate:g}, {config.max_steps:,} steps"
-            )
-        if self.world.is_main and isinstance(source, Mixture):
-            say(f"data    {source.survey()}")
-        if self.world.is_main and self.step:
-            say(f"resume  after step {self.step}, from {self.out}/checkpoints")
-        self.begun = self.since = time.perf_counter()
+            unread = f"; not read: {', '.join(sorted(tally.unread))}" if tally.unread else ""
+            tell(f"data    of {tally.rows:,} rows {pictured:,} have images{unread}")
+        own.first = tally.first  # told already
+        return own
+
+    def begin(self, source: Source) -> None:
+        """Makes the folder this run's, says what is about to be done, and starts the clocks."""
+        if self.world.is_main:
+            lines = introduction(self, f", {len(source):,} rows" if isinstance(source, Mixture) else "")
+            for line in lines:
+                tell(line)
+            if is_finished(self.out):
+                os.replace(self.out / "final", self.out / "final-before")
+            write_json(self.out / "config.json", self.options)
+            title = f"{self.out}: {' '.join(lines[0].partition(' -> ')[0].split())}"
+            self.log = Log(self.out, title, self.config.max_steps, self.step, self.config.report_to)
+            self.stack.callback(self.log.close)
+        self.started = self.begun = self.since = time.perf_counter()
 
     def is_due(self, every: int, step: int) -> bool:
         """Whether what is done every so many steps, and at the end, is done at this one; 0: never."""
@@ -187,7 +182,7 @@ class Run:
 
     @cached_property
     def _replica(self) -> Qwen2_5_VL:
-        return replica(self.model, compute_dtype(self.config, self.device))
+        return replica(self.model, self.dtype)
 
     def end_step(
         self,
@@ -209,9 +204,12 @@ class Run:
             metrics = {"step": self.step, **metrics, "step_ms": 1000 * seconds}
             metrics |= {f"{name}_per_second": count / seconds for name, count in (counts or {}).items()}
             if self.device.type == "cuda":
-                metrics |= gpu_metrics(self, flops / seconds)
-            seconds_a_step = (now - self.begun) / (self.step - self.first_step)
-            self.log.step(metrics, (config.max_steps - self.step) * seconds_a_step)
+                metrics |= gpu_metrics(self.device, self.dtype, flops / seconds / self.world.size)
+            timed = self.step - self.first_step - 1  # the first step also waited for the data's workers
+            pace = (now - self.begun) / timed if timed else seconds
+            self.log.step(metrics, (config.max_steps - self.step) * pace)
+        if self.step == self.first_step + 1:
+            self.begun = now
         is_stopped = self.world.sum(self.stop.is_set())[0] > 0 and self.step < config.max_steps
         self.is_save_due |= config.save_steps > 0 and self.step % config.save_steps == 0
         if may_stop and (self.is_save_due or is_stopped):
@@ -221,8 +219,8 @@ class Run:
             say(f"stop    after step {self.step}, saved; the same command goes on")
         return not (may_stop and is_stopped)
 
-    def finish(self) -> None:
-        """Leaves the trained model in `out`/final."""
+    def finish(self, tally: Tally) -> None:
+        """Leaves the trained model in `out`/final. Args: tally: of the data that was read."""
         pretrained.save(self.model, self.processor, self.out / "final", dtype=torch.float32)
         if self.log:
             # For whoever asks the model later: its training put each question as the data had it.
@@ -230,30 +228,44 @@ class Run:
             limits = {"min_pixels": images.min_pixels, "max_pixels": images.max_pixels}
             asked = {"stage": self.config.stage, "prompt": "none", **limits}
             write_json(self.out / "final" / "r1ov.json", asked)
-            self.log.draw()
-            took = duration(time.perf_counter() - self.begun)
+            if tally.bad or tally.dropped:
+                tell(f"data    left out: {tally.summary()}")
+            took = duration(time.perf_counter() - self.started)
             say(f"done    {took}; model in {self.out}/final, curves in {self.out}/curves.png")
-            say(f"try it  python generate.py --model {self.out}/final --image PICTURE")
+            say(f"try it  python generate.py --model {self.out} --image PICTURE")
 
 
 def is_finished(out: Path) -> bool:
     return (out / "final" / "config.json").exists()
 
 
-def earlier_run(out: Path, world: World) -> dict[str, Any]:
-    """The options of the run in this folder, finished or with a checkpoint; empty if there is none."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be used ({error.strerror}); choose another folder") from error
-    before = earlier_options(out / "config.json") or {}
-    if is_finished(out) and not before:
-        raise UserError(f"{out}/final already holds a model; choose another --out")
-    if before and not is_finished(out) and not any(out.glob("checkpoints/step-*")):
-        before = {}
-        if world.is_main:
-            say(f"note    {out}/ holds a run without a checkpoint; it begins anew")
-    return before
+def settle(
+    config: TrainConfig, num_rows: int | None, files: Sequence[str], world: World, device: torch.device
+) -> tuple[dict[str, Any], TrainConfig]:
+    """The options of the run to go on with, {} if there is none, and those of this one, all resolved.
+
+    Without --out its folder is the first of runs/sft, runs/sft-2, ... that is free or holds this very run.
+    Raises: UserError if the folder given holds another.
+    """
+    start = read_config(pretrained.resolve(config.model or config.config_name) / "config.json")
+    parameters = sum(parameter.numel() for parameter in pretrained.build(start).parameters())
+    numbered = (Path("runs", f"{config.stage}-{number}") for number in count(2))
+    for out in [Path(config.out)] if config.out else chain([Path("runs", config.stage)], numbered):
+        try:
+            before = earlier_options(out / "config.json") or {}
+            if is_finished(out) and not before:
+                raise UserError(f"{out}/final already holds a model; choose another --out")
+            goes_on = is_finished(out) or any(out.glob("checkpoints/step-*"))
+            here = replace(config, out=str(out))
+            settled = resolve(here, num_rows, world, device, before if goes_on else {}, parameters)
+            if before and (goes_on or not config.out):
+                check_same_run(before, settled, files)
+            if before and not goes_on and world.is_main:
+                say(f"note    {out}/ holds a run without a checkpoint; it begins anew")
+            return before if goes_on else {}, settled
+        except UserError:
+            if config.out:
+                raise
 
 
 def check_same_run(before: Mapping[str, Any], config: TrainConfig, files: Sequence[str]) -> None:
@@ -268,6 +280,8 @@ def check_same_run(before: Mapping[str, Any], config: TrainConfig, files: Sequen
         )
     where = f"the finished run in {config.out}" if is_finished(Path(config.out)) else "this run"
     may_differ = {*marked(config, "resumable"), "world_size", "fingerprint"}
+    if config.override:
+        may_differ |= {*marked(config, "overridable")}
     check_same_options(before, asdict(config), may_differ, where)
 
 
@@ -277,15 +291,25 @@ def resolve(
     world: World,
     device: torch.device,
     before: Mapping[str, Any],
+    parameters: int,
 ) -> TrainConfig:
-    """Every option resolved. Args: before: those of the run to be resumed, which keeps a step's rows."""
+    """Every option resolved. A step never takes more rows than there are.
+
+    Args: before: options of the run to be resumed, which keeps a step's rows. parameters: of the model.
+    """
     per_rank = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    batch_size = config.train_batch_size or before.get("train_batch_size") or per_rank * world.size
+    of_batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    is_as_before = before and all(before.get(name) == getattr(config, name) for name in of_batch)
+    batch_size = config.train_batch_size or (
+        before["train_batch_size"] if is_as_before else per_rank * world.size
+    )
+    if num_rows and not before:
+        batch_size = min(batch_size, max(1, num_rows // config.steps_per_row))
     max_steps = config.max_steps
     if max_steps is None:
         epochs = config.num_train_epochs
         max_steps = config.endless_steps if num_rows is None else math.ceil(epochs * num_rows / batch_size)
-    learning_rate = config.peak_learning_rate
+    learning_rate = config.peak_learning_rate(parameters)
     settled = {"train_batch_size": batch_size, "max_steps": max_steps, "learning_rate": learning_rate}
     return replace(config, device=str(device), **settled)
 
@@ -324,18 +348,3 @@ def build(config: TrainConfig, world: World, device: torch.device) -> tuple[Qwen
         model.to_empty(device=device)
         init_weights(model, torch.Generator().manual_seed(config.seed))
     return model, processor.with_pixel_limits(config.min_pixels, config.max_pixels)
-
-
-def gpu_metrics(run: Run, flops_per_second: float) -> dict[str, float]:
-    """Peak memory, and the share of the GPUs' peak speed where that is known."""
-    metrics = {"memory_gb": torch.cuda.max_memory_allocated() / 1e9}
-    peak = peak_flops(run.device)
-    if peak and flops_per_second and compute_dtype(run.config, run.device) == torch.bfloat16:
-        metrics["mfu"] = flops_per_second / (peak * run.world.size)
-    return metrics
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """The GPU's bfloat16 operations a second; None if not known."""
-    name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)

@@ -3,20 +3,31 @@
 import html
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from r1ov.common.page import page, picture
+from r1ov.data.messages import Messages
 
 
-def write_samples(folder: Path, step: int, title: str, samples: Sequence[Mapping[str, Any]]) -> None:
-    """Writes folder/step-N.jsonl, without the images, and folder/step-N.html, which needs no other file.
+def question_of(prompt: Messages) -> str:
+    """The texts of a prompt, one below the other."""
+    contents = [message["content"] for message in prompt]
+    parts = chain(*([{"text": one}] if isinstance(one, str) else one for one in contents))
+    return "\n".join(part["text"] for part in parts if "text" in part)
 
-    Args: samples: question, gold, images, and completions: each its text, its scores by name, and in training
-        its reward (None if it has none) and advantage.
+
+def write_samples(
+    folder: Path, kind: str, step: int, title: str, samples: Sequence[Mapping[str, Any]]
+) -> None:
+    """Writes folder/KIND-N.jsonl, without the images, and folder/KIND-N.html, which needs no other file.
+
+    Args: kind: step or eval. samples: question, gold, images, and completions: each its text, its scores by
+        name, and in training its reward (None if it has none) and advantage.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"step-{step:06d}"
+    name = f"{kind}-{step:06d}"
     rows = [{**sample, "step": step} for sample in samples]
     lines = [
         json.dumps({key: value for key, value in row.items() if key != "images"}, ensure_ascii=False)
