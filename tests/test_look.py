@@ -205,6 +205,23 @@ def test_a_pattern_that_is_put_back_gives_the_same_answer(tiny, traced, path):
     assert torch.equal(seen[0], traced[f"{path}.pattern"])  # the edit sees what the trace shows
 
 
+def test_a_pattern_is_of_the_sequence_in_a_pack_and_not_there_in_decoding(tiny, traced):
+    """In a training pack each sequence attends to itself alone, and so does an edited pattern."""
+    model, processor = tiny
+    path, seen = "model.layers.1.self_attn.pattern", []
+    batch = processor([conversation(), conversation(text="What is at b1?")])
+    cut = int(batch["cu_seqlens"][1])
+    with torch.no_grad():
+        plain = model(**batch)
+        with r1ov.edit(model, {path: lambda value, where: seen.append(value) or value}):
+            torch.testing.assert_close(model(**batch), plain, atol=BOUND, rtol=0)
+            torch.testing.assert_close(model(*batch.values()), plain, atol=BOUND, rtol=0)
+            with pytest.raises(UserError, match="not in decoding"):
+                generate(model, processor, conversation(), max_new_tokens=2)
+    assert not seen[0][:, cut:, :cut].any()
+    assert not seen[0].triu(1).any()
+
+
 def test_all_heads_at_nothing_are_an_attention_at_nothing(tiny, traced):
     changed = []
     for point in ("heads", "out", "pattern"):

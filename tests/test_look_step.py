@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import r1ov
+from r1ov.data.pack import continued
 from r1ov.data.processor import IGNORED
 from r1ov.errors import UserError
 from r1ov.look.step import NUMBERS, gradient_weights, measured, prefix_tree, read_group, write_step
-from r1ov.look.trace import continued
 from r1ov.train import grpo
 from r1ov.train.grpo import completion_logprobs
 from r1ov.train.run.config import GRPOConfig
@@ -28,11 +28,8 @@ def batch_of(processor):
     prompt = processor.with_pixels(processor.encode(conversation(), add_generation_prompt=True))
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(10, 300, (length,), generator=generator) for length in LENGTHS]
-    batch = processor.pack([continued(prompt, one) for one in ids])
-    labels = batch["input_ids"].clone()
-    for begin in batch["cu_seqlens"][:-1].tolist():
-        labels[begin : begin + len(prompt)] = IGNORED
-    return batch, labels
+    batch = processor.pack([continued(prompt, one, labels=one) for one in ids])
+    return batch, batch.pop("labels")
 
 
 def logprobs_of(model, batch, labels):

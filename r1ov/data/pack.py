@@ -211,7 +211,7 @@ class Bundle:
         if not self.completions:
             return [self.prompt]
         if len(self.completions) == 1:
-            return [_continued(self.prompt, *self.completions)]
+            return [continued(self.prompt, one.input_ids, one.labels) for one in self.completions]
         ids, positions = self.prompt.input_ids, self.prompt.position_ids
         shared = replace(
             self.prompt,
@@ -220,16 +220,17 @@ class Bundle:
             position_ids=positions[:, :-1],
         )
         last = Encoded(input_ids=ids[-1:], position_ids=positions[:, -1:])
-        return [shared, *(_continued(last, one) for one in self.completions)]
+        return [shared, *(continued(last, one.input_ids, one.labels) for one in self.completions)]
 
 
-def _continued(start: Encoded, completion: Continuation) -> Encoded:
+def continued(start: Encoded, input_ids: Tensor, labels: Tensor) -> Encoded:
+    """`start`, of which nothing is trained, and the tokens (n,) that follow it as one sequence."""
     first = int(start.position_ids.max()) + 1
-    positions = torch.arange(first, first + len(completion.input_ids)).expand(3, -1)
+    positions = torch.arange(first, first + len(input_ids)).expand(3, -1)
     return replace(
         start,
-        input_ids=torch.cat((start.input_ids, completion.input_ids)),
-        labels=torch.cat((torch.full_like(start.input_ids, IGNORED), completion.labels)),
+        input_ids=torch.cat((start.input_ids, input_ids)),
+        labels=torch.cat((torch.full_like(start.input_ids, IGNORED), labels)),
         position_ids=torch.cat((start.position_ids, positions), dim=1),
     )
 

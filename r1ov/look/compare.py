@@ -1,12 +1,13 @@
 """Two models on the same tokens: where they part, and what each would have said."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from r1ov.errors import UserError
-from r1ov.look.trace import CHUNK, Trace
+from r1ov.look.trace import Trace, each_token
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,15 @@ def compare(a: Trace, b: Trace) -> Comparison:
             f"the traces are of other tokens ({len(a)} and {len(b)}); give the second the completion of the "
             "first: trace(..., completion=trace_a.token_ids[trace_a.prompt_length:])"
         )
-    divergence, choices = [torch.zeros(1)], [torch.zeros(2, 1, dtype=torch.int64)]
-    size = max(1, CHUNK // 2 // a.model.head_weight.shape[0])
-    for part in torch.arange(len(a) - 1).split(size):
-        p, q = (one._head(one["model.norm.out"][part]).double().log_softmax(-1).cpu() for one in (a, b))
-        middle = torch.logaddexp(p, q) - torch.log(torch.tensor(2.0, dtype=torch.float64))
+
+    def beside(p: Tensor, states: Tensor) -> tuple[Tensor, ...]:
+        q = b.model.logits(states).double().log_softmax(-1).to(p.device)
+        p = p.double()
+        middle = torch.logaddexp(p, q) - math.log(2)
         each = [(one.exp() * (one - middle).clamp(min=-1e30)).sum(-1) for one in (p, q)]
-        divergence.append(((each[0] + each[1]) / 2).clamp(min=0).float())
-        choices.append(torch.stack([p.argmax(-1), q.argmax(-1)]))
+        return ((each[0] + each[1]) / 2).clamp(min=0).float(), p.argmax(-1), q.argmax(-1)
+
+    states = a["model.norm.out"], b["model.norm.out"][:-1]
+    divergence, *choices = (one.cpu() for one in each_token(a.model, states[0], beside, states[1]))
     logprobs = torch.stack([a.logprobs.cpu(), b.logprobs.cpu()])
-    return Comparison(torch.cat(divergence), torch.cat(choices, dim=1), logprobs)
+    return Comparison(divergence.nan_to_num(), torch.stack(choices), logprobs)

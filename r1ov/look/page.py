@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,15 @@ from r1ov.folder.pretrained import load
 from r1ov.look.compare import compare
 from r1ov.look.cost import cache_bytes, parts, times
 from r1ov.look.edit import edit, zero
+from r1ov.look.points import Where
 from r1ov.look.score import blanked
-from r1ov.look.trace import Trace, answers, embedded, looked_at, trace
+from r1ov.look.trace import CHUNK, Trace, looked_at, resumed, trace
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.vision import layout
 
 PASSES = 64  # at most: regions that are blanked, heads that are silenced
-ROOM = 3_000_000  # numbers of attention maps in the page, one byte each
+ROOM = 3_000_000  # numbers of attention maps in the page, one byte each; of means, and of single heads
+WORDS = ("residual", "self_attn.q", "self_attn.k")  # what the page needs of each layer
 RIVALS = 5
 
 
@@ -51,33 +54,26 @@ def write_page(
     Args: name: the model's, for the title. versus: another model, asked about the same tokens. completion: a
         reply to read, as text or token ids; None: the model's own greedy answer.
     """
-    traced = trace(model, processor, messages, completion)
-    if len(traced) == traced.prompt_length:
+    layers = range(len(model.model.layers))
+    keep = [f"model.layers.{layer}.{word}" for layer in layers for word in WORDS]
+    traced = trace(model, processor, messages, completion, keep)
+    written = traced.token_ids[traced.prompt_length :]
+    if not len(written):
         raise UserError("the completion is empty: there is no word to look at")
-    data = gather(model, processor, traced)
+    question = " ".join(part["text"] for part in texts(messages))
+    data = {"model": name, "question": question, **gather(processor, traced)}
     if versus:
-        other_model, other_processor = load(versus, model.head_weight.device, model.head_weight.dtype)
-        completion = traced.token_ids[traced.prompt_length :]
-        data["versus"] = parted(
-            processor, traced, trace(other_model, other_processor, messages, completion), versus
-        )
-    question = " ".join(
-        part["text"] for message in messages for part in as_parts(message["content"]) if "text" in part
-    )
-    data |= {"model": name, "question": question, "walk": walk(processor, traced, data)}
-    images = "".join(
-        f'<img alt="the image as the model gets it" src="{one["url"]}">' for one in data["images"]
-    )
-    answer = processor.decode(traced.token_ids[traced.prompt_length :])
+        other = load(versus, model.head_weight.device, model.head_weight.dtype)
+        data["versus"] = parted(processor, traced, trace(*other, messages, written, ()), versus)
+    data["walk"] = walk(traced, data)
+    stop = "<li><b>{title}</b> {text} <code>{source}</code></li>"
+    image = '<img alt="the image as the model gets it" src="{url}">'
     parts = {
         "title": html.escape(f"{name}: {question}"[:120]),
-        "images": images,
+        "images": "".join(image.format(**one) for one in data["images"]),
         "question": html.escape(question),
-        "answer": html.escape(answer),
-        "walk": "".join(
-            f"<li><b>{html.escape(stop['title'])}</b> {stop['text']} <code>{stop['source']}</code></li>"
-            for stop in data["walk"]
-        ),
+        "answer": html.escape(processor.decode(written)),
+        "walk": "".join(stop.format(**one) for one in data["walk"]),
         # Inside <script> nothing is markup but "<!--" and "</script".
         "data": json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),
     }
@@ -91,66 +87,78 @@ def filled(template: str, parts: Mapping[str, str]) -> str:
     return re.sub("<!--([a-z]+)-->", lambda place: parts[place[1]], page)
 
 
-def as_parts(content: str | Sequence[dict]) -> Sequence[dict]:
-    return [{"text": content}] if isinstance(content, str) else content
+def texts(messages: Messages) -> list[dict]:
+    """The parts of a conversation that are text."""
+    contents = [message["content"] for message in messages]
+    lists = [[{"text": content}] if isinstance(content, str) else content for content in contents]
+    return [part for content in lists for part in content if "text" in part]
 
 
-def gather(model: Qwen2_5_VL, processor: Processor, traced: Trace) -> dict[str, Any]:
+def gather(processor: Processor, traced: Trace) -> dict[str, Any]:
     """Everything that the page shows of one trace, as JSON."""
-    config, layers = processor.config, len(model.model.layers)
-    begin, end = traced.prompt_length, len(traced)
+    text = traced.model.config.text
     ids, values, ranks = traced.rivals(RIVALS)
-    cells = [one.flatten() for one in traced.cells]
-    every_cell = torch.cat(cells) if cells else torch.zeros(0, dtype=torch.int64)
-
-    # Where each word looked when it was written: at the token before it.
-    heads = config.text.num_attention_heads
-    chosen = traced.entropy[begin:].argsort(descending=True)
-    fitting = max(8, ROOM // max(1, layers * heads * len(every_cell)))
-    chosen = sorted(chosen[:fitting].tolist())  # words of which every head is kept
-    groups = looked_at(traced)
-    means, single, shares = [], [], torch.zeros(end - begin, len(groups))
-    for rows in traced.rows(slice(begin - 1, end - 1)):  # (H, words, T)
-        means.append(rows[:, :, every_cell].mean(0))
-        single.append(rows[:, chosen][:, :, every_cell])
-        shares += torch.stack([rows[:, :, group].sum(-1).mean(0) for group in groups], dim=1).cpu() / layers
-    maps = torch.stack(means, dim=1)  # (words, layers, cells)
-    full = {
-        begin + word: packed(torch.stack([one[:, place] for one in single]))
-        for place, word in enumerate(chosen)
-    }
-    typical = maps.mean(1).median(0).values  # a sink is looked at by all words
-    sinks = (
-        (typical > 10 * typical.median().clamp(min=1e-6)).nonzero().flatten().tolist() if len(typical) else []
-    )
+    no_cell = torch.zeros(0, dtype=torch.int64, device=traced.token_ids.device)
+    cells = torch.cat([no_cell, *(one.flatten() for one in traced.cells)])
+    rivals = [
+        [[shown(processor, token), round(value, 3)] for token, value in zip(*own, strict=True)]
+        for own in zip(ids.tolist(), values.nan_to_num().tolist(), strict=True)
+    ]
     return {
         "tokens": traced.tokens,
-        "ids": traced.token_ids.tolist(),
-        "begin": begin,
+        "begin": traced.prompt_length,
         "positions": traced.positions.tolist(),
         "logprobs": rounded(traced.logprobs),
         "entropy": rounded(traced.entropy),
         "ranks": ranks.tolist(),
-        "rivals": [
-            [
-                [processor.decode([token], skip_special_tokens=False), round(value, 3)]
-                for token, value in zip(own, probs, strict=True)
-            ]
-            if place
-            else []
-            for place, (own, probs) in enumerate(zip(ids.tolist(), values.tolist(), strict=True))
-        ],
-        "layers": layers,
-        "heads": heads,
-        "images": [shown_image(processor, traced, number) for number in range(len(cells))],
-        "maps": packed(maps),
-        "full": full,
-        "shares": [rounded(one) for one in shares] if cells else [],
-        "sinks": sinks,
-        "causal": causal(processor, traced) if cells else None,
-        "lens": lens(processor, traced),
-        "ablation": ablation(processor, traced),
-        "cost": cost(model, processor, traced),
+        "rivals": rivals,
+        "layers": traced.num_layers,
+        "heads": text.num_attention_heads,
+        "images": [shown_image(processor, traced, number) for number in range(len(traced.cells))],
+        **attention_maps(traced, cells),
+        "causal": causal(traced) if traced.cells else None,
+        "lens": lens(processor, traced, cells),
+        "ablation": ablation(traced),
+        "cost": cost(processor, traced),
+    }
+
+
+def shown(processor: Processor, token: int) -> str:
+    return processor.decode([token], skip_special_tokens=False)
+
+
+def attention_maps(traced: Trace, cells: Tensor) -> dict[str, Any]:
+    """Where each word looked when it was written: at the token before it.
+
+    Each layer's mean head of every word (or, where that takes too much room, the mean of all layers), and all
+    heads of the least sure words, as many as there is room for.
+    """
+    begin, words, layers = traced.prompt_length, len(traced) - traced.prompt_length, traced.num_layers
+    heads = traced.model.config.text.num_attention_heads
+    fitting = max(8, ROOM // max(1, layers * heads * len(cells)))
+    is_chosen = torch.zeros(words, dtype=torch.bool)
+    is_chosen[traced.entropy[begin:].argsort(descending=True)[:fitting].cpu()] = True
+    groups = torch.stack(looked_at(traced)).float()  # (4, T)
+    maps, shares, full = [], [], []
+    for block in torch.arange(words).split(max(1, CHUNK // (heads * len(traced)))):
+        own = is_chosen[block]
+        seen = [
+            (rows.mean(0)[:, cells], rows.mean(0) @ groups.T, rows[:, own][:, :, cells])
+            for rows in traced.rows(begin - 1 + block)  # (H, n, T)
+        ]
+        by_layer, share, single = (torch.stack(one).cpu() for one in zip(*seen, strict=True))
+        maps.append(by_layer.transpose(0, 1))
+        shares.append(share.mean(0))
+        full.append(single.movedim(2, 0))
+    means = torch.cat(maps)  # (words, layers, cells)
+    typical = means.mean(1).median(0).values
+    is_sink = typical > 10 * typical.median().clamp(min=1e-6) if len(typical) else typical  # for all words
+    chosen = zip(is_chosen.nonzero().flatten().tolist(), torch.cat(full), strict=True)
+    return {
+        "maps": packed(means if means.numel() <= ROOM else means.mean(1, keepdim=True)),
+        "full": {begin + word: packed(one) for word, one in chosen},  # (layers, heads, cells) each
+        "shares": [rounded(one) for one in torch.cat(shares)],
+        "sinks": is_sink.nonzero().flatten().tolist(),
     }
 
 
@@ -200,74 +208,78 @@ def from_patches(patches: Tensor, grid: tuple[int, int, int], image_processor: I
     return Image.fromarray(pixels.round().clamp(0, 255).numpy().astype(np.uint8))
 
 
-def causal(processor: Processor, traced: Trace) -> dict[str, Any]:
+def causal(traced: Trace) -> dict[str, Any]:
     """How much each word's log-prob falls when a region of the first image becomes the mean cell."""
     rows, columns = traced.cells[0].shape
     side = math.ceil(math.sqrt(rows * columns / PASSES))  # cells of a region, each way
     across = math.ceil(columns / side)
     numbers = torch.arange(rows)[:, None] // side * across + torch.arange(columns) // side  # (rows, columns)
     regions = [traced.cells[0][numbers == number] for number in range(int(numbers.max()) + 1)]
-    falls = blanked(processor, traced, regions, max(1, 2048 // len(traced)))[:, traced.prompt_length :]
+    falls = blanked(traced, regions)
     return {"side": side, "columns": across, "falls": [rounded(one, 3) for one in falls.T]}
 
 
-def lens(processor: Processor, traced: Trace) -> dict[str, Any]:
-    """What the model would say after each layer, at each word and cell: the likeliest token, its share."""
-    words = torch.arange(traced.prompt_length - 1, len(traced) - 1)
-    cells = torch.cat([one.flatten() for one in traced.cells]) if traced.cells else words[:0]
-    asked = torch.cat((words, cells))
-    layers = len(traced.model.model.layers)
+def lens(processor: Processor, traced: Trace, cells: Tensor) -> dict[str, Any]:
+    """What the model would say after each layer, at each word and cell: the likeliest token, its share, and
+    the share of the word that came.
+    """
+    words = len(traced) - traced.prompt_length
+    asked = torch.cat((torch.arange(traced.prompt_length - 1, len(traced) - 1, device=cells.device), cells))
+    following = traced.token_ids.roll(-1)[asked]
+    size = max(1, CHUNK // traced.model.config.text.vocab_size)
     said: list[list[list]] = [[] for _ in asked]
-    for layer in range(layers + 1):
-        logprobs = traced.lens(layer, asked)
-        top = logprobs.max(-1)
-        own = logprobs[range(len(words)), traced.token_ids[words + 1]].exp().tolist()
-        for number, (value, token) in enumerate(
-            zip(top.values.exp().tolist(), top.indices.tolist(), strict=True)
-        ):
-            text = processor.decode([token], skip_special_tokens=False)
-            said[number].append(
-                [text, round(value, 3), *([round(own[number], 3)] if number < len(words) else [])]
-            )
-    return {"words": said[: len(words)], "cells": said[len(words) :]}
+    for layer in range(traced.num_layers + 1):
+        for places in torch.arange(len(asked), device=cells.device).split(size):
+            logprobs = traced.lens(layer, asked[places])
+            (best, token), own = logprobs.max(-1), logprobs.gather(1, following[places, None])
+            found = [one.tolist() for one in (places, token, best.exp(), own[:, 0].exp())]
+            for place, one, *shares in zip(*found, strict=True):
+                said[place].append([shown(processor, one), *(round(share, 3) for share in shares)])
+    return {"words": said[:words], "cells": said[words:]}
 
 
-def ablation(processor: Processor, traced: Trace) -> list[list]:
+@torch.no_grad()
+def ablation(traced: Trace) -> list[list]:
     """What silencing a head, or a whole layer where heads are many, does to the answer's log-prob."""
-    layers, heads = len(traced.model.model.layers), processor.config.text.num_attention_heads
-    plain = embedded(processor, traced)[None]
-    before = float(traced.logprobs[traced.prompt_length :].sum())
-    found = []
+    layers, heads = traced.num_layers, traced.model.config.text.num_attention_heads
+    before, found = float(traced.logprobs[traced.prompt_length :].sum()), []
     for layer in range(layers):
-        for head in range(heads) if layers * heads <= PASSES else [None]:
-            silence = zero(None if head is None else [head])
-            with edit(traced.model, {f"model.layers.{layer}.self_attn.heads": silence}):
-                after = float(answers(traced, plain)[0, traced.prompt_length :].sum())
-            found.append([layer, head, round(after - before, 3)])
+        silenced = [[head] for head in range(heads)] if layers * heads <= PASSES else [None]
+        point = f"model.layers.{layer}.residual"
+        copies = traced[point].expand(len(silenced), -1, -1)
+
+        def silence(value: Tensor, where: Where, silenced: list = silenced) -> Tensor:
+            """Of each copy, all of which run side by side, its own heads."""
+            own = value.unflatten(0, (len(silenced), -1))
+            return torch.cat([zero(one)(copy, where) for one, copy in zip(silenced, own, strict=True)])
+
+        with edit(traced.model, {f"model.layers.{layer}.self_attn.heads": silence}):
+            after = resumed(traced, copies, layer).sum(1).tolist()
+        found += [
+            [layer, one and one[0], round(change - before, 3)]
+            for one, change in zip(silenced, after, strict=True)
+        ]
     return sorted(found, key=lambda one: one[2])
 
 
-def cost(model: Qwen2_5_VL, processor: Processor, traced: Trace) -> dict[str, Any]:
+def cost(processor: Processor, traced: Trace) -> dict[str, Any]:
     """Operations and bytes of the prompt's pass, of one more token, of a training step; a pass in seconds."""
-    config, size = processor.config, model.head_weight.element_size()
+    config, size = traced.model.config, traced.model.head_weight.element_size()
     grids = [] if traced.image_grid_thw is None else traced.image_grid_thw.tolist()
     prompt, whole = traced.prompt_length, len(traced)
     passes = {
-        "prompt": parts(config, prompt, prompt, 1, grids),
-        "one token": parts(config, 1, whole, 1),
-        "training": parts(config, whole, whole, whole - prompt, grids),
+        "prompt": (1, parts(config, prompt, prompt, 1, grids)),
+        "one token": (1, parts(config, 1, whole, 1)),
+        "training": (3, parts(config, whole, whole, whole - prompt, grids)),  # backward: twice the forward
     }
     batch = processor.pack([replace(traced.encoded, labels=None)]).to(traced.token_ids.device)
     return {
         "parts": {
-            name: [
-                [part.name, part.shape, part.flops * (3 if name == "training" else 1), part.weights * size]
-                for part in own
-            ]
-            for name, own in passes.items()
+            name: [[part.name, part.shape, times_ * part.flops, part.weights * size] for part in own]
+            for name, (times_, own) in passes.items()
         },
         "cache": cache_bytes(config, whole, size),
-        "seconds": {name: round(seconds, 5) for name, seconds in times(model, batch).items()},
+        "seconds": {name: round(seconds, 5) for name, seconds in times(traced.model, batch).items()},
     }
 
 
@@ -276,69 +288,56 @@ def parted(processor: Processor, traced: Trace, other: Trace, name: str) -> dict
     found = compare(traced, other)
     return {
         "name": name,
-        "divergence": rounded(found.divergence, 4),
+        "divergence": rounded(found.divergence),
         "logprobs": rounded(other.logprobs),
-        "choices": [
-            processor.decode([token], skip_special_tokens=False) for token in found.choices[1].tolist()
-        ],
+        "choices": [shown(processor, token) for token in found.choices[1].tolist()],
         "partings": [place for place in found.partings() if place >= traced.prompt_length],
     }
 
 
-def walk(processor: Processor, traced: Trace, data: dict[str, Any]) -> list[dict[str, str]]:
+def walk(traced: Trace, data: dict[str, Any]) -> list[dict[str, str]]:
     """The guided walk of walk.txt in this image's own numbers, each stop with its place in the code."""
-    text, vision, begin, whole = (
-        processor.config.text,
-        processor.config.vision,
-        traced.prompt_length,
-        len(traced),
-    )
-    flops = {name: sum(part[2] for part in own) for name, own in data["cost"]["parts"].items()}
-    written = traced.logprobs[begin:]
+    config, written = traced.model.config, traced.logprobs[traced.prompt_length :]
+    operations = {name: sum(part[2] for part in own) for name, own in data["cost"]["parts"].items()}
     numbers = {
-        "text": text,
-        "vision": vision,
-        "prompt": begin,
-        "whole": whole,
-        "answer": whole - begin,
-        "last_position": ", ".join(str(int(axis[-1])) for axis in traced.positions),
-        "image_share": float(np.mean([shares[0] for shares in data["shares"] or [[0.0]]])),
+        "text": config.text,
+        "vision": config.vision,
+        "prompt": traced.prompt_length,
+        "whole": len(traced),
+        "answer": len(written),
+        "last_position": ", ".join(map(str, traced.positions[:, -1].tolist())),
+        "image_share": float(np.mean([shares[0] for shares in data["shares"]])),
         "cache": data["cost"]["cache"],
-        "one_token": flops["one token"],
-        "one_prompt": flops["prompt"],
+        "one_token": operations["one token"],
+        "one_prompt": operations["prompt"],
         "least": float(written.min().exp()),
         "nats": -float(written.sum()),
         "chance": float(written.sum().exp()),
     }
     if traced.cells:
-        t, h, w = traced.image_grid_thw[0].tolist()
+        image, (_, high, wide) = data["images"][0], traced.image_grid_thw[0].tolist()
         numbers |= {
-            "wide": w * vision.patch_size,
-            "high": h * vision.patch_size,
-            "patches": t * h * w,
-            "full": ", ".join(map(str, vision.fullatt_block_indexes)),
-            "windows": len(data["images"][0]["windows"]),
-            "rows": traced.cells[0].shape[0],
-            "columns": traced.cells[0].shape[1],
-            "first_cell": int(traced.cells[0][0, 0]),
-            "last_cell": int(traced.cells[0][-1, -1]),
+            "image": image,
+            "wide": wide * config.vision.patch_size,
+            "high": high * config.vision.patch_size,
+            "patches": len(image["places"]),
+            "full": ", ".join(map(str, config.vision.fullatt_block_indexes)),
+            "windows": len(image["windows"]),
+            "first_cell": image["tokens"][0],
+            "last_cell": image["tokens"][-1],
         }
     stops = []
     for block in (Path(__file__).parent / "walk.txt").read_text(encoding="utf-8").strip().split("\n\n"):
         head, title, words = block.split("\n")
         when, module, name = head.split()
         if when == "any" or traced.cells:
-            stops.append(
-                {"title": title, "text": html.escape(words.format(**numbers)), "source": source(module, name)}
-            )
+            said = html.escape(words.format(**numbers))
+            stops.append({"title": title, "text": said, "source": source(module, name)})
     return stops
 
 
 def source(module: str, name: str) -> str:
     """file:line of a function or class."""
-    thing = import_module(module)
-    for part in name.split("."):
-        thing = getattr(thing, part)
-    thing = inspect.unwrap(thing)
+    thing = inspect.unwrap(attrgetter(name)(import_module(module)))
     path = Path(inspect.getsourcefile(thing)).relative_to(Path(__file__).parents[2])
     return f"{path}:{inspect.getsourcelines(thing)[1]}"

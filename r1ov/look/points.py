@@ -3,14 +3,15 @@
 A point is the checkpoint's own module path and a last word:
 
     model.layers.2.residual           (T, C) enters the layer
-    model.layers.2.self_attn.heads    (T, H, D) what each head gathered, before they are mixed
+    model.layers.2.self_attn.q, .k    (T, H | K, D) queries and keys, turned to their positions
     model.layers.2.self_attn.pattern  (H, T, T) how much each token (row) looks at each token (column)
+    model.layers.2.self_attn.heads    (T, H, D) what each head gathered, before they are mixed
     model.layers.2.self_attn.out      (T, C) is added to the residual, and so is
     model.layers.2.mlp.out            (T, C)
     visual.blocks.1. ...              the same, with attn for self_attn and P patches for T tokens
     visual.merger.out                 (M, C) merged cells
     model.norm.out                    (T, C) goes to the head
-    logits                            (T, V)
+    logits                            (T, V); a training loss makes none: edit model.norm.out there
 
 Patches and cells come in the image's reading order, not in the encoder's own (by windows). Points are hooks
 on the model's own modules: without any, nothing is in the way. TransformerLens calls
@@ -18,8 +19,10 @@ on the model's own modules: without any, nothing is in the way. TransformerLens 
 """
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +32,6 @@ from r1ov.errors import UserError
 from r1ov.model.config import VisionConfig
 from r1ov.model.language import DecoderLayer, SelfAttention
 from r1ov.model.model import Qwen2_5_VL
-from r1ov.model.rope import rotate
 from r1ov.model.vision import VisionAttention, VisionBlock, layout
 
 
@@ -40,24 +42,13 @@ class Where(NamedTuple):
     position_ids: Tensor | None  # (3, T) of the tokens; None in the vision encoder
 
 
-class Heads(NamedTuple):
-    """What an attention module attends with: q (n, H, D) and k, v (S, K, D), turned to their positions.
-
-    `cu_seqlens` cuts the tokens into those that see each other; None: causal, and all of one sequence.
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    cu_seqlens: Tensor | None
-
-
 Function = Callable[[Any, Where], Any]  # value -> value, or None to leave it as it is
+ATTENTION = ("q", "k", "pattern", "heads")  # last words of the points within an attention
 LAST_WORDS = {  # module's class -> last words of its points
     DecoderLayer: ("residual",),
     VisionBlock: ("residual",),
-    SelfAttention: ("heads", "pattern", "out"),
-    VisionAttention: ("heads", "pattern", "out"),
+    SelfAttention: (*ATTENTION, "out"),
+    VisionAttention: (*ATTENTION, "out"),
 }
 OUT = ("mlp", "merger", "norm", "embed_tokens")  # modules with an `out` alone
 
@@ -82,169 +73,124 @@ def check_point(name: str, points: Mapping[str, Any]) -> None:
 
 def reading_order(image_grid_thw: Tensor, config: VisionConfig) -> tuple[Tensor, Tensor]:
     """Where in the encoder's order the patches (P,) and the cells (M,) of the reading order are."""
-    grids = [tuple(grid) for grid in image_grid_thw.tolist()]
-    positions, order, _, _ = layout(tuple(grids), config)
+    grids = tuple(map(tuple, image_grid_thw.tolist()))
+    positions, order, _, _ = layout(grids, config)
     unit = config.spatial_merge_size**2
-    places, frames, before = positions.unflatten(0, (-1, unit))[order].flatten(0, 1), [], 0  # (P, 2)
-    for t, h, w in grids:
-        frames += [(before + index * h * w, w) for index in range(t) for _ in range(h * w)]
-        before += t * h * w
-    begin, width = torch.tensor(frames).T
-    return (begin + places[:, 0] * width + places[:, 1]).argsort(), order.argsort()
+    frames = [(h * w, w) for t, h, w in grids for _ in range(t)]
+    sizes, widths = torch.tensor(frames).T
+    begins = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    row, column = positions.unflatten(0, (-1, unit))[order].flatten(0, 1).T  # (P,) each
+    return (begins + row * widths.repeat_interleave(sizes) + column).argsort(), order.argsort()
 
 
-def pattern(heads: Heads, rows: slice | Tensor = slice(None)) -> Tensor:
-    """The attention weights of some rows of q, computed by the definition; (H, rows, S) float32."""
-    q, k, _, cu_seqlens = heads
-    places = torch.arange(len(k) - len(q), len(k), device=q.device)[rows]  # the last query sees the last key
+def sequences(cu_seqlens: Tensor) -> Tensor:
+    """(T,) the number of the sequence, or window, in which each token lies."""
+    return torch.arange(len(cu_seqlens) - 1, device=cu_seqlens.device).repeat_interleave(cu_seqlens.diff())
+
+
+def pattern(q: Tensor, k: Tensor, of: Tensor, causal: bool, rows: slice | Tensor = slice(None)) -> Tensor:
+    """The attention weights of some rows, computed by the definition; (H, rows, T) float32.
+
+    Args: q, k: (T, H | K, D). of: (T,) the sequence of each token, which sees its own alone.
+    """
+    places = torch.arange(len(k), device=k.device)
+    seen = of[rows][:, None] == of
+    if causal:
+        seen &= places <= places[rows][:, None]
     q, k = q[rows].float(), k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).float()
     scores = torch.einsum("qhd,khd->hqk", q, k) * q.shape[2] ** -0.5
-    keys = torch.arange(len(k), device=q.device)
-    if cu_seqlens is None:
-        seen = keys <= places[:, None]
-    else:
-        ids = torch.searchsorted(cu_seqlens[1:], keys, right=True)
-        seen = ids == ids[places][:, None]
     return scores.masked_fill(~seen, float("-inf")).softmax(-1)
 
 
 @contextmanager
-def watching(
-    model: Qwen2_5_VL, functions: Mapping[str, Function], on_heads: Callable[[str, Heads], None] | None = None
-) -> Iterator[None]:
+def watching(model: Qwen2_5_VL, functions: Mapping[str, Function]) -> Iterator[None]:
     """Within it, every pass through the model gives each point's value to its function.
 
-    Args:
-        functions: point -> function(value, where); it returns the value to go on with, or None.
-        on_heads: called with an attention module's name and what it attends with.
+    Args:   functions: point -> function(value, where); it returns the value to go on with, or None.
     Raises: UserError for an unknown point.
     """
     points = points_of(model)
     for name in functions:
         check_point(name, points)
-    position_ids: list[Tensor | None] = [None]  # of the pass under way
-    orders: list[tuple[Tensor, Tensor]] = []  # of the images under way
+    # Of the pass under way: positions, the sequences of a plain one, and the images' reading order.
+    passing: dict[str, Any] = {}
 
-    def apply(name: str, value: Tensor) -> Tensor | None:
-        """Returns the new value, or None if nobody wants another."""
-        if name not in functions:
-            return None
-        if not name.startswith("visual."):
-            return checked(name, value, functions[name](value, Where(name, position_ids[0])))
-        order = orders[-1][name == "visual.merger.out"].to(value.device)
-        is_pattern = name.endswith(".pattern")
-        read = value[:, order][:, :, order] if is_pattern else value[order]
-        new = checked(name, value, functions[name](read, Where(name, None)))
+    def changed(name: str, value: Tensor) -> Tensor:
+        """What a point's function makes of a value, which is in reading order."""
+        positions = None if name.startswith("visual.") else passing.get("position_ids")
+        new = functions[name](value, Where(name, positions))
         if new is None:
-            return None
-        back = order.argsort()
-        return new[:, back][:, :, back] if is_pattern else new[back]
-
-    def checked(name: str, value: Tensor, new: Tensor | None) -> Tensor | None:
-        if new is not None and new.shape != value.shape:
+            return value
+        if new.shape != value.shape:
             raise UserError(f"the edit of {name} returns {tuple(new.shape)}; expected {tuple(value.shape)}")
         return new
+
+    def apply(name: str, value: Tensor) -> Tensor:
+        if name not in functions:
+            return value
+        if not name.startswith("visual."):
+            return changed(name, value)
+        order = passing["orders"][name == "visual.merger.out"].to(value.device)
+        return changed(name, value[order])[order.argsort()]
+
+    def attended(path: str, module: nn.Module, args: tuple) -> tuple:
+        """The arguments of an attention module, with its points around the attention that it is given."""
+        x, cos, sin, attend, *rest = args
+
+        def attending(*given: Any) -> Tensor:
+            *layer, q, k, v = given
+            q, k = apply(f"{path}.q", q), apply(f"{path}.k", k)
+            if f"{path}.pattern" in functions:
+                out = by_pattern(path, attend, q, k, v)
+            else:
+                out = attend(*layer, q, k, v)
+            return apply(f"{path}.heads", out)
+
+        return (x, cos, sin, attending, *rest)
+
+    def by_pattern(path: str, attend: Callable, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What heads gather by a pattern that goes through its function."""
+        is_vision = path.startswith("visual.")
+        of = sequences(attend.keywords["cu_seqlens"]) if is_vision else passing.get("sequences")
+        if of is None or len(q) != len(of):
+            raise UserError(f"{path}.pattern is there in plain passes only, not in decoding; edit heads")
+        order = passing["orders"][0].to(q.device) if is_vision else torch.arange(len(q), device=q.device)
+        q, k, v, of = (one[order] for one in (q, k, v, of))
+        weights = changed(f"{path}.pattern", pattern(q, k, of, causal=not is_vision)).to(v.dtype)
+        v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+        return torch.einsum("hqk,khd->qhd", weights, v)[order.argsort()]
+
+    def note_pass(_module: nn.Module, args: tuple, given: dict) -> None:
+        given = inspect.signature(model.forward).bind(*args, **given).arguments
+        is_plain = given.get("attend") is None and given.get("prefixes") is None
+        passing["sequences"] = sequences(given["cu_seqlens"]) if is_plain else None
 
     with ExitStack() as stack:
 
         def hook(register: Callable, function: Callable, **options: bool) -> None:
             stack.callback(register(function, **options).remove)
 
-        def note_positions(_module: nn.Module, args: tuple) -> None:
-            position_ids[0] = args[1]
-
-        def note_order(_module: nn.Module, args: tuple) -> None:
-            orders[:] = [reading_order(args[1], model.config.vision)]
-
-        hook(model.model.register_forward_pre_hook, note_positions)
-        hook(model.visual.register_forward_pre_hook, note_order)
-        for name, module in points.items():
+        hook(model.register_forward_pre_hook, note_pass, with_kwargs=True)
+        hook(model.register_forward_hook, lambda *_: passing.update(sequences=None))
+        hook(model.model.register_forward_pre_hook, lambda _m, args: passing.update(position_ids=args[1]))
+        hook(
+            model.visual.register_forward_pre_hook,
+            lambda _m, args: passing.update(orders=reading_order(args[1], model.config.vision)),
+        )
+        watched = {}  # attention modules, once for all of their points
+        for name in functions:
             path, _, word = name.rpartition(".")
-            if name not in functions and not (word == "pattern" and on_heads):
-                continue
             if word == "residual":
-                hook(
-                    module.register_forward_pre_hook,
-                    lambda _m, args, name=name: _first(args, apply(name, args[0])),
-                )
+                before = lambda _m, args, name=name: (apply(name, args[0]), *args[1:])  # noqa: E731
+                hook(points[name].register_forward_pre_hook, before)
             elif word == "out":
-                hook(module.register_forward_hook, lambda _m, _a, value, name=name: apply(name, value))
-            elif word == "pattern" or (
-                word == "heads" and not on_heads and f"{path}.pattern" not in functions
-            ):
-                _watch_attention(hook, module, path, functions, apply, on_heads)
+                hook(points[name].register_forward_hook, lambda _m, _a, value, name=name: apply(name, value))
+            elif word in ATTENTION:
+                watched[path] = points[name]
+        for path, module in watched.items():
+            hook(module.register_forward_pre_hook, partial(attended, path))
         if "logits" in functions:
-            plain = model.logits
-
-            def logits(hidden: Tensor) -> Tensor:
-                value = plain(hidden)
-                new = apply("logits", value)
-                return value if new is None else new
-
-            model.logits = logits  # the engine asks for them too, without the model's own forward
+            plain = model.logits  # the engine asks for them too, without the model's own forward
+            model.logits = lambda hidden: apply("logits", plain(hidden))
             stack.callback(delattr, model, "logits")
         yield
-
-
-def _first(args: tuple, value: Tensor | None) -> tuple | None:
-    return None if value is None else (value, *args[1:])
-
-
-def _watch_attention(
-    hook: Callable,
-    module: SelfAttention | VisionAttention,
-    path: str,
-    functions: Mapping[str, Function],
-    apply: Callable[[str, Tensor], Tensor | None],
-    on_heads: Callable[[str, Heads], None] | None,
-) -> None:
-    """Watches the points `heads` and `pattern` of one attention module."""
-    current: list[Heads] = []  # of the pass under way
-    if isinstance(module, SelfAttention):
-        projection = module.o_proj
-
-        def around(_module: nn.Module, args: tuple) -> tuple:
-            x, cos, sin, attend, *rest = args
-
-            def attending(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                current[:] = [Heads(q, k, v, None)]
-                return attend(layer, q, k, v)
-
-            return (x, cos, sin, attending, *rest)
-
-        hook(module.register_forward_pre_hook, around)
-    else:
-        projection = module.proj
-        turn: list[tuple] = []
-
-        def before(_module: nn.Module, args: tuple) -> None:
-            turn[:] = [args[1:4]]
-
-        def split(_module: nn.Module, _args: tuple, value: Tensor) -> None:
-            cos, sin, cu_seqlens = turn[0]
-            q, k, v = value.unflatten(-1, (3, module.num_heads, -1)).unbind(1)
-            q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
-            current[:] = [Heads(q, k, v, cu_seqlens)]
-
-        hook(module.register_forward_pre_hook, before)
-        hook(module.qkv.register_forward_hook, split)
-
-    def gathered(_module: nn.Module, args: tuple) -> tuple | None:
-        heads, out, changed = current.pop(), args[0], None
-        if on_heads:
-            on_heads(path, heads)
-        if f"{path}.pattern" in functions:
-            if len(heads.q) != len(heads.k):
-                raise UserError(
-                    f"{path}.pattern can be edited in whole passes only, not token by token; edit heads"
-                )
-            weights = apply(f"{path}.pattern", pattern(heads))
-            if weights is not None:
-                v = heads.v.repeat_interleave(heads.q.shape[1] // heads.v.shape[1], dim=1)
-                out = changed = torch.einsum("hqk,khd->qhd", weights.to(v.dtype), v).flatten(1)
-        split_out = out.unflatten(-1, (heads.q.shape[1], -1))  # (T, H, D)
-        if (new := apply(f"{path}.heads", split_out)) is not None:
-            changed = new.flatten(1)
-        return None if changed is None else (changed,)
-
-    hook(projection.register_forward_pre_hook, gathered)

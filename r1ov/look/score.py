@@ -11,10 +11,11 @@ peak lies on that object. Maps are read at the tokens that wrote the words.
 """
 
 import json
+import math
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,52 +26,41 @@ from r1ov.data.playground.scene import COLOURS, SHAPES, SIZE
 from r1ov.data.processor import Processor
 from r1ov.errors import UserError
 from r1ov.evaluate.statistics import interval
-from r1ov.look.points import Where, watching
-from r1ov.look.trace import Trace, answers, embedded, trace
+from r1ov.look.trace import Trace, resumed, trace
 from r1ov.model.model import Qwen2_5_VL
 
 NAMED = re.compile(rf"(?:\b([a-d][1-4]) )?\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")
 FAMILIES = ("counting", "spatial", "locate")
-METHODS = (
-    "attention, mean of all heads",
-    "attention, best head",
-    "attention rollout",
-    "gradient x input",
-    "blanking",
-)
+KEEP = ("pattern", "model.layers.0.residual")
 
 
 @dataclass(frozen=True)
 class Mention:
     """Words of a thought that name one object."""
 
-    tokens: list[int]  # their places in the trace
+    tokens: list[int]  # their places in the completion
     cells: list[int]  # where the object is, row * columns + column
-    scene: int
 
 
-def mentions(traced: Trace, item: Sample, scene: int) -> list[Mention]:
+def mentions(traced: Trace, item: Sample) -> list[Mention]:
     """The words that name exactly one object of the scene; ambiguous and mistaken ones are left out."""
     objects = json.loads(item.description)["objects"]
-    rows, columns = traced.cells[0].shape
-    starts, text = [], ""
+    spans, text = [], ""
     for token in traced.tokens[traced.prompt_length :]:
-        starts.append(len(text))
+        spans.append((len(text), len(text) + len(token)))
         text += token
     found = []
     for match in NAMED.finditer(text):
-        cell, *pair = match.groups()
+        cell, colour, shape = match.groups()
         named = [
-            one for one in objects if [one["colour"], one["shape"]] == pair and cell in (None, one["cell"])
+            one["box"]
+            for one in objects
+            if (one["colour"], one["shape"]) == (colour, shape) and cell in (None, one["cell"])
         ]
         if len(named) == 1:
-            ends = [*starts[1:], len(text)]
-            places = zip(starts, ends, strict=True)
-            tokens = [
-                i for i, (begin, end) in enumerate(places) if end > match.start(2) and begin < match.end(3)
-            ]
-            covered = covered_cells(named[0]["box"], rows, columns)
-            found.append(Mention([traced.prompt_length + i for i in tokens], covered, scene))
+            first, last = match.start(2), match.end(3)
+            tokens = [place for place, (begin, end) in enumerate(spans) if end > first and begin < last]
+            found.append(Mention(tokens, covered_cells(named[0], *traced.cells[0].shape)))
     return found
 
 
@@ -87,109 +77,77 @@ def covered_cells(box: Sequence[int], rows: int, columns: int) -> list[int]:
     return [cell for cell, area in enumerate(areas) if area and area >= max(areas) / 2]
 
 
-def rollout(traced: Trace, layers: int) -> Tensor:
-    """(T, T) attention through all layers: each one's mean over the heads, half of it the residual."""
-    whole = torch.eye(len(traced))
-    for layer in range(layers):
-        weights = traced[f"model.layers.{layer}.self_attn.pattern"].mean(0)
-        whole = (weights + torch.eye(len(traced))) / 2 @ whole
-    return whole
-
-
-def gradients(
-    model: Qwen2_5_VL, processor: Processor, traced: Trace, found: Sequence[Mention]
-) -> list[Tensor]:
-    """For each mention (cells,): gradient of its words' log-prob times input, at each cell's embedding."""
-    kept: list[Tensor] = []
-
-    def keep(value: Tensor, _where: Where) -> Tensor:
-        kept.append(value.detach().requires_grad_())
-        return kept[0]
-
-    batch = processor.pack([replace(traced.encoded, labels=None)])
-    with torch.enable_grad(), watching(model, {"visual.merger.out": keep}):
-        logprobs = model(**batch)[:-1].log_softmax(-1).gather(1, traced.token_ids[1:, None]).squeeze(1)
-        maps = []
-        for one in found:
-            words = logprobs[[token - 1 for token in one.tokens]].sum()
-            (grad,) = torch.autograd.grad(words, kept[0], retain_graph=True)
-            maps.append((grad * kept[0].detach()).sum(-1))
-    return maps
-
-
-def blanked(processor: Processor, traced: Trace, regions: Sequence[Tensor], per_pass: int = 16) -> Tensor:
-    """(regions, T) how much each token's log-prob falls when a region of the image becomes its mean cell.
-
-    Args: regions: token indices of cells, as in `traced.cells`. per_pass: regions blanked side by side.
-    """
-    plain = embedded(processor, traced)  # (T, C)
-    every_cell = torch.cat([cells.flatten() for cells in traced.cells])
-    scored = []
-    for first in range(0, len(regions), per_pass):
-        own = regions[first : first + per_pass]
-        copies = plain.repeat(len(own), 1, 1)
-        for copy, region in zip(copies, own, strict=True):
-            copy[region] = plain[every_cell].mean(0)
-        scored.append(answers(traced, copies))
-    return traced.logprobs - torch.cat(scored)
-
-
-def maps_of(
-    model: Qwen2_5_VL, processor: Processor, traced: Trace, found: Sequence[Mention]
-) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """For each mention the maps of all heads (layers, H, cells), and the other methods' maps (cells,)."""
+def heads_of(traced: Trace, mention: Mention) -> Tensor:
+    """(layers, H, cells) where each head looked when the words were written: at the tokens before them."""
+    first, last = (traced.prompt_length + mention.tokens[place] for place in (0, -1))
     cells = traced.cells[0].flatten()
-    whole, falls = rollout(traced, len(model.model.layers)), blanked(processor, traced, list(cells.split(1)))
-    for one, gradient in zip(found, gradients(model, processor, traced, found), strict=True):
-        written = slice(one.tokens[0] - 1, one.tokens[-1])  # where the words were decided
-        heads = torch.stack([rows[:, :, cells].mean(1) for rows in traced.rows(written)])
-        yield (
-            heads,
-            {
-                METHODS[0]: heads.mean((0, 1)),
-                METHODS[2]: torch.stack([whole[token - 1, cells] for token in one.tokens]).mean(0),
-                METHODS[3]: gradient,
-                METHODS[4]: falls[:, one.tokens].sum(1),
-            },
-        )
+    return torch.stack([rows[:, :, cells].mean(1) for rows in traced.rows(slice(first - 1, last))])
 
 
-def look_at(
-    model: Qwen2_5_VL, processor: Processor, count: int, split: str, seed: int, swapped: bool = False
-) -> tuple[list[Mention], Tensor, dict[str, Tensor]]:
-    """Answers `count` scenes and maps all their mentions.
+def rollout(traced: Trace) -> Tensor:
+    """(n, cells) from each word's writing, through all layers: mean heads, and as much residual."""
+    whole = itself = torch.eye(len(traced))
+    for rows in traced.rows(slice(None)):
+        whole = (rows.mean(0) + itself) / 2 @ whole
+    return whole[traced.prompt_length - 1 : -1, traced.cells[0].flatten()]
 
-    Args: swapped: the maps are of the same tokens before the image of the scene that came before.
-    Returns: n mentions; (n, layers, H, cells) maps of heads; the other methods' maps (n, cells).
+
+def gradients(traced: Trace, found: Sequence[Mention]) -> Iterator[Tensor]:
+    """For each mention (cells,): gradient of its words' log-prob times input, at each cell's embedding."""
+    states = traced["model.layers.0.residual"].clone().requires_grad_()
+    logprobs = resumed(traced, states[None])[0]
+    for one in found:
+        (grad,) = torch.autograd.grad(logprobs[one.tokens].sum(), states, retain_graph=True)
+        yield (grad * states.detach()).sum(-1)[traced.cells[0].flatten()]
+
+
+@torch.no_grad()
+def blanked(traced: Trace, regions: Sequence[Tensor], tokens_per_pass: int = 2048) -> Tensor:
+    """(regions, n) how much each word's log-prob falls when a region of the image becomes its mean cell.
+
+    Args: regions: token indices of cells, as in `traced.cells`.
     """
-    every: list[Mention] = []
-    heads: list[Tensor] = []
-    others: dict[str, list[Tensor]] = {}
-    index, scene, former = -1, 0, None
-    with tqdm(total=count, unit=" scenes", desc="swapped" if swapped else f"seed {seed}", leave=False) as bar:
-        while scene < count:
-            index += 1
-            item = sample(split, index, seed)
-            if item.family not in FAMILIES:
-                continue
-            traced = trace(model, processor, asked(item, item))
-            found = mentions(traced, item, scene)
-            if swapped and former is not None:
-                completion = traced.token_ids[traced.prompt_length :]
-                traced = trace(model, processor, asked(item, former), completion)
-            if found and (former is not None or not swapped):
-                every += found
-                for own, rest in maps_of(model, processor, traced, found):
-                    heads.append(own)
-                    for name, values in rest.items():
-                        others.setdefault(name, []).append(values)
-            former, scene = item, scene + 1
-            bar.update()
-    if not every:
-        raise UserError(
-            f"none of {count} thoughts names an object of its scene; more --samples, or another --model"
-        )
-    return every, torch.stack(heads), {name: torch.stack(values) for name, values in others.items()}
+    plain = traced["model.layers.0.residual"]  # (T, C)
+    mean_cell = plain[torch.cat([cells.flatten() for cells in traced.cells])].mean(0)
+    side_by_side, scored = max(1, tokens_per_pass // len(traced)), []
+    for first in range(0, len(regions), side_by_side):
+        own = regions[first : first + side_by_side]
+        copies = torch.stack([plain.index_put((region,), mean_cell) for region in own])
+        scored.append(resumed(traced, copies))
+    return traced.logprobs[traced.prompt_length :] - torch.cat(scored)
+
+
+def maps_of(traced: Trace, found: Sequence[Mention], best: int) -> Iterator[dict[str, Tensor]]:
+    """For each mention every method's map (cells,). Args: best: layer * heads + head."""
+    through, falls = rollout(traced), blanked(traced, list(traced.cells[0].flatten().split(1)))
+    for one, gradient in zip(found, gradients(traced, found), strict=True):
+        heads = heads_of(traced, one)
+        yield {
+            "attention, mean of all heads": heads.mean((0, 1)),
+            f"attention, best head (layer {best // heads.shape[1]}, head {best % heads.shape[1]})": (
+                heads.flatten(0, 1)[best]
+            ),
+            "attention rollout": through[one.tokens].mean(0),
+            "gradient x input": gradient,
+            "blanking": falls[:, one.tokens].sum(1),
+        }
+
+
+def scenes(
+    model: Qwen2_5_VL, processor: Processor, count: int, split: str, seed: int
+) -> Iterator[tuple[int, Trace, list[Mention], Trace | None]]:
+    """Yields each scene's number, trace and mentions, and the trace of the same tokens before another image,
+    that of the scene that came before.
+    """
+    index, former = -1, None
+    for scene in tqdm(range(count), unit=" scenes", desc=f"seed {seed}", leave=False):
+        while (item := sample(split, index := index + 1, seed)).family not in FAMILIES:
+            pass
+        traced = trace(model, processor, asked(item, item), keep=KEEP)
+        words = traced.token_ids[traced.prompt_length :]
+        swapped = trace(model, processor, asked(item, former), words, KEEP) if former else None
+        yield scene, traced, mentions(traced, item), swapped
+        former = item
 
 
 def asked(item: Sample, image_of: Sample) -> list[dict]:
@@ -197,38 +155,44 @@ def asked(item: Sample, image_of: Sample) -> list[dict]:
     return [{"role": "user", "content": parts}]
 
 
-def hits(maps: Tensor, cells: Sequence[Sequence[int]]) -> list[float]:
-    """1.0 for each map (n, cells) whose peak lies on its object."""
-    return [float(peak in own) for peak, own in zip(maps.argmax(-1).tolist(), cells, strict=True)]
+def peaks_of(traced: Trace, found: Sequence[Mention], best: int) -> list[dict[str, int]]:
+    """For each mention the cell of every method's peak."""
+    return [{name: int(one.argmax()) for name, one in maps.items()} for maps in maps_of(traced, found, best)]
 
 
 def table(
     model: Qwen2_5_VL, processor: Processor, samples: int, split: str = "test", seed: int = 0
 ) -> list[dict]:
     """A row for each method: hits, their 95% interval by scene, and the two controls."""
-    chosen, chosen_heads, _ = look_at(model, processor, max(20, samples // 4), split, seed + 1)
-    truth = [one.cells for one in chosen]
-    layers, count = chosen_heads.shape[1:3]
-    rates = {(i, j): sum(hits(chosen_heads[:, i, j], truth)) for i in range(layers) for j in range(count)}
-    layer, head = max(rates, key=rates.get)
-    found, heads, others = look_at(model, processor, samples, split, seed)
-    swapped, swapped_heads, swapped_others = look_at(model, processor, samples, split, seed, swapped=True)
-    others[METHODS[1]], swapped_others[METHODS[1]] = heads[:, layer, head], swapped_heads[:, layer, head]
-    truth, shuffled = [one.cells for one in found], [one.cells for one in found]
+    text = model.config.text
+    votes = torch.zeros(text.num_hidden_layers * text.num_attention_heads)
+    for _, traced, found, _ in scenes(model, processor, max(20, samples // 4), split, seed + 1):
+        for one in found:
+            votes += torch.isin(heads_of(traced, one).argmax(-1), torch.tensor(one.cells)).flatten()
+    best = int(votes.argmax())
+    seen = []  # of each mention: scene, cells, peaks, and the peaks before the other image
+    for scene, traced, found, swapped in scenes(model, processor, samples, split, seed):
+        if found:
+            own = peaks_of(traced, found, best)
+            others = peaks_of(swapped, found, best) if swapped else [None] * len(found)
+            seen += [(scene, one.cells, *both) for one, *both in zip(found, own, others, strict=True)]
+    if not seen:
+        raise UserError(
+            f"none of {samples} thoughts names an object of its scene; more --samples, or another --model"
+        )
+    number, truth, peaks, others = zip(*seen, strict=True)
+    shuffled = list(truth)
     random.Random(seed).shuffle(shuffled)
     rows = []
-    for name in METHODS:
-        right = hits(others[name], truth)
-        low, high = interval(right, [one.scene for one in found])
-        rows.append(
-            {
-                "method": name + (f" (layer {layer}, head {head})" if name == METHODS[1] else ""),
-                "words": len(found),
-                "hits": sum(right) / len(right),
-                "low": low,
-                "high": high,
-                "shuffled": sum(hits(others[name], shuffled)) / len(right),
-                "swapped": sum(hits(swapped_others[name], [one.cells for one in swapped])) / len(swapped),
-            }
-        )
+    for name in peaks[0]:
+        right = [float(one[name] in cells) for one, cells in zip(peaks, truth, strict=True)]
+        wrong = [one[name] in cells for one, cells in zip(peaks, shuffled, strict=True)]
+        swapped = [one[name] in cells for one, cells in zip(others, truth, strict=True) if one]
+        low, high = interval(right, number)
+        row = {"method": name, "words": len(right), "hits": mean(right), "low": low, "high": high}
+        rows.append({**row, "shuffled": mean(wrong), "swapped": mean(swapped)})
     return rows
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

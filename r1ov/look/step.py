@@ -21,12 +21,12 @@ from torch import Tensor
 
 from r1ov.common.files import read_json, write_text
 from r1ov.common.page import base64_image
-from r1ov.data.processor import IGNORED, Processor
+from r1ov.data.pack import continued
+from r1ov.data.processor import Processor
 from r1ov.errors import UserError
 from r1ov.folder.pretrained import load, resolve
 from r1ov.folder.settings import read_processor
-from r1ov.look.page import as_parts, filled
-from r1ov.look.trace import continued
+from r1ov.look.page import filled
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.grpo import completion_logprobs
 from r1ov.train.loss import grpo_loss
@@ -102,21 +102,16 @@ def measured(
     model: Qwen2_5_VL, processor: Processor, group: dict, images: Sequence[Image.Image], temperature: float
 ) -> list[tuple[Tensor, Tensor]]:
     """Of each completion the log-probs and entropies (T,) of its tokens."""
-    following = iter(images)
-    for message in group["prompt"]:
-        for part in as_parts(message["content"]):
-            if "text" not in part:
-                image = next(following)
-                part |= {"image": image, "resized_height": image.height, "resized_width": image.width}
+    contents = [message["content"] for message in group["prompt"]]
+    slots = [part for one in contents if isinstance(one, list) for part in one if "text" not in part]
+    for part, image in zip(slots, images, strict=True):
+        part |= {"image": image, "resized_height": image.height, "resized_width": image.width}
     prompt = processor.with_pixels(processor.encode(group["prompt"], add_generation_prompt=True))
     found = []
     for one in group["completions"]:
-        batch = processor.pack([continued(prompt, torch.tensor(one["token_ids"]))]).to(
-            model.head_weight.device
-        )
-        labels = batch["input_ids"].clone()
-        labels[: len(prompt)] = IGNORED
-        then = partial(completion_logprobs, labels=labels, temperature=temperature)
+        ids = torch.tensor(one["token_ids"])
+        batch = processor.pack([continued(prompt, ids, labels=ids)]).to(model.head_weight.device)
+        then = partial(completion_logprobs, labels=batch.pop("labels"), temperature=temperature)
         found.append(tuple(values[len(prompt) :].float().cpu() for values in model(**batch, then=then)))
     return found
 

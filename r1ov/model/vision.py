@@ -8,7 +8,8 @@ Shape letters: P patches, M = P / spatial_merge_size^2 merged tokens, C hidden s
 N images.
 """
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from kernels import attention
 from r1ov.model.config import VisionConfig
 from r1ov.model.rope import rotate, vision_angles
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k and v (P, H, D) -> (P, H, D)
 
 
 class RMSNorm(nn.Module):
@@ -51,12 +54,10 @@ class VisionAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor, max_seqlen: int | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # (P, H, D) each
         q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)  # turned in float32
-        return self.proj(attention(q, k, v, cu_seqlens, causal=False, max_seqlen=max_seqlen).flatten(1))
+        return self.proj(attend(q, k, v).flatten(1))
 
 
 class VisionMLP(nn.Module):
@@ -78,10 +79,8 @@ class VisionBlock(nn.Module):
         self.attn = VisionAttention(config)
         self.mlp = VisionMLP(config)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor, max_seqlen: int | None
-    ) -> Tensor:
-        x = x + self.attn(self.norm1(x), cos, sin, cu_seqlens, max_seqlen)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        x = x + self.attn(self.norm1(x), cos, sin, attend)
         return x + self.mlp(self.norm2(x))
 
 
@@ -132,10 +131,11 @@ class VisionEncoder(nn.Module):
         x = self.patch_embed(pixel_values)  # (P, C)
         x = x.unflatten(0, (-1, unit))[order].flatten(0, 1)  # into window order, whole blocks at a time
         cos, sin = vision_angles(positions.unflatten(0, (-1, unit))[order].flatten(0, 1), config.head_dim)
-        whole = (cu_full, None)  # None: any length
-        window = (cu_window, (config.window_size // config.patch_size) ** 2)
+        whole = partial(attention, cu_seqlens=cu_full, causal=False)
+        longest = (config.window_size // config.patch_size) ** 2
+        window = partial(attention, cu_seqlens=cu_window, causal=False, max_seqlen=longest)
         for index, block in enumerate(self.blocks):
-            x = block(x, cos, sin, *(whole if index in config.fullatt_block_indexes else window))
+            x = block(x, cos, sin, whole if index in config.fullatt_block_indexes else window)
         return self.merger(x)[order.argsort()]
 
 
