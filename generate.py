@@ -2,25 +2,24 @@
 
 python generate.py --image picture.png --prompt "How many red circles are there?"
 python generate.py --model Fancy-MLLM/R1-Onevision-7B --image photo.jpg --prompt "What is going on here?"
+python generate.py --chat --image picture.png
 """
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from r1ov.cli import check_bounds, option, parse_cli, run
 from r1ov.errors import UserError
 
-if TYPE_CHECKING:
-    from r1ov.engine import Timing
-
 DEFAULT_PROMPT = "How many objects are there?"
 MAX_SAMPLES = 1024
+# Fields of a sample; beside them `tokens`, the text of each token.
 JSON = (
     "text",
     "token_ids",
@@ -30,17 +29,23 @@ JSON = (
     "completion_tokens",
     "thinking",
     "answer",
-)  # fields of a sample
+)
 TINY_NOTE = (
     "it knows drawn pictures only: counts, charts, geometry, letters and sums, positions, patterns, boxes. "
     "For photos: --model Fancy-MLLM/R1-Onevision-7B"
+)
+FAR_NOTE = (
+    "it was not taught to answer this: it knows single questions, the ones that "
+    "python -m r1ov.data.playground --questions prints"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     image: tuple[str, ...] = option((), "an image: a path or an http(s) URL; may be given several times")
-    prompt: str | None = option(None, f"the question (default with an image: {DEFAULT_PROMPT!r})")
+    prompt: str | None = option(
+        None, f"the question; - reads it from stdin (default with an image: {DEFAULT_PROMPT!r})"
+    )
     system: str | None = option(None, "the system prompt (default: the chat template's own)")
     model: str = option(
         "r1ov-tiny",
@@ -75,6 +80,7 @@ class Options:
         None, "attention and log-probs (default: triton on a GPU, torch elsewhere)"
     )
     json: bool = option(False, "print one JSON object a sample")
+    chat: bool = option(False, "a conversation: questions are read line by line until the input ends")
     look: str | None = option(None, "also write this page: what the model did, word by word (r1ov/look)")
 
     def __post_init__(self) -> None:
@@ -93,11 +99,16 @@ class Options:
             )
         if self.look and Path(self.look).is_dir():
             raise UserError(f"--look {self.look} is a folder; give the name of a file")
-        if not self.prompt and not self.image:
+        if self.chat and (self.json or self.look or self.num_samples > 1 or self.prompt == "-"):
+            raise UserError("--chat goes with none of --json, --look, --num-samples and --prompt -")
+        if not (self.prompt or self.image or self.chat):
             raise UserError("nothing to answer: give --image, --prompt or both")
-        if self.prompt is None:
+        if self.prompt is None and not self.chat:
             object.__setattr__(self, "prompt", DEFAULT_PROMPT)
-        elif not self.prompt.strip():
+        elif self.prompt == "-":
+            read = sys.stdin.buffer.read().decode(errors="surrogateescape")
+            object.__setattr__(self, "prompt", read.strip())
+        if self.prompt is not None and not self.prompt.strip():
             raise UserError("--prompt is empty")
 
 
@@ -105,6 +116,7 @@ def main() -> None:
     options = parse_cli(Options, prog="generate.py", description=__doc__.splitlines()[0])
     # torch takes seconds to import: not before the command line is known to be right, and never for --help.
     from r1ov.common.device import choose_device, choose_dtype, choose_kernels, dtype_name
+    from r1ov.data.playground.scene import is_asked
     from r1ov.engine import decode, prepare
     from r1ov.engine.terminal import painted
     from r1ov.folder.pretrained import SHIPPED, read_model, resolve
@@ -127,10 +139,27 @@ def main() -> None:
     size = sum(parameter.numel() for parameter in model.parameters())
     parameters = f"{size / 1e9:.1f}B" if size >= 1e9 else f"{size / 1e6:.1f}M"
     say(f"{options.model} | {parameters} parameters | {device} | {dtype_name(dtype)} | {kernels} kernels")
-    if options.model in SHIPPED:
+    if is_tiny := options.model in SHIPPED:
         say(TINY_NOTE)
-
     show = painted if sys.stdout.isatty() else plain
+    if options.chat:
+        from r1ov.engine.chat import Chat, talk
+
+        del settings["num_samples"]
+        chat = Chat(model, processor, options.system, options.image, **settings)
+        notes = [FAR_NOTE] * is_tiny  # said once
+
+        def answer(question: str) -> None:
+            if notes and (len(chat.messages) > 1 or not is_asked(question)):
+                say(notes.pop())
+            with show() as stream:
+                completion, timing = chat.ask(question, stream)
+            report([completion], timing)
+
+        return talk(chat, options.prompt, answer, say)
+
+    if is_tiny and not is_asked(options.prompt):
+        say(FAR_NOTE)
     if options.num_samples == 1 and not options.json:
         with show() as stream:
             completions, timing = decode(model, processor, plan, stream)
@@ -138,22 +167,22 @@ def main() -> None:
         completions, timing = decode(model, processor, plan)
         for number, completion in enumerate(completions, 1):
             if options.json:
-                print(json.dumps({name: getattr(completion, name) for name in JSON}, ensure_ascii=False))
+                sample = {name: getattr(completion, name) for name in JSON}
+                ids = completion.token_ids
+                sample["tokens"] = [processor.decode([id], skip_special_tokens=False) for id in ids]
+                print(json.dumps(sample, ensure_ascii=False))
             else:
                 print(f"--- {number}/{len(completions)} ---")
                 with show() as stream:
                     stream(completion.text)
     sys.stdout.flush()
-    if cut := [completion for completion in completions if completion.finish_reason == "length"]:
-        length = f"{cut[0].completion_tokens:,} tokens"
-        say(f"cut off after {length} (--max-new-tokens, or the model's last position)")
-    say(rates(timing))
+    report(completions, timing)
     if options.look:
         from r1ov.look.page import write_page
 
-        answer = completions[0].token_ids
+        answer_ids = completions[0].token_ids
         write_page(
-            Path(options.look), model, processor, conversation(options), options.model, completion=answer
+            Path(options.look), model, processor, conversation(options), options.model, completion=answer_ids
         )
         say(f"{options.look}: open it in a browser")
 
@@ -161,7 +190,8 @@ def main() -> None:
 def conversation(options: Options) -> list[dict[str, Any]]:
     system = [] if options.system is None else [{"role": "system", "content": options.system}]
     content = [{"type": "image", "image": image} for image in options.image]
-    return [*system, {"role": "user", "content": [*content, {"type": "text", "text": options.prompt}]}]
+    text = {"type": "text", "text": options.prompt or ""}
+    return [*system, {"role": "user", "content": [*content, text]}]
 
 
 @contextmanager
@@ -171,16 +201,19 @@ def plain() -> Iterator[Callable[[str], None]]:
     print()
 
 
-def rates(timing: "Timing") -> str:
-    """How fast it went, in one line."""
+def report(completions: Sequence[Any], timing: Any) -> None:
+    """Says what was cut off, and how fast it went."""
+    if cut := [len(one.token_ids) for one in completions if one.finish_reason == "length"]:
+        say(f"cut off after {cut[0]:,} tokens (--max-new-tokens, or the model's last position)")
     parts = [("prefill", timing.prefill_tokens, timing.prefill_seconds)]
     if timing.decode_tokens:
         parts.append(("decode", timing.decode_tokens, timing.decode_seconds))
-    return " | ".join(
+    rates = (
         f"{name} {tokens:,} token{'s' * (tokens != 1)} in {seconds:.2f} s "
         f"({tokens / max(seconds, 1e-9):,.0f} tokens/s)"
         for name, tokens, seconds in parts
     )
+    say(" | ".join(rates))
 
 
 def say(line: str) -> None:

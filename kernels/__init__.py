@@ -2,8 +2,7 @@
 Knows nothing of r1ov.
 """
 
-from kernels.attention import attention
-from kernels.decode import decode_attention, decode_attention_shared
+from kernels.attention import attention, decode_attention, decode_attention_shared, starts
 from kernels.dispatch import IMPLEMENTATIONS, check_impl, default_impl, unavailable, use
 from kernels.logprobs import token_logprobs
 
@@ -14,6 +13,7 @@ __all__ = [
     "decode_attention",
     "decode_attention_shared",
     "default_impl",
+    "starts",
     "token_logprobs",
     "unavailable",
     "use",

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import kernels
-from kernels.decode import decode_attention_shared, decode_attention_torch, decode_bias
+from kernels.attention import decode_attention_shared, decode_attention_torch, decode_bias
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask

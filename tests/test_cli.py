@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import partial
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Literal
 
@@ -220,11 +220,24 @@ def test_json_prints_one_object_a_sample_with_the_documented_fields(folder, monk
     status, out, _ = called(monkeypatch, capsys, *argv)
     assert status == 0
     samples = [json.loads(line) for line in out.splitlines()]
-    fields = "text token_ids logprobs finish_reason prompt_tokens completion_tokens thinking answer"
+    fields = "text token_ids tokens logprobs finish_reason prompt_tokens completion_tokens thinking answer"
     assert [set(sample) for sample in samples] == [set(fields.split())] * 3
     assert len({tuple(sample["token_ids"]) for sample in samples}) == 3
+    assert all(len(sample["tokens"]) == len(sample["token_ids"]) for sample in samples)
     again = called(monkeypatch, capsys, *argv)[1]
     assert again == out
+
+
+def test_a_dash_reads_the_question_from_stdin(folder, monkeypatch, capsys):
+    argv = ["--model", str(folder), "--max-new-tokens", "4", "--json", "--prompt"]
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"red circle?\n")))
+    read = called(monkeypatch, capsys, *argv, "-")
+    assert read[:2] == called(monkeypatch, capsys, *argv, "red circle?")[:2]
+    assert json.loads(read[1])["tokens"]
+    for wrong in (b" \n", b"\xff"):
+        monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(wrong)))
+        status, _, err = called(monkeypatch, capsys, *argv, "-")
+        assert (status, err.count("\n")) == (2, 1)
 
 
 def test_several_pictures_and_a_system_prompt_reach_the_model(folder, monkeypatch, capsys):
@@ -260,6 +273,9 @@ MISTAKES = [
     "--prompt hi --top-k -1",
     "--prompt hi --seed -1",
     "--prompt hi --num-samples 0",
+    "--prompt hi --chat --json",
+    "--prompt - --chat",
+    "--chat --image {folder}/nowhere.png",
     "--prompt hi --min-pixels 0",
     "--prompt hi --min-pixels 5000 --max-pixels 4000",
     "--prompt hi --dtype float16",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels import decode_attention
-from kernels.decode import decode_attention_shared, decode_attention_torch, decode_bias
+from kernels.attention import decode_attention_shared, decode_attention_torch, decode_bias
 
 triton_decode = pytest.importorskip("kernels.triton.decode", reason="needs triton")
 

@@ -25,7 +25,13 @@ SOURCES = [
 # What a learner reads: the files that lie in these folders themselves. What lies deeper, or is named here, is
 # one door further.
 CORE_FOLDERS = ("", "kernels", "r1ov", "r1ov/model", "r1ov/data", "r1ov/engine", "r1ov/reward", "r1ov/train")
-DOORS = ("kernels/bench.py", "kernels/gate.py", "r1ov/data/__main__.py", "r1ov/engine/terminal.py")
+DOORS = (
+    "kernels/bench.py",
+    "kernels/gate.py",
+    "r1ov/data/__main__.py",
+    "r1ov/engine/chat.py",
+    "r1ov/engine/terminal.py",
+)
 CORE_TOKENS, CORE_FILES = 34_000, 34  # files: beside the __init__.py
 BUILT_ON = ("r1ov/look",)  # rooms that were built onto the house
 ALL_TOKENS = 155_000

@@ -11,7 +11,7 @@ more than one of 7.
 
 Source: "Flash-Decoding for long-context inference" (Dao, Haziza, Massa, Sizov 2023) for the split; "Hydragen"
 (Juravsky et al. 2024, arXiv 2402.05099) for the shared prefix. Definitions and shape letters:
-kernels/decode.py.
+kernels/attention.py.
 """
 
 import math

@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from kernels import starts
 from r1ov.data.image import ImageProcessor, LazyImage
 from r1ov.data.messages import Messages, split_images
 from r1ov.data.template import Render, compile_template
@@ -189,11 +190,10 @@ class Processor:
         labels. Raises UserError that names an image.
         """
         rows = [self.with_pixels(row) for row in encoded]
-        lengths = torch.tensor([0] + [len(row) for row in rows])
         batch = Batch(
             input_ids=torch.cat([row.input_ids for row in rows]),
             position_ids=torch.cat([row.position_ids for row in rows], dim=1),
-            cu_seqlens=lengths.cumsum(0).int(),
+            cu_seqlens=starts(torch.tensor([len(row) for row in rows])),
         )
         if pictured := [row for row in rows if row.pixel_values is not None]:
             batch["pixel_values"] = torch.cat([patches for row in pictured for patches in row.pixel_values])

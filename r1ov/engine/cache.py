@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import attention, decode_attention, default_impl
-from kernels.decode import decode_attention_torch, decode_bias
+from kernels import attention, decode_attention, default_impl, starts
+from kernels.attention import decode_attention_torch, decode_bias
 from r1ov.data.processor import Batch
 from r1ov.errors import UserError
 from r1ov.model.config import TextConfig
@@ -42,21 +42,23 @@ class KVCache:
         self.lengths = torch.zeros(0, dtype=torch.int64, device=device)  # (B,)
         self.longest = 0  # of the lengths, on the host, so that nothing waits for the device
         self.columns = 0  # how many a step reads; 0: its views are out of date
+        self.held = 0  # tokens of the next prompt that are there already; above 0 for a single row alone
         self.key_order: Tensor | slice = ALL  # (D,) how a prompt's keys are reordered before they are kept
 
     def admit(self, prompt_lengths: list[int], num_samples: int) -> None:
-        """Adds `num_samples` rows for each of N prompts behind the live ones; `write` then fills them."""
-        self.longest, self.columns = max(self.longest, *prompt_lengths), 0
+        """Adds `num_samples` rows for each of N prompts behind the live ones; `places` is where to fill them."""
+        self.longest, self.columns = max(self.longest, self.held + max(prompt_lengths)), 0
         self._reserve(min(self.longest + ROOM, self.capacity))
         device, lengths = self.lengths.device, torch.tensor(prompt_lengths)
         prompt = torch.repeat_interleave(lengths)  # (T,) which prompt each token belongs to
         rows = len(self.lengths) + prompt * num_samples + torch.arange(num_samples)[:, None]
-        columns = torch.cat([torch.arange(length) for length in prompt_lengths])
+        columns = torch.cat([torch.arange(self.held, self.held + length) for length in prompt_lengths])
         self.places = rows.to(device), slice(None), columns.to(device)  # (num_samples, T), all heads, (T,)
-        self.lengths = torch.cat((self.lengths, lengths.repeat_interleave(num_samples).to(device)))
+        lengths = (self.held + lengths).repeat_interleave(num_samples)
+        self.lengths = torch.cat((self.lengths, lengths.to(device)))
 
     def append(self) -> None:
-        """Makes every live row one token longer; `write` then fills the places, and `attend` reads them."""
+        """Makes every live row one token longer; `places` is where to fill them, and `attend` reads them."""
         ends, self.lengths, self.longest = self.lengths, self.lengths + 1, self.longest + 1
         if self.longest > self.columns:
             self._reserve(self.longest)
@@ -70,10 +72,6 @@ class KVCache:
         elif self.bias is not None:
             self.bias[self.rows, 0, 0, ends] = 0
         self.places = self.rows, slice(None), ends
-
-    def write(self, layer: int, kv: Tensor) -> None:
-        """Keeps the new tokens' keys and values (T, 2K, D), a prompt's in each of its rows."""
-        self.layers[layer][self.places] = kv
 
     def attend(self, layer: int, q: Tensor) -> Tensor:
         """(B, H, D) the attention of each row's newest token, with queries q (B, H, D)."""
@@ -120,20 +118,27 @@ class KVCache:
 
 
 def prefill(model: Qwen2_5_VL, batch: Batch, cache: KVCache, num_samples: int) -> Tensor:
-    """(N * num_samples, V) logits of each row's first new token, for N packed prompts that join the cache.
+    """(N * num_samples, V) logits of each row's first new token, for N packed prompts that join the cache, or
+    for the rest of one that it holds the beginning of.
 
     Only the last token of a prompt goes through the last layer and the head: a 152-thousand-word row for
     every prompt token would be the largest tensor here.
     """
     cu_seqlens = batch["cu_seqlens"]
     cache.admit(cu_seqlens.diff().tolist(), num_samples)
+    cu_seqlens_k = starts(cu_seqlens.diff() + cache.held)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cache.write(layer, torch.cat((k[..., cache.key_order], v), dim=1))
-        if len(q) == len(k):
+        kv = torch.cat((k[..., cache.key_order], v), dim=1)  # (T, 2K, D), a prompt's in each of its rows
+        cache.layers[layer][cache.places] = kv
+        whole = len(q) == len(k)
+        if whole and not cache.held:
             return attention(q, k, v, cu_seqlens)
-        one_each = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device)
-        return attention(q, k, v, one_each, cu_seqlens_k=cu_seqlens)
+        if cache.held:
+            kv = cache.layers[layer][0, :, : cache.longest].transpose(0, 1)  # (S, 2K, D)
+            q, (k, v) = q[..., cache.key_order], kv.contiguous().chunk(2, dim=1)
+        one_each = torch.arange(len(cu_seqlens), dtype=torch.int32, device=q.device)
+        return attention(q, k, v, cu_seqlens if whole else one_each, cu_seqlens_k=cu_seqlens_k)
 
     last = cu_seqlens[1:].long() - 1
     logits = model.logits(model.hidden_states(**batch, attend=attend, only=last))
@@ -163,7 +168,7 @@ def step(model: Qwen2_5_VL, cache: KVCache, tokens: Tensor, positions: Tensor) -
     """A `Step` through the model's own modules."""
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cache.write(layer, torch.cat((k, v), dim=1))
+        cache.layers[layer][cache.places] = torch.cat((k, v), dim=1)
         return cache.attend(layer, q)
 
     cache.append()
@@ -219,7 +224,7 @@ class FlatStep:
             qkv = torch.addmm(bias, self._norm(x), qkv_proj).view(rows, self.heads + 2 * self.key_heads, -1)
             pairs = torch.view_as_complex(qkv.view(rows, -1, turns.shape[2], 2))
             pairs[:, : -self.key_heads].mul_(turns)  # queries and keys, where they are in `qkv`
-            cache.write(index, qkv[:, self.heads :])
+            cache.layers[index][cache.places] = qkv[:, self.heads :]
             x = torch.addmm(x, cache.attend(index, qkv[:, : self.heads]).flatten(1), o_proj)
             gate, up = (self._norm(x) @ gate_up_proj).chunk(2, dim=-1)
             x = torch.addmm(x, F.silu(gate).mul_(up), down_proj)

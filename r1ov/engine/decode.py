@@ -91,62 +91,6 @@ class Row:
     limit: int  # of new tokens
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    text_ids: list[int] = field(default_factory=list)  # the tokens without the stop id
-    finish_reason: str = ""
-
-    def append(self, token_id: int, logprob: float, stop_ids: frozenset[int]) -> None:
-        self.token_ids.append(token_id)
-        self.logprobs.append(logprob)
-        if token_id in stop_ids:
-            self.finish_reason = "stop"
-            return
-        self.text_ids.append(token_id)
-        if len(self.token_ids) == self.limit:
-            self.finish_reason = "length"
-
-    def completion(self, processor: Processor) -> Completion:
-        return Completion(
-            text=self.prompt.opened + processor.decode(self.text_ids),
-            token_ids=self.token_ids,
-            logprobs=self.logprobs,
-            finish_reason=self.finish_reason,
-            prompt_tokens=len(self.prompt),
-        )
-
-
-@dataclass
-class Live:
-    """The rows that are being decoded, B of them, in the cache's order."""
-
-    rows: list[Row]
-    positions: Tensor  # (B,) of each row's next token
-    logits: Tensor  # (B, V) of the next token
-    seen: Tensor | None  # (B, V) bool, the ids in prompt and answer so far; None without a repetition penalty
-
-    def admit(self, rows: list[Row], logits: Tensor) -> None:
-        """Rows join behind the live ones, with the logits of their first tokens."""
-        self.rows = self.rows + rows
-        first = torch.tensor([int(row.prompt.position_ids.max()) + 1 for row in rows])
-        self.positions = torch.cat((self.positions, first.to(logits.device)))
-        self.logits = torch.cat((self.logits, logits))
-        if self.seen is not None:
-            seen = torch.zeros(logits.shape, dtype=torch.bool)
-            for ids, row in zip(seen, rows, strict=True):
-                ids[row.prompt.input_ids] = True
-            self.seen = torch.cat((self.seen, seen.to(logits.device)))
-
-    def keep(self, former: list[int]) -> None:
-        """Row i becomes what row former[i] was; all others leave."""
-        self.rows = [self.rows[place] for place in former]
-        self.positions = self.positions[former]
-        self.seen = None if self.seen is None else self.seen[former]
-
-
-def admitted(waiting: Sequence[Row], live: int, plan: Plan) -> int:
-    """How many of the waiting rows join now: those of whole prompts, if enough to be worth a prefill."""
-    count = min(plan.max_num_seqs - live, len(waiting)) // plan.num_samples * plan.num_samples
-    is_worth_while = not live or count >= plan.max_num_seqs // 4 or count == len(waiting)
-    return count if is_worth_while else 0
 
 
 @torch.inference_mode()
@@ -156,14 +100,17 @@ def decode(
     plan: Plan,
     stream: Callable[[str], None] | None = None,
     on_done: Callable[[int, Completion], None] | None = None,
+    begun: tuple[KVCache, Encoded] | None = None,
 ) -> tuple[list[Completion], Timing]:
     """The completions of all rows, the samples of a prompt one after another, and where the time went.
 
-    Args: on_done: called with a row's number and its completion when it is finished, while others go on.
+    Args:
+        on_done: called with a row's number and its completion when it is finished, while others go on.
+        begun: for a single row: a cache that holds the beginning of its prompt, and the rest of it.
     """
     if stream and len(plan.limits) > 1:
         raise UserError("stream follows one conversation and one sample; leave it out for more")
-    started, prefill_seconds = time.perf_counter(), 0.0
+    started, prefill_seconds, prefill_tokens = time.perf_counter(), 0.0, 0
     params, samples = plan.params, plan.num_samples
     device, dtype = model.head_weight.device, model.head_weight.dtype
     banned = plan.banned.to(device)
@@ -176,62 +123,87 @@ def decode(
     ]
     done: dict[int, Completion] = {}
 
-    capacity = max(len(row.prompt) + row.limit for row in waiting)
-    cache = KVCache(model.config.text, min(plan.max_num_seqs, len(waiting)), capacity, dtype, device)
+    if begun is None:
+        capacity = max(len(row.prompt) + row.limit for row in waiting)
+        num_rows = min(plan.max_num_seqs, len(waiting))
+        cache = KVCache(model.config.text, num_rows, capacity, dtype, device)
+    else:
+        cache = begun[0]
     step = make_step(model, cache)
-    logits = torch.zeros(0, model.config.text.vocab_size, dtype=dtype, device=device)
-    live = Live(
-        rows=[],
-        positions=torch.zeros(0, dtype=torch.int64, device=device),
-        logits=logits,
-        seen=None if params.repetition_penalty == 1.0 else logits.bool(),
-    )
+    # The rows that are being decoded, B of them, in the cache's order; of each its next token's position and
+    # logits, and with a repetition penalty the ids in its prompt and answer so far.
+    rows: list[Row] = []
+    positions = torch.zeros(0, dtype=torch.int64, device=device)  # (B,)
+    logits = no_logits = torch.zeros(0, model.config.text.vocab_size, dtype=dtype, device=device)  # (B, V)
+    seen = None if params.repetition_penalty == 1.0 else logits.bool()  # (B, V)
     all_threads = torch.get_num_threads()
     try:
-        while live.rows or waiting:
-            if count := admitted(waiting, len(live.rows), plan):
+        while rows or waiting:
+            # Whole prompts join, if they are enough to be worth a prefill.
+            count = min(plan.max_num_seqs - len(rows), len(waiting)) // samples * samples
+            if count and (not rows or count >= plan.max_num_seqs // 4 or count == len(waiting)):
                 since = time.perf_counter()
-                rows, waiting = waiting[:count], waiting[count:]
-                batch = processor.pack([row.prompt for row in rows[::samples]]).to(device)
+                new, waiting = waiting[:count], waiting[count:]
+                rows = rows + new
+                batch = processor.pack([begun[1]] if begun else [row.prompt for row in new[::samples]])
+                first = torch.tensor([int(row.prompt.position_ids.max()) + 1 for row in new])
+                positions = torch.cat((positions, first.to(device)))
                 torch.set_num_threads(all_threads)
-                live.admit(rows, prefill(model, batch, cache, samples))
+                logits = torch.cat((logits, prefill(model, batch.to(device), cache, samples)))
+                if seen is not None:
+                    ids = torch.zeros(len(new), logits.shape[1], dtype=torch.bool)
+                    for own, row in zip(ids, new, strict=True):
+                        own[row.prompt.input_ids] = True
+                    seen = torch.cat((seen, ids.to(device)))
+                prefill_tokens += len(batch["input_ids"])
                 prefill_seconds += time.perf_counter() - since
 
             random = None
             if uniforms is not None:
-                random = uniforms[
-                    [row.number for row in live.rows], [len(row.token_ids) for row in live.rows]
-                ]
-            tokens, logprobs = sample(live.logits, params, banned, live.seen, random)
-            if live.seen is not None:
-                live.seen.scatter_(1, tokens[:, None], True)
+                random = uniforms[[row.number for row in rows], [len(row.token_ids) for row in rows]]
+            tokens, logprobs = sample(logits, params, banned, seen, random)
+            if seen is not None:
+                seen.scatter_(1, tokens[:, None], True)
+            going = []  # places of the rows that are not finished
             # The one place in a step where the host waits for the device.
-            for row, token, logprob in zip(live.rows, tokens.tolist(), logprobs.tolist(), strict=True):
-                row.append(token, logprob, plan.stop_ids)
+            made = zip(rows, tokens.tolist(), logprobs.tolist(), strict=True)
+            for place, (row, token, logprob) in enumerate(made):
+                row.token_ids.append(token)
+                row.logprobs.append(logprob)
+                is_stop = token in plan.stop_ids
+                is_finished = is_stop or len(row.token_ids) == row.limit
+                text_ids = row.token_ids[:-1] if is_stop else row.token_ids
                 if text:
-                    text.update(row.text_ids, is_finished=bool(row.finish_reason))
-                if row.finish_reason:
-                    done[row.number] = row.completion(processor)
-                    if on_done:
-                        on_done(row.number, done[row.number])
+                    text.update(text_ids, is_finished)
+                if not is_finished:
+                    going.append(place)
+                    continue
+                done[row.number] = Completion(
+                    text=row.prompt.opened + processor.decode(text_ids),
+                    token_ids=row.token_ids,
+                    logprobs=row.logprobs,
+                    finish_reason="stop" if is_stop else "length",
+                    prompt_tokens=len(row.prompt),
+                )
+                if on_done:
+                    on_done(row.number, done[row.number])
 
-            going = [place for place, row in enumerate(live.rows) if not row.finish_reason]
-            if len(going) < len(live.rows):
+            if len(going) < len(rows):
                 former = cache.keep(going)
-                live.keep(former)
-                tokens = tokens[former]
+                rows = [rows[place] for place in former]
+                tokens, positions = tokens[former], positions[former]
+                seen = None if seen is None else seen[former]
             # In a small step of few rows, several threads wait for each other longer than they work.
             is_short = isinstance(step, FlatStep) and len(going) < 8
             torch.set_num_threads(1 if is_short else all_threads)
-            live.logits = step(tokens, live.positions) if going else logits
-            live.positions = live.positions + 1
+            logits = step(tokens, positions) if going else no_logits
+            positions = positions + 1
     finally:
         torch.set_num_threads(all_threads)
 
-    made = sum(completion.completion_tokens for completion in done.values())
     return [done[number] for number in range(len(done))], Timing(
-        prefill_tokens=sum(map(len, plan.prompts)),
+        prefill_tokens=prefill_tokens,
         prefill_seconds=prefill_seconds,
-        decode_tokens=made - len(done),
+        decode_tokens=sum(len(one.token_ids) - 1 for one in done.values()),
         decode_seconds=time.perf_counter() - started - prefill_seconds,
     )

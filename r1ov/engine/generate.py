@@ -54,7 +54,12 @@ def prepare(
     if not conversations:
         raise UserError("no messages were given; expected a list of {'role': ..., 'content': ...}")
     stop_ids = stop_ids_of(processor)
-    prompts = _encoded(processor, conversations)
+    prompts = []
+    for number, conversation in enumerate(conversations, 1):
+        if not isinstance(conversation, Encoded):
+            name = f"conversation {number}" if len(conversations) > 1 else ""
+            conversation = processor.encode(conversation, add_generation_prompt=True, name=name)
+        prompts.append(processor.with_pixels(conversation))
     longest, max_positions = max(map(len, prompts)), processor.config.text.max_position_embeddings
     if longest >= max_positions:
         has_images = any(prompt.pictures for prompt in prompts)
@@ -75,16 +80,6 @@ def prepare(
         stop_ids=stop_ids,
         banned=banned_ids(processor),
     )
-
-
-def _encoded(processor: Processor, conversations: Sequence[Messages] | Sequence[Encoded]) -> list[Encoded]:
-    prompts = []
-    for number, conversation in enumerate(conversations, 1):
-        if not isinstance(conversation, Encoded):
-            name = f"conversation {number}" if len(conversations) > 1 else ""
-            conversation = processor.encode(conversation, add_generation_prompt=True, name=name)
-        prompts.append(processor.with_pixels(conversation))
-    return prompts
 
 
 def _digest(prompt: Encoded) -> bytes:

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import attention
+from kernels import attention, starts
 from r1ov.model.config import Config
 from r1ov.model.language import ALL, Attend, LanguageModel
 from r1ov.model.vision import VisionEncoder
@@ -117,11 +116,11 @@ def keys_with_prefixes(cu_seqlens: Tensor, prefixes: Tensor) -> tuple[Tensor, Te
     Args:    as in `forward`. A prefix of -1 means none; it indexes the last one below, masked by `where`.
     Returns: (S,) int64 indices of packed tokens, and (B+1,) int32 starts.
     """
-    starts, own = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
-    before = torch.where(prefixes < 0, 0, own[prefixes])
-    ends = (before + own).cumsum(0)
-    sequence = torch.repeat_interleave(torch.arange(len(own), device=own.device), before + own)  # (S,)
-    # The place among the sequence's own tokens; below 0 it is in the prefix.
-    place = torch.arange(len(sequence), device=own.device) - (ends - own)[sequence]
-    prefix_end = (starts + own)[prefixes][sequence]
-    return torch.where(place < 0, prefix_end, starts[sequence]) + place, F.pad(ends, (1, 0)).int()
+    own, ends = cu_seqlens.diff().long(), cu_seqlens[1:].long()
+    seen = own + torch.where(prefixes < 0, 0, own[prefixes])  # (B,) how many keys
+    cu_seqlens_k = starts(seen)
+    sequence = torch.repeat_interleave(seen)  # (S,) whose key
+    # The place among all that the sequence sees, counted from the start of its own; below 0 it is in the prefix.
+    place = torch.arange(len(sequence), device=own.device) - (cu_seqlens_k[1:] - own)[sequence]
+    begin = torch.where(place < 0, ends[prefixes][sequence], (ends - own)[sequence])
+    return begin + place, cu_seqlens_k

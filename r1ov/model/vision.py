@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import attention
+from kernels import attention, starts
 from r1ov.model.config import VisionConfig
 from r1ov.model.rope import rotate, vision_angles
 
@@ -159,7 +159,7 @@ def layout(
         order.append(blocks + offset)
         offset += len(positions) // unit
     lengths = [torch.cat([part[which] for part in parts]) for which in (2, 3)]
-    cu_window, cu_full = (F.pad(length.cumsum(0), (1, 0)).int() for length in lengths)
+    cu_window, cu_full = map(starts, lengths)
     return torch.cat([part[0] for part in parts]), torch.cat(order), cu_window, cu_full
 
 

@@ -1,6 +1,7 @@
 """What a family returns (`Scene`), and the canvas it draws on: plain shapes and letters, anti-aliased."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,8 @@ PAPER = ((255, 255, 255), (250, 247, 240), (243, 247, 252), (246, 250, 244))  # 
 # These combinations appear only at the level "beyond" (the generalisation split): never in train, rl or test.
 UNSEEN = frozenset(zip(COLOURS, ("star", "diamond", "cross", "triangle", "square", "circle"), strict=True))
 
+QUESTIONS = Path(__file__).parent / "questions.txt"
+
 
 def pairs(level: Level) -> list[Pair]:
     """Returns all pairs that may be drawn at this level."""
@@ -41,10 +44,16 @@ def pairs(level: Level) -> list[Pair]:
 @cache
 def wordings(family: str) -> dict[str, list[str]]:
     """Returns topic -> the ways in which a family asks about it, from questions.txt."""
-    blocks = (Path(__file__).parent / "questions.txt").read_text(encoding="utf-8").strip().split("\n\n")
+    blocks = QUESTIONS.read_text(encoding="utf-8").strip().split("\n\n")
     titled = [block.split("\n") for block in blocks]
     mark = f"# {family}: "
     return {title.removeprefix(mark): lines for title, *lines in titled if title.startswith(mark)}
+
+
+def is_asked(question: str) -> bool:
+    """True if the playground asks this, in one of its wordings, whatever stands in the blanks."""
+    forms = [re.escape(line) for line in QUESTIONS.read_text(encoding="utf-8").split("\n") if line]
+    return any(re.fullmatch(re.sub(r"\\{\w+\\}", ".+", form), question.strip()) for form in forms)
 
 
 def ask(rng: Random, family: str, topic: str, **slots: object) -> str:
