@@ -23,9 +23,9 @@ from PIL import Image
 from r1ov.common.journal import Journal
 from r1ov.common.remote import AskFailed
 from r1ov.data.formats.open_image import lazy_image
-from r1ov.formalize.ask import Asker, Budget
+from r1ov.formalize.ask import Asker
 from r1ov.formalize.models import Endpoint
-from r1ov.formalize.row import Row
+from r1ov.formalize.rows import Row
 from r1ov.formalize.run import Tally, in_order, process
 
 CONCURRENCY = 4
@@ -57,10 +57,10 @@ class Run:
             Journal(folder / "answers.journal", "key"),
             Journal(folder / "rows.journal", "row"),
         )
-        budget = Budget(tokens=more.pop("tokens", None), cost=more.pop("cost", None))
+        budget = {"max_tokens_spent": more.pop("tokens", None), "max_cost": more.pop("cost", None)}
         models = dict.fromkeys(("describer", "reasoner", "judge"), self.endpoint)
         self.asker = Asker(
-            models, self.answers, budget=budget, stop=self.stop, **({"first_wait": 0.02} | more)
+            models, self.answers, stop=self.stop, **budget, **({"first_wait": 0.02} | more)
         )
 
     def work(self, row: Row) -> Row:
@@ -102,7 +102,7 @@ def texts(folder: Path) -> list[str]:
     """Of the answers whose whole line is on the disk."""
     path = folder / "answers.journal"
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [record["text"] for record in map(json.loads, lines) if not record["is_lost"]]
+    return [record["text"] for record in map(json.loads, lines) if not record["lost"]]
 
 
 def child(folder: Path, url: str, rows: int, start: int) -> int:

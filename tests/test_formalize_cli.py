@@ -43,7 +43,6 @@ def call(monkeypatch, *words: str) -> int:
 URL = "http://127.0.0.1:9/v1"
 WITH = ("--describer", URL, "--describer-model", "m")
 REFUSED = {
-    "no out": ((), "--out"),
     "data without a describer": (("--out", "OUT", "--data", "x.jsonl"), "give --describer"),
     "data without a reasoner": (("--out", "OUT", "--data", "x.jsonl", *WITH), "give --reasoner"),
     "a truth that the data has not": (
@@ -108,6 +107,7 @@ def test_a_mistake_gets_one_line_and_status_2(case, tmp_path, monkeypatch, capsy
     assert told in line
     assert out == ""
     assert KEY not in err
+    assert not (tmp_path / "out").exists()
 
 
 def model(body: dict) -> str:
@@ -259,6 +259,26 @@ def test_a_folder_is_gone_on_with_by_the_same_command_only(tmp_path, monkeypatch
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_without_out_another_run_gets_the_next_free_folder_and_a_finished_one_says_so(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    run = ["--limit", "2", "--reasoner", "playground"]
+    for more, folder in (([], "runs/formalize"), (["--rounds", "2"], "runs/formalize-2")):
+        assert call(monkeypatch, *run, *more) == 0
+        assert f"output    {folder}\n" in capsys.readouterr().out
+        kept = {file: file.stat().st_mtime_ns for file in Path(folder).iterdir()}
+        assert len(by_id(tmp_path / folder)) == 2
+        assert call(monkeypatch, *run, *more) == 0
+        out, err = capsys.readouterr()
+        assert (out.count("\n"), err) == (1, "")
+        assert out.startswith(f"finished  {folder} holds all 2 rows")
+        assert {file: file.stat().st_mtime_ns for file in Path(folder).iterdir()} == kept
+    assert call(monkeypatch, *run, "--rounds", "2", "--out", "runs/formalize") == 2
+    assert "--rounds was 1 and is 2" in capsys.readouterr().err
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["formalize", "formalize-2"]
+
+
 def test_a_wrong_key_is_told_in_one_line(tmp_path, monkeypatch, capsys):
     with OpenAIServer(lambda body, before: "401") as server:
         run = ["--data", str(data(tmp_path / "in")), "--out", str(tmp_path / "out"), *players(server)]
@@ -271,7 +291,7 @@ def test_a_wrong_key_is_told_in_one_line(tmp_path, monkeypatch, capsys):
 
 def test_keys_go_only_to_the_hosts_they_were_made_for(monkeypatch):
     from r1ov.formalize.__main__ import FormalizeConfig
-    from r1ov.formalize.roles import cast
+    from r1ov.formalize.models import cast
 
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
@@ -342,8 +362,8 @@ def test_the_engine_answers_together_what_is_asked_together(engine, tmp_path, mo
     assert (
         sum(f"<answer>{one.answer}</answer>" in alone[index] for index, one in enumerate(samples)) >= 3
     )  # most; boxes may be off by a pixel
-    assert asker.spent.metered_tokens == 0
-    assert asker.spent.completion_tokens > 100
+    assert asker.spent["metered_tokens"] == 0
+    assert asker.spent["completion_tokens"] > 100
 
 
 def test_the_offline_demo_shows_its_filter_and_its_training_command_ends_in_a_model_that_answers(

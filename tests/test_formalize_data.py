@@ -21,10 +21,9 @@ from r1ov.data.formats.mixture import open_data
 from r1ov.data.formats.open_image import lazy_image
 from r1ov.data.playground import sample
 from r1ov.errors import UserError
-from r1ov.formalize.output import write_outputs
-from r1ov.formalize.row import Row, Settings, row_from_dict, row_to_dict
-from r1ov.formalize.rows import count_rows, read_rows
-from r1ov.formalize.stages import formalize
+from r1ov.formalize.report import write_outputs
+from r1ov.formalize.rows import Row, count_rows, read_rows, row_from_dict, row_to_dict
+from r1ov.formalize.stages import Settings, formalize
 
 DATA = Path(__file__).parent / "data"
 RED = base64.b64encode((DATA / "red.png").read_bytes()).decode()

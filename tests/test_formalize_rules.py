@@ -7,8 +7,7 @@ import time
 import pytest
 
 from r1ov.formalize.arithmetic import false_claim
-from r1ov.formalize.phrases import GIVE_AWAYS, caption_talk
-from r1ov.formalize.rules import first_fault
+from r1ov.formalize.rules import GIVE_AWAYS, caption_talk, first_fault
 
 COUNT, SUM, CHOICE = (
     "How many red cubes are there?",
@@ -29,46 +28,46 @@ FLAWED = [
         CHOICE,
         "<think>It has whiskers. <answer>B</answer></think>",
         "B",
-        "malformed: the answer stands inside the thought",
+        "malformed: needs a repair: answer moved out of the thought",
     ),
     (
         CHOICE,
         "<think>It has whiskers, so it is a cat.</think>\n\nAnswer: B",
         "B",
-        "malformed: the answer has no tags",
+        "malformed: needs a repair: answer tags added",
     ),
-    (CHOICE, "<think>It has whiskers. The answer is B.</think>", "B", "malformed: a thought and no answer"),
+    (CHOICE, "<think>It has whiskers. The answer is B.</think>", "B", "malformed: needs a repair: answer taken from"),
     (
         CHOICE,
         "<think>It has whiskers.</think> Looking at the animal once more, I see whiskers and a long tail, "
         "and it sits on a sofa as cats do. Neither a dog nor a hen would do so. Therefore the answer is B.",
         "B",
-        "malformed: reasoning after the thought",
+        "malformed: needs a repair: reasoning after the thought",
     ),
     (
         CHOICE,
         "<think>It has whiskers.</think> So: <answer>B</answer> That is all.",
         "B",
-        "malformed: reasoning after the thought",
+        "malformed: needs a repair: reasoning after the thought",
     ),
-    (CHOICE, "<think>Whiskers.</think>\n<answer>B</answer></think>", "B", "malformed: a stray </think>"),
-    (CHOICE, "<think>Whiskers.</think>\n<answer></answer>", "B", "malformed: a thought and no answer"),
-    (CHOICE, "<think>Whiskers.</think>\n<answer>B", "B", "malformed: the answer's tags do not pair"),
+    (CHOICE, "<think>Whiskers.</think>\n<answer>B</answer></think>", "B", "malformed: needs a repair: stray </think>"),
+    (CHOICE, "<think>Whiskers.</think>\n<answer></answer>", "B", "malformed: the answer tags do not pair"),
+    (CHOICE, "<think>Whiskers.</think>\n<answer>B", "B", "malformed: the answer tags do not pair"),
     (
         CHOICE,
         "<think>Whiskers.</think>\n<answer>B</answer>\n<answer>B</answer>",
         "B",
-        "malformed: the answer's tags do not pair",
+        "malformed: the answer tags do not pair",
     ),
     (CHOICE, "<think> </think>\n<answer>B</answer>", "B", "malformed: the thought is empty"),
-    (CHOICE, "Whiskers.\n<answer>B</answer>", "B", "malformed: the thought's tags"),
+    (CHOICE, "Whiskers.\n<answer>B</answer>", "B", "malformed: needs a repair: think tags added"),
     (
         CHOICE,
         "<think>One.</think><think>Two.</think><answer>B</answer>",
         "B",
-        "malformed: the thought's tags",
+        "malformed: the think tags do not pair",
     ),
-    (CHOICE, "Well. <think>Whiskers.</think><answer>B</answer>", "B", "malformed: the thought's tags"),
+    (CHOICE, "Well. <think>Whiskers.</think><answer>B</answer>", "B", "malformed: text before the thought"),
     # The answer.
     (COUNT, told("One by the wall, two on the mat.", "4"), "3", "wrong answer: '4'"),
     (CHOICE, told("It barks.", "A"), "B", "wrong answer: 'A'"),

@@ -23,7 +23,7 @@ from r1ov.common.stopping import stopping
 from r1ov.data.formats.open_image import lazy_image
 from r1ov.errors import UserError
 from r1ov.formalize.ask import Asker
-from r1ov.formalize.row import Row, row_to_dict
+from r1ov.formalize.rows import Row, row_to_dict
 from tests.formalize_runs import CONCURRENCY, Run, make_rows
 from tests.openai_server import BODIES, OpenAIServer, content_of, text_of
 
@@ -231,17 +231,17 @@ def test_the_budget_stops_the_run_before_it_is_overrun_and_a_larger_one_goes_on(
         assert "budget is used up" in run.asker.over
         assert not run.asker.is_mistake
         assert {row.outcome for row in rows} >= {None, "done"}
-        used, most = (spent.metered_tokens, 3000) if "tokens" in limit else (spent.cost, 0.06)
+        used, most = (spent["metered_tokens"], 3000) if "tokens" in limit else (spent["cost"], 0.06)
         assert most * 0.9 < used <= most
-        assert len(server.events) == spent.requests
+        assert len(server.events) == spent["requests"]
         again = Run(tmp_path, server.url, make_rows(40), price=price, max_tokens=50, **limit)
         assert values(again.go()) == values(rows)  # the budget counts over all starts
-        assert len(server.events) == spent.requests
+        assert len(server.events) == spent["requests"]
         rest = Run(tmp_path, server.url, make_rows(40), price=price, max_tokens=50)
         assert None not in {row.outcome for row in rest.go()}
         assert set(server.answered.values()) == {1}
     assert len(server.events) == 120
-    assert rest.asker.spent.cost == pytest.approx(120 * (36 * price[0] + 50 * price[1]) / 1e6)
+    assert rest.asker.spent["cost"] == pytest.approx(120 * (36 * price[0] + 50 * price[1]) / 1e6)
 
 
 def test_requests_that_failed_on_the_way_count_against_the_budget_too(tmp_path):
@@ -250,7 +250,7 @@ def test_requests_that_failed_on_the_way_count_against_the_budget_too(tmp_path):
         run.go()
     assert "budget is used up" in run.asker.over
     assert 8 < len(server.events) < 14
-    assert run.asker.spent.lost == len(server.events)
+    assert run.asker.spent["lost"] == len(server.events)
 
 
 def test_no_more_requests_run_at_once_than_allowed(tmp_path):
@@ -363,10 +363,10 @@ def test_rows_that_failed_are_tried_again_when_asked_for(tmp_path):
         second = again.go()
         assert len(server.events) == asked + 3
         assert len((tmp_path / "rows.journal").read_text().splitlines()) == 5  # and only that row
-        assert again.asker.spent.requests == asked + 3  # the refusal stays on the bill
+        assert again.asker.spent["requests"] == asked + 3  # the refusal stays on the bill
         # And once more: the journal holds both, and the last counts.
         once_more = Run(tmp_path, server.url, make_rows(4))
-        assert once_more.asker.spent.requests == asked + 3
+        assert once_more.asker.spent["requests"] == asked + 3
         assert values(once_more.go()) == values(second)
     assert [row.outcome for row in first] == ["done", "done", "failed", "rejected"]
     assert [row.outcome for row in second] == ["done", "done", "done", "rejected"]

@@ -18,6 +18,7 @@ from r1ov.data.formats.records import BadRow
 from r1ov.data.image import LazyImage
 from r1ov.formalize import detectors
 from r1ov.formalize import stages as describe_stage
+from r1ov.formalize.ask import BudgetSpent
 from r1ov.formalize.prompt import (
     FOLDER,
     MAX_REPLY,
@@ -28,8 +29,8 @@ from r1ov.formalize.prompt import (
     prompt,
     system,
 )
-from r1ov.formalize.row import BudgetSpent, Row, Settings
-from r1ov.formalize.stages import KINDS, formalize, kind_of_tag, role_play, route
+from r1ov.formalize.rows import Row
+from r1ov.formalize.stages import KINDS, Settings, formalize, kind_of_tag, role_play, route
 
 PICTURE = lazy_image(Image.new("RGB", (40, 30), "red"))
 ROW = Row(id="1", question="How many balls are there?", image=PICTURE, gold="3", answer_kind="number")
@@ -83,7 +84,7 @@ def test_a_row_goes_through_all_five_stages_and_keeps_what_each_made():
     assert row.thought == "I see three balls, one of them red. 1 + 2 = 3."
     assert row.answer == "3"
     assert row.verdict == {"by": "judge", **YES}
-    assert "no boxes: no detector was asked for" in row.notes
+    assert "no boxes: none was asked for" in row.notes
     assert "looked again: facts added from the picture, 1 (round 1)" in row.notes
     assert ROW.kind is None  # no stage writes into its argument
 

@@ -1,10 +1,9 @@
-"""Makes training data of pictures and questions: `python -m r1ov.formalize --data playground --limit 200
---out runs/formalize`.
-"""
+"""Makes training data of images and questions: `python -m r1ov.formalize --data playground --limit 200`."""
 
 import shlex
 import sys
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,9 +13,10 @@ from r1ov.common.files import check_same_options, earlier_options, write_json
 from r1ov.common.journal import Journal
 from r1ov.common.stopping import stopping
 from r1ov.errors import UserError
-from r1ov.formalize.roles import DEFAULTS, cast, models
-from r1ov.formalize.row import Row, Settings
+from r1ov.formalize.models import DEFAULTS, cast, models
+from r1ov.formalize.rows import Row, count_rows, read_rows
 
+OUT = "runs/formalize"
 _MODEL = "of a --{} that is a URL: the model's name there"
 _KEY = "environment variable with the key (default: HF_TOKEN for Hugging Face, OPENAI_API_KEY for OpenAI)"
 _PRICE = "money for a million tokens, IN/OUT, such as 2.5/10"
@@ -36,8 +36,11 @@ class FormalizeConfig:
     """A run may change the options marked `may_change` when it goes on; all others decide what comes out."""
 
     data: str = option("playground", "playground[:split], a file, a folder, or a hub data set")
-    out: str = option(
-        help="folder for what comes out; the same command again goes on where it stopped", may_change=True
+    out: str | None = option(
+        None,
+        f"folder for what comes out; the same command again goes on where it stopped (default: {OUT}, or "
+        "where that holds another run the next free name)",
+        may_change=True,
     )
     limit: int | None = option(None, "rows, the first ones", least=1, may_change=True)
     describer: str | None = option(None, _ENGINE)
@@ -52,7 +55,7 @@ class FormalizeConfig:
     judge_model: str | None = option(None, _MODEL.format("judge"))
     judge_key_env: str | None = _key()
     judge_price: str | None = _price()
-    rounds: int = option(1, "of going back to the picture for what the thought lacks", least=0)
+    rounds: int = option(1, "of going back to the image for what the thought lacks", least=0)
     detector: str = option(
         "IDEA-Research/grounding-dino-tiny",
         "finds boxes in scenes, where transformers is installed; none: no boxes",
@@ -62,7 +65,7 @@ class FormalizeConfig:
     )
     max_tokens: int = option(2048, "longest answer of a model", least=1)
     temperature: float | None = option(None, "default: the model's own", least=0, most=10)
-    max_pixels: int = option(2_000_000, "larger pictures are scaled down before they are sent", least=1)
+    max_pixels: int = option(2_000_000, "larger images are scaled down before they are sent", least=1)
     concurrency: int = option(8, "rows at once, and so requests", least=1, most=64, may_change=True)
     timeout: float = option(120.0, "seconds for one request", above=0, most=3600, may_change=True)
     attempts: int = option(
@@ -95,55 +98,67 @@ class FormalizeConfig:
 
 def formalize_all(config: FormalizeConfig) -> None:
     """Leaves the outputs in `config.out`, and prints a summary on stdout."""
+    total, folder = count_rows(config.data, config.limit), _folder(config)
+    done_before = folder / "stages.jsonl"
+    if not config.retry_failed and done_before.exists():
+        ended = [line for line in done_before.open("rb") if b'"outcome": null' not in line]
+        if len(ended) == total:
+            print(f"finished  {folder} holds all {total} rows; another --out begins anew")
+            return
     # Some of these take a second to import.
-    from r1ov.formalize.ask import Asker, Budget
-    from r1ov.formalize.output import write_outputs
-    from r1ov.formalize.rows import count_rows, read_rows
+    from r1ov.formalize.ask import Asker
+    from r1ov.formalize.report import write_outputs
     from r1ov.formalize.run import Tally, in_order, process
-    from r1ov.formalize.stages import formalize
+    from r1ov.formalize.stages import Settings, formalize
 
-    players, folder, tally = cast(config), Path(config.out), Tally()
+    players, tally = cast(config), Tally()
     facts = {"data": config.data, **{role: str(player) for role, player in players.items()}}
     for name, fact in facts.items():
         print(f"{name:<10}{fact}", file=sys.stderr)
+    playing = models(players, config)  # and the folder after all that may be refused
     with (
         Journal(folder / "answers.journal", "key") as answers,
         Journal(folder / "rows.journal", "row") as finished,
     ):
-        _same_run(config)
+        write_json(folder / "config.json", asdict(config))
         if unreadable := answers.unreadable + finished.unreadable:
             told = f"{unreadable} damaged lines in {folder}/*.journal; what they held is done again"
             print(f"note      {told}", file=sys.stderr)
-        total = count_rows(config.data, config.limit)
-        settings = {name: getattr(config, name) for name in ("rounds", "detector", "ocr")}
-        with stopping("stopping when what is under way has been answered") as stop:
+        settings = Settings(
+            models=frozenset(playing),
+            reasoner_looks=players["reasoner"].is_engine,
+            rounds=config.rounds,
+            detector=config.detector,
+            ocr=config.ocr,
+        )
+        with (
+            stopping("stopping when what is under way has been answered") as stop,
+            tqdm(total=total, unit=" rows", desc="formalize") as bar,
+        ):
             asker = Asker(
-                models(players, config),
+                playing,
                 answers,
-                budget=Budget(tokens=config.max_tokens_spent, cost=config.max_cost),
+                max_tokens_spent=config.max_tokens_spent,
+                max_cost=config.max_cost,
                 attempts=config.attempts,
                 retry_failed=config.retry_failed,
                 stop=stop,
             )
-            settings = Settings(
-                models=frozenset(asker.models), reasoner_looks=players["reasoner"].is_engine, **settings
+
+            def tell(row: Row) -> None:
+                tally.add(row)
+                bar.set_postfix_str(f"{tally}; {asker.told()}", refresh=False)
+                bar.update()
+
+            process(
+                read_rows(config.data, config.limit),
+                lambda row: formalize(row, asker, settings),
+                finished,
+                concurrency=config.concurrency,
+                stop=stop,
+                retry_failed=config.retry_failed,
+                tell=tell,
             )
-            with tqdm(total=total, unit=" rows", desc="formalize") as bar:
-
-                def tell(row: Row) -> None:
-                    tally.add(row)
-                    bar.set_postfix_str(f"{tally}; {asker.told()}", refresh=False)
-                    bar.update()
-
-                process(
-                    read_rows(config.data, config.limit),
-                    lambda row: formalize(row, asker, settings),
-                    finished,
-                    concurrency=config.concurrency,
-                    stop=stop,
-                    retry_failed=config.retry_failed,
-                    tell=tell,
-                )
         left = total - tally.outcomes.total()
         if asker.is_mistake:
             raise UserError(f"{asker.over}; {left} rows are left, and the same command goes on")
@@ -153,20 +168,28 @@ def formalize_all(config: FormalizeConfig) -> None:
         if asker.over or not left:  # whoever asked it to stop does not wait for this
             facts["asked"] = asker.told()
             write_outputs(folder, in_order(read_rows(config.data, config.limit), finished), facts)
-    print(f"rows      {tally}, {left} left\nasked     {asker.told()}\noutput    {config.out}")
+    print(f"rows      {tally}, {left} left\nasked     {asker.told()}\noutput    {folder}")
     if tally.outcomes["done"] and not left:
         model = players["reasoner"].spec if players["reasoner"].is_engine else DEFAULTS["reasoner"]
-        words = ["train.py", "--stage", "sft", "--data", config.out, "--model", model]
+        words = ["train.py", "--stage", "sft", "--data", str(folder), "--model", model]
         print(f"train     python {shlex.join(words)}")
 
 
-def _same_run(config: FormalizeConfig) -> None:
-    """Writes config.json. Raises UserError if another run has been going on in this folder."""
-    path, now = Path(config.out) / "config.json", asdict(config)
-    check_same_options(
-        earlier_options(path) or now, now, marked(config, "may_change"), f"the run in {config.out}"
-    )
-    write_json(path, now)
+def _folder(config: FormalizeConfig) -> Path:
+    """Returns the run's folder: --out, else the first of OUT, OUT-2, ... that is free or holds this very run.
+
+    Raises: UserError if --out holds another run.
+    """
+    for number in count(1):
+        folder = Path(config.out or (OUT if number == 1 else f"{OUT}-{number}"))
+        before = earlier_options(folder / "config.json")
+        now = asdict(config)
+        try:
+            check_same_options(before or now, now, marked(config, "may_change"), f"the run in {folder}")
+            return folder
+        except UserError:
+            if config.out:
+                raise
 
 
 def main() -> None:

@@ -27,14 +27,13 @@ _COMPARISON = re.compile(
     rf"(?P<right>-?{_NUMBER})(?![\w/^%]|[.,]\d)",
     re.ASCII,
 )
-_SPELLINGS = dict.fromkeys(("\\(", "\\)", "\\[", "\\]", "°", "$", "**"), " ") | {
-    "−": "-",
-    "–": "-",
-    "×": "*",
-    "·": "*",
-    "÷": "/",
+_SPELLINGS = {  # the plain one -> the others
+    "^": r"(?<=[\w)])\*\*(?=[\w(-])",
+    " ": r"\\[()\[\]]|[°$]|\*\*",
+    "-": "[−–]",
+    "*": r"[×·]|\\times|\\cdot",
+    "/": r"÷|\\div",
 }
-_SPELLINGS |= {"\\times": "*", "\\cdot": "*", "\\div": "/"}
 # What makes a sum part of something else: before it an operator, "half of", a variable; after it another
 # operator, "o'clock".
 _BEFORE = re.compile(
@@ -55,14 +54,14 @@ _TAKEN_BACK = re.compile(
 
 
 def false_claim(text: str) -> str | None:
-    """The first false sum or comparison in the text, as it stands there; None if there is none.
+    """Returns the first false sum or comparison in the text, as it stands there; None if there is none.
 
     Examples: "so 3 + 4 = 8" -> "3 + 4 = 8"; "10 / 3 = 3.33" -> None (rounded); "3 + 4 = 8? No, 7" -> None
         (taken back)
     """
-    text = re.sub(r"(?<=[\w)])\*\*(?=[\w(-])", "^", text[:MAX_LETTERS])
-    for spelling, plain in _SPELLINGS.items():
-        text = text.replace(spelling, plain)
+    text = text[:MAX_LETTERS]
+    for plain, spelling in _SPELLINGS.items():
+        text = re.sub(spelling, plain, text)
     for begin, end in sorted((*_false_sums(text), *_false_comparisons(text))):
         sentence = re.split(r"[.;\n](?:\s|$)", text[max(0, begin - 100) : begin])[-1]
         after = text[end : end + _LOOK_AHEAD]

@@ -19,12 +19,7 @@ class Unavailable(Exception):
 
 _ONE_AT_A_TIME = Lock()  # stages run in many threads, these models do not
 MAX_PHRASES = 50
-RAPID_LANGUAGES = {
-    "en",
-    "ch_sim",
-    "ch_tra",
-    "ja",
-}  # of the models inside RapidOCR's wheel, by EasyOCR's codes
+RAPID_LANGUAGES = {"en", "ch_sim", "ch_tra", "ja"}  # of the models inside its wheel, by EasyOCR's codes
 
 
 def find_boxes(image: Image.Image, phrases: list[str], model: str | None) -> dict[str, list[list[float]]]:
@@ -34,8 +29,6 @@ def find_boxes(image: Image.Image, phrases: list[str], model: str | None) -> dic
     Raises: Unavailable.
     Source: transformers' zero-shot-object-detection pipeline.
     """
-    if model in (None, "none"):
-        raise Unavailable("no detector was asked for")
     labels = [phrase.strip().rstrip(".") + "." for phrase in phrases[:MAX_PHRASES] if phrase.strip()]
     if not labels:
         raise Unavailable("no objects were named")
@@ -52,9 +45,7 @@ def read_text(image: Image.Image, languages: str | None) -> list[dict[str, Any]]
     Args: languages: EasyOCR's codes, separated by commas; None or "none": not wanted.
     Raises: Unavailable.
     """
-    if languages in (None, "none"):
-        raise Unavailable("it was not asked for")
-    languages = languages.replace(" ", "")
+    languages = (languages or "none").replace(" ", "")
     starts = [_easyocr] if set(languages.split(",")) - RAPID_LANGUAGES else [_rapidocr, _easyocr]
     lines = []
     for corners, text in _found(starts, languages, image):
@@ -63,8 +54,10 @@ def read_text(image: Image.Image, languages: str | None) -> list[dict[str, Any]]
     return lines
 
 
-def _found(starts: list[Callable], name: str, *inputs: Any) -> Any:
+def _found(starts: list[Callable], name: str | None, *inputs: Any) -> Any:
     """Returns what the first helper that can be started finds. Raises: Unavailable."""
+    if name in (None, "none"):
+        raise Unavailable("none was asked for")
     reasons = []
     with _ONE_AT_A_TIME:
         for start in starts:

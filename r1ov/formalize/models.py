@@ -1,23 +1,37 @@
-"""What can play a role: a remote model, or r1ov's own engine."""
+"""Who plays describer, reasoner and judge: a model behind a URL, r1ov's own engine, the playground's own
+truth, or the rules alone.
+"""
 
 import math
+import os
+import re
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
 
 from PIL import Image
 
 from r1ov.common.page import base64_image
 from r1ov.common.remote import AskFailed, Remote, Reply
+from r1ov.common.text import shown
 from r1ov.errors import UserError
 
 MAX_IMAGE_LETTERS = 5 << 20  # of base64; larger PNGs go as JPEG
 MAX_BATCH = 64  # questions that the engine answers together
+DEFAULTS = {"describer": "playground", "reasoner": "r1ov-tiny", "judge": "rules"}  # with the playground
+NO_MODEL = {"playground": "the playground's own truth", "rules": "rules alone, no model"}
+KEYS = {
+    "huggingface.co": "HF_TOKEN",
+    "huggingface.cloud": "HF_TOKEN",
+    "hf.space": "HF_TOKEN",
+    "openai.com": "OPENAI_API_KEY",
+}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Question:
+class Question(NamedTuple):
     prompt: str
     system: str | None = None
     image: Image.Image | None = None
@@ -46,11 +60,11 @@ class Endpoint(Remote):
         model: str,
         *,
         max_pixels: int = 2_000_000,
-        price: tuple[float, float] = (0.0, 0.0),
+        price: tuple[float, float] | None = None,
         **more: Any,
     ):
         super().__init__(url, model, **more)
-        self.max_pixels, self.price = max_pixels, price
+        self.max_pixels, self.price = max_pixels, price or (0.0, 0.0)
         # What answers depend on beside the question.
         self.identity = {"url": url, "max_pixels": max_pixels, **self.options}
 
@@ -62,10 +76,10 @@ class Endpoint(Remote):
 
     def attempt(self, question: Question) -> Reply:
         """Asks once. Raises: as `Remote.send`."""
-        image = None
-        if question.image is not None:
-            url = {"url": data_url(question.image, self.max_pixels)}
-            image = {"type": "image_url", "image_url": url}
+        image = question.image and {
+            "type": "image_url",
+            "image_url": {"url": data_url(question.image, self.max_pixels)},
+        }
         return self.send(question.messages(image), self.estimate(question)[0])
 
 
@@ -105,7 +119,7 @@ class EngineModel:
         from r1ov.folder.pretrained import load  # torch takes seconds, and many a run asks endpoints alone
 
         self.model, self.processor = load(name, device=device)
-        self.name, self.max_tokens, self.temperature = name, max_tokens, temperature
+        self.name, self.limits = name, {"max_new_tokens": max_tokens, "temperature": temperature}
         self.identity = {"engine": name, "max_tokens": max_tokens, "temperature": temperature}
         self._waiting: list[tuple[Question, Future[Reply]]] = []
         self._engine = threading.Lock()
@@ -134,12 +148,9 @@ class EngineModel:
             question.messages(question.image and {"type": "image", "image": question.image})
             for question, _ in jobs
         ]
-        limits = {"max_new_tokens": self.max_tokens, "temperature": self.temperature}
         try:
-            completions = generate(self.model, self.processor, asked, **limits)
-        except (
-            Exception
-        ) as error:  # raised in the thread whose question it was: the others have no part in it
+            completions = generate(self.model, self.processor, asked, **self.limits)
+        except Exception as error:  # raised in the thread whose question it was
             if len(jobs) == 1:
                 jobs[0][1].set_exception(error)
             else:
@@ -155,3 +166,108 @@ class EngineModel:
 
 
 Model = Endpoint | EngineModel
+
+
+class Player(NamedTuple):
+    """One role as the command line gives it. `spec`: a URL, a model folder or name, "playground", "rules"."""
+
+    role: str
+    spec: str
+    model: str | None = None
+    key_env: str | None = None
+    price: tuple[float, float] | None = None  # (in, out) money for a million tokens
+
+    @property
+    def is_endpoint(self) -> bool:
+        return self.spec.lower().startswith(("http://", "https://"))
+
+    @property
+    def is_engine(self) -> bool:
+        return not self.is_endpoint and self.spec not in NO_MODEL
+
+    def __str__(self) -> str:
+        if not self.is_endpoint:
+            return NO_MODEL.get(self.spec, f"{self.spec}, in r1ov's engine")
+        key = f"key from ${self.key_env}" if self.key_env else "no key"
+        is_open = re.match(r"http://(?!(localhost|127\.0\.0\.1|\[::1\])(:|/|$))", self.spec.lower())
+        if self.key_env and is_open:
+            key += ", which travels unencrypted"
+        return f"{self.model} at {self.spec}, {key}"
+
+    def key(self) -> str | None:
+        """Returns the secret. Raises: UserError if the variable holds none."""
+        if self.key_env is None:
+            return None
+        key = os.environ.get(self.key_env, "").strip()
+        if not re.fullmatch("[!-~]+", key):  # printable ASCII
+            raise UserError(f"--{self.role}-key-env: the environment variable {self.key_env} holds no key")
+        return key
+
+
+def cast(config: Any) -> dict[str, Player]:
+    """Returns the players by role, from the fields `describer`, `describer_model`, ... of the command line.
+
+    Raises: UserError.
+    """
+    return {role: _player(config, role) for role in DEFAULTS}
+
+
+def _player(config: Any, role: str) -> Player:
+    spec, *given = (getattr(config, role + end) for end in ("", "_model", "_key_env", "_price"))
+    model, key_env, price = given
+    is_playground = config.data.partition(":")[0] == "playground"
+    if spec is None and not is_playground and role != "judge":
+        raise UserError(
+            f"--data {config.data[:80]} does not bring its own descriptions: give --{role} a URL or a model"
+        )
+    player = Player(role, spec or DEFAULTS[role], model, key_env, price and _price(role, price))
+    fits = {"rules": role == "judge", "playground": is_playground and role != "judge"}
+    if not fits.get(player.spec, True):
+        more = ", or --data playground" if role != "judge" else ""
+        raise UserError(f"--{role} {spec} cannot be; give a URL or a model{more}")
+    if not player.is_endpoint:
+        for end, value in zip(("model", "key-env", "price"), given, strict=True):
+            if value is not None:
+                raise UserError(f"--{role}-{end} is for a --{role} that is a URL, and that is {player.spec}")
+        return player
+    try:
+        parts = urlsplit(spec)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host:
+        raise UserError(f"--{role} {shown(spec)}: not a URL; expected one such as http://localhost:8000/v1")
+    odd = [name for name, _ in parse_qsl(parts.query) if name != "api-version"]
+    if "@" in parts.netloc or odd or parts.fragment:
+        raise UserError(
+            f"--{role}: a URL with a password or a query in it would be written down; keys come from "
+            f"--{role}-key-env NAME"
+        )
+    if not model:
+        raise UserError(f"--{role} {spec} needs --{role}-model, the model's name there")
+    # Never a key that was not meant for this host.
+    known = [name for domain, name in KEYS.items() if f".{host}".endswith(f".{domain}")]
+    return player._replace(key_env=key_env or next((name for name in known if name in os.environ), None))
+
+
+def _price(role: str, text: str) -> tuple[float, float]:
+    number = r"(\d{1,5}(?:\.\d+)?)"
+    if not (found := re.fullmatch(f"{number}/{number}", text)):
+        raise UserError(
+            f"--{role}-price is {text[:40]!r}; expected money for a million tokens, in/out, such as 2.5/10"
+        )
+    return float(found[1]), float(found[2])
+
+
+def models(players: Mapping[str, Player], config: Any) -> dict[str, Model]:
+    """Returns what can be asked, by role; the same model in two roles is loaded once. Raises: UserError."""
+    limits = {"max_tokens": config.max_tokens, "temperature": config.temperature}
+    remote = limits | {"timeout": config.timeout, "max_pixels": config.max_pixels}
+    engine = cache(lambda name: EngineModel(name, device=config.device, **limits))
+    return {
+        role: Endpoint(player.spec, player.model, key=player.key(), price=player.price, **remote)
+        if player.is_endpoint
+        else engine(player.spec)
+        for role, player in players.items()
+        if player.spec not in NO_MODEL
+    }

@@ -12,7 +12,8 @@ from dataclasses import replace
 from r1ov.common.journal import Journal
 from r1ov.common.text import one_line
 from r1ov.errors import UserError
-from r1ov.formalize.row import BudgetSpent, Row, row_from_dict, row_to_dict
+from r1ov.formalize.ask import BudgetSpent
+from r1ov.formalize.rows import Row, row_from_dict, row_to_dict
 
 
 def process(
@@ -99,7 +100,7 @@ def fingerprint(row: Row) -> str:
 
 
 def _earlier(finished: Journal, number: int, row: Row) -> Row | None:
-    """The row as it ended before. Raises UserError if it is another one."""
+    """Returns the row as it ended before. Raises: UserError if it is another one."""
     record = finished.get(number)
     if record is None:
         return None
@@ -120,10 +121,10 @@ class Tally:
 
     def add(self, row: Row) -> None:
         self.outcomes[row.outcome] += 1
-        if row.outcome != "done":
-            self.stages[(row.reason or "").partition(":")[0] or "?"] += 1
+        if row.reason:
+            self.stages[row.reason.partition(":")[0]] += 1
 
     def __str__(self) -> str:
         stages = ", ".join(f"{stage} {count}" for stage, count in sorted(self.stages.items()))
-        parts = [f"{self.outcomes[name]} {name}" for name in ("done", "rejected", "failed")]
-        return ", ".join(parts) + (f" ({stages})" if stages else "")
+        outcomes = (f"{self.outcomes[name]} {name}" for name in ("done", "rejected", "failed"))
+        return ", ".join(outcomes) + (f" ({stages})" if stages else "")

@@ -1,7 +1,8 @@
 """The five stages on one row: route, describe, reason, role-play, filter. Each returns a new row."""
 
 import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from r1ov.common.remote import AskFailed
@@ -11,10 +12,9 @@ from r1ov.data.formats.onevision import clean_reply
 from r1ov.data.formats.records import BadRow
 from r1ov.data.image import LazyImage
 from r1ov.formalize.detectors import Unavailable, find_boxes, read_text
-from r1ov.formalize.phrases import GIVE_AWAYS
 from r1ov.formalize.prompt import code_block, json_object, malformed, one_word, prompt, proper, system
-from r1ov.formalize.row import Ask, Role, Row, Settings
-from r1ov.formalize.rules import Fault, answer_fault, first_fault
+from r1ov.formalize.rows import Row
+from r1ov.formalize.rules import GIVE_AWAYS, Fault, answer_fault, first_fault
 
 KINDS = ("chart", "scene", "text", "mixed", "math")  # of images; "text_only" without one
 # Tags that need no question: the playground's families, and the sources of R1-Onevision's data, by their
@@ -43,17 +43,35 @@ FIELDS = {  # of the describer's JSON object, by kind
 VERDICT = {"correct": bool, "consistent": bool, "grounded": bool, "relevant": bool, "reason": str}
 
 
-def told(ask: Ask, role: Role, name: str, image: LazyImage | None = None, **data: str) -> str:
+# (role, prompt, image or None, system text) -> the reply of the model that plays the role. Raises: AskFailed;
+# BudgetSpent.
+Ask = Callable[..., str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How the stages work. A role without a model falls back on `Row.truth`, or fails the row: nothing is
+    made up.
+    """
+
+    models: frozenset[str] = frozenset()  # the roles that a model plays
+    reasoner_looks: bool = False  # it is r1ov's engine: given image and bare question, and not rewritten
+    rounds: int = 1  # of going back to the image, in role-play
+    detector: str | None = "IDEA-Research/grounding-dino-tiny"  # of boxes; None: no boxes
+    ocr: str | None = "en"  # languages, separated by commas; None: no OCR
+
+
+def told(ask: Ask, role: str, name: str, image: LazyImage | None = None, **data: str) -> str:
     """Returns the reply to the prompt of that name."""
     return ask(role, prompt(name, **data), image, system())
 
 
-def noted(row: Row, *notes: str) -> Row:
-    return replace(row, notes=(*row.notes, *notes))
+def noted(row: Row, note: str, **changes: str) -> Row:
+    return replace(row, notes=(*row.notes, note), **changes)
 
 
 def kind_of_tag(tag: str | None) -> str | None:
-    """The kind that a tag names; parentheses, as in "Geometry3K(MathV360K)", do not count."""
+    """Returns the kind that a tag names; parentheses, as in "Geometry3K(MathV360K)", do not count."""
     name = (tag or "").partition("(")[0].strip().lower()
     return next((kind for kind, tags in TAGS.items() if name in (kind, *tags.split())), None)
 
@@ -68,9 +86,8 @@ def route(row: Row, ask: Ask, settings: Settings) -> Row:
         return replace(row, kind=kind)
     if "describer" not in settings.models:
         raise AskFailed(f"the tag {row.tag!r:.60} tells no kind of picture, and there is no describer to ask")
-    return replace(
-        row, kind=one_word(told(ask, "describer", "route", row.image, question=row.question), KINDS)
-    )
+    word = told(ask, "describer", "route", row.image, question=row.question)
+    return replace(row, kind=one_word(word, KINDS))
 
 
 def describe(row: Row, ask: Ask, settings: Settings) -> Row:
@@ -113,14 +130,14 @@ def reason(row: Row, ask: Ask, settings: Settings) -> Row:
     if "reasoner" not in settings.models:
         if "reasoning" not in row.truth:
             raise AskFailed("there is no reasoner, and no reasoning is known")
-        row = replace(row, draft=row.truth["reasoning"], answer=row.gold)
-        return noted(row, "the thought is the data's own reasoning: there is no reasoner")
+        note = "the thought is the data's own reasoning: there is no reasoner"
+        return noted(row, note, draft=row.truth["reasoning"], answer=row.gold)
     if settings.reasoner_looks:
         reply = ask("reasoner", row.question, row.image)
     elif row.kind == "text_only":
         reply = told(ask, "reasoner", "reason_text_only", question=row.question)
     else:
-        reply = told(ask, "reasoner", "reason", question=row.question, description=row.description or "")
+        reply = told(ask, "reasoner", "reason", question=row.question, description=row.description)
     try:
         # Of two thoughts the first is the model's own, before the one that it was asked for.
         rest = proper(reply)
@@ -152,10 +169,8 @@ def role_play(row: Row, ask: Ask, settings: Settings) -> Row:
     if row.kind == "text_only":
         return replace(row, thought=row.draft)
     if "reasoner" not in settings.models or settings.reasoner_looks:
-        return noted(
-            replace(row, thought=row.draft), "not rewritten: the thought looks at the picture already"
-        )
-    row = replace(row, thought=rewritten("role_play", draft=row.draft or ""))
+        return noted(row, "not rewritten: the thought looks at the picture already", thought=row.draft)
+    row = replace(row, thought=rewritten("role_play", draft=row.draft))
     for number in range(1, 1 + settings.rounds * ("describer" in settings.models)):
         asked = {"question": row.question, "thought": row.thought}
         reply = told(ask, "describer", "look_again", row.image, **asked)
@@ -163,8 +178,8 @@ def role_play(row: Row, ask: Ask, settings: Settings) -> Row:
         if not missing:
             return noted(row, f"looked again: nothing was missing (round {number})")
         seen = "\n".join(f"- {fact}" for fact in missing)
-        row = replace(row, thought=rewritten("add_seen", thought=row.thought, seen=seen))
-        row = noted(row, f"looked again: facts added from the picture, {len(missing)} (round {number})")
+        note = f"looked again: facts added from the picture, {len(missing)} (round {number})"
+        row = noted(row, note, thought=rewritten("add_seen", thought=row.thought, seen=seen))
     return row
 
 
@@ -173,32 +188,24 @@ def filter_row(row: Row, ask: Ask, settings: Settings) -> Row:
     judge says no. Our own rules come first: they cost nothing.
     """
     reply = row.conversations[1]["value"]
-    fault = first_fault(row.question, reply, row.gold, row.answer_kind) or _unreadable(row)
+    fault = first_fault(row.question, reply, row.gold, row.answer_kind)
+    try:  # our own reader may refuse a frame token of a chat template, or a second `<image>`
+        read_row({"id": row.id, "image": row.image and "its image", "conversations": row.conversations})
+    except BadRow as error:
+        fault = fault or Fault("malformed", str(error))
     if fault:
-        verdict = {"by": "rules", "rule": fault.rule, "detail": fault.detail}
-        return replace(row, outcome="rejected", reason=str(fault), verdict=verdict)
+        return replace(row, outcome="rejected", reason=str(fault), verdict={"by": "rules", **fault._asdict()})
     if "judge" not in settings.models:
         return replace(row, outcome="done", verdict={"by": "rules"})
-    asked = {name: getattr(row, name) or "" for name in ("question", "gold", "thought", "answer")}
+    asked = {name: getattr(row, name) for name in ("question", "gold", "thought", "answer")}
     verdict = json_object(told(ask, "judge", "judge", row.image, **asked), VERDICT)
     row = replace(row, outcome="done", verdict={"by": "judge", **verdict})
-    refused = next((point for point, holds in verdict.items() if holds is False), None)
-    if refused:
-        why = f"judged not {refused}: {verdict['reason'][:200]}"
-        return replace(row, outcome="rejected", reason=why)
+    for point, holds in verdict.items():
+        if holds is False:
+            return replace(
+                row, outcome="rejected", reason=f"judged not {point}: {verdict['reason'][:200]}"
+            )
     return row
-
-
-def _unreadable(row: Row) -> Fault | None:
-    """What our own reader finds wrong with the row as it will be written: frame tokens of a chat template, a
-    second `<image>`.
-    """
-    image = "its picture" if row.image else None
-    try:
-        read_row({"id": row.id, "image": image, "conversations": row.conversations})
-    except BadRow as error:
-        return Fault("malformed", str(error))
-    return None
 
 
 STAGES = {
