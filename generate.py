@@ -115,12 +115,11 @@ class Options:
 def main() -> None:
     options = parse_cli(Options, prog="generate.py", description=__doc__.splitlines()[0])
     # torch takes seconds to import: not before the command line is known to be right, and never for --help.
-    from r1ov.common.device import choose_device, choose_dtype, choose_kernels, dtype_name
+    from r1ov.common.processes import choose_device, choose_dtype, choose_kernels, dtype_name
     from r1ov.data.playground.scene import is_asked
     from r1ov.engine import decode, prepare
     from r1ov.engine.terminal import painted
-    from r1ov.folder.pretrained import SHIPPED, read_model, resolve
-    from r1ov.folder.settings import read_processor
+    from r1ov.folder.pretrained import SHIPPED, read_model, read_processor, resolve
 
     device = choose_device(options.device)
     dtype, kernels = choose_dtype(options.dtype, device), choose_kernels(options.kernels, device)

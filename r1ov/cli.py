@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from r1ov.common.text import one_line
+from r1ov.common.files import one_line
 from r1ov.errors import UserError
 
 C = TypeVar("C")

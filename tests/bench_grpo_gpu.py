@@ -27,13 +27,11 @@ import transformers
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from r1ov.cli import run
-from r1ov.common.device import choose_kernels
-from r1ov.common.processes import World, joined
+from r1ov.common.processes import World, choose_kernels, joined
 from r1ov.data.pack import Continuation
 from r1ov.data.processor import Encoded, Processor
 from r1ov.engine import Completion, decode, prepare
-from r1ov.folder.pretrained import resolve
-from r1ov.folder.settings import config_from_dict, read_processor
+from r1ov.folder.pretrained import config_from_dict, read_processor, resolve
 from r1ov.folder.weights import init_weights
 from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL

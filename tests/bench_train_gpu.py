@@ -25,13 +25,11 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from r1ov.cli import run
-from r1ov.common.device import choose_kernels
-from r1ov.common.processes import World, joined
+from r1ov.common.processes import World, choose_kernels, joined
 from r1ov.data.pack import sequence_cost
 from r1ov.data.processor import Batch
 from r1ov.errors import UserError
-from r1ov.folder.pretrained import resolve
-from r1ov.folder.settings import config_from_dict
+from r1ov.folder.pretrained import config_from_dict, resolve
 from r1ov.folder.weights import init_weights
 from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL

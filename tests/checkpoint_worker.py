@@ -24,7 +24,7 @@ from torch.distributed.fsdp import fully_shard
 
 from r1ov.common.processes import World
 from r1ov.common.stopping import stopping
-from r1ov.folder import save
+from r1ov.folder import weights
 from r1ov.train.optim import build_optimizers
 from r1ov.train.run.checkpoint import Checkpoints
 from r1ov.train.run.state import state_tensors
@@ -120,8 +120,8 @@ def unfinished(out: Path) -> set[tuple[str, int]]:
     return found
 
 
-def kill(folder: Path, kills: int = 20, steps: int = 30) -> dict[str, object]:
-    """Runs of 30 steps, killed at random instants and started again, beside one that was left in peace."""
+def kill(folder: Path, kills: int = 20, steps: int = 16) -> dict[str, object]:
+    """Runs of so many steps, killed at random instants and started again, beside one that was left in peace."""
     chance, report = (
         random.Random(0),
         {"kills": 0, "in_save": 0, "resumed": 0, "terminated": 0, "finished": 0, "equal": True},
@@ -248,18 +248,18 @@ def ranks(folder: Path) -> dict[str, object]:
         with Checkpoints(folder / "full", world) as checkpoints:
             checkpoints.save(1, model, optimizers)
             checkpoints.wait()
-            true_save = save.save_file
+            true_save = weights.save_file
 
             def fail(*_: object, **_more: object) -> None:
                 raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-            save.save_file = fail if world.rank == 1 else true_save
+            weights.save_file = fail if world.rank == 1 else true_save
             checkpoints.save(2, model, optimizers)
             checkpoints.wait()
             assert checkpoints.latest == 1
             if world.is_main:
                 assert [path.name for path in (folder / "full").iterdir()] == ["step-1"]
-            save.save_file = true_save
+            weights.save_file = true_save
             checkpoints.save(3, model, optimizers)
         assert checkpoints.latest == 3
         with Checkpoints(folder / "full", world) as checkpoints:

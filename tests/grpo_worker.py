@@ -1,15 +1,13 @@
-"""What each process of tests/test_grpo_update.py runs under torchrun: whole GRPO updates of one world size in
-one start, results to a file.
+"""What each of the processes of tests/test_grpo_update.py runs: whole GRPO updates of one world size in one
+start, results to a file.
 
-    torchrun --nproc-per-node N tests/grpo_worker.py FOLDER
+    python -m tests.ranks grpo_worker FOLDER N
 
 FOLDER holds three checkpoints: `policy`, which learns, `old`, which sampled, and `ref`. The same functions
-    run in the test itself, in
-one process on plain models: what must come out.
+run in the test itself, in one process on plain models: what must come out.
 """
 
 import random
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,8 +16,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from r1ov.common.processes import World, joined
 from r1ov.data.formats.records import Record
 from r1ov.data.pack import Continuation, bundled, make_packs, num_trained
@@ -27,8 +23,7 @@ from r1ov.data.playground import sample
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import Batch, Encoded, Processor
 from r1ov.engine import Completion
-from r1ov.folder.pretrained import build, resolve
-from r1ov.folder.settings import read_config, read_processor
+from r1ov.folder.pretrained import build, read_config, read_processor, resolve
 from r1ov.folder.weights import load_weights, whole
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.grpo import Part, accumulate_gradients, add_logprobs, deal, make_minibatch
@@ -274,8 +269,3 @@ def main(folder: Path) -> None:
         dist.all_gather_object(results, check(folder, world, is_sharded=True))
         if world.is_main:
             torch.save(results, folder / f"results-{world.size}.pt")
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))

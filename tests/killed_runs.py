@@ -23,6 +23,7 @@ import torch
 from r1ov.train.grpo import train as train_grpo
 from r1ov.train.run.config import GRPOConfig, SFTConfig
 from r1ov.train.sft import train as train_sft
+from tests.small import small_architecture
 
 COMMON = {
     "train_batch_size": 4,
@@ -51,9 +52,10 @@ GRPO = {  # rollouts whose groups often lack spread, each learned from twice
 
 
 def config(stage: str, out: Path, kills: int):
-    if stage == "grpo":
+    if stage == "grpo":  # r1ov-tiny: its completions end, and earn rewards
         return GRPOConfig(out=str(out), **COMMON | GRPO | {"max_steps": max(20, 3 * kills)}), train_grpo
-    return SFTConfig(out=str(out), **COMMON | {"max_steps": 30}), train_sft
+    small = str(out.parent / "small")
+    return SFTConfig(out=str(out), **COMMON | {"max_steps": 30, "config_name": small}), train_sft
 
 
 def child(stage: str, out: Path, kills: int) -> int:
@@ -92,6 +94,8 @@ def wait_for(out: Path, step: int, process: int, since: float) -> bool:
 def main() -> None:
     stage, folder, kills, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
+    (folder / "small").mkdir()
+    small_architecture(folder / "small")
     assert os.waitpid(child(stage, folder / "whole", kills), 0)[1] == 0
     rows = [json.loads(line) for line in (folder / "whole" / "log.jsonl").read_text().splitlines()]
     a_step = median(row["step_ms"] for row in rows) / 1000

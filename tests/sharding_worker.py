@@ -1,13 +1,12 @@
-"""What each process of tests/test_sharding.py runs under torchrun: every check of one world size in one
-start, results to a file.
+"""What each of the processes of tests/test_sharding.py runs: every check of one world size in one start,
+results to a file.
 
-    torchrun --nproc-per-node N tests/sharding_worker.py FOLDER
+    python -m tests.ranks sharding_worker FOLDER N
 
 FOLDER holds `model/`, a checkpoint. The same functions run in the test itself, in one process on a plain
 model: what must come out.
 """
 
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -17,13 +16,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from r1ov.common.processes import World, joined
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
-from r1ov.folder.pretrained import resolve
-from r1ov.folder.settings import read_config, read_processor
+from r1ov.folder.pretrained import read_config, read_processor, resolve
 from r1ov.folder.weights import init_weights, is_sharded, load_weights, local, whole
 from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL
@@ -327,8 +323,3 @@ def main(folder: Path) -> None:
         dist.all_gather_object(results, check(folder, world))
         if world.is_main:
             torch.save(results, folder / f"results-{world.size}.pt")
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))

@@ -392,7 +392,6 @@ PROCESSES = {
     "no arguments": ("{generate}", {}, "nothing to answer"),
     "unknown flag, stdout closed": ("{generate} --nonsense >&-", {}, "unrecognized arguments"),
     "bytes that are no Unicode": ("{generate} --image {ok} --prompt $'caf\\xe9'", {}, "not valid Unicode"),
-    "a picture that is text": ("{generate} --image {dir}/text.png", {}, "not a picture"),
     "a terminal of ASCII": (
         "{generate} --image 图.png",
         {"PYTHONIOENCODING": "ascii"},

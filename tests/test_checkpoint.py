@@ -22,7 +22,7 @@ from r1ov.cli import marked
 from r1ov.common.files import check_same_options
 from r1ov.common.processes import World
 from r1ov.errors import UserError
-from r1ov.folder import save
+from r1ov.folder import weights
 from r1ov.train.run import storage
 from r1ov.train.run.checkpoint import Checkpoints
 from r1ov.train.run.config import SFTConfig
@@ -306,7 +306,7 @@ def full_call(module, name, when, error=FULL):
 
 
 FULL_DISK = {
-    "tensors": full_call(save, "save_file", lambda *_: True, FULL_SAFETENSORS),
+    "tensors": full_call(weights, "save_file", lambda *_: True, FULL_SAFETENSORS),
     "record": full_file("checkpoint.json"),
     "mkdir": full_call(os, "mkdir", lambda _, arguments: True),
     **{f"fsync {n}": full_call(os, "fsync", lambda call, _, n=n: call == n) for n in range(1, 4)},

@@ -6,8 +6,7 @@ import pytest
 from transformers import Qwen2_5_VLConfig
 
 from r1ov.errors import UserError
-from r1ov.folder.save import config_to_dict
-from r1ov.folder.settings import config_from_dict, read_config
+from r1ov.folder.pretrained import config_from_dict, config_to_dict, read_config
 from tests.reference import SHAPES, config_dict
 
 TEXT_FIELDS = [

@@ -13,8 +13,7 @@ from r1ov.data.formats.reader import Reader
 from r1ov.data.formats.records import Record
 from r1ov.data.formats.rows import open_rows
 from r1ov.data.processor import IGNORED
-from r1ov.folder.pretrained import resolve
-from r1ov.folder.settings import read_processor
+from r1ov.folder.pretrained import read_processor, resolve
 from tests import make_data
 from tests.test_records import BLUE, DATA, EXPECTED, RED, said, user
 

@@ -15,8 +15,7 @@ from r1ov.data.formats.records import Record
 from r1ov.data.pack import Bundle, Continuation, make_packs, num_trained
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import IGNORED
-from r1ov.folder.pretrained import resolve
-from r1ov.folder.settings import read_processor
+from r1ov.folder.pretrained import read_processor, resolve
 from r1ov.train.grpo import Minibatch, accumulate_gradients, make_minibatch
 from r1ov.train.rollout import encode_prompt
 from r1ov.train.run.config import GRPOConfig

@@ -25,8 +25,7 @@ from r1ov.data.pack import Bundle
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import IGNORED
 from r1ov.folder import pretrained
-from r1ov.folder.pretrained import resolve
-from r1ov.folder.settings import read_config, read_processor
+from r1ov.folder.pretrained import read_config, read_processor, resolve
 from r1ov.folder.weights import init_weights
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.grpo import add_logprobs
@@ -84,23 +83,13 @@ def results(folder):
         if size not in done and size == 1:
             done[1] = [worker.check(folder, World(), is_sharded=False)]
         elif size not in done:
-            command = [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                "--nproc-per-node",
-                str(size),
-            ]
-            run = subprocess.run(
-                [*command, worker.__file__, str(folder)],
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
+            several = [str(size) for size in SIZES if size > 1]
+            command = [sys.executable, "-m", "tests.ranks", "grpo_worker", str(folder), *several]
+            run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
             assert run.returncode == 0, run.stderr[-4000:]
-            done[size] = torch.load(folder / f"results-{size}.pt", weights_only=False)
+            for size_of in map(int, several):
+                done[size_of] = torch.load(folder / f"results-{size_of}.pt", weights_only=False)
+                assert len(done[size_of]) == size_of
         return done[size]
 
     return of

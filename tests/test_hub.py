@@ -90,13 +90,13 @@ def endpoint():
 
 
 def resolved(names, cache, **environment):
-    """`resolve` of each name in a fresh process, because huggingface_hub reads its settings at import: a path
-    or an error each.
+    """What `resolve` does with a hub's name, in a fresh process, because huggingface_hub reads its settings at
+    import (and without torch, which takes seconds): for each a path or an error.
     """
     code = (
-        "import json, sys\nfrom r1ov.errors import UserError\nfrom r1ov.folder.pretrained import resolve\n"
+        "import json, sys\nfrom r1ov.errors import UserError\nfrom r1ov.folder.hub import from_hub\n"
         "for name in sys.argv[1:]:\n"
-        "    try:\n        result = [str(resolve(name)), None]\n"
+        "    try:\n        result = [str(from_hub(name)), None]\n"
         "    except UserError as error:\n        result = [None, str(error)]\n"
         "    print(json.dumps(result))"
     )

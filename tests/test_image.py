@@ -19,7 +19,7 @@ from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as hf
 from r1ov.data.formats.open_image import lazy_image
 from r1ov.data.image import ImageProcessor, LazyImage, smart_resize
 from r1ov.errors import UserError
-from r1ov.folder.settings import image_processor_from_dict
+from r1ov.folder.pretrained import image_processor_from_dict
 
 SIZES = [
     (1, 1), (1, 200), (200, 1), (5, 7), (13, 300), (14, 14), (27, 29), (28, 28), (28, 300),

@@ -11,9 +11,7 @@ import kernels
 from r1ov.data.playground import messages, sample
 from r1ov.data.processor import Processor
 from r1ov.engine.generate import generate
-from r1ov.folder.pretrained import resolve
-from r1ov.folder.save import config_to_dict
-from r1ov.folder.settings import config_from_dict, read_config, read_processor
+from r1ov.folder.pretrained import config_from_dict, config_to_dict, read_config, read_processor, resolve
 from r1ov.folder.weights import init_weights
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.loss import sft_loss

@@ -27,8 +27,6 @@ FLOORS = {  # longest matching prefix wins; a module imports only from floors be
     "r1ov.reward": 1,
     "r1ov.folder": 1.5,
     "r1ov.data": 2,
-    "r1ov.folder.settings": 2.25,
-    "r1ov.folder.save": 2.5,
     "r1ov.folder.pretrained": 2.75,
     "r1ov.data.__main__": 3,
     "r1ov.engine": 3,

@@ -22,8 +22,7 @@ from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.formats.rows import open_rows
 from r1ov.data.processor import IGNORED
 from r1ov.errors import UserError
-from r1ov.folder.pretrained import resolve
-from r1ov.folder.settings import read_processor
+from r1ov.folder.pretrained import read_processor, resolve
 from r1ov.train.run.config import SFTConfig
 from r1ov.train.sft import train
 from tests.make_data import BLUE, RED, said, spoken, struct, text, url

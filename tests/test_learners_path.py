@@ -95,8 +95,10 @@ def test_the_core_fits_in_a_head_and_the_whole_stays_small():
     assert sum(tokens.values()) <= ALL_TOKENS
 
 
+# What others wrote is imported before anything is watched: watching its import takes seconds.
 WATCH = """
 import runpy, sys
+import filelock, jinja2.sandbox, PIL.Image, safetensors.torch, tokenizers, torch, tqdm
 root, entered = sys.argv[1] + "/", set()
 def watch(frame, event, _):
     code = frame.f_code

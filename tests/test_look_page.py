@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import r1ov
-from r1ov.folder.settings import config_from_dict
+from r1ov.folder.pretrained import config_from_dict
 from r1ov.look import blank
 from r1ov.look.cost import cache_bytes, parts
 from r1ov.look.page import from_patches, write_page

@@ -5,7 +5,7 @@ each sequence alone.
 import pytest
 import torch
 
-from r1ov.folder.settings import config_from_dict
+from r1ov.folder.pretrained import config_from_dict
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.rope import mrope_positions
 from tests.reference import IMAGE, SHAPES, config_dict, prompt, reference_logits, reference_model

@@ -12,8 +12,7 @@ from r1ov.data.formats.records import Record
 from r1ov.data.formats.rows import open_rows
 from r1ov.data.formats.tally import Tally
 from r1ov.data.steps import Steps
-from r1ov.folder.pretrained import resolve
-from r1ov.folder.settings import read_processor
+from r1ov.folder.pretrained import read_processor, resolve
 from tests.make_data import BLUE, RED, png
 from tests.test_formats import FILES
 from tests.test_reader import as_json, mutated

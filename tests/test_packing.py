@@ -10,8 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from r1ov.data.pack import pack, sequence_cost
 from r1ov.data.playground import messages, sample
-from r1ov.folder.pretrained import resolve
-from r1ov.folder.settings import read_config, read_processor
+from r1ov.folder.pretrained import read_config, read_processor, resolve
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.loss import sft_loss
 

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import r1ov
-from r1ov.common.device import choose_device, choose_dtype
 from r1ov.common.files import write_json
+from r1ov.common.processes import choose_device, choose_dtype
 from r1ov.errors import UserError
 from tests.weight_files import SMALL, assert_logits_equal, write_checkpoint
 

@@ -21,8 +21,7 @@ from r1ov.data.image import LazyImage
 from r1ov.data.processor import Processor
 from r1ov.data.template import compile_template
 from r1ov.errors import UserError
-from r1ov.folder.save import write_processor
-from r1ov.folder.settings import read_processor
+from r1ov.folder.pretrained import read_processor, write_processor
 
 TINY = Path(r1ov.model.__file__).parent / "r1ov-tiny"
 PICTURE = Image.new("RGB", (112, 56), "teal")  # 4 x 8 patches, 8 merged tokens

@@ -27,8 +27,7 @@ from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.formats.rows import GROUPS_AT_HAND, open_rows
 from r1ov.data.formats.tally import Tally
 from r1ov.errors import UserError
-from r1ov.folder.pretrained import resolve
-from r1ov.folder.settings import read_processor
+from r1ov.folder.pretrained import read_processor, resolve
 
 DATA = Path(__file__).parent / "data"
 

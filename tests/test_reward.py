@@ -2,7 +2,7 @@
 
 import pytest
 
-from r1ov.common.text import split_reply
+from r1ov.common.files import split_reply
 from r1ov.reward import accuracy_reward, format_reward
 from r1ov.reward.accuracy import kind_of
 from r1ov.reward.rules.boxes import iou

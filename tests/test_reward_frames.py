@@ -11,8 +11,7 @@ from r1ov.data.formats.records import BadRow
 from r1ov.data.processor import Processor
 from r1ov.data.steps import Steps
 from r1ov.engine.generate import generate
-from r1ov.folder.pretrained import load, resolve
-from r1ov.folder.settings import read_processor
+from r1ov.folder.pretrained import load, read_processor, resolve
 from r1ov.reward import Frame, format_reward, grade, shape_reward, split_reply
 
 LARGE = Image.new("RGB", (448, 224), "white")  # r1ov-tiny sees it smaller

@@ -22,8 +22,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 from r1ov.common.processes import World
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
-from r1ov.folder.pretrained import resolve
-from r1ov.folder.settings import read_config, read_processor
+from r1ov.folder.pretrained import read_config, read_processor, resolve
 from r1ov.folder.weights import init_weights
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.run.sharding import KEPT, _policy, checkpoint_activations, freeze, make_mesh, replica
@@ -90,24 +89,13 @@ def results(folder):
             done[1] = [worker.check(folder, World())]
             dist.destroy_process_group()
         elif size not in done:
-            command = [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                "--nproc-per-node",
-                str(size),
-            ]
-            run = subprocess.run(
-                [*command, worker.__file__, str(folder)],
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
+            several = [str(size) for size in worker.LAYOUTS if size > 1]
+            command = [sys.executable, "-m", "tests.ranks", "sharding_worker", str(folder), *several]
+            run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
             assert run.returncode == 0, run.stderr[-4000:]
-            done[size] = torch.load(folder / f"results-{size}.pt", weights_only=False)
-            assert len(done[size]) == size
+            for size_of in map(int, several):
+                done[size_of] = torch.load(folder / f"results-{size_of}.pt", weights_only=False)
+                assert len(done[size_of]) == size_of
         return done[size]
 
     return of

@@ -29,8 +29,7 @@ from r1ov.data.playground.source import Playground
 from r1ov.data.processor import Batch, Processor
 from r1ov.data.steps import StepData, Steps, load_steps
 from r1ov.errors import UserError
-from r1ov.folder.pretrained import resolve
-from r1ov.folder.settings import read_config, read_processor
+from r1ov.folder.pretrained import read_config, read_processor, resolve
 from r1ov.folder.weights import init_weights
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.loss import sft_loss

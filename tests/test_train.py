@@ -17,8 +17,7 @@ from r1ov.data.playground.source import Playground
 from r1ov.data.steps import Steps
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
-from r1ov.folder.pretrained import resolve
-from r1ov.folder.settings import read_config, read_processor
+from r1ov.folder.pretrained import read_config, read_processor, resolve
 from r1ov.folder.weights import init_weights
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.loss import sft_loss
@@ -154,10 +153,10 @@ def test_the_learning_rate_climbs_then_falls():
 
 def test_a_fresh_model_learns_one_batch_by_heart(processor):
     model = fresh_model()
-    (batch,) = Steps(Playground(), processor, 7, 8192)[0].batches
+    (batch,) = Steps(Playground(), processor, 4, 8192)[0].batches
     num_items = int((batch["labels"] != -100).sum())
     optimizers = build_optimizers(model, "muon", 2e-3, 0.02, (0.9, 0.98), 0.0)
-    for _ in range(40):
+    for _ in range(30):
         loss, _ = loss_and_gradients(model, [batch], num_items)
         for optimizer in optimizers:
             optimizer.step()
@@ -225,7 +224,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
         "eval-steps": 0,
         "dataloader-num-workers": 0,
         "num-threads": 1,
-        "per-device-train-batch-size": 5,
+        "per-device-train-batch-size": 3,
         "max-length": 300,
     }
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]

@@ -101,7 +101,7 @@ def test_a_save_that_is_cut_short_keeps_the_earlier_one_or_leaves_no_config(tmp_
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1)
-    for function, fatal_call in (("r1ov.folder.save.save_file", 3), ("os.replace", 1), ("os.replace", 3)):
+    for function, fatal_call in (("r1ov.folder.weights.save_file", 3), ("os.replace", 1), ("os.replace", 3)):
         calls = 0
         module, _, attribute = function.rpartition(".")
         original = getattr(sys.modules[module], attribute)
@@ -182,7 +182,7 @@ def test_a_tied_model_takes_a_file_that_repeats_the_embedding_and_refuses_a_head
 MEMORY = """
     import sys, time, torch
     from pathlib import Path
-    from r1ov.folder.settings import read_config
+    from r1ov.folder.pretrained import read_config
     from r1ov.model.model import Qwen2_5_VL
     from r1ov.folder.weights import load_weights
 

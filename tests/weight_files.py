@@ -8,9 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from r1ov.common.files import write_json
-from r1ov.folder.save import config_to_dict, save_weights
-from r1ov.folder.settings import config_from_dict
-from r1ov.folder.weights import INDEX, load_weights
+from r1ov.folder.pretrained import config_from_dict, config_to_dict
+from r1ov.folder.weights import INDEX, load_weights, save_weights
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.rope import mrope_positions
 from tests.reference import IMAGE, config_dict, prompt, reference_logits, reference_model

@@ -4,8 +4,8 @@ import string
 import time
 from urllib.parse import quote, urljoin
 
+from r1ov.common.files import one_line, shown
 from r1ov.common.remote import http, read_body, within
-from r1ov.common.text import one_line, shown
 from r1ov.errors import UserError
 
 MAX_REDIRECTS = 5

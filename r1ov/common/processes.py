@@ -1,6 +1,9 @@
-"""One program as several processes, which torchrun starts and tells RANK, WORLD_SIZE and LOCAL_RANK."""
+"""Where a program runs: its device, number type and kernels, and the processes that torchrun starts and tells
+RANK, WORLD_SIZE and LOCAL_RANK.
+"""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,15 +14,63 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from r1ov.common.device import choose_device
-from r1ov.common.text import one_line
+from kernels import default_impl, unavailable, use
+from r1ov.common.files import one_line
 from r1ov.errors import UserError
 
 T = TypeVar("T")
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # How long a rank waits for the others. One may save or decode for hours while the rest wait; a rank that dies
 # is not waited for, because torchrun ends the others.
 PATIENCE = timedelta(days=1)
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """A device that holds tensors here; None: the GPU if there is one. Raises UserError."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    reason = "by this torch on this machine"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about devices that torch no longer knows, before its error
+            chosen = torch.device(device)
+            torch.empty(1, device=chosen)
+        if chosen.type in ("cpu", "cuda"):
+            return chosen
+        reason = "r1ov runs on cpu and cuda"
+    except (RuntimeError, AssertionError, TypeError, ImportError):
+        pass
+    here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    raise UserError(f"device {str(device)!r} cannot be used here: {reason}; try {', '.join(here)}")
+
+
+def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """float32 or bfloat16, by name or as a dtype; None: bfloat16, on a CPU float32. Raises UserError."""
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    name = dtype if isinstance(dtype, str) else dtype_name(dtype)
+    if name in ("float16", "half"):
+        raise UserError("dtype float16 overflows in the vision encoder's last block; use bfloat16 or float32")
+    if name not in DTYPES:
+        raise UserError(f"dtype {name!r} is not one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def choose_kernels(impl: str | None, device: torch.device) -> str:
+    """Switches attention and log-probs to this implementation, or to the device's default; returns its name.
+
+    Raises: UserError if it cannot run there.
+    """
+    chosen = impl or default_impl(device)
+    if reason := unavailable(chosen, device):
+        raise UserError(f"--kernels {chosen}: {reason}")
+    use(impl)
+    return chosen
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)

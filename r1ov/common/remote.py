@@ -17,7 +17,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any, TypeVar
 
-from r1ov.common.text import one_line
+from r1ov.common.files import one_line
 from r1ov.errors import UserError
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 from r1ov.cli import check_bounds, option, parse_cli, run
-from r1ov.common.text import one_line
+from r1ov.common.files import one_line
 from r1ov.data.formats.mixture import open_data
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.formats.tally import Tally
@@ -44,8 +44,7 @@ class LookConfig:
 
 def look(config: LookConfig) -> None:
     # torch takes seconds to import: not before the command line is known to be right.
-    from r1ov.folder.pretrained import resolve
-    from r1ov.folder.settings import read_processor
+    from r1ov.folder.pretrained import read_processor, resolve
 
     processor = read_processor(resolve(config.model))
     data = open_data(

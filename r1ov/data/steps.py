@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from r1ov.common.text import one_line
+from r1ov.common.files import one_line
 from r1ov.data.formats.records import BadRow, Record, refused
 from r1ov.data.messages import Messages
 from r1ov.data.pack import grids_of, needed_blank, num_trained, pack, sequence_cost

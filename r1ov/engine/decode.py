@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from r1ov.common.text import split_reply
+from r1ov.common.files import split_reply
 from r1ov.data.processor import Encoded, Processor
 from r1ov.engine.cache import FlatStep, KVCache, make_step, prefill
 from r1ov.engine.sampling import SamplingParams, row_uniforms, sample

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 
 from r1ov.cli import flag
-from r1ov.common.device import choose_kernels, dtype_name
 from r1ov.common.files import earlier_options, locked
-from r1ov.common.processes import World, joined
+from r1ov.common.processes import World, choose_kernels, dtype_name, joined
 from r1ov.errors import UserError
 from r1ov.evaluate.benchmarks import (
     PLAYGROUND,

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from r1ov.common.text import shown
+from r1ov.common.files import shown
 from r1ov.data.formats.files import HUB_NAME
 from r1ov.data.formats.open_image import lazy_image
 from r1ov.data.formats.records import BadRow

@@ -7,9 +7,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from r1ov.common.files import write_text
+from r1ov.common.files import split_reply, write_text
 from r1ov.common.page import data_url
-from r1ov.common.text import split_reply
 from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
 from r1ov.evaluate.item import Answered, Answers, by_question

@@ -1,23 +1,50 @@
-"""A model and its processor from a Hugging Face folder, and back into one that transformers and vLLM load."""
+"""A model and its processor from a Hugging Face folder, and back into one that transformers and vLLM load.
 
+config.json comes in two published forms. Flat: text fields at top level (the released 3B to 72B, and
+fine-tunes saved by older transformers). Nested: text fields in `text_config`, rotary settings in
+`rope_parameters` (saved by newer transformers). Missing fields take the class defaults of transformers, as
+they do there. Settings that r1ov does not compute are refused by name, not ignored.
+"""
+
+import json
 import os
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from tokenizers import Tokenizer
 
-from r1ov.common.device import choose_device, choose_dtype, dtype_name
-from r1ov.common.files import write_json
+from r1ov.common.files import one_line, read_json, write_json
+from r1ov.common.processes import choose_device, choose_dtype, dtype_name
+from r1ov.data.image import ImageProcessor
 from r1ov.data.processor import Processor
+from r1ov.data.template import compile_template
 from r1ov.errors import UserError
+from r1ov.folder.allowed import FITS, RULES
+from r1ov.folder.faults import adapter_of
 from r1ov.folder.hub import from_hub
-from r1ov.folder.save import config_to_dict, save_weights, world_of, write_processor
-from r1ov.folder.settings import read_processor
-from r1ov.folder.weights import load_weights
-from r1ov.model.config import Config
+from r1ov.folder.weights import load_weights, save_weights, world_of
+from r1ov.model.config import Config, TextConfig, VisionConfig
 from r1ov.model.model import Qwen2_5_VL
 
 SHIPPED = ("r1ov-tiny", "r1ov-tiny-sft")  # with reinforcement learning, and as it was before
+PARSED = ("tokenizer_config.json", "processor_config.json", "chat_template.json", "generation_config.json")
+# The files of a processor, kept as they were read, to be written back.
+FILES = (
+    *PARSED,
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+# Where a template may be, in the order in which transformers' processors look.
+TEMPLATES = ("processor_config.json", "chat_template.json", "chat_template.jinja", "tokenizer_config.json")
+T = TypeVar("T")
 
 
 def resolve(name: str | Path) -> Path:
@@ -35,6 +62,218 @@ def resolve(name: str | Path) -> Path:
     if text and isinstance(name, str | Path) and os.path.isdir(path):
         return Path(path)
     return from_hub(name)
+
+
+# config.json
+
+
+def read_config(path: str | Path) -> Config:
+    """Reads a config.json in either form. Raises UserError that names the file and the field."""
+    if not Path(path).exists():
+        raise UserError(_no_config(Path(path)))
+    raw = read_json(path)
+    with _naming(path):
+        return config_from_dict(raw)
+
+
+def _no_config(path: Path) -> str:
+    if path.parent.is_dir():
+        expected = "a model is a Hugging Face folder with config.json, weights and tokenizer"
+        return adapter_of(path.parent) or f"{path}: no such file; {expected}"
+    fault = "is not a folder" if path.parent.exists() else "no such folder"
+    return f"{path.parent}: {fault}; expected a Hugging Face checkpoint"
+
+
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Puts the file's name before the errors raised inside."""
+    try:
+        yield
+    except (UserError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def config_from_dict(raw: Mapping[str, Any]) -> Config:
+    """Reads the object in a config.json, flat or nested. Raises UserError that names the field."""
+    if raw.get("model_type") != "qwen2_5_vl":
+        raise UserError(f"model_type is {raw.get('model_type')!r}; r1ov computes qwen2_5_vl only")
+    _check(raw)
+    text, vision = raw.get("text_config", raw), raw.get("vision_config", {})
+    _check(text)
+    _check(vision, "vision_config.")
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    _check(rope, "rope_scaling.")
+    tied = raw.get("tie_word_embeddings") or text.get("tie_word_embeddings") or False
+    dtypes = [owner.get(name) for owner in (raw, text) for name in ("dtype", "torch_dtype")]
+    config = _made(
+        Config,
+        text
+        | raw
+        | {
+            "text": _made(TextConfig, text | rope),
+            "vision": _made(VisionConfig, {"in_channels": vision.get("in_chans", 3)} | vision),
+            "tie_word_embeddings": tied,
+            "torch_dtype": next(filter(None, dtypes), "bfloat16"),
+        },
+    )
+    for fits, fault in FITS:
+        if not fits(config, config.text, config.vision):
+            raise UserError(fault.format(config))
+    return config
+
+
+def _check(settings: Mapping[str, Any], prefix: str = "") -> None:
+    for name, value in settings.items():
+        if name in RULES and not RULES[name][0](value):
+            raise UserError(f"{prefix}{name} is {value!r}; {RULES[name][1]}")
+
+
+def _made(cls: type[T], settings: Mapping[str, Any]) -> T:
+    """Makes a dataclass from the settings that are its fields."""
+    values = {field.name: settings[field.name] for field in fields(cls) if field.name in settings}
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Writes every field in the flat, published form, which transformers 4.51 to 5 and vLLM all read."""
+    top = asdict(config)
+    text, vision = top.pop("text"), top.pop("vision")
+    vision |= {"model_type": "qwen2_5_vl", "hidden_act": "silu", "in_chans": vision["in_channels"]}
+    return {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        "rope_scaling": {"type": "mrope", "mrope_section": text.pop("mrope_section")},
+        "hidden_act": "silu",
+        "attention_dropout": 0.0,
+        "use_sliding_window": False,
+        "sliding_window": config.text.max_position_embeddings,
+        "max_window_layers": config.text.num_hidden_layers,
+        "use_cache": True,
+        **text,
+        **top,
+        "vision_config": vision,
+    }
+
+
+# The processor's files
+
+
+def read_processor(folder: str | Path) -> Processor:
+    """Reads the processor of a folder in Hugging Face's layout, of any transformers from 4.49 to 5.
+
+    Raises:  UserError that names the file at fault.
+    """
+    folder = Path(folder)
+    config = read_config(folder / "config.json")
+    with _naming(folder):
+        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in FILES}
+    parsed = {name: read_json(folder / name) for name in PARSED if name in files}
+    # transformers 5 nests it in processor_config.json, and that one wins; older files of this name have no
+    # such part.
+    path = folder / "processor_config.json"
+    settings = parsed.get(path.name, {}).get("image_processor")
+    if settings is None:
+        path = folder / "preprocessor_config.json"
+        settings = read_json(path, missing="expected beside config.json")
+    with _naming(path):
+        images, vision = image_processor_from_dict(settings), config.vision
+        ours = (images.patch_size, images.temporal_patch_size, images.merge_size)
+        if ours != (theirs := (vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)):
+            sizes = "patch_size, temporal_patch_size and merge_size"
+            raise UserError(f"{sizes} are {ours}, but those of config.json are {theirs}")
+    special = {}
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        token = parsed.get("tokenizer_config.json", {}).get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            special[name] = token
+    return Processor(
+        tokenizer=_tokenizer(folder / "tokenizer.json", config),
+        image_processor=images,
+        chat_template=_chat_template(folder, files, parsed),
+        generation_config=parsed.get("generation_config.json", {}),
+        config=config,
+        special_tokens=special,
+        files=files,
+    )
+
+
+def _tokenizer(path: Path, config: Config) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises plain Exception
+        fault = "not a tokenizer" if path.exists() else "no such file"
+        raise UserError(f"{path}: {fault} ({one_line(str(error))[:200]})") from error
+    # Files saved during a training can ask for both.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if (size := tokenizer.get_vocab_size()) > config.text.vocab_size:
+        raise UserError(f"{path}: {size} tokens, but config.json has vocab_size {config.text.vocab_size}")
+    added = tokenizer.get_added_tokens_decoder()
+    for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
+        if (token_id := getattr(config, name)) not in added:
+            raise UserError(f"{path}: no added token has the id {token_id}, which config.json calls {name}")
+    return tokenizer
+
+
+def image_processor_from_dict(settings: Mapping[str, Any]) -> ImageProcessor:
+    """Reads the object in a preprocessor_config.json, or `image_processor` in a processor_config.json of
+    transformers 5.
+
+    Raises: UserError that names the field: settings that would give other images are refused.
+    """
+    _check({"image_processor": settings})
+    size = settings.get("size") or {}
+    _check({"size": size})
+    # Areas in pixels, whatever the names say; min_pixels and max_pixels win where both are given.
+    edges = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
+    owners = (edges, size, settings)
+    given = {name: value for owner in owners for name, value in owner.items() if value is not None}
+    _check(given)
+    return _made(ImageProcessor, given)
+
+
+def _chat_template(folder: Path, files: Mapping[str, bytes], parsed: Mapping[str, Any]) -> str:
+    for name in TEMPLATES:
+        with _naming(folder / name):
+            value = parsed.get(name, {}).get("chat_template")
+            if name.endswith(".jinja") and name in files:
+                value = files[name].decode()
+            if value is not None:
+                template = value if isinstance(value, str) else _default_template(value)
+                compile_template(template)
+                return template
+    raise UserError(f"{folder}: no chat template; expected one in {', '.join(TEMPLATES)}")
+
+
+def _default_template(value: Any) -> str:
+    """The default of several templates: {name: template}, or a list of {"name", "template"}."""
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        value = {item.get("name"): item.get("template") for item in value}
+    if isinstance(value, dict) and isinstance(value.get("default"), str):
+        return value["default"]
+    raise UserError('chat_template is neither a text nor a list with one that is named "default"')
+
+
+def write_processor(processor: Processor, folder: str | Path) -> None:
+    """Writes the files that were read, with the processor's own pixel limits in them."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    least, most = processor.image_processor.min_pixels, processor.image_processor.max_pixels
+    for name, data in processor.files.items():
+        raw = json.loads(data) if name in ("preprocessor_config.json", "processor_config.json") else {}
+        settings = raw.get("image_processor", {}) if name == "processor_config.json" else raw
+        if settings:
+            before = image_processor_from_dict(settings)
+            if (before.min_pixels, before.max_pixels) != (least, most):
+                size = (
+                    {"size": {"shortest_edge": least, "longest_edge": most}} if settings.get("size") else {}
+                )
+                settings |= {"min_pixels": least, "max_pixels": most} | size
+                data = json.dumps(raw, indent=2).encode()
+        (Path(folder) / name).write_bytes(data)
+
+
+# The whole
 
 
 def build(config: Config) -> Qwen2_5_VL:
@@ -89,14 +328,10 @@ def save(
     folder, dtype = Path(folder), choose_dtype(dtype, torch.device("cpu"))
     if type(max_shard_size) is not int or max_shard_size <= 0:
         raise UserError(f"max_shard_size is {max_shard_size!r}, expected a number of bytes")
-
-    def write_rest() -> None:
-        write_processor(processor, folder)
-        config = replace(model.config, torch_dtype=dtype_name(dtype))
-        write_json(folder / "config.json", config_to_dict(config))
-
+    config, world = replace(model.config, torch_dtype=dtype_name(dtype)), world_of(model)
     try:
         save_weights(model, folder, dtype, max_shard_size)
-        world_of(model).on_main(write_rest)
+        world.on_main(partial(write_processor, processor, folder))
+        world.on_main(partial(write_json, folder / "config.json", config_to_dict(config)))
     except OSError as error:
         raise UserError(f"{folder}: the model cannot be saved there ({error})") from error

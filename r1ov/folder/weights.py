@@ -1,5 +1,5 @@
 """A model's weights, whole or sharded: drawn afresh, or read from the safetensors files of a Hugging Face
-folder, one tensor at a time.
+folder and written to them, one tensor at a time.
 
 Sharded parameters are torch's DTensors as `fully_shard` makes them: dealt by rows over the last dimension of
 a mesh, copied over the others. They are recognised by their mesh, because importing the class takes a second.
@@ -10,25 +10,28 @@ prefix. Loading is strict: every parameter is there once, in its shape, and noth
 are never opened, because opening a pickle runs the code in it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import os
+import re
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from r1ov.common.device import dtype_name
-from r1ov.common.files import read_json
-from r1ov.common.text import one_line
+from r1ov.common.files import read_json, write_json
+from r1ov.common.processes import World
 from r1ov.errors import UserError
+from r1ov.folder import faults
+from r1ov.folder.faults import AGAIN, HEAD, INDEX, READABLE, SINGLE, Stored
 from r1ov.model.model import Qwen2_5_VL
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-READABLE = ("F32", "BF16", "F16")
-AGAIN = "; download it again"
+EMBEDDING = "model.embed_tokens.weight"
+_OURS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?(\.tmp)?")
 
 
 def is_sharded(what: Tensor | nn.Module) -> bool:
@@ -85,21 +88,6 @@ def init_weights(model: Qwen2_5_VL, generator: torch.Generator) -> None:
             local(parameter).copy_(drawn[local_rows(parameter)])
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A tensor in a file, its data not yet read."""
-
-    name: str  # in the file
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def parameter(self) -> str:
-        """The name in the published layout, which is the model's."""
-        return self.name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
-
-
 def load_weights(
     model: Qwen2_5_VL, folder: str | Path, device: torch.device | str, dtype: torch.dtype
 ) -> None:
@@ -131,7 +119,7 @@ def load_weights(
                     owner, _, leaf = name.rpartition(".")
                     setattr(model.get_submodule(owner), leaf, nn.Parameter(value, parameter.requires_grad))
     except torch.OutOfMemoryError:
-        raise _too_large(model, folder, device, dtype) from None
+        raise faults.too_large(model, folder, device, dtype) from None
 
 
 def _contents(folder: Path, model: Qwen2_5_VL) -> dict[str, Stored]:
@@ -143,16 +131,17 @@ def _contents(folder: Path, model: Qwen2_5_VL) -> dict[str, Stored]:
             for name in sorted(reader.keys()):
                 header = reader.get_slice(name)
                 shape, dtype = tuple(header.get_shape()), str(header.get_dtype())
-                tensors.append(Stored(name, folder / file, shape, dtype))
+                ours = name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
+                tensors.append(Stored(name, ours, folder / file, shape, dtype))
     if weight_map not in (None, {tensor.name: tensor.file.name for tensor in tensors}):
-        raise _misplaced(folder, tensors, weight_map)
+        raise faults.misplaced(folder, tensors, weight_map)
     stored = {tensor.parameter: tensor for tensor in tensors}
     is_readable = len(stored) == len(tensors) and all(tensor.dtype in READABLE for tensor in tensors)
     if model.config.tie_word_embeddings and HEAD in stored:
         _refuse_another_head(stored.pop(HEAD), stored.get(EMBEDDING))
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     if not is_readable or {name: tensor.shape for name, tensor in stored.items()} != shapes:
-        raise _mismatch(folder, tensors, stored, shapes)
+        raise faults.mismatch(folder, tensors, stored, shapes)
     return stored
 
 
@@ -162,7 +151,7 @@ def _opened(file: Path) -> Iterator[safe_open]:
         with safe_open(file, framework="pt") as reader:
             yield reader
     except (SafetensorError, OSError) as error:
-        raise _unreadable(file, error) from None
+        raise faults.unreadable(file, error) from None
 
 
 def _refuse_another_head(head: Stored, embedding: Stored | None) -> None:
@@ -174,9 +163,8 @@ def _refuse_another_head(head: Stored, embedding: Stored | None) -> None:
     wide = torch.promote_types(a.dtype, b.dtype)
     if not torch.equal(a.to(wide), b.to(wide)):
         remedy = "set it to false in config.json to use this head, or remove the tensor"
-        raise _fault(
-            head.file, f"{HEAD} is not the embedding, although tie_word_embeddings is true; {remedy}"
-        )
+        fault = "is not the embedding, although tie_word_embeddings is true"
+        raise UserError(f"{head.file}: {HEAD} {fault}; {remedy}")
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
@@ -185,107 +173,74 @@ def _weight_map(folder: Path) -> dict[str, str]:
     """
     index = folder / INDEX
     if not index.is_file():
-        raise _no_weights(folder)
+        raise faults.no_weights(folder)
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise _fault(index, f"no weight_map, which says in which file each tensor is{AGAIN}")
+        raise UserError(f"{index}: no weight_map, which says in which file each tensor is{AGAIN}")
     for name, file in weight_map.items():
         if not isinstance(file, str) or not file.endswith(".safetensors") or set(file) & set("/\\:\0"):
             expected = "expected a .safetensors file beside the index"
-            raise _fault(index, f"{_few([name])} is said to be in {file!r:.200}; {expected}")
+            raise UserError(f"{index}: {faults.few([name])} is said to be in {file!r:.200}; {expected}")
     return weight_map
 
 
-# One line for each way in which the files do not hold the model.
+def world_of(model: Qwen2_5_VL) -> World:
+    """The ranks that save a model together: all if it is sharded, else this process alone."""
+    return World(dist.get_rank(), dist.get_world_size()) if is_sharded(model) else World()
 
 
-def _fault(file: str | Path, what: str) -> UserError:
-    return UserError(f"{file}: {what}")
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Writes a safetensors file of contiguous CPU tensors. Raises: OSError."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error).rpartition("error: ")[2]) from error
+    # safetensors writes for the owner's eyes only; a checkpoint is as readable as its folder.
+    os.chmod(path, path.parent.stat().st_mode & 0o666)
 
 
-def _too_large(
-    model: nn.Module, folder: str | Path, device: torch.device | str, dtype: torch.dtype
-) -> UserError:
-    size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize / 1e9
-    taken = f"its weights take {size:.1f} GB in {dtype_name(dtype)}"
-    return _fault(folder, f"{taken}, more than is free on {device}")
+def save_weights(model: Qwen2_5_VL, folder: str | Path, dtype: torch.dtype, max_shard_size: int) -> None:
+    """Writes a model's weights under their published names, in files of at most `max_shard_size` bytes (or
+    one tensor).
 
+    The files are written under temporary names and put in place together, replacing those of an earlier save.
+    From that moment there is no config.json, so that the folder cannot be taken for complete: the caller
+    writes it when all else is in place.
 
-def adapter_of(folder: Path) -> str | None:
-    """Says what a folder is that holds a LoRA adapter and no model; None if it holds none."""
-    settings = folder / "adapter_config.json"
-    if not settings.is_file():
-        return None
-    base = read_json(settings).get("base_model_name_or_path")
-    return f"{folder}: a LoRA adapter of {base}, not a model; load {base}, or merge the adapter into it first"
+    Collective if the model is sharded: all ranks call this. The tensors are gathered one at a time, and
+    rank 0 keeps and writes those of one file. If it cannot, all ranks raise.
+    """
+    folder, state, world = Path(folder), model.state_dict(), world_of(model)
+    sizes = {name: tensor.numel() * dtype.itemsize for name, tensor in state.items()}
+    shards, room = [], 0  # of names, in order
+    for name, size in sizes.items():
+        if not shards or size > room:
+            shards.append([])
+            room = max_shard_size
+        shards[-1].append(name)
+        room -= size
+    count = len(shards)
+    files = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+    files = files if count > 1 else [SINGLE]
+    world.on_main(partial(folder.mkdir, parents=True, exist_ok=True))
+    for file, names in zip(files, shards, strict=True):
+        tensors = {}
+        for name in names:
+            value = whole(state[name])
+            if world.is_main:
+                tensors[name] = value.to("cpu", dtype).contiguous()
+        world.on_main(partial(write_tensors, folder / f"{file}.tmp", tensors))
 
+    def put_in_place() -> None:
+        (folder / "config.json").unlink(missing_ok=True)
+        for path in list(folder.iterdir()):
+            if _OURS.fullmatch(path.name) and path.name.removesuffix(".tmp") not in files:
+                path.unlink()
+        for file in files:
+            os.replace(folder / f"{file}.tmp", folder / file)
+        if count > 1:
+            weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+            metadata = {"total_size": sum(sizes.values())}
+            write_json(folder / INDEX, {"metadata": metadata, "weight_map": weight_map})
 
-def _no_weights(folder: Path) -> UserError:
-    files = folder.iterdir() if folder.is_dir() else ()
-    pickles = [path.name for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
-    if adapter := adapter_of(folder):
-        return UserError(adapter)
-    if not pickles:
-        return _fault(folder, f"no {SINGLE} and no {INDEX}")
-    never = "which can run any code and are never opened; convert them to safetensors"
-    return _fault(folder, f"only pickled weights ({_few(pickles)}), {never}")
-
-
-def _unreadable(file: Path, error: Exception) -> UserError:
-    if isinstance(error, FileNotFoundError):
-        return _fault(file, f"no such file, although {INDEX} names it{AGAIN}")
-    hint = AGAIN
-    if isinstance(error, SafetensorError):
-        with file.open("rb") as raw:
-            if raw.read(23) == b"version https://git-lfs":
-                hint = "; it is a Git LFS pointer: run `git lfs pull`"
-    return _fault(file, f"truncated or not a safetensors file ({one_line(str(error))[:200]}){hint}")
-
-
-def _misplaced(folder: Path, tensors: list[Stored], weight_map: Mapping[str, str]) -> UserError:
-    """The first file whose tensors are not those that the index says are in it."""
-    for file in dict.fromkeys(weight_map.values()):
-        names = {tensor.name for tensor in tensors if tensor.file.name == file}
-        listed = {name for name, home in weight_map.items() if home == file}
-        if names != listed:
-            break
-    absent, extra = _few(listed - names), _few(names - listed)
-    return _fault(folder / file, f"not what {INDEX} says: without {absent}, with unlisted {extra}{AGAIN}")
-
-
-def _mismatch(
-    folder: Path,
-    tensors: list[Stored],
-    stored: Mapping[str, Stored],
-    shapes: Mapping[str, tuple[int, ...]],
-) -> UserError:
-    """A tensor that cannot be read or is there twice, or else how the tensors differ from the model's."""
-    seen: dict[str, Stored] = {}
-    for tensor in tensors:
-        name = _few([tensor.name])
-        if tensor.dtype not in READABLE:
-            readable = "r1ov reads float32, bfloat16 and float16 weights"
-            return _fault(tensor.file, f"{name} is {tensor.dtype}; {readable}")
-        if (twin := seen.setdefault(tensor.parameter, tensor)) is not tensor:
-            same = f"the same parameter as {_few([twin.name])} in {twin.file.name}"
-            return _fault(tensor.file, f"{name} is {same}")
-    kinds = {
-        "missing": [name for name in shapes if name not in stored],
-        "unexpected": [tensor.name for name, tensor in stored.items() if name not in shapes],
-        "of another shape": [
-            f"{name} {list(stored[name].shape)} for {list(shape)}"
-            for name, shape in shapes.items()
-            if name in stored and stored[name].shape != shape
-        ],
-    }
-    found = [f"{len(names)} {kind} ({_few(names)})" for kind, names in kinds.items() if names]
-    tie = "; if the head is the embedding, set tie_word_embeddings to true in config.json"
-    hint = tie if kinds["missing"] == [HEAD] else ""
-    return _fault(folder, f"its weights are not those of its config.json: {', '.join(found)}{hint}")
-
-
-def _few(names: Iterable[str]) -> str:
-    """The first five, in one line whatever is in them."""
-    names = list(names)
-    shown = [repr(name[:200])[1:-1] for name in names[:5]] + ["..."] * (len(names) > 5)
-    return ", ".join(shown) or "none"
+    world.on_main(put_in_place)

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from r1ov.common.text import one_line
+from r1ov.common.files import one_line
 
 
 class Unavailable(Exception):

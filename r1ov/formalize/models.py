@@ -14,9 +14,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 from PIL import Image
 
+from r1ov.common.files import shown
 from r1ov.common.page import base64_image
 from r1ov.common.remote import AskFailed, Remote, Reply
-from r1ov.common.text import shown
 from r1ov.errors import UserError
 
 MAX_IMAGE_LETTERS = 5 << 20  # of base64; larger PNGs go as JPEG

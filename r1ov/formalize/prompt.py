@@ -10,8 +10,8 @@ from pathlib import Path
 from string import Template
 from typing import Any, NoReturn
 
+from r1ov.common.files import one_line
 from r1ov.common.remote import AskFailed
-from r1ov.common.text import one_line
 
 FOLDER = Path(__file__).parent / "prompts"
 MAX_REPLY = 100_000  # characters

@@ -5,7 +5,7 @@ caption where an image should be looked at. Each has a name, under which the rep
 import re
 from typing import NamedTuple
 
-from r1ov.common.text import split_reply
+from r1ov.common.files import split_reply
 from r1ov.data.formats.onevision import REMARK, clean_reply
 from r1ov.data.formats.records import BadRow
 from r1ov.formalize.arithmetic import false_claim

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
+from r1ov.common.files import one_line
 from r1ov.common.journal import Journal
-from r1ov.common.text import one_line
 from r1ov.errors import UserError
 from r1ov.formalize.ask import BudgetSpent
 from r1ov.formalize.rows import Row, row_from_dict, row_to_dict

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from r1ov.common.files import one_line
 from r1ov.common.remote import AskFailed
-from r1ov.common.text import one_line
 from r1ov.data.formats.layouts import read_row
 from r1ov.data.formats.onevision import clean_reply
 from r1ov.data.formats.records import BadRow

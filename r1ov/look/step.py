@@ -24,8 +24,7 @@ from r1ov.common.page import base64_image
 from r1ov.data.pack import continued
 from r1ov.data.processor import Processor
 from r1ov.errors import UserError
-from r1ov.folder.pretrained import load, resolve
-from r1ov.folder.settings import read_processor
+from r1ov.folder.pretrained import load, read_processor, resolve
 from r1ov.look.page import filled
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.grpo import completion_logprobs

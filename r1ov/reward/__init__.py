@@ -6,7 +6,7 @@ Names are loaded at their first use: whoever asks only for the shape of a reply 
 from importlib import import_module
 
 _HOMES = {
-    "r1ov.common.text": ("split_reply",),
+    "r1ov.common.files": ("split_reply",),
     "r1ov.reward.format": ("format_reward", "shape_reward"),
     "r1ov.reward.accuracy": ("KINDS", "Grade", "accuracy_reward", "grade", "score_answer"),
     "r1ov.reward.combine": ("soft_overlong", "total_reward"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 
-from r1ov.common.text import shown
+from r1ov.common.files import shown
 from r1ov.errors import UserError
 from r1ov.folder.hub import download
 

@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from r1ov.common.text import split_reply
+from r1ov.common.files import split_reply
 from r1ov.data.formats.choices import gold_letter, lettered, take_options, with_options
 from r1ov.data.formats.columns import Columns, is_place
 from r1ov.data.formats.records import BadRow, Record

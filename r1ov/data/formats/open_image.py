@@ -18,7 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from r1ov.common.fetch import fetch
-from r1ov.common.text import one_line, shown
+from r1ov.common.files import one_line, shown
 from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from r1ov.common.text import shown
+from r1ov.common.files import shown
 from r1ov.data.formats.open_image import lazy_image
 from r1ov.data.formats.records import BadRow
 from r1ov.data.image import LazyImage

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from r1ov.common.text import one_line
+from r1ov.common.files import one_line
 from r1ov.data.messages import Messages
 from r1ov.errors import UserError
 

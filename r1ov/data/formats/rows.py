@@ -10,7 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, Protocol
 
-from r1ov.common.text import one_line
+from r1ov.common.files import one_line
 from r1ov.data.formats.records import BadRow
 from r1ov.errors import UserError
 

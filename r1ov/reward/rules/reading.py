@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from r1ov.common.text import split_reply
+from r1ov.common.files import split_reply
 from r1ov.reward.format import MAX_REPLY
 
 _CHARACTERS = str.maketrans(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from r1ov.common.device import dtype_name
 from r1ov.common.files import write_text
+from r1ov.common.processes import dtype_name
 from r1ov.errors import UserError
 
 if TYPE_CHECKING:

@@ -14,9 +14,8 @@ from typing import Any, Literal
 import torch
 
 from r1ov.cli import flag, marked
-from r1ov.common.device import choose_kernels
 from r1ov.common.files import check_same_options, earlier_options, new_folder, write_json
-from r1ov.common.processes import World, joined
+from r1ov.common.processes import World, choose_kernels, joined
 from r1ov.common.stopping import stopping
 from r1ov.data.formats.mixture import Mixture, open_data
 from r1ov.data.formats.records import Record
@@ -26,7 +25,7 @@ from r1ov.data.processor import Processor
 from r1ov.data.steps import Source
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
-from r1ov.folder.settings import read_config, read_processor
+from r1ov.folder.pretrained import read_config, read_processor
 from r1ov.folder.weights import init_weights, is_sharded, load_weights
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.optim import build_optimizers

@@ -19,8 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from r1ov.folder.save import write_tensors
-from r1ov.folder.weights import local_rows
+from r1ov.folder.weights import local_rows, write_tensors
 
 RECORD = "checkpoint.json"
 
