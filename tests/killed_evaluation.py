@@ -21,8 +21,7 @@ import torch
 from r1ov import load
 from r1ov.common.processes import joined
 from r1ov.evaluate.benchmarks import playground_items
-from r1ov.evaluate.item import Item, Prediction
-from r1ov.evaluate.predictions import read_predictions
+from r1ov.evaluate.item import Item, Prediction, read_predictions
 from r1ov.evaluate.runner import Asking, run
 
 COUNT = 24

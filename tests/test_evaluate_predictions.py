@@ -7,8 +7,8 @@ import pytest
 
 from r1ov.common.files import locked
 from r1ov.errors import UserError
-from r1ov.evaluate.item import Prediction
-from r1ov.evaluate.predictions import appending, merge, read_predictions, settle
+from r1ov.evaluate.item import Prediction, read_predictions
+from r1ov.evaluate.runner import appending, merge, settle
 
 ORDER = {f"q{number}": number for number in range(5)}
 

@@ -5,17 +5,17 @@ import json
 
 import pytest
 
-from r1ov.evaluate.benchmarks import BENCHMARKS
+from r1ov.evaluate.benchmarks import BENCHMARKS, Benchmark
 from r1ov.evaluate.item import Answered, Item, Prediction, Verdict
+from r1ov.evaluate.metrics import Table, by_tag, dividing_tags, wilson
 from r1ov.evaluate.report import (
-    by_tag_table,
+    markdown,
     overall_table,
     published_table,
     samples_table,
     tables_of,
+    write_report,
 )
-from r1ov.evaluate.statistics import wilson
-from r1ov.evaluate.tables import Table, markdown, write_report
 
 
 def one(
@@ -81,9 +81,9 @@ def test_the_overall_numbers_are_those_of_hand():
 
 
 def test_a_tag_with_several_values_counts_for_each_and_all_is_all():
-    table = by_tag_table(TEN, "skills")
+    (table,) = by_tag(TEN, "skills")
     assert [row[:3] for row in table.rows] == [("a", 5, 1.0), ("b", 7, 5 / 7), ("all", 10, 0.5)]
-    assert by_tag_table([one("0", 1.0, tags={"x": "same"})] * 2, "x") is None
+    assert dividing_tags([one("0", 1.0, tags={"x": "same"})] * 2) == []
 
 
 def test_several_samples_give_mean_pass_and_majority():
@@ -124,12 +124,10 @@ def test_the_judge_stands_in_rows_of_its_own():
     )
 
 
-def test_a_benchmarks_own_table_by_a_tag_gives_way_to_ours_which_has_intervals():
-    official = [
-        Table("by level", ("level", "items", "accuracy"), (("1", 5, 1.0),)),
-        Table("loose", ("metric", "score"), (("loose", 0.25),)),
-    ]
-    shown, more = tables_of(TEN, official)
+def test_a_benchmarks_own_tables_are_shown_and_other_tags_are_in_the_report():
+    loose = Table("loose", ("metric", "score"), (("loose", 0.25),))
+    bench = Benchmark(name="b", counts={"s": 10}, metrics=("level", lambda answered: [loose]))
+    shown, more = tables_of(bench, TEN)
     assert [table.title for table in shown] == ["overall", "by level", "loose"]
     assert "low" in shown[1].columns
     assert [table.title for table in more] == ["how answers were read", "by skills", "errors, 1 of 1"]

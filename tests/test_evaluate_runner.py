@@ -15,7 +15,7 @@ from r1ov.engine import generate
 from r1ov.errors import UserError
 from r1ov.evaluate import runner
 from r1ov.evaluate.benchmarks import playground_items
-from r1ov.evaluate.predictions import read_predictions
+from r1ov.evaluate.item import read_predictions
 from r1ov.evaluate.prompts import messages_of, swap_pictures
 from r1ov.evaluate.runner import Asking, answer, run
 
@@ -154,14 +154,22 @@ def test_more_questions_go_on_in_the_same_folder_and_answers_are_kept_in_the_ben
     assert len(read_predictions(tmp_path / "predictions.jsonl")) == 6  # nothing is thrown away
 
 
-def test_other_settings_and_other_questions_are_no_continuation(tiny, items, tmp_path):
+def test_other_settings_are_no_continuation(tiny, items, tmp_path):
     run(*tiny, items[:1], GREEDY, tmp_path, {"temperature": 0.0, "run": {"device": "cpu"}}, right)
     run(*tiny, items[:1], GREEDY, tmp_path, {"temperature": 0.0, "run": {"device": "cuda"}}, right)
     with pytest.raises(UserError, match=r"--temperature was 0\.0 and is 1\.0; .*choose another --out"):
         run(*tiny, items[:1], GREEDY, tmp_path, {"temperature": 1.0, "run": {}}, right)
-    changed = replace(items[0], question="How many?")
-    with pytest.raises(UserError, match="question test/0 is not the one that was answered before"):
-        run(*tiny, [changed], GREEDY, tmp_path, {"temperature": 0.0, "run": {}}, right)
+
+
+def test_a_question_that_was_mended_is_asked_again_and_no_other(tiny, items, tmp_path, capsys):
+    run(*tiny, items[:3], GREEDY, tmp_path, {}, right)
+    mended = [items[0], replace(items[1], question="How many circles are there?"), items[2]]
+    asked = []
+    rows = run(*tiny, mended, GREEDY, tmp_path, {}, lambda item, row: asked.append(item.id) or 1.0)
+    assert asked == ["test/1"]
+    assert rows[1].text == answered(tiny, [mended[1]], GREEDY)["test/1", 0].text
+    assert texts(rows) == texts(read_predictions(tmp_path / "predictions.jsonl"))
+    assert "1 questions have changed since they were answered; asked again" in capsys.readouterr().err
 
 
 def test_rows_are_there_as_soon_as_their_answers_are(tiny, items, tmp_path):

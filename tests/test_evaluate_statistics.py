@@ -5,7 +5,9 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from r1ov.evaluate.statistics import interval, majority, mcnemar, paired, pass_at_k, wilson
+from r1ov.evaluate.compare import mcnemar, paired
+from r1ov.evaluate.metrics import interval, wilson
+from r1ov.evaluate.report import majority, pass_at_k
 
 
 @pytest.mark.parametrize(

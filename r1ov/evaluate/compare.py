@@ -1,19 +1,19 @@
 """Two evaluations of the same questions side by side: is one better, or is it chance?"""
 
-import json
-from collections import Counter
-from dataclasses import asdict
+import math
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from r1ov.common.files import write_text
-from r1ov.errors import UserError
-from r1ov.evaluate.item import Answers
-from r1ov.evaluate.predictions import read_lines
-from r1ov.evaluate.statistics import paired
-from r1ov.evaluate.tables import Table, markdown
+import numpy as np
 
-VERDICTS = "verdicts.jsonl"
+from r1ov.errors import UserError
+from r1ov.evaluate.item import read_lines
+from r1ov.evaluate.metrics import Table
+from r1ov.evaluate.report import markdown
+
+RESAMPLES = 10_000  # of the bootstrap
 
 
 class Scored(NamedTuple):
@@ -25,19 +25,13 @@ class Scored(NamedTuple):
     answer: str
 
 
-def write_verdicts(path: Path, answered: Answers) -> None:
-    """Writes a line for each answer: as it was read, how, and its score."""
-    rows = ({**asdict(one.verdict), "gold": one.item.answer, "group": one.item.group} for one in answered)
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
 def read_verdicts(name: str) -> dict[str, Scored]:
     """Returns the questions by id. Raises UserError that names the line."""
-    path = Path(name) / VERDICTS if Path(name).is_dir() else Path(name)
+    path = Path(name) / "verdicts.jsonl" if Path(name).is_dir() else Path(name)
     expected = "an object with id, score and gold, as `python -m r1ov.evaluate` writes it into --out"
-    found: dict[str, list[Scored]] = {}
+    found: dict[str, list[Scored]] = defaultdict(list)
     for id, one in read_lines(path, _scored, expected):
-        found.setdefault(id, []).append(one)
+        found[id].append(one)
     if not found:
         raise UserError(f"{path}: there are no verdicts in it")
     return {
@@ -50,9 +44,47 @@ def read_verdicts(name: str) -> dict[str, Scored]:
 
 
 def _scored(row: Any) -> tuple[str, Scored]:
-    answer = str(row.get("answer") or row.get("method"))
-    group = row.get("group") or row["id"]
+    answer, group = str(row.get("answer") or row.get("method")), row.get("group") or row["id"]
     return row["id"], Scored(float(row["score"]), group, str(row["gold"]), answer)
+
+
+class Paired(NamedTuple):
+    """Two models on the same questions. Differences are second minus first."""
+
+    count: int
+    difference: float
+    low: float
+    high: float
+    better: int  # questions on which the second scores higher
+    worse: int
+    p_value: float
+
+
+def paired(first: Sequence[float], second: Sequence[float], groups: Sequence[Hashable]) -> Paired:
+    """Returns the mean difference, its 95% interval by a bootstrap over whole groups (percentiles), and
+    McNemar's exact p.
+    """
+    differences = np.subtract(second, first)
+    _, of_group = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    sums, counts = np.bincount(of_group, differences), np.bincount(of_group)
+    rng, means = np.random.default_rng(0), []
+    for _ in range(RESAMPLES):
+        drawn = rng.integers(0, len(sums), len(sums))
+        means.append(sums[drawn].sum() / counts[drawn].sum())
+    low, high = map(float, np.percentile(means, (2.5, 97.5)))
+    better, worse = int((differences > 0).sum()), int((differences < 0).sum())
+    p_value = mcnemar(better, worse)
+    return Paired(len(differences), float(differences.mean()), low, high, better, worse, p_value)
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """Returns the exact two-sided p-value of this many changes each way, if both ways were equally likely.
+
+    Example: (5, 1) -> 0.21875
+    """
+    changes = better + worse
+    tail = sum(math.comb(changes, wins) for wins in range(min(better, worse) + 1))
+    return min(1.0, 2 * tail / 2**changes)
 
 
 def compare(config: Any) -> str:
@@ -61,28 +93,29 @@ def compare(config: Any) -> str:
     Args: config: the fields of `__main__`'s CompareConfig.
     """
     first, second = read_verdicts(config.first), read_verdicts(config.second)
-    both = [id for id in first if id in second]
-    missing, added = len(first) - len(both), len(second) - len(both)
+    pairs = {id: (one, second[id]) for id, one in first.items() if id in second}
+    missing, added = len(first) - len(pairs), len(second) - len(pairs)
     if (missing or added) and not config.common:
         raise UserError(
             f"the questions differ: {missing} are only in {config.first}, {added} only in {config.second}, "
-            f"{len(both)} in both; --common compares those"
+            f"{len(pairs)} in both; --common compares those"
         )
-    if not both:
+    if not pairs:
         raise UserError(f"{config.first} and {config.second} have no question in common")
-    pairs = {id: (first[id], second[id]) for id in both}
     for id, (a, b) in pairs.items():
         if a.gold != b.gold:
             raise UserError(f"question {id} has gold {a.gold!r} in one and {b.gold!r} in the other")
     one, two = ([side.score for side in sides] for sides in zip(*pairs.values(), strict=True))
     result = paired(one, two, [a.group for a, _ in pairs.values()])
-    low, high = f"{100 * result.low:+.1f}", f"{100 * result.high:+.1f}"
     rows = (
         ("questions", result.count),
         (config.first, sum(one) / len(one)),
         (config.second, sum(two) / len(two)),
         ("difference", f"{100 * result.difference:+.1f} points"),
-        ("95% interval of it, bootstrap over groups", f"{low} to {high} points"),
+        (
+            "95% interval of it, bootstrap over groups",
+            f"{100 * result.low:+.1f} to {100 * result.high:+.1f} points",
+        ),
         ("only the second right, or righter", result.better),
         ("only the first", result.worse),
         ("McNemar's exact p", f"{result.p_value:.3g}"),
@@ -93,14 +126,13 @@ def compare(config: Any) -> str:
             "Only the questions that both have: "
             f"{missing} of the first's and {added} of the second's are left out."
         )
-    changed = [
+    changed = tuple(
         (*map(_short, (id, a.gold, a.answer, b.answer)), f"{b.score - a.score:+.2g}")
         for id, (a, b) in pairs.items()
         if a.score != b.score
-    ]
+    )
     if changed:
-        shown = tuple(changed[: config.limit])
-        columns = ("question", "gold", "first", "second", "score")
+        columns, shown = ("question", "gold", "first", "second", "score"), changed[: config.limit]
         parts += [f"{len(changed)} questions changed:", markdown(Table("", columns, shown))]
         parts += [f"... and {len(changed) - len(shown)} more"] * (len(changed) > len(shown))
     return "\n\n".join(parts)

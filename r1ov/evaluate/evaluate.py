@@ -15,25 +15,24 @@ import torch
 from r1ov.cli import flag
 from r1ov.common.files import earlier_options, locked
 from r1ov.common.processes import World, choose_kernels, dtype_name, joined
+from r1ov.data.formats.files import fingerprint
 from r1ov.errors import UserError
-from r1ov.evaluate.benchmarks import (
-    PLAYGROUND,
-    benchmark,
-    load_items,
-    metrics_of,
-    playground_by_id,
-    playground_items,
-)
-from r1ov.evaluate.compare import VERDICTS, write_verdicts
-from r1ov.evaluate.item import Answered, Answers, Item, Items, Prediction
+from r1ov.evaluate.benchmarks import PLAYGROUND, benchmark, load_items, playground_by_id, playground_items
+from r1ov.evaluate.item import Answered, Answers, Item, Items, Prediction, read_predictions
 from r1ov.evaluate.judge import Judge
+from r1ov.evaluate.metrics import Table, accuracy
 from r1ov.evaluate.page import write_page
-from r1ov.evaluate.predictions import read_predictions
-from r1ov.evaluate.prompts import check_style, swap_pictures
-from r1ov.evaluate.report import floors_table, published_table, score_cells, tables_of
-from r1ov.evaluate.runner import Asking, fingerprint, run
+from r1ov.evaluate.prompts import swap_pictures
+from r1ov.evaluate.report import (
+    floors_table,
+    markdown,
+    published_table,
+    tables_of,
+    write_report,
+    write_verdicts,
+)
+from r1ov.evaluate.runner import Asking, run
 from r1ov.evaluate.scoring import score
-from r1ov.evaluate.tables import Table, markdown, write_report
 from r1ov.folder.pretrained import load, resolve
 
 FOLDER = Path("runs/evaluate")
@@ -80,7 +79,7 @@ def write(
         shown, more = report(config, items, answered)
         if folder:
             title = f"{_name(config.bench)} {items[0].split}: {config.predictions or config.model}"
-            write_verdicts(folder / VERDICTS, answered)
+            write_verdicts(folder / "verdicts.jsonl", answered)
             write_report(folder, title, [*shown, *more], settings)
             if config.page:
                 write_page(folder / "page.html", title, answered, settings.get("prompt", "none"))
@@ -148,7 +147,11 @@ def asked(
     prompt = config.prompt or ("none" if at_play or (trained and not is_published) else "r1ov")
     most_tokens = config.max_new_tokens or (256 if at_play else 4096)
     asking = replace(config, prompt=prompt, max_new_tokens=most_tokens)
-    check_style(items, prompt)
+    if lacking := [item.id for item in items if prompt == "official" and item.raw_query is None]:
+        raise UserError(
+            f"--prompt official: {len(lacking)} of {len(items)} questions have no official prompt, "
+            f"{lacking[0]} first; choose another --prompt"
+        )
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     kernels = choose_kernels(config.kernels, device)
@@ -168,7 +171,7 @@ def asked(
         "bench": config.bench,
         "split": items[0].split,
         "model": config.model,
-        "fingerprint": fingerprint(path),
+        "fingerprint": _digest(path),
         "swap_pictures": config.swap_pictures,
         "dtype": dtype_name(model.head_weight.dtype),
         **{field.name: getattr(asking, field.name) for field in fields(Asking)},
@@ -184,6 +187,13 @@ def asked(
     folder = Path(config.out) if config.out else default_folder(settings)
     rows = run(model, processor, items, asking, folder, settings, _is_right, config.max_num_seqs, world)
     return None if rows is None else (rows, folder, settings)
+
+
+def _digest(folder: Path) -> str:
+    """Returns what tells one model's folder from another: training changes weights everywhere."""
+    names = (".json", ".jinja", ".txt", ".safetensors")
+    files = [fingerprint(file) for file in sorted(folder.iterdir()) if file.suffix in names]
+    return hashlib.blake2b("".join(files).encode(), digest_size=8).hexdigest()
 
 
 def _flags(options: Mapping[str, Any]) -> str:
@@ -212,11 +222,11 @@ def _name(bench: str) -> str:
 def report(config: Any, items: Items, answered: Answers) -> tuple[list[Table], list[Table]]:
     """Returns the tables to print (of the playground the families alone), and those of the report only."""
     bench = benchmark(config.bench)
-    shown, more = tables_of(answered, metrics_of(config.bench, items, [one.verdict for one in answered]))
+    shown, more = tables_of(bench, answered)
     more = [floors_table(items, bench.floors), *more]
     if bench.published:
         model = config.predictions or config.model
-        more = [published_table(bench, model, items[0].split, score_cells(answered)[0]), *more]
+        more = [published_table(bench, model, items[0].split, accuracy(answered)), *more]
     if config.bench == PLAYGROUND:
         return shown[-1:], [*shown[:-1], *more]
     return shown, more

@@ -1,11 +1,18 @@
-"""A question, an answer, its verdict: the records that every benchmark shares."""
+"""A question, an answer, its verdict: the records that every benchmark shares, and files of them."""
 
+import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
 
 from r1ov.data.image import LazyImage
 from r1ov.data.messages import Messages
+from r1ov.errors import UserError
+
+T = TypeVar("T")
+UNREAD = ("unparsed", "truncated", "error")  # methods without an answer; they score 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +54,7 @@ class Prediction:
     seconds: float = 0.0
     prompt_hash: str = ""
     seed: int = 0
-    resized: Sequence[int] | None = (
-        None  # (width, height) of the first image as the model saw it: boxes' frame
-    )
+    resized: Sequence[int] | None = None  # (width, height) of the first image to the model: boxes' frame
     error: str | None = None
 
 
@@ -68,9 +73,6 @@ class Verdict:
     judged: float | None = None
 
 
-UNREAD = ("unparsed", "truncated", "error")  # methods without an answer; they score 0
-
-
 @dataclass(frozen=True, kw_only=True)
 class Answered:
     """A question, one of its answers, and the verdict on it."""
@@ -87,7 +89,7 @@ class Answered:
         return "right" if self.verdict.score >= 1 else "wrong"
 
 
-Items, Verdicts, Answers = Sequence[Item], Sequence[Verdict], Sequence[Answered]
+Items, Answers = Sequence[Item], Sequence[Answered]
 
 
 def by_question(answered: Answers) -> dict[str, list[Answered]]:
@@ -95,4 +97,40 @@ def by_question(answered: Answers) -> dict[str, list[Answered]]:
     found: dict[str, list[Answered]] = defaultdict(list)
     for one in answered:
         found[one.item.id].append(one)
+    return found
+
+
+def read_predictions(path: Path, may_be_torn: bool = False) -> list[Prediction]:
+    """Returns the rows of a file of predictions. Other people's rows need only `id` and `text`."""
+    example = '{"id": "test/0", "text": "<think>..."}'
+    return read_lines(path, _prediction, f"an object such as {example}", may_be_torn)
+
+
+def _prediction(row: Mapping[str, Any]) -> Prediction:
+    kinds = {**Prediction.__annotations__, "resized": list, "error": str}
+    values = {name: kind(row[name]) for name, kind in kinds.items() if row.get(name) is not None}
+    if values.get("finish_reason") not in ("length", "error"):
+        values["finish_reason"] = "stop"
+    return Prediction(**values)
+
+
+def read_lines(path: Path, parse: Callable[[Any], T], expected: str, may_be_torn: bool = False) -> list[T]:
+    """Returns what `parse` makes of the JSON in each line.
+
+    Args:    may_be_torn: drops a last line that was cut off, as when the writer was killed.
+    Raises:  UserError that names the file and the line, and says what is expected there.
+    """
+    try:
+        errors = "replace" if may_be_torn else "strict"
+        lines = path.read_text(encoding="utf-8-sig", errors=errors).split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason}); expected lines with {expected}") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found += [parse(json.loads(line))] if line.strip() else []
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+            if not may_be_torn or number < len(lines):
+                raise UserError(f"{path}, line {number}: expected {expected}") from None
     return found

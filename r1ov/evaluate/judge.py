@@ -16,7 +16,7 @@ from tqdm import tqdm
 from r1ov.common.journal import Journal
 from r1ov.common.remote import Remote, TryAgain, retried
 from r1ov.errors import UserError
-from r1ov.evaluate.item import Item, Prediction, Verdict, Verdicts
+from r1ov.evaluate.item import Item, Prediction, Verdict
 from r1ov.reward.accuracy import kind_of
 
 DECIDED = ("mcq", "yes_no", "bbox", "boxes")  # an answer of these kinds is right or wrong beyond doubt
@@ -50,7 +50,7 @@ class Judge:
         self.remote = Remote(url, model, key=key, timeout=SECONDS, max_tokens=1024, temperature=0.0)
 
     def __call__(
-        self, items: Mapping[str, Item], predictions: Sequence[Prediction], verdicts: Verdicts
+        self, items: Mapping[str, Item], predictions: Sequence[Prediction], verdicts: Sequence[Verdict]
     ) -> list[Verdict]:
         """Returns the verdicts, with `judged` if the judge had to be asked and answered. Raises UserError if
         it answers nothing at all.

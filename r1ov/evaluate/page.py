@@ -3,7 +3,7 @@
 import html
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from r1ov.common.page import data_url
 from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
 from r1ov.evaluate.item import Answered, Answers, by_question
+from r1ov.evaluate.metrics import dividing_tags, values
 from r1ov.evaluate.prompts import Style, question_of
 
 ROOM = 30 << 20  # image budget of the page, in base64 characters
-MAX_VALUES, MAX_TAGS = 100, 8  # tags with more values get no filter
+MAX_TAGS = 8  # that get a filter
 
 
 def write_page(path: Path, title: str, answered: Answers, style: Style = "none") -> None:
@@ -26,13 +27,11 @@ def write_page(path: Path, title: str, answered: Answers, style: Style = "none")
     """
     questions = by_question(answered)
     album: dict[str, dict[str, Any]] = {}  # the page's images by their data: URL, each once
-    chosen = {}
-    for own in sorted(questions.values(), key=lambda own: all(one.status == "right" for one in own)):
-        chosen[own[0].item.id] = [_added(album, image) for image in own[0].item.images]
-    items = [_item(own, chosen[id], style) for id, own in questions.items()]
-    names = dict.fromkeys(name for item in items for name in item["tags"])
-    counts = {name: len({value for item in items for value in item["tags"].get(name, ())}) for name in names}
-    tags = [name for name, count in counts.items() if 1 < count <= MAX_VALUES][:MAX_TAGS]
+    pictures = {}
+    for id, own in sorted(questions.items(), key=lambda pair: all(one.status == "right" for one in pair[1])):
+        pictures[id] = [_added(album, image) for image in own[0].item.images]
+    items = [_item(own, pictures[id], style) for id, own in questions.items()]
+    tags = dividing_tags(answered)[:MAX_TAGS]
     data = {"items": items, "pictures": list(album.values()), "tags": tags}
     # Inside <script> nothing is markup but "<!--" and "</script": JSON has another spelling of their first
     # letter.
@@ -54,14 +53,13 @@ def _added(album: dict[str, dict[str, Any]], image: LazyImage) -> int | None:
 
 def _item(own: Answers, pictures: Sequence[int | None], style: Style) -> dict[str, Any]:
     item = own[0].item
-    tags = {name: [value] if isinstance(value, str) else list(value) for name, value in item.tags.items()}
     return {
         "id": item.id,
         "question": question_of(item, style),
         "gold": item.answer,
         "pictures": [number for number in pictures if number is not None],
         "left": pictures.count(None),
-        "tags": tags,
+        "tags": {name: values(item, name) for name in item.tags},
         "samples": [_sample(one) for one in own],
     }
 
@@ -70,5 +68,5 @@ def _sample(one: Answered) -> dict[str, Any]:
     text = one.prediction.text
     thinking, after = split_reply(text)[0], text.rpartition("</think>")[2].strip()
     reply = text if thinking is None else after if "</think>" in text else ""
-    own = {"status": one.status, "thinking": thinking, "reply": reply}
-    return {**asdict(replace(one.prediction, text="")), **asdict(one.verdict), **own}
+    own = {"text": "", "status": one.status, "thinking": thinking, "reply": reply}
+    return {**asdict(one.prediction), **asdict(one.verdict), **own}

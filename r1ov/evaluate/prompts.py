@@ -28,35 +28,26 @@ def question_of(item: Item, style: Style) -> str:
 
 def messages_of(item: Item, style: Style, system: str | None) -> list[dict[str, Any]]:
     """Returns the conversation that asks the question: as the data has it, else the images, then the text."""
-    text: dict[str, Any] = {"type": "text", "text": question_of(item, style)}
-    given = [{"role": "user", "content": [*({"type": "image"} for _ in item.images), text]}]
     if item.messages and style != "official":
-        given = list(item.messages)
+        *before, last = item.messages
+        content, after = last["content"], {"type": "text", "text": f"\n{AFTER.get(style)}"}
         if style in AFTER:
-            content = given[-1]["content"]
-            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            after = {"type": "text", "text": f"\n{AFTER[style]}"}
-            given[-1] = {**given[-1], "content": [*parts, after]}
+            content = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            content = [*content, after]
+        given = [*before, {**last, "content": content}]
+    else:
+        text = {"type": "text", "text": question_of(item, style)}
+        given = [{"role": "user", "content": [*({"type": "image"} for _ in item.images), text]}]
     if system is not None:
         given = [{"role": "system", "content": system}, *(one for one in given if one["role"] != "system")]
     images = iter(item.images)
-    for number, message in enumerate(given):
-        if not isinstance(message["content"], str):
-            content = [
-                part if "text" in part else {**part, "image": next(images)} for part in message["content"]
-            ]
-            given[number] = {**message, "content": content}
-    return given
 
+    def filled(content: Any) -> Any:
+        if isinstance(content, str):
+            return content
+        return [part if "text" in part else {**part, "image": next(images)} for part in content]
 
-def check_style(items: Items, style: Style) -> None:
-    """Raises UserError if the official prompt is asked for and the data has none."""
-    lacking = [item.id for item in items if item.raw_query is None]
-    if style == "official" and lacking:
-        raise UserError(
-            f"--prompt official: {len(lacking)} of {len(items)} questions have no official prompt, "
-            f"{lacking[0]} first; leave it out"
-        )
+    return [{**message, "content": filled(message["content"])} for message in given]
 
 
 def prompt_hash(messages: Sequence[dict[str, Any]]) -> str:
@@ -77,30 +68,25 @@ def swap_pictures(items: Items) -> list[Item]:
     questions have nothing to exchange.
     """
     looks = [_look(item.images) for item in items]
-    exchanged: dict[bytes | None, Sequence[LazyImage]] = {}
-    for count in {len(item.images) for item in items}:
-        different = {
-            look: item.images
-            for look, item in zip(looks, items, strict=True)
-            if look and len(item.images) == count
-        }
-        first, *others = different.values() or [()]
-        if others:
-            exchanged |= zip(different, [*others, first], strict=True)
-    left = sum(look not in exchanged for look in looks)
-    if not exchanged:
-        pictured = len(items) - looks.count(None)
+    by_count: dict[int, dict[bytes, Sequence[LazyImage]]] = {}
+    for look, item in zip(looks, items, strict=True):
+        if look:
+            by_count.setdefault(len(item.images), {})[look] = item.images
+    others: dict[bytes | None, Sequence[LazyImage]] = {}
+    for different in by_count.values():
+        first, *rest = different.values()
+        others |= zip(different, [*rest, first], strict=True) if rest else {}
+    if not others:
         raise UserError(
-            f"--swap-pictures: {pictured} of these questions have pictures, "
+            f"--swap-pictures: {len(looks) - looks.count(None)} of these questions have pictures, "
             f"{len({*looks} - {None})} of them different; it takes two"
         )
-    if left:
+    if left := sum(look not in others for look in looks):
         print(
             f"--swap-pictures: {left} of {len(items)} questions have no picture to exchange", file=sys.stderr
         )
     return [
-        replace(item, images=exchanged.get(look, item.images))
-        for look, item in zip(looks, items, strict=True)
+        replace(item, images=others.get(look, item.images)) for look, item in zip(looks, items, strict=True)
     ]
 
 

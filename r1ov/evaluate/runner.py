@@ -2,28 +2,32 @@
 where it stopped.
 """
 
-import hashlib
+import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from r1ov.common.files import locked
+from r1ov.common.files import check_same_options, earlier_options, locked, write_json, write_text
+from r1ov.common.journal import Journal
 from r1ov.common.processes import World
 from r1ov.data.processor import Encoded, Processor
 from r1ov.engine import Completion, decode, prepare
 from r1ov.errors import UserError
-from r1ov.evaluate.item import Item, Items, Prediction
-from r1ov.evaluate.predictions import MERGED, appending, merge, read_predictions, settle
+from r1ov.evaluate.item import Item, Items, Prediction, read_predictions
 from r1ov.evaluate.prompts import Style, messages_of, prompt_hash
 from r1ov.model.model import Qwen2_5_VL
 
-PATCH_BYTES = 4 << 30  # images in memory at once, as patches
+MERGED = "predictions.jsonl"
+PATCH_BYTES = 4 << 30  # images that are enough to decode for, as patches in memory
 CHUNK = 8  # times max_num_seqs: rows prepared at once, so that the batch is seldom short of prompts
+ALONE = World()
+SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "num_samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +45,6 @@ class Asking:
     repetition_penalty: float = 1.0
     seed: int = 0
     num_samples: int = 1
-
-
-ALONE = World()
-SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "num_samples")
 
 
 def run(
@@ -70,8 +70,7 @@ def run(
             try:
                 stack.enter_context(locked(folder))
                 settle(folder, settings)
-                # with the answers of a killed run
-                _check_prompts(items, merge(folder, order), asking)
+                merge(folder, order, {item.id: _hash(item, asking) for item in items})  # of a killed run
             except UserError as error:
                 refusal = error
         if world.first(refusal is not None):
@@ -81,11 +80,11 @@ def run(
         left = {(item.id, sample) for item in items for sample in range(asking.num_samples)} - done
         ids = {id for id, _ in left}
         mine = [item for item in items if item.id in ids][world.rank :: world.size]
-        total, right, count = len(left) // world.size, 0.0, 0
+        right = count = 0
         # Closed before the ranks meet: after that, the main rank removes the file.
         with (
             appending(folder, world.rank) as write,
-            tqdm(total=total, unit=" answers", disable=not world.is_main, smoothing=0.05) as progress,
+            tqdm(total=len(left) // world.size, unit=" answers", disable=not world.is_main) as progress,
         ):
 
             def keep(item: Item, row: Prediction) -> None:
@@ -105,19 +104,6 @@ def run(
     return [row for row in rows if row.id in order and row.sample < asking.num_samples]
 
 
-def _check_prompts(items: Items, rows: Sequence[Prediction], asking: Asking) -> None:
-    """Raises UserError if a question is not the one that was answered."""
-    asked = {row.id: row.prompt_hash for row in rows if row.prompt_hash}
-    for item in items:
-        if item.id in asked and (
-            item.error or asked[item.id] != prompt_hash(messages_of(item, asking.prompt, asking.system))
-        ):
-            raise UserError(
-                f"question {item.id} is not the one that was answered before: its text or pictures changed; "
-                "choose another --out"
-            )
-
-
 def answer(
     model: Qwen2_5_VL,
     processor: Processor,
@@ -133,9 +119,8 @@ def answer(
     """
 
     def fail(item: Item, reason: str) -> None:
-        row = Prediction(id=item.id, text="", finish_reason="error", seed=asking.seed, error=reason)
         for sample in range(asking.num_samples):
-            keep(item, replace(row, sample=sample))
+            keep(item, Prediction(id=item.id, text="", sample=sample, finish_reason="error", error=reason))
 
     def decode_all(prompts: Sequence[tuple[Item, Encoded]]) -> None:
         started = time.perf_counter()
@@ -150,7 +135,7 @@ def answer(
                 finish_reason=completion.finish_reason,
                 completion_tokens=completion.completion_tokens,
                 seconds=round(time.perf_counter() - started, 3),
-                prompt_hash=prompt_hash(messages_of(item, asking.prompt, asking.system)),
+                prompt_hash=_hash(item, asking),
                 seed=asking.seed,
                 resized=list(sizes[1]) if sizes else None,
             )
@@ -167,59 +152,92 @@ def answer(
 
     most = max(1, CHUNK * max_num_seqs // asking.num_samples)
     for chunk in _chunks(processor, items, asking, most, fail):
-        decode_all(chunk)
+        # The longest first, so that the slowest do not begin last.
+        decode_all(sorted(chunk, key=lambda pair: -len(pair[1])))
 
 
 def _chunks(
-    processor: Processor,
-    items: Items,
-    asking: Asking,
-    most: int,
-    fail: Callable[[Item, str], None],
+    processor: Processor, items: Items, asking: Asking, most: int, fail: Callable[[Item, str], None]
 ) -> Iterator[list[tuple[Item, Encoded]]]:
-    """Yields the items with their prompts, as many at a time as fit, longest first, so that the slowest do
-    not begin last.
-    """
+    """Yields the items with their prompts, as many at a time as fit into memory."""
     chunk: list[tuple[Item, Encoded]] = []
-    size = 0
-    positions, images = processor.config.text.max_position_embeddings, processor.image_processor
-    patch = 4 * 3 * images.temporal_patch_size * images.patch_size**2  # bytes
+    size, positions = 0, processor.config.text.max_position_embeddings
     for item in items:
         try:
             if item.error:
                 raise UserError(item.error)
-            messages = messages_of(item, asking.prompt, asking.system)
-            encoded = processor.encode(messages, add_generation_prompt=True)
+            encoded = processor.encode(_messages(item, asking), add_generation_prompt=True)
             if len(encoded) >= positions:
                 raise UserError(
                     f"the prompt has {len(encoded):,} tokens, "
                     f"which leaves no room for an answer in {positions:,} positions"
                 )
-            own = 0 if encoded.image_grid_thw is None else int(encoded.image_grid_thw.prod(1).sum()) * patch
-            if chunk and (len(chunk) == most or size + own > PATCH_BYTES):
-                yield sorted(chunk, key=lambda pair: -len(pair[1]))
-                chunk, size = [], 0
             chunk.append((item, processor.with_pixels(encoded)))
-            size += own
         except UserError as error:
             fail(item, str(error))
+            continue
+        size += sum(patches.nbytes for patches in chunk[-1][1].pixel_values or ())
+        if len(chunk) == most or size >= PATCH_BYTES:
+            yield chunk
+            chunk, size = [], 0
     if chunk:
-        yield sorted(chunk, key=lambda pair: -len(pair[1]))
+        yield chunk
 
 
-def fingerprint(folder: Path) -> str:
-    """Tells one model's folder from another by its files: small ones whole, large ones at 256 places.
+def _messages(item: Item, asking: Asking) -> list[dict[str, Any]]:
+    return messages_of(item, asking.prompt, asking.system)
 
 
-    Reading all of 15 GB would take longer than many an evaluation; training changes weights everywhere.
+def _hash(item: Item, asking: Asking) -> str:
+    return "" if item.error else prompt_hash(_messages(item, asking))
+
+
+# The run's folder: a line for each answer, from any number of processes; merged, each answer once.
+
+
+def settle(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Writes down how the folder's answers are made, or checks that they are made as before.
+
+    Args:    settings: JSON data; what is under "run" may differ.
+    Raises:  UserError if anything else does.
     """
-    digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".jinja", ".txt", ".safetensors"):
-            digest.update(path.name.encode())
-            size = path.stat().st_size
-            with path.open("rb") as file:
-                for place in range(0, size, max(1 << 16, size // 256)):
-                    file.seek(place)
-                    digest.update(file.read(1 << 16))
-    return digest.hexdigest()
+    path = folder / "settings.json"
+    if (before := earlier_options(path)) is not None:
+        check_same_options(before, settings, ("run",), str(folder))
+    write_json(path, settings)
+
+
+@contextmanager
+def appending(folder: Path, rank: int) -> Iterator[Callable[[Prediction], None]]:
+    """Yields a function that appends a row to this process's file in the folder; readers find it at once."""
+    with Journal(folder / f"predictions.rank{rank}.jsonl", "id", sync=False) as journal:
+        yield lambda row: journal.append(asdict(row))
+
+
+def merge(folder: Path, order: Mapping[str, int], hashes: Mapping[str, str] = {}) -> list[Prediction]:
+    """Makes one file of the answers of all processes, now and earlier, in the benchmark's order. Returns its
+    rows.
+
+    The first row of an answer counts, but a failed one gives way to any later. It may be killed at any
+    moment: the other files go only when this one is complete.
+
+    Args: order: of the ids; unknown ones come last. hashes: of the questions by id; answers to a question
+        that has another are dropped, which is said on stderr.
+    """
+    merged, parts = folder / MERGED, sorted(folder.glob("predictions.rank*.jsonl"))
+    kept: dict[tuple[str, int], Prediction] = {}
+    mended = set()
+    for path in [merged, *parts] if merged.exists() else parts:
+        for row in read_predictions(path, may_be_torn=True):
+            earlier = kept.get((row.id, row.sample))
+            if row.prompt_hash and hashes.get(row.id, row.prompt_hash) != row.prompt_hash:
+                mended.add(row.id)
+            elif earlier is None or earlier.finish_reason == "error":
+                kept[row.id, row.sample] = row
+    if mended:
+        print(f"{len(mended)} questions have changed since they were answered; asked again", file=sys.stderr)
+    rows = sorted(kept.values(), key=lambda row: (order.get(row.id, len(order)), row.id, row.sample))
+    write_text(merged, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+    for path in parts:
+        path.unlink()
+    return rows

@@ -25,7 +25,7 @@ from r1ov.data.playground import Sample, sample
 from r1ov.data.playground.scene import COLOURS, SHAPES, SIZE
 from r1ov.data.processor import Processor
 from r1ov.errors import UserError
-from r1ov.evaluate.statistics import interval
+from r1ov.evaluate.metrics import interval
 from r1ov.look.trace import Trace, resumed, trace
 from r1ov.model.model import Qwen2_5_VL
 
