@@ -11,7 +11,6 @@ all its micro-batches and ranks.
 """
 
 import math
-from functools import partial
 from typing import get_args
 
 import torch
@@ -118,34 +117,9 @@ def group_advantages(rewards: Tensor, num_generations: int, scale_rewards: Scale
 # -- from log-probs and advantages to the loss
 
 
-class Tokens:
-    """The N trained tokens of a micro-batch, and the numbers of the whole step that they belong to."""
-
-    def __init__(
-        self, mask: Tensor, cu_seqlens: Tensor, num_items: float, num_sequences: float, num_read: float
-    ):
-        self.index = mask.nonzero().squeeze(1)  # (N,) their places in the pack
-        assert len(self.index) <= num_items, (
-            f"{len(self.index)} trained tokens here, {num_items} in the whole step"
-        )
-        sequences = torch.arange(len(cu_seqlens) - 1, device=mask.device)
-        self.sequence = sequences.repeat_interleave(cu_seqlens.diff())[self.index]  # (N,) whose each is
-        self.lengths = self.sequence.bincount(minlength=len(sequences))  # (B,)
-        # all may be masked: no division by 0
-        self.num_items, self.num_sequences, self.num_read = (
-            max(n, 1) for n in (num_items, num_sequences, num_read)
-        )
-
-    def pick(self, values: Tensor | None) -> Tensor | None:
-        """(T,) -> (N,), in float32 or more."""
-        if values is None:
-            return None
-        return values[self.index].to(torch.promote_types(values.dtype, torch.float32))
-
-    def means(self, values: Tensor) -> Tensor:
-        """(N,) -> (B,) by sequence; 0 for a sequence of which nothing is trained."""
-        sums = values.new_zeros(len(self.lengths)).index_add(0, self.sequence, values)
-        return sums / self.lengths.clamp(min=1)
+def largest(values: Tensor) -> Tensor:
+    """The maximum; NaN of nothing."""
+    return values.max() if len(values) else values.new_tensor(math.nan)
 
 
 def clamped(log_ratio: Tensor) -> Tensor:
@@ -164,35 +138,6 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """
     log_r = clamped(ref_logprobs - logprobs)
     return torch.expm1(log_r) - log_r
-
-
-def policy_term(
-    ratio: Tensor,
-    advantage: Tensor,
-    logprobs: Tensor,
-    loss_type: LossType,
-    low: float,
-    high: float,
-    delta: float | None,
-) -> Tensor:
-    """(N,) losses without the KL term: clipped, or under cispo with the ratio as a mere weight."""
-    if loss_type == "cispo":
-        return -ratio.clamp(max=high).detach() * advantage * logprobs
-    capped = ratio if delta is None else ratio.clamp(max=delta)
-    return -torch.minimum(capped * advantage, ratio.clamp(low, high) * advantage)
-
-
-def aggregate(
-    values: Tensor, tokens: Tokens, loss_type: LossType, max_completion_length: int | None = None
-) -> Tensor:
-    """(N,) values of tokens summed up, each weighed as `loss_type` says."""
-    if loss_type == "grpo":
-        return (values / tokens.lengths[tokens.sequence]).sum() / tokens.num_sequences
-    if loss_type == "dr_grpo":
-        if max_completion_length is None:
-            raise ValueError("loss_type dr_grpo needs max_completion_length")
-        return values.sum() / (tokens.num_sequences * max_completion_length)
-    return values.sum() / tokens.num_items
 
 
 def grpo_loss(
@@ -259,74 +204,72 @@ def grpo_loss(
     check_loss_options(loss_type, epsilon, epsilon_high, delta, beta, importance_sampling_level)
     if beta and ref_logprobs is None:
         raise ValueError(f"beta is {beta}, which needs ref_logprobs")
-    num_read = num_items_in_batch if num_read_in_batch is None else num_read_in_batch
-    tokens = Tokens(completion_mask, cu_seqlens, num_items_in_batch, num_sequences_in_batch, num_read)
+    if loss_type == "dr_grpo" and max_completion_length is None:
+        raise ValueError("loss_type dr_grpo needs max_completion_length")
+    index = completion_mask.nonzero().squeeze(1)  # (N,) the trained tokens' places
+    assert len(index) <= num_items_in_batch, (
+        f"{len(index)} trained tokens here, {num_items_in_batch} in the whole step"
+    )
+    members = torch.arange(len(cu_seqlens) - 1, device=index.device)  # (B,)
+    sequence = members.repeat_interleave(cu_seqlens.diff())[index]  # (N,) whose each token is
+    lengths = sequence.bincount(minlength=len(members))  # (B,)
+    num_items, num_sequences = max(num_items_in_batch, 1), max(num_sequences_in_batch, 1)
+
     packed = (logprobs, old_logprobs, ref_logprobs, entropies, importance_sampling_ratio)
-    logprobs, old, ref, entropy, weight = map(tokens.pick, packed)  # (N,) each from here on
-    advantage = advantages[tokens.sequence]
-    low, high = 1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high)
-    high = epsilon_high if loss_type == "cispo" else high
+    logprobs, old, ref, entropy, weight = (  # (N,) each from here on, in float32 or more
+        None if one is None else one[index].to(torch.promote_types(one.dtype, torch.float32))
+        for one in packed
+    )
+    advantage = advantages[sequence]
+
+    def means(values: Tensor) -> Tensor:
+        """(N,) -> (B,) by sequence; 0 for a sequence of which nothing is trained."""
+        sums = values.new_zeros(len(lengths)).index_add(0, sequence, values)
+        return sums / lengths.clamp(min=1)
 
     log_ratio = logprobs - (logprobs.detach() if old is None else old)
     token_ratio = ratio = clamped(log_ratio).exp()
     if importance_sampling_level == "sequence":
-        ratio = clamped(tokens.means(log_ratio)).exp()[tokens.sequence]
-    loss = policy_term(ratio, advantage, logprobs, loss_type, low, high, delta)
-    loss = loss if weight is None else loss * weight
-    kl = None if ref is None else kl_estimate(logprobs, ref)
-    if kl is not None and use_bias_correction_kl:
-        kl = kl * token_ratio
+        ratio = clamped(means(log_ratio)).exp()[sequence]
+    low, high = 1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high)
+    if loss_type == "cispo":
+        high = epsilon_high
+        loss = -ratio.clamp(max=high).detach() * advantage * logprobs
+    else:
+        capped = ratio if delta is None else ratio.clamp(max=delta)
+        loss = -torch.minimum(capped * advantage, ratio.clamp(low, high) * advantage)
+    if weight is not None:
+        loss = loss * weight
+    kl = None if ref is None else kl_estimate(logprobs, ref) * (token_ratio if use_bias_correction_kl else 1)
     if beta:
         loss = loss + beta * kl
-    total = aggregate(loss, tokens, loss_type, max_completion_length)
+    if loss_type == "grpo":
+        total = (loss / lengths[sequence]).sum() / num_sequences
+    elif loss_type == "dr_grpo":
+        total = loss.sum() / (num_sequences * max_completion_length)
+    else:
+        total = loss.sum() / num_items
 
-    is_low = ((ratio < low) & (advantage < 0)).to(ratio.dtype)
-    is_high = ((ratio > high) & (advantage > 0)).to(ratio.dtype)
-    metrics = loss_metrics(
-        tokens, log_ratio, kl, entropy, is_low, is_high, loss_type, importance_sampling_level
-    )
-    return total, metrics
-
-
-# -- what is logged of it, under TRL's names
-
-
-@torch.no_grad()
-def loss_metrics(
-    tokens: Tokens,
-    log_ratio: Tensor,
-    kl: Tensor | None,
-    entropy: Tensor | None,
-    is_low: Tensor,
-    is_high: Tensor,
-    loss_type: LossType,
-    level: ImportanceSamplingLevel,
-) -> dict[str, Tensor]:
-    """A micro-batch's share of the metrics, to be combined over the step; the tensors are (N,).
-
-    clip_ratio/*_mean and cispo_clip_ratio: share of the tokens, at level "sequence" of the completions, whose
-    gradient is clipped away. clip_ratio/low_min and high_max: over completions.
-    """
-    means = {"log_ratio/abs_mean": log_ratio.abs(), "kl": kl, "entropy": entropy}
-    metrics = {name: values.sum() / tokens.num_read for name, values in means.items() if values is not None}
-    metrics["log_ratio/abs_max"] = largest(log_ratio.abs())
-    if kl is not None:
-        metrics["kl_max"] = largest(kl)
-    share = partial(aggregate, tokens=tokens, loss_type="grpo" if level == "sequence" else "dapo")
-    if loss_type == "cispo":
-        return {**metrics, "cispo_clip_ratio": share(is_high)}
-    low, high = (tokens.means(flags)[tokens.lengths > 0] for flags in (is_low, is_high))
-    is_all_read = tokens.num_read >= tokens.num_items  # what is not read has advantage 0, and is not clipped
-    return {
-        **metrics,
-        "clip_ratio/low_mean": share(is_low),
-        "clip_ratio/low_min": -largest(-low) * is_all_read,
-        "clip_ratio/high_mean": share(is_high),
-        "clip_ratio/high_max": largest(high),
-        "clip_ratio/region_mean": share(is_low + is_high),
-    }
-
-
-def largest(values: Tensor) -> Tensor:
-    """The maximum; NaN of nothing."""
-    return values.max() if len(values) else values.new_tensor(math.nan)
+    with torch.no_grad():  # what is logged of it, under TRL's names
+        num_read = num_items if num_read_in_batch is None else max(num_read_in_batch, 1)
+        logged = {"log_ratio/abs_mean": log_ratio.abs(), "kl": kl, "entropy": entropy}
+        metrics = {name: values.sum() / num_read for name, values in logged.items() if values is not None}
+        metrics["log_ratio/abs_max"] = largest(log_ratio.abs())
+        if kl is not None:
+            metrics["kl_max"] = largest(kl)
+        # where the clip takes the gradient away: shares of tokens, or at level "sequence" of completions
+        is_low = ((ratio < low) & (advantage < 0)).to(ratio.dtype)
+        is_high = ((ratio > high) & (advantage > 0)).to(ratio.dtype)
+        size, count = (1, num_items) if ratio is token_ratio else (lengths[sequence], num_sequences)
+        clipped_high = (is_high / size).sum() / count
+        if loss_type == "cispo":
+            return total, metrics | {"cispo_clip_ratio": clipped_high}
+        lows, highs = (means(flags)[lengths > 0] for flags in (is_low, is_high))  # of each completion
+        is_all_read = num_read >= num_items  # what is not read has advantage 0, and is not clipped
+        return total, metrics | {
+            "clip_ratio/low_mean": (is_low / size).sum() / count,
+            "clip_ratio/low_min": -largest(-lows) * is_all_read,
+            "clip_ratio/high_mean": clipped_high,
+            "clip_ratio/high_max": largest(highs),
+            "clip_ratio/region_mean": ((is_low + is_high) / size).sum() / count,
+        }
