@@ -37,10 +37,9 @@ from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.rope import mrope_positions
 from r1ov.train.grpo import Minibatch, accumulate_gradients, add_logprobs, make_minibatch
-from r1ov.train.optim import build_optimizers
+from r1ov.train.optim import build_optimizers, clip_grad_norm
 from r1ov.train.run.config import GRPOConfig
 from r1ov.train.run.sharding import make_mesh, refresh, replica, shard
-from r1ov.train.update import clip_grad_norm
 from tests.bench_train_gpu import needs_gpu
 from tests.grpo_worker import Bare
 from tests.test_published_shapes import published_config

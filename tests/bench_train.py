@@ -27,8 +27,7 @@ from r1ov.data.playground.source import Playground
 from r1ov.data.steps import Steps, load_steps
 from r1ov.folder.pretrained import resolve
 from r1ov.train.loss import sft_loss_and_correct
-from r1ov.train.optim import build_optimizers
-from r1ov.train.update import clip_grad_norm
+from r1ov.train.optim import build_optimizers, clip_grad_norm
 
 MAX_LENGTH = 8192
 MICRO_BATCH = 8

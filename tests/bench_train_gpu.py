@@ -35,10 +35,9 @@ from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.rope import mrope_positions
 from r1ov.train.loss import sft_loss
-from r1ov.train.optim import build_optimizers
+from r1ov.train.optim import build_optimizers, clip_grad_norm
 from r1ov.train.run.open import peak_flops
 from r1ov.train.run.sharding import checkpoint_activations, make_mesh, shard
-from r1ov.train.update import clip_grad_norm
 from tests.test_published_shapes import published_config
 
 

@@ -24,7 +24,7 @@ from r1ov.folder.weights import init_weights, is_sharded, load_weights, local, w
 from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.loss import sft_loss
-from r1ov.train.optim import build_optimizers
+from r1ov.train.optim import build_optimizers, clip_grad_norm, sum_over_copies
 from r1ov.train.run.sharding import (
     checkpoint_activations,
     freeze,
@@ -33,7 +33,6 @@ from r1ov.train.run.sharding import (
     replica,
     shard,
 )
-from r1ov.train.update import clip_grad_norm, sum_over_copies
 
 LAYOUTS = {
     1: {"sharded": 1},

@@ -25,8 +25,8 @@ from r1ov.folder import pretrained
 from r1ov.folder.pretrained import read_config, read_processor, resolve
 from r1ov.folder.weights import init_weights
 from r1ov.model.model import Qwen2_5_VL
+from r1ov.train.optim import clip_grad_norm
 from r1ov.train.run.sharding import KEPT, _policy, checkpoint_activations, freeze, make_mesh, replica
-from r1ov.train.update import clip_grad_norm
 from tests import sharding_worker as worker
 
 ROOT = Path(__file__).parent.parent

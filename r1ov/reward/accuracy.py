@@ -180,6 +180,8 @@ def _score_formula(answer: str, gold: str, verify: Verify | None) -> float:
 
 def _unboxed(text: str) -> str:
     """The body of the text's only `\\boxed{}`, the text without one, nothing with several different ones."""
+    if "boxed" not in text and "fbox" not in text:
+        return text.strip()
     bodies = set(boxed(text)) or {text.strip()}
     return bodies.pop() if len(bodies) == 1 else ""
 

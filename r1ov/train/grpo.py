@@ -36,6 +36,7 @@ from r1ov.train.loss import (
     group_advantages,
     grpo_loss,
 )
+from r1ov.train.optim import each_pack, update
 from r1ov.train.rollout import Group, Scorer, encode_prompt, longest_prompt, sample, until_enough
 from r1ov.train.run.config import GRPOConfig
 from r1ov.train.run.heldout import evaluate
@@ -50,7 +51,6 @@ from r1ov.train.run.observe import (
     sum_up,
 )
 from r1ov.train.run.open import Run, build, open_run, open_source
-from r1ov.train.update import each_pack, update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,48 +179,43 @@ def train(config: GRPOConfig) -> None:
                 "change the batch size or that"
             )
         reference = build(config, world, run.device)[0].requires_grad_(False) if config.beta else None
-        updates = config.steps_per_generation * config.num_iterations  # of each rollout
         longest = longest_prompt(run)
         tally = run.check_data(source, lambda record: encode_prompt(run.processor, record, longest))
         if num_prompts and not run.step:  # the playground's golds cannot be wrong
             check_rewards(run, source, num_prompts, score)
         introduce(run, source, count)
-        if run.step == 0 and config.eval_steps:
+        if run.is_due(config.eval_steps, run.step):
             evaluate(run)
 
         while run.step < config.max_steps:
-            groups, generation = until_enough(
-                run,
-                source,
-                tally,
-                count,
-                lambda policy, prompts, seed: [
-                    score(group) for group in sample(policy, run.processor, prompts, config, seed)
-                ],
-            )
+            begun, policy, num_sampled = time.perf_counter(), run.answering_model(), 0
+            groups: list[Group] = []
+            for prompts, seed in until_enough(groups, run, source, tally, count):
+                sampled = sample(policy, run.processor, prompts, config, seed)
+                num_sampled += sum(one.completion_tokens for group in sampled for one in group.completions)
+                groups += [score(group) for group in sampled]
+            rate = world.sum(num_sampled)[0] / (seconds := time.perf_counter() - begun)
             outcomes = gather_outcomes(world, groups)  # of all ranks, by prompt
             rewards = torch.stack([one.rewards for one in outcomes])  # (prompts, G)
             advantages = group_advantages(rewards.flatten(), each, config.scale_rewards).view_as(rewards)
             observed = observe(run, groups, outcomes, advantages)
+            observed |= {"generation_seconds": seconds, "rollout_tokens_per_second": rate}
 
-            minibatches = [
-                make_minibatch(run, part) for part in deal(run, groups, outcomes, advantages.float())
-            ]
+            parts = deal(run, groups, outcomes, advantages.float())
+            minibatches = [make_minibatch(run, part) for part in parts]
             for minibatch in minibatches:
-                if updates > 1:
+                if len(parts) * config.num_iterations > 1:
                     add_logprobs(run, minibatch.packs, "old_logprobs", run.model)
                 if reference:
                     add_logprobs(run, minibatch.packs, "ref_logprobs", reference)
-            for number, minibatch in enumerate(minibatches * config.num_iterations, 1):
+            steps = (minibatches * config.num_iterations)[: config.max_steps - run.step]
+            for left, minibatch in zip(reversed(range(len(steps))), steps, strict=True):
                 begun = time.perf_counter()
                 learned = {**accumulate_gradients(run, minibatch), **update(run)}  # loss and update
                 learned["update_seconds"] = time.perf_counter() - begun
-                is_last = number == updates or run.step + 1 == config.max_steps
-                if not run.end_step({**observed, **learned, **generation}, may_stop=is_last):
+                if not run.end_step({**observed, **learned}, may_stop=not left):
                     return
                 if run.is_due(config.eval_steps, run.step):
                     evaluate(run)
-                if run.step == config.max_steps:
-                    break
         sum_up(run)
         run.finish(tally)

@@ -1,16 +1,15 @@
 """From the data's next prompts to groups of scored completions: what GRPO learns from."""
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from r1ov.common.processes import World
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.formats.tally import Tally
 from r1ov.data.processor import Encoded, Processor
@@ -19,7 +18,7 @@ from r1ov.engine import Completion, decode, prepare
 from r1ov.errors import UserError
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.reward import Frame, Rules, grade, shape_reward, soft_overlong, total_reward
-from r1ov.reward.rules.workers import UserReward, math_verify_or_none
+from r1ov.reward.rules.workers import MathVerify, UserReward
 from r1ov.train.loss import MIN_STD, mean_and_std
 from r1ov.train.run.config import GRPOConfig
 from r1ov.train.run.open import Run
@@ -83,7 +82,8 @@ class Scorer:
     def __init__(self, config: GRPOConfig, source: Source):
         self.config, self.rules = config, Rules(answer_from=config.answer_from, iou_mode=config.iou_mode)
         self.user = UserReward(config.reward) if config.reward else None
-        self.verify = math_verify_or_none()
+        # without it, what our rules leave open counts as wrong
+        self.verify = MathVerify() if find_spec("math_verify") else None
         names = [*config.reward_funcs, *([self.user.name] if self.user else [])]
         self.weights = dict(zip(names, config.reward_weights or [1.0] * len(names), strict=True))
         first = next((one for one in map(source.__getitem__, range(TRIED)) if isinstance(one, Record)), None)
@@ -92,26 +92,25 @@ class Scorer:
 
     def __call__(self, group: Group) -> Group:
         """The group with scores and rewards."""
-        scores = [self._scores(group.record, completion, group.frame) for completion in group.completions]
-        rewards = [total_reward(own, self.weights, self.config.wrong_reward) for own in scores]
-        rewards = [math.nan if reward is None else reward for reward in rewards]
+        config, record, scores, rewards = self.config, group.record, [], []
+        for completion in group.completions:
+            text, own = completion.text, {}
+            for name in config.reward_funcs:
+                if name == "accuracy":
+                    gold, finished = record.solution or "", completion.finish_reason == "stop"
+                    graded = grade(text, gold, record.kind, self.rules, self.verify, finished, group.frame)
+                    own[name] = graded.score
+                else:
+                    own[name] = shape_reward(text, FORMATS[name])
+            if cache := config.overlong_cache:
+                limit = config.max_completion_length
+                own["overlong"] = soft_overlong(completion.completion_tokens, limit, cache)
+            if self.user:
+                own |= self._users(record, text, completion.completion_tokens, completion.finish_reason)
+            reward = total_reward(own, self.weights, config.wrong_reward)
+            scores.append(own)
+            rewards.append(math.nan if reward is None else reward)
         return replace(group, scores=scores, rewards=torch.tensor(rewards, dtype=torch.float64))
-
-    def _scores(self, record: Record, completion: Completion, frame: Frame | None) -> dict[str, float | None]:
-        text, scores = completion.text, {}
-        for name in self.config.reward_funcs:
-            if name == "accuracy":
-                gold, finished = record.solution or "", completion.finish_reason == "stop"
-                graded = grade(text, gold, record.kind, self.rules, self.verify, finished, frame)
-                scores[name] = graded.score
-            else:
-                scores[name] = shape_reward(text, FORMATS[name])
-        if cache := self.config.overlong_cache:
-            limit = self.config.max_completion_length
-            scores["overlong"] = soft_overlong(completion.completion_tokens, limit, cache)
-        if self.user:
-            scores |= self._users(record, text, completion.completion_tokens, completion.finish_reason)
-        return scores
 
     def _users(
         self, record: Record, text: str, completion_tokens: int, finish_reason: str
@@ -184,41 +183,29 @@ def next_prompts(run: Run, source: Source, tally: Tally, count: int) -> list[Gro
 
 
 def until_enough(
-    run: Run,
-    source: Source,
-    tally: Tally,
-    count: int,
-    roll_out: Callable[[Qwen2_5_VL, list[Group], int], list[Group]],
-) -> tuple[list[Group], dict[str, float]]:
-    """This rank's groups of a rollout of `count` prompts, and how fast they came. Collective: all ranks call
-    this.
+    groups: list[Group], run: Run, source: Source, tally: Tally, count: int
+) -> Iterator[tuple[list[Group], int]]:
+    """Prompts, and their seed, for a rollout of `count` groups, which the caller adds to `groups`. Collective.
 
-    Prompts that cannot be used, and under dynamic sampling groups without spread, are replaced by the data's
-    next, --max-resamplings times; after that a rollout is smaller.
+    Prompts that cannot be used, and under dynamic sampling groups without spread, which are taken out again,
+    are replaced by the data's next, --max-resamplings times; after that a rollout is smaller. Where no group
+    has spread the first `count` stay: they teach the KL term alone, and the run goes on.
 
-    Args: roll_out: (policy, prompts, seed) -> the prompts with completions and rewards.
+    Args: groups: of this rank, empty at first.
     """
-    config, world, begun = run.config, run.world, time.perf_counter()
-    policy, missing = run.answering_model(), count
-    groups: list[Group] = []
+    world, missing = run.world, count
     flat: list[Group] = []
-    for _ in range(1 + config.max_resamplings):
-        seed = config.seed * 1_000_003 + run.extra.get("next_prompt", 0)
-        for group in roll_out(policy, next_prompts(run, source, tally, missing), seed):
-            (flat if config.dynamic_sampling and not group.has_spread else groups).append(group)
+    for _ in range(1 + run.config.max_resamplings):
+        seed = run.config.seed * 1_000_003 + run.extra.get("next_prompt", 0)
+        yield next_prompts(run, source, tally, missing), seed
+        if run.config.dynamic_sampling:
+            flat += [group for group in groups if not group.has_spread]
+            groups[:] = [group for group in groups if group.has_spread]
         missing = count - int(world.sum(len(groups))[0])
         if not missing:
-            break
-    own_tokens = sum(one.completion_tokens for group in groups + flat for one in group.completions)
-    tokens, seconds = world.sum(own_tokens)[0], time.perf_counter() - begun
+            return
     if missing == count:
-        groups = flat_ones(flat, world, tally, count)
-    return groups, {"generation_seconds": seconds, "rollout_tokens_per_second": tokens / seconds}
-
-
-def flat_ones(groups: Sequence[Group], world: World, tally: Tally, count: int) -> list[Group]:
-    """The first `count` groups where none has spread: they teach the KL term alone, and the run goes on."""
-    numbers = sorted(chain(*world.gather([group.number for group in groups])))[:count]
-    if not numbers:
-        raise UserError(f"none of the prompts of this rollout can be used; {tally.summary()}")
-    return [group for group in groups if group.number in numbers]
+        numbers = sorted(chain(*world.gather([group.number for group in flat])))[:count]
+        if not numbers:
+            raise UserError(f"none of the prompts of this rollout can be used; {tally.summary()}")
+        groups += [group for group in flat if group.number in numbers]

@@ -9,10 +9,10 @@ from r1ov.data.pack import num_trained
 from r1ov.data.steps import Steps, load_steps
 from r1ov.errors import UserError
 from r1ov.train.loss import sft_loss_and_correct
+from r1ov.train.optim import each_pack, update
 from r1ov.train.run.config import SFTConfig
 from r1ov.train.run.heldout import evaluate
 from r1ov.train.run.open import open_run, open_source
-from r1ov.train.update import each_pack, update
 
 
 def train(config: SFTConfig) -> None:
@@ -26,7 +26,7 @@ def train(config: SFTConfig) -> None:
         tally = run.check_data(source, lambda record: run.processor.with_pixels(steps.encoded(record)))
         prepared = load_steps(steps, run.step, config.max_steps, config.dataloader_num_workers)
         run.begin(source)
-        if run.step == 0 and config.eval_steps:
+        if run.is_due(config.eval_steps, run.step):
             evaluate(run)
 
         for data in prepared:

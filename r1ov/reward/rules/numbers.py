@@ -5,6 +5,7 @@ percent, currency, units.
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import product
 from typing import Literal
 
 from r1ov.reward.rules.reading import AnswerFrom, plain, unwrap
@@ -48,13 +49,10 @@ _NAMELESS = dict.fromkeys(
 )  # that say nothing of the number
 
 
-def _pairs(text: str) -> dict[str, str]:
-    return dict(pair.split() for pair in text.split(", "))
-
-
-SYMBOLS = _pairs(_BASES) | _pairs(_OTHERS) | _NAMELESS
-for _prefix, _short_prefix in _pairs(_PREFIXES).items():
-    SYMBOLS |= {_prefix + base: _short_prefix + symbol for base, symbol in _pairs(_BASES).items()}
+SYMBOLS = dict(pair.split() for pair in f"{_BASES}, {_OTHERS}".split(", ")) | _NAMELESS
+for _prefix, _base in product(_PREFIXES.split(", "), _BASES.split(", ")):
+    (_name, _short_name), (_unit, _symbol) = _prefix.split(), _base.split()
+    SYMBOLS[_name + _unit] = _short_name + _symbol
 _SHORT = {*SYMBOLS.values(), *(f"{a}/{b}" for a in ("m", "km", "cm", "mi", "g") for b in ("s", "h", "L"))}
 # words after a number that change it, instead of saying of what it is the number
 _CHANGING = (

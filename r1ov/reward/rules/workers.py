@@ -15,6 +15,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -184,9 +185,12 @@ class MathVerify:
         here.
     """
 
-    def __init__(self):
-        self.worker = Worker("r1ov.reward.rules.workers:judge", VERIFY_SECONDS, VERIFY_BYTES)
-        self.calls = self.timeouts = self.errors = 0
+    calls = timeouts = errors = 0
+
+    @cached_property
+    def worker(self) -> Worker:
+        """Made for the first formula."""
+        return Worker("r1ov.reward.rules.workers:judge", VERIFY_SECONDS, VERIFY_BYTES)
 
     def __call__(self, gold: str, answer: str) -> bool | None:
         if max(len(gold), len(answer)) > MAX_FORMULA:
@@ -201,12 +205,8 @@ class MathVerify:
         return None
 
     def close(self) -> None:
-        self.worker.close()
-
-
-def math_verify_or_none() -> MathVerify | None:
-    """math-verify if it is installed; without it, what our rules leave open counts as wrong."""
-    return MathVerify() if importlib.util.find_spec("math_verify") else None
+        if "worker" in vars(self):
+            self.worker.close()
 
 
 def judge(gold: str, answer: str) -> bool | None:

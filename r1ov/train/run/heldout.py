@@ -27,8 +27,13 @@ RULES = Rules(answer_from="auto")  # as `python -m r1ov.evaluate` reads an answe
 
 @torch.no_grad()
 def evaluate(run: Run) -> None:
-    """Logs the held-out loss, where there are replies, and the share of right answers. Collective."""
+    """Logs the held-out loss, where there are replies, and the share of right answers, unless the log has
+    them for this step. Collective.
+    """
     config, started = run.config, time.perf_counter()
+    rows = run.log.rows if run.log else []
+    if run.world.first(any(row["step"] == run.step and "step_ms" not in row for row in rows)):
+        return  # a run that was stopped after it
     result: dict[str, float] = {}
     if config.eval_data or (config.stage == "sft" and config.data == PLAYGROUND):
         source, count = held_out(config, "reply")

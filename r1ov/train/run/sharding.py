@@ -18,7 +18,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from r1ov.common.processes import World
 from r1ov.errors import UserError
-from r1ov.folder.weights import is_sharded, local, whole
+from r1ov.folder.weights import local, whole
 from r1ov.model.model import Qwen2_5_VL
 
 PARTS = ("vision", "merger", "language")
@@ -125,15 +125,6 @@ def shard(
         this.set_modules_to_forward_prefetch([following])
     for previous, this in pairwise(layers):
         this.set_modules_to_backward_prefetch([previous])
-
-
-def sum_over_copies(model: Qwen2_5_VL, is_last: bool) -> None:
-    """To be told before each of a step's packs whether it is the last: groups that each hold the whole model
-    exchange gradients then, once a step. Within a group gradients are summed after every pack, so that no
-    process holds all of them. A plain model ignores it.
-    """
-    if is_sharded(model):
-        model.set_requires_all_reduce(is_last)
 
 
 def replica(model: Qwen2_5_VL, dtype: torch.dtype) -> Qwen2_5_VL:
