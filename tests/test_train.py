@@ -5,13 +5,17 @@ end to end.
 import json
 import subprocess
 import sys
+import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from r1ov.common.processes import World
 from r1ov.data.playground import messages, sample
 from r1ov.data.playground.source import Playground
 from r1ov.data.steps import Steps
@@ -22,7 +26,9 @@ from r1ov.folder.weights import init_weights
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.loss import sft_loss
 from r1ov.train.optim import Muon, build_optimizers, learning_rate_factor, orthogonalise
-from r1ov.train.run.config import SFTConfig
+from r1ov.train.run import log
+from r1ov.train.run import open as run_open
+from r1ov.train.run.config import GRPOConfig, SFTConfig
 from r1ov.train.sft import train
 
 ROOT = Path(__file__).parent.parent
@@ -201,6 +207,62 @@ def test_a_run_leaves_a_model_that_loads_and_a_log_with_the_fields_names(tmp_pat
     assert capsys.readouterr().err == f"done    {out}/ holds this run, finished; model in {out}/final\n"
     with pytest.raises(UserError, match=r"the finished run in .* with other options: --seed was 0 and is 1"):
         train(replace(config, seed=1))
+
+
+def test_an_evaluation_that_a_stop_left_out_is_made_on_resume_and_none_twice(tmp_path, monkeypatch):
+    config = SFTConfig(
+        max_steps=2,
+        per_device_train_batch_size=2,
+        eval_steps=1,
+        eval_samples=1,
+        eval_max_new_tokens=2,
+        dataloader_num_workers=0,
+        out=str(tmp_path),
+        num_threads=1,
+    )
+    asked = threading.Event()
+    asked.set()
+    with monkeypatch.context() as patch:
+        patch.setattr(run_open, "stopping", lambda _: nullcontext(asked))
+        train(config)  # ends after step 1, whose evaluation is due
+    assert not (tmp_path / "final").exists()
+    train(config)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(row["step"], "eval_loss" in row) for row in rows] == [
+        (0, True),
+        (1, False),
+        (1, True),
+        (2, False),
+        (2, True),
+    ]
+
+
+@pytest.mark.parametrize(("beta", "size", "held"), [(0.0, 1, 16), (0.1, 1, 20), (0.0, 4, 8), (0.1, 4, 9)])
+def test_the_memory_that_is_announced_counts_reference_and_the_copy_that_answers(
+    beta, size, held, monkeypatch, processor
+):
+    """Bytes a parameter: 16 for weights, gradients and moments and 4 for a reference, of which each of several
+    processes holds its share; and a copy of its own to answer with.
+    """
+    monkeypatch.setattr(log, "is_sharded", lambda _: size > 1)
+    model = torch.nn.Linear(10_000, 1_000, bias=False, device="meta")  # 10 M parameters
+    run = SimpleNamespace(
+        config=GRPOConfig(beta=beta, train_batch_size=8, max_steps=1, learning_rate=1e-6),
+        world=World(0, size),
+        model=model,
+        parameters=list(model.parameters()),
+        processor=processor,
+        out=Path("runs"),
+        device="cpu",
+        dtype=torch.float32,
+        kernels="torch",
+        num_rows=None,
+        changed=[],
+        step=0,
+    )
+    (line,) = [line for line in log.introduction(run, "") if line.startswith("memory")]
+    assert line.startswith(f"memory  {held / 100:.2f} GB a process")
+    assert ("reference" in line, "copy" in line) == (beta > 0, size > 1)
 
 
 @pytest.mark.parametrize(

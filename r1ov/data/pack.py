@@ -18,7 +18,6 @@ from functools import partial
 from itertools import count
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -261,29 +260,30 @@ def make_packs(bundles: Sequence[Bundle], processor: Processor, max_length: int,
         (T,), each aligned with the token it describes.
     """
     lengths = [bundle.num_tokens for bundle in bundles]  # and so much does each cost, about
-    num_packs = max(world.gather(len(pack(lengths, lengths, max_length))))
-    packs = pack(lengths, lengths, max_length, num_packs) or [[]] * num_packs
-    return [_batch([bundles[index] for index in members], processor, world.size) for members in packs]
-
-
-def _batch(bundles: Sequence[Bundle], processor: Processor, world_size: int) -> Batch:
-    sequences: list[Encoded] = []
-    prefixes: list[int] = []
-    completions: list[Continuation | None] = []  # of each sequence
-    blank = needed_blank([bundle.prompt for bundle in bundles], processor, world_size)
-    for bundle in [*bundles, *(Bundle(prompt=prompt, completions=[]) for prompt in blank)]:
-        own = bundle.sequences()
-        prefixes += [-1] + [len(sequences)] * (len(own) - 1)
-        completions += [None] * (len(own) - len(bundle.completions)) + bundle.completions
-        sequences += own
-    batch = processor.pack(sequences)
-    if max(prefixes) >= 0:
-        batch["prefixes"] = torch.tensor(prefixes)
-    batch["advantages"] = torch.stack([one.advantage if one else torch.tensor(0.0) for one in completions])
-    batch["sampler_logprobs"] = torch.cat(
-        [
-            F.pad(one.logprobs, (len(sequence) - len(one.logprobs), 0)) if one else torch.zeros(len(sequence))
-            for sequence, one in zip(sequences, completions, strict=True)
-        ]
-    )
-    return batch
+    packs = pack(lengths, lengths, max_length)
+    num_packs = max(world.gather(len(packs)))
+    if len(packs) < num_packs:
+        packs = pack(lengths, lengths, max_length, num_packs) or [[]] * num_packs
+    batches = []
+    for own in ([bundles[index] for index in members] for members in packs):
+        blank = needed_blank([bundle.prompt for bundle in own], processor, world.size)
+        own += [Bundle(prompt=prompt, completions=[]) for prompt in blank]
+        sequences: list[Encoded] = []
+        prefixes: list[int] = []
+        completions: list[Continuation | None] = []  # of each sequence
+        for bundle in own:
+            parts = bundle.sequences()
+            prefixes += [-1] + [len(sequences)] * (len(parts) - 1)
+            completions += [None] * (len(parts) - len(bundle.completions)) + bundle.completions
+            sequences += parts
+        batch = processor.pack(sequences)
+        if max(prefixes) >= 0:
+            batch["prefixes"] = torch.tensor(prefixes)
+        zero = torch.tensor(0.0)
+        batch["advantages"] = torch.stack([one.advantage if one else zero for one in completions])
+        batch["sampler_logprobs"] = logprobs = torch.zeros(len(batch["input_ids"]))
+        for end, one in zip(batch["cu_seqlens"][1:].tolist(), completions, strict=True):
+            if one:  # the last tokens of its sequence
+                logprobs[end - len(one.logprobs) : end] = one.logprobs
+        batches.append(batch)
+    return batches

@@ -45,12 +45,11 @@ from r1ov.train.run.observe import (
     check_rewards,
     combine_metrics,
     gather_outcomes,
-    introduce,
     observe,
     sampling_metrics,
     sum_up,
 )
-from r1ov.train.run.open import Run, build, open_run, open_source
+from r1ov.train.run.open import Run, open_run, open_source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,12 +177,12 @@ def train(config: GRPOConfig) -> None:
                 f"a rollout of {count * each + rest} completions is no multiple of --num-generations {each}; "
                 "change the batch size or that"
             )
-        reference = build(config, world, run.device)[0].requires_grad_(False) if config.beta else None
+        reference = run.build()[0].requires_grad_(False) if config.beta else None
         longest = longest_prompt(run)
         tally = run.check_data(source, lambda record: encode_prompt(run.processor, record, longest))
         if num_prompts and not run.step:  # the playground's golds cannot be wrong
             check_rewards(run, source, num_prompts, score)
-        introduce(run, source, count)
+        run.begin(source)
         if run.is_due(config.eval_steps, run.step):
             evaluate(run)
 

@@ -5,6 +5,7 @@ import math
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ import torch
 from r1ov.common.files import write_text
 from r1ov.common.processes import dtype_name
 from r1ov.errors import UserError
+from r1ov.folder.weights import is_sharded
+from r1ov.train.run.config import PLAYGROUND
 
 if TYPE_CHECKING:
     from r1ov.train.run.open import Run
@@ -105,8 +108,15 @@ def introduction(run: "Run", rows: str) -> list[str]:
     config, size, copies = run.config, run.world.size, run.config.replicate
     total = sum(parameter.numel() for parameter in run.model.parameters())
     trained = sum(parameter.numel() for parameter in run.parameters)
-    # weights, gradients and AdamW's two moments; of what does not learn weights alone
-    memory = (16 * trained + 4 * (total - trained)) * copies / size
+    # weights, gradients and AdamW's two moments; of what does not learn weights alone, so of a reference
+    memory, held = (16 * trained + 4 * (total - trained)) * copies / size, "weights, gradients and optimizer"
+    is_grpo = config.stage == "grpo"
+    if is_grpo and config.beta:
+        memory, held = memory + 4 * total * copies / size, f"{held}, reference"
+    if is_sharded(run.model) and (
+        is_grpo or (config.eval_steps and (config.eval_data or config.data == PLAYGROUND))
+    ):
+        memory, held = memory + run.dtype.itemsize * total, f"{held}, a whole copy that answers"
     learn = "" if trained == total else f", {trained / 1e6:,.2f} M of them learn"
     name = config.model or f"from scratch, as {config.config_name}"
     sharding = "whole in each" if size == 1 else f"sharded over {size // copies}"
@@ -116,10 +126,27 @@ def introduction(run: "Run", rows: str) -> list[str]:
         f"{config.stage:<8}{name}, {total / 1e6:,.2f} M parameters{learn}, on {config.data}{rows} -> {run.out}/",
         f"run     {run.device}, {dtype_name(run.dtype)}, {run.kernels} kernels, {size} process(es) of "
         f"{torch.get_num_threads()} thread(s), model {sharding}, seed {config.seed}",
-        f"memory  {memory / 1e9:.2f} GB a process for weights, gradients and optimizer; activations on top",
+        f"memory  {memory / 1e9:.2f} GB a process for {held}; activations on top",
         f"step    {config.train_batch_size} {unit} in packs of up to {config.max_length:,} tokens, "
         f"{config.optim}, peak learning rate {config.learning_rate:g}, {config.max_steps:,} steps",
     ]
+    if is_grpo:
+        count = config.train_batch_size * config.steps_per_generation // config.num_generations
+        rewards = ", ".join([*config.reward_funcs, *filter(None, [config.reward])])
+        kl = f"KL {config.beta:g}" if config.beta else "no KL term"
+        lines += [
+            f"rollout {count} prompts x {config.num_generations} completions of up to "
+            f"{config.max_completion_length} tokens",
+            f"grpo    {config.loss_type} loss, {kl}, temperature {config.temperature:g}, rewards {rewards}",
+        ]
+        if run.processor.encode([{"role": "user", "content": ""}]).opened:
+            lines.append(
+                "note    the chat template opens <think> in the prompt: it counts as part of every reply"
+            )
+        if not find_spec("math_verify"):
+            lines.append(
+                "note    math-verify is not installed: what the exact rules leave open counts as wrong"
+            )
     if run.num_rows and config.train_batch_size * config.steps_per_row >= run.num_rows:
         lines.append(
             f"note    a step takes all {unit} of an epoch; for more steps: --max-steps, --num-train-epochs, or a "

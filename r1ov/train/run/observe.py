@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import chain
 from statistics import fmean, variance
 
@@ -21,30 +20,12 @@ from r1ov.reward.rules.boxes import is_marked
 from r1ov.reward.rules.check import Gold, check_golds
 from r1ov.train.loss import MIN_STD, largest, mean_and_std
 from r1ov.train.rollout import Group, Scorer, texts_of
-from r1ov.train.run.log import say, tell
+from r1ov.train.run.log import tell
 from r1ov.train.run.open import Run
 from r1ov.train.run.samples import question_of, write_samples
 
 GROUPS_SHOWN = 4
 FLAT, PATIENCE = 0.8, 20  # share of groups that teach nothing; rollouts in a row until a line says so
-
-
-def introduce(run: Run, source: Source, per_rollout: int) -> None:
-    """Says what is about to be done, in a few lines."""
-    run.begin(source)
-    if run.world.is_main:
-        config = run.config
-        rewards = ", ".join([*config.reward_funcs, *([config.reward] if config.reward else [])])
-        kl = f"KL {config.beta:g}" if config.beta else "no KL term"
-        say(
-            f"rollout {per_rollout} prompts x {config.num_generations} completions of up to "
-            f"{config.max_completion_length} tokens"
-        )
-        say(f"grpo    {config.loss_type} loss, {kl}, temperature {config.temperature:g}, rewards {rewards}")
-        if run.processor.encode([{"role": "user", "content": ""}]).opened:
-            say("note    the chat template opens <think> in the prompt: it counts as part of every reply")
-        if not find_spec("math_verify"):
-            say("note    math-verify is not installed: what the exact rules leave open counts as wrong")
 
 
 def frame_of(record: Record) -> Frame | None:

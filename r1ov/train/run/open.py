@@ -100,8 +100,10 @@ class Run:
             raise SystemExit(0)
         stack.enter_context(new_folder(self.out))
 
-        self.kernels, self.dtype = choose_kernels(config.kernels, device), compute_dtype(config, device)
-        self.model, self.processor = build(config, world, device)
+        self.kernels = choose_kernels(config.kernels, device)
+        is_bf16 = device.type == "cuda" if config.bf16 is None else config.bf16
+        self.dtype = torch.bfloat16 if is_bf16 else torch.float32  # of the arithmetic
+        self.model, self.processor = self.build()
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         rates, betas = (
             (config.learning_rate, config.muon_learning_rate),
@@ -121,11 +123,41 @@ class Run:
         self.options = {**asdict(config), "world_size": world.size, "fingerprint": files}
         self.changed = [
             f"{flag(name)} was {before[name]} and is {value}"
-            for name, value in marked(config, "overridable").items()
-            if before and before.get(name) != value
+            for name, value in (marked(config, "overridable").items() if before else ())
+            if before.get(name) != value
         ]
         announcement = "stopping after this step, with a checkpoint" if world.is_main else ""
         self.stop = stack.enter_context(stopping(announcement))
+
+    def build(self) -> tuple[Qwen2_5_VL, Processor]:
+        """The model to train, in float32, and its processor: loaded, or drawn afresh in `config_name`'s shape.
+
+        Sharded wherever there is more than one process, or a GPU; no process then ever holds the whole of it.
+        """
+        config, world, device = self.config, self.world, self.device
+        is_to_be_sharded = world.size > 1 or device.type == "cuda"
+        if self.dtype == torch.bfloat16 and not is_to_be_sharded:
+            raise UserError(
+                "--bf16 needs a GPU or several processes: one process on a CPU computes in float32, which is "
+                "faster there"
+            )
+        folder = pretrained.resolve(config.model or config.config_name)
+        processor = read_processor(folder)
+        model = pretrained.build(processor.config)
+        if config.freeze:
+            freeze(model, config.frozen_parts)
+        if config.activation_checkpointing != "off":
+            checkpoint_activations(model, config.activation_checkpointing)
+        if is_to_be_sharded:
+            # CPUs have memory to spare, and gathering twice takes their time.
+            mesh = make_mesh(world, device, config.replicate)
+            shard(model, mesh, self.dtype, reshard_after_forward=device.type != "cpu")
+        if config.model:
+            load_weights(model, folder, device, torch.float32)
+        else:
+            model.to_empty(device=device)
+            init_weights(model, torch.Generator().manual_seed(config.seed))
+        return model, processor.with_pixel_limits(config.min_pixels, config.max_pixels)
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
@@ -140,9 +172,13 @@ class Run:
         Raises: UserError where `python -m r1ov.data` refuses the data.
         """
         tell_main = tell if self.world.is_main else None
-        tally, pictured, own = Tally(1.0, tell_main), 0, Tally(self.config.max_bad_share, tell_main)
-        if self.step or not isinstance(source, Mixture):
-            return own
+        own = Tally(self.config.max_bad_share, tell_main)
+        if not self.step and isinstance(source, Mixture):
+            own.first = self._surveyed(source, encode, Tally(1.0, tell_main)).first  # told already
+        return own
+
+    def _surveyed(self, source: Mixture, encode: Callable[[Record], Any], tally: Tally) -> Tally:
+        pictured = 0
         for item, _ in source.survey(encode, SURVEYED):
             tally.add(item)
             pictured += isinstance(item, Record) and bool(item.images)
@@ -151,8 +187,7 @@ class Run:
         if self.world.is_main:
             unread = f"; not read: {', '.join(sorted(tally.unread))}" if tally.unread else ""
             tell(f"data    of {tally.rows:,} rows {pictured:,} have images{unread}")
-        own.first = tally.first  # told already
-        return own
+        return tally
 
     def begin(self, source: Source) -> None:
         """Makes the folder this run's, says what is about to be done, and starts the clocks."""
@@ -311,39 +346,3 @@ def resolve(
     learning_rate = config.peak_learning_rate(parameters)
     settled = {"train_batch_size": batch_size, "max_steps": max_steps, "learning_rate": learning_rate}
     return replace(config, device=str(device), **settled)
-
-
-def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
-    on_gpu = device.type == "cuda"
-    return torch.bfloat16 if (on_gpu if config.bf16 is None else config.bf16) else torch.float32
-
-
-def build(config: TrainConfig, world: World, device: torch.device) -> tuple[Qwen2_5_VL, Processor]:
-    """The model to train, in float32, and its processor: loaded, or drawn afresh in `config_name`'s shape.
-
-    Sharded wherever there is more than one process, or a GPU; no process then ever holds the whole of it.
-    """
-    is_to_be_sharded = world.size > 1 or device.type == "cuda"
-    dtype = compute_dtype(config, device)
-    if dtype == torch.bfloat16 and not is_to_be_sharded:
-        raise UserError(
-            "--bf16 needs a GPU or several processes: one process on a CPU computes in float32, which is "
-            "faster there"
-        )
-    folder = pretrained.resolve(config.model or config.config_name)
-    processor = read_processor(folder)
-    model = pretrained.build(processor.config)
-    if config.freeze:
-        freeze(model, config.frozen_parts)
-    if config.activation_checkpointing != "off":
-        checkpoint_activations(model, config.activation_checkpointing)
-    if is_to_be_sharded:
-        # CPUs have memory to spare, and gathering twice takes their time.
-        mesh = make_mesh(world, device, config.replicate)
-        shard(model, mesh, dtype, reshard_after_forward=device.type != "cpu")
-    if config.model:
-        load_weights(model, folder, device, torch.float32)
-    else:
-        model.to_empty(device=device)
-        init_weights(model, torch.Generator().manual_seed(config.seed))
-    return model, processor.with_pixel_limits(config.min_pixels, config.max_pixels)
