@@ -3,7 +3,7 @@ transformers' `generate`.
 
     python -m tests.bench_grpo_gpu [--release 3B] [--prompts 16] [--generations 8] [--tokens 512] [--out
     kernels/results/grpo-h200.json]
-    python -m tests.bench_grpo_gpu --release tiny --prompts 2 --generations 2 --tokens 16 --device cpu    # that it runs at all
+    python -m tests.bench_grpo_gpu --release tiny --prompts 2 --generations 2 --tokens 16 --device cpu
 
 Prompts of equal length, each with one picture; no completion stops before its limit, so that padding and
 early ends cost nobody anything. On a GPU weights and AdamW's moments are float32, and both decode in
@@ -135,7 +135,8 @@ def ours(
 
     def roll_out(seed: int):
         plan = prepare(
-            processor, prompts, max_new_tokens=tokens, num_samples=each, seed=seed, names=names, temperature=1.0,
+            processor, prompts, max_new_tokens=tokens, num_samples=each, seed=seed, names=names,
+            temperature=1.0,
             top_p=1.0, top_k=0, repetition_penalty=1.0,
         )  # fmt: skip
         return decode(sampler, processor, plan)
@@ -236,7 +237,10 @@ def main() -> None:
     with joined(options.device) as (world, device):
         kernels = choose_kernels(options.kernels, device)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-        shape = f"{options.prompts} prompts of {length} tokens x {options.generations} completions of {options.tokens}"
+        shape = (
+            f"{options.prompts} prompts of {length} tokens x "
+            f"{options.generations} completions of {options.tokens}"
+        )
         print(
             f"{name}, torch {torch.__version__}, transformers {transformers.__version__}, {options.release}, "
             f"{shape}, {kernels} kernels"
@@ -260,7 +264,8 @@ def main() -> None:
         print(f"{label:24}{speed:9,.0f} tokens/s, {speed / best:6.1%} of the bound")
     if options.out:
         facts = {
-            "date": date.today().isoformat(), "device": name, "torch": torch.__version__, "transformers": transformers.__version__,
+            "date": date.today().isoformat(), "device": name, "torch": torch.__version__,
+            "transformers": transformers.__version__,
             "command": " ".join(sys.argv[1:]), "kernels": kernels, "shape": shape, "peak_gb": peak,
         }  # fmt: skip
         options.out.write_text(

@@ -95,7 +95,7 @@ class Gpu:
         return [(lambda: None, lambda _: graph.replay())], len(steps)
 
     def peak_megabytes(self, step: Step) -> float:
-        """What a call (with what precedes it) allocates at most beyond its results. It must have run before."""
+        """What a call (with what precedes it) allocates at most beyond its results. It has run before."""
         before, run = step
         self.clean()
         torch.cuda.reset_peak_memory_stats()
@@ -277,7 +277,8 @@ def surroundings() -> dict[str, Any]:
         settings = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": f"{properties.name}, {properties.multi_processor_count} multiprocessors, {properties.total_memory / 1e9:.0f} GB",
+        "hardware": f"{properties.name}, {properties.multi_processor_count} multiprocessors, "
+        f"{properties.total_memory / 1e9:.0f} GB",
         "driver, clock, highest clock, power limit": settings,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,

@@ -143,7 +143,8 @@ def attention_case(
     return Case(
         group="attention",
         row=row,
-        name=f"attention {mode}, {'causal' if causal else 'full'}, heads {heads}/{key_heads} of {dim}, {kinds} tokens",
+        name=f"attention {mode}, {'causal' if causal else 'full'}, heads {heads}/{key_heads} of {dim}, "
+        f"{kinds} tokens",
         mode=mode,
         work=flops if unit == "TFLOP/s" else attention_bytes(tokens, heads, key_heads, dim, backward),
         unit=unit,
@@ -176,7 +177,7 @@ def attention_contenders(lengths: list[int], causal: bool, backward: bool) -> di
 
     @lru_cache(
         maxsize=1
-    )  # one for all sets of inputs: for each new one torch.compile would compile again, and in the end give up
+    )  # one for all sets of inputs: torch.compile would compile again for each, and give up
     def document_mask(device: torch.device) -> "BlockMask":
         from torch.nn.attention.flex_attention import create_block_mask
 

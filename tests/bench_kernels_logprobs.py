@@ -84,7 +84,8 @@ def logprobs_case(row: str, rows: int, width: int, vocabulary: int, backward: bo
     return Case(
         group="logprobs",
         row=row,
-        name=f"{'mean log-prob forward and backward' if backward else 'log-probs forward'}, {rows} rows, {width} x {vocabulary}",
+        name=f"{'mean log-prob forward and backward' if backward else 'log-probs forward'}, "
+        f"{rows} rows, {width} x {vocabulary}",
         mode="both" if backward else "forward",
         work=logprobs_flops(rows, width, vocabulary, backward),
         unit="TFLOP/s",

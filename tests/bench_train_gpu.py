@@ -3,7 +3,7 @@ transformers' model.
 
     python -m tests.bench_train_gpu [--release 3B] [--tokens 8192] [--rows 8] [--repeats 5] [--out
     kernels/results/sft-h200.json]
-    python -m tests.bench_train_gpu --release tiny --tokens 512 --device cpu    # that it runs at all, where there is no GPU
+    python -m tests.bench_train_gpu --release tiny --tokens 512 --device cpu    # that it runs at all
 
 Rows of equal length, each with one picture, so that padding costs transformers nothing. Both keep float32
 weights and AdamW moments and compute in bfloat16 (r1ov by FSDP2's mixed precision on a mesh of one,
@@ -44,7 +44,7 @@ from tests.test_published_shapes import published_config
 def rows_of(
     config: Config, rows: int, length: int, grid: tuple[int, int, int], generator: torch.Generator
 ) -> tuple[Batch, dict]:
-    """The same rows packed for r1ov and as (B, T) for transformers; every token after the picture is trained."""
+    """The same rows packed for r1ov and as (B, T) for transformers; what follows the picture is trained."""
     merged = grid[0] * grid[1] * grid[2] // config.vision.spatial_merge_size**2
     special = [config.vision_start_token_id, *[config.image_token_id] * merged, config.vision_end_token_id]
     text = torch.randint(
@@ -136,12 +136,14 @@ def theirs(raw: dict, batch: dict, device: torch.device):
 
 
 def needs_gpu(release: str, device: str | None) -> None:
-    """Raises: UserError for a published release without a GPU: its float32 weights, gradients and moments fill
-    a machine's memory before the first step.
+    """Raises: UserError for a published release without a GPU: its float32 weights, gradients and moments
+    fill a machine's memory before the first step.
     """
     if release == "tiny" or (torch.cuda.is_available() and device != "cpu"):
         return
-    raise UserError(f"the bench of {release} needs an NVIDIA GPU; on a CPU only --release tiny can be measured")
+    raise UserError(
+        f"the bench of {release} needs an NVIDIA GPU; on a CPU only --release tiny can be measured"
+    )
 
 
 def main() -> None:

@@ -121,7 +121,7 @@ def unfinished(out: Path) -> set[tuple[str, int]]:
 
 
 def kill(folder: Path, kills: int = 20, steps: int = 16) -> dict[str, object]:
-    """Runs of so many steps, killed at random instants and started again, beside one that was left in peace."""
+    """Runs of so many steps, killed at random instants and started again, beside one left in peace."""
     chance, report = (
         random.Random(0),
         {"kills": 0, "in_save": 0, "resumed": 0, "terminated": 0, "finished": 0, "equal": True},

@@ -138,7 +138,7 @@ def built(folder: Path, name: str, world: World, is_sharded: bool) -> Qwen2_5_VL
 
 
 def rows_in(pack: Batch) -> Iterator[tuple[tuple[int, ...], slice, int]]:
-    """Each row's tokens from the first on, where in the pack its own stand, and which sequence there it is."""
+    """Each row's tokens from the first on, where in the pack its own stand, and which sequence it is."""
     bounds, ids = pack["cu_seqlens"].tolist(), pack["input_ids"].tolist()
     prefixes = pack["prefixes"].tolist() if "prefixes" in pack else [-1] * (len(bounds) - 1)
     for number, prefix in enumerate(prefixes):

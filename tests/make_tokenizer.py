@@ -1,7 +1,7 @@
 """Writes tokenizer.json and tokenizer_config.json: r1ov-tiny's small vocabulary, or Qwen2.5's own from its
 published ranks.
 
-    python -m tests.make_tokenizer --out FOLDER                   # a byte-level BPE of 1,024 tokens, from playground text
+    python -m tests.make_tokenizer --out FOLDER          # a BPE of 1,024 tokens, from playground text
     python -m tests.make_tokenizer --out FOLDER --qwen-ranks FILE # qwen.tiktoken, as shipped in the PyPI
     package dashscope
 
@@ -25,13 +25,19 @@ from r1ov.cli import option, parse_cli, run
 from r1ov.data.playground import messages, sample
 from r1ov.errors import UserError
 
-PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # Qwen2.5's
+PATTERN = (  # Qwen2.5's
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
-    "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
+    "<|box_start|>", "<|box_end|>",
+    "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>",
+    "<|video_pad|>",
 )  # fmt: skip
 PLAIN_ADDED_TOKENS = (
-    "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>",
+    "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>",
+    "<|repo_name|>", "<|file_sep|>",
 )  # fmt: skip
 # Of the ranks file, and of the vocab.json and merges.txt that Qwen published, which the rebuilt vocabulary
 # must equal byte for byte.
@@ -104,7 +110,7 @@ def playground_texts(count: int) -> Iterator[str]:
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of `vocab_size` tokens, the 256 bytes among them; the same texts give the same tokens."""
+    """A byte-level BPE of `vocab_size` tokens, the 256 bytes among them; same texts, same tokens."""
     tokenizer = pipeline(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -134,7 +140,7 @@ def _byte_alphabet() -> dict[int, str]:
 
 
 def merge_of(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two parts whose merge made this token: BPE on its bytes with only smaller ranks ends at just them."""
+    """The two parts whose merge made this token: BPE on its bytes with smaller ranks alone ends at them."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
         candidates = [(ranks.get(parts[i] + parts[i + 1], len(ranks)), i) for i in range(len(parts) - 1)]

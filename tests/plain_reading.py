@@ -31,8 +31,10 @@ OPERATORS = {
     ast.Pow: operator.pow,
 }
 UNITS = {
-    "cm": "centimeter centimeters centimetre centimetres cm", "m": "meter meters metre metres m", "km": "km kilometers", "kg": "kg",
-    "": "degree degrees deg dollar dollars euro euros unit units C F", "s": "s sec second seconds", "h": "h hour hours",
+    "cm": "centimeter centimeters centimetre centimetres cm", "m": "meter meters metre metres m",
+    "km": "km kilometers", "kg": "kg",
+    "": "degree degrees deg dollar dollars euro euros unit units C F", "s": "s sec second seconds",
+    "h": "h hour hours",
     "mi": "mi mile miles", "in": "in inch inches",
 }  # fmt: skip
 UNIT = {word: unit for unit, words in UNITS.items() for word in words.split()}

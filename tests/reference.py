@@ -122,7 +122,7 @@ def prompt(
 def reference_logits(
     model, input_ids: Tensor, pixel_values: Tensor | None, image_grid_thw: Tensor | None
 ) -> Tensor:
-    """(T, V) logits of one sequence. transformers 5 finds picture positions only through mm_token_type_ids."""
+    """(T, V) logits of one sequence. transformers 5 finds pictures' positions by mm_token_type_ids alone."""
     kinds = (input_ids == IMAGE).long()[None]
     return model(
         input_ids=input_ids[None],

@@ -298,7 +298,10 @@ def index_outside(folder: Path) -> None:
 
 ATTACK = b"{{ ''.__class__.__mro__[1].__subclasses__() }}"
 ENDLESS_HEADER = struct.pack("<Q", 2**63) + b"{}"
-FALSE_HEADER = b'{"model.norm.weight":{"dtype":"F32","shape":[1000000000000,1000000],"data_offsets":[0,4000000000000000000]}}'
+FALSE_HEADER = (
+    b'{"model.norm.weight":{"dtype":"F32","shape":[1000000000000,1000000],'
+    b'"data_offsets":[0,4000000000000000000]}}'
+)
 ABSURD_SIZES = struct.pack("<Q", len(FALSE_HEADER)) + FALSE_HEADER
 
 # kind: (what is done to a copy of r1ov-tiny's folder, what the error must say)

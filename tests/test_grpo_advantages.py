@@ -12,7 +12,7 @@ from tests.grpo_batch import NAN, close, tensor
 
 
 def test_one_success_in_a_group_is_worth_what_the_sample_deviation_says():
-    """(7/8) / sqrt(1/8) = 2.475 with ddof 1; ddof 0 would give 2.645. TRL's eps of 1e-4 moves it to 2.4742."""
+    """(7/8) / sqrt(1/8) = 2.475 with ddof 1; ddof 0 would give 2.645. TRL's eps of 1e-4 makes it 2.4742."""
     close(
         group_advantages(tensor(1, 0, 0, 0, 0, 0, 0, 0), 8)[:2],
         tensor(0.875, -0.125) / (math.sqrt(1 / 8) + 1e-4),

@@ -72,7 +72,8 @@ OPTIONS = {
     "correction": {"importance_sampling_correction": True, "importance_sampling_cap": 1.05},
     "truncated masked": {"mask_truncated_completions": True},
     "all at once": {
-        "epsilon_high": 0.28, "delta": 1.4, "beta": 0.1, "importance_sampling_correction": True, "importance_sampling_cap": 1.1,
+        "epsilon_high": 0.28, "delta": 1.4, "beta": 0.1, "importance_sampling_correction": True,
+        "importance_sampling_cap": 1.1,
         "mask_truncated_completions": True, "scale_rewards": "batch", "temperature": 0.8,
     },
 }  # fmt: skip
@@ -140,13 +141,16 @@ def trl(batch, config, parts):
     """
     trainer = object.__new__(GRPOTrainer)
     accelerator = SimpleNamespace(
-        device=torch.device("cpu"), num_processes=1, process_index=0, sync_gradients=True, is_main_process=True,
+        device=torch.device("cpu"), num_processes=1, process_index=0, sync_gradients=True,
+        is_main_process=True,
         gather=lambda tensor: tensor, reduce=lambda tensor, reduction: tensor,
     )  # fmt: skip
     has_correction = config.importance_sampling_correction
     args = SimpleNamespace(
-        per_device_train_batch_size=len(batch.prompts), steps_per_generation=parts, gradient_accumulation_steps=parts, delta=config.delta,
-        use_bias_correction_kl=config.use_bias_correction_kl, report_to=[], gradient_checkpointing_kwargs=None,
+        per_device_train_batch_size=len(batch.prompts), steps_per_generation=parts,
+        gradient_accumulation_steps=parts, delta=config.delta,
+        use_bias_correction_kl=config.use_bias_correction_kl, report_to=[],
+        gradient_checkpointing_kwargs=None,
     )  # fmt: skip
 
     def logprobs(model, ids, mask, keep, **_):
@@ -154,25 +158,41 @@ def trl(batch, config, parts):
         return found[:, -keep:], entropies[:, -keep:], None
 
     trainer.__dict__ |= {
-        "accelerator": accelerator, "args": args, "model": batch.old, "ref_model": batch.ref, "use_vllm": has_correction,
-        "vllm_importance_sampling_correction": has_correction, "vllm_importance_sampling_mode": "token_truncate",
-        "vllm_importance_sampling_clip_min": None, "vllm_importance_sampling_clip_max": config.importance_sampling_cap,
-        "num_generations": EACH, "num_iterations": config.num_iterations, "current_gradient_accumulation_steps": parts,
-        "environment_factories": None, "environments": None, "tools": None, "rollout_func": None, "pad_to_multiple_of": None,
-        "_tokenizer": SimpleNamespace(pad_token_id=PAD), "eos_token_ids": [STOP], "processing_class": SimpleNamespace(
-            batch_decode=lambda ids, skip_special_tokens: [""] * len(ids)), "_pending_extra_logs": {}, "_pending_metrics": {},
-        "mask_truncated_completions": config.mask_truncated_completions, "multi_objective_aggregation": "sum_then_normalize",
-        "scale_rewards": config.scale_rewards, "reward_func_names": list(WEIGHTS), "reward_funcs": list(WEIGHTS),
-        "reward_weights": torch.tensor(list(WEIGHTS.values())), "state": SimpleNamespace(num_input_tokens_seen=0, global_step=0),
-        "_metrics": {"train": defaultdict(list)}, "_logs": defaultdict(list) | {"rewards": defaultdict(list), "extra": defaultdict(list)},
-        "loss_type": config.loss_type, "beta": config.beta, "epsilon_low": config.epsilon, "max_completion_length": LIMIT,
-        "epsilon_high": config.epsilon if config.epsilon_high is None else config.epsilon_high, "top_entropy_quantile": 1.0,
-        "importance_sampling_level": config.importance_sampling_level, "off_policy_mask_threshold": None, "aux_loss_enabled": False,
-        "_entropy_bonus_enabled": False, "log_multimodal": False, "_is_vlm": False, "_get_per_token_logps_and_entropies": logprobs,
+        "accelerator": accelerator, "args": args, "model": batch.old, "ref_model": batch.ref,
+        "use_vllm": has_correction,
+        "vllm_importance_sampling_correction": has_correction,
+        "vllm_importance_sampling_mode": "token_truncate",
+        "vllm_importance_sampling_clip_min": None,
+        "vllm_importance_sampling_clip_max": config.importance_sampling_cap,
+        "num_generations": EACH, "num_iterations": config.num_iterations,
+        "current_gradient_accumulation_steps": parts,
+        "environment_factories": None, "environments": None, "tools": None, "rollout_func": None,
+        "pad_to_multiple_of": None,
+        "_tokenizer": SimpleNamespace(pad_token_id=PAD), "eos_token_ids": [STOP],
+        "processing_class": SimpleNamespace(
+            batch_decode=lambda ids, skip_special_tokens: [""] * len(ids)), "_pending_extra_logs": {},
+            "_pending_metrics": {},
+        "mask_truncated_completions": config.mask_truncated_completions,
+        "multi_objective_aggregation": "sum_then_normalize",
+        "scale_rewards": config.scale_rewards, "reward_func_names": list(WEIGHTS),
+        "reward_funcs": list(WEIGHTS),
+        "reward_weights": torch.tensor(list(WEIGHTS.values())),
+        "state": SimpleNamespace(num_input_tokens_seen=0, global_step=0),
+        "_metrics": {"train": defaultdict(list)},
+        "_logs": defaultdict(list) | {"rewards": defaultdict(list), "extra": defaultdict(list)},
+        "loss_type": config.loss_type, "beta": config.beta, "epsilon_low": config.epsilon,
+        "max_completion_length": LIMIT,
+        "epsilon_high": config.epsilon if config.epsilon_high is None else config.epsilon_high,
+        "top_entropy_quantile": 1.0,
+        "importance_sampling_level": config.importance_sampling_level, "off_policy_mask_threshold": None,
+        "aux_loss_enabled": False,
+        "_entropy_bonus_enabled": False, "log_multimodal": False, "_is_vlm": False,
+        "_get_per_token_logps_and_entropies": logprobs,
         "_tokenize_prompts": lambda prompts: (batch.prompts, None, {}),
         "_generate_single_turn": lambda *_: (batch.completions, batch.sampler),
         "_calculate_rewards": lambda *_: torch.tensor(
-            [[float("nan") if value is None else value for value in scores.values()] for scores in batch.rewards]),
+            [[float("nan") if value is None else value for value in scores.values()]
+             for scores in batch.rewards]),
     }  # fmt: skip
     made = trainer._generate_and_score_completions([{"prompt": ""} for _ in batch.prompts])
     size = len(batch.prompts) // parts
@@ -193,7 +213,8 @@ def groups_of(batch):
         completions = [
             Completion(
                 text="", token_ids=batch.completions[index], logprobs=batch.sampler[index],
-                finish_reason="stop" if batch.completions[index][-1] == STOP else "length", prompt_tokens=len(ids),
+                finish_reason="stop" if batch.completions[index][-1] == STOP else "length",
+                prompt_tokens=len(ids),
             ) for index in members
         ]  # fmt: skip
         rewards = [total_reward(batch.rewards[index], WEIGHTS) for index in members]
@@ -202,7 +223,8 @@ def groups_of(batch):
                 number=number, record=Record(messages=[], format="", where=""), completions=completions,
                 prompt=Encoded(input_ids=ids, position_ids=torch.arange(len(ids)).expand(3, -1)),
                 scores=[batch.rewards[index] for index in members],
-                rewards=torch.tensor([float("nan") if one is None else one for one in rewards], dtype=torch.float64),
+                rewards=torch.tensor([float("nan") if one is None else one for one in rewards],
+                dtype=torch.float64),
             )
         )  # fmt: skip
     return groups

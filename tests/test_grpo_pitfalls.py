@@ -4,31 +4,45 @@ back.
 "update" is test_grpo_update.py, "run" test_grpo_run.py, "loss" test_grpo_loss*.py, "advantages"
 test_grpo_advantages.py, no name this file.
 
- 1  loss depends on micro-batches or ranks     update: test_loss_metrics_and_every_gradient_...; loss: test_the_cut_into_...
- 2  a part taken for the whole batch           update: test_advantages_and_what_is_logged_...; test_two_processes_...
+ 1  loss depends on micro-batches or ranks     update: test_loss_metrics_and_every_gradient_...;
+                                               loss: test_the_cut_into_...
+ 2  a part taken for the whole batch           update: test_advantages_and_what_is_logged_...;
+                                               test_two_processes_...
  3  groups mixed up                            test_each_row_keeps_...; test_the_same_question_twice_...
  4  a missing picture is replaced by another   run: test_a_picture_that_is_missing_...
- 5  the same completions drawn again           test_completions_of_a_prompt_differ_...; test_the_same_question_on_...; run: test_rows_of_...
- 6  groups without spread go unnoticed         advantages: test_reward_metrics_...; run: test_dynamic_sampling_gives_up_...
- 7  temperature missing in one of the passes   test_policy_old_and_reference_...; update: test_sampler_and_trainer_..., transformers
- 8  log-softmax in bfloat16                    test_log_probs_of_bfloat16_states_...; loss: test_ratios_are_taken_in_float32
+ 5  the same completions drawn again           test_completions_of_a_prompt_differ_...;
+                                               test_the_same_question_on_...; run: test_rows_of_...
+ 6  groups without spread go unnoticed         advantages: test_reward_metrics_...;
+                                               run: test_dynamic_sampling_gives_up_...
+ 7  temperature missing in one of the passes   test_policy_old_and_reference_...;
+                                               update: test_sampler_and_trainer_..., transformers
+ 8  log-softmax in bfloat16                    test_log_probs_of_bfloat16_states_...;
+                                               loss: test_ratios_are_taken_in_float32
  9  dropout in one pass and not the other      test_the_model_computes_the_same_in_training_...
-10  old log-probs of other shapes than new     run: test_a_rollout_is_learned_from_..., test_a_run_leaves_... (ratio exactly 1)
+10  old log-probs of other shapes than new     run: test_a_rollout_is_learned_from_...,
+                                               test_a_run_leaves_... (ratio exactly 1)
 11  sampler and trainer disagree               update: test_sampler_and_trainer_...
-12  off by one                                 test_a_token_is_scored_by_the_state_before_it; update: transformers
+12  off by one                                 test_a_token_is_scored_by_the_state_before_it;
+                                               update: transformers
 13  the stop token masked                      test_the_stop_token_is_trained_...
 14  cut off or stopped, confused               test_a_row_that_stops_at_its_very_last_token_...
-15  placeholders of pictures sampled           test_engine.py: test_placeholders_...; test_a_picture_is_never_part_of_a_completion
-16  prompts cut                                test_a_prompt_too_long_is_left_out_...; run: one line where none is left
+15  placeholders of pictures sampled           test_engine.py: test_placeholders_...;
+                                               test_a_picture_is_never_part_of_a_completion
+16  prompts cut                                test_a_prompt_too_long_is_left_out_...;
+                                               run: one line where none is left
 17  wrong positions                            update: test_the_trainers_log_probs_are_those_of_transformers
-18  text alone on one process hangs            update: test_loss_metrics_... (prompts with odd numbers), test_those_updates_...
+18  text alone on one process hangs            update: test_loss_metrics_... (prompts with odd numbers),
+                                               test_those_updates_...
 19  uneven rollouts hang                       test_two_processes_...
 20  checkpointing turns the cache off          test_activation_checkpointing_changes_nothing
-21  resume shifts the window                   run: test_killed_six_times_...; test_two_processes_... goes on with one
-22  NaN in one place                           test_a_step_that_is_not_finite_is_skipped_...; test_sharding.py: in one process, in all
+21  resume shifts the window                   run: test_killed_six_times_...;
+                                               test_two_processes_... goes on with one
+22  NaN in one place                           test_a_step_that_is_not_finite_is_skipped_...;
+                                               test_sharding.py: in one process, in all
 23  schedule counted in rollouts               test_the_learning_rate_falls_with_every_update
 24  KL unseen                                  test_kl_and_ratios_are_logged_however_small_beta_is
-25  rewards that fail in silence               run: test_too_many_golds_..., test_a_gold_that_cannot_...; test_reward_worker.py
+25  rewards that fail in silence               run: test_too_many_golds_..., test_a_gold_that_cannot_...;
+                                               test_reward_worker.py
 """
 
 # ruff: noqa: F811  fixtures are imported
@@ -92,7 +106,7 @@ def ids(groups):
 
 
 def test_each_row_keeps_its_own_prompt_completion_and_advantage(tiny):
-    """Through dealing, shuffling, packing: by its tokens each row is found again in the group it came from."""
+    """Through dealing, shuffling, packing: by its tokens each row is found again in its own group."""
     _, processor = tiny
     bare = worker.Bare(None, processor, World(), GRPOConfig(**worker.COMMON))
     groups = worker.groups(processor, 6, range(6))
@@ -173,7 +187,8 @@ def test_each_reward_is_logged_with_trls_deviation_also_one_that_the_first_compl
 ):
     rewards.write_text(
         REWARDS
-        + "def some(prompt, completion, row, info):\n    return {'ab'[int(row['id']) % 2]: len(completion) % 7}\n"
+        + "def some(prompt, completion, row, info):\n"
+        "    return {'ab'[int(row['id']) % 2]: len(completion) % 7}\n"
     )
     row = run(tmp_path, model=fresh, reward=f"{rewards}:some", max_steps=1, max_completion_length=6)[0]
     for name, own in zip("ab", samples(tmp_path), strict=True):

@@ -56,7 +56,8 @@ import json, pathlib
 LOG = pathlib.Path(__file__).with_name("calls.txt")
 
 def varied(prompt, completion, row, info):
-    assert prompt[0]["role"] == "user" and not any("image" in part for part in prompt[0]["content"] if isinstance(part, dict))
+    assert prompt[0]["role"] == "user"
+    assert not any("image" in part for part in prompt[0]["content"] if isinstance(part, dict))
     assert row["solution"] and info["finish_reason"] in ("stop", "length")
     with LOG.open("a") as file:
         file.write(str(row["id"]) + "\\n")

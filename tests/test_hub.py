@@ -90,8 +90,8 @@ def endpoint():
 
 
 def resolved(names, cache, **environment):
-    """What `resolve` does with a hub's name, in a fresh process, because huggingface_hub reads its settings at
-    import (and without torch, which takes seconds): for each a path or an error.
+    """What `resolve` does with a hub's name, in a fresh process, because huggingface_hub reads its settings
+    at import (and without torch, which takes seconds): for each a path or an error.
     """
     code = (
         "import json, sys\nfrom r1ov.errors import UserError\nfrom r1ov.folder.hub import from_hub\n"

@@ -32,7 +32,7 @@ def processor() -> Processor:
 
 
 def small_model() -> Qwen2_5_VL:
-    """Two layers of each half, head size 32, one windowed vision block and one that sees the whole picture."""
+    """Two layers of each half, head size 32, one windowed vision block and one that sees everything."""
     fields = config_to_dict(read_config(FOLDER / "config.json"))
     fields |= {
         "hidden_size": 64,

@@ -17,7 +17,8 @@ import r1ov
 from r1ov.data import playground
 
 ROOT = Path(__file__).parent.parent
-FLOORS = {  # longest matching prefix wins; a module imports only from floors below its own, or from its own room
+# The longest matching prefix wins; a module imports only from floors below its own, or from its own room.
+FLOORS = {
     "kernels": 0,
     "r1ov": 0,
     "r1ov.errors": 0,
@@ -156,8 +157,8 @@ def test_public_python_names_are_frozen():
 FLAGS = {
     (
         "generate.py",
-    ): "image prompt system model max-new-tokens temperature top-p top-k seed num-samples min-pixels max-pixels "
-    "device dtype kernels json",
+    ): "image prompt system model max-new-tokens temperature top-p top-k seed num-samples min-pixels "
+    "max-pixels device dtype kernels json",
     (
         "train.py",
     ): "stage model data out max-steps learning-rate per-device-train-batch-size gradient-accumulation-steps "
@@ -171,8 +172,8 @@ FLAGS = {
     (
         "-m",
         "r1ov.evaluate",
-    ): "bench model split out limit predictions data prompt system num-samples max-new-tokens temperature top-p "
-    "top-k seed min-pixels max-pixels max-num-seqs judge judge-model device dtype kernels",
+    ): "bench model split out limit predictions data prompt system num-samples max-new-tokens temperature "
+    "top-p top-k seed min-pixels max-pixels max-num-seqs judge judge-model device dtype kernels",
     (
         "-m",
         "r1ov.formalize",
@@ -194,7 +195,7 @@ def test_importing_does_no_work():
     """`import r1ov` loads neither torch nor anything that would probe a GPU, and no import starts a thread or
     opens a socket.
     """
-    code = "import sys, r1ov; assert 'torch' not in sys.modules; import threading; assert threading.active_count() == 1"
+    code = "import sys, r1ov, threading as t; assert 'torch' not in sys.modules; assert t.active_count() == 1"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
@@ -224,7 +225,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
 
 
 def test_the_readme_names_the_core_and_the_folders():
-    """Every file of the core by its name, every folder beside it by its own, and nothing that is not there."""
+    """Every file of the core by its name, every folder beside it by its own, and nothing else."""
     for name in [*CORE, *FOLDERS]:
         assert (ROOT / name).exists(), name
         assert re.search(rf"^    {re.escape(name)}\s", README, re.MULTILINE), (

@@ -35,8 +35,8 @@ DOORS = (
 CORE_TOKENS, CORE_FILES = 34_000, 34  # files: beside the __init__.py
 BUILT_ON = ("r1ov/look",)  # rooms that were built onto the house
 ALL_TOKENS = 155_000
-# Where a goal is not met yet, what holds is the limit before it: a limit is only ever lowered. (Which rules of
-# the rewards a GRPO step enters depends on what was sampled, and so a little on the CPU.)
+# Where a goal is not met yet, what holds is the limit before it: a limit is only ever lowered. (Which rules
+# of the rewards a GRPO step enters depends on what was sampled, and so a little on the CPU.)
 HOUSE_TOKENS, HOUSE_GOAL = 139_900, 128_000  # without the rooms built on
 WALKS = {  # command -> (files with a function entered, functions, their tokens of code): the limit, the goal
     "generate.py --image r1ov/data/playground/examples/counting.png --prompt x --max-new-tokens 4": (

@@ -300,7 +300,7 @@ WRONG = [
 
 
 def mutated(rng: random.Random, value: object) -> object:
-    """The value with one thing in it wrong: dropped, swapped, nested deeply, of another type, its text cut."""
+    """The value with one thing in it wrong: dropped, swapped, nested deeply, retyped, its text cut."""
     if isinstance(value, dict) and value and rng.random() < 0.85:
         key = rng.choice(sorted(value))
         rest = {name: each for name, each in value.items() if name != key}

@@ -59,7 +59,9 @@ def test_a_targets_boxes_are_written_in_whole_pixels_of_the_image_that_the_model
     frame = Frame((1000, 500), (504, 252))
     texts = {
         "It is [100, 100, 200, 300].": "It is [50, 50, 101, 151].",
-        '[{"bbox_2d": [100, 100, 200, 300], "label": "2 cats"}]': '[{"bbox_2d": [50, 50, 101, 151], "label": "2 cats"}]',
+        '[{"bbox_2d": [100, 100, 200, 300], "label": "2 cats"}]': (
+            '[{"bbox_2d": [50, 50, 101, 151], "label": "2 cats"}]'
+        ),
         "<|box_start|>(100,100),(200,300)<|box_end|>": "<|box_start|>(50,50),(101,151)<|box_end|>",
         "(0.1, 0.2, 0.2, 0.6)": "(50, 50, 101, 151)",
         "100 cats and [1, 2, 3]": "100 cats and [1, 2, 3]",

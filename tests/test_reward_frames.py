@@ -1,4 +1,4 @@
-"""What a reply is judged beside: the frame its boxes are measured in, and the thought that its prompt opened."""
+"""What a reply is judged beside: the frame that its boxes are in, and the thought that its prompt opened."""
 
 import dataclasses
 

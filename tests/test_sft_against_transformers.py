@@ -25,7 +25,9 @@ from tests.checkpoint import write_checkpoint
 from tests.test_formats import FURTHER
 from tests.test_records import DATA, EXPECTED
 
-DATA_SETS = {  # pictures; pictures in two turns and a row of text; text alone; pictures, a system prompt, a gold answer beside the reply
+# Pictures; pictures in two turns and a row of text; text alone; pictures, a system prompt, a gold answer
+# beside the reply.
+DATA_SETS = {
     "r1-onevision": ["r1-onevision.parquet"],
     "sharegpt": ["sharegpt.json", "sharegpt-turns.parquet"],
     "alpaca": ["alpaca-text.jsonl"],

@@ -107,7 +107,7 @@ def plain(folder):
 
 
 def assert_same(actual, expected, bound=1e-5):
-    """Each tensor within `bound` of the largest number in it; sums in another order cost float32 a few 1e-7."""
+    """Each tensor within `bound` of its largest number; sums in another order cost float32 a few 1e-7."""
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         assert (actual[name] - value).abs().max() <= bound * value.abs().max(), name
@@ -268,7 +268,7 @@ def test_bfloat16_is_computed_in_but_neither_kept_nor_summed_in(plain, results):
 
 
 def test_selective_checkpointing_knows_the_operations_of_both_attentions():
-    """Their names, as torch gives them: an operation that is renamed would be computed again without a word."""
+    """Their names, as torch gives them: one that is renamed would be computed again without a word."""
     import kernels.triton.attention  # noqa: F401  registers its operation
 
     for name in KEPT:

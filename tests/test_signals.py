@@ -79,7 +79,8 @@ def is_training(told: str) -> bool:
 SIGTERM, SIGINT = signal.SIGTERM, signal.SIGINT
 
 
-# Under torchrun, below, each of them gets the other signal; test_resume.py sends both to a run without helpers.
+# Under torchrun, below, each of them gets the other signal; test_resume.py sends both to a run without
+# helpers.
 @pytest.mark.parametrize(
     ("command", "helpers", "number"), [(SFT, 2, SIGTERM), (GRPO, 2, SIGINT)], ids=["sft", "grpo"]
 )

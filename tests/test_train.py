@@ -241,8 +241,8 @@ def test_an_evaluation_that_a_stop_left_out_is_made_on_resume_and_none_twice(tmp
 def test_the_memory_that_is_announced_counts_reference_and_the_copy_that_answers(
     beta, size, held, monkeypatch, processor
 ):
-    """Bytes a parameter: 16 for weights, gradients and moments and 4 for a reference, of which each of several
-    processes holds its share; and a copy of its own to answer with.
+    """Bytes a parameter: 16 for weights, gradients and moments and 4 for a reference, of which each of
+    several processes holds its share; and a copy of its own to answer with.
     """
     monkeypatch.setattr(log, "is_sharded", lambda _: size > 1)
     model = torch.nn.Linear(10_000, 1_000, bias=False, device="meta")  # 10 M parameters
