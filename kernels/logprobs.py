@@ -6,6 +6,8 @@ Triton side.
 Shape letters: T tokens, C hidden size, V vocabulary, R rows that have a target.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -36,7 +38,12 @@ def token_logprobs(
         impl: "torch" or "triton"; None: by device.
     """
     impl = check_impl(impl, hidden.device)
-    _check(hidden, "hidden states", targets, temperature)
+    if hidden.shape[0] != targets.shape[0]:
+        raise ValueError(
+            f"{hidden.shape[0]} rows of hidden states, but {targets.shape[0]} targets: they must be as many"
+        )
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}, must be above 0")
     if impl == "triton":
         from kernels.triton import logprobs as triton_logprobs
 
@@ -48,13 +55,12 @@ def token_logprobs(
 
     rows = (targets != IGNORED).nonzero().squeeze(1)  # (R,)
     chunks = rows.split(max(1, CHUNK // weight.shape[0]))
-    if len(chunks) == 1:
-        return _place(score(hidden[rows], targets[rows]), rows, targets)
-    scored = [
-        checkpoint(score, hidden[chunk], targets[chunk], use_reentrant=False, preserve_rng_state=False)
-        for chunk in chunks
-    ]
-    return _place([torch.cat(parts) for parts in zip(*scored, strict=True)], rows, targets)
+    if len(chunks) > 1:
+        score = partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
+    scored = [score(hidden[chunk], targets[chunk]) for chunk in chunks]
+    zeros = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
+    placed = tuple(zeros.index_put((rows,), torch.cat(parts)) for parts in zip(*scored, strict=True))
+    return placed if return_entropy else placed[0]
 
 
 def definition(
@@ -72,19 +78,3 @@ def definition(
     if not return_entropy:
         return (chosen,)
     return chosen, -(logprobs.exp() * logprobs.clamp(min=-1e30)).sum(-1)  # clamped, for 0 log 0 is 0
-
-
-def _place(
-    values: tuple[Tensor, ...] | list[Tensor], rows: Tensor, targets: Tensor
-) -> Tensor | tuple[Tensor, ...]:
-    """Each (R,) put into zeros (T,) at `rows`; one tensor if there is one."""
-    zeros = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
-    placed = tuple(zeros.index_put((rows,), value) for value in values)
-    return placed if len(placed) > 1 else placed[0]
-
-
-def _check(x: Tensor, what: str, targets: Tensor, temperature: float) -> None:
-    if x.shape[0] != targets.shape[0]:
-        raise ValueError(f"{x.shape[0]} rows of {what}, but {targets.shape[0]} targets: they must be as many")
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}, must be above 0")

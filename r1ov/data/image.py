@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from PIL import Image
@@ -67,15 +66,6 @@ class ImageProcessor:
         if self.min_pixels > self.max_pixels:
             raise UserError(_crossed(self.min_pixels, self.max_pixels))
 
-    @cached_property
-    def _normalised(self) -> np.ndarray:
-        """(3, 256) float32: what each byte becomes in each channel, in Hugging Face's order of operations and
-        precision.
-        """
-        scaled = (np.arange(256, dtype=np.float64) * self.rescale_factor).astype(np.float32)
-        mean, std = np.array([self.image_mean, self.image_std], dtype=np.float32)[..., None]  # (3, 1) each
-        return (scaled - mean) / std
-
     def grid(
         self,
         size: tuple[int, int],
@@ -130,10 +120,14 @@ class ImageProcessor:
         pixels = np.asarray(image).reshape(rows // m, m, p, columns // m, m, p, 3)
         # (3, P, p*p), patches in blocks of m x m
         pixels = pixels.transpose(6, 0, 3, 1, 4, 2, 5).reshape(3, rows * columns, p * p)
+        # What each byte becomes in each channel, (3, 256), in Hugging Face's order of operations and precision.
+        scaled = (np.arange(256, dtype=np.float64) * self.rescale_factor).astype(np.float32)
+        mean, std = np.array([self.image_mean, self.image_std], dtype=np.float32)[..., None]  # (3, 1) each
+        normalised = (scaled - mean) / std
         patches = np.empty((rows * columns, 3, t, p * p), dtype=np.float32)
         for channel in range(3):
             # A still image is a film of t equal frames.
-            patches[:, channel] = self._normalised[channel][pixels[channel]][:, None]
+            patches[:, channel] = normalised[channel][pixels[channel]][:, None]
         return patches.reshape(rows * columns, -1)
 
 

@@ -77,19 +77,14 @@ def split_images(
                     source = part.pop("image")
                     limits = {name: part.pop(name) for name in LIMITS if name in part}
                     images.append((lazy_image(source, f"{where}picture {len(images) + 1}"), limits))
-        more = {key: value for key, value in message.items() if key not in ("role", "content")}
-        plain.append({"role": message["role"], **_plain_data(more, at), "content": content})
+        try:
+            # A template sees JSON data only: an object's methods would be open to it.
+            plain.append(json.loads(json.dumps({**message, "content": content})))
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{at}: it holds something besides text, numbers, lists and objects ({error})"
+            ) from error
     return plain, images
-
-
-def _plain_data(values: dict[str, Any], at: str) -> dict[str, Any]:
-    """Checks that a template sees JSON data only, since an object's methods would be open to it."""
-    try:
-        return json.loads(json.dumps(values))
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{at}: it holds something besides text, numbers, lists and objects ({error})"
-        ) from error
 
 
 def _no_part(part: Any) -> str:

@@ -93,9 +93,7 @@ class Processor:
         return [text for i in stop_ids if (text := self.tokenizer.id_to_token(i)) is not None]
 
     def decode(self, ids: Sequence[int] | Tensor, skip_special_tokens: bool = True) -> str:
-        return self.tokenizer.decode(
-            ids.tolist() if isinstance(ids, Tensor) else list(ids), skip_special_tokens=skip_special_tokens
-        )
+        return self.tokenizer.decode([int(id) for id in ids], skip_special_tokens=skip_special_tokens)
 
     def __call__(
         self,
@@ -117,17 +115,13 @@ class Processor:
         """
         if not isinstance(messages, list | tuple) or not messages:
             raise UserError("no messages were given; expected a list of {'role': ..., 'content': ...}")
-        conversations = [messages] if isinstance(messages[0], Mapping) else messages
-        names = [
-            f"conversation {number}" if len(conversations) > 1 else ""
-            for number in range(1, len(conversations) + 1)
-        ]
-        return self.pack(
-            [
-                self.encode(conversation, return_labels, add_generation_prompt, name)
-                for conversation, name in zip(conversations, names, strict=True)
-            ]
-        )
+        if isinstance(messages[0], Mapping):
+            return self.pack([self.encode(messages, return_labels, add_generation_prompt)])
+        encoded = []
+        for number, conversation in enumerate(messages, 1):
+            name = f"conversation {number}" if len(messages) > 1 else ""
+            encoded.append(self.encode(conversation, return_labels, add_generation_prompt, name))
+        return self.pack(encoded)
 
     def encode(
         self,
@@ -154,7 +148,7 @@ class Processor:
                 add_generation_prompt = plain[-1]["role"] != "assistant"
             text = self._render(plain, add_generation_prompt)
             segments = self._segments(plain, text) if return_labels else [(text, False)]
-            ids, labels = self._expand(*self._tokenise(segments), merged_tokens)
+            ids, labels = self._tokenise(segments, merged_tokens)
             position_ids = mrope_positions(ids, image_grid_thw, self.config.image_token_id, merge_size)
         except UserError as error:
             raise UserError(f"{name}: {error}" if name else str(error)) from error
@@ -226,44 +220,30 @@ class Processor:
             raise UserError("there is no assistant message to learn from")
         return [*segments, (text[done:], False)]
 
-    def _tokenise(self, segments: list[tuple[str, bool]]) -> tuple[Tensor, Tensor]:
-        """(T,) ids and (T,) labels of one conversation, its images still one placeholder each."""
-        ids: list[int] = []
-        labels: list[int] = []
+    def _tokenise(self, segments: list[tuple[str, bool]], merged_tokens: list[int]) -> tuple[Tensor, Tensor]:
+        """(T,) ids and (T,) labels of one conversation, each image as many placeholders as merged tokens."""
+        pieces, labels = [], []
         for text, is_trained in segments:
             try:
                 piece = self.tokenizer.encode(text, add_special_tokens=False).ids
-            except (TypeError, UnicodeEncodeError) as error:
-                raise _not_unicode(text) from error
-            ids += piece
+            except (TypeError, UnicodeEncodeError) as error:  # a lone surrogate, from a wrongly decoded file
+                bad = next(place for place, letter in enumerate(text) if "\ud800" <= letter <= "\udfff")
+                raise UserError(
+                    f"the text is not valid Unicode at {text[max(bad - 20, 0) : bad + 20]!r}"
+                ) from error
+            pieces += piece
             labels += piece if is_trained else [IGNORED] * len(piece)
-        return torch.tensor(ids, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64)
-
-    def _expand(self, ids: Tensor, labels: Tensor, merged_tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Each image's one placeholder repeated to as many as it has merged tokens."""
-        is_image = ids == self.config.image_token_id
-        if int(is_image.sum()) != len(merged_tokens) or (ids == self.config.video_token_id).any():
-            raise self._misplaced(ids, len(merged_tokens))
+        ids = torch.tensor(pieces, dtype=torch.int64)
+        image, video = self.config.image_token_id, self.config.video_token_id
+        if video in pieces:
+            name = self.tokenizer.id_to_token(video)
+            raise UserError(f"the text holds {name}, but videos are not supported")
+        if (found := pieces.count(image)) != len(merged_tokens):
+            name = self.tokenizer.id_to_token(image)
+            raise UserError(
+                f"there are {found} {name} placeholders for {len(merged_tokens)} pictures; "
+                f"leave {name} out of the text and give each picture as a part of its own"
+            )
         repeats = torch.ones_like(ids)
-        repeats[is_image] = torch.tensor(merged_tokens, dtype=torch.int64)
-        return ids.repeat_interleave(repeats), labels.repeat_interleave(repeats)
-
-    def _misplaced(self, ids: Tensor, images: int) -> UserError:
-        """Says what is wrong with the placeholders in the text."""
-        image, video = (
-            self.tokenizer.id_to_token(token_id) or f"token {token_id}"
-            for token_id in (self.config.image_token_id, self.config.video_token_id)
-        )
-        if (ids == self.config.video_token_id).any():
-            return UserError(f"the text holds {video}, but videos are not supported")
-        found = int((ids == self.config.image_token_id).sum())
-        return UserError(
-            f"there are {found} {image} placeholders for {images} pictures; "
-            f"leave {image} out of the text and give each picture as a part of its own"
-        )
-
-
-def _not_unicode(text: str) -> UserError:
-    """A lone surrogate, from a wrongly decoded file or command line."""
-    bad = next(place for place, letter in enumerate(text) if "\ud800" <= letter <= "\udfff")
-    return UserError(f"the text is not valid Unicode at {text[max(bad - 20, 0) : bad + 20]!r}")
+        repeats[ids == image] = torch.tensor(merged_tokens, dtype=torch.int64)
+        return ids.repeat_interleave(repeats), torch.tensor(labels).repeat_interleave(repeats)

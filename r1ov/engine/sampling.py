@@ -15,6 +15,13 @@ from torch import Tensor
 
 from r1ov.errors import UserError
 
+RANGES = {  # of a setting: what holds for it, in code and in words
+    "temperature": (lambda x: x == 0 or 1e-6 <= x <= 1e6, "0 (greedy), or from 1e-6 to 1e6"),
+    "top_k": (lambda x: type(x) is int and x >= 0, "a whole number, 0 (off) or above"),
+    "top_p": (lambda x: 0 < x <= 1, "above 0 and at most 1 (off)"),
+    "repetition_penalty": (lambda x: 0 < x < math.inf, "above 0 (1 is off)"),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
@@ -27,16 +34,9 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         """Raises UserError for a value outside its range."""
-        if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:  # beyond, the logits would overflow
-            raise UserError(f"temperature is {self.temperature}; it must be 0 (greedy), or from 1e-6 to 1e6")
-        if type(self.top_k) is not int:
-            raise UserError(f"top_k is {self.top_k!r}, expected a whole number")
-        if self.top_k < 0:
-            raise UserError(f"top_k is {self.top_k}; it must be 0 (off) or above")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (off)")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise UserError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0 (1 is off)")
+        for name, (holds, range_) in RANGES.items():
+            if not holds(value := getattr(self, name)):
+                raise UserError(f"{name} is {value!r}; it must be {range_}")
 
     @classmethod
     def resolve(cls, generation_config: Mapping[str, Any], **given: float | None) -> "SamplingParams":

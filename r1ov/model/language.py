@@ -10,12 +10,11 @@ Shape letters: T packed tokens, C hidden size, H query heads, K key/value heads,
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r1ov.model.config import TextConfig
 from r1ov.model.rope import rotate, text_angles
-from r1ov.model.vision import RMSNorm
+from r1ov.model.vision import MLP, RMSNorm
 
 # (layer index, q (T, H, D), k (T, K, D), v (T, K, D)) -> (T, H, D); q and k are already rotated.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -44,24 +43,13 @@ class SelfAttention(nn.Module):
         )
 
 
-class MLP(nn.Module):
-    def __init__(self, config: TextConfig):
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
 class DecoderLayer(nn.Module):
     def __init__(self, config: TextConfig, layer_index: int):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = SelfAttention(config, layer_index)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config, bias=False)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, only: Tensor | slice = ALL

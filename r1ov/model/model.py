@@ -33,21 +33,6 @@ class Qwen2_5_VL(nn.Module):
         """(V, C), the embedding itself if the two are tied."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
-    def embed(
-        self, input_ids: Tensor, pixel_values: Tensor | None = None, image_grid_thw: Tensor | None = None
-    ) -> Tensor:
-        """(T, C) embeddings of text and images; image tokens replace the image placeholders in order."""
-        x = self.model.embed_tokens(input_ids)
-        if pixel_values is None:
-            return x
-        places = input_ids == self.config.image_token_id
-        pictures = self.visual(pixel_values, image_grid_thw).to(x.dtype)  # (M, C)
-        if int(places.sum()) != len(pictures):
-            raise ValueError(
-                f"{int(places.sum())} image placeholders, but the pictures give {len(pictures)} tokens"
-            )
-        return x.masked_scatter(places[:, None], pictures)
-
     def hidden_states(
         self,
         input_ids: Tensor,
@@ -60,6 +45,15 @@ class Qwen2_5_VL(nn.Module):
         only: Tensor | slice = ALL,
     ) -> Tensor:
         """(T, C) states after the final norm, or (n, C) for the tokens `only` (n,); see `forward`."""
+        x = self.model.embed_tokens(input_ids)
+        if pixel_values is not None:
+            places = input_ids == self.config.image_token_id
+            pictures = self.visual(pixel_values, image_grid_thw).to(x.dtype)  # (M, C)
+            if int(places.sum()) != len(pictures):
+                raise ValueError(
+                    f"{int(places.sum())} image placeholders, but the pictures give {len(pictures)} tokens"
+                )
+            x = x.masked_scatter(places[:, None], pictures)
         keys, cu_seqlens_k = (None, None) if prefixes is None else keys_with_prefixes(cu_seqlens, prefixes)
 
         def packed(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -67,9 +61,7 @@ class Qwen2_5_VL(nn.Module):
                 k, v = k[keys], v[keys]
             return attention(q, k, v, cu_seqlens, causal=True, cu_seqlens_k=cu_seqlens_k)
 
-        return self.model(
-            self.embed(input_ids, pixel_values, image_grid_thw), position_ids, attend or packed, only
-        )
+        return self.model(x, position_ids, attend or packed, only)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(T, C) -> (T, V)."""

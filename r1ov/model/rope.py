@@ -64,7 +64,8 @@ def mrope_positions(
 
     Args:
         input_ids: (T,). image_grid_thw: (N, 3) patch grids of this sequence's images in order, or None.
-    Raises: UserError if the placeholders do not match the images.
+            The placeholders of an image lie in one run.
+    Raises: UserError if there are more placeholders than the images need, or fewer.
     """
     grids = [] if image_grid_thw is None else image_grid_thw.tolist()
     sizes = [(t, h // spatial_merge_size, w // spatial_merge_size) for t, h, w in grids]
@@ -78,10 +79,6 @@ def mrope_positions(
     pieces, seen, taken, position = [], 0, 0, 0
     for t, a, b in sizes:
         begin = placeholders[taken]
-        if placeholders[taken + t * a * b - 1] != begin + t * a * b - 1:
-            raise UserError(
-                "the placeholders of a picture are not in one run; do not write <|image_pad|> in the text"
-            )
         pieces.append(torch.arange(position, position + begin - seen).expand(3, -1))
         position += begin - seen
         grid = torch.meshgrid(torch.arange(t), torch.arange(a), torch.arange(b), indexing="ij")

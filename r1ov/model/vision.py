@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import attention, starts
-from r1ov.model.config import VisionConfig
+from r1ov.model.config import TextConfig, VisionConfig
 from r1ov.model.rope import rotate, vision_angles
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k and v (P, H, D) -> (P, H, D)
@@ -60,12 +60,14 @@ class VisionAttention(nn.Module):
         return self.proj(attend(q, k, v).flatten(1))
 
 
-class VisionMLP(nn.Module):
-    def __init__(self, config: VisionConfig):
+class MLP(nn.Module):
+    """Gated: of the vision encoder, with bias, and of the language model, without."""
+
+    def __init__(self, config: VisionConfig | TextConfig, bias: bool):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -77,7 +79,7 @@ class VisionBlock(nn.Module):
         self.norm1 = RMSNorm(config.hidden_size, eps=1e-6)  # not the text model's eps: fixed in the original
         self.norm2 = RMSNorm(config.hidden_size, eps=1e-6)
         self.attn = VisionAttention(config)
-        self.mlp = VisionMLP(config)
+        self.mlp = MLP(config, bias=True)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         x = x + self.attn(self.norm1(x), cos, sin, attend)
@@ -152,33 +154,21 @@ def layout(
         order: (M,) the merged blocks in window order.
         cu_window, cu_full: int32 starts of the windows, and of the whole frames, in patches, in window order.
     """
-    parts = [_picture_layout(grid, config) for grid in grids]
-    unit = config.spatial_merge_size**2
-    offset, order = 0, []
-    for positions, blocks, *_ in parts:
-        order.append(blocks + offset)
-        offset += len(positions) // unit
-    lengths = [torch.cat([part[which] for part in parts]) for which in (2, 3)]
-    cu_window, cu_full = map(starts, lengths)
-    return torch.cat([part[0] for part in parts]), torch.cat(order), cu_window, cu_full
-
-
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)
-def _picture_layout(
-    grid: tuple[int, int, int], config: VisionConfig
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`layout` of one image: positions, block order, and the lengths of its windows and frames in patches."""
-    t, h, w = grid
     m = config.spatial_merge_size
     side = config.window_size // m // config.patch_size  # of a window, in blocks
-    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-    positions = torch.stack((rows, columns), dim=-1)  # (h, w, 2)
-    positions = positions.view(h // m, m, w // m, m, 2).transpose(1, 2).reshape(h * w, 2).repeat(t, 1)
+    positions, order, windows, frames = [], [], [], []
+    blocks = 0  # of the images so far
+    for t, h, w in grids:
+        places = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"), dim=-1)
+        places = places.view(h // m, m, w // m, m, 2).transpose(1, 2).reshape(h * w, 2)
+        positions.append(places.repeat(t, 1))
 
-    rows, columns = torch.meshgrid(torch.arange(h // m), torch.arange(w // m), indexing="ij")
-    windows_across = -(-(w // m) // side)
-    window = (rows // side * windows_across + columns // side).flatten()  # (blocks of a frame,)
-    per_frame, frame = window.argsort(stable=True), (h // m) * (w // m)
-    order = torch.cat([per_frame + index * frame for index in range(t)])
-    return positions, order, (window.bincount() * m * m).repeat(t), torch.full((t,), h * w)
+        rows, columns = (places[:: m * m] // m // side).unbind(1)  # of each block's window, (h * w / m^2,)
+        window = rows * -(-(w // m) // side) + columns
+        per_frame = window.argsort(stable=True)
+        for _ in range(t):
+            order.append(per_frame + blocks)
+            blocks += len(window)
+        windows.append((window.bincount() * m * m).repeat(t))
+        frames.append(torch.full((t,), h * w))
+    return torch.cat(positions), torch.cat(order), starts(torch.cat(windows)), starts(torch.cat(frames))
