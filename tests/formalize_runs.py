@@ -130,7 +130,7 @@ def main() -> None:
         kept, process_id = len(texts(folder)), child(folder, url, rows, number)
         while number and len(texts(folder)) == kept:  # on a busy machine too, each start gets somewhere
             time.sleep(0.005)
-        time.sleep(rng.uniform(0.0, 0.2))
+        time.sleep(rng.uniform(0.0, 0.12))
         if os.waitpid(process_id, os.WNOHANG)[0]:
             break
         os.kill(process_id, signal.SIGKILL)

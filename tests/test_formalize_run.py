@@ -76,7 +76,7 @@ def test_every_row_ends_once_whatever_the_server_does(tmp_path):
         )
 
     with OpenAIServer(behave) as server:
-        run = Run(tmp_path, server.url, make_rows(60), timeout=3.0, attempts=3, concurrency=16)
+        run = Run(tmp_path, server.url, make_rows(60), timeout=2.0, attempts=3, concurrency=16)
         rows = run.go()
     outcomes = Counter(row.outcome for row in rows)
     assert [row.id for row in rows] == [f"row-{n}" for n in range(60)]
@@ -129,14 +129,14 @@ def test_killed_at_ten_random_instants_it_repeats_no_request_that_had_been_answe
             "tests.formalize_runs",
             str(tmp_path / "killed"),
             server.url,
-            "120",
+            "80",
             "10",
             "0",
         ]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, done.stderr
         events, answered = list(server.events), server.answered
-        whole = Run(tmp_path / "whole", server.url, make_rows(120), attempts=12, concurrency=16).go()
+        whole = Run(tmp_path / "whole", server.url, make_rows(80), attempts=12, concurrency=16).go()
     kills = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(kills) == 10
     under_way: set[str] = set()
@@ -153,12 +153,12 @@ def test_killed_at_ten_random_instants_it_repeats_no_request_that_had_been_answe
         lost = {event.content for event in events if start[event.key] == number and event.answered} - kept
         assert len(lost) <= CONCURRENCY
         under_way |= lost
-    assert 0 < kept_before < 3 * 120
+    assert 0 < kept_before < 3 * 80
     assert {content for content, count in answered.items() if count > 1} <= under_way
     # And nothing was lost, nothing came twice: the same as without a kill.
-    killed = Run(tmp_path / "killed", "http://127.0.0.1:9/v1", make_rows(120)).go()
+    killed = Run(tmp_path / "killed", "http://127.0.0.1:9/v1", make_rows(80)).go()
     assert values(killed) == values(whole)
-    assert len((tmp_path / "killed" / "rows.journal").read_text().splitlines()) == 120
+    assert len((tmp_path / "killed" / "rows.journal").read_text().splitlines()) == 80
 
 
 def test_what_a_kill_left_of_a_line_is_dropped_and_a_damaged_line_is_done_again(tmp_path):
@@ -254,21 +254,21 @@ def test_requests_that_failed_on_the_way_count_against_the_budget_too(tmp_path):
 
 
 def test_no_more_requests_run_at_once_than_allowed(tmp_path):
-    for concurrency, latency in ((1, 0.01), (5, 0.15)):
+    for concurrency, latency in ((1, 0.01), (5, 0.1)):
         with OpenAIServer(latency=latency) as server:
             Run(tmp_path / str(concurrency), server.url, make_rows(12), concurrency=concurrency).go()
         assert server.peak == concurrency
 
 
 def test_a_server_that_names_a_time_is_left_alone_by_all_threads_until_then(tmp_path):
-    first = iter(["429 0.7"])  # and at once; the other answers take a while
+    first = iter(["429 0.5"])  # and at once; the other answers take a while
     with OpenAIServer(
-        lambda body, before: next(first, "ok"), reply=lambda body: time.sleep(0.3) or content_of(body)
+        lambda body, before: next(first, "ok"), reply=lambda body: time.sleep(0.15) or content_of(body)
     ) as server:
         rows = Run(tmp_path, server.url, make_rows(3), concurrency=2).go()
     begun = sorted(event.begun for event in server.events)
     # Of the two at the start one is refused; the other's next waits as well.
-    assert begun[2] - begun[0] >= 0.7
+    assert begun[2] - begun[0] >= 0.5
     assert len(server.events) == 10
     assert {row.outcome for row in rows} == {"done"}
 

@@ -17,10 +17,10 @@ from r1ov.formalize.models import DEFAULTS, cast, models
 from r1ov.formalize.rows import Row, count_rows, read_rows
 
 OUT = "runs/formalize"
-_MODEL = "of a --{} that is a URL: the model's name there"
+_MODEL = "the model's name, where --{} is a URL"
 _KEY = "environment variable with the key (default: HF_TOKEN for Hugging Face, OPENAI_API_KEY for OpenAI)"
 _PRICE = "money for a million tokens, IN/OUT, such as 2.5/10"
-_ENGINE = "a URL (OpenAI protocol), a model folder or name, or playground: its own descriptions"
+_ENGINE = "a URL (OpenAI's protocol), a model folder or name, or playground, its own truth"
 
 
 def _key() -> str | None:
@@ -42,34 +42,34 @@ class FormalizeConfig:
         "where that holds another run the next free name)",
         may_change=True,
     )
-    limit: int | None = option(None, "rows, the first ones", least=1, may_change=True)
+    limit: int | None = option(None, "only the first N rows", least=1, may_change=True)
     describer: str | None = option(None, _ENGINE)
     describer_model: str | None = option(None, _MODEL.format("describer"))
     describer_key_env: str | None = _key()
     describer_price: str | None = _price()
-    reasoner: str | None = option(None, "the same; with --data playground by default r1ov-tiny")
+    reasoner: str | None = option(None, "the same choices (default with the playground: r1ov-tiny)")
     reasoner_model: str | None = option(None, _MODEL.format("reasoner"))
     reasoner_key_env: str | None = _key()
     reasoner_price: str | None = _price()
-    judge: str | None = option(None, "a URL, a model, or rules: no model")
+    judge: str | None = option(None, "a URL, a model, or rules: no judge (default: rules)")
     judge_model: str | None = option(None, _MODEL.format("judge"))
     judge_key_env: str | None = _key()
     judge_price: str | None = _price()
-    rounds: int = option(1, "of going back to the image for what the thought lacks", least=0)
+    rounds: int = option(1, "times that the image is looked at again for what the thought lacks", least=0)
     detector: str = option(
         "IDEA-Research/grounding-dino-tiny",
-        "finds boxes in scenes, where transformers is installed; none: no boxes",
+        "finds boxes in scenes if transformers is installed; none: no boxes",
     )
     ocr: str = option(
-        "en", "languages, EasyOCR's codes with commas, where it or rapidocr is installed; none: no OCR"
+        "en", "languages to read, EasyOCR's codes with commas, if it or rapidocr is installed; none: no OCR"
     )
-    max_tokens: int = option(2048, "longest answer of a model", least=1)
-    temperature: float | None = option(None, "default: the model's own", least=0, most=10)
-    max_pixels: int = option(2_000_000, "larger images are scaled down before they are sent", least=1)
-    concurrency: int = option(8, "rows at once, and so requests", least=1, most=64, may_change=True)
+    max_tokens: int = option(2048, "most tokens of one answer", least=1)
+    temperature: float | None = option(None, "of sampling (default: the model's own)", least=0, most=10)
+    max_pixels: int = option(2_000_000, "larger images are scaled down to this before they are sent", least=1)
+    concurrency: int = option(8, "rows, and so requests, at once", least=1, most=64, may_change=True)
     timeout: float = option(120.0, "seconds for one request", above=0, most=3600, may_change=True)
     attempts: int = option(
-        6, "requests for one answer, where the server fails or is busy", least=1, may_change=True
+        6, "requests for one answer while the server fails or is busy", least=1, may_change=True
     )
     max_tokens_spent: int | None = option(
         None,
@@ -81,7 +81,7 @@ class FormalizeConfig:
         None, "budget: money, by the prices given, over all starts of the run", least=0, may_change=True
     )
     retry_failed: bool = option(
-        False, "rows that failed in an earlier start are tried again", may_change=True
+        False, "try rows again that failed in an earlier start", may_change=True
     )
     device: str | None = option(
         None, "for r1ov's engine (default: cuda if there is one, else cpu)", may_change=True
@@ -182,9 +182,9 @@ def _folder(config: FormalizeConfig) -> Path:
     """
     for number in count(1):
         folder = Path(config.out or (OUT if number == 1 else f"{OUT}-{number}"))
-        before = earlier_options(folder / "config.json")
         now = asdict(config)
         try:
+            before = earlier_options(folder / "config.json")
             check_same_options(before or now, now, marked(config, "may_change"), f"the run in {folder}")
             return folder
         except UserError:

@@ -91,8 +91,8 @@ def _false_comparisons(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _is_equal(left: str, right: str) -> bool:
-    """Equal, or equal when rounded or cut off to the decimals written on the right; what cannot be computed
-    counts as equal.
+    """True if equal, also when rounded or cut off to the decimals written on the right; what cannot be
+    computed counts as equal.
 
     People write one step after the other as "10 - 4 = 6 + 2 = 8", so the first number on the right is enough;
     and percent as numbers.
@@ -112,8 +112,8 @@ def _is_equal(left: str, right: str) -> bool:
 
 
 def _value(text: str, drop_percent: bool = False) -> Fraction | None:
-    """None for what cannot be computed: brackets that do not pair, a division by zero. A bracket around the
-    whole claim is left out.
+    """Returns the value, or None for what cannot be computed: brackets that do not pair, a division by zero.
+    A bracket around the whole claim is left out.
     """
     if (more := text.count("(") - text.count(")")) > 0:
         text = text.removeprefix("(" * more)

@@ -40,7 +40,7 @@ def fenced(name: str, text: str) -> str:
 
 
 def system() -> str:
-    """What every model is told first: data is data."""
+    """Returns what every model is told first: data is data."""
     return prompt("system")
 
 

@@ -49,12 +49,12 @@ class Sample:
 
 
 def split_of(family: str, scene: Scene) -> str:
-    """The only split that may hold this scene."""
+    """Returns the only split that may hold this scene."""
     return _HOMES[hashlib.sha256(f"{family}\n{scene.description}".encode()).digest()[0] % len(_HOMES)]
 
 
 def invent(split: str, index: int, seed: int) -> tuple[str, Scene]:
-    """The family and the scene of a sample, not yet painted."""
+    """Returns the family and the scene of a sample, not yet painted."""
     if split not in SPLITS:
         raise ValueError(f"no playground split is called {split!r}; there are {', '.join(SPLITS)}")
     turn, place = divmod(index, len(FAMILIES))
@@ -66,14 +66,14 @@ def invent(split: str, index: int, seed: int) -> tuple[str, Scene]:
 
 
 def paint(scene: Scene) -> Image.Image:
-    """The scene's image, (SIZE, SIZE) RGB."""
+    """Returns the scene's image, (SIZE, SIZE) RGB."""
     canvas = Canvas(scene.paper)
     scene.draw(canvas)
     return canvas.finish()
 
 
 def sample(split: str = "train", index: int = 0, seed: int = 0) -> Sample:
-    """Sample number `index` of an endless split; the families take turns."""
+    """Returns sample number `index` of an endless split; the families take turns."""
     family, scene = invent(split, index, seed)
     return Sample(
         image=paint(scene),
@@ -87,7 +87,7 @@ def sample(split: str = "train", index: int = 0, seed: int = 0) -> Sample:
 
 
 def messages(sample: Sample) -> list[dict]:
-    """The sample as a conversation: image and question, and where there is a thought, thought and answer."""
+    """Returns the sample as a conversation, with a reply if it has a thought."""
     return conversation(sample.image, sample.question, sample.reasoning, sample.answer)
 
 

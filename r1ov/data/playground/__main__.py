@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from r1ov.cli import check_bounds, option, parse_cli, run
 from r1ov.data.playground import FAMILIES, SPLITS, Sample, sample
@@ -23,8 +23,8 @@ _DESK, _QUIET, _ANSWER = (232, 235, 240), (110, 116, 128), (24, 110, 70)
 class SheetConfig:
     show: str | None = option(None, "where to write the sheet (PNG)", metavar="FILE")
     questions: bool = option(False, "print every question, {blanks} as they are")
-    split: Literal[tuple(SPLITS)] = option("train", "which split's samples")
-    seed: int = option(0, "of the samples")
+    split: Literal[tuple(SPLITS)] = option("train", "the samples' split")
+    seed: int = option(0, "the samples' seed")
     count: int = option(5, "samples of each family", least=1)
 
     def __post_init__(self):
@@ -54,7 +54,8 @@ def main() -> None:
 def contact_sheet(samples: list[Sample]) -> Image.Image:
     """Returns a row for each family; in each tile the image, and below it question, thought and answer."""
     rows = [[_tile(each) for each in samples[family :: len(FAMILIES)]] for family in range(len(FAMILIES))]
-    return _beside([_beside(row, (1, 0)) for row in rows], (0, 1))
+    sheet = _beside([_beside(row, (1, 0)) for row in rows], (0, 1))
+    return ImageOps.expand(sheet, (_GUTTER, _GUTTER, 0, 0), _DESK)
 
 
 def _beside(images: list[Image.Image], way: tuple[int, int]) -> Image.Image:

@@ -11,7 +11,7 @@ from r1ov.data.playground.scene import SIZE
 
 @dataclass(frozen=True)
 class Playground:
-    """Records without end: playground[i] is `sample(split, i, seed)`, its picture painted only when it is
+    """Records without end: playground[i] is `sample(split, i, seed)`, its image painted only when it is
     needed.
     """
 
