@@ -9,6 +9,7 @@ model: what must come out.
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from r1ov.common.processes import World, joined
+from r1ov.data.processor import Batch
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
 from r1ov.folder.pretrained import read_config, read_processor, resolve
@@ -24,7 +26,7 @@ from r1ov.folder.weights import init_weights, is_sharded, load_weights, local, w
 from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.loss import sft_loss
-from r1ov.train.optim import build_optimizers, clip_grad_norm, sum_over_copies
+from r1ov.train.optim import build_optimizers, clip_grad_norm, each_pack
 from r1ov.train.run.sharding import (
     checkpoint_activations,
     freeze,
@@ -126,14 +128,14 @@ def backward(
     `world.size`-th row of a pack.
     """
     count = sum(int((one["labels"] != -100).sum()) for one in rows)
-    total = 0.0
+    total, batches = 0.0, []
     for number in range(packs):
         mine = rows[number::packs][world.rank :: world.size]
         if has_blank and world.size > 1 and not any(len(one["image_grid_thw"]) for one in mine):
             mine = [*mine, blank(model.config)]
-        batch = pack(mine)
+        batches.append(Batch(pack(mine)))
+    for batch in each_pack(batches, SimpleNamespace(model=model, device="cpu")):
         labels = batch.pop("labels")
-        sum_over_copies(model, number + 1 == packs)
         loss = model(**batch, then=partial(sft_loss, labels=labels, num_items_in_batch=count))
         loss.backward()
         total += loss.item()

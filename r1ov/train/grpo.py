@@ -37,7 +37,7 @@ from r1ov.train.loss import (
     grpo_loss,
 )
 from r1ov.train.optim import each_pack, update
-from r1ov.train.rollout import Group, Scorer, encode_prompt, longest_prompt, sample, until_enough
+from r1ov.train.rollout import Group, Scorer, encode_prompt, sample, until_enough
 from r1ov.train.run.config import GRPOConfig
 from r1ov.train.run.heldout import evaluate
 from r1ov.train.run.observe import (
@@ -178,8 +178,9 @@ def train(config: GRPOConfig) -> None:
                 "change the batch size or that"
             )
         reference = run.build()[0].requires_grad_(False) if config.beta else None
-        longest = longest_prompt(run)
-        tally = run.check_data(source, lambda record: encode_prompt(run.processor, record, longest))
+        limit = min(config.max_length, run.processor.config.text.max_position_embeddings)
+        encode = partial(encode_prompt, run.processor, longest=limit - config.max_completion_length)
+        tally = run.check_data(source, encode)
         if num_prompts and not run.step:  # the playground's golds cannot be wrong
             check_rewards(run, source, num_prompts, score)
         run.begin(source)
@@ -189,7 +190,7 @@ def train(config: GRPOConfig) -> None:
         while run.step < config.max_steps:
             begun, policy, num_sampled = time.perf_counter(), run.answering_model(), 0
             groups: list[Group] = []
-            for prompts, seed in until_enough(groups, run, source, tally, count):
+            for prompts, seed in until_enough(groups, run, source, encode, tally, count):
                 sampled = sample(policy, run.processor, prompts, config, seed)
                 num_sampled += sum(one.completion_tokens for group in sampled for one in group.completions)
                 groups += [score(group) for group in sampled]

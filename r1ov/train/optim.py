@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from r1ov.data.processor import Batch
 from r1ov.errors import UserError
 from r1ov.folder.weights import is_sharded, local, rows_of_each
-from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.run.log import say
 
 if TYPE_CHECKING:
@@ -164,21 +163,15 @@ def learning_rate_factor(
 # -- one step of them
 
 
-def sum_over_copies(model: Qwen2_5_VL, is_last: bool) -> None:
-    """Call before each pack: groups of ranks that each hold the whole model exchange gradients only on the
-    last one.
-
-    Within a group gradients are summed after every pack, so that no rank holds all of them. A plain model
-    ignores it.
-    """
-    if is_sharded(model):
-        model.set_requires_all_reduce(is_last)
-
-
 def each_pack(packs: Sequence[Batch], run: "Run") -> Iterator[Batch]:
-    """The packs of a step, one by one, on the run's device, for a forward and a backward pass each."""
+    """The packs of a step, one by one, on the run's device, for a forward and a backward pass each.
+
+    Groups of ranks that each hold the whole model exchange gradients only on the last pack. Within a group
+    gradients are summed after every pack, so that no rank holds all of them.
+    """
     for number, pack in enumerate(packs, 1):
-        sum_over_copies(run.model, is_last=number == len(packs))
+        if is_sharded(run.model):
+            run.model.set_requires_all_reduce(number == len(packs))
         yield pack.to(run.device)
 
 

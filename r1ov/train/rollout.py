@@ -1,7 +1,7 @@
 """From the data's next prompts to groups of scored completions: what GRPO learns from."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import chain
@@ -150,18 +150,14 @@ def encode_prompt(processor: Processor, record: Record, longest: int) -> Encoded
     raise BadRow("the prompt is too long", detail, dropped=True)
 
 
-def longest_prompt(run: Run) -> int:
-    """The most tokens that leave room for a completion."""
-    limit = min(run.config.max_length, run.processor.config.text.max_position_embeddings)
-    return limit - run.config.max_completion_length
+Encode = Callable[[Record], Encoded]  # raises BadRow
 
 
-def next_prompts(run: Run, source: Source, tally: Tally, count: int) -> list[Group]:
+def next_prompts(run: Run, source: Source, encode: Encode, tally: Tally, count: int) -> list[Group]:
     """This rank's share of the data's next `count` prompts; the unusable ones are counted and left out.
     Collective.
     """
     world, first = run.world, run.extra.get("next_prompt", 0)
-    longest = longest_prompt(run)
     items: list[Record | BadRow] = []
     prompts = []
     for number in range(first + world.rank, first + count, world.size):
@@ -169,7 +165,7 @@ def next_prompts(run: Run, source: Source, tally: Tally, count: int) -> list[Gro
         try:
             if isinstance(item, BadRow):
                 raise item
-            prompt = encode_prompt(run.processor, item, longest)
+            prompt = encode(item)
             sizes = run.processor.image_sizes(prompt)
             frame = Frame(*sizes, item.box_unit) if sizes else None
             prompts.append(Group(number=number, record=item, prompt=prompt, frame=frame))
@@ -183,7 +179,7 @@ def next_prompts(run: Run, source: Source, tally: Tally, count: int) -> list[Gro
 
 
 def until_enough(
-    groups: list[Group], run: Run, source: Source, tally: Tally, count: int
+    groups: list[Group], run: Run, source: Source, encode: Encode, tally: Tally, count: int
 ) -> Iterator[tuple[list[Group], int]]:
     """Prompts, and their seed, for a rollout of `count` groups, which the caller adds to `groups`. Collective.
 
@@ -197,7 +193,7 @@ def until_enough(
     flat: list[Group] = []
     for _ in range(1 + run.config.max_resamplings):
         seed = run.config.seed * 1_000_003 + run.extra.get("next_prompt", 0)
-        yield next_prompts(run, source, tally, missing), seed
+        yield next_prompts(run, source, encode, tally, missing), seed
         if run.config.dynamic_sampling:
             flat += [group for group in groups if not group.has_spread]
             groups[:] = [group for group in groups if group.has_spread]
