@@ -29,14 +29,14 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from r1ov.cli import run
 from r1ov.common.processes import World, choose_kernels, joined
 from r1ov.data.pack import Continuation
-from r1ov.data.processor import Encoded, Processor
+from r1ov.data.processor import Batch, Encoded, Processor
 from r1ov.engine import Completion, decode, prepare
 from r1ov.folder.pretrained import config_from_dict, read_processor, resolve
 from r1ov.folder.weights import init_weights
 from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.rope import mrope_positions
-from r1ov.train.grpo import Minibatch, accumulate_gradients, add_logprobs, make_minibatch
+from r1ov.train.grpo import accumulate_gradients, add_logprobs, make_minibatch
 from r1ov.train.optim import build_optimizers, clip_grad_norm
 from r1ov.train.run.config import GRPOConfig
 from r1ov.train.run.sharding import make_mesh, refresh, replica, shard
@@ -97,8 +97,10 @@ def bound(config: Config, rows: int, prompt: int, tokens: int, width: int, devic
     return rows * bandwidth / (width * (weights + cache))
 
 
-def update(run: Bare, optimizers: list[torch.optim.Optimizer], step: Minibatch) -> None:
-    accumulate_gradients(run, step)
+def update(
+    run: Bare, optimizers: list[torch.optim.Optimizer], packs: list[Batch], counts: dict[str, float]
+) -> None:
+    accumulate_gradients(run, packs, counts)
     clip_grad_norm(run.model.parameters(), 1.0)
     for optimizer in optimizers:
         optimizer.step()
@@ -141,7 +143,7 @@ def ours(
         )  # fmt: skip
         return decode(sampler, processor, plan)
 
-    def packed(completions: list[Completion]) -> Minibatch:
+    def packed(completions: list[Completion]) -> tuple[list[Batch], dict[str, float]]:
         rows = []
         for index, completion in enumerate(completions):
             ids, logprobs = torch.tensor(completion.token_ids), torch.tensor(completion.logprobs)
@@ -158,11 +160,13 @@ def ours(
         seconds["rollout"], (completions, timing) = timed(lambda seed=repeat: roll_out(seed), device)
         assert all(completion.completion_tokens == tokens for completion in completions)
         seconds |= {"rollout: prefill": timing.prefill_seconds, "rollout: decode": timing.decode_seconds}
-        step = packed(completions)
+        packs, counts = packed(completions)
         seconds["log-probs, one pass"], _ = timed(
-            lambda step=step: add_logprobs(run, step.packs, "old_logprobs", model), device
+            lambda packs=packs: add_logprobs(run, packs, "old_logprobs", model), device
         )
-        seconds["update"], _ = timed(lambda step=step: update(run, optimizers, step), device)
+        seconds["update"], _ = timed(
+            lambda packs=packs, counts=counts: update(run, optimizers, packs, counts), device
+        )
         if repeat:  # the first one compiles and fills caches
             for name, value in seconds.items():
                 phases.setdefault(name, []).append(value)

@@ -197,11 +197,11 @@ def updated(
     run.model.zero_grad()
     # completions of advantage 0 stay out where there is no KL term
     packing = replace(run.config, max_length=max_length, beta=0.0 if skip else 1.0)
-    step = make_minibatch(replace(run, config=packing), part)
+    packs, counts = make_minibatch(replace(run, config=packing), part)
     for name, model in (("old_logprobs", old), ("ref_logprobs", ref)):
         if model:
-            add_logprobs(run, step.packs, name, model)
-    metrics = accumulate_gradients(run, step)
+            add_logprobs(run, packs, name, model)
+    metrics = accumulate_gradients(run, packs, counts)
     gradients = {
         name: whole(parameter.grad).clone()
         for name, parameter in run.model.named_parameters()
@@ -210,9 +210,9 @@ def updated(
     return {
         "metrics": metrics,
         "gradients": gradients,
-        "packs": len(step.packs),
+        "packs": len(packs),
         "rows": sum(len(own) for _, own in part),
-        "read": sum(num_trained(batch["labels"]) for batch in step.packs),
+        "read": sum(num_trained(batch["labels"]) for batch in packs),
     }
 
 

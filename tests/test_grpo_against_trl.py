@@ -29,7 +29,7 @@ from r1ov.data.processor import IGNORED, Encoded
 from r1ov.engine import Completion
 from r1ov.reward.combine import total_reward
 from r1ov.train import grpo
-from r1ov.train.grpo import Minibatch, policy_loss
+from r1ov.train.grpo import COUNTS, policy_loss
 from r1ov.train.loss import group_advantages
 from r1ov.train.rollout import Group
 from r1ov.train.run.config import GRPOConfig
@@ -237,7 +237,7 @@ def ours(batch, config, processor):
     packs = packs_of(part, processor, 60)  # however it is cut
     assert len(packs) > 1
     count = sum(num_trained(pack["labels"]) for pack in packs)
-    step = Minibatch(packs=packs, num_items=count, num_sequences=len(batch.prompts), num_read=count)
+    counts = dict(zip(COUNTS, (count, len(batch.prompts), count), strict=True))
 
     def known(policy, pack):
         logprobs = policy.logprobs(pack["input_ids"][None], config.temperature)[0][0]
@@ -251,7 +251,7 @@ def ours(batch, config, processor):
         if config.beta:
             pack["ref_logprobs"] = known(batch.ref, pack)
         hidden = batch.policy.states[pack["input_ids"]]
-        loss, share = policy_loss(hidden, batch.policy.head, pack, step, config)
+        loss, share = policy_loss(hidden, batch.policy.head, pack, counts, config)
         losses.append(loss)
         shares.append(share)
     gradients = torch.autograd.grad(sum(losses), [batch.policy.states, batch.policy.head])

@@ -16,7 +16,7 @@ from r1ov.data.pack import Bundle, Continuation, make_packs, num_trained
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import IGNORED
 from r1ov.folder.pretrained import read_processor, resolve
-from r1ov.train.grpo import Minibatch, accumulate_gradients, make_minibatch
+from r1ov.train.grpo import COUNTS, accumulate_gradients, make_minibatch
 from r1ov.train.rollout import encode_prompt
 from r1ov.train.run.config import GRPOConfig
 from tests.grpo_worker import Bare, packs_of, rows_in, shuffled
@@ -70,8 +70,8 @@ def update(processor, packs, rows):
     model.requires_grad_(True)
     read = sum(num_trained(pack["labels"]) for pack in packs)
     items = sum(num_trained(row.labels) for _, row in rows)
-    step = Minibatch(packs=packs, num_items=items, num_sequences=len(rows), num_read=read)
-    metrics = accumulate_gradients(Bare(model, processor, ONE, GRPOConfig()), step)
+    counts = dict(zip(COUNTS, (items, len(rows), read), strict=True))
+    metrics = accumulate_gradients(Bare(model, processor, ONE, GRPOConfig()), packs, counts)
     found = {}
     for pack in packs:
         with torch.no_grad():
@@ -113,15 +113,14 @@ def test_log_probs_loss_and_every_gradient_are_those_of_rows_that_share_nothing(
 
 def test_a_prompt_and_its_pictures_stand_in_a_pack_once(processor, part):
     run = Bare(None, processor, ONE, GRPOConfig(beta=1.0))
-    step = make_minibatch(run, part)
-    (pack,) = step.packs
+    (pack,), counts = make_minibatch(run, part)
     completions = sum(len(row.input_ids) for _, row in rows_of(part))
     shared = sum(len(prompt) - 1 for prompt, _ in part)
     assert (
         len(pack["input_ids"]) == shared + len(rows_of(part)) + completions
     )  # each row has its prompt's last token of its own
     assert len(pack["image_grid_thw"]) == sum(len(prompt.pictures) for prompt, _ in part) == 4
-    assert (step.num_items, step.num_sequences) == (completions, len(rows_of(part)))
+    assert [counts[name] for name in COUNTS] == [completions, len(rows_of(part)), completions]
     assert sorted(ids for ids, *_ in rows_in(pack)) == sorted(
         (*prompt.input_ids.tolist(), *row.input_ids.tolist()) for prompt, row in rows_of(part)
     )

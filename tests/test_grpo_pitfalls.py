@@ -214,12 +214,12 @@ def test_policy_old_and_reference_are_all_read_at_the_sampling_temperature(tiny,
     rows = trained_rows(tiny, temperature=temperature)
     bare = worker.Bare(model, processor, World(), config)
     for judge_temperature in (temperature, 1.0):
-        step = grpo.make_minibatch(bare, rows)
+        packs, counts = grpo.make_minibatch(bare, rows)
         for name in ("old_logprobs", "ref_logprobs"):
             judge = replace(bare, config=replace(config, temperature=judge_temperature))
-            add_logprobs(judge, step.packs, name, model)
+            add_logprobs(judge, packs, name, model)
         model.zero_grad()
-        metrics = grpo.accumulate_gradients(bare, step)
+        metrics = grpo.accumulate_gradients(bare, packs, counts)
         gaps = [metrics["log_ratio/abs_max"], metrics["kl_max"]]
         assert gaps == [0, 0] if judge_temperature == temperature else min(gaps) > 0.01
     model.zero_grad(set_to_none=True)
@@ -234,9 +234,9 @@ def test_where_the_sampler_thought_otherwise_tokens_weigh_by_how_much_up_to_the_
     """
     model, processor = tiny
     bare = worker.Bare(model, processor, World(), GRPOConfig(num_generations=4))
-    step = grpo.make_minibatch(bare, trained_rows(tiny))
-    add_logprobs(bare, step.packs, "old_logprobs", model)
-    (pack,) = step.packs
+    packs, counts = grpo.make_minibatch(bare, trained_rows(tiny))
+    add_logprobs(bare, packs, "old_logprobs", model)
+    (pack,) = packs
     pack["sampler_logprobs"] = pack["old_logprobs"] + sampler
     found = []
     for is_on in (True, False):
@@ -244,7 +244,7 @@ def test_where_the_sampler_thought_otherwise_tokens_weigh_by_how_much_up_to_the_
             importance_sampling_correction=is_on, importance_sampling_cap=2.0, num_generations=4
         )
         model.zero_grad()
-        metrics = grpo.accumulate_gradients(replace(bare, config=config), step)
+        metrics = grpo.accumulate_gradients(replace(bare, config=config), packs, counts)
         found.append((metrics["loss"], model.model.norm.weight.grad.clone()))
         assert metrics["sampling/sampling_logp_difference/max"] == pytest.approx(abs(sampler), abs=1e-5)
     (corrected, slopes), (plain, plain_slopes) = found

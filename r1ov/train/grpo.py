@@ -17,9 +17,8 @@ backward pass.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -51,17 +50,7 @@ from r1ov.train.run.observe import (
 )
 from r1ov.train.run.open import Run, open_run, open_source
 
-
-@dataclass(frozen=True, kw_only=True)
-class Minibatch:
-    """What an optimiser step learns from: this rank's packs, and the whole step's counts over all ranks."""
-
-    packs: list[Batch]
-    num_items: float  # trained tokens
-    num_sequences: float  # completions
-    num_read: float  # trained tokens in the packs, without those of completions left out
-
-
+COUNTS = ("num_items_in_batch", "num_sequences_in_batch", "num_read_in_batch")
 Part = list[tuple[Encoded, list[Continuation]]]  # prompts with completions to learn from in one step
 
 
@@ -90,8 +79,9 @@ def deal(run: Run, groups: Sequence[Group], outcomes: Sequence[Outcome], advanta
     return dealt
 
 
-def make_minibatch(run: Run, part: Part) -> Minibatch:
-    """The packs of a step. Collective: all ranks call this.
+def make_minibatch(run: Run, part: Part) -> tuple[list[Batch], dict[str, float]]:
+    """This rank's packs of a step, and the whole step's counts, which `grpo_loss` takes. Collective: all
+    ranks call this.
 
     Without a KL term, completions of advantage 0 give no gradient and stay out; they still count in what the
     loss is a mean over. If every completion on every rank has advantage 0, all are kept.
@@ -104,8 +94,8 @@ def make_minibatch(run: Run, part: Part) -> Minibatch:
     bundles = [one for prompt, own in part for one in bundled(prompt, own, config.max_length, image_token_id)]
     packs = make_packs(bundles, run.processor, config.max_length, world)
     num_read = sum(num_trained(batch["labels"]) for batch in packs)
-    num_items, num_sequences, num_read = world.sum(float(num_items), float(len(everything)), float(num_read))
-    return Minibatch(packs=packs, num_items=num_items, num_sequences=num_sequences, num_read=num_read)
+    counts = world.sum(float(num_items), float(len(everything)), float(num_read))
+    return packs, dict(zip(COUNTS, counts, strict=True))
 
 
 def completion_logprobs(
@@ -129,7 +119,7 @@ def add_logprobs(run: Run, packs: Sequence[Batch], name: str, model: Qwen2_5_VL)
 
 
 def policy_loss(
-    hidden: Tensor, weight: Tensor, pack: Batch, minibatch: Minibatch, config: GRPOConfig
+    hidden: Tensor, weight: Tensor, pack: Batch, counts: Mapping[str, float], config: GRPOConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """One pack's share of the step's loss and metrics. Args: hidden: (T, C). weight: (V, C)."""
     logprobs, entropies = completion_logprobs(hidden, weight, pack["labels"], config.temperature)
@@ -142,23 +132,21 @@ def policy_loss(
         pack["advantages"],
         pack["cu_seqlens"],
         mask,
-        num_items_in_batch=minibatch.num_items,
-        num_sequences_in_batch=minibatch.num_sequences,
-        num_read_in_batch=minibatch.num_read,
+        **counts,
         old_logprobs=old,
         ref_logprobs=pack.get("ref_logprobs"),
         entropies=entropies.detach(),
         importance_sampling_ratio=correction,
         **config.loss_options,
     )
-    return loss, metrics | sampling_metrics(old - sampler, correction, mask, minibatch.num_read)
+    return loss, metrics | sampling_metrics(old - sampler, correction, mask, counts["num_read_in_batch"])
 
 
-def accumulate_gradients(run: Run, minibatch: Minibatch) -> dict[str, float]:
+def accumulate_gradients(run: Run, packs: Sequence[Batch], counts: Mapping[str, float]) -> dict[str, float]:
     """Adds up the gradients of the step's packs; its loss and metrics. Collective: all ranks call this."""
     shares: list[dict[str, Tensor | float]] = [{"loss": 0.0}]
-    for pack in each_pack(minibatch.packs, run):
-        then = partial(policy_loss, pack=pack, minibatch=minibatch, config=run.config)
+    for pack in each_pack(packs, run):
+        then = partial(policy_loss, pack=pack, counts=counts, config=run.config)
         loss, metrics = run.model(**pack.inputs, then=then)
         loss.backward()
         shares.append({"loss": loss.detach(), **metrics})
@@ -203,15 +191,15 @@ def train(config: GRPOConfig) -> None:
 
             parts = deal(run, groups, outcomes, advantages.float())
             minibatches = [make_minibatch(run, part) for part in parts]
-            for minibatch in minibatches:
+            for packs, _ in minibatches:
                 if len(parts) * config.num_iterations > 1:
-                    add_logprobs(run, minibatch.packs, "old_logprobs", run.model)
+                    add_logprobs(run, packs, "old_logprobs", run.model)
                 if reference:
-                    add_logprobs(run, minibatch.packs, "ref_logprobs", reference)
+                    add_logprobs(run, packs, "ref_logprobs", reference)
             steps = (minibatches * config.num_iterations)[: config.max_steps - run.step]
-            for left, minibatch in zip(reversed(range(len(steps))), steps, strict=True):
+            for left, (packs, counts) in zip(reversed(range(len(steps))), steps, strict=True):
                 begun = time.perf_counter()
-                learned = {**accumulate_gradients(run, minibatch), **update(run)}  # loss and update
+                learned = {**accumulate_gradients(run, packs, counts), **update(run)}  # loss and update
                 learned["update_seconds"] = time.perf_counter() - begun
                 if not run.end_step({**observed, **learned}, may_stop=not left):
                     return
