@@ -36,7 +36,7 @@ from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.rope import mrope_positions
 from r1ov.train.loss import sft_loss
 from r1ov.train.optim import build_optimizers, clip_grad_norm
-from r1ov.train.run.open import peak_flops
+from r1ov.train.run.log import PEAK_FLOPS
 from r1ov.train.run.sharding import checkpoint_activations, make_mesh, shard
 from tests.test_published_shapes import published_config
 
@@ -182,7 +182,18 @@ def main() -> None:
         results = {}
         for label, build in cases.items():
             seconds, memory = measured(build(), options.repeats, device)
-            peak = peak_flops(device) if device.type == "cuda" else None
+            peak = (
+                next(
+                    (
+                        peak
+                        for known, peak in PEAK_FLOPS.items()
+                        if known in torch.cuda.get_device_name(device)
+                    ),
+                    None,
+                )
+                if device.type == "cuda"
+                else None
+            )
             results[label] = {
                 "seconds": seconds,
                 "mfu": cost / seconds / peak if peak else None,
