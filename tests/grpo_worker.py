@@ -18,7 +18,7 @@ from torch import Tensor
 
 from r1ov.common.processes import World, joined
 from r1ov.data.formats.records import Record
-from r1ov.data.pack import Continuation, bundled, make_packs, num_trained
+from r1ov.data.pack import Continuation, Part, make_packs, num_trained
 from r1ov.data.playground import sample
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import Batch, Encoded, Processor
@@ -26,7 +26,7 @@ from r1ov.engine import Completion
 from r1ov.folder.pretrained import build, read_config, read_processor, resolve
 from r1ov.folder.weights import load_weights, whole
 from r1ov.model.model import Qwen2_5_VL
-from r1ov.train.grpo import Part, accumulate_gradients, add_logprobs, deal, make_minibatch
+from r1ov.train.grpo import accumulate_gradients, add_logprobs, deal, make_minibatch
 from r1ov.train.loss import group_advantages
 from r1ov.train.rollout import Group, encode_prompt
 from r1ov.train.run.config import GRPOConfig
@@ -161,9 +161,7 @@ def part_of(groups: list[Group], advantage: float = 0.0) -> Part:
 
 def packs_of(part: Part, processor: Processor, max_length: int) -> list[Batch]:
     """The packs of one process."""
-    image = processor.config.image_token_id
-    bundles = [one for prompt, own in part for one in bundled(prompt, own, max_length, image)]
-    return make_packs(bundles, processor, max_length, World())
+    return make_packs(part, processor, max_length, World())
 
 
 def compared(run: Bare, mine: list[Group]) -> tuple[list[dict], Tensor, dict[str, float]]:

@@ -12,7 +12,7 @@ from PIL import Image
 import r1ov
 from r1ov.common.processes import World
 from r1ov.data.formats.records import Record
-from r1ov.data.pack import Bundle, Continuation, make_packs, num_trained
+from r1ov.data.pack import Continuation, make_packs, num_trained
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import IGNORED
 from r1ov.folder.pretrained import read_processor, resolve
@@ -89,9 +89,7 @@ def test_log_probs_loss_and_every_gradient_are_those_of_rows_that_share_nothing(
     processor, part, max_length, skip
 ):
     rows = rows_of(part)
-    alone = make_packs(
-        [Bundle(prompt=prompt, completions=[one]) for prompt, one in rows], processor, 8192, ONE
-    )
+    alone = make_packs([(prompt, [one]) for prompt, one in rows], processor, 8192, ONE)
     kept = [(prompt, [one for one in own if one.teaches or not skip]) for prompt, own in part]
     together = packs_of(shuffled(kept, 1), processor, max_length)
     assert "prefixes" not in alone[0]

@@ -61,7 +61,7 @@ import torch
 import r1ov
 from r1ov.common.processes import World
 from r1ov.data.formats.records import BadRow
-from r1ov.data.pack import Bundle
+from r1ov.data.pack import bundle
 from r1ov.data.processor import IGNORED
 from r1ov.engine.generate import stop_ids_of
 from r1ov.train import grpo
@@ -312,10 +312,10 @@ def test_the_stop_token_is_trained_whichever_of_the_two_it_is(tiny):
         (((prompt, (trained, cut_off)),),) = grpo.deal(
             bare, [two], observe.gather_outcomes(World(), [two]), torch.zeros(1, 2)
         )
-        (whole,) = Bundle(prompt=prompt, completions=[trained]).sequences()
+        (whole,) = bundle(prompt, [trained])
         assert whole.labels[-4:].tolist() == [5, stop, 6, stop]
         assert (whole.labels[:-4] == IGNORED).all()
-        (whole,) = Bundle(prompt=prompt, completions=[cut_off]).sequences()
+        (whole,) = bundle(prompt, [cut_off])
         assert (whole.labels == IGNORED).all()
 
 

@@ -21,7 +21,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 import r1ov
 from r1ov.common.processes import World
 from r1ov.data.formats.records import Record
-from r1ov.data.pack import Bundle
+from r1ov.data.pack import bundle
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import IGNORED
 from r1ov.folder import pretrained
@@ -276,7 +276,7 @@ def test_the_trainers_log_probs_are_those_of_transformers(prompts):
     packed = {ids: pack["old_logprobs"][own] for ids, own, _ in worker.rows_in(pack)}
     rows = [(prompt, one) for prompt, own in worker.part_of(groups) for one in own]
     for prompt, row in rows[::2]:
-        (encoded,) = Bundle(prompt=prompt, completions=[row]).sequences()
+        (encoded,) = bundle(prompt, [row])
         pictures = {}
         if encoded.pixel_values is not None:
             pictures = {

@@ -193,33 +193,7 @@ class Continuation:
         return bool(self.advantage) and num_trained(self.labels) > 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bundle:
-    """A prompt with completions of it that share a pack, in which it is computed once."""
-
-    prompt: Encoded
-    completions: list[Continuation]
-
-    @property
-    def num_tokens(self) -> int:
-        """All of the prompt but its last token, and for each completion that token and its own."""
-        return len(self.prompt) - 1 + sum(1 + len(one.input_ids) for one in self.completions)
-
-    def sequences(self) -> list[Encoded]:
-        """The prompt and what goes on from it, as drawn above; a single completion whole, with its prompt."""
-        if not self.completions:
-            return [self.prompt]
-        if len(self.completions) == 1:
-            return [continued(self.prompt, one.input_ids, one.labels) for one in self.completions]
-        ids, positions = self.prompt.input_ids, self.prompt.position_ids
-        shared = replace(
-            self.prompt,
-            input_ids=ids[:-1],
-            labels=torch.full_like(ids[:-1], IGNORED),
-            position_ids=positions[:, :-1],
-        )
-        last = Encoded(input_ids=ids[-1:], position_ids=positions[:, -1:])
-        return [shared, *(continued(last, one.input_ids, one.labels) for one in self.completions)]
+Part = Sequence[tuple[Encoded, Sequence[Continuation]]]  # prompts, each with completions
 
 
 def continued(start: Encoded, input_ids: Tensor, labels: Tensor) -> Encoded:
@@ -234,55 +208,63 @@ def continued(start: Encoded, input_ids: Tensor, labels: Tensor) -> Encoded:
     )
 
 
-def bundled(
-    prompt: Encoded, completions: Iterable[Continuation], max_length: int, image_token_id: int
-) -> list[Bundle]:
-    """The completions in as few bundles as packs of `max_length` tokens allow.
-
-    Each has its own where the prompt ends in an image, whose tokens cannot be parted.
-    """
-    bundles: list[Bundle] = []
-    for completion in completions:
-        last = bundles[-1] if bundles and prompt.input_ids[-1] != image_token_id else None
-        if last and last.num_tokens + 1 + len(completion.input_ids) <= max_length:
-            last.completions.append(completion)
-        else:
-            bundles.append(Bundle(prompt=prompt, completions=[completion]))
-    return bundles
+def bundle(prompt: Encoded, completions: Sequence[Continuation]) -> list[Encoded]:
+    """The prompt and what goes on from it, as drawn above; a single completion whole, with its prompt."""
+    if len(completions) == 1:
+        return [continued(prompt, one.input_ids, one.labels) for one in completions]
+    ids, positions = prompt.input_ids, prompt.position_ids
+    labels = torch.full_like(ids[:-1], IGNORED)
+    shared = replace(prompt, input_ids=ids[:-1], labels=labels, position_ids=positions[:, :-1])
+    last = Encoded(input_ids=ids[-1:], position_ids=positions[:, -1:])
+    return [shared, *(continued(last, one.input_ids, one.labels) for one in completions)]
 
 
-def make_packs(bundles: Sequence[Bundle], processor: Processor, max_length: int, world: World) -> list[Batch]:
-    """This rank's bundles in packs of at most `max_length` tokens. Collective: all ranks call this.
+def make_packs(part: Part, processor: Processor, max_length: int, world: World) -> list[Batch]:
+    """This rank's completions in packs of at most `max_length` tokens. Collective: all ranks call this.
 
-    Every rank gets as many packs, because a sharded model is called by all together.
+    Every rank gets as many packs, because a sharded model is called by all together. Completions share their
+    prompt in as few bundles as the length allows; where it ends in an image, whose tokens cannot be parted,
+    each has its own.
 
     Returns: batches with labels, and what is known of the completions: advantages (B,), and sampler_logprobs
         (T,), each aligned with the token it describes.
     """
-    lengths = [bundle.num_tokens for bundle in bundles]  # and so much does each cost, about
+    bundles: list[tuple[Encoded, list[Continuation]]] = []
+    lengths: list[int] = []  # and so much does each cost, about
+    for prompt, completions in part:
+        is_shared = False  # whether the last bundle is this prompt's, and more may join it
+        for one in completions:
+            more = 1 + len(one.input_ids)  # with the prompt's last token
+            if is_shared and lengths[-1] + more <= max_length:
+                bundles[-1][1].append(one)
+                lengths[-1] += more
+            else:
+                bundles.append((prompt, [one]))
+                lengths.append(len(prompt) - 1 + more)
+            is_shared = prompt.input_ids[-1] != processor.config.image_token_id
     packs = pack(lengths, lengths, max_length)
     num_packs = max(world.gather(len(packs)))
     if len(packs) < num_packs:
         packs = pack(lengths, lengths, max_length, num_packs) or [[]] * num_packs
+
     batches = []
-    for own in ([bundles[index] for index in members] for members in packs):
-        blank = needed_blank([bundle.prompt for bundle in own], processor, world.size)
-        own += [Bundle(prompt=prompt, completions=[]) for prompt in blank]
+    for members in packs:
         sequences: list[Encoded] = []
         prefixes: list[int] = []
-        completions: list[Continuation | None] = []  # of each sequence
-        for bundle in own:
-            parts = bundle.sequences()
-            prefixes += [-1] + [len(sequences)] * (len(parts) - 1)
-            completions += [None] * (len(parts) - len(bundle.completions)) + bundle.completions
-            sequences += parts
-        batch = processor.pack(sequences)
-        if max(prefixes) >= 0:
-            batch["prefixes"] = torch.tensor(prefixes)
-        zero = torch.tensor(0.0)
-        batch["advantages"] = torch.stack([one.advantage if one else zero for one in completions])
+        known: list[Continuation | None] = []  # of each sequence
+        for prompt, completions in (bundles[index] for index in members):
+            own = bundle(prompt, completions)
+            prefixes += [-1] + [len(sequences)] * (len(own) - 1)
+            known += [None] * (len(own) - len(completions)) + completions
+            sequences += own
+        blank = needed_blank(sequences, processor, world.size)
+        batch = processor.pack(sequences + blank)
+        if max(prefixes, default=-1) >= 0:
+            batch["prefixes"] = torch.tensor(prefixes + [-1] * len(blank))
+        known += [None] * len(blank)
+        batch["advantages"] = torch.stack([one.advantage if one else torch.tensor(0.0) for one in known])
         batch["sampler_logprobs"] = logprobs = torch.zeros(len(batch["input_ids"]))
-        for end, one in zip(batch["cu_seqlens"][1:].tolist(), completions, strict=True):
+        for end, one in zip(batch["cu_seqlens"][1:].tolist(), known, strict=True):
             if one:  # the last tokens of its sequence
                 logprobs[end - len(one.logprobs) : end] = one.logprobs
         batches.append(batch)

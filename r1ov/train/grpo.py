@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import token_logprobs
-from r1ov.data.pack import Continuation, bundled, make_packs, num_trained
-from r1ov.data.processor import IGNORED, Batch, Encoded
+from r1ov.data.pack import Continuation, Part, make_packs, num_trained
+from r1ov.data.processor import IGNORED, Batch
 from r1ov.errors import UserError
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.loss import (
@@ -51,7 +51,6 @@ from r1ov.train.run.observe import (
 from r1ov.train.run.open import Run, open_run, open_source
 
 COUNTS = ("num_items_in_batch", "num_sequences_in_batch", "num_read_in_batch")
-Part = list[tuple[Encoded, list[Continuation]]]  # prompts with completions to learn from in one step
 
 
 def deal(run: Run, groups: Sequence[Group], outcomes: Sequence[Outcome], advantages: Tensor) -> list[Part]:
@@ -64,7 +63,7 @@ def deal(run: Run, groups: Sequence[Group], outcomes: Sequence[Outcome], advanta
     """
     config, parts = run.config, run.config.steps_per_generation
     places = {one.number: place for place, one in enumerate(outcomes)}
-    dealt: list[Part] = [[] for _ in range(parts)]
+    dealt = [[] for _ in range(parts)]
     for group in groups:
         place, own = places[group.number], []
         for completion, advantage in zip(group.completions, advantages[place], strict=True):
@@ -90,9 +89,7 @@ def make_minibatch(run: Run, part: Part) -> tuple[list[Batch], dict[str, float]]
     num_items = sum(num_trained(one.labels) for one in everything)
     if not config.beta and any(world.gather(any(one.teaches for one in everything))):
         part = [(prompt, [one for one in own if one.teaches]) for prompt, own in part]
-    image_token_id = run.processor.config.image_token_id
-    bundles = [one for prompt, own in part for one in bundled(prompt, own, config.max_length, image_token_id)]
-    packs = make_packs(bundles, run.processor, config.max_length, world)
+    packs = make_packs(part, run.processor, config.max_length, world)
     num_read = sum(num_trained(batch["labels"]) for batch in packs)
     counts = world.sum(float(num_items), float(len(everything)), float(num_read))
     return packs, dict(zip(COUNTS, counts, strict=True))
