@@ -138,11 +138,6 @@ def _deal(
     return bins
 
 
-def grids_of(encoded: Encoded) -> list[list[int]]:
-    """(time, height, width) of each of its images, in patches."""
-    return [] if encoded.image_grid_thw is None else encoded.image_grid_thw.tolist()
-
-
 def num_trained(labels: Tensor) -> int:
     return int((labels != IGNORED).sum())
 

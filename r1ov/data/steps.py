@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 from r1ov.common.files import one_line
 from r1ov.data.formats.records import BadRow, Record, refused
 from r1ov.data.messages import Messages
-from r1ov.data.pack import grids_of, needed_blank, num_trained, pack, sequence_cost
+from r1ov.data.pack import needed_blank, num_trained, pack, sequence_cost
 from r1ov.data.processor import Batch, Encoded, Processor
 from r1ov.errors import UserError
 from r1ov.reward.rules.boxes import Frame, is_marked, resized
@@ -80,10 +80,11 @@ class Steps:
             except BadRow as error:
                 items.append(error)
 
-        costs = [
-            sequence_cost(self.processor.config, len(encoded), num_trained(encoded.labels), grids_of(encoded))
-            for _, encoded in rows
-        ]
+        costs = []
+        for _, encoded in rows:
+            grids = () if encoded.image_grid_thw is None else encoded.image_grid_thw.tolist()
+            trained = num_trained(encoded.labels)
+            costs.append(sequence_cost(self.processor.config, len(encoded), trained, grids))
         packs = pack([len(encoded) for _, encoded in rows], costs, self.max_length, self.world_size)
         batches, undecoded = [], []
         for members in packs[self.rank :: self.world_size]:

@@ -173,6 +173,7 @@ def train(config: GRPOConfig) -> None:
             evaluate(run)
 
         while run.step < config.max_steps:
+            # 1. sample G completions of each prompt, and 2. score them
             begun, policy, num_sampled = time.perf_counter(), run.answering_model(), 0
             groups: list[Group] = []
             for prompts, seed in until_enough(groups, run, source, encode, tally, count):
@@ -180,12 +181,14 @@ def train(config: GRPOConfig) -> None:
                 num_sampled += sum(one.completion_tokens for group in sampled for one in group.completions)
                 groups += [score(group) for group in sampled]
             rate = world.sum(num_sampled)[0] / (seconds := time.perf_counter() - begun)
+            # 3. compare each with its group
             outcomes = gather_outcomes(world, groups)  # of all ranks, by prompt
             rewards = torch.stack([one.rewards for one in outcomes])  # (prompts, G)
             advantages = group_advantages(rewards.flatten(), each, config.scale_rewards).view_as(rewards)
             observed = observe(run, groups, outcomes, advantages)
             observed |= {"generation_seconds": seconds, "rollout_tokens_per_second": rate}
 
+            # 4. pack what each of the rollout's steps learns from
             parts = deal(run, groups, outcomes, advantages.float())
             minibatches = [make_minibatch(run, part) for part in parts]
             for packs, _ in minibatches:
@@ -193,10 +196,11 @@ def train(config: GRPOConfig) -> None:
                     add_logprobs(run, packs, "old_logprobs", run.model)
                 if reference:
                     add_logprobs(run, packs, "ref_logprobs", reference)
+            # 5. loss and 6. update
             steps = (minibatches * config.num_iterations)[: config.max_steps - run.step]
             for left, (packs, counts) in zip(reversed(range(len(steps))), steps, strict=True):
                 begun = time.perf_counter()
-                learned = {**accumulate_gradients(run, packs, counts), **update(run)}  # loss and update
+                learned = {**accumulate_gradients(run, packs, counts), **update(run)}
                 learned["update_seconds"] = time.perf_counter() - begun
                 if not run.end_step({**observed, **learned}, may_stop=not left):
                     return
