@@ -103,6 +103,26 @@ def tell(text: str) -> None:
     say("\n".join(lines))
 
 
+def rollout_lines(run: "Run") -> list[str]:
+    """What GRPO adds to it."""
+    config = run.config
+    count = config.train_batch_size * config.steps_per_generation // config.num_generations
+    rewards = ", ".join([*config.reward_funcs, *filter(None, [config.reward])])
+    kl = f"KL {config.beta:g}" if config.beta else "no KL term"
+    lines = [
+        f"rollout {count} prompts x {config.num_generations} completions of up to "
+        f"{config.max_completion_length} tokens",
+        f"grpo    {config.loss_type} loss, {kl}, temperature {config.temperature:g}, rewards {rewards}",
+    ]
+    if run.processor.encode([{"role": "user", "content": ""}]).opened:
+        lines.append(
+            "note    the chat template opens <think> in the prompt: it counts as part of every reply"
+        )
+    if not find_spec("math_verify"):
+        lines.append("note    math-verify is not installed: what the exact rules leave open counts as wrong")
+    return lines
+
+
 def introduction(run: "Run", rows: str) -> list[str]:
     """What a run is about to do. Args: rows: how many the data has, for people."""
     config, size, copies = run.config, run.world.size, run.config.replicate
@@ -131,22 +151,7 @@ def introduction(run: "Run", rows: str) -> list[str]:
         f"{config.optim}, peak learning rate {config.learning_rate:g}, {config.max_steps:,} steps",
     ]
     if is_grpo:
-        count = config.train_batch_size * config.steps_per_generation // config.num_generations
-        rewards = ", ".join([*config.reward_funcs, *filter(None, [config.reward])])
-        kl = f"KL {config.beta:g}" if config.beta else "no KL term"
-        lines += [
-            f"rollout {count} prompts x {config.num_generations} completions of up to "
-            f"{config.max_completion_length} tokens",
-            f"grpo    {config.loss_type} loss, {kl}, temperature {config.temperature:g}, rewards {rewards}",
-        ]
-        if run.processor.encode([{"role": "user", "content": ""}]).opened:
-            lines.append(
-                "note    the chat template opens <think> in the prompt: it counts as part of every reply"
-            )
-        if not find_spec("math_verify"):
-            lines.append(
-                "note    math-verify is not installed: what the exact rules leave open counts as wrong"
-            )
+        lines += rollout_lines(run)
     if run.num_rows and config.train_batch_size * config.steps_per_row >= run.num_rows:
         lines.append(
             f"note    a step takes all {unit} of an epoch; for more steps: --max-steps, --num-train-epochs, or a "
@@ -208,7 +213,8 @@ class Log:
 
     def close(self) -> None:
         self._file.close()
-        self.draw()
+        if len(self.rows) > 1:  # a point makes no curve
+            self.draw()
 
     def draw(self) -> None:
         """Draws curves.png: what was logged of CURVES and of each reward, every point and the trend."""

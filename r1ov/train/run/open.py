@@ -265,7 +265,8 @@ class Run:
             if tally.bad or tally.dropped:
                 tell(f"data    left out: {tally.summary()}")
             took = duration(time.perf_counter() - self.started)
-            say(f"done    {took}; model in {self.out}/final, curves in {self.out}/curves.png")
+            curves = f", curves in {self.out}/curves.png" if len(self.log.rows) > 1 else ""
+            say(f"done    {took}; model in {self.out}/final{curves}")
             say(f"try it  python generate.py --model {self.out} --image PICTURE")
 
 
