@@ -35,37 +35,27 @@ class StepData:
     undecoded: list[BadRow]  # rows left out on this rank alone, because an image could not be decoded
 
 
+@dataclass(frozen=True)
 class Steps:
     """steps[s] is the StepData of step s, counted from 0.
 
     Every rank encodes all rows (text to ids, and the images' sizes: cheap), so that all come to the same
     packs without talking; only the rank that trains a pack decodes its images and cuts them into patches.
+
+    Args:
+        rows_per_step: B, over all ranks and micro-batches.
+        max_length: most tokens of a sequence, and of a pack (a pack of text alone may exceed it by those of
+            the blank sequence).
+        overlong: "drop" makes longer sequences a BadRow that counts as dropped, "error" raises UserError.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        processor: Processor,
-        rows_per_step: int,
-        max_length: int,
-        rank: int = 0,
-        world_size: int = 1,
-        overlong: Literal["drop", "error"] = "drop",
-    ):
-        """
-        Args:
-            rows_per_step: B, over all ranks and micro-batches.
-            max_length: most tokens of a sequence, and of a pack (a pack of text alone may exceed it by those
-                of the blank sequence).
-            overlong: "drop" makes longer sequences a BadRow that counts as dropped, "error" raises UserError.
-        """
-        self.source, self.processor, self.rows_per_step, self.max_length = (
-            source,
-            processor,
-            rows_per_step,
-            max_length,
-        )
-        self.rank, self.world_size, self.overlong = rank, world_size, overlong
+    source: Source
+    processor: Processor
+    rows_per_step: int
+    max_length: int
+    rank: int = 0
+    world_size: int = 1
+    overlong: Literal["drop", "error"] = "drop"
 
     def __getitem__(self, step: int) -> StepData:
         """Raises UserError for an over-long row where that is an error, and for what the source raises."""
