@@ -166,10 +166,10 @@ def train(config: GRPOConfig) -> None:
         reference = run.build()[0].requires_grad_(False) if config.beta else None
         limit = min(config.max_length, run.processor.config.text.max_position_embeddings)
         encode = partial(encode_prompt, run.processor, longest=limit - config.max_completion_length)
-        tally = run.check_data(source, encode)
+        run.check_data(encode)
         if num_prompts and not run.step:  # the playground's golds cannot be wrong
-            check_rewards(run, source, num_prompts, score)
-        run.begin(source)
+            check_rewards(run, num_prompts, score)
+        run.begin()
         if run.is_due(config.eval_steps, run.step):
             evaluate(run)
 
@@ -177,7 +177,7 @@ def train(config: GRPOConfig) -> None:
             # 1. sample G completions of each prompt, and 2. score them
             begun, policy, num_sampled = time.perf_counter(), run.answering_model(), 0
             groups: list[Group] = []
-            for prompts, seed in until_enough(groups, run, source, encode, tally, count):
+            for prompts, seed in until_enough(groups, run, encode, count):
                 sampled = sample(policy, run.processor, prompts, config, seed)
                 num_sampled += sum(one.completion_tokens for group in sampled for one in group.completions)
                 groups += [score(group) for group in sampled]
@@ -208,4 +208,4 @@ def train(config: GRPOConfig) -> None:
                 if run.is_due(config.eval_steps, run.step):
                     evaluate(run)
         sum_up(run)
-        run.finish(tally)
+        run.finish()

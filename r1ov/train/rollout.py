@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from r1ov.data.formats.records import BadRow, Record
-from r1ov.data.formats.tally import Tally
 from r1ov.data.processor import Encoded, Processor
 from r1ov.data.steps import Source
 from r1ov.engine import Completion, decode, prepare
@@ -153,7 +152,7 @@ def encode_prompt(processor: Processor, record: Record, longest: int) -> Encoded
 Encode = Callable[[Record], Encoded]  # raises BadRow
 
 
-def next_prompts(run: Run, source: Source, encode: Encode, tally: Tally, count: int) -> list[Group]:
+def next_prompts(run: Run, encode: Encode, count: int) -> list[Group]:
     """This rank's share of the data's next `count` prompts; the unusable ones are counted and left out.
     Collective.
     """
@@ -161,7 +160,7 @@ def next_prompts(run: Run, source: Source, encode: Encode, tally: Tally, count: 
     items: list[Record | BadRow] = []
     prompts = []
     for number in range(first + world.rank, first + count, world.size):
-        item = source[number]
+        item = run.source[number]
         try:
             if isinstance(item, BadRow):
                 raise item
@@ -173,13 +172,13 @@ def next_prompts(run: Run, source: Source, encode: Encode, tally: Tally, count: 
         except BadRow as error:
             items.append(error)
     for item in chain(*world.gather(items)):
-        tally.add(item)
+        run.tally.add(item)
     run.extra["next_prompt"] = first + count
     return prompts
 
 
 def until_enough(
-    groups: list[Group], run: Run, source: Source, encode: Encode, tally: Tally, count: int
+    groups: list[Group], run: Run, encode: Encode, count: int
 ) -> Iterator[tuple[list[Group], int]]:
     """Prompts, and their seed, for a rollout of `count` groups, which the caller adds to `groups`. Collective.
 
@@ -193,7 +192,7 @@ def until_enough(
     flat: list[Group] = []
     for _ in range(1 + run.config.max_resamplings):
         seed = run.config.seed * 1_000_003 + run.extra.get("next_prompt", 0)
-        yield next_prompts(run, source, encode, tally, missing), seed
+        yield next_prompts(run, encode, missing), seed
         if run.config.dynamic_sampling:
             flat += [group for group in groups if not group.has_spread]
             groups[:] = [group for group in groups if group.has_spread]
@@ -203,5 +202,5 @@ def until_enough(
     if missing == count:
         numbers = sorted(chain(*world.gather([group.number for group in flat])))[:count]
         if not numbers:
-            raise UserError(f"none of the prompts of this rollout can be used; {tally.summary()}")
+            raise UserError(f"none of the prompts of this rollout can be used; {run.tally.summary()}")
         groups += [group for group in flat if group.number in numbers]

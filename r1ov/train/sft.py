@@ -23,9 +23,9 @@ def train(config: SFTConfig) -> None:
         steps = Steps(
             source, run.processor, rows_per_step, config.max_length, world.rank, world.size, config.overlong
         )
-        tally = run.check_data(source, lambda record: run.processor.with_pixels(steps.encoded(record)))
+        run.check_data(lambda record: run.processor.with_pixels(steps.encoded(record)))
         prepared = load_steps(steps, run.step, config.max_steps, config.dataloader_num_workers)
-        run.begin(source)
+        run.begin()
         if run.is_due(config.eval_steps, run.step):
             evaluate(run)
 
@@ -37,11 +37,11 @@ def train(config: SFTConfig) -> None:
             )
             undecoded = chain(*world.gather(data.undecoded)) if num_undecoded else ()
             for item in chain(data.items, undecoded):
-                tally.add(item)
+                run.tally.add(item)
             if not num_items:
                 raise UserError(
                     f"step {run.step + 1}: not one of its {rows_per_step} rows can be trained on; "
-                    f"{tally.summary()}"
+                    f"{run.tally.summary()}"
                 )
 
             is_logged = run.is_due(config.logging_steps, run.step + 1)
@@ -68,4 +68,4 @@ def train(config: SFTConfig) -> None:
                 return
             if run.is_due(config.eval_steps, run.step):
                 evaluate(run)
-        run.finish(tally)
+        run.finish()

@@ -13,7 +13,6 @@ from torch import Tensor
 from r1ov.common.processes import World
 from r1ov.data.formats.open_image import lazy_image
 from r1ov.data.formats.records import Record
-from r1ov.data.steps import Source
 from r1ov.errors import UserError
 from r1ov.reward import Frame
 from r1ov.reward.rules.boxes import is_marked
@@ -38,9 +37,9 @@ def frame_of(record: Record) -> Frame | None:
     return None
 
 
-def check_rewards(run: Run, source: Source, num_prompts: int, score: Scorer) -> None:
+def check_rewards(run: Run, num_prompts: int, score: Scorer) -> None:
     """Scores every gold answer against itself. Raises: UserError if too many do not score 1."""
-    records = (source[number] for number in range(num_prompts))
+    records = (run.source[number] for number in range(num_prompts))
     golds = [
         Gold(record.where, record.solution or "", record.kind, score.rules, frame_of(record))
         for record in records

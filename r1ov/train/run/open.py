@@ -77,7 +77,8 @@ class Run:
     """The state of a run. Collective: all ranks call its methods at the same steps.
 
     Attributes: config: with nothing left open. step: finished steps. extra: what else a checkpoint keeps,
-        such as num_tokens. log: the main process's, else None. stop: set when the process was asked to stop.
+        such as num_tokens. tally: of the data's rows. log: the main process's, else None. stop: set when the
+        process was asked to stop.
     """
 
     def __init__(
@@ -89,7 +90,8 @@ class Run:
         device: torch.device,
         stack: ExitStack,
     ):
-        self.world, self.device, self.stack, self.num_rows = world, device, stack, num_rows
+        self.world, self.device, self.stack = world, device, stack
+        self.source, self.num_rows = source, num_rows
         files = source.fingerprint if isinstance(source, Mixture) else ()
         before, config = settle(config, num_rows, files, world, device)
         self.config, self.out, self.log = config, Path(config.out), None
@@ -105,10 +107,8 @@ class Run:
         self.dtype = torch.bfloat16 if is_bf16 else torch.float32  # of the arithmetic
         self.model, self.processor = self.build()
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        rates, betas = (
-            (config.learning_rate, config.muon_learning_rate),
-            (config.adam_beta1, config.adam_beta2),
-        )
+        rates = config.learning_rate, config.muon_learning_rate
+        betas = config.adam_beta1, config.adam_beta2
         self.optimizers = build_optimizers(self.model, config.optim, *rates, betas, config.weight_decay)
         self.step, self.extra = 0, {}
         if before:
@@ -165,21 +165,20 @@ class Run:
         folder, limit = self.out / "checkpoints", self.config.save_total_limit
         return self.stack.enter_context(Checkpoints(folder, self.world, limit))
 
-    def check_data(self, source: Source, encode: Callable[[Record], Any]) -> Tally:
-        """Reads rows of the data as training will, and says what they are; returns the account to go on with.
+    def check_data(self, encode: Callable[[Record], Any]) -> None:
+        """Begins the account of the data's rows, in a new run with some that are read as training will.
 
         Args: encode: raises UserError for a row that cannot be used.
         Raises: UserError where `python -m r1ov.data` refuses the data.
         """
         tell_main = tell if self.world.is_main else None
-        own = Tally(self.config.max_bad_share, tell_main)
-        if not self.step and isinstance(source, Mixture):
-            own.first = self._surveyed(source, encode, Tally(1.0, tell_main)).first  # told already
-        return own
+        self.tally = Tally(self.config.max_bad_share, tell_main)
+        if not self.step and isinstance(self.source, Mixture):
+            self.tally.first = self._surveyed(encode, Tally(1.0, tell_main)).first  # told already
 
-    def _surveyed(self, source: Mixture, encode: Callable[[Record], Any], tally: Tally) -> Tally:
+    def _surveyed(self, encode: Callable[[Record], Any], tally: Tally) -> Tally:
         pictured = 0
-        for item, _ in source.survey(encode, SURVEYED):
+        for item, _ in self.source.survey(encode, SURVEYED):
             tally.add(item)
             pictured += isinstance(item, Record) and bool(item.images)
         tally.max_bad_share = self.config.max_bad_share
@@ -189,10 +188,11 @@ class Run:
             tell(f"data    of {tally.rows:,} rows {pictured:,} have images{unread}")
         return tally
 
-    def begin(self, source: Source) -> None:
+    def begin(self) -> None:
         """Makes the folder this run's, says what is about to be done, and starts the clocks."""
         if self.world.is_main:
-            lines = introduction(self, f", {len(source):,} rows" if isinstance(source, Mixture) else "")
+            rows = f", {len(self.source):,} rows" if isinstance(self.source, Mixture) else ""
+            lines = introduction(self, rows)
             for line in lines:
                 tell(line)
             if is_finished(self.out):
@@ -253,8 +253,8 @@ class Run:
             say(f"stop    after step {self.step}, saved; the same command goes on")
         return not (may_stop and is_stopped)
 
-    def finish(self, tally: Tally) -> None:
-        """Leaves the trained model in `out`/final. Args: tally: of the data that was read."""
+    def finish(self) -> None:
+        """Leaves the trained model in `out`/final."""
         pretrained.save(self.model, self.processor, self.out / "final", dtype=torch.float32)
         if self.log:
             # For whoever asks the model later: its training put each question as the data had it.
@@ -262,8 +262,8 @@ class Run:
             limits = {"min_pixels": images.min_pixels, "max_pixels": images.max_pixels}
             asked = {"stage": self.config.stage, "prompt": "none", **limits}
             write_json(self.out / "final" / "r1ov.json", asked)
-            if tally.bad or tally.dropped:
-                tell(f"data    left out: {tally.summary()}")
+            if self.tally.bad or self.tally.dropped:
+                tell(f"data    left out: {self.tally.summary()}")
             took = duration(time.perf_counter() - self.started)
             curves = f", curves in {self.out}/curves.png" if len(self.log.rows) > 1 else ""
             say(f"done    {took}; model in {self.out}/final{curves}")
