@@ -28,9 +28,9 @@ from r1ov.folder.weights import load_weights, whole
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.grpo import accumulate_gradients, add_logprobs, deal, make_minibatch
 from r1ov.train.loss import group_advantages
-from r1ov.train.rollout import Group, encode_prompt
+from r1ov.train.rollout import Group, encode_prompt, gather_outcomes
 from r1ov.train.run.config import GRPOConfig
-from r1ov.train.run.observe import gather_outcomes, observe
+from r1ov.train.run.observe import observe
 from r1ov.train.run.sharding import make_mesh, shard
 
 EACH = 4  # completions a prompt

@@ -66,7 +66,7 @@ from r1ov.data.processor import IGNORED
 from r1ov.engine.generate import stop_ids_of
 from r1ov.train import grpo
 from r1ov.train.grpo import add_logprobs, completion_logprobs
-from r1ov.train.rollout import Group, encode_prompt, sample
+from r1ov.train.rollout import Group, encode_prompt, gather_outcomes, sample
 from r1ov.train.run import observe
 from r1ov.train.run.config import GRPOConfig
 from tests import grpo_worker as worker
@@ -178,7 +178,7 @@ def test_minibatches_are_of_one_size_though_prompts_were_replaced(tiny):
         for group in worker.groups(processor, 6, range(0, 6, 2))
     ]
     groups.append(replace(groups[0], number=8))
-    parts = grpo.deal(bare, groups, observe.gather_outcomes(World(), groups), torch.zeros(4, 2))
+    parts = grpo.deal(bare, groups, gather_outcomes(World(), groups), torch.zeros(4, 2))
     assert [sum(len(own) for _, own in part) for part in parts] == [2] * 4
 
 
@@ -310,7 +310,7 @@ def test_the_stop_token_is_trained_whichever_of_the_two_it_is(tiny):
         ended = replace(group.completions[0], token_ids=[5, stop, 6, stop], finish_reason="stop")
         two = replace(group, completions=[ended, replace(ended, finish_reason="length")])
         (((prompt, (trained, cut_off)),),) = grpo.deal(
-            bare, [two], observe.gather_outcomes(World(), [two]), torch.zeros(1, 2)
+            bare, [two], gather_outcomes(World(), [two]), torch.zeros(1, 2)
         )
         (whole,) = bundle(prompt, [trained])
         assert whole.labels[-4:].tolist() == [5, stop, 6, stop]

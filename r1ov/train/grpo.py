@@ -36,14 +36,20 @@ from r1ov.train.loss import (
     grpo_loss,
 )
 from r1ov.train.optim import each_pack, update
-from r1ov.train.rollout import Group, Scorer, encode_prompt, sample, until_enough
+from r1ov.train.rollout import (
+    Group,
+    Outcome,
+    Scorer,
+    encode_prompt,
+    gather_outcomes,
+    sample,
+    until_enough,
+)
 from r1ov.train.run.config import GRPOConfig
 from r1ov.train.run.heldout import evaluate
 from r1ov.train.run.observe import (
-    Outcome,
     check_rewards,
     combine_metrics,
-    gather_outcomes,
     observe,
     sampling_metrics,
     sum_up,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from r1ov.common.processes import World
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.processor import Encoded, Processor
 from r1ov.data.steps import Source
@@ -204,3 +205,31 @@ def until_enough(
         if not numbers:
             raise UserError(f"none of the prompts of this rollout can be used; {run.tally.summary()}")
         groups += [group for group in flat if group.number in numbers]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What all ranks know of a group."""
+
+    number: int  # of its prompt, among all of the run
+    rewards: Tensor  # (G,)
+    scores: Sequence[Mapping[str, float | None]]
+    lengths: list[int]  # of the completions, in tokens
+    finished: list[bool]
+    prompt_tokens: int  # read by all of its completions together
+
+
+def gather_outcomes(world: World, groups: Sequence[Group]) -> list[Outcome]:
+    """The outcomes of all ranks' groups in the order of their prompts. Collective: all ranks call this."""
+    own = [
+        Outcome(
+            number=group.number,
+            rewards=group.rewards,
+            scores=group.scores,
+            lengths=[one.completion_tokens for one in group.completions],
+            finished=[one.finish_reason == "stop" for one in group.completions],
+            prompt_tokens=len(group.prompt) * len(group.completions),
+        )
+        for group in groups
+    ]
+    return sorted(chain(*world.gather(own)), key=lambda one: one.number)

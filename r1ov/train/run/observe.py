@@ -3,14 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import chain
 from statistics import fmean, variance
 
 import torch
 from torch import Tensor
 
-from r1ov.common.processes import World
 from r1ov.data.formats.open_image import lazy_image
 from r1ov.data.formats.records import Record
 from r1ov.errors import UserError
@@ -18,7 +16,7 @@ from r1ov.reward import Frame
 from r1ov.reward.rules.boxes import is_marked
 from r1ov.reward.rules.check import Gold, check_golds
 from r1ov.train.loss import MIN_STD, largest, mean_and_std
-from r1ov.train.rollout import Group, Scorer, texts_of
+from r1ov.train.rollout import Group, Outcome, Scorer, texts_of
 from r1ov.train.run.log import tell
 from r1ov.train.run.open import Run
 from r1ov.train.run.samples import question_of, write_samples
@@ -52,34 +50,6 @@ def check_rewards(run: Run, num_prompts: int, score: Scorer) -> None:
             f"note    {len(failed)} gold answers do not score 1 against themselves and teach nothing, "
             f"first {gold.name}: {why}"
         )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What all ranks know of a group."""
-
-    number: int  # of its prompt, among all of the run
-    rewards: Tensor  # (G,)
-    scores: Sequence[Mapping[str, float | None]]
-    lengths: list[int]  # of the completions, in tokens
-    finished: list[bool]
-    prompt_tokens: int  # read by all of its completions together
-
-
-def gather_outcomes(world: World, groups: Sequence[Group]) -> list[Outcome]:
-    """The outcomes of all ranks' groups in the order of their prompts. Collective: all ranks call this."""
-    own = [
-        Outcome(
-            number=group.number,
-            rewards=group.rewards,
-            scores=group.scores,
-            lengths=[one.completion_tokens for one in group.completions],
-            finished=[one.finish_reason == "stop" for one in group.completions],
-            prompt_tokens=len(group.prompt) * len(group.completions),
-        )
-        for group in groups
-    ]
-    return sorted(chain(*world.gather(own)), key=lambda one: one.number)
 
 
 def observe(
