@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch._dynamo  # optimizers and fully_shard import it, for seconds: once, for all that are forked
 import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors import SafetensorError
@@ -193,8 +194,6 @@ def whole_state(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> di
 
 def ranks(folder: Path) -> dict[str, object]:
     """4 ranks, then 2, 1, 2, and 4 as 2 x 2, each going on from the checkpoint of the one before."""
-    import torch._dynamo  # fully_shard wants it, and the import takes seconds: once, for all that are forked
-
     checkpoints_at = folder / "checkpoints"
 
     def build(world: World, seed: int) -> tuple[nn.Module, list[torch.optim.Optimizer]]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+import torch._dynamo  # an optimizer imports it, for seconds: once, for all that are forked
 
 from r1ov.train.grpo import train as train_grpo
 from r1ov.train.run.config import GRPOConfig, SFTConfig
