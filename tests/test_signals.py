@@ -48,7 +48,13 @@ def started(command: str, out: Path) -> subprocess.Popen:
     words = command.replace("REWARD", f"{reward}:score").replace("OUT", str(out)).split()
     with out.with_suffix(".txt").open("w") as told:
         return subprocess.Popen(
-            [sys.executable, *words], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=told
+            [sys.executable, *words],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=told,
+            # A job in a shell's background ignores SIGINT, and so would all that it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 

@@ -168,8 +168,8 @@ def read_processor(folder: str | Path) -> Processor:
     with _naming(folder):
         files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in FILES}
     parsed = {name: read_json(folder / name) for name in PARSED if name in files}
-    # transformers 5 nests it in processor_config.json, and that one wins; older files of this name have no
-    # such part.
+    # transformers 5 nests the image processor's in processor_config.json, and those win; older files of this
+    # name have no such part.
     path = folder / "processor_config.json"
     settings = parsed.get(path.name, {}).get("image_processor")
     if settings is None:
