@@ -95,6 +95,10 @@ def read_json(path: str | Path, missing: str = "") -> dict[str, Any]:
     return raw
 
 
+def _unusable(folder: Path, error: OSError) -> str:
+    return f"--out {folder}: cannot be used ({error.strerror}); choose another folder"
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[None]:
     """Makes the folder and those above it; on leaving, those that are new and still empty go again."""
@@ -102,7 +106,7 @@ def new_folder(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {folder}: cannot be used ({error.strerror}); choose another folder") from error
+        raise UserError(_unusable(folder, error)) from error
     try:
         yield
     finally:
@@ -123,9 +127,7 @@ def locked(folder: Path) -> Iterator[None]:
             f"{folder}: another process is at work in this folder; wait for it, or choose another --out"
         ) from None
     except OSError as error:
-        raise UserError(
-            f"--out {folder}: cannot be used ({error.strerror}); choose another folder"
-        ) from error
+        raise UserError(_unusable(folder, error)) from error
     try:
         yield
     finally:
