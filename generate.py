@@ -19,17 +19,6 @@ from r1ov.errors import UserError
 
 DEFAULT_PROMPT = "How many objects are there?"
 MAX_SAMPLES = 1024
-# Fields of a sample; beside them `tokens`, the text of each token.
-JSON = (
-    "text",
-    "token_ids",
-    "logprobs",
-    "finish_reason",
-    "prompt_tokens",
-    "completion_tokens",
-    "thinking",
-    "answer",
-)
 TINY_NOTE = (
     "it knows drawn pictures only: counts, charts, geometry, letters and sums, positions, patterns, boxes. "
     "For photos: --model Fancy-MLLM/R1-Onevision-7B"
@@ -155,10 +144,11 @@ def main() -> None:
         completions, timing = decode(model, processor, plan)
         for number, completion in enumerate(completions, 1):
             if options.json:
-                sample = {name: getattr(completion, name) for name in JSON}
+                more = ("completion_tokens", "thinking", "answer")
                 ids = completion.token_ids
-                sample["tokens"] = [processor.decode([id], skip_special_tokens=False) for id in ids]
-                print(json.dumps(sample, ensure_ascii=False))
+                tokens = [processor.decode([id], skip_special_tokens=False) for id in ids]
+                sample = vars(completion) | {name: getattr(completion, name) for name in more}
+                print(json.dumps(sample | {"tokens": tokens}, ensure_ascii=False))
             else:
                 print(f"--- {number}/{len(completions)} ---")
                 with show() as stream:

@@ -44,9 +44,15 @@ def read_part(part: Any, where: str = "") -> dict[str, Any]:
         read = {"type": "image", "image": f"data:;base64,{source}" if key == "base64" else source, **limits}
     else:
         raise UserError(f"{where}{_no_part(part)}")
-    are_numbers = all(type(limit) is int and limit > 0 for limit in limits.values())
-    if given or not are_numbers or ("resized_height" in limits) != ("resized_width" in limits):
-        raise UserError(f"{where}{_unread(kind, given, limits)}")
+    if given:
+        known = ", ".join(("text",) if kind == "text" else (*SOURCES, *LIMITS))
+        unread = ", ".join(map(repr, given))
+        raise UserError(f"{where}a part of type {kind!r} has {unread}; known are {known}")
+    for name, limit in limits.items():
+        if type(limit) is not int or limit < 1:
+            raise UserError(f"{where}a picture's {name} is {limit!r:.60}, expected a positive whole number")
+    if ("resized_height" in limits) != ("resized_width" in limits):
+        raise UserError(f"{where}a picture has resized_height or resized_width alone; give both")
     return read
 
 
@@ -91,14 +97,3 @@ def _no_part(part: Any) -> str:
     if isinstance(part, Mapping) and (part.get("type") in ("video", "video_url") or "video" in part):
         return "videos are not supported; give pictures or text"
     return f"a part of its content is {part!r:.60}, expected an object of type 'text' or 'image'"
-
-
-def _unread(kind: str, left: Mapping[str, Any], limits: Mapping[str, Any]) -> str:
-    """Names what would go unread of a part, or cannot be taken."""
-    if left:
-        known = ", ".join(("text",) if kind == "text" else (*SOURCES, *LIMITS))
-        return f"a part of type {kind!r} has {', '.join(map(repr, left))}; known are {known}"
-    for name, limit in limits.items():
-        if type(limit) is not int or limit < 1:
-            return f"a picture's {name} is {limit!r:.60}, expected a positive whole number"
-    return "a picture has resized_height or resized_width alone; give both"
