@@ -18,8 +18,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 import r1ov.model
 from r1ov.data.formats.mixture import open_data
 from r1ov.data.image import LazyImage
+from r1ov.data.messages import compile_template
 from r1ov.data.processor import Processor
-from r1ov.data.template import compile_template
 from r1ov.errors import UserError
 from r1ov.folder.pretrained import read_processor, write_processor
 

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from kernels import starts
 from r1ov.data.image import ImageProcessor, LazyImage
-from r1ov.data.messages import Messages, split_images
-from r1ov.data.template import Render, compile_template
+from r1ov.data.messages import Messages, Render, compile_template, split_images
 from r1ov.errors import UserError
 from r1ov.model.config import Config
 from r1ov.model.rope import mrope_positions

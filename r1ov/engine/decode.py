@@ -68,11 +68,13 @@ class Timing:
     decode_seconds: float
 
 
+@dataclass
 class TextStream:
     """Passes on the text of a growing row piece by piece, and never half a character."""
 
-    def __init__(self, processor: Processor, emit: Callable[[str], None]):
-        self.processor, self.emit, self.passed = processor, emit, 0
+    processor: Processor
+    emit: Callable[[str], None]
+    passed: int = 0  # tokens
 
     def update(self, token_ids: list[int], is_finished: bool) -> None:
         """Args: token_ids: all of the row so far, without its stop id."""

@@ -21,8 +21,8 @@ from tokenizers import Tokenizer
 from r1ov.common.files import one_line, read_json, write_json
 from r1ov.common.processes import choose_device, choose_dtype, dtype_name
 from r1ov.data.image import ImageProcessor
+from r1ov.data.messages import compile_template
 from r1ov.data.processor import Processor
-from r1ov.data.template import compile_template
 from r1ov.errors import UserError
 from r1ov.folder.allowed import FITS, RULES
 from r1ov.folder.faults import adapter_of
