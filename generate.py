@@ -75,6 +75,8 @@ class Options:
     def __post_init__(self) -> None:
         """Raises UserError for every mistake that can be seen without torch."""
         check_bounds(self)
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise UserError(f"--min-pixels {self.min_pixels} is above --max-pixels {self.max_pixels}")
         if self.look and Path(self.look).is_dir():
             raise UserError(f"--look {self.look} is a folder; give the name of a file")
         if self.chat and (self.json or self.look or self.num_samples > 1 or self.prompt == "-"):
