@@ -178,6 +178,30 @@ def test_the_page_in_a_browser(written, tmp_path, width):
     assert result["wide"] <= result["inner"]
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to drive the page with")
+def test_a_long_answer_does_not_freeze_the_page(tiny, tmp_path, monkeypatch):
+    """2,000 tokens: the page stays small, opens within 3 s, and a click takes less than 0.1 s."""
+    monkeypatch.setattr("r1ov.look.page.PASSES", 1)  # the answer's length is what counts here
+    ids = torch.randint(10, 1000, (2000,), generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "look.html"
+    write_page(path, *tiny, conversation(), "r1ov-tiny", completion=ids)
+    assert path.stat().st_size < 10_000_000
+    clicks = """<script>
+const opened=performance.now(),spans=[...document.querySelectorAll("#words span")];
+for(let i=0;i<2000;i+=100)spans[i].click();
+const p=document.createElement("pre");p.id="result";
+p.textContent=JSON.stringify([spans.length,opened,(performance.now()-opened)/20]);
+document.body.append(p)</script></html>"""
+    path.write_text(path.read_text(encoding="utf-8").replace("</html>", clicks), encoding="utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    words, opened, click = json.loads(re.search(r'<pre id="result">(.*?)</pre>', done.stdout)[1])
+    assert words == 2000
+    assert opened < 3000
+    assert click < 100
+
+
 def test_the_command_writes_a_page_and_prints_the_answer(tmp_path):
     command = [sys.executable, "-m", "r1ov.look", "--image", "r1ov/data/playground/examples/counting.png"]
     command += ["--prompt", "How many yellow triangles are there?", "--out", str(tmp_path / "look.html")]

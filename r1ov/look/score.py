@@ -102,7 +102,7 @@ def gradients(traced: Trace, found: Sequence[Mention]) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def blanked(traced: Trace, regions: Sequence[Tensor], tokens_per_pass: int = 2048) -> Tensor:
+def blanked(traced: Trace, regions: Sequence[Tensor], tokens_per_pass: int = 1024) -> Tensor:
     """(regions, n) how much each word's log-prob falls when a region of the image becomes its mean cell.
 
     Args: regions: token indices of cells, as in `traced.cells`.
@@ -166,7 +166,7 @@ def table(
     """A row for each method: hits, their 95% interval by scene, and the two controls."""
     text = model.config.text
     votes = torch.zeros(text.num_hidden_layers * text.num_attention_heads)
-    for _, traced, found, _ in scenes(model, processor, max(20, samples // 4), split, seed + 1):
+    for _, traced, found, _ in scenes(model, processor, max(2, samples // 4), split, seed + 1):
         for one in found:
             votes += torch.isin(heads_of(traced, one).argmax(-1), torch.tensor(one.cells)).flatten()
     best = int(votes.argmax())
