@@ -4,6 +4,7 @@ them.
 
 import os
 import time
+from contextlib import closing
 
 import pytest
 
@@ -67,7 +68,7 @@ def gone(pid: int) -> bool:
 
 
 def test_results_come_back_and_overdue_or_dead_processes_are_replaced(source):
-    with Worker(f"{source}:call", timeout=60) as worker:
+    with closing(Worker(f"{source}:call", timeout=60)) as worker:
         assert worker("double", 21) == 42
         assert worker("double", "ab" * 100_000) == "ab" * 200_000  # more than a pipe holds, both ways
         first = worker("pid")
@@ -91,7 +92,7 @@ def test_results_come_back_and_overdue_or_dead_processes_are_replaced(source):
 
 
 def test_what_the_function_started_is_killed_with_it(source):
-    with Worker(f"{source}:hang_with_child", timeout=60) as worker:
+    with closing(Worker(f"{source}:hang_with_child", timeout=60)) as worker:
         worker.start()
         worker.timeout = 5
         with pytest.raises(WorkerTimeout):

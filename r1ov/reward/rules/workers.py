@@ -42,7 +42,7 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """Calls `target` in another process. Close it, or use it as a context manager.
+    """Calls `target` in another process. Close it.
 
     Not a `multiprocessing.Process`: that would import the main program again, torch included, and would join
     a forgotten worker at exit.
@@ -94,14 +94,7 @@ class Worker:
         process.wait()
         self.pipe.close()
 
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self):
-        self.close()
+    __del__ = close
 
     def _exchange(self, request: str | None, seconds: float) -> Any:
         try:
