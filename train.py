@@ -6,6 +6,7 @@ stage's flags.
 """
 
 import argparse
+import os
 import sys
 
 from r1ov.cli import parse_cli, run
@@ -20,6 +21,11 @@ def main() -> None:
     options, presets = (GRPOConfig, GRPO) if is_grpo else (SFTConfig, SFT)
     other = {"--stage sft": SFTConfig} if is_grpo else {"--stage grpo": GRPOConfig}
     config = parse_cli(options, prog="train.py", description=__doc__, presets=presets, elsewhere=other)
+    if config.nproc_per_node > 1 and "WORLD_SIZE" not in os.environ:
+        from r1ov.common.processes import launch
+
+        launch(config.nproc_per_node)
+        return
     # torch takes seconds to import: not before the command line is known to be right
     if is_grpo:
         from r1ov.train.grpo import train

@@ -140,8 +140,8 @@ def _hint(word: str, flags: Collection[str], elsewhere: Mapping[str, type]) -> s
     for place, options in elsewhere.items():
         if name in {flag(field.name) for field in dataclasses.fields(options)}:
             return f"; {name} belongs to {place}"
-    near = difflib.get_close_matches(name, flags, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = difflib.get_close_matches(name.strip("-"), [known.strip("-") for known in flags], n=1)
+    return f"; did you mean --{near[0]}?" if near else ""
 
 
 class _Parser(argparse.ArgumentParser):

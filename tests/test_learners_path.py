@@ -31,6 +31,7 @@ DOORS = (
     "r1ov/data/__main__.py",
     "r1ov/engine/chat.py",
     "r1ov/engine/terminal.py",
+    "r1ov/train/export.py",
 )
 CORE_TOKENS, CORE_FILES = 34_000, 34  # files: beside the __init__.py
 BUILT_ON = ("r1ov/look",)  # rooms that were built onto the house

@@ -3,6 +3,7 @@ RANK, WORLD_SIZE and LOCAL_RANK.
 """
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -128,6 +129,35 @@ class World:
     def wait(self) -> None:
         """Returns when all ranks have come here."""
         self.gather(None)
+
+
+def share_cores() -> None:
+    """Deals this machine's cores to its processes, where torchrun has left a single thread to each."""
+    if os.environ.get("OMP_NUM_THREADS") == "1":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"])))
+
+
+def launch(count: int) -> None:
+    """Runs this command as `count` processes on this machine, by torchrun, and ends as they end.
+
+    Torchrun by itself ends with a traceback and status 1 where its processes were stopped and have ended well,
+    or have refused the command.
+    """
+    import logging
+
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.disable()  # of torchrun's own lines about its processes
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    try:
+        run.run(run.parse_args(["--standalone", f"--nproc-per-node={count}", *sys.argv]))
+    except SignalException:
+        return  # it was passed on, and waited for
+    except ChildFailedError as error:
+        raise SystemExit(max(1, error.get_first_failure()[1].exitcode)) from None
 
 
 @contextmanager

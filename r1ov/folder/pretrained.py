@@ -51,8 +51,8 @@ def resolve(name: str | Path) -> Path:
     """The folder of a model.
 
     Args:
-        name: one of SHIPPED, which come with r1ov; else a folder; else a hub name `owner/name` or
-            `owner/name@revision`, downloaded once into the hub's own cache.
+        name: one of SHIPPED, which come with r1ov; else a folder, of a model or of a finished run; else a hub
+            name `owner/name` or `owner/name@revision`, downloaded once into the hub's own cache.
     Raises: UserError that says what to do: no such folder, no such model, no access, no network.
     """
     text = str(name)
@@ -60,7 +60,13 @@ def resolve(name: str | Path) -> Path:
         return Path(__file__).parents[1] / "model" / text
     path = os.path.expanduser(text)
     if text and isinstance(name, str | Path) and os.path.isdir(path):
-        return Path(path)
+        folder = Path(path)
+        if (folder / "final" / "config.json").is_file():
+            return folder / "final"
+        if any(folder.glob("checkpoints/step-*")):
+            made = f"`python -m r1ov.train.export {folder} FOLDER` makes a model of its newest checkpoint"
+            raise UserError(f"{folder}: a run that has not finished; {made}")
+        return folder
     return from_hub(name)
 
 
@@ -335,3 +341,10 @@ def save(
         world.on_main(partial(write_json, folder / "config.json", config_to_dict(config)))
     except OSError as error:
         raise UserError(f"{folder}: the model cannot be saved there ({error})") from error
+
+
+def write_asked(folder: Path, stage: str, processor: Processor) -> None:
+    """For whoever asks the model later: its training put each question as the data had it."""
+    images = processor.image_processor
+    limits = {"min_pixels": images.min_pixels, "max_pixels": images.max_pixels}
+    write_json(folder / "r1ov.json", {"stage": stage, "prompt": "none", **limits})

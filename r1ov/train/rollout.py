@@ -88,7 +88,10 @@ class Scorer:
         self.weights = dict(zip(names, config.reward_weights or [1.0] * len(names), strict=True))
         first = next((one for one in map(source.__getitem__, range(TRIED)) if isinstance(one, Record)), None)
         if self.user and first:
-            self._users(first, f"<think>...</think>\n<answer>{first.solution}</answer>", 16, "stop")
+            try:
+                self._users(first, f"<think>...</think>\n<answer>{first.solution}</answer>", 16, "stop")
+            except UserError as error:
+                raise UserError(f"{error}; it is called as function(prompt, completion, row, info)") from error
 
     def __call__(self, group: Group) -> Group:
         """The group with scores and rewards."""

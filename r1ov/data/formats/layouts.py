@@ -67,7 +67,13 @@ def read_row(row: Any, where: str = "") -> Record:
     if options:
         _show(options, turns)
         gold = None if gold is None else gold_letter(gold, options)
-    messages = _messages(turns, images)
+    try:
+        messages = _messages(turns, images)
+    except BadRow as error:
+        left = [str(name) for name in row if str(name).lower() in columns]
+        read = [str(name) for name in row if str(name) not in left]
+        keys = f"keys read: {', '.join(read)}; not read: {', '.join(left) or 'none'}"
+        raise BadRow(error.reason, f"{error.detail}; {keys[:300]}") from None
     if gold is None and turns[-1][0] == "assistant":
         gold = _concluded(messages[-1]["content"], is_whole=layout == "vlm-r1")
     text = "\n".join(part["text"] for _, parts, _ in turns for part in parts if part["type"] == "text")

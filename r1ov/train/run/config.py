@@ -122,6 +122,9 @@ class TrainConfig:
     adam_beta2: float = option(0.98, "second moment", least=0, below=1)
     max_grad_norm: float = option(1.0, "scale longer gradients down to this norm", above=0)
 
+    nproc_per_node: int = option(
+        1, "processes on this machine; asked to stop, they save and exit 0", least=1, resumable=True
+    )
     device: str | None = option(None, "default: cuda if there is one, else cpu", resumable=True)
     kernels: Literal["torch", "triton"] | None = option(
         None, "attention and log-probs; default: triton on a GPU, torch elsewhere", resumable=True
@@ -214,7 +217,7 @@ class GRPOConfig(TrainConfig):
     )
     max_num_seqs: int | None = option(
         None,
-        "most completions decoded at once; others follow as rows finish; default: all",
+        "most completions decoded at once, the others as rows finish; default: all",
         least=1,
         resumable=True,
     )
@@ -268,10 +271,7 @@ class GRPOConfig(TrainConfig):
         "threshold", "reward of a box: 1 from an IoU of 0.5, or the IoU itself"
     )
     sample_steps: int = option(
-        10,
-        "write some completions with their rewards to samples/ every N steps; 0: never",
-        least=0,
-        resumable=True,
+        10, "write some completions and rewards to samples/ every N steps; 0: never", least=0, resumable=True
     )
 
     def __post_init__(self):

@@ -103,26 +103,25 @@ def answer_questions(run: Run, source: Source, count: int) -> dict[str, float]:
     answers = sorted(answer for part in world.gather(own) for answer in part)
     if not answers:
         return {}
-    right, formed = (sum(answer[at] for answer in answers) for at in (2, 3))
     if world.is_main:
-        show(run, source, answers, f"{right:.0f} of {len(answers)} right", formed, started)
+        show(run, source, answers, time.perf_counter() - started)
     count = len(answers)
-    return {"eval_accuracy": right / count, "eval_format": formed / count, "eval_samples": count}
+    right, formed = (sum(answer[at] for answer in answers) / count for at in (2, 3))
+    return {"eval_accuracy": right, "eval_format": formed, "eval_samples": count}
 
 
-def show(
-    run: Run,
-    source: Source,
-    answers: list[tuple[int, str, float, float]],
-    score: str,
-    formed: float,
-    started: float,
-) -> None:
-    """Writes all answers to samples/, and says the score and one of the sound answers, each time another."""
+def show(run: Run, source: Source, answers: list[tuple[int, str, float, float]], seconds: float) -> None:
+    """Writes all answers to samples/, and says the score and one of the sound answers, each time another.
+
+    Args: answers: number of the row, text, and the scores of the answer and of the form.
+    """
     config = run.config
     where = config.eval_data or config.eval_split
+    right, formed = (sum(answer[at] for answer in answers) for at in (2, 3))
+    low, high = interval(right / len(answers), len(answers))
+    score = f"{right:.0f} of {len(answers)} right"
     samples, lines = [], []
-    for number, text, right, form in answers:
+    for number, text, own_right, own_form in answers:
         record = source[number]
         question = question_of(record.prompt)
         samples.append(
@@ -130,16 +129,15 @@ def show(
                 "question": question,
                 "gold": record.solution,
                 "images": [image.load() for image in record.images],
-                "completions": [{"text": text, "scores": {"accuracy": right, "format": form}}],
+                "completions": [{"text": text, "scores": {"accuracy": own_right, "format": own_form}}],
             }
         )
-        if right == 1 or form == 1:  # an untrained model's noise is nothing to look at
+        if 1 in (own_right, own_form):  # an untrained model's noise is nothing to look at
             lines.append((question, f"gold {record.solution}, model {text}"))
     write_samples(run.out / "samples", "eval", run.step, f"step {run.step}: {score} of {where}", samples)
-    took = duration(time.perf_counter() - started)
-    low, high = interval(sum(answer[2] for answer in answers) / len(answers), len(answers))
     say(
-        f"eval    {score} ({low:.0%} to {high:.0%}), {formed:.0f} well-formed, of {where} ({took}; all in samples/)"
+        f"eval    {score} ({low:.0%} to {high:.0%}), {formed:.0f} well-formed, of {where} "
+        f"({duration(seconds)}; all in samples/)"
     )
     if lines:
         for line in lines[run.step // max(1, config.eval_steps) % len(lines)]:

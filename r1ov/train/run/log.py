@@ -6,6 +6,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from operator import sub
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -55,7 +56,6 @@ CURVES = {  # metric -> its panel, and its name where a panel has several curves
     "completions/mean_length": ("tokens of a completion", ""),
     "completions/clipped_ratio": (CUT, ""),
     "grad_norm": ("gradient norm", ""),
-    "learning_rate": ("learning rate", ""),
 }
 FEW = 30  # points that are shown one by one; more get a smoothed line over them
 PEAK_FLOPS = {  # dense bfloat16 operations a second, by name
@@ -82,7 +82,7 @@ def interval(share: float, count: int) -> tuple[float, float]:
     """Wilson's 95% interval of a share that was seen in `count` trials."""
     spread = 1.96**2 / count
     middle, half = share + spread / 2, math.sqrt(spread * (share * (1 - share) + spread / 4))
-    return (middle - half) / (1 + spread), (middle + half) / (1 + spread)
+    return min(share, (middle - half) / (1 + spread)), max(share, (middle + half) / (1 + spread))
 
 
 def duration(seconds: float) -> str:
@@ -227,7 +227,7 @@ class Log:
         panels = self.panels()
         if not panels:
             return
-        wide = min(len(panels), 3 if len(panels) <= 9 else 4)
+        wide = math.ceil(math.sqrt(len(panels)))
         high = math.ceil(len(panels) / wide)
         size = (4.2 * wide, 2.9 * high + 0.5)
         figure, axes = plt.subplots(high, wide, figsize=size, squeeze=False, layout="constrained")
@@ -238,13 +238,9 @@ class Log:
             for number, (name, (steps, values, counts)) in enumerate(curves.items()):
                 style = {"color": f"C{number}", "label": name}
                 if all(counts):
-                    ends = [interval(*pair) for pair in zip(values, counts, strict=True)]
-                    # a bar's two lengths; rounding may leave one a little below 0
-                    bars = [
-                        [max(0, value - low), max(0, high - value)]
-                        for value, (low, high) in zip(values, ends, strict=True)
-                    ]
-                    bars = list(zip(*bars, strict=True))
+                    steps = [step + number * self.max_steps / 80 for step in steps]  # beside each other
+                    lows, highs = zip(*map(interval, values, counts), strict=True)
+                    bars = [list(map(sub, values, lows)), list(map(sub, highs, values))]
                     axis.errorbar(steps, values, bars, marker="o", ms=4, lw=1.4, capsize=3, **style)
                 elif len(values) < FEW:
                     axis.plot(steps, values, marker="o", ms=3, lw=1.4, **style)
@@ -288,7 +284,7 @@ class Log:
                 if row.get(metric) is not None
             ]
             found = tuple(zip(*points, strict=True))
-            is_repeated = metric in rewards and panels["reward"] == {"": found}  # the only one of weight 1
+            is_repeated = metric in rewards and panels.get("reward") == {"": found}  # the only one of weight 1
             if found and not is_repeated and not (metric == "loss" and "reward" in names):
                 panels.setdefault(title, {})[curve] = found
         return panels

@@ -15,10 +15,10 @@ import torch
 
 from r1ov.cli import flag, marked
 from r1ov.common.files import check_same_options, earlier_options, new_folder, write_json
-from r1ov.common.processes import World, choose_kernels, joined
+from r1ov.common.processes import World, choose_kernels, joined, share_cores
 from r1ov.common.stopping import stopping
 from r1ov.data.formats.mixture import Mixture, open_data
-from r1ov.data.formats.records import Record
+from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.formats.tally import Tally
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import Processor
@@ -64,13 +64,6 @@ def open_run(config: TrainConfig, source: Source, num_rows: int | None) -> Itera
         elif world.size > 1:
             share_cores()
         yield Run(config, source, num_rows, world, device, stack)
-
-
-def share_cores() -> None:
-    """Deals this machine's cores to its processes, where torchrun has left a single thread to each."""
-    if os.environ.get("OMP_NUM_THREADS") == "1":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"])))
 
 
 class Run:
@@ -171,8 +164,13 @@ class Run:
         Args: encode: raises UserError for a row that cannot be used.
         Raises: UserError where `python -m r1ov.data` refuses the data.
         """
+        config = self.config
+        if config.eval_data:
+            rows = open_data(config.eval_data, split="test", lazy=True, **config.reading)
+            if all(isinstance(rows[number], BadRow) for number in range(min(len(rows), config.eval_samples))):
+                raise UserError(f"--eval-data {config.eval_data}: none of its rows can be used; {rows[0]}")
         tell_main = tell if self.world.is_main else None
-        self.tally = Tally(self.config.max_bad_share, tell_main)
+        self.tally = Tally(config.max_bad_share, tell_main)
         if not self.step and isinstance(self.source, Mixture):
             self.tally.first = self._surveyed(encode, Tally(1.0, tell_main)).first  # told already
 
@@ -257,11 +255,7 @@ class Run:
         """Leaves the trained model in `out`/final."""
         pretrained.save(self.model, self.processor, self.out / "final", dtype=torch.float32)
         if self.log:
-            # For whoever asks the model later: its training put each question as the data had it.
-            images = self.processor.image_processor
-            limits = {"min_pixels": images.min_pixels, "max_pixels": images.max_pixels}
-            asked = {"stage": self.config.stage, "prompt": "none", **limits}
-            write_json(self.out / "final" / "r1ov.json", asked)
+            pretrained.write_asked(self.out / "final", self.config.stage, self.processor)
             if self.tally.bad or self.tally.dropped:
                 tell(f"data    left out: {self.tally.summary()}")
             took = duration(time.perf_counter() - self.started)

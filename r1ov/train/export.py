@@ -1,0 +1,58 @@
+"""Makes a model of a checkpoint: `python -m r1ov.train.export runs/sft/checkpoints/step-31 FOLDER`, or
+`python -m r1ov.train.export runs/sft FOLDER` of the newest one of a run.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from r1ov.cli import option, parse_cli, run
+from r1ov.common.files import read_json
+from r1ov.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    checkpoint: str = option(help="a checkpoint, or a run; may come first, without its flag")
+    out: str = option(help="folder of the model; may come second, without its flag")
+
+
+def export(checkpoint: Path, out: Path) -> None:
+    """Writes the weights of a checkpoint, or of a run's newest, as a model that every command reads.
+
+    Raises: UserError if there is none, or it is damaged.
+    """
+    import torch  # takes seconds: not before the command line is known to be right
+
+    from r1ov.folder import pretrained
+    from r1ov.train.run.state import restore
+    from r1ov.train.run.storage import open_tensors, read_record, verify
+
+    steps = sorted(checkpoint.glob("checkpoints/step-*"), key=lambda path: int(path.name.partition("-")[2]))
+    checkpoint = steps[-1] if steps else checkpoint
+    options = read_json(checkpoint.parent.parent / "config.json", "expected a run or one of its checkpoints")
+    try:
+        files = read_record(checkpoint)["files"]
+        verify(checkpoint, files)
+        stored = open_tensors(checkpoint, sorted(files))
+    except OSError as error:
+        raise UserError(f"{checkpoint}: not a checkpoint that can be used ({error})") from error
+    processor = pretrained.read_processor(pretrained.resolve(options["model"] or options["config_name"]))
+    processor = processor.with_pixel_limits(options["min_pixels"], options["max_pixels"])
+    model = pretrained.build(processor.config).to_empty(device="cpu")
+    restore(model, [], {name: tensor for name, tensor in stored.items() if name.startswith("model.")})
+    pretrained.save(model, processor, out, torch.float32)
+    pretrained.write_asked(out, options["stage"], processor)
+    print(f"{checkpoint} -> {out}", file=sys.stderr)
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    if len(words) == 2 and not any(word.startswith("-") for word in words):
+        words = ["--checkpoint", words[0], "--out", words[1]]
+    config = parse_cli(ExportConfig, words, prog="python -m r1ov.train.export", description=__doc__)
+    export(Path(config.checkpoint), Path(config.out))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
