@@ -6,16 +6,18 @@ workers that prepare steps need no state.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from r1ov.common.files import one_line
+from r1ov.data.formats.reader import Reader
 from r1ov.data.formats.records import BadRow, Record, refused
-from r1ov.data.messages import Messages
+from r1ov.data.messages import Messages, texts_of
 from r1ov.data.pack import needed_blank, num_trained, pack, sequence_cost
 from r1ov.data.processor import Batch, Encoded, Processor
 from r1ov.errors import UserError
-from r1ov.reward.rules.boxes import Frame, is_marked, resized
+from r1ov.reward.rules.boxes import Frame, corners, has_tokens, is_marked, recognised, resized
 
 
 class Source(Protocol):
@@ -93,10 +95,7 @@ class Steps:
         if isinstance(item, BadRow):
             raise item
         try:
-            encoded = self.processor.encode(item.messages, return_labels=True)
-            messages = with_boxes_resized(item, self.processor.image_sizes(encoded))
-            if messages != item.messages:
-                encoded = self.processor.encode(messages, return_labels=True)
+            encoded = encode_record(item, self.processor, return_labels=True)
         except UserError as error:
             raise refused(item.where, error) from error
         if len(encoded) > self.max_length:
@@ -109,17 +108,51 @@ class Steps:
         return encoded
 
 
-def with_boxes_resized(record: Record, sizes: Sequence[tuple[int, int]]) -> Messages:
-    """The messages, with the boxes of the replies measured as the model measures its own.
+def encode_record(record: Record, processor: Processor, **options: Any) -> Encoded:
+    """The record's messages as `Processor.encode`, their boxes measured as the model measures its own."""
+    encoded = processor.encode(record.messages, **options)
+    sizes = processor.image_sizes(encoded)
+    messages = with_boxes_resized(record, Frame(*sizes, record.box_unit)) if sizes else record.messages
+    return encoded if messages == record.messages else processor.encode(messages, **options)
 
-    Args: sizes: as `Processor.image_sizes`.
+
+def with_boxes_resized(record: Record, frame: Frame) -> Messages:
+    def moved(role: str, content: Any) -> Any:
+        if not isinstance(content, str):
+            return [
+                part | {"text": moved(role, part["text"])} if "text" in part else part for part in content
+            ]
+        return resized(content, frame) if holds_boxes(content, role, record.kind) else content
+
+    return [{**message, "content": moved(message["role"], message["content"])} for message in record.messages]
+
+
+def holds_boxes(text: str, role: str, kind: str | None) -> bool:
+    """Whether four numbers are a box there: in a reply by the row's kind or their key, elsewhere by Qwen's
+    tokens alone.
     """
-    messages = list(record.messages)
-    for place, message in enumerate(messages if sizes else ()):
-        text = message["content"]
-        if message["role"] == "assistant" and (record.kind in ("bbox", "boxes") or is_marked(text)):
-            messages[place] = {**message, "content": resized(text, Frame(*sizes, record.box_unit))}
-    return messages
+    return has_tokens(text) or (role == "assistant" and (kind in ("bbox", "boxes") or is_marked(text)))
+
+
+def recognise_boxes(readers: Sequence[Reader], processor: Processor) -> None:
+    """Sets the unit of each reader's boxes by its first rows, unless it is known: see `boxes.recognised`."""
+    for reader in readers:
+        found = []
+        for number in range(0 if reader.box_unit else min(len(reader), 100)):
+            record = reader[number]
+            if isinstance(record, BadRow) or record.box_unit or not record.images:
+                continue
+            texts = [("assistant", record.solution or "")]
+            for message in record.messages:
+                texts += [(message["role"], text) for text in texts_of(message)]
+            ends = [
+                end for role, text in texts if holds_boxes(text, role, record.kind) for end in corners(text)
+            ]
+            if ends:
+                with suppress(UserError):  # an image that cannot be read is another fault
+                    frame = Frame(*processor.image_sizes(processor.encode(record.messages)))
+                    found += [(end, frame) for end in ends]
+        reader.box_unit = reader.box_unit or recognised(found)
 
 
 def load_steps(steps: Steps, start: int, stop: int, num_workers: int = 0) -> Iterator[StepData]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from r1ov.common.processes import World
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.processor import Encoded, Processor
-from r1ov.data.steps import Source
+from r1ov.data.steps import Source, encode_record
 from r1ov.engine import Completion, decode, prepare
 from r1ov.errors import UserError
 from r1ov.model.model import Qwen2_5_VL
@@ -142,7 +142,7 @@ def texts_of(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def encode_prompt(processor: Processor, record: Record, longest: int) -> Encoded:
     """The prompt with its images' patches. Raises: BadRow if it cannot be used. Args: longest: tokens."""
     try:
-        prompt = processor.encode(record.prompt, add_generation_prompt=True)
+        prompt = encode_record(replace(record, messages=record.prompt), processor, add_generation_prompt=True)
         if len(prompt) <= longest:
             return processor.with_pixels(prompt)
     except UserError as error:

@@ -13,6 +13,7 @@ from r1ov.data.formats.onevision import clean
 from r1ov.data.formats.pictures import lazy_picture
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.formats.rows import Rows, open_rows
+from r1ov.reward.rules.boxes import Unit
 
 
 class Reader:
@@ -28,6 +29,7 @@ class Reader:
         image_folder: str | Path | None = None,
         allow_outside: bool = False,
         lazy: bool = False,
+        box_unit: Unit | None = None,
     ):
         """
         Args:
@@ -39,10 +41,11 @@ class Reader:
             allow_outside: images may lie anywhere on this machine.
             lazy: a record's images are found and measured, but decoded only by their `load`, so that rows
                 can be dealt out first; `load` raises a BadRow where that fails.
+            box_unit: of the rows that do not say theirs.
         """
         self.files, self.need, self.clean, self.lazy = list(files), need, clean, lazy
         self.image_folder = None if image_folder is None else Path(image_folder)
-        self.allow_outside = allow_outside
+        self.allow_outside, self.box_unit = allow_outside, box_unit
         self.rows = [open_rows(file.path) for file in self.files]
         self._begins = list(accumulate(map(len, self.rows), initial=0))
         self.group_sizes = [size for rows in self.rows for size in rows.group_sizes]
@@ -89,4 +92,4 @@ class Reader:
                         image = lazy_picture(part["image"], folder, inside, f"picture {count}")
                         content[at] = part | {"image": image if self.lazy else image.load()}
             messages.append({**message, "content": content})
-        return replace(record, messages=messages)
+        return replace(record, messages=messages, box_unit=record.box_unit or self.box_unit)

@@ -11,16 +11,20 @@ from r1ov.errors import UserError
 from r1ov.reward.rules.reading import plain
 
 Box = tuple[Fraction, Fraction, Fraction, Fraction]
+Corner = Sequence[Fraction | float]  # (x, y), the far one of a box, or a point
 Unit = Literal["original", "resized", "unit", "per-mille"]
 BOX_UNITS = get_args(Unit)
 MAX_BOXES = 50
 OUTSIDE = 1.05  # times its image's side: a box that ends beyond is not measured in it
+NEAR_END = 0.8  # of a frame's side: some of many boxes end beyond
+SURE = 14.0  # natural logarithm of odds of a million to one
 _NUMBER = r"[-+]?\d{1,9}(?:\.\d{0,20})?"
 _PAIR = rf"[\[(]\s*{_NUMBER}\s*,\s*{_NUMBER}\s*[\])]"
-_PAIRS = re.compile(rf"{_PAIR}(?:\s*,?\s*{_PAIR})+")
+_PAIRS = re.compile(rf"{_PAIR}(?:(?:\s*,\s*|\s+){_PAIR})+")  # "(1,2),(3,4)(5,6),(7,8)" are two boxes
 _FOUR = re.compile(rf"[\[(]\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*[\])]")
-_PLACES = re.compile(f"{_PAIRS.pattern}|{_FOUR.pattern}")
 _BARE = re.compile(rf"\A{_NUMBER}(?:[\s,]\s*{_NUMBER}){{3}}\Z")
+_POINT = rf"(?:(?<=<\|box_start\|>)|(?<=<box>)|(?<=point_2d[\"']:))\s*{_PAIR}"
+_PLACES = re.compile(f"{_PAIRS.pattern}|{_FOUR.pattern}|{_BARE.pattern}|{_POINT}")
 _TOKENS = re.compile(r"<\|box_(?:start|end)\|>|</?box>")
 _LABEL = re.compile(r"""["']label["']\s*:\s*["']([^"']*)["']""")
 
@@ -41,24 +45,59 @@ class Frame(NamedTuple):
     resized: tuple[int, int]
     unit: Unit | None = None
 
-    def scale(self, boxes: Sequence[Labelled]) -> tuple[Fraction, Fraction] | None:
-        """What takes x and y of the data's boxes to the resized image; None if one lies outside its image."""
-        corner = [max(one.box[2 + axis] for one in boxes) for axis in (0, 1)]
-        sizes = {
-            "original": self.original,
-            "resized": self.resized,
-            "unit": (1, 1),
-            "per-mille": (1000, 1000),
-        }
-        size = sizes[self.unit or ("unit" if max(corner) <= 1 else "original")]
-        if any(most > OUTSIDE * side for most, side in zip(corner, size, strict=True)):
+    def size(self, unit: Unit) -> tuple[int, int]:
+        """What a box that ends where its image does has as its corner."""
+        return {"original": self.original, "resized": self.resized, "unit": (1, 1)}.get(unit, (1000, 1000))
+
+    def scale(self, corners: Sequence[Corner]) -> tuple[Fraction, Fraction] | None:
+        """What takes x and y of the data's boxes to the resized image; None if a corner lies outside it."""
+        is_unit = not self.unit and max(map(max, corners)) <= 1
+        size = self.size(self.unit or ("unit" if is_unit else "original"))
+        if not all(is_inside(corner, size) for corner in corners):
             return None
         return tuple(Fraction(new, side) for new, side in zip(self.resized, size, strict=True))
 
 
+def is_inside(corner: Corner, size: tuple[int, int]) -> bool:
+    return all(end <= OUTSIDE * side for end, side in zip(corner, size, strict=True))
+
+
+def recognised(found: Sequence[tuple[Corner, Frame]]) -> Unit | None:
+    """The unit of a data set whose rows do not say theirs, by their boxes' far corners; None: see `Frame`.
+
+    It is another than the original's pixels where all corners lie in that frame, some of them near its ends,
+    and the original's are out of the question: an eighth of the corners lies outside it, or it is so much
+    larger that so many corners would lie where they do once in a million times.
+    Raises: UserError if more than one would do.
+    """
+    found = [(corner, frame) for corner, frame in found if max(corner) > 1]
+    outside = sum(not is_inside(corner, frame.original) for corner, frame in found)
+    units = []
+    for unit in ("resized", "per-mille") if found else ():
+        sizes = [frame.size(unit) for _, frame in found]
+        ends = [
+            max(corner[axis] / size[axis] for (corner, _), size in zip(found, sizes, strict=True))
+            for axis in (0, 1)
+        ]
+        odds = sum(
+            math.log(math.prod(frame.original) / math.prod(size))
+            for (_, frame), size in zip(found, sizes, strict=True)
+        )
+        is_likely = odds > SURE or 8 * outside >= len(found)
+        if is_likely and min(ends) >= NEAR_END and max(ends) <= 1:
+            units.append(unit)
+    if len(units) > 1:
+        raise UserError(f"the boxes of the data may be measured in {' or '.join(units)}; give their box_unit")
+    return units[0] if units else None
+
+
 def is_marked(text: str) -> bool:
-    """Whether the text says itself that its numbers are a box: by a key of JSON, or Qwen's tokens."""
-    return bool(re.search(r"""["']bbox(?:_2d)?["']""", text) or _TOKENS.search(text))
+    """Whether the text says itself that its numbers are a box or point: by a key of JSON, or Qwen's tokens."""
+    return bool(re.search(r"""["'](?:bbox(?:_2d)?|point_2d)["']""", text) or has_tokens(text))
+
+
+def has_tokens(text: str) -> bool:
+    return bool(_TOKENS.search(text))
 
 
 def read_boxes(text: str) -> list[Labelled] | None:
@@ -101,7 +140,7 @@ def score_boxes(
     read = read_boxes if kind == "boxes" else lambda text: (box := read_box(text)) and [Labelled(box, None)]
     right, found = read(gold), read(answer)
     if right and frame:
-        scale = frame.scale(right)
+        scale = frame.scale([one.box[2:] for one in right])
         right = scale and [Labelled(scaled(one.box, scale), one.label) for one in right]
     if not right or not found:
         return 0.0 if right else None
@@ -112,14 +151,19 @@ def scaled(box: Box, scale: tuple[Fraction, Fraction]) -> Box:
     return tuple(number * factor for number, factor in zip(box, scale * 2, strict=True))
 
 
+def corners(text: str) -> list[Corner]:
+    """The far corners of the boxes, and the points, that `resized` moves."""
+    found = [tuple(map(float, re.findall(_NUMBER, match[0]))) for match in _PLACES.finditer(text)]
+    return [numbers[-2:] for numbers in found if len(numbers) in (2, 4)]
+
+
 def resized(text: str, frame: Frame) -> str:
-    """Returns a target's text with its boxes in whole pixels of the image that the model sees.
+    """Returns a text with its boxes, and marked points, in whole pixels of the image that the model sees.
 
     Raises: UserError if one lies outside its image.
     """
-    found = [tuple(map(float, re.findall(_NUMBER, match[0]))) for match in _PLACES.finditer(text)]
-    boxes = [Labelled(numbers, None) for numbers in found if len(numbers) == 4]
-    scale = frame.scale(boxes) if boxes else (1, 1)
+    found = corners(text)
+    scale = frame.scale(found) if found else (1, 1)
     if not scale:
         size = " x ".join(map(str, frame.original))
         raise UserError(
@@ -128,7 +172,7 @@ def resized(text: str, frame: Frame) -> str:
     factors = cycle(scale)
 
     def moved(match: re.Match) -> str:
-        if len(re.findall(_NUMBER, match[0])) != 4:
+        if len(re.findall(_NUMBER, match[0])) not in (2, 4):
             return match[0]
         return re.sub(_NUMBER, lambda number: str(round(float(number[0]) * next(factors))), match[0])
 

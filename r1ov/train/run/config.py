@@ -61,6 +61,11 @@ class TrainConfig:
         None, "folder that image paths are relative to and may not leave; default: each data file's folder"
     )
     allow_outside: bool = option(False, "images may lie anywhere on this machine")
+    box_unit: Literal["original", "resized", "unit", "per-mille"] | None = option(
+        None,
+        "what boxes are measured in: pixels of the image or of the resized one, 0 to 1, 0 to 1000; default: "
+        "as the rows say, else by where the first 100 lie",
+    )
     allow_changed_data: bool = option(
         False, "resume although the data files are not as they were", resumable=True
     )
@@ -181,7 +186,7 @@ class TrainConfig:
     @property
     def reading(self) -> dict[str, Any]:
         """Arguments of `open_data`."""
-        return {"clean": self.clean, "image_folder": self.image_folder, "allow_outside": self.allow_outside}
+        return {name: getattr(self, name) for name in ("clean", "image_folder", "allow_outside", "box_unit")}
 
 
 class SFTConfig(TrainConfig):

@@ -11,12 +11,12 @@ from r1ov.data.formats.mixture import open_data
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.pack import num_trained
 from r1ov.data.playground.source import Playground
-from r1ov.data.steps import Source, StepData, Steps
+from r1ov.data.steps import Source, StepData, Steps, recognise_boxes
 from r1ov.engine.generate import generate
 from r1ov.reward import Frame, Rules, format_reward, grade
 from r1ov.train.loss import sft_loss_and_correct
 from r1ov.train.rollout import encode_prompt
-from r1ov.train.run.config import PLAYGROUND, TrainConfig
+from r1ov.train.run.config import PLAYGROUND
 from r1ov.train.run.log import WIDTH, duration, interval, say
 from r1ov.train.run.open import Run
 from r1ov.train.run.samples import question_of, write_samples
@@ -36,11 +36,11 @@ def evaluate(run: Run) -> None:
         return  # a run that was stopped after it
     result: dict[str, float] = {}
     if config.eval_data or (config.stage == "sft" and config.data == PLAYGROUND):
-        source, count = held_out(config, "reply")
+        source, count = held_out(run, "reply")
         steps = Steps(source, run.processor, count, config.max_length, run.world.rank, run.world.size)
         result |= held_out_loss(run, steps[0])
     if config.eval_data or config.data == PLAYGROUND:
-        result |= answer_questions(run, *held_out(config, "solution"))
+        result |= answer_questions(run, *held_out(run, "solution"))
     if run.log and result:
         run.log.event({"step": run.step, **result})
         run.log.draw()
@@ -48,10 +48,12 @@ def evaluate(run: Run) -> None:
     run.since, run.begun = run.since + took, run.begun + took  # no time of a step's
 
 
-def held_out(config: TrainConfig, need: Literal["reply", "solution"]) -> tuple[Source, int]:
+def held_out(run: Run, need: Literal["reply", "solution"]) -> tuple[Source, int]:
     """The held-out data, and how many of its first rows are used."""
+    config = run.config
     if config.eval_data:
         data = open_data(config.eval_data, split="test", need=need, lazy=True, **config.reading)
+        recognise_boxes(data.readers, run.processor)
         return data, min(config.eval_samples, len(data))
     split = "test" if need == "reply" else config.eval_split
     return Playground(split, EVAL_SEED if split == "rl" else 0), config.eval_samples

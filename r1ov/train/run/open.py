@@ -22,7 +22,7 @@ from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.formats.tally import Tally
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import Processor
-from r1ov.data.steps import Source
+from r1ov.data.steps import Source, recognise_boxes
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
 from r1ov.folder.pretrained import read_config, read_processor
@@ -99,6 +99,8 @@ class Run:
         is_bf16 = device.type == "cuda" if config.bf16 is None else config.bf16
         self.dtype = torch.bfloat16 if is_bf16 else torch.float32  # of the arithmetic
         self.model, self.processor = self.build()
+        if isinstance(source, Mixture):
+            recognise_boxes(source.readers, self.processor)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         rates = config.learning_rate, config.muon_learning_rate
         betas = config.adam_beta1, config.adam_beta2
@@ -184,6 +186,10 @@ class Run:
         if self.world.is_main:
             unread = f"; not read: {', '.join(sorted(tally.unread))}" if tally.unread else ""
             tell(f"data    of {tally.rows:,} rows {pictured:,} have images{unread}")
+            for reader in self.source.readers:
+                if reader.box_unit and not self.config.box_unit:
+                    name = reader.files[0].path.name
+                    tell(f"note    the boxes of {name} fill the frame {reader.box_unit}: they are read so")
         return tally
 
     def begin(self) -> None:
