@@ -249,7 +249,9 @@ PUBLIC: dict[str, tuple] = {
             "images": ["red.png"],
             "objects": {"ref": ["dot"], "bbox": [[1, 2, 3, 4]]},
         },
-        "a text has a place that nothing fills: <ref-object>",
+        ["[]Find the dot.", "<|box_start|>(1,2),(3,4)<|box_end|>"],
+        "<|box_start|>(1,2),(3,4)<|box_end|>",
+        set(),
     ),
     f"{SWIFT} query and response": (
         {
@@ -516,6 +518,20 @@ def test_an_image_is_read_under_any_of_its_names(name):
         ({"options": ["red", "blue"], "answer": "green"}, "the gold answer is not one of the choices"),
         ({"question": "<video>What happens?"}, "a text has a place that nothing fills: <video>"),
         ({"question": "<image>?", "images": []}, "the number of pictures differs"),
+        ({"question": "<bbox>?", "objects": {"ref": []}}, "a place that nothing fills: <bbox>"),
+        ({"question": "<bbox>?", "objects": {"bbox": [[1, 2], [3, 4]]}}, "objects holds more than"),
+        ({"question": "<bbox>?", "objects": {"bbox": [[1, 2, 3]]}}, "objects is in no form that is known"),
+        ({"question": "<bbox>?", "objects": {"bbox": [1, 2, 3, 4]}}, "objects is in no form that is known"),
+        (
+            {"question": "<bbox>?", "objects": {"bbox": [[1, 2]], "bbox_type": "norm1000"}},
+            "objects is in no form",
+        ),
+        ({"question": "<bbox>?", "objects": {"bbox": [[1, 2]], "mask": ["x"]}}, "objects is in no form"),
+        (
+            {"question": "<bbox>?", "objects": {"bbox": [[1, 2]], "image_id": [1]}},
+            "of another image than the first",
+        ),
+        ({"question": "?", "objects": {"ref": ["dot"], "bbox": [[1, 2]]}}, "the column objects holds boxes"),
         ({"data": [{"question": ASKED}], "question": None}, "the row is a list of rows: in its data"),
         ({"question": None, "messages": said(user="x"), "hint": "h"}, "the column hint holds hint"),
         (

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from r1ov.data.pack import pack, sequence_cost
@@ -154,6 +155,19 @@ def test_the_cost_of_the_linear_layers_is_what_torch_counts():
     attention = 4 * tokens * tokens // 2 * text.head_dim * text.num_attention_heads * text.num_hidden_layers
     attention += 4 * 64 * (64 * num_full + 16 * (vision.depth - num_full)) * vision.hidden_size
     assert sequence_cost(CONFIG, tokens, trained, grids) == 3 * (linear + attention)
+
+
+def test_a_batch_with_labels_gives_the_loss_as_hugging_faces_models_do():
+    processor = read_processor(resolve("r1ov-tiny"))
+    batch = processor([messages(sample("train", number)) for number in (1, 2)], return_labels=True)
+    model = Qwen2_5_VL(CONFIG)
+    loss = model(**batch)
+    loss.backward()
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    with torch.no_grad():
+        expected = F.cross_entropy(model(**inputs)[:-1], batch["labels"][1:], ignore_index=-100)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_the_cost_of_attention_grows_with_the_square_of_text_and_of_pictures_but_in_windows_not():

@@ -1,18 +1,23 @@
 """What a reply is judged beside: the frame that its boxes are in, and the thought that its prompt opened."""
 
 import dataclasses
+import json
+import random
 
 import pytest
 import torch
 from PIL import Image
 
 from r1ov.data.formats.layouts import read_row
+from r1ov.data.formats.mixture import open_data
 from r1ov.data.formats.records import BadRow
 from r1ov.data.processor import Processor
-from r1ov.data.steps import Steps
+from r1ov.data.steps import Steps, encode_record, recognise_boxes
 from r1ov.engine.generate import generate
+from r1ov.errors import UserError
 from r1ov.folder.pretrained import load, read_processor, resolve
 from r1ov.reward import Frame, format_reward, grade, shape_reward, split_reply
+from r1ov.reward.rules.boxes import read_boxes, recognised
 
 LARGE = Image.new("RGB", (448, 224), "white")  # r1ov-tiny sees it smaller
 
@@ -54,6 +59,99 @@ def test_a_target_is_trained_in_the_pixels_that_the_model_sees(processor):
     assert "[20, 20, 40, 40]" in target(processor, row("[20, 20, 40, 40]", box_unit="resized"))
     with pytest.raises(BadRow, match="outside its image of 448 x 224; give its box_unit"):
         target(processor, row("[250, 500, 500, 750]"))
+
+
+def seen(processor: Processor, user: str, reply: str, **columns) -> str:
+    """The text of a row as the model sees it, after its image."""
+    messages = [{"role": "user", "content": "<image>" + user}, {"role": "assistant", "content": reply}]
+    record = read_row({"messages": messages, "images": [LARGE], **columns})
+    encoded = encode_record(record, processor)
+    text = processor.decode(encoded.input_ids, skip_special_tokens=False).partition("<|vision_end|>")[2]
+    return text.replace("<|im_end|>\n<|im_start|>assistant\n", " / ").replace("<|im_end|>\n", "")
+
+
+BOX = "<|box_start|>(35,28),(70,42)<|box_end|>"  # (112, 112), (224, 168) of 448 x 224, as 140 x 56 shows it
+
+
+def test_objects_fill_their_places_in_the_pixels_that_the_model_sees(processor):
+    real, shares = [112, 112, 224, 168], [0.25, 0.5, 0.5, 0.75]
+    for objects in (
+        {"ref": ["dot"], "bbox": [real]},
+        {"ref": ["dot"], "bbox": [real], "bbox_type": "real", "image_id": [0]},
+        {"ref": ["dot"], "bbox": [shares], "bbox_type": "norm1"},
+        json.dumps({"ref": ["dot"], "bbox": [real]}),
+    ):
+        assert (
+            seen(processor, "Find the <ref-object>.", "<bbox>", objects=objects) == f"Find the dot. / {BOX}"
+        )
+        assert (
+            seen(processor, "What is in <bbox>?", "A <ref-object>.", objects=objects)
+            == f"What is in {BOX}? / A dot."
+        )
+    two = {"ref": ["dog", "cat"], "bbox": [real, real]}
+    described = "<ref-object><bbox> and <ref-object><bbox>"
+    assert seen(processor, "Describe.", described, objects=two) == f"Describe. / dog{BOX} and cat{BOX}"
+    point = {"ref": [], "bbox": [real[:2]]}
+    clicked = "click(start_box='<|box_start|>(35,28)<|box_end|>')"
+    assert seen(processor, "Click.", "click(start_box='<bbox>')", objects=point) == f"Click. / {clicked}"
+    assert read_boxes("(1,2),(3,4)(5,6),(7,8)") == read_boxes("[1, 2, 3, 4] [5, 6, 7, 8]")  # as decoded
+
+
+def test_a_prompts_box_and_a_replys_point_move_with_their_image_too(processor):
+    tokens = "<|box_start|>(112,112),(224,168)<|box_end|>"
+    assert seen(processor, f"What is in {tokens}?", "x") == f"What is in {BOX}? / x"
+    assert seen(processor, "What is in [112, 112, 224, 168]?", "x") == "What is in [112, 112, 224, 168]? / x"
+    point = '[{"point_2d": [112, 112], "label": "2"}]'
+    assert seen(processor, "Where?", point) == 'Where? / [{"point_2d": [35, 28], "label": "2"}]'
+    assert seen(processor, "Where?", "112, 112, 224, 168", kind="bbox") == "Where? / 35, 28, 70, 42"
+
+
+def spread(count: int, width: int, height: int, seed: int = 0) -> list[tuple[float, float]]:
+    """Far corners all over a frame, some of them at its ends."""
+    rng = random.Random(seed)
+    return [
+        (width, height),
+        *((rng.uniform(0.1, 1) * width, rng.uniform(0.1, 1) * height) for _ in range(count)),
+    ]
+
+
+def test_the_unit_of_a_data_sets_boxes_is_recognised_where_no_other_would_do():
+    large, photo = Frame((448, 224), (140, 56)), Frame((4000, 3000), (1204, 896))
+
+    def unit(frame: Frame, corners: list) -> str | None:
+        return recognised([(corner, frame) for corner in corners])
+
+    assert unit(large, spread(20, 448, 224)) is None  # the original's own pixels
+    assert unit(large, spread(20, 140, 56)) == "resized"
+    assert unit(large, spread(20, 1000, 1000)) == "per-mille"
+    assert unit(large, [(900, 950)]) == "per-mille"  # beyond the image: no pixels
+    assert unit(photo, spread(20, 1000, 1000)) == "per-mille"  # within the image, and yet
+    assert unit(photo, spread(20, 4000, 3000)) is None
+    assert unit(large, spread(20, 1, 1)) is None  # 0 to 1 says so itself
+    # few rows, or all boxes in one corner, say nothing
+    assert unit(large, spread(2, 140, 56)) is None
+    assert unit(photo, spread(100, 600, 500)) is None
+    # one box of many that lies beyond its image is a mistake of its own
+    assert unit(large, [*spread(20, 448, 224), (900, 950)]) is None
+    assert unit(large, [*spread(20, 1000, 1000), (1200, 900)]) is None
+    with pytest.raises(UserError, match="measured in resized or per-mille; give their box_unit"):
+        unit(Frame((4000, 4000), (980, 980)), spread(20, 980, 980))
+
+
+@pytest.mark.parametrize(("unit", "width", "height"), [("per-mille", 1000, 1000), ("resized", 140, 56)])
+def test_a_file_whose_boxes_fill_another_frame_is_read_in_it(unit, width, height, processor, tmp_path):
+    LARGE.save(tmp_path / "a.png")
+    boxes = [[0, 0, round(x), round(y)] for x, y in spread(20, width, height)]
+    rows = [{"problem": "Where?", "solution": str(box), "kind": "bbox", "image": "a.png"} for box in boxes]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    readers = open_data(str(path)).readers
+    assert readers[0][0].box_unit is None
+    recognise_boxes(readers, processor)
+    assert {readers[0][number].box_unit for number in range(20)} == {unit}
+    declared = open_data(str(path), box_unit="original").readers
+    recognise_boxes(declared, processor)
+    assert declared[0][0].box_unit == "original"
 
 
 def test_a_list_that_nobody_calls_a_box_is_trained_as_it_is(processor):

@@ -36,6 +36,9 @@ class LookConfig:
         None, "folder that image paths are relative to and may not leave; default: each data file's own"
     )
     allow_outside: bool = option(False, "images may lie anywhere on this machine")
+    box_unit: Literal["original", "resized", "unit", "per-mille"] | None = option(
+        None, "what boxes are measured in, as for train.py"
+    )
     max_bad_share: float = option(0.05, "more bad rows than this share are an error", least=0, most=1)
 
     def __post_init__(self):
@@ -44,6 +47,7 @@ class LookConfig:
 
 def look(config: LookConfig) -> None:
     # torch takes seconds to import: not before the command line is known to be right.
+    from r1ov.data.steps import encode_record, recognise_boxes
     from r1ov.folder.pretrained import read_processor, resolve
 
     processor = read_processor(resolve(config.model))
@@ -54,15 +58,18 @@ def look(config: LookConfig) -> None:
         clean=config.clean,
         image_folder=config.image_folder,
         allow_outside=config.allow_outside,
+        box_unit=config.box_unit,
     )
+    recognise_boxes(data.readers, processor)
     tally, example = Tally(1.0), None
     kinds = dict.fromkeys(("with pictures", "with a reply", "with a solution"), 0)
     lengths: dict[str, list[int]] = {"tokens": [], "of them trained": [], "of them picture": []}
-    for file in (file for reader in data.readers for file in reader.files):
-        print(f"file      {one_line(str(file.path))}")
+    for reader, file in ((reader, file) for reader in data.readers for file in reader.files):
+        unit = f", boxes {reader.box_unit}" if reader.box_unit else ""
+        print(f"file      {one_line(str(file.path))}{unit}")
 
     def encode(record: Record) -> "Batch":
-        return processor(record.messages, return_labels=record.reply is not None)
+        return processor.pack([encode_record(record, processor, return_labels=record.reply is not None)])
 
     for item, batch in data.survey(encode, config.limit):
         tally.add(item)

@@ -36,6 +36,7 @@ class Item:
     is_integer: bool = False  # a number that must be whole
     precision: int | None = None  # decimals that count, for numbers
     unit: str | None = None
+    box_unit: str | None = None  # what the gold's boxes are measured in: `boxes.Frame`
     group: str | None = None  # items of one group are not independent: intervals are clustered by it
     tags: Mapping[str, str | Sequence[str]] = field(default_factory=dict)  # what the report groups by
     raw_query: str | None = None  # the official prompt, where the data has one

@@ -190,6 +190,7 @@ def generic(row: Row) -> dict[str, Any]:
         "options": options,
         "precision": int(precision) if precision else None,
         "unit": row.get("unit") or None,
+        "box_unit": record.box_unit,
         "group": text(row.get("group")) or None,
         "tags": tags_of(row, [name for name in row if name.lower() in {*record.unread} - read]),
         "sources": record.images,

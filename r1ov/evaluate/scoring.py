@@ -107,7 +107,7 @@ def read_answer(item: Item, found: str, resized: Sequence[int] | None = None) ->
             return (letter or found), float(letter == gold)
         kind = "text"  # a gold that is no option: "BD"
     if kind in ("bbox", "boxes"):
-        frame = Frame(item.images[0].size, tuple(resized)) if resized and item.images else None
+        frame = Frame(item.images[0].size, tuple(resized), item.box_unit) if resized and item.images else None
         return found, score_answer(found, item.answer, kind, frame=frame) or 0.0
     short = tidy(texts[-1], item)
     if "," not in found:

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from kernels import attention, starts
+from kernels import attention, starts, token_logprobs
 from r1ov.model.config import Config
 from r1ov.model.language import ALL, Attend, LanguageModel
 from r1ov.model.vision import VisionEncoder
@@ -77,8 +77,10 @@ class Qwen2_5_VL(nn.Module):
         prefixes: Tensor | None = None,
         attend: Attend | None = None,
         then: Callable[[Tensor, Tensor], T] | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor | T:
-        """(T, V) logits of each next token, or the value of `then` on the states that would give them.
+        """(T, V) logits of each next token, or the value of `then` on the states that would give them, or the
+        loss where labels are given.
 
         Args:
             input_ids: (T,) int64, B sequences end to end. position_ids: (3, T) int64. cu_seqlens: (B+1,)
@@ -92,10 +94,14 @@ class Qwen2_5_VL(nn.Module):
             then: called as then(hidden (T, C), head_weight (V, C)), for instance a loss. A sharded model's
                 parameters are whole within its forward only, so a loss that needs the head must be computed
                 here; it returns a tensor, or tensors in a tuple, list or dict.
+            labels: (T,) int64, -100 where nothing is trained: the mean cross-entropy of the rest, as in
+                Hugging Face's models.
         """
         hidden = self.hidden_states(
             input_ids, position_ids, cu_seqlens, pixel_values, image_grid_thw, prefixes, attend
         )
+        if labels is not None:
+            return -token_logprobs(hidden[:-1], self.head_weight, labels[1:]).sum() / (labels[1:] >= 0).sum()
         return self.logits(hidden) if then is None else then(hidden, self.head_weight)
 
 
