@@ -12,6 +12,7 @@ from r1ov.common.files import one_line
 from r1ov.data.formats.mixture import open_data
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.formats.tally import Tally
+from r1ov.reward.rules.boxes import Unit
 
 if TYPE_CHECKING:
     from r1ov.data.processor import Batch, Processor
@@ -36,9 +37,7 @@ class LookConfig:
         None, "folder that image paths are relative to and may not leave; default: each data file's own"
     )
     allow_outside: bool = option(False, "images may lie anywhere on this machine")
-    box_unit: Literal["original", "resized", "unit", "per-mille"] | None = option(
-        None, "what boxes are measured in, as for train.py"
-    )
+    box_unit: Unit | None = option(None, "what boxes are measured in, as for train.py")
     max_bad_share: float = option(0.05, "more bad rows than this share are an error", least=0, most=1)
 
     def __post_init__(self):
@@ -64,9 +63,11 @@ def look(config: LookConfig) -> None:
     tally, example = Tally(1.0), None
     kinds = dict.fromkeys(("with pictures", "with a reply", "with a solution"), 0)
     lengths: dict[str, list[int]] = {"tokens": [], "of them trained": [], "of them picture": []}
-    for reader, file in ((reader, file) for reader in data.readers for file in reader.files):
-        unit = f", boxes {reader.box_unit}" if reader.box_unit else ""
-        print(f"file      {one_line(str(file.path))}{unit}")
+    for reader in data.readers:
+        for file in reader.files:
+            print(f"file      {one_line(str(file.path))}")
+        if reader.box_unit:
+            print(f"boxes     {reader.box_unit}")
 
     def encode(record: Record) -> "Batch":
         return processor.pack([encode_record(record, processor, return_labels=record.reply is not None)])

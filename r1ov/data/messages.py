@@ -68,12 +68,6 @@ def read_part(part: Any, where: str = "") -> dict[str, Any]:
     return read
 
 
-def texts_of(message: Mapping[str, Any]) -> list[str]:
-    """The texts of a message's content."""
-    content = message["content"]
-    return [content] if isinstance(content, str) else [part["text"] for part in content if "text" in part]
-
-
 def split_images(
     messages: Any, where: str
 ) -> tuple[list[dict[str, Any]], list[tuple[LazyImage, dict[str, int]]]]:

@@ -5,7 +5,7 @@ being the same for any number of ranks. So a run goes on from any step, on any n
 workers that prepare steps need no state.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -13,11 +13,11 @@ from typing import Any, Literal, Protocol
 from r1ov.common.files import one_line
 from r1ov.data.formats.reader import Reader
 from r1ov.data.formats.records import BadRow, Record, refused
-from r1ov.data.messages import Messages, texts_of
+from r1ov.data.messages import Messages
 from r1ov.data.pack import needed_blank, num_trained, pack, sequence_cost
 from r1ov.data.processor import Batch, Encoded, Processor
 from r1ov.errors import UserError
-from r1ov.reward.rules.boxes import Frame, corners, has_tokens, is_marked, recognised, resized
+from r1ov.reward.rules.boxes import Corner, Frame, corners, has_tokens, is_marked, recognised, resized
 
 
 class Source(Protocol):
@@ -111,47 +111,49 @@ class Steps:
 def encode_record(record: Record, processor: Processor, **options: Any) -> Encoded:
     """The record's messages as `Processor.encode`, their boxes measured as the model measures its own."""
     encoded = processor.encode(record.messages, **options)
-    sizes = processor.image_sizes(encoded)
-    messages = with_boxes_resized(record, Frame(*sizes, record.box_unit)) if sizes else record.messages
+    if not (sizes := processor.image_sizes(encoded)):
+        return encoded
+    frame = Frame(*sizes, record.box_unit)
+    messages = with_boxes(record, lambda text: resized(text, frame))
     return encoded if messages == record.messages else processor.encode(messages, **options)
 
 
-def with_boxes_resized(record: Record, frame: Frame) -> Messages:
-    def moved(role: str, content: Any) -> Any:
+def with_boxes(record: Record, change: Callable[[str], str]) -> Messages:
+    """The messages with what `change` makes of the texts that hold boxes: a reply where the row's kind or a key
+    says so, any text with Qwen's tokens.
+    """
+
+    def changed(content: Any, is_reply: bool) -> Any:
         if not isinstance(content, str):
             return [
-                part | {"text": moved(role, part["text"])} if "text" in part else part for part in content
+                part | {"text": changed(part["text"], is_reply)} if "text" in part else part
+                for part in content
             ]
-        return resized(content, frame) if holds_boxes(content, role, record.kind) else content
+        is_boxed = has_tokens(content) or (
+            is_reply and (record.kind in ("bbox", "boxes") or is_marked(content))
+        )
+        return change(content) if is_boxed else content
 
-    return [{**message, "content": moved(message["role"], message["content"])} for message in record.messages]
-
-
-def holds_boxes(text: str, role: str, kind: str | None) -> bool:
-    """Whether four numbers are a box there: in a reply by the row's kind or their key, elsewhere by Qwen's
-    tokens alone.
-    """
-    return has_tokens(text) or (role == "assistant" and (kind in ("bbox", "boxes") or is_marked(text)))
+    return [
+        {**message, "content": changed(message["content"], message["role"] == "assistant")}
+        for message in record.messages
+    ]
 
 
 def recognise_boxes(readers: Sequence[Reader], processor: Processor) -> None:
     """Sets the unit of each reader's boxes by its first rows, unless it is known: see `boxes.recognised`."""
     for reader in readers:
-        found = []
+        found: list[tuple[Corner, Frame]] = []
         for number in range(0 if reader.box_unit else min(len(reader), 100)):
-            record = reader[number]
+            record, ends = reader[number], []
             if isinstance(record, BadRow) or record.box_unit or not record.images:
                 continue
-            texts = [("assistant", record.solution or "")]
-            for message in record.messages:
-                texts += [(message["role"], text) for text in texts_of(message)]
-            ends = [
-                end for role, text in texts if holds_boxes(text, role, record.kind) for end in corners(text)
-            ]
-            if ends:
-                with suppress(UserError):  # an image that cannot be read is another fault
-                    frame = Frame(*processor.image_sizes(processor.encode(record.messages)))
-                    found += [(end, frame) for end in ends]
+            answer = {"role": "assistant", "content": record.solution or record.reply or ""}
+            record = replace(record, messages=[*record.prompt, answer])
+            with_boxes(record, lambda text, ends=ends: ends.extend(corners(text)) or text)
+            with suppress(UserError):  # an image that cannot be read is another fault
+                frame = Frame(*processor.image_sizes(processor.encode(record.messages))) if ends else None
+                found += [(end, frame) for end in ends]
         reader.box_unit = reader.box_unit or recognised(found)
 
 

@@ -74,17 +74,13 @@ def recognised(found: Sequence[tuple[Corner, Frame]]) -> Unit | None:
     outside = sum(not is_inside(corner, frame.original) for corner, frame in found)
     units = []
     for unit in ("resized", "per-mille") if found else ():
-        sizes = [frame.size(unit) for _, frame in found]
-        ends = [
-            max(corner[axis] / size[axis] for (corner, _), size in zip(found, sizes, strict=True))
-            for axis in (0, 1)
-        ]
-        odds = sum(
-            math.log(math.prod(frame.original) / math.prod(size))
-            for (_, frame), size in zip(found, sizes, strict=True)
-        )
-        is_likely = odds > SURE or 8 * outside >= len(found)
-        if is_likely and min(ends) >= NEAR_END and max(ends) <= 1:
+        shares, odds = [], 0.0
+        for corner, frame in found:
+            width, height = frame.size(unit)
+            shares.append((corner[0] / width, corner[1] / height))
+            odds += math.log(math.prod(frame.original) / width / height)
+        ends = [max(axis) for axis in zip(*shares, strict=True)]
+        if max(ends) <= 1 and min(ends) >= NEAR_END and (odds > SURE or 8 * outside >= len(found)):
             units.append(unit)
     if len(units) > 1:
         raise UserError(f"the boxes of the data may be measured in {' or '.join(units)}; give their box_unit")

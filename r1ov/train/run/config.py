@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from r1ov.cli import check_bounds, marked, option
 from r1ov.errors import UserError
+from r1ov.reward.rules.boxes import Unit
 
 PLAYGROUND = "playground"
 LossType = Literal["grpo", "dapo", "dr_grpo", "cispo"]
@@ -61,7 +62,7 @@ class TrainConfig:
         None, "folder that image paths are relative to and may not leave; default: each data file's folder"
     )
     allow_outside: bool = option(False, "images may lie anywhere on this machine")
-    box_unit: Literal["original", "resized", "unit", "per-mille"] | None = option(
+    box_unit: Unit | None = option(
         None,
         "what boxes are measured in: pixels of the image or of the resized one, 0 to 1, 0 to 1000; default: "
         "as the rows say, else by where the first 100 lie",
