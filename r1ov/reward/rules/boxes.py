@@ -70,7 +70,6 @@ def recognised(found: Sequence[tuple[Corner, Frame]]) -> Unit | None:
     larger that so many corners would lie where they do once in a million times.
     Raises: UserError if more than one would do.
     """
-    found = [(corner, frame) for corner, frame in found if max(corner) > 1]
     outside = sum(not is_inside(corner, frame.original) for corner, frame in found)
     units = []
     for unit in ("resized", "per-mille") if found else ():
