@@ -393,16 +393,7 @@ def test_two_processes_roll_out_and_learn_what_one_does_and_one_goes_on_from_the
         f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
         for name, value in flags.items()
     ]
-    launcher = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "train.py",
-        "--stage",
-        "grpo",
-    ]
+    launcher = ["-m", "tests.ranks", "train", "2", "--stage", "grpo"]
     done = subprocess.run(
         [sys.executable, *launcher, *words],
         cwd=ROOT,
