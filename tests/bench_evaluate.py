@@ -1,13 +1,17 @@
 """The evaluation's runner beside a loop over transformers' `generate`, one question at a time: same
 questions, same greedy texts.
 
-    python -m tests.bench_evaluate [--limit 64] [--num-threads 1] [--max-new-tokens 256]
+    python -m tests.bench_evaluate [--limit 64] [--repeats 5] [--num-threads 1] [--max-new-tokens 256]
+
+Both sides run in one process, in turn, so that whatever else the machine does slows both; of each the median
+and the range of the repeats are told, in wall time and in CPU time. The ratio is that of each pair.
 
 Both sides begin with the items and end with their texts: pictures, tokenising, prefill and decoding are all
 inside the time; the runner also scores each answer and writes it down.
 """
 
 import argparse
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -27,6 +31,7 @@ from tests.bench_decode import reference_inputs
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--limit", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--num-threads", type=int, default=1)
     parser.add_argument("--max-new-tokens", type=int, default=256)
     options = parser.parse_args()
@@ -63,24 +68,38 @@ def main() -> None:
             texts[item.id] = processor.decode(made)
         return texts
 
+    def timed(work, items) -> tuple[dict[str, str], tuple[float, float]]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        texts = work(items)
+        return texts, (time.perf_counter() - wall, time.process_time() - cpu)
+
     ask(items[:4])  # warm up, both
     loop(items[:4])
-    tokens = 0
-    begun = time.perf_counter()
-    ours = ask(items)
-    between = time.perf_counter()
-    theirs = loop(items)
-    seconds, loop_seconds = between - begun, time.perf_counter() - between
-    same = sum(ours[id] == theirs[id] for id in theirs)
-    assert same == len(items), f"only {same} of {len(items)} texts are the same"
+    tokens, pairs = 0, []
+    for repeat in range(options.repeats):
+        sides = [(ask, "ours"), (loop, "theirs")]
+        done = {name: timed(work, items) for work, name in sides[:: -1 if repeat % 2 else 1]}
+        ours, theirs = done["ours"][0], done["theirs"][0]
+        same = sum(ours[id] == theirs[id] for id in theirs)
+        assert same == len(items), f"only {same} of {len(items)} texts are the same"
+        pairs.append((done["ours"][1], done["theirs"][1]))
     print(
         f"torch {torch.__version__}, {options.num_threads} thread(s), r1ov-tiny, float32, greedy, "
-        f"{len(items)} questions, {tokens:,} tokens"
+        f"{len(items)} questions, {tokens // options.repeats:,} tokens, {options.repeats} pairs in turn"
     )
-    print("| | seconds | questions/s | tokens/s |\n|---|---:|---:|---:|")
-    for name, spent in (("the runner", seconds), ("transformers' generate, one by one", loop_seconds)):
-        print(f"| {name} | {spent:.2f} | {len(items) / spent:.2f} | {tokens / spent:,.0f} |")
-    print(f"\n{loop_seconds / seconds:.1f} times as fast; the texts are the same")
+    print("| seconds, median (range) | the runner | transformers' generate, one by one | times as fast |")
+    print("|---|---:|---:|---:|")
+    for at, name in enumerate(("wall", "CPU")):
+        ours, theirs = ([pair[side][at] for pair in pairs] for side in (0, 1))
+        ratios = [slow / fast for fast, slow in zip(ours, theirs, strict=True)]
+        cells = [spread(ours), spread(theirs), spread(ratios, 1)]
+        print(f"| {name} | {' | '.join(cells)} |")
+    print("\nthe texts are the same")
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    low, middle, high = (f"{fold(values):.{digits}f}" for fold in (min, statistics.median, max))
+    return f"{middle} ({low} to {high})"
 
 
 if __name__ == "__main__":

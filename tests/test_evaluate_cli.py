@@ -157,6 +157,34 @@ def test_an_own_model_is_asked_as_it_was_trained_and_a_difference_is_told(tmp_pa
     assert (status, f"asked with {foreign}\n" in err, "trained" in err) == (0, True, False)
 
 
+def test_a_thought_that_the_template_opened_is_kept_and_its_format_counts(tmp_path, monkeypatch, capsys):
+    """Where the prompt writes `<think>`, the reply goes on from there."""
+    model = tmp_path / "final"
+    r1ov.save(*r1ov.load("r1ov-tiny"), model, dtype=torch.float32)
+    (template,) = (path for path in model.iterdir() if path.suffix == ".jinja")
+    template.write_text(template.read_text() + "{% if add_generation_prompt %}{{ '<think>' }}{% endif %}")
+    words = [
+        "--model",
+        str(model),
+        "--limit",
+        "7",
+        "--device",
+        "cpu",
+        "--out",
+        "o",
+        "--max-new-tokens",
+        "128",
+    ]
+    assert called(monkeypatch, capsys, *words)[0] == 0
+    rows = [json.loads(line) for line in (tmp_path / "o" / "predictions.jsonl").read_text().splitlines()]
+    assert all(row["text"].startswith("<think>") and row["text"].count("<think>") == 1 for row in rows)
+    verdicts = [json.loads(line) for line in (tmp_path / "o" / "verdicts.jsonl").read_text().splitlines()]
+    assert sum(one["well_formed"] for one in verdicts) >= 5
+    page = (tmp_path / "o" / "page.html").read_text()
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert all(item["samples"][0]["thinking"] for item in data["items"])
+
+
 def test_boxes_of_large_pictures_are_in_the_pictures_own_pixels(tmp_path, monkeypatch, capsys):
     """The processor shrinks the pictures back to the size at which the model knows them."""
     rows = []
@@ -229,6 +257,7 @@ def test_a_mistake_gives_one_line_and_status_2(words, tmp_path, monkeypatch, cap
     assert (status, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+    assert not any(path.is_dir() for path in tmp_path.iterdir())  # what is refused leaves no folder
 
 
 def test_mistakes_come_before_torch_is_imported():

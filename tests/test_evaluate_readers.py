@@ -420,6 +420,19 @@ def test_generic_json_lines(tmp_path):
     assert outside.precision == 1
 
 
+def test_rows_whose_image_cell_is_empty_are_counted(tmp_path, capsys):
+    rows = [
+        {"id": "q1", "question": "How many?", "answer": "7", "image": base64_png(4)},
+        {"id": "q2", "question": "How many?", "answer": "7", "image": ""},
+        {"id": "q3", "question": "How many?", "answer": "7", "image": ""},
+    ]
+    items = load_items(str(tsv(tmp_path / "mine.tsv", rows)))
+    assert [len(item.images) for item in items] == [1, 0, 0]
+    assert "2 of 3 questions have no image and are asked without; first q2" in capsys.readouterr().err
+    load_items(str(tsv(tmp_path / "text.tsv", [{"id": "q1", "question": "1 + 1?", "answer": "2"}])))
+    assert capsys.readouterr().err == ""  # the file has no images at all
+
+
 def test_rows_of_training_data_are_questions_as_training_reads_them(tmp_path):
     (tmp_path / "a.png").write_bytes(png(4))
     asked = [{"role": "user", "content": "<image>How many?"}]

@@ -178,9 +178,11 @@ def load_items(
             )
     files, inside = find(data or bench.hub or name, [pattern.format(split=split) for pattern in bench.files])
     items: dict[str, Item] = {}
+    has_images = False
     for file in files:
-        pictures = readers.Pictures(file.parent, inside)
-        for item in readers.read(bench.read, read_rows(file), pictures, bench.name, split):
+        pictures, rows = readers.Pictures(file.parent, inside), read_rows(file)
+        has_images = has_images or any(re.search("image|img|picture", " ".join(row).lower()) for row in rows)
+        for item in readers.read(bench.read, rows, pictures, bench.name, split):
             if items.setdefault(item.id, item) is not item:
                 raise UserError(f"{name}: two rows have the id {item.id!r}; every question needs its own")
     count = bench.counts[split] or len(items)
@@ -191,6 +193,10 @@ def load_items(
     if errors := [item for item in items.values() if item.error]:
         first = f"the first, {errors[0].id}: {errors[0].error}"
         _say(f"{name}: {len(errors)} of {len(items)} items cannot be asked and score 0; {first}")
+    bare = [item.id for item in items.values() if not item.images and not item.error]
+    if bare and has_images and name not in BENCHMARKS:
+        first = f"and are asked without; first {bare[0]}"
+        _say(f"{name}: {len(bare)} of {len(items)} questions have no image {first}")
     return [*items.values()][:limit]
 
 
