@@ -105,22 +105,11 @@ class Run:
         rates = config.learning_rate, config.muon_learning_rate
         betas = config.adam_beta1, config.adam_beta2
         self.optimizers = build_optimizers(self.model, config.optim, *rates, betas, config.weight_decay)
-        self.step, self.extra = 0, {}
+        self.step, self.extra, self.changed = 0, {}, []
         if before:
-            self.step, self.extra = self.checkpoints.load_latest(self.model, self.optimizers) or (0, {})
-        if (is_longer and not self.step) or self.step > config.max_steps:
-            raise UserError(
-                f"--max-steps is {config.max_steps}, but the run in {self.out} is "
-                f"{f'at step {self.step} already' if self.step else 'finished and kept no checkpoint'}; "
-                f"choose another --out, with --model {self.out} to train on from there"
-            )
+            self._resume(before, is_longer)
         self.first_step, self.skipped_in_a_row, self.is_save_due = self.step, 0, False
         self.options = {**asdict(config), "world_size": world.size, "fingerprint": files}
-        self.changed = [
-            f"{flag(name)} was {before[name]} and is {value}"
-            for name, value in (marked(config, "overridable").items() if before else ())
-            if before.get(name) != value
-        ]
         announcement = "stopping after this step, with a checkpoint" if world.is_main else ""
         self.stop = stack.enter_context(stopping(announcement))
 
@@ -132,10 +121,7 @@ class Run:
         config, world, device = self.config, self.world, self.device
         is_to_be_sharded = world.size > 1 or device.type == "cuda"
         if self.dtype == torch.bfloat16 and not is_to_be_sharded:
-            raise UserError(
-                "--bf16 needs a GPU or several processes: one process on a CPU computes in float32, which is "
-                "faster there"
-            )
+            raise UserError("--bf16 needs a GPU or several processes; one on a CPU is faster in float32")
         folder = pretrained.resolve(config.model or config.config_name)
         processor = read_processor(folder)
         model = pretrained.build(processor.config)
@@ -153,6 +139,20 @@ class Run:
             model.to_empty(device=device)
             init_weights(model, torch.Generator().manual_seed(config.seed))
         return model, processor.with_pixel_limits(config.min_pixels, config.max_pixels)
+
+    def _resume(self, before: Mapping[str, Any], is_longer: bool) -> None:
+        self.step, self.extra = self.checkpoints.load_latest(self.model, self.optimizers) or (0, {})
+        if (is_longer and not self.step) or self.step > self.config.max_steps:
+            raise UserError(
+                f"--max-steps is {self.config.max_steps}, but the run in {self.out} is "
+                f"{f'at step {self.step} already' if self.step else 'finished and kept no checkpoint'}; "
+                f"choose another --out, with --model {self.out} to train on from there"
+            )
+        self.changed = [
+            f"{flag(name)} was {before[name]} and is {value}"
+            for name, value in marked(self.config, "overridable").items()
+            if before.get(name) != value
+        ]
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
