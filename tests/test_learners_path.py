@@ -39,6 +39,7 @@ ALL_TOKENS = 155_000
 # Where a goal is not met yet, what holds is the limit before it: a limit is only ever lowered. (Which rules
 # of the rewards a GRPO step enters depends on what was sampled, and so a little on the CPU.)
 HOUSE_TOKENS, HOUSE_GOAL = 139_900, 128_000  # without the rooms built on
+BUILT_ON_TOKENS, BUILT_ON_GOAL = 14_100, 11_500
 WALKS = {  # command -> (files with a function entered, functions, their tokens of code): the limit, the goal
     "generate.py --image r1ov/data/playground/examples/counting.png --prompt x --max-new-tokens 4": (
         (20, 120, 15_150),
@@ -93,6 +94,7 @@ def test_the_core_fits_in_a_head_and_the_whole_stays_small():
     assert sum(path.name != "__init__.py" for path in core) <= CORE_FILES
     built_on = [path for path in SOURCES if str(path.relative_to(ROOT)).startswith(BUILT_ON)]
     assert sum(tokens.values()) - sum(tokens[path] for path in built_on) <= HOUSE_TOKENS
+    assert sum(tokens[path] for path in built_on) <= BUILT_ON_TOKENS
     assert sum(tokens.values()) <= ALL_TOKENS
 
 

@@ -103,7 +103,6 @@ def texts(messages: Messages) -> list[dict]:
 
 def gather(processor: Processor, traced: Trace) -> dict[str, Any]:
     """Everything that the page shows of one trace, as JSON."""
-    text = traced.model.config.text
     ids, values, ranks = traced.rivals(RIVALS)
     no_cell = torch.zeros(0, dtype=torch.int64, device=traced.token_ids.device)
     cells = torch.cat([no_cell, *(one.flatten() for one in traced.cells)])
@@ -120,7 +119,7 @@ def gather(processor: Processor, traced: Trace) -> dict[str, Any]:
         "ranks": ranks.tolist(),
         "rivals": rivals,
         "layers": traced.num_layers,
-        "heads": text.num_attention_heads,
+        "heads": traced.model.config.text.num_attention_heads,
         "images": [shown_image(processor, traced, number) for number in range(len(traced.cells))],
         **attention_maps(traced, cells),
         "causal": causal(traced) if traced.cells else None,
