@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -306,6 +307,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--only", default=",".join(GROUPS), help=f"what to measure, of {','.join(GROUPS)} (default: all)"
     )
     parser.add_argument("--quick", action="store_true", help="a fifth of the time, with wider spreads")
+    parser.add_argument(
+        "--without", default="", help="leave out contenders that begin so (flex: slow to compile)"
+    )
     options = parser.parse_args(arguments)
     options.only = options.only.split(",")
     for name in options.only:
@@ -330,6 +334,11 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         torch.compiler.reset()
         gpu.clean()
+        if options.without:
+            kept = {
+                name: bind for name, bind in case.contenders.items() if not name.startswith(options.without)
+            }
+            case = replace(case, contenders=kept)
         rows = run_case(case, gpu, rounds=(5, 500.0) if options.quick else (10, 2500.0))
         compare(rows, case, report["limits"])
         print(table(case, rows), flush=True)

@@ -12,6 +12,7 @@ off and selective, transformers (SDPA) without.
 """
 
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -74,8 +75,8 @@ def rows_of(
     return packed, padded | {"mm_token_type_ids": (ids == config.image_token_id).long(), "use_cache": False}
 
 
-def measured(step, repeats: int, device: torch.device) -> tuple[float, float]:
-    """(seconds, peak GB) of a step, the median after two warm ones."""
+def measured(step, repeats: int, device: torch.device) -> tuple[float, float | None]:
+    """(seconds, peak GB, None on a CPU) of a step, the median after two warm ones."""
     times = []
     for repeat in range(repeats + 2):
         if device.type == "cuda":
@@ -89,7 +90,7 @@ def measured(step, repeats: int, device: torch.device) -> tuple[float, float]:
             times.append(time.perf_counter() - begin)
     return statistics.median(
         times
-    ), torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else float("nan")
+    ), torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
 
 
 def ours(config: Config, batch: Batch, mode: str, world: World, device: torch.device):
@@ -152,6 +153,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", default="off,selective,transformers", help="of these, by commas")
     parser.add_argument("--device")
     parser.add_argument("--kernels")
     parser.add_argument("--out", type=Path)
@@ -179,8 +181,16 @@ def main() -> None:
             for mode in ("off", "selective")
         }
         cases["transformers, SDPA"] = partial(theirs, raw, padded, device)
+        facts = {
+            "date": date.today().isoformat(),
+            "device": name,
+            "torch": torch.__version__,
+            "command": " ".join(sys.argv[1:]),
+        }
         results = {}
         for label, build in cases.items():
+            if not any(word in label for word in options.only.split(",")):
+                continue
             seconds, memory = measured(build(), options.repeats, device)
             peak = (
                 next(
@@ -201,20 +211,15 @@ def main() -> None:
             }
             mfu = f"{results[label]['mfu']:.1%}" if peak else "-"
             print(
-                f"| {label} | {1000 * seconds:,.0f} | {options.tokens / seconds:,.0f} | {mfu} | {memory:.1f} "
+                f"| {label} | {1000 * seconds:,.0f} | {options.tokens / seconds:,.0f} | {mfu} | {memory or 0:.1f} "
                 f"|",
                 flush=True,
             )
+            if options.out:  # after each: a later one may run out of memory
+                options.out.write_text(json.dumps(facts | {"results": results}, indent=2) + "\n")
+            gc.collect()  # a sharded model is a circle of references
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-    if options.out:
-        facts = {
-            "date": date.today().isoformat(),
-            "device": name,
-            "torch": torch.__version__,
-            "command": " ".join(sys.argv[1:]),
-        }
-        options.out.write_text(json.dumps(facts | {"results": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
