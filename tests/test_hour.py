@@ -137,7 +137,7 @@ def draw(folder: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def hour(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hour") / "r1ov"
-    skipped = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", "venv", "runs", "tests")
+    skipped = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", "venv", "runs")
     shutil.copytree(ROOT, folder, ignore=skipped)
     rows = draw(folder)
     for name, part in (("train.jsonl", rows), ("held-out.jsonl", rows[::3])):

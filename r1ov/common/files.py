@@ -145,7 +145,11 @@ def earlier_options(path: Path) -> dict[str, Any] | None:
 
 
 def check_same_options(
-    before: Mapping[str, Any], now: Mapping[str, Any], may_differ: Collection[str], where: str
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    may_differ: Collection[str],
+    where: str,
+    remedy: str = "give the same ones to go on",
 ) -> None:
     """Raises UserError if a run that was begun with the options `before` cannot go on with `now`.
 
@@ -161,6 +165,5 @@ def check_same_options(
     ]
     if changed:
         raise UserError(
-            f"{where} was begun with other options: {', '.join(changed)}; give the same ones to go on, "
-            "or choose another --out"
+            f"{where} was begun with other options: {', '.join(changed)}; {remedy}, or choose another --out"
         )

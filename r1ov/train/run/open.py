@@ -286,21 +286,22 @@ def settle(
     parameters = sum(parameter.numel() for parameter in pretrained.build(start).parameters())
     numbered = (Path("runs", f"{config.stage}-{number}") for number in count(2))
     for out in [Path(config.out)] if config.out else chain([Path("runs", config.stage)], numbered):
+        before = earlier_options(out / "config.json") or {}
+        goes_on = is_finished(out) or any(out.glob("checkpoints/step-*"))
+        here = replace(config, out=str(out))
+        settled = resolve(here, num_rows, world, device, before if goes_on else {}, parameters)
         try:
-            before = earlier_options(out / "config.json") or {}
             if is_finished(out) and not before:
                 raise UserError(f"{out}/final already holds a model; choose another --out")
-            goes_on = is_finished(out) or any(out.glob("checkpoints/step-*"))
-            here = replace(config, out=str(out))
-            settled = resolve(here, num_rows, world, device, before if goes_on else {}, parameters)
             if before and (goes_on or not config.out):
                 check_same_run(before, settled, files)
-            if before and not goes_on and world.is_main:
-                say(f"note    {out}/ holds a run without a checkpoint; it begins anew")
-            return before if goes_on else {}, settled
         except UserError:
             if config.out:
                 raise
+            continue
+        if before and not goes_on and world.is_main:
+            say(f"note    {out}/ holds a run without a checkpoint; it begins anew")
+        return before if goes_on else {}, settled
 
 
 def check_same_run(before: Mapping[str, Any], config: TrainConfig, files: Sequence[str]) -> None:
@@ -315,9 +316,9 @@ def check_same_run(before: Mapping[str, Any], config: TrainConfig, files: Sequen
         )
     where = f"the finished run in {config.out}" if is_finished(Path(config.out)) else "this run"
     may_differ = {*marked(config, "resumable"), "world_size", "fingerprint"}
-    if config.override:
-        may_differ |= {*marked(config, "overridable")}
-    check_same_options(before, asdict(config), may_differ, where)
+    check_same_options(before, asdict(config), {*may_differ, *marked(config, "overridable")}, where)
+    if not config.override:
+        check_same_options(before, asdict(config), may_differ, where, "go on with these by --override")
 
 
 def resolve(
