@@ -284,16 +284,14 @@ def playground_items(split: str, limit: int, swap: bool = False) -> list[Item]:
 
 def playground_by_id(ids: Iterable[str], swap: bool = False) -> list[Item]:
     """Returns the questions with these ids ("test/12"), of any splits. Raises UserError."""
-    items = []
-    for id in ids:
-        match = re.fullmatch(rf"({'|'.join(SPLITS)})/(\d{{1,9}})", id)
-        if not match:
-            raise UserError(f'the playground has no question {id!r:.60}; ids are such as "test/12"')
-        items.append(_playground_item(match[1], int(match[2]), swap))
-    return items
+    return [_playground_item(id, swap) for id in ids]
 
 
-def _playground_item(split: str, index: int, swap: bool) -> Item:
+def _playground_item(id: str, swap: bool) -> Item:
+    match = re.fullmatch(rf"({'|'.join(SPLITS)})/(\d{{1,9}})", id)
+    if not match:
+        raise UserError(f'the playground has no question {id!r:.60}; ids are such as "test/12"')
+    split, index = match[1], int(match[2])
     family, scene = invent(split, index, 0)
     shown = index
     while swap and invent(split, shown, 0)[1].description == scene.description:

@@ -55,9 +55,9 @@ class Judge:
         """Returns the verdicts, with `judged` if the judge had to be asked and answered. Raises UserError if
         it answers nothing at all.
         """
-        keys, prompts = [], {}
+        keys, prompts = {}, {}
         for prediction, verdict in zip(predictions, verdicts, strict=True):
-            item, key = items[verdict.id], None
+            item = items[verdict.id]
             if needs_judge(item, verdict):
                 reply = prediction.text.rsplit("</think>", 1)[-1].strip() or prediction.text
                 prompt = (
@@ -65,13 +65,12 @@ class Judge:
                     f"\n\nStudent's reply:\n{reply[-TAIL:]}"
                 )
                 text = f"{self.model}\n{INSTRUCTIONS}\n{prompt}".encode(errors="replace")
-                key = hashlib.blake2b(text, digest_size=16).hexdigest()
+                keys[verdict] = key = hashlib.blake2b(text, digest_size=16).hexdigest()
                 prompts[key] = prompt
-            keys.append(key)
         with Journal(self.cache, "key") as known:
             self._ask_all({key: prompt for key, prompt in prompts.items() if key not in known}, known)
             scores = {key: record["score"] for key in prompts if (record := known.get(key))}
-        return [replace(verdict, judged=scores.get(key)) for key, verdict in zip(keys, verdicts, strict=True)]
+        return [replace(verdict, judged=scores.get(keys.get(verdict))) for verdict in verdicts]
 
     def _ask_all(self, prompts: Mapping[str, str], known: Journal) -> None:
         """Asks each prompt and writes the verdicts down under its key."""

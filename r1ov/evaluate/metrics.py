@@ -197,11 +197,11 @@ def whole_groups(answered: Answers) -> list[Group]:
         found[one.item.group, one.prediction.sample][one.item.tags["key"]] = one.verdict.score >= 0.5
     groups = []
     for steps in found.values():
-        for length in (2, 3):
-            names = [f"{length}steps_{step}" for step in ("multi", *range(1, length + 1))]
-            if set(steps) == set(names):
-                multi, *rest = map(steps.get, names)
-                groups.append((multi, tuple(rest)))
+        length = len(steps) - 1
+        names = [f"{length}steps_{step}" for step in ("multi", *range(1, length + 1))]
+        if length > 1 and set(steps) == set(names):
+            multi, *rest = map(steps.get, names)
+            groups.append((multi, tuple(rest)))
     return groups
 
 

@@ -98,7 +98,7 @@ def mathvista(row: Row) -> dict[str, Any]:
     """A gold option is given by its text: it becomes the letter. The test split has no golds."""
     options, answer, kind = row["options"], text(row["answer"]), row["answer_type"]
     precision, unit = int(row.get("precision") or 0), row.get("unit") or None
-    is_integer, is_float = kind == "integer", kind == "float"
+    number = {"is_integer": kind == "integer", "precision": precision if kind == "float" else None}
     question = row["question"] + (f" (unit: {unit})" if unit else "")
     wanted = {
         "integer": ("number", "a whole number"),
@@ -114,9 +114,8 @@ def mathvista(row: Row) -> dict[str, Any]:
         "question": with_letters(question, options),
         "answer": answer,
         "kind": kind,
-        "is_integer": is_integer,
-        "precision": precision if is_float else None,
         "unit": unit,
+        **number,
     }
 
 

@@ -60,12 +60,12 @@ def overall_table(answered: Answers) -> Table:
 
 def methods_table(answered: Answers) -> Table:
     """Returns how the answers were found in the replies, and how often each way led to a right one."""
-    found: dict[str, list[Answered]] = defaultdict(list)
+    right = defaultdict(list)
     for one in answered:
-        found[one.verdict.method].append(one)
-    rows = [(method, len(own), len(own) / len(answered), accuracy(own)) for method, own in found.items()]
-    rows.sort(key=lambda row: -row[1])
-    return Table("how answers were read", ("method", "answers", "share", "right"), tuple(rows))
+        right[one.verdict.method].append(one.verdict.score)
+    ways = sorted(right.items(), key=lambda way: -len(way[1]))
+    rows = tuple((name, len(own), len(own) / len(answered), fmean(own)) for name, own in ways)
+    return Table("how answers were read", ("method", "answers", "share", "right"), rows)
 
 
 def samples_table(answered: Answers, samples: int) -> Table:

@@ -163,10 +163,8 @@ def _option(text: str, rules: Rules) -> str | None:
     only option it mentions.
     """
     short = unwrap(plain(text))
-    for spelled in dict.fromkeys((text, _LETTER.sub(r"\1. ", short, count=1), _LEAD.sub("", short))):
-        if letter := choice_of(spelled, rules):
-            return letter
-    return _mentioned(short, rules) if rules.choices else None
+    lettered = _LETTER.sub(r"\1. ", short, count=1)
+    return choice_of(text, rules) or choice_of(lettered, rules) or _mentioned(short, rules)
 
 
 def _mentioned(text: str, rules: Rules) -> str | None:
@@ -182,5 +180,5 @@ def _mentioned(text: str, rules: Rules) -> str | None:
         for one in options
         if len(one) > 1 and re.search(rf"(?<![\w.+*/^\\-]){re.escape(one)}(?![\w.]|\s*[-+*/^=])", text)
     ]
-    hits = [one for one in hits if not any(one != other and one in other for other in hits)]
+    hits = [one for one in hits if sum(one in other for other in hits) == 1]
     return choice_of(hits[0], rules) if len(hits) == 1 else None

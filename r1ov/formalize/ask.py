@@ -193,10 +193,7 @@ def _decoded(image: LazyImage | None) -> Image.Image | None:
     width, height = image.size
     if width * height > MAX_DECODED_PIXELS:
         raise AskFailed(f"the picture has {width}x{height} pixels, above {MAX_DECODED_PIXELS:,}")
-    try:
-        return image.load()
-    except UserError as error:
-        raise AskFailed(str(error)) from error
+    return image.load()
 
 
 def _digest(role: str, model: Model, question: Question) -> str:

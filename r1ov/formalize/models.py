@@ -158,11 +158,11 @@ class EngineModel:
                     self._answer([job])
             return
         for (_, future), completion in zip(jobs, completions, strict=True):
+            asked, made = completion.prompt_tokens, completion.completion_tokens
             failure = None if completion.text.strip() else "the answer is empty"
             if completion.finish_reason == "length":
-                failure = f"cut off after {completion.completion_tokens} tokens"
-            tokens = completion.prompt_tokens, completion.completion_tokens
-            future.set_result(Reply(completion.text, failure, *tokens))
+                failure = f"cut off after {made} tokens"
+            future.set_result(Reply(completion.text, failure, asked, made))
 
 
 Model = Endpoint | EngineModel
@@ -213,8 +213,8 @@ def cast(config: Any) -> dict[str, Player]:
 
 
 def _player(config: Any, role: str) -> Player:
-    spec, *given = (getattr(config, role + end) for end in ("", "_model", "_key_env", "_price"))
-    model, key_env, price = given
+    ends = ("", "_model", "_key_env", "_price")
+    spec, model, key_env, price = (getattr(config, role + end) for end in ends)
     is_playground = config.data.partition(":")[0] == "playground"
     if spec is None and not is_playground and role != "judge":
         raise UserError(
@@ -226,7 +226,7 @@ def _player(config: Any, role: str) -> Player:
         more = ", or --data playground" if role != "judge" else ""
         raise UserError(f"--{role} {spec} cannot be; give a URL or a model{more}")
     if not player.is_endpoint:
-        for end, value in zip(("model", "key-env", "price"), given, strict=True):
+        for end, value in {"model": model, "key-env": key_env, "price": price}.items():
             if value is not None:
                 raise UserError(f"--{role}-{end} is for a --{role} that is a URL, and that is {player.spec}")
         return player

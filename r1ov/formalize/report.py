@@ -22,7 +22,8 @@ from r1ov.formalize.stages import STAGES
 # The reader takes the one and leaves the other: r1ov.data.formats.files.NOT_DATA.
 TRAIN, STAGES_FILE = "train.parquet", "stages.jsonl"
 ROWS_IN_A_GROUP = 100
-OUTCOMES = ("done", "rejected", "failed")
+LOST = ("rejected", "failed")
+OUTCOMES = ("done", *LOST)
 SHOWN_OF_EACH = 4  # rows on the page with the same kind, outcome and reason
 SHOWN = 60  # rows on the page
 Tables = dict[str, list[list[str]]]  # title -> rows of cells, the head first
@@ -115,29 +116,29 @@ def _tables(counts: Counter, notes: Counter[str]) -> Tables:
     for (kind, outcome, why), count in counts.items():
         kinds[kind, "in"] += count
         kinds[kind, outcome] += count
-        if outcome in OUTCOMES[1:]:
+        if outcome in LOST:
             lost[why.split(":")[0], outcome] += count
             reasons[why, outcome] += count
-    tables = {
-        "Stages": [["stage", "in", "out", *OUTCOMES[1:]]],
-        "Kinds": [["kind", "in", *OUTCOMES]],
-        "Reasons": [["why", "outcome", "rows"]],
-        "Notes": [["note", "rows"]],
-    }
-    entered = sum(count for (_, outcome, _), count in counts.items() if outcome in OUTCOMES)
+    stages = []
+    entered = sum(count for (_, outcome), count in kinds.items() if outcome in OUTCOMES)
     for stage in ("read", *STAGES):
-        numbers = [lost[stage, outcome] for outcome in OUTCOMES[1:]]
-        tables["Stages"].append([stage, *_cells(entered, entered - sum(numbers), *numbers)])
-        entered -= sum(numbers)
-    for kind in sorted({kind for kind, _, _ in counts}):
-        tables["Kinds"].append([kind, *_cells(*(kinds[kind, name] for name in ("in", *OUTCOMES)))])
-    tables["Reasons"] += [[*key, *_cells(count)] for key, count in reasons.most_common()]
-    tables["Notes"] += [[note, *_cells(count)] for note, count in notes.most_common(12)]
-    return {title: table for title, table in tables.items() if len(table) > 1}
-
-
-def _cells(*counts: int) -> list[str]:
-    return [f"{count:,}" for count in counts]
+        numbers = [lost[stage, outcome] for outcome in LOST]
+        left = entered - sum(numbers)
+        stages.append((stage, entered, left, *numbers))
+        entered = left
+    columns = ("in", *OUTCOMES)
+    names = sorted({kind for kind, _ in kinds})
+    tables = {
+        "Stages": [("stage", "in", "out", *LOST), *stages],
+        "Kinds": [("kind", *columns), *((name, *(kinds[name, one] for one in columns)) for name in names)],
+        "Reasons": [("why", "outcome", "rows"), *((*key, count) for key, count in reasons.most_common())],
+        "Notes": [("note", "rows"), *notes.most_common(12)],
+    }
+    return {
+        title: [[cell if isinstance(cell, str) else f"{cell:,}" for cell in row] for row in table]
+        for title, table in tables.items()
+        if len(table) > 1
+    }
 
 
 def _markdown(facts: Mapping[str, str], tables: Tables) -> str:

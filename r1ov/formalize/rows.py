@@ -147,18 +147,17 @@ def _row(item: Record | BadRow, file: DataFile, number: int) -> Row:
         gold = item.solution or clean(item).solution  # in which a reply of one of the published layouts ends
     except BadRow:
         gold = None
-    why = None
+    why, found = None, ""
     if len(users) > 1:
-        why = f"more than one question: {item.where}, {len(users)} of them"
+        why, found = "more than one question", f", {len(users)} of them"
     elif len(images) > 1:
-        why = f"more than one picture: {item.where}, {len(images)} of them"
+        why, found = "more than one picture", f", {len(images)} of them"
     elif not question.strip():
-        why = f"the question is empty: {item.where}"
+        why = "the question is empty"
     elif width * height > MAX_PIXELS:
-        limit = f"{width} x {height} pixels, the limit is {MAX_PIXELS:,}"
-        why = f"the picture is too large: {item.where}, {limit}"
+        why, found = "the picture is too large", f", {width} x {height} pixels, the limit is {MAX_PIXELS:,}"
     elif gold is None:
-        why = f"no gold answer to check against: {item.where}"
+        why = "no gold answer to check against"
     return Row(
         id=(item.id or name).encode("utf-8", "replace").decode(),
         question=question.strip(),
@@ -168,7 +167,7 @@ def _row(item: Record | BadRow, file: DataFile, number: int) -> Row:
         tag=tag,
         notes=("its system text is left out",) if item.prompt[0]["role"] == "system" else (),
         outcome="failed" if why else None,
-        reason=why and f"read: {why}",
+        reason=why and f"read: {why}: {item.where}{found}",
     )
 
 
