@@ -29,12 +29,12 @@ def question_of(item: Item, style: Style) -> str:
 def messages_of(item: Item, style: Style, system: str | None) -> list[dict[str, Any]]:
     """Returns the conversation that asks the question: as the data has it, else the images, then the text."""
     if item.messages and style != "official":
-        *before, last = item.messages
-        content, after = last["content"], {"type": "text", "text": f"\n{AFTER.get(style)}"}
+        given = item.messages
         if style in AFTER:
+            *before, last = given
+            content, after = last["content"], {"type": "text", "text": f"\n{AFTER[style]}"}
             content = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            content = [*content, after]
-        given = [*before, {**last, "content": content}]
+            given = [*before, {**last, "content": [*content, after]}]
     else:
         text = {"type": "text", "text": question_of(item, style)}
         given = [{"role": "user", "content": [*({"type": "image"} for _ in item.images), text]}]
