@@ -190,14 +190,12 @@ def _statements(text: str) -> list[str]:
 
 def _agree(answer: str, concluded: str | None) -> None:
     """Raises BadRow where both are letters, numbers, or yes and no, and differ."""
-    if (
-        concluded is None
-        or len(answer) > MAX_ANSWER_LETTERS
-        or (kind := kind_of(answer)) not in ("mcq", "yes_no", "number")
-    ):
+    if concluded is None or len(answer) > MAX_ANSWER_LETTERS:
         return
+    kind = kind_of(answer)
     if (
-        kind_of(concluded) == kind
+        kind in ("mcq", "yes_no", "number")
+        and kind_of(concluded) == kind
         and accuracy_reward(f"<think>-</think><answer>{concluded}</answer>", answer, kind) == 0
     ):
         raise BadRow("the thought ends in another answer", dropped=True)

@@ -44,14 +44,12 @@ T = TypeVar("T")
 
 def anywhere(place: str) -> Path | bytes:
     """Follows a path to its file on this machine, or an http(s) URL to its bytes."""
-    return _fetched(place) if "://" in place else Path(place)
-
-
-def _fetched(url: str) -> bytes:
-    if url.lower().startswith(("http://", "https://")):
-        return fetch(url)
+    if "://" not in place:
+        return Path(place)
+    if place.lower().startswith(("http://", "https://")):
+        return fetch(place)
     expected = "a file is given by its path or a file:// URL"
-    raise UserError(f"{shown(url)}: only http:// and https:// URLs are fetched; {expected}")
+    raise UserError(f"{shown(place)}: only http:// and https:// URLs are fetched; {expected}")
 
 
 def lazy_image(
@@ -89,7 +87,9 @@ def lazy_image(
 
 
 def _look(source: bytes | Path | Image.Image, name: str, see: Callable[[Image.Image], T]) -> T:
-    """Applies `see` to the opened image; every failure is a UserError that begins with its name."""
+    """Applies `see` to the opened image, a broken PNG file without its notes; every failure is a UserError
+    that begins with its name.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's: of large images, and of broken EXIF
@@ -100,7 +100,9 @@ def _look(source: bytes | Path | Image.Image, name: str, see: Callable[[Image.Im
             with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
                 return see(image)
     except Exception as error:  # on broken files Pillow raises anything: struct.error, KeyError, ...
-        return _look_again(source, name, see, error)
+        if bare := _bare_png(source, error):
+            return _look(bare, name, see)
+        raise UserError(f"{name}: {_fault(error, source)}") from error
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
@@ -175,13 +177,6 @@ def _decoded(text: str, name: str) -> bytes:
         return base64.b64decode(body + "=" * (-len(body) % 4), validate=True)
     except ValueError as error:
         raise UserError(f"{name}: the base64 is broken ({error})") from error
-
-
-def _look_again(source: Any, name: str, see: Callable[[Image.Image], T], error: Exception) -> T:
-    """Tries a PNG file again without its notes. Raises UserError if that does not help."""
-    if bare := _bare_png(source, error):
-        return _look(bare, name, see)
-    raise UserError(f"{name}: {_fault(error, source)}") from error
 
 
 def _bare_png(source: Any, error: Exception) -> bytes | None:
