@@ -45,9 +45,7 @@ def attention(
         causal: the last query of a sequence sees all its keys, the one before all but the last, and so on. A
             query that sees no key at all gets 0.
         cu_seqlens_k: (B+1,) int32 starts of the key sequences, where they differ from the queries'.
-        max_seqlen: no sequence is longer. The kernels do without it, but full attention up to 64 tokens takes
-            a faster one if told so; a sequence that is longer after all is then cut. The torch form ignores
-            it.
+        max_seqlen: no sequence has more queries. The kernels do without it; up to 64 they take smaller tiles.
         impl: "torch", "triton" (head sizes 32, 64, 80, 128; deterministic, backward too), or None for the
             device's default.
     """

@@ -19,6 +19,7 @@ from kernels.triton.backward import packed_backward
 from kernels.triton.tiles import (
     HEAD_DIMS,
     LOG2_E,
+    SHORT,
     TRITON_TYPES,
     UPCAST,
     Config,
@@ -36,7 +37,6 @@ from kernels.triton.tiles import (
     visible_keys,
     zero_pair,
 )
-from kernels.triton.window import WINDOW, window_backward, window_forward
 
 CONFIGS = {  # by head size
     32: Config(128, 64, 4, 3),
@@ -98,7 +98,7 @@ def forward_kernel(
 
 
 def packed_forward(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, cu_seqlens_k: Tensor, causal: bool
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, cu_seqlens_k: Tensor, causal: bool, short: bool
 ) -> tuple[Tensor, Tensor]:
     """out (T, H, D) in q's dtype, and the log-sum-exp of each row's scaled scores to base 2, (H, T) float32.
 
@@ -109,7 +109,7 @@ def packed_forward(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
     if tokens:
-        launch = CONFIGS[dim].launch(q.dtype)
+        launch = CONFIGS[dim].launch(q.dtype, short)
         forward_kernel[(num_slots(tokens, cu_seqlens, launch["BLOCK_M"]) * heads,)](
             *(q, k, v, out, lse, cu_seqlens, cu_seqlens_k, row_heads(q), row_heads(k), row_heads(v)),
             *(heads, tokens, cu_seqlens.shape[0] - 1, dim**-0.5 * LOG2_E),
@@ -120,15 +120,11 @@ def packed_forward(
 
 @torch.library.custom_op("r1ov::attention", mutates_args=())
 def attention_op(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, cu_seqlens_k: Tensor, causal: bool, window: bool
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, cu_seqlens_k: Tensor, causal: bool, short: bool
 ) -> tuple[Tensor, Tensor]:
-    """`packed_forward`, or for `window` the same by one tile for each sequence."""
+    """`packed_forward`, for torch."""
     q, k, v = side_by_side(q), side_by_side(k), side_by_side(v)
-    return (
-        window_forward(q, k, v, cu_seqlens)
-        if window
-        else packed_forward(q, k, v, cu_seqlens, cu_seqlens_k, causal)
-    )
+    return packed_forward(q, k, v, cu_seqlens, cu_seqlens_k, causal, short)
 
 
 @attention_op.register_fake
@@ -147,15 +143,13 @@ def attention_backward_op(
     cu_seqlens: Tensor,
     cu_seqlens_k: Tensor,
     causal: bool,
-    window: bool,
+    short: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv, each contiguous, in its tensor's dtype. Bitwise the same in every run: no sum is by
     atomics.
     """
     grad, q, k, v = side_by_side(grad), side_by_side(q), side_by_side(k), side_by_side(v)
-    if window:
-        return window_backward(grad, q, k, v, out, lse, cu_seqlens)
-    return packed_backward(grad, q, k, v, out, lse, cu_seqlens, cu_seqlens_k, causal)
+    return packed_backward(grad, q, k, v, out, lse, cu_seqlens, cu_seqlens_k, causal, short)
 
 
 @attention_backward_op.register_fake
@@ -164,7 +158,7 @@ def _(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tenso
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    q, k, v, cu_seqlens, cu_seqlens_k, ctx.causal, ctx.window = inputs
+    q, k, v, cu_seqlens, cu_seqlens_k, ctx.causal, ctx.short = inputs
     ctx.save_for_backward(q, k, v, *output, cu_seqlens, cu_seqlens_k)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -173,7 +167,7 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, grad: Tensor, _grad_lse: Tensor):
     q, k, v, out, lse, cu_seqlens, cu_seqlens_k = ctx.saved_tensors
     gradients = attention_backward_op(
-        grad, q, k, v, out, lse, cu_seqlens, cu_seqlens_k, ctx.causal, ctx.window
+        grad, q, k, v, out, lse, cu_seqlens, cu_seqlens_k, ctx.causal, ctx.short
     )
     return *gradients, None, None, None, None
 
@@ -197,7 +191,7 @@ def attention_triton(
             f"{', '.join(map(str, TRITON_TYPES))} and head sizes {', '.join(map(str, HEAD_DIMS))}; use "
             f"impl='torch'"
         )
-    window = not causal and cu_seqlens_k is None and max_seqlen is not None and max_seqlen <= WINDOW
+    short = max_seqlen is not None and max_seqlen <= SHORT
     cu_seqlens = cu_seqlens.to(torch.int32)
     cu_seqlens_k = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k.to(torch.int32)
-    return attention_op(q, k, v, cu_seqlens, cu_seqlens_k, causal, window)[0]
+    return attention_op(q, k, v, cu_seqlens, cu_seqlens_k, causal, short)[0]

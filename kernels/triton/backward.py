@@ -185,6 +185,7 @@ def packed_backward(
     cu_seqlens: Tensor,
     cu_seqlens_k: Tensor,
     causal: bool,
+    short: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq (T, H, D), dk and dv (S, K, D), contiguous, in their dtypes. lse as `packed_forward` gave it."""
     tokens, heads, dim = q.shape
@@ -199,7 +200,7 @@ def packed_backward(
             *(grad, out, delta, row_heads(grad), heads, tokens),
             **columns(dim), ROWS=DELTA_ROWS, UPCAST=UPCAST, num_warps=4,
         )  # fmt: skip
-        launch = DQ_CONFIGS[dim].launch(q.dtype)
+        launch = DQ_CONFIGS[dim].launch(q.dtype, short)
         dq_kernel[(num_slots(tokens, cu_seqlens, launch["BLOCK_M"]) * heads,)](
             *(q, k, v, grad, lse, delta, dq, cu_seqlens, cu_seqlens_k, *strides, heads, *numbers),
             **shared, **launch,

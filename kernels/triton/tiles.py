@@ -22,6 +22,7 @@ TRITON_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "b
 # The interpreter computes on the raw bits of bfloat16 (triton#11585).
 UPCAST = bool(triton.knobs.runtime.interpret)
 LOG2_E = 1.4426950408889634
+SHORT = 64  # tokens, such as the vision encoder's windows of 8x8 patches
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,13 @@ class Config:
     num_warps: int
     num_stages: int
 
-    def launch(self, dtype: torch.dtype) -> dict[str, int]:
-        """A kernel's keyword arguments. float32 takes half the rows: it is for comparing, not for speed."""
+    def launch(self, dtype: torch.dtype, short: bool = False) -> dict[str, int]:
+        """A kernel's keyword arguments. float32 takes half the rows: it is for comparing, not for speed.
+
+        Args: short: sequences have at most SHORT tokens, and more queries in a tile would be padding.
+        """
+        if short and self.block_m > SHORT:
+            return replace(self, block_m=SHORT).launch(dtype)
         if dtype == torch.float32:
             return replace(
                 self, block_m=max(32, self.block_m // 2), block_n=max(32, self.block_n // 2)
