@@ -200,7 +200,7 @@ class Run:
             for line in lines:
                 tell(line)
             if is_finished(self.out):
-                os.replace(self.out / "final", self.out / "final-before")
+                os.replace(self.out / "final", self.out / f"final-step-{self.step}")
             write_json(self.out / "config.json", self.options)
             title = f"{self.out}: {' '.join(lines[0].partition(' -> ')[0].split())}"
             self.log = Log(self.out, title, self.config.max_steps, self.step, self.config.report_to)
