@@ -18,6 +18,7 @@ if not torch.cuda.is_available():
 
 # The files that take longest. With --dist loadfile they come first, so that all processes end together.
 SLOWEST = (
+    "test_hour",
     "test_resume",
     "test_kernels_triton_attention",
     "test_sharding",
@@ -27,6 +28,8 @@ SLOWEST = (
     "test_grpo_run",
     "test_kernels_model",
     "test_checkpoint",
+    "test_gpu_session",
+    "test_evaluate_runner",
     "test_train",
     "test_learners_path",
     "test_bad_input",

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from r1ov.data.pack import pack, sequence_cost
 from r1ov.data.playground import messages, sample
 from r1ov.folder.pretrained import read_config, read_processor, resolve
+from r1ov.folder.weights import init_weights
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.loss import sft_loss
 
@@ -161,6 +162,7 @@ def test_a_batch_with_labels_gives_the_loss_as_hugging_faces_models_do():
     processor = read_processor(resolve("r1ov-tiny"))
     batch = processor([messages(sample("train", number)) for number in (1, 2)], return_labels=True)
     model = Qwen2_5_VL(CONFIG)
+    init_weights(model, torch.Generator().manual_seed(0))
     loss = model(**batch)
     loss.backward()
     inputs = {name: value for name, value in batch.items() if name != "labels"}

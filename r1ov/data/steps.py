@@ -119,25 +119,21 @@ def encode_record(record: Record, processor: Processor, **options: Any) -> Encod
 
 
 def with_boxes(record: Record, change: Callable[[str], str]) -> Messages:
-    """The messages with what `change` makes of the texts that hold boxes: a reply where the row's kind or a key
-    says so, any text with Qwen's tokens.
+    """The messages with what `change` makes of texts that hold boxes: replies of which the row's kind or a key
+    says so, and any text with Qwen's tokens.
     """
 
-    def changed(content: Any, is_reply: bool) -> Any:
-        if not isinstance(content, str):
-            return [
-                part | {"text": changed(part["text"], is_reply)} if "text" in part else part
-                for part in content
-            ]
-        is_boxed = has_tokens(content) or (
-            is_reply and (record.kind in ("bbox", "boxes") or is_marked(content))
-        )
-        return change(content) if is_boxed else content
-
-    return [
-        {**message, "content": changed(message["content"], message["role"] == "assistant")}
-        for message in record.messages
-    ]
+    messages = []
+    for message in record.messages:
+        plain, is_reply = isinstance(message["content"], str), message["role"] == "assistant"
+        parts = []
+        for part in [{"text": message["content"]}] if plain else message["content"]:
+            text, is_box = part.get("text", ""), is_reply and record.kind in ("bbox", "boxes")
+            if text and (is_box or has_tokens(text) or (is_reply and is_marked(text))):
+                part = part | {"text": change(text)}
+            parts.append(part)
+        messages.append({**message, "content": parts[0]["text"] if plain else parts})
+    return messages
 
 
 def recognise_boxes(readers: Sequence[Reader], processor: Processor) -> None:
