@@ -59,9 +59,7 @@ class Run:
         )
         budget = {"max_tokens_spent": more.pop("tokens", None), "max_cost": more.pop("cost", None)}
         models = dict.fromkeys(("describer", "reasoner", "judge"), self.endpoint)
-        self.asker = Asker(
-            models, self.answers, stop=self.stop, **budget, **({"first_wait": 0.02} | more)
-        )
+        self.asker = Asker(models, self.answers, stop=self.stop, **budget, **({"first_wait": 0.02} | more))
 
     def work(self, row: Row) -> Row:
         """Three questions, each of which holds the answer to the one before."""

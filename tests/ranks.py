@@ -1,7 +1,7 @@
 """Starts ranks as torchrun would, but as forks of one process that has imported torch.
 
-    python -m tests.ranks train SIZE [FLAG...]            trains, in SIZE processes
-    python -m tests.ranks WORKER FOLDER SIZE [SIZE...]    calls tests.WORKER.main(FOLDER), size by size
+python -m tests.ranks train SIZE [FLAG...]            trains, in SIZE processes
+python -m tests.ranks WORKER FOLDER SIZE [SIZE...]    calls tests.WORKER.main(FOLDER), size by size
 """
 
 import importlib

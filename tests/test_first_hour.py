@@ -39,7 +39,10 @@ def drawings(folder, rows=12, missing=()):
         ImageDraw.Draw(image).ellipse((8, 8, 40, 40), fill="red")
         image.save(folder / f"{number}.png")
         name = "none.png" if number in missing else f"{number}.png"
-        talk = [{"from": "human", "value": "<image>How many?"}, {"from": "gpt", "value": "<answer>1</answer>"}]
+        talk = [
+            {"from": "human", "value": "<image>How many?"},
+            {"from": "gpt", "value": "<answer>1</answer>"},
+        ]
         talks.append({"conversations": talk, "images": [name]})
         problems.append({"problem": "How many?", "solution": "1", "image": name})
     (folder / "sharegpt.json").write_text(json.dumps(talks))
@@ -176,7 +179,9 @@ def test_own_drawings_with_a_bad_row_are_learned_evaluated_exported_and_told_in_
 def test_grpo_answers_own_held_out_questions_and_its_pages_stay(here, capsys):
     drawings(here, rows=4)
     path = here / "mine.py"
-    path.write_text("def short(completions, solution, **kwargs):\n    return [-len(completions[0][0]['content'])]\n")
+    path.write_text(
+        "def short(completions, solution, **kwargs):\n    return [-len(completions[0][0]['content'])]\n"
+    )
     options = {"max_completion_length": 16, "num_generations": 2, "train_batch_size": 4, "max_steps": 1}
     grpo.train(
         GRPOConfig(data="grpo.jsonl", eval_data="grpo.jsonl", reward="mine.py:short", **options, **QUICK)
@@ -195,7 +200,9 @@ def test_a_reward_is_tried_before_a_model_is_loaded(here, monkeypatch):
     drawings(here, rows=2)
     (here / "mine.py").write_text("def two(prompt, completion):\n    return 1.0\n")
     monkeypatch.setattr(grpo, "open_run", lambda *_: pytest.fail("opened"))
-    with pytest.raises(UserError, match=r"two\(\) takes 2 positional .* function\(prompt, completion, row, info\)"):
+    with pytest.raises(
+        UserError, match=r"two\(\) takes 2 positional .* function\(prompt, completion, row, info\)"
+    ):
         grpo.train(GRPOConfig(data="grpo.jsonl", reward="mine.py:two"))
 
 
@@ -263,7 +270,12 @@ def test_panels_are_those_of_the_stage_each_once(tmp_path):
     trained = {"loss": 1.0, "mean_token_accuracy": 0.5, "grad_norm": 2.0}
     held = {"eval_loss": 2.0, "eval_mean_token_accuracy": 0.4, "eval_accuracy": 0.1, "eval_samples": 12}
     found = panels(trained, trained, held)
-    assert list(found) == ["loss (nats per token)", "tokens predicted right", "held-out answers", "gradient norm"]
+    assert list(found) == [
+        "loss (nats per token)",
+        "tokens predicted right",
+        "held-out answers",
+        "gradient norm",
+    ]
     assert found["loss (nats per token)"].keys() == {"trained", "held out"}
     assert found["held-out answers"] == {"right": ((3,), (0.1,), (12,))}
     one = {"reward": 0.5, "rewards/accuracy/mean": 0.5, "rewards/accuracy/std": 0.1, "loss": 0.0}

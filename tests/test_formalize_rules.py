@@ -36,8 +36,12 @@ FLAWED = [
         "B",
         "malformed: needs a repair: answer tags added",
     ),
-    (CHOICE, "<think>It has whiskers. The answer is B.</think>", "B",
-    "malformed: needs a repair: answer taken from"),
+    (
+        CHOICE,
+        "<think>It has whiskers. The answer is B.</think>",
+        "B",
+        "malformed: needs a repair: answer taken from",
+    ),
     (
         CHOICE,
         "<think>It has whiskers.</think> Looking at the animal once more, I see whiskers and a long tail, "
@@ -51,8 +55,12 @@ FLAWED = [
         "B",
         "malformed: needs a repair: reasoning after the thought",
     ),
-    (CHOICE, "<think>Whiskers.</think>\n<answer>B</answer></think>", "B",
-    "malformed: needs a repair: stray </think>"),
+    (
+        CHOICE,
+        "<think>Whiskers.</think>\n<answer>B</answer></think>",
+        "B",
+        "malformed: needs a repair: stray </think>",
+    ),
     (CHOICE, "<think>Whiskers.</think>\n<answer></answer>", "B", "malformed: the answer tags do not pair"),
     (CHOICE, "<think>Whiskers.</think>\n<answer>B", "B", "malformed: the answer tags do not pair"),
     (

@@ -186,8 +186,7 @@ def test_each_reward_is_logged_with_trls_deviation_also_one_that_the_first_compl
     tmp_path, fresh, rewards
 ):
     rewards.write_text(
-        REWARDS
-        + "def some(prompt, completion, row, info):\n"
+        REWARDS + "def some(prompt, completion, row, info):\n"
         "    return {'ab'[int(row['id']) % 2]: len(completion) % 7}\n"
     )
     row = run(tmp_path, model=fresh, reward=f"{rewards}:some", max_steps=1, max_completion_length=6)[0]

@@ -120,7 +120,7 @@ class ImageProcessor:
         pixels = np.asarray(image).reshape(rows // m, m, p, columns // m, m, p, 3)
         # (3, P, p*p), patches in blocks of m x m
         pixels = pixels.transpose(6, 0, 3, 1, 4, 2, 5).reshape(3, rows * columns, p * p)
-        # What each byte becomes in each channel, (3, 256), in Hugging Face's order of operations and precision.
+        # What each byte becomes in each channel, (3, 256), in Hugging Face's order and precision.
         scaled = (np.arange(256, dtype=np.float64) * self.rescale_factor).astype(np.float32)
         mean, std = np.array([self.image_mean, self.image_std], dtype=np.float32)[..., None]  # (3, 1) each
         normalised = (scaled - mean) / std

@@ -1,5 +1,5 @@
-"""Messages as users write them: the images are taken out, and the checkpoint's own chat template makes a text of
-the rest, as in Hugging Face.
+"""Messages as users write them: the images are taken out, and the checkpoint's own chat template makes a text
+of the rest, as in Hugging Face.
 """
 
 import json

@@ -119,8 +119,8 @@ def encode_record(record: Record, processor: Processor, **options: Any) -> Encod
 
 
 def with_boxes(record: Record, change: Callable[[str], str]) -> Messages:
-    """The messages with what `change` makes of texts that hold boxes: replies of which the row's kind or a key
-    says so, and any text with Qwen's tokens.
+    """The messages with what `change` makes of texts that hold boxes: replies of which the row's kind or a
+    key says so, and any text with Qwen's tokens.
     """
 
     messages = []

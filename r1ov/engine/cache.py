@@ -46,7 +46,7 @@ class KVCache:
         self.key_order: Tensor | slice = ALL  # (D,) how a prompt's keys are reordered before they are kept
 
     def admit(self, prompt_lengths: list[int], num_samples: int) -> None:
-        """Adds `num_samples` rows for each of N prompts behind the live ones; `places` is where to fill them."""
+        """Adds `num_samples` rows a prompt behind the live ones; `places` is where to fill them."""
         self.longest, self.columns = max(self.longest, self.held + max(prompt_lengths)), 0
         self._reserve(min(self.longest + ROOM, self.capacity))
         device, lengths = self.lengths.device, torch.tensor(prompt_lengths)

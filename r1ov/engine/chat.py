@@ -1,4 +1,4 @@
-"""A conversation with a model, turn by turn: the cache keeps what was read, and a turn reads only what is new."""
+"""A conversation, turn by turn: the cache keeps what was read, and a turn reads only what is new."""
 
 import json
 import sys

@@ -80,9 +80,7 @@ class FormalizeConfig:
     max_cost: float | None = option(
         None, "budget: money, by the prices given, over all starts of the run", least=0, may_change=True
     )
-    retry_failed: bool = option(
-        False, "try rows again that failed in an earlier start", may_change=True
-    )
+    retry_failed: bool = option(False, "try rows again that failed in an earlier start", may_change=True)
     device: str | None = option(
         None, "for r1ov's engine (default: cuda if there is one, else cpu)", may_change=True
     )

@@ -170,7 +170,7 @@ def _section(row: Row) -> str:
     small = [f"gold answer: {row.gold or 'none'}", *row.notes, *[f"verdict {verdict}"] * bool(verdict)]
     name, question = html.escape(row.id), html.escape(row.question)
     return (
-        f'<section>{image}<div><h3>{name} <span>{html.escape(row.kind or "kind not known")}</span>'
+        f"<section>{image}<div><h3>{name} <span>{html.escape(row.kind or 'kind not known')}</span>"
         f'<span class="badge {row.outcome}">{row.outcome}</span></h3><p>{question}</p>'
         + _block("why", row.reason, "wrong")
         + _block(f"description, {row.description_format}", row.description)

@@ -202,9 +202,7 @@ def filter_row(row: Row, ask: Ask, settings: Settings) -> Row:
     row = replace(row, outcome="done", verdict={"by": "judge", **verdict})
     for point, holds in verdict.items():
         if holds is False:
-            return replace(
-                row, outcome="rejected", reason=f"judged not {point}: {verdict['reason'][:200]}"
-            )
+            return replace(row, outcome="rejected", reason=f"judged not {point}: {verdict['reason'][:200]}")
     return row
 
 

@@ -1,11 +1,11 @@
 """One offline page that walks from pixel to answer with this image's own numbers (page.html draws it).
 
-At Qwen2.5-VL-7B's shapes, with a 504 x 504 image (324 cells) and 300 words, in bfloat16: kept are 28 layers of
-651 tokens x (2 x 3584 + 512) numbers, 0.28 GB; beside them a pass of 1,024 tokens (its MLP 3 x 1024 x 18944,
-0.12 GB) or `CHUNK` logits in some copies (0.3 GB). Measured with one layer of this width in float32, a vocabulary of
-30,000, 4 blanked regions and passes of 2,048 tokens: 0.85 GB in all above the model. With 2,000 words what is
-kept alone comes to 1.1 GB. In the page: mean maps 300 x 28 x 324 and eleven words' single heads 11 x 28 x 28 x 324,
-2.7 and 2.8 MB, a third more in base64, and 2 MB of other numbers and of the image: under 10 MB.
+At Qwen2.5-VL-7B's shapes, with a 504 x 504 image (324 cells) and 300 words, in bfloat16: kept are 28 layers
+of 651 tokens x (2 x 3584 + 512) numbers, 0.28 GB (with 2,000 words 1.1 GB); beside them a pass of 1,024
+tokens (0.12 GB) or `CHUNK` logits in some copies (0.3 GB). Measured with one layer of this width in float32,
+a vocabulary of 30,000, 4 blanked regions and passes of 2,048 tokens: 0.85 GB in all above the model. In the
+page: mean maps 300 x 28 x 324 and eleven words' single heads 11 x 28 x 28 x 324, 2.7 and 2.8 MB, a third more
+in base64, and 2 MB of other numbers and of the image: under 10 MB.
 """
 
 import base64

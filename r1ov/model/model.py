@@ -118,7 +118,7 @@ def keys_with_prefixes(cu_seqlens: Tensor, prefixes: Tensor) -> tuple[Tensor, Te
     seen = own + torch.where(prefixes < 0, 0, own[prefixes])  # (B,) how many keys
     cu_seqlens_k = starts(seen)
     sequence = torch.repeat_interleave(seen)  # (S,) whose key
-    # The place among all that the sequence sees, counted from the start of its own; below 0 it is in the prefix.
+    # The place among all that the sequence sees, from the start of its own; below 0 it is in the prefix.
     place = torch.arange(len(sequence), device=own.device) - (cu_seqlens_k[1:] - own)[sequence]
     begin = torch.where(place < 0, ends[prefixes][sequence], (ends - own)[sequence])
     return begin + place, cu_seqlens_k

@@ -91,7 +91,9 @@ class Scorer:
             try:
                 self._users(first, f"<think>...</think>\n<answer>{first.solution}</answer>", 16, "stop")
             except UserError as error:
-                raise UserError(f"{error}; it is called as function(prompt, completion, row, info)") from error
+                raise UserError(
+                    f"{error}; it is called as function(prompt, completion, row, info)"
+                ) from error
 
     def __call__(self, group: Group) -> Group:
         """The group with scores and rewards."""
@@ -184,7 +186,9 @@ def next_prompts(run: Run, encode: Encode, count: int) -> list[Group]:
 def until_enough(
     groups: list[Group], run: Run, encode: Encode, count: int
 ) -> Iterator[tuple[list[Group], int]]:
-    """Prompts, and their seed, for a rollout of `count` groups, which the caller adds to `groups`. Collective.
+    """Prompts, and their seed, for a rollout of `count` groups, which the caller adds to `groups`.
+
+    Collective: all ranks call this.
 
     Prompts that cannot be used, and under dynamic sampling groups without spread, which are taken out again,
     are replaced by the data's next, --max-resamplings times; after that a rollout is smaller. Where no group

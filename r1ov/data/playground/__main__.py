@@ -59,7 +59,7 @@ def contact_sheet(samples: list[Sample]) -> Image.Image:
 
 
 def _beside(images: list[Image.Image], way: tuple[int, int]) -> Image.Image:
-    """Puts images side by side, with gutters between: (1, 0) from left to right, (0, 1) from top to bottom."""
+    """Puts images side by side with gutters: (1, 0) from left to right, (0, 1) from top to bottom."""
     right, down = way
     width, height = (
         sum(sides) + _GUTTER * len(sides) if along else max(sides)

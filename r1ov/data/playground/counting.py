@@ -74,9 +74,7 @@ def _more(rng: Random, level: Level) -> Scene:
     things = scatter(rng, chosen)
     seen = _counted_by_value(things, which, (first, second))
     reasoning = f"{seen} So {first} {fewer + gold}, {second} {fewer}. {fewer + gold} - {fewer} = {gold}."
-    question = ask(
-        rng, "counting", "more", first=_several(which, first), second=_several(which, second)
-    )
+    question = ask(rng, "counting", "more", first=_several(which, first), second=_several(which, second))
     return scene(rng, things, question, reasoning, str(gold), "number")
 
 

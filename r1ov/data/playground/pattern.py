@@ -65,7 +65,9 @@ def _repeating(rng: Random, level: Level) -> Scene:
         periods = rng.sample((2, 3) if level == "hard" else (3, 4), 2)
         length = rng.randint(max(periods) + 2, 8)
         while True:
-            units = [rng.sample(values, n) for values, n in zip((tuple(COLOURS), SHAPES), periods, strict=True)]
+            units = [
+                rng.sample(values, n) for values, n in zip((tuple(COLOURS), SHAPES), periods, strict=True)
+            ]
             cells = [tuple(unit[at % len(unit)] for unit in units) for at in range(length)]
             if set(cells) <= set(known):
                 break

@@ -87,7 +87,7 @@ def recognised(found: Sequence[tuple[Corner, Frame]]) -> Unit | None:
 
 
 def is_marked(text: str) -> bool:
-    """Whether the text says itself that its numbers are a box or point: by a key of JSON, or Qwen's tokens."""
+    """Whether the text says that its numbers are a box or point: by a key of JSON, or Qwen's tokens."""
     return bool(re.search(r"""["'](?:bbox(?:_2d)?|point_2d)["']""", text) or has_tokens(text))
 
 

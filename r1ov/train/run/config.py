@@ -58,7 +58,9 @@ class TrainConfig:
     clean: bool = option(
         False, "rewrite replies as <think>, <answer>: for R1-Onevision's own data, which mixes four layouts"
     )
-    image_folder: str | None = option(None, "where image paths begin and must lie; default: each file's folder")
+    image_folder: str | None = option(
+        None, "where image paths begin and must lie; default: each file's folder"
+    )
     allow_outside: bool = option(False, "images may lie anywhere on this machine")
     box_unit: Unit | None = option(None, "boxes' frame; default: what rows say, else the one that they fill")
     allow_changed_data: bool = option(

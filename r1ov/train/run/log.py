@@ -284,7 +284,8 @@ class Log:
                 if row.get(metric) is not None
             ]
             found = tuple(zip(*points, strict=True))
-            is_repeated = metric in rewards and panels.get("reward") == {"": found}  # the only one of weight 1
+            # A reward that is the only one, of weight 1, repeats their sum.
+            is_repeated = metric in rewards and panels.get("reward") == {"": found}
             if found and not is_repeated and not (metric == "loss" and "reward" in names):
                 panels.setdefault(title, {})[curve] = found
         return panels

@@ -114,7 +114,7 @@ class Run:
         self.stop = stack.enter_context(stopping(announcement))
 
     def build(self) -> tuple[Qwen2_5_VL, Processor]:
-        """The model to train, in float32, and its processor: loaded, or drawn afresh in `config_name`'s shape.
+        """The model to train, in float32, and its processor: loaded, or drawn as `config_name` is.
 
         Sharded wherever there is more than one process, or a GPU; no process then ever holds the whole of it.
         """

@@ -22,8 +22,8 @@ from r1ov.folder.weights import local, whole
 from r1ov.model.model import Qwen2_5_VL
 
 PARTS = ("vision", "merger", "language")
-# Operations whose results selective checkpointing keeps; bmm is not among them: here it only makes attention's
-# (T, T) scores.
+# Operations whose results selective checkpointing keeps; bmm is not among them: here it only makes
+# attention's (T, T) scores.
 KEPT = {
     "aten::mm",
     "aten::addmm",
