@@ -12,13 +12,15 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from r1ov.common.journal import Journal
 from r1ov.common.remote import AskFailed
 from r1ov.data.formats.open_image import lazy_image
 from r1ov.data.formats.records import BadRow
 from r1ov.data.image import LazyImage
+from r1ov.errors import UserError
 from r1ov.formalize import detectors
 from r1ov.formalize import stages as describe_stage
-from r1ov.formalize.ask import BudgetSpent
+from r1ov.formalize.ask import Asker, BudgetSpent
 from r1ov.formalize.prompt import (
     FOLDER,
     MAX_REPLY,
@@ -509,3 +511,10 @@ def test_role_play_takes_off_only_think_tags_around_all():
 
 def test_the_route_of_a_known_tag_asks_nobody():
     assert route(replace(ROW, tag="geometry"), nobody, ALL).kind == "math"
+
+
+def test_answers_that_another_version_kept_are_refused(tmp_path):
+    with Journal(tmp_path / "answers.journal", "key") as answers:
+        answers.append({"key": "k", "text": "t", "failure": None})
+        with pytest.raises(UserError, match=r"answers\.journal: kept by another version .* another --out"):
+            Asker({}, answers)

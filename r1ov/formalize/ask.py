@@ -61,6 +61,8 @@ class Asker:
         self._alone: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
         self._stale: set[str] = set()  # failures of earlier starts, to be asked again
         for record in self.answers:
+            if not record.keys() >= {*COUNTS}:
+                raise UserError(f"{self.answers.path}: kept by another version of r1ov; choose another --out")
             self.spent.update({name: record[name] for name in COUNTS})
             if self.retry_failed and record["failure"]:
                 self._stale.add(record["key"])
