@@ -28,7 +28,6 @@ SLOWEST = (
     "test_grpo_run",
     "test_kernels_model",
     "test_checkpoint",
-    "test_gpu_session",
     "test_evaluate_runner",
     "test_train",
     "test_learners_path",

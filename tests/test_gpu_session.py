@@ -1,6 +1,4 @@
-"""The session for a GPU, rehearsed: each step of our own runs here at toy size, so that none fails there by a
-slip. (Run B, the peers', is rehearsed by hand: it takes as long again.)
-"""
+"""The session for a GPU, rehearsed: its steps run here at toy size, so that none fails there by a slip."""
 
 import json
 import subprocess
@@ -11,16 +9,16 @@ import pytest
 from tests import gpu_session
 
 
-def test_every_step_runs(tmp_path):
+def test_steps_run(tmp_path, monkeypatch):
+    """Three of them; `python -m tests.gpu_session A B --rehearse` plays all, in two minutes."""
+    some = [step for step in gpu_session.STEPS if step.name in ("facts", "smoke decode", "engine 16")]
+    monkeypatch.setattr(gpu_session, "STEPS", some)
     out = tmp_path / "session.jsonl"
     assert gpu_session.main(["A", "--rehearse", "--out", str(out)]) == 0, out.read_text()
-    lines = [json.loads(line) for line in out.read_text().splitlines()]
-    steps = [step.name for step in gpu_session.STEPS if step.run == "A" and step.rehearsed]
-    assert [line["step"] for line in lines] == steps
-    measured = {line["step"]: line["results"] for line in lines}
-    assert measured["engine 16"]["ms a step"] > 0
-    assert measured["grpo"]["seconds"]["update"] > 0
-    assert measured["sft"]["results"]["r1ov, checkpointing selective"]["seconds"] > 0
+    facts, smoke, engine = (json.loads(line)["results"] for line in out.read_text().splitlines())
+    assert facts["cores"] > 0
+    assert smoke["largest error"] < 1e-4
+    assert engine["ms a step"] > 0
 
 
 def test_both_runs_fit_into_the_visit():

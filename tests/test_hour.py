@@ -29,7 +29,7 @@ STANDS_IN = {
     "--preset r1-onevision ": "",
     "--nproc-per-node 8": "--nproc-per-node 2",
     "--bench mathvista": "--bench playground --limit 14 --temperature 0.5",
-    "runs/evaluate/A runs/evaluate/B": "runs/evaluate/playground*",
+    "runs/evaluate/A runs/evaluate/B": "runs/evaluate/playground* runs/evaluate/playground*",
     "--step 100": "--step 1",
     "--samples 500": "--samples 4",
     "--limit 1000": "--limit 14",
@@ -46,8 +46,8 @@ SHORTER = {
     ),
     "r1ov.evaluate --bench playground": " --max-new-tokens 96",
 }
-# Run by others (installation, the tests themselves) or only where there is a GPU.
-LEFT_OUT = ("pip ", "source ", "python -m venv", "python -m tests.", "python -m kernels.")
+# Run by others (installation, the tests themselves, several processes) or only where there is a GPU.
+LEFT_OUT = ("pip ", "source ", "torchrun ", "python -m venv", "python -m tests.", "python -m kernels.")
 COLORS = ("red", "green", "blue", "orange")
 SHAPES = ("circle", "square", "triangle")
 
@@ -106,7 +106,7 @@ def commands(readme: str) -> list[str]:
                 command = command.replace(written, played)
             command += next((flags for program, flags in SHORTER.items() if program in command), "")
             found.append(command)
-    return found
+    return list(dict.fromkeys(found))
 
 
 def draw(folder: Path) -> list[dict]:
@@ -155,7 +155,7 @@ def test_every_command_of_the_readme_in_its_order(hour):
     program = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
     (hour.folder / "program.py").write_text(program)
     assert "-> 3" in hour.run("python program.py")
-    for name in ("look.html", "sheet.png", "runs/sft-2/final/config.json", "runs/grpo/curves.png"):
+    for name in ("look.html", "sheet.png", "runs/sft/final/config.json", "runs/grpo/curves.png"):
         assert (hour.folder / name).exists(), name
     # The twelve drawings: fewer than a step's 64, said; learned by heart in thirty steps; asked as trained.
     trained, asked = (
