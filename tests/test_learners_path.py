@@ -34,25 +34,29 @@ DOORS = (
     "r1ov/train/export.py",
 )
 CORE_TOKENS, CORE_FILES = 34_000, 34  # files: beside the __init__.py
-# Rooms that were built onto the house since its plan: the look inside, the talk, the export of a checkpoint.
-BUILT_ON = ("r1ov/look", "r1ov/engine/chat.py", "r1ov/train/export.py")
-ALL_TOKENS = 155_000
-# Where a goal is not met yet, what holds is the limit before it: a limit is only ever lowered. (Which rules
-# of the rewards a GRPO step enters depends on what was sampled, and so a little on the CPU.)
-HOUSE_TOKENS, HOUSE_GOAL = 138_700, 128_000  # without the rooms built on
-BUILT_ON_TOKENS, BUILT_ON_GOAL = 15_700, 13_000
-WALKS = {  # command -> (files with a function entered, functions, their tokens of code): the limit, the goal
+BUILT_ON = ("r1ov/look",)  # rooms that are built onto the house
+# The budgets, which are never raised: without and with the rooms built on; and for each walk the files with a
+# function entered, the functions, their tokens of code.
+HOUSE_TOKENS, ALL_TOKENS = 128_000, 155_000
+WALKS = {
     "generate.py --image r1ov/data/playground/examples/counting.png --prompt x --max-new-tokens 4": (
-        (20, 120, 15_200),
-        (20, 110, 12_500),
+        20,
+        110,
+        12_500,
     ),
     "train.py --stage sft --max-steps 1 --eval-steps 0 --dataloader-num-workers 0"
-    " --per-device-train-batch-size 8": ((28, 168, 19_400), (24, 130, 14_000)),
+    " --per-device-train-batch-size 8": (24, 130, 14_000),
     "train.py --stage grpo --max-steps 1 --eval-steps 0 --sample-steps 0 --per-device-train-batch-size 16": (
-        (42, 235, 30_800),
-        (32, 190, 22_000),
+        32,
+        190,
+        22_000,
     ),
 }
+# Budgets that are not met yet are reported as expected failures. Until they are, nothing may move further
+# away than what was measured on 29 November 2026. (Which rules of the rewards a GRPO step enters depends on
+# what was sampled, and so a little on the CPU.)
+HOUSE_SO_FAR = 140_300
+SO_FAR = dict(zip(WALKS, ((20, 120, 15_200), (28, 168, 19_400), (42, 235, 30_800)), strict=True))
 LAYOUT = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -93,13 +97,14 @@ def test_the_core_fits_in_a_head_and_the_whole_stays_small():
     core = [path for path in SOURCES if is_core(path)]
     assert sum(tokens[path] for path in core) <= CORE_TOKENS
     assert sum(path.name != "__init__.py" for path in core) <= CORE_FILES
-    built_on = [path for path in SOURCES if str(path.relative_to(ROOT)).startswith(BUILT_ON)]
-    assert sum(tokens.values()) - sum(tokens[path] for path in built_on) <= HOUSE_TOKENS
-    assert sum(tokens[path] for path in built_on) <= BUILT_ON_TOKENS
     assert sum(tokens.values()) <= ALL_TOKENS
+    built_on = [path for path in SOURCES if str(path.relative_to(ROOT)).startswith(BUILT_ON)]
+    house = sum(tokens.values()) - sum(tokens[path] for path in built_on)
+    assert house <= HOUSE_SO_FAR
+    if house > HOUSE_TOKENS:
+        pytest.xfail(f"the house has {house:,} tokens, its budget is {HOUSE_TOKENS:,}")
 
 
-# What others wrote is imported before anything is watched: watching its import takes seconds.
 WATCH = """
 import runpy, sys
 import filelock, jinja2.sandbox, PIL.Image, safetensors.torch, tokenizers, torch, tqdm
@@ -144,8 +149,9 @@ def test_the_way_through_the_code_stays_short(command, tmp_path):
     found = walked(command, tmp_path / "run")
     functions = [function for file in found.values() for function in file]
     walk = (len(found), len(functions), sum(tokens for _, tokens in functions))
-    limit, _goal = WALKS[command]
-    assert all(is_ <= may for is_, may in zip(walk, limit, strict=True)), f"files, functions, tokens: {walk}"
+    assert all(is_ <= so_far for is_, so_far in zip(walk, SO_FAR[command], strict=True)), walk
+    if any(is_ > budget for is_, budget in zip(walk, WALKS[command], strict=True)):
+        pytest.xfail(f"files, functions, tokens: {walk}, the budget is {WALKS[command]}")
 
 
 if __name__ == "__main__":  # python -m tests.test_learners_path: where the budgets go
