@@ -58,7 +58,8 @@ def attention(
     if impl == "triton":
         from kernels.triton.attention import attention_triton
 
-        return attention_triton(q, k, v, cu_seqlens, causal, cu_seqlens_k, max_seqlen)
+        with torch.cuda.device_of(q):
+            return attention_triton(q, k, v, cu_seqlens, causal, cu_seqlens_k, max_seqlen)
     return attention_torch(q, k, v, cu_seqlens, causal, cu_seqlens_k)
 
 
@@ -167,7 +168,8 @@ def decode_attention(
     if impl == "triton":
         from kernels.triton.decode import decode_attention_op
 
-        return decode_attention_op(q, k_cache, v_cache, lengths)
+        with torch.cuda.device_of(q):
+            return decode_attention_op(q, k_cache, v_cache, lengths)
     return decode_attention_torch(q, k_cache, v_cache, decode_bias(lengths, k_cache))
 
 
@@ -221,7 +223,10 @@ def decode_attention_shared(
     if impl == "triton":
         from kernels.triton.decode import decode_attention_shared_op
 
-        return decode_attention_shared_op(q, k_prefix, v_prefix, prefix_lengths, k_cache, v_cache, lengths)
+        with torch.cuda.device_of(q):
+            return decode_attention_shared_op(
+                q, k_prefix, v_prefix, prefix_lengths, k_cache, v_cache, lengths
+            )
     return decode_attention_shared_torch(q, k_prefix, v_prefix, prefix_lengths, k_cache, v_cache, lengths)
 
 

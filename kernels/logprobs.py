@@ -47,7 +47,8 @@ def token_logprobs(
     if impl == "triton":
         from kernels.triton import logprobs as triton_logprobs
 
-        logprobs, entropy = triton_logprobs.token_logprobs(hidden, weight, targets, temperature)[:2]
+        with torch.cuda.device_of(hidden):
+            logprobs, entropy = triton_logprobs.token_logprobs(hidden, weight, targets, temperature)[:2]
         return (logprobs, entropy) if return_entropy else logprobs
 
     def score(hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:

@@ -139,7 +139,7 @@ def build_optimizers(
     ]
     optimizers: list[torch.optim.Optimizer] = []
     if groups:
-        optimizers.append(torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=1e-8))
+        optimizers.append(torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=1e-8, fused=True))
     if inner:
         optimizers.append(Muon(inner, lr=muon_learning_rate, weight_decay=weight_decay))
     return optimizers

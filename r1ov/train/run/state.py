@@ -108,10 +108,8 @@ def _laid_out(state: Tensor, parameter: nn.Parameter) -> Tensor:
 
     By hand, because DTensor's own operations take seconds to find out how their first results are laid out.
     """
-    if not state.ndim:
-        return state
     state = state.to(parameter.device)
-    if not is_sharded(parameter):
+    if not state.ndim or not is_sharded(parameter):
         return state
     from torch.distributed.tensor import DTensor  # takes a second to import
 
