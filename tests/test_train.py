@@ -209,6 +209,16 @@ def test_a_run_leaves_a_model_that_loads_and_a_log_with_the_fields_names(tmp_pat
         train(replace(config, seed=1))
 
 
+@pytest.mark.parametrize(
+    ("given", "device", "expected"),
+    [(None, "cuda", "selective"), (None, "cpu", "off"), ("full", "cpu", "full"), ("off", "cuda", "off")],
+)
+def test_a_gpu_recomputes_some_activations_unless_told(given, device, expected):
+    config = SFTConfig(activation_checkpointing=given)
+    settled = run_open.resolve(config, None, World(), torch.device(device), {}, parameters=10)
+    assert settled.activation_checkpointing == expected
+
+
 def test_an_evaluation_that_a_stop_left_out_is_made_on_resume_and_none_twice(tmp_path, monkeypatch):
     config = SFTConfig(
         max_steps=2,

@@ -134,8 +134,8 @@ class TrainConfig:
     bf16: bool | None = option(
         None, "compute in bfloat16, with float32 weights and gradients; default: on a GPU"
     )
-    activation_checkpointing: Literal["off", "selective", "full"] = option(
-        "off", "recompute activations instead of keeping them, to save memory", resumable=True
+    activation_checkpointing: Literal["off", "selective", "full"] | None = option(
+        None, "recompute activations, to save memory; default: selective on a GPU, else off", resumable=True
     )
     replicate: int = option(
         1, "groups that each hold the whole model (hybrid sharding): one a node", least=1, resumable=True

@@ -69,9 +69,8 @@ def open_run(config: TrainConfig, source: Source, num_rows: int | None) -> Itera
 class Run:
     """The state of a run. Collective: all ranks call its methods at the same steps.
 
-    Attributes: config: with nothing left open. step: finished steps. extra: what else a checkpoint keeps,
-        such as num_tokens. tally: of the data's rows. log: the main process's, else None. stop: set when the
-        process was asked to stop.
+    Attributes: config: with nothing left open. step: finished steps. extra: what else a checkpoint keeps.
+        tally: of the data's rows. log: the main process's, else None. stop: set when asked to stop.
     """
 
     def __init__(
@@ -346,5 +345,6 @@ def resolve(
         epochs = config.num_train_epochs
         max_steps = config.endless_steps if num_rows is None else math.ceil(epochs * num_rows / batch_size)
     learning_rate = config.peak_learning_rate(parameters)
+    recomputed = config.activation_checkpointing or ("selective" if device.type == "cuda" else "off")
     settled = {"train_batch_size": batch_size, "max_steps": max_steps, "learning_rate": learning_rate}
-    return replace(config, device=str(device), **settled)
+    return replace(config, device=str(device), activation_checkpointing=recomputed, **settled)
