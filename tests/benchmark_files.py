@@ -5,8 +5,6 @@ our own.
 import base64
 import csv
 import io
-import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,13 +37,6 @@ def tsv(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
         writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    return path
-
-
-def packed(path: Path, members: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w") as file:
-        for name, data in members.items():
-            file.writestr(name, data)
     return path
 
 
@@ -130,13 +121,3 @@ def wemath(group: str, key: str, answer: str, **more: Any) -> dict[str, Any]:
         "question number": 1,
         "knowledge concept description": "Area of Circles: ...",
     } | more
-
-
-def nodes(path: Path, parents: dict[str, str]) -> Path:
-    """We-Math's tree of concepts."""
-    tree = [
-        {"root0": "R", "root1": "M", "root2": root, "root3": leaf, "full node": f"M_{root}_{leaf}"}
-        for leaf, root in parents.items()
-    ]
-    path.write_text(json.dumps(tree), encoding="utf-8")
-    return path

@@ -58,7 +58,6 @@ def test_the_playground_prints_its_families_and_keeps_everything(tmp_path, monke
         ".lock",
         "page.html",
         "predictions.jsonl",
-        "report.csv",
         "report.json",
         "report.md",
         "settings.json",
@@ -127,12 +126,11 @@ def test_a_file_of_questions_is_answered_and_goes_on_only_with_the_same_settings
     tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "q.tsv").write_text(TSV)
-    words = ["--bench", "q.tsv", "--out", "o", "--max-new-tokens", "4", "--device", "cpu", "--no-page"]
+    words = ["--bench", "q.tsv", "--out", "o", "--max-new-tokens", "4", "--device", "cpu"]
     status, out, _ = called(monkeypatch, capsys, *words, "--limit", "2")
     assert status == 0
     assert "| questions | 2 |" in out
     assert "| questions | 3 |" in called(monkeypatch, capsys, *words)[1]
-    assert not (tmp_path / "o" / "page.html").exists()
     status, out, err = called(monkeypatch, capsys, *words, "--system", "Be brief.")
     assert (status, out) == (2, "")
     assert "o was begun with other options: --system was None and is 'Be brief.'" in err.splitlines()[-1]

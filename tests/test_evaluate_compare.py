@@ -52,7 +52,7 @@ def test_the_numbers_are_those_of_hand(tmp_path, monkeypatch, capsys):
     assert "| 10 | 1 | 1 | 2 | -1 |" in out
     assert "| 16 | 1 | 2 | 1 | +1 |" in out
     low, high = (
-        float(word) for word in out.split("bootstrap over groups | ")[1].split(" points")[0].split(" to ")
+        float(word) for word in out.split("95% interval of it | ")[1].split(" points")[0].split(" to ")
     )
     assert 0 <= low < 25 < high <= 50
 

@@ -15,7 +15,7 @@ import pytest
 from r1ov.errors import UserError
 from r1ov.evaluate import judge
 from r1ov.evaluate.item import Item, Prediction, Verdict
-from r1ov.evaluate.judge import Judge, needs_judge
+from r1ov.evaluate.judge import needs_judge
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,11 +68,13 @@ def no_waiting(monkeypatch):
 def case(
     id: str, text: str, method: str, score: float = 0.0, kind: str | None = "math", answer: str | None = None
 ):
-    item = Item(bench="b", split="s", id=id, question=f"question {id}?", answer="7", kind=kind)
-    return (
-        item,
-        Prediction(id=id, text=text),
-        Verdict(id=id, score=score, answer=answer, method=method, well_formed=0.0),
+    return Verdict(
+        item=Item(bench="b", split="s", id=id, question=f"question {id}?", answer="7", kind=kind),
+        prediction=Prediction(id=id, text=text),
+        score=score,
+        answer=answer,
+        method=method,
+        well_formed=0.0,
     )
 
 
@@ -93,21 +95,16 @@ CASES = [
 
 
 def asks(server, folder, cases=CASES) -> dict[str, float | None]:
-    asking = Judge(f"http://127.0.0.1:{server.server_port}/v1", "some-judge", folder / "judge.jsonl")
-    items, predictions, verdicts = zip(*cases, strict=True)
-    judged = asking({item.id: item for item in items}, predictions, verdicts)
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    judged = judge.judge(cases, url, "some-judge", folder / "judge.jsonl")
     assert [(one.score, one.method) for one in judged] == [
-        (one.score, one.method) for one in verdicts
+        (one.score, one.method) for one in cases
     ]  # the rules' column stays
-    return {one.id: one.judged for one in judged}
+    return {one.item.id: one.judged for one in judged}
 
 
 def test_only_what_the_rules_leave_open_is_asked():
-    assert [item.id for item, _, verdict in CASES if needs_judge(item, verdict)] == [
-        "prose",
-        "wrong",
-        "other",
-    ]
+    assert [one.item.id for one in CASES if needs_judge(one)] == ["prose", "wrong", "other"]
 
 
 def test_each_open_answer_is_asked_once_and_never_again(server, tmp_path):
@@ -133,8 +130,7 @@ def test_each_open_answer_is_asked_once_and_never_again(server, tmp_path):
 
 
 def test_equal_questions_are_one_request(server, tmp_path):
-    item, prediction, verdict = CASES[4]
-    asks(server, tmp_path, [(item, prediction, verdict)] * 5)
+    asks(server, tmp_path, [CASES[4]] * 5)
     assert len(server.asked) == 1
 
 

@@ -10,7 +10,7 @@ from r1ov.data.formats.open_image import lazy_image
 from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
 from r1ov.evaluate import page
-from r1ov.evaluate.item import Answered, Item, Prediction, Verdict
+from r1ov.evaluate.item import Item, Prediction, Verdict
 from r1ov.evaluate.page import write_page
 from r1ov.evaluate.prompts import AFTER
 
@@ -19,14 +19,17 @@ HOSTILE = "</script><img src=x onerror=alert(1)><!--<script>\u2028&amp;\"'`${1}<
 
 def answered(
     number: int, text: str = "<think>a</think>\n<answer>1</answer>", images=(), score: float = 1.0, **item
-) -> Answered:
+) -> Verdict:
     id = item.pop("id", f"q{number}")
-    return Answered(
+    return Verdict(
         item=Item(
             bench="b", split="s", id=id, question=item.pop("question", "q"), answer="1", images=images, **item
         ),
         prediction=Prediction(id=id, text=text),
-        verdict=Verdict(id=id, score=score, answer="1", method="tag", well_formed=1.0),
+        score=score,
+        answer="1",
+        method="tag",
+        well_formed=1.0,
     )
 
 

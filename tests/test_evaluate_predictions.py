@@ -6,9 +6,10 @@ from dataclasses import asdict
 import pytest
 
 from r1ov.common.files import locked
+from r1ov.common.journal import Journal
 from r1ov.errors import UserError
 from r1ov.evaluate.item import Prediction, read_predictions
-from r1ov.evaluate.runner import appending, merge, settle
+from r1ov.evaluate.runner import merge, settle
 
 ORDER = {f"q{number}": number for number in range(5)}
 
@@ -102,8 +103,8 @@ def test_any_text_comes_back_as_it_was(tmp_path):
         finish_reason="length",
         error="bad \ud800 name",
     )
-    with appending(tmp_path, 0) as append:
-        append(row)
+    with Journal(tmp_path / "predictions.rank0.jsonl", "id", sync=False) as journal:
+        journal.append(asdict(row))
         assert read_predictions(tmp_path / "predictions.rank0.jsonl") == [row]
     assert merge(tmp_path, ORDER) == merge(tmp_path, ORDER) == [row]
 

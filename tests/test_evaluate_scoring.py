@@ -107,7 +107,7 @@ def test_what_could_not_be_asked_or_answered_scores_0_and_is_called_an_error():
     found = score(
         item("int", "7"), Prediction(id="1", text="<answer>7</answer>", sample=3, error="out of memory")
     )
-    assert (found.score, found.method, found.sample) == (0.0, "error", 3)
+    assert (found.score, found.method, found.prediction.sample) == (0.0, "error", 3)
 
 
 def test_boxes_are_compared_in_the_images_own_pixels():
@@ -128,7 +128,7 @@ def test_boxes_are_compared_in_the_images_own_pixels():
 
 
 def test_a_percent_sign_is_no_mistake_where_the_question_asks_for_per_cent():
-    for more in ({"question": "What percent is blue?"}, {"unit": "%"}):
+    for more in ({"question": "What percent is blue?"}, {"question": "How many? (unit: %)"}):
         assert verdict(item("int", "12", **more), "<answer>12%</answer>").score == 1.0
     assert verdict(item("int", "12", question="How many?"), "<answer>12%</answer>").score == 0.0
 

@@ -36,9 +36,7 @@ class EvaluateConfig:
         "none: the question (default: r1ov; on the playground, and of our own models on own files, none)",
     )
     system: str | None = option(None, "the system prompt (default: the chat template's own)")
-    num_samples: int = option(
-        1, "answers a question, for mean@k, pass@k and maj@k; needs a temperature", least=1
-    )
+    num_samples: int = option(1, "answers a question, for mean@k and pass@k; needs a temperature", least=1)
     max_new_tokens: int | None = option(
         None, "longest answer (default: 4096; on the playground 256)", least=1
     )
@@ -65,7 +63,6 @@ class EvaluateConfig:
         None, "URL of an OpenAI-compatible endpoint, asked if rules cannot decide; key from OPENAI_API_KEY"
     )
     judge_model: str | None = option(None, "the judge's name there")
-    page: bool = option(True, "write page.html, the questions with images, answers and verdicts")
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda if there is one)")
     dtype: Literal["float32", "bfloat16"] | None = option(
         None, "default: float32 on a CPU, bfloat16 on a GPU"

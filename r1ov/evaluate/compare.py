@@ -1,23 +1,17 @@
 """Two evaluations of the same questions side by side: is one better, or is it chance?"""
 
-import math
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from r1ov.errors import UserError
 from r1ov.evaluate.item import read_lines
-from r1ov.evaluate.metrics import Table
-from r1ov.evaluate.report import markdown
-
-RESAMPLES = 10_000  # of the bootstrap
+from r1ov.evaluate.metrics import paired
+from r1ov.evaluate.report import Table, markdown
 
 
 class Scored(NamedTuple):
-    """A question: the mean score of its samples, its cluster, and its most frequent answer."""
+    """A question: the mean score of its samples, its cluster, its gold, and its first answer."""
 
     score: float
     group: str
@@ -34,57 +28,12 @@ def read_verdicts(name: str) -> dict[str, Scored]:
         found[id].append(one)
     if not found:
         raise UserError(f"{path}: there are no verdicts in it")
-    return {
-        id: own[0]._replace(
-            score=sum(one.score for one in own) / len(own),
-            answer=Counter(one.answer for one in own).most_common(1)[0][0],
-        )
-        for id, own in found.items()
-    }
+    return {id: own[0]._replace(score=sum(one.score for one in own) / len(own)) for id, own in found.items()}
 
 
 def _scored(row: Any) -> tuple[str, Scored]:
     answer, group = str(row.get("answer") or row.get("method")), row.get("group") or row["id"]
     return row["id"], Scored(float(row["score"]), group, str(row["gold"]), answer)
-
-
-class Paired(NamedTuple):
-    """Two models on the same questions. Differences are second minus first."""
-
-    count: int
-    difference: float
-    low: float
-    high: float
-    better: int  # questions on which the second scores higher
-    worse: int
-    p_value: float
-
-
-def paired(first: Sequence[float], second: Sequence[float], groups: Sequence[Hashable]) -> Paired:
-    """Returns the mean difference, its 95% interval by a bootstrap over whole groups (percentiles), and
-    McNemar's exact p.
-    """
-    differences = np.subtract(second, first)
-    _, of_group = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    sums, counts = np.bincount(of_group, differences), np.bincount(of_group)
-    rng, means = np.random.default_rng(0), []
-    for _ in range(RESAMPLES):
-        drawn = rng.integers(0, len(sums), len(sums))
-        means.append(sums[drawn].sum() / counts[drawn].sum())
-    low, high = map(float, np.percentile(means, (2.5, 97.5)))
-    better, worse = int((differences > 0).sum()), int((differences < 0).sum())
-    p_value = mcnemar(better, worse)
-    return Paired(len(differences), float(differences.mean()), low, high, better, worse, p_value)
-
-
-def mcnemar(better: int, worse: int) -> float:
-    """Returns the exact two-sided p-value of this many changes each way, if both ways were equally likely.
-
-    Example: (5, 1) -> 0.21875
-    """
-    changes = better + worse
-    tail = sum(math.comb(changes, wins) for wins in range(min(better, worse) + 1))
-    return min(1.0, 2 * tail / 2**changes)
 
 
 def compare(config: Any) -> str:
@@ -107,30 +56,25 @@ def compare(config: Any) -> str:
             raise UserError(f"question {id} has gold {a.gold!r} in one and {b.gold!r} in the other")
     one, two = ([side.score for side in sides] for sides in zip(*pairs.values(), strict=True))
     result = paired(one, two, [a.group for a, _ in pairs.values()])
-    rows = (
-        ("questions", result.count),
+    rows = [
+        ("questions", len(pairs)),
         (config.first, sum(one) / len(one)),
         (config.second, sum(two) / len(two)),
         ("difference", f"{100 * result.difference:+.1f} points"),
-        (
-            "95% interval of it, bootstrap over groups",
-            f"{100 * result.low:+.1f} to {100 * result.high:+.1f} points",
-        ),
+        ("95% interval of it", f"{100 * result.low:+.1f} to {100 * result.high:+.1f} points"),
         ("only the second right, or righter", result.better),
         ("only the first", result.worse),
         ("McNemar's exact p", f"{result.p_value:.3g}"),
-    )
+    ]
     parts = [markdown(Table("", ("measure", "value"), rows))]
     if missing or added:
-        parts.append(
-            "Only the questions that both have: "
-            f"{missing} of the first's and {added} of the second's are left out."
-        )
-    changed = tuple(
+        left = f"{missing} of the first's and {added} of the second's are left out."
+        parts.append(f"Only the questions that both have: {left}")
+    changed = [
         (*map(_short, (id, a.gold, a.answer, b.answer)), f"{b.score - a.score:+.2g}")
         for id, (a, b) in pairs.items()
         if a.score != b.score
-    )
+    ]
     if changed:
         columns, shown = ("question", "gold", "first", "second", "score"), changed[: config.limit]
         parts += [f"{len(changed)} questions changed:", markdown(Table("", columns, shown))]

@@ -17,20 +17,12 @@ from r1ov.common.files import earlier_options, locked
 from r1ov.common.processes import World, choose_kernels, dtype_name, joined
 from r1ov.data.formats.files import fingerprint
 from r1ov.errors import UserError
-from r1ov.evaluate.benchmarks import PLAYGROUND, benchmark, load_items, playground_by_id, playground_items
-from r1ov.evaluate.item import Answered, Answers, Item, Items, Prediction, read_predictions
-from r1ov.evaluate.judge import Judge
-from r1ov.evaluate.metrics import Table, accuracy
+from r1ov.evaluate.benchmarks import PLAYGROUND, benchmark, load_items, playground_by_id
+from r1ov.evaluate.item import Item, Items, Prediction, read_predictions
+from r1ov.evaluate.judge import judge
 from r1ov.evaluate.page import write_page
 from r1ov.evaluate.prompts import swap_pictures
-from r1ov.evaluate.report import (
-    floors_table,
-    markdown,
-    published_table,
-    tables_of,
-    write_report,
-    write_verdicts,
-)
+from r1ov.evaluate.report import markdown, tables_of, write_report, write_verdicts
 from r1ov.evaluate.runner import Asking, run
 from r1ov.evaluate.scoring import score
 from r1ov.folder.pretrained import load, resolve
@@ -69,66 +61,57 @@ def write(
     verdicts = [score(by_id[row.id], row) for row in predictions]
     with locked(folder) if folder else nullcontext():
         if config.judge:
-            judge = Judge(config.judge, config.judge_model, (folder or FOLDER) / "judge.jsonl")
-            verdicts = judge(by_id, predictions, verdicts)
+            cache = (folder or FOLDER) / "judge.jsonl"
+            verdicts = judge(verdicts, config.judge, config.judge_model, cache)
             settings = {**settings, "judge": config.judge_model}
-        answered = [
-            Answered(item=by_id[row.id], prediction=row, verdict=verdict)
-            for row, verdict in zip(predictions, verdicts, strict=True)
-        ]
-        shown, more = report(config, items, answered)
+        shown, more = tables_of(benchmark(config.bench).metrics, verdicts)
         if folder:
-            title = f"{_name(config.bench)} {items[0].split}: {config.predictions or config.model}"
-            write_verdicts(folder / "verdicts.jsonl", answered)
+            name = config.predictions or config.model
+            title = f"{Path(config.bench).name} {items[0].split}: {name}"
+            write_verdicts(folder / "verdicts.jsonl", verdicts)
             write_report(folder, title, [*shown, *more], settings)
-            if config.page:
-                write_page(folder / "page.html", title, answered, settings.get("prompt", "none"))
-            page = ", page.html" if config.page else ""
-            print(f"{folder}/: report.md, report.csv, report.json, predictions{page}", file=sys.stderr)
+            write_page(folder / "page.html", title, verdicts, settings.get("prompt", "none"))
+            print(f"{folder}/: page.html, report.md, report.json, predictions", file=sys.stderr)
+    if config.bench == PLAYGROUND:
+        shown = shown[-1:]  # the families
     print("\n\n".join(map(markdown, shown)))
 
 
 def questions(config: Any) -> list[Item]:
     """Returns the benchmark's questions, with other images if the control is asked for."""
-    if config.bench == PLAYGROUND:
-        return playground_items(
-            config.split or "test", config.limit or PLAYGROUND_LIMIT, config.swap_pictures
-        )
-    items = load_items(config.bench, config.data, config.split, config.limit)
+    limit = config.limit or (PLAYGROUND_LIMIT if config.bench == PLAYGROUND else None)
+    items = load_items(config.bench, config.data, config.split, limit)
     return swap_pictures(items) if config.swap_pictures else items
 
 
 def predicted(config: Any) -> tuple[list[Item], list[Prediction]]:
     """Returns the questions and the answers in the file --predictions; of the playground only its own."""
-    rows = read_predictions(Path(config.predictions))
-    if not rows:
-        raise UserError(f"{config.predictions}: there are no predictions in it")
     found: dict[tuple[str, int], Prediction] = {}
-    for row in rows:
+    for row in read_predictions(Path(config.predictions)):
         if found.setdefault((row.id, row.sample), row) is not row:
             raise UserError(
                 f"{config.predictions}: {row.id} stands there twice; "
                 "several samples of a question are told apart by `sample`, 0, 1 ..."
             )
+    if not found:
+        raise UserError(f"{config.predictions}: there are no predictions in it")
     if config.bench == PLAYGROUND:
-        items = playground_by_id(list(dict.fromkeys(row.id for row in rows))[: config.limit])
+        items = playground_by_id([*dict.fromkeys(id for id, _ in found)][: config.limit])
     else:
         items = load_items(config.bench, config.data, config.split, config.limit)
-    ids = {item.id for item in items}
-    known = [row for row in rows if row.id in ids]
-    if not known:
-        raise UserError(
-            f"{config.predictions}: none of its {len(rows)} ids is one of the questions', "
-            f"{rows[0].id!r} is not; {items[0].id!r} would be"
-        )
-    if len(known) < len(rows) and not config.limit:
-        left = len(rows) - len(known)
-        print(f"{left} rows have ids that are no question's; they are left out", file=sys.stderr)
-    samples = range(max(row.sample for row in known) + 1)
+    samples = range(max(sample for _, sample in found) + 1)
     wanted = [(item.id, sample) for item in items for sample in samples]
-    if lacking := [key for key in wanted if key not in found]:
+    lacking = [key for key in wanted if key not in found]
+    if len(lacking) == len(wanted):
+        raise UserError(
+            f"{config.predictions}: none of its {len(found)} ids is one of the questions', "
+            f"{next(iter(found))[0]!r} is not; {items[0].id!r} would be"
+        )
+    if lacking:
         first = lacking[0][0]
         print(f"{len(lacking)} answers are missing, of {first} first; they count as wrong", file=sys.stderr)
+    if (left := len(found) - len(wanted) + len(lacking)) and not config.limit:
+        print(f"{left} rows have ids that are no question's; they are left out", file=sys.stderr)
     for id, sample in lacking:
         found[id, sample] = Prediction(
             id=id, text="", sample=sample, finish_reason="error", error="no prediction"
@@ -140,10 +123,9 @@ def asked(
     config: Any, items: Items, world: World, device: torch.device
 ) -> tuple[list[Prediction], Path, dict[str, Any]] | None:
     """Returns the model's answers, their folder and their settings; None on all but the main rank."""
-    at_play = config.bench == PLAYGROUND
+    at_play, is_published = config.bench == PLAYGROUND, benchmark(config.bench).hub is not None
     path = resolve(config.model)
     trained = earlier_options(path / TRAINED_WITH)
-    is_published = benchmark(config.bench).hub is not None
     prompt = config.prompt or ("none" if at_play or (trained and not is_published) else "r1ov")
     most_tokens = config.max_new_tokens or (256 if at_play else 4096)
     asking = replace(config, prompt=prompt, max_new_tokens=most_tokens)
@@ -157,9 +139,8 @@ def asked(
     kernels = choose_kernels(config.kernels, device)
     model, processor = load(path, device, config.dtype)
     least, most = config.min_pixels, config.max_pixels
-    if is_published:  # a limit that is not given gives way to one that is
-        least = least or min(MIN_PIXELS, most or MIN_PIXELS)
-        most = most or max(MAX_PIXELS, least)
+    if is_published:
+        least, most = least or MIN_PIXELS, most or MAX_PIXELS
     processor = processor.with_pixel_limits(least, most)
     images = processor.image_processor
     put = {"prompt": prompt, "min_pixels": images.min_pixels, "max_pixels": images.max_pixels}
@@ -176,13 +157,7 @@ def asked(
         "dtype": dtype_name(model.head_weight.dtype),
         **{field.name: getattr(asking, field.name) for field in fields(Asking)},
         **put,
-        "run": {
-            "data": config.data,
-            "device": str(device),
-            "kernels": kernels,
-            "torch": torch.__version__,
-            "questions": len(items),
-        },
+        "run": {"data": config.data, "device": str(device), "kernels": kernels, "torch": torch.__version__},
     }
     folder = Path(config.out) if config.out else default_folder(settings)
     rows = run(model, processor, items, asking, folder, settings, _is_right, config.max_num_seqs, world)
@@ -210,23 +185,5 @@ def default_folder(settings: Mapping[str, Any]) -> Path:
     """
     digest = hashlib.blake2b(json.dumps({**settings, "run": None}).encode(), digest_size=4).hexdigest()
     model = "-".join(Path(settings["model"]).parts[-2:])
-    name = "-".join((_name(settings["bench"]), settings["split"], model, digest))
+    name = "-".join((Path(settings["bench"]).name, settings["split"], model, digest))
     return FOLDER / re.sub(r"[^\w.-]+", "-", name)
-
-
-def _name(bench: str) -> str:
-    """Returns the name of a benchmark, or of a file of questions without its folders."""
-    return Path(bench).name or bench
-
-
-def report(config: Any, items: Items, answered: Answers) -> tuple[list[Table], list[Table]]:
-    """Returns the tables to print (of the playground the families alone), and those of the report only."""
-    bench = benchmark(config.bench)
-    shown, more = tables_of(bench, answered)
-    more = [floors_table(items, bench.floors), *more]
-    if bench.published:
-        model = config.predictions or config.model
-        more = [published_table(bench, model, items[0].split, accuracy(answered)), *more]
-    if config.bench == PLAYGROUND:
-        return shown[-1:], [*shown[:-1], *more]
-    return shown, more

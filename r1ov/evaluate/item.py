@@ -1,4 +1,4 @@
-"""A question, an answer, its verdict: the records that every benchmark shares, and files of them."""
+"""A question, an answer, the verdict on it: the records that every benchmark shares, and files of them."""
 
 import json
 from collections import defaultdict
@@ -35,7 +35,6 @@ class Item:
     num_choices: int | None = None  # how far the letters go, if the texts are unknown
     is_integer: bool = False  # a number that must be whole
     precision: int | None = None  # decimals that count, for numbers
-    unit: str | None = None
     box_unit: str | None = None  # what the gold's boxes are measured in: `boxes.Frame`
     group: str | None = None  # items of one group are not independent: intervals are clustered by it
     tags: Mapping[str, str | Sequence[str]] = field(default_factory=dict)  # what the report groups by
@@ -52,51 +51,36 @@ class Prediction:
     sample: int = 0  # 0 .. k-1 with --num-samples k
     finish_reason: str = "stop"  # stop | length | error
     completion_tokens: int = 0
-    seconds: float = 0.0
     prompt_hash: str = ""
-    seed: int = 0
     resized: Sequence[int] | None = None  # (width, height) of the first image to the model: boxes' frame
     error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The score of a prediction, by rule. `judged` is the judge's score, in a column of its own, if it was
-    asked.
-    """
+    """A question, one of its answers, and what that is worth by rule."""
 
-    id: str
-    sample: int = 0
+    item: Item
+    prediction: Prediction
     score: float  # in [0, 1]
     answer: str | None  # as read from the text
     method: str  # how it was read: see r1ov.reward.rules.reading
     well_formed: float
-    judged: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answered:
-    """A question, one of its answers, and the verdict on it."""
-
-    item: Item
-    prediction: Prediction
-    verdict: Verdict
+    judged: float | None = None  # the judge's score, if it was asked
 
     @property
     def status(self) -> str:
         """right, wrong, or why there is no answer: unparsed, truncated, error."""
-        if self.verdict.method in UNREAD:
-            return self.verdict.method
-        return "right" if self.verdict.score >= 1 else "wrong"
+        return self.method if self.method in UNREAD else "right" if self.score >= 1 else "wrong"
 
 
-Items, Answers = Sequence[Item], Sequence[Answered]
+Items, Verdicts = Sequence[Item], Sequence[Verdict]
 
 
-def by_question(answered: Answers) -> dict[str, list[Answered]]:
+def by_question(verdicts: Verdicts) -> dict[str, list[Verdict]]:
     """Returns the answers to each question, by its id."""
-    found: dict[str, list[Answered]] = defaultdict(list)
-    for one in answered:
+    found: dict[str, list[Verdict]] = defaultdict(list)
+    for one in verdicts:
         found[one.item.id].append(one)
     return found
 

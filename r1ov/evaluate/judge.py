@@ -2,11 +2,9 @@
 asked for twice.
 """
 
-import hashlib
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,7 @@ from tqdm import tqdm
 from r1ov.common.journal import Journal
 from r1ov.common.remote import Remote, TryAgain, retried
 from r1ov.errors import UserError
-from r1ov.evaluate.item import Item, Prediction, Verdict
+from r1ov.evaluate.item import Verdict, Verdicts
 from r1ov.reward.accuracy import kind_of
 
 DECIDED = ("mcq", "yes_no", "bbox", "boxes")  # an answer of these kinds is right or wrong beyond doubt
@@ -29,73 +27,60 @@ INSTRUCTIONS = (
 )
 
 
-def needs_judge(item: Item, verdict: Verdict) -> bool:
+def needs_judge(one: Verdict) -> bool:
     """True if the rules leave it open: no answer was read from a whole reply, or a free one that they do not
     accept.
     """
-    if verdict.method in ("error", "truncated") or verdict.score > 0:
+    if one.method in ("error", "truncated") or one.score > 0:
         return False
-    return verdict.method == "unparsed" or (item.kind or kind_of(item.answer)) not in DECIDED
+    return one.method == "unparsed" or (one.item.kind or kind_of(one.item.answer)) not in DECIDED
 
 
-class Judge:
-    """Any endpoint that speaks OpenAI's chat completions. The key comes from OPENAI_API_KEY.
+def judge(verdicts: Verdicts, url: str, model: str, cache: Path) -> list[Verdict]:
+    """Returns the verdicts, with `judged` where the judge had to be asked and answered.
 
-    Args: cache: the journal of all verdicts so far.
+    Args: url: any endpoint that speaks OpenAI's chat completions; the key comes from OPENAI_API_KEY. cache:
+        the journal of all verdicts so far.
+    Raises: UserError if it answers nothing at all.
     """
+    key = os.environ.get("OPENAI_API_KEY")
+    remote = Remote(url, model, key=key, timeout=SECONDS, max_tokens=1024, temperature=0.0)
+    prompts = [_prompt(one) if needs_judge(one) else None for one in verdicts]
+    failures = []
+    with Journal(cache, "asked") as known, ThreadPoolExecutor(AT_ONCE) as pool:
+        left = {name: prompt for prompt in prompts if prompt and (name := f"{model}\n{prompt}") not in known}
+        asked = {pool.submit(_ask, remote, prompt): name for name, prompt in left.items()}
+        for future in tqdm(as_completed(asked), total=len(asked), unit=" judged", disable=not asked):
+            try:
+                known.append({"asked": asked[future], "score": future.result()})
+            except UserError as error:
+                failures.append(str(error))
+        said = [known.get(f"{model}\n{prompt}") or {} for prompt in prompts]
+    if failures:
+        again = f"({failures[0]}); the next start asks again"
+        if len(failures) == len(left):
+            raise UserError(f"--judge: none of {len(left)} requests was answered {again}")
+        print(f"the judge left {len(failures)} of {len(left)} open {again}", file=sys.stderr)
+    return [replace(one, judged=record.get("score")) for one, record in zip(verdicts, said, strict=True)]
 
-    def __init__(self, url: str, model: str, cache: Path):
-        self.model, self.cache = model, cache
-        key = os.environ.get("OPENAI_API_KEY")
-        self.remote = Remote(url, model, key=key, timeout=SECONDS, max_tokens=1024, temperature=0.0)
 
-    def __call__(
-        self, items: Mapping[str, Item], predictions: Sequence[Prediction], verdicts: Sequence[Verdict]
-    ) -> list[Verdict]:
-        """Returns the verdicts, with `judged` if the judge had to be asked and answered. Raises UserError if
-        it answers nothing at all.
-        """
-        keys, prompts = {}, {}
-        for prediction, verdict in zip(predictions, verdicts, strict=True):
-            item = items[verdict.id]
-            if needs_judge(item, verdict):
-                reply = prediction.text.rsplit("</think>", 1)[-1].strip() or prediction.text
-                prompt = (
-                    f"Question:\n{item.question}\n\nReference answer:\n{item.answer}"
-                    f"\n\nStudent's reply:\n{reply[-TAIL:]}"
-                )
-                text = f"{self.model}\n{INSTRUCTIONS}\n{prompt}".encode(errors="replace")
-                keys[verdict] = key = hashlib.blake2b(text, digest_size=16).hexdigest()
-                prompts[key] = prompt
-        with Journal(self.cache, "key") as known:
-            self._ask_all({key: prompt for key, prompt in prompts.items() if key not in known}, known)
-            scores = {key: record["score"] for key in prompts if (record := known.get(key))}
-        return [replace(verdict, judged=scores.get(keys.get(verdict))) for verdict in verdicts]
+def _prompt(one: Verdict) -> str:
+    text = one.prediction.text
+    reply = text.rsplit("</think>", 1)[-1].strip() or text
+    return (
+        f"Question:\n{one.item.question}\n\nReference answer:\n{one.item.answer}"
+        f"\n\nStudent's reply:\n{reply[-TAIL:]}"
+    )
 
-    def _ask_all(self, prompts: Mapping[str, str], known: Journal) -> None:
-        """Asks each prompt and writes the verdicts down under its key."""
-        failures: list[str] = []
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            asked = {pool.submit(self._ask, prompt): key for key, prompt in prompts.items()}
-            for future in tqdm(as_completed(asked), total=len(asked), unit=" judged", disable=not asked):
-                try:
-                    known.append({"key": asked[future], "score": future.result()})
-                except UserError as error:
-                    failures.append(str(error))
-        if failures:
-            again = f"({failures[0]}); the next start asks again"
-            if len(failures) == len(prompts):
-                raise UserError(f"--judge: none of {len(prompts)} requests was answered {again}")
-            print(f"the judge left {len(failures)} of {len(prompts)} open {again}", file=sys.stderr)
 
-    def _ask(self, prompt: str) -> float:
-        """Returns 1 or 0. Raises UserError without a verdict."""
-        messages = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": prompt}]
+def _ask(remote: Remote, prompt: str) -> float:
+    """Returns 1 or 0. Raises UserError without a verdict."""
+    messages = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": prompt}]
 
-        def attempt() -> float:
-            text = str(self.remote.send(messages).text).rsplit("</think>", 1)[-1]
-            if said := re.findall(r"\b(NOT CORRECT|INCORRECT|WRONG|CORRECT)\b", text.upper()):
-                return float(said[-1] == "CORRECT")
-            raise TryAgain(f"it said {text[:60]!r}")
+    def attempt() -> float:
+        text = str(remote.send(messages).text).rsplit("</think>", 1)[-1]
+        if said := re.findall(r"\b(NOT CORRECT|INCORRECT|WRONG|CORRECT)\b", text.upper()):
+            return float(said[-1] == "CORRECT")
+        raise TryAgain(f"it said {text[:60]!r}")
 
-        return retried(attempt, ATTEMPTS)
+    return retried(attempt, ATTEMPTS)

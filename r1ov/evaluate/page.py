@@ -11,27 +11,27 @@ from r1ov.common.files import split_reply, write_text
 from r1ov.common.page import data_url
 from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
-from r1ov.evaluate.item import Answered, Answers, by_question
-from r1ov.evaluate.metrics import dividing_tags, values
+from r1ov.evaluate.item import Verdict, Verdicts, by_question
 from r1ov.evaluate.prompts import Style, question_of
+from r1ov.evaluate.report import dividing_tags, values
 
 ROOM = 30 << 20  # image budget of the page, in base64 characters
 MAX_TAGS = 8  # that get a filter
 
 
-def write_page(path: Path, title: str, answered: Answers, style: Style = "none") -> None:
+def write_page(path: Path, title: str, verdicts: Verdicts, style: Style = "none") -> None:
     """Writes one HTML file that needs no other and no network. If images would make it too large, wrong
     answers keep theirs first.
 
     Args: style: how the questions were put.
     """
-    questions = by_question(answered)
+    questions = by_question(verdicts)
     album: dict[str, dict[str, Any]] = {}  # the page's images by their data: URL, each once
     pictures = {}
     for id, own in sorted(questions.items(), key=lambda pair: all(one.status == "right" for one in pair[1])):
         pictures[id] = [_added(album, image) for image in own[0].item.images]
     items = [_item(own, pictures[id], style) for id, own in questions.items()]
-    tags = dividing_tags(answered)[:MAX_TAGS]
+    tags = dividing_tags(verdicts)[:MAX_TAGS]
     data = {"items": items, "pictures": list(album.values()), "tags": tags}
     # Inside <script> nothing is markup but "<!--" and "</script": JSON has another spelling of their first
     # letter.
@@ -51,7 +51,7 @@ def _added(album: dict[str, dict[str, Any]], image: LazyImage) -> int | None:
     return album.setdefault(url, {"number": len(album), "url": url, "width": image.size[0]})["number"]
 
 
-def _item(own: Answers, pictures: Sequence[int | None], style: Style) -> dict[str, Any]:
+def _item(own: Verdicts, pictures: Sequence[int | None], style: Style) -> dict[str, Any]:
     item = own[0].item
     return {
         "id": item.id,
@@ -64,9 +64,10 @@ def _item(own: Answers, pictures: Sequence[int | None], style: Style) -> dict[st
     }
 
 
-def _sample(one: Answered) -> dict[str, Any]:
+def _sample(one: Verdict) -> dict[str, Any]:
     text = one.prediction.text
     thinking, after = split_reply(text)[0], text.rpartition("</think>")[2].strip()
     reply = text if thinking is None else after if "</think>" in text else ""
-    own = {"text": "", "status": one.status, "thinking": thinking, "reply": reply}
-    return {**asdict(one.prediction), **asdict(one.verdict), **own}
+    said = {"text": "", "thinking": thinking, "reply": reply}
+    names = ("status", "answer", "method", "judged")
+    return {**asdict(one.prediction), **said, **{name: getattr(one, name) for name in names}}

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -29,17 +30,17 @@ def question_of(item: Item, style: Style) -> str:
 def messages_of(item: Item, style: Style, system: str | None) -> list[dict[str, Any]]:
     """Returns the conversation that asks the question: as the data has it, else the images, then the text."""
     if item.messages and style != "official":
-        given = item.messages
+        *before, last = item.messages
+        content = last["content"]
         if style in AFTER:
-            *before, last = given
-            content, after = last["content"], {"type": "text", "text": f"\n{AFTER[style]}"}
-            content = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            given = [*before, {**last, "content": [*content, after]}]
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            content = [*parts, {"type": "text", "text": f"\n{AFTER[style]}"}]
+        asked = [*before, {**last, "content": content}]
     else:
         text = {"type": "text", "text": question_of(item, style)}
-        given = [{"role": "user", "content": [*({"type": "image"} for _ in item.images), text]}]
+        asked = [{"role": "user", "content": [*({"type": "image"} for _ in item.images), text]}]
     if system is not None:
-        given = [{"role": "system", "content": system}, *(one for one in given if one["role"] != "system")]
+        asked = [{"role": "system", "content": system}, *(one for one in asked if one["role"] != "system")]
     images = iter(item.images)
 
     def filled(content: Any) -> Any:
@@ -47,33 +48,29 @@ def messages_of(item: Item, style: Style, system: str | None) -> list[dict[str, 
             return content
         return [part if "text" in part else {**part, "image": next(images)} for part in content]
 
-    return [{**message, "content": filled(message["content"])} for message in given]
+    return [{**message, "content": filled(message["content"])} for message in asked]
 
 
 def prompt_hash(messages: Sequence[dict[str, Any]]) -> str:
     """Tells one prompt from another by its text and the sizes of its images, without decoding them."""
-    digest = hashlib.blake2b(digest_size=8)
-    for message in messages:
-        content = message["content"]
-        parts = [{"text": content}] if isinstance(content, str) else content
-        plain = [part["text"] if "text" in part else part["image"].size for part in parts]
-        digest.update(json.dumps([message["role"], *plain]).encode())
-    return digest.hexdigest()
+    text = json.dumps(messages, default=lambda image: image.size)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def swap_pictures(items: Items) -> list[Item]:
-    """Returns every question with other images, that look different: the next ones of the same number.
+    """Returns every question with other images, that look different: the next ones of the same number, of the
+    playground also of the same family.
 
     A control that must fall to guessing: a model that still scores has not looked. Says on stderr how many
     questions have nothing to exchange.
     """
     looks = [_look(item.images) for item in items]
-    by_count: dict[int, dict[bytes, Sequence[LazyImage]]] = {}
+    alike: dict[Any, dict[bytes, Sequence[LazyImage]]] = defaultdict(dict)
     for look, item in zip(looks, items, strict=True):
         if look:
-            by_count.setdefault(len(item.images), {})[look] = item.images
+            alike[len(item.images), item.tags.get("family")][look] = item.images
     others: dict[bytes | None, Sequence[LazyImage]] = {}
-    for different in by_count.values():
+    for different in alike.values():
         first, *rest = different.values()
         others |= zip(different, [*rest, first], strict=True) if rest else {}
     if not others:

@@ -4,10 +4,9 @@ where it stopped.
 
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ MERGED = "predictions.jsonl"
 PATCH_BYTES = 4 << 30  # images that are enough to decode for, as patches in memory
 CHUNK = 8  # times max_num_seqs: rows prepared at once, so that the batch is seldom short of prompts
 ALONE = World()
-SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "num_samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +81,7 @@ def run(
         right = count = 0
         # Closed before the ranks meet: after that, the main rank removes the file.
         with (
-            appending(folder, world.rank) as write,
+            Journal(folder / f"predictions.rank{world.rank}.jsonl", "id", sync=False) as journal,
             tqdm(total=len(left) // world.size, unit=" answers", disable=not world.is_main) as progress,
         ):
 
@@ -91,7 +89,7 @@ def run(
                 nonlocal right, count
                 if (row.id, row.sample) not in left:
                     return  # the item lacked another sample
-                write(row)
+                journal.append(asdict(row))
                 right, count = right + is_right(item, row), count + 1
                 progress.update()
                 progress.set_postfix_str(f"right {right / count:.1%}", refresh=False)
@@ -117,71 +115,62 @@ def answer(
 
     An answer depends on its question and the seed, not on what else is asked.
     """
+    samples = asking.num_samples
+    sampling = {one.name: getattr(asking, one.name) for one in fields(Asking)}
+    del sampling["prompt"], sampling["system"]
 
-    def fail(item: Item, reason: str) -> None:
-        for sample in range(asking.num_samples):
-            keep(item, Prediction(id=item.id, text="", sample=sample, finish_reason="error", error=reason))
-
-    def decode_all(prompts: Sequence[tuple[Item, Encoded]]) -> None:
-        started = time.perf_counter()
+    def decode_all(prompts: list[tuple[Item, Encoded]]) -> None:
+        prompts.sort(key=lambda pair: -len(pair[1]))  # the longest first: the slowest do not begin last
 
         def on_done(number: int, completion: Completion) -> None:
-            item, encoded = prompts[number // asking.num_samples]
+            item, encoded = prompts[number // samples]
             sizes = processor.image_sizes(encoded)
             row = Prediction(
                 id=item.id,
                 text=completion.text,
-                sample=number % asking.num_samples,
+                sample=number % samples,
                 finish_reason=completion.finish_reason,
                 completion_tokens=completion.completion_tokens,
-                seconds=round(time.perf_counter() - started, 3),
                 prompt_hash=_hash(item, asking),
-                seed=asking.seed,
                 resized=list(sizes[1]) if sizes else None,
             )
             keep(item, row)
 
-        plan = prepare(
-            processor,
-            [encoded for _, encoded in prompts],
-            names=[item.id.encode(errors="backslashreplace") for item, _ in prompts],
-            max_num_seqs=max_num_seqs,
-            **{name: getattr(asking, name) for name in SAMPLING},
-        )
+        names = [item.id.encode(errors="backslashreplace") for item, _ in prompts]
+        encoded = [encoded for _, encoded in prompts]
+        plan = prepare(processor, encoded, names=names, max_num_seqs=max_num_seqs, **sampling)
         decode(model, processor, plan, on_done=on_done)
 
-    most = max(1, CHUNK * max_num_seqs // asking.num_samples)
-    for chunk in _chunks(processor, items, asking, most, fail):
-        # The longest first, so that the slowest do not begin last.
-        decode_all(sorted(chunk, key=lambda pair: -len(pair[1])))
-
-
-def _chunks(
-    processor: Processor, items: Items, asking: Asking, most: int, fail: Callable[[Item, str], None]
-) -> Iterator[list[tuple[Item, Encoded]]]:
-    """Yields the items with their prompts, as many at a time as fit into memory."""
+    # As many at a time as fit into memory.
     chunk: list[tuple[Item, Encoded]] = []
-    size, positions = 0, processor.config.text.max_position_embeddings
+    size, most = 0, max(1, CHUNK * max_num_seqs // samples)
     for item in items:
         try:
-            if item.error:
-                raise UserError(item.error)
-            encoded = processor.encode(_messages(item, asking), add_generation_prompt=True)
-            if len(encoded) >= positions:
-                raise UserError(
-                    f"the prompt has {len(encoded):,} tokens, "
-                    f"which leaves no room for an answer in {positions:,} positions"
-                )
-            chunk.append((item, processor.with_pixels(encoded)))
+            encoded = _encode(processor, item, asking)
         except UserError as error:
-            fail(item, str(error))
+            for sample in range(samples):
+                row = Prediction(id=item.id, text="", sample=sample, finish_reason="error", error=str(error))
+                keep(item, row)
             continue
-        size += sum(patches.nbytes for patches in chunk[-1][1].pixel_values or ())
+        chunk.append((item, encoded))
+        size += sum(patches.nbytes for patches in encoded.pixel_values or ())
         if len(chunk) == most or size >= PATCH_BYTES:
-            yield chunk
+            decode_all(chunk)
             chunk, size = [], 0
     if chunk:
-        yield chunk
+        decode_all(chunk)
+
+
+def _encode(processor: Processor, item: Item, asking: Asking) -> Encoded:
+    """Returns the item's prompt with its images. Raises UserError if it cannot be asked."""
+    if item.error:
+        raise UserError(item.error)
+    encoded = processor.encode(_messages(item, asking), add_generation_prompt=True)
+    positions = processor.config.text.max_position_embeddings
+    if len(encoded) >= positions:
+        tokens = f"{len(encoded):,} tokens, which leaves no room for an answer in {positions:,} positions"
+        raise UserError(f"the prompt has {tokens}")
+    return processor.with_pixels(encoded)
 
 
 def _messages(item: Item, asking: Asking) -> list[dict[str, Any]]:
@@ -205,13 +194,6 @@ def settle(folder: Path, settings: Mapping[str, Any]) -> None:
     if (before := earlier_options(path)) is not None:
         check_same_options(before, settings, ("run",), str(folder))
     write_json(path, settings)
-
-
-@contextmanager
-def appending(folder: Path, rank: int) -> Iterator[Callable[[Prediction], None]]:
-    """Yields a function that appends a row to this process's file in the folder; readers find it at once."""
-    with Journal(folder / f"predictions.rank{rank}.jsonl", "id", sync=False) as journal:
-        yield lambda row: journal.append(asdict(row))
 
 
 def merge(folder: Path, order: Mapping[str, int], hashes: Mapping[str, str] = {}) -> list[Prediction]:

@@ -76,8 +76,8 @@ def score(item: Item, prediction: Prediction) -> Verdict:
         answer, worth = read_answer(item, found, prediction.resized)
         worth = worth if item.answer.strip() else 0.0  # a split without golds
     return Verdict(
-        id=item.id,
-        sample=prediction.sample,
+        item=item,
+        prediction=prediction,
         score=worth,
         answer=answer,
         method=method,
@@ -121,8 +121,7 @@ def tidy(text: str, item: Item) -> str:
     text = unwrap(plain(text)) if "\\" not in text else plain(text).strip(" .")
     for pattern, spelling in _TIDY:
         text = pattern.sub(spelling, text)
-    asks_percent = item.unit in ("%", "percent") or re.search(r"%|percent", item.question, re.IGNORECASE)
-    if text.endswith("%") and asks_percent:
+    if text.endswith("%") and re.search(r"%|percent", item.question, re.IGNORECASE):
         text = text.removesuffix("%").removesuffix("\\").strip()
     if item.kind == "tuple" and "," in text and text[0] not in "([{":
         text = f"[{text}]"

@@ -1,0 +1,232 @@
+"""Rows to items: the published formats of the benchmarks, and files of one's own.
+
+Sources: the columns on the data sets' cards.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1ov.data.formats.choices import LETTERS, listed, take_options, with_options, written
+from r1ov.data.formats.columns import MEANING, Columns, is_place
+from r1ov.data.formats.layouts import read_row
+from r1ov.data.formats.pictures import lazy_picture
+from r1ov.data.image import LazyImage
+from r1ov.errors import UserError
+from r1ov.evaluate.item import Item
+from r1ov.reward import KINDS
+from r1ov.reward.rules.reading import read_choice
+
+IMAGES = ("decoded_image", "image", "image_path")  # the first that is not empty is read
+MAX_TAG = 200  # characters
+_DRAWN = re.compile(r"<image\s*\d+>")  # an option that is an image, or the place of one in a question
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """What the columns of a published benchmark mean.
+
+    id: a format string. options: columns of the choices' texts, of which the first that is not empty is read;
+    every row with some is multiple choice. official: the prompt's column. tags: columns of the row or of its
+    `metadata`. own: what only this benchmark has, from a row and its options to fields of an Item.
+    """
+
+    id: str = "{index}"
+    options: Sequence[str] = ()
+    group: str = ""
+    official: str = ""
+    tags: Sequence[str] = ()
+    own: Callable[[Row, Sequence[str]], dict[str, Any]] = lambda row, options: {}
+
+    def read(self, row: Row) -> dict[str, Any]:
+        """Returns an Item's fields, and besides them `options`, and `sources`, the images."""
+        options = next(filter(None, (listed(row.get(name)) for name in self.options)), ())
+        return {
+            "id": self.id.format_map(row),
+            "question": text(row["question"]),
+            "answer": text(row["answer"]),
+            "kind": "mcq" if options else None,
+            "options": options,
+            "sources": [next(filter(None, map(row.get, IMAGES)), None)],
+            "group": text(row.get(self.group)),
+            "raw_query": row.get(self.official) or None,
+            "tags": tags_of({**row, **(row.get("metadata") or {})}, self.tags),
+            **self.own(row, options),
+        }
+
+
+def mathvista(row: Row, options: Sequence[str]) -> dict[str, Any]:
+    """A gold option is given by its text: it becomes the letter. The test split has no golds."""
+    answer, kind, question = text(row["answer"]), row["answer_type"], row["question"]
+    if unit := row.get("unit"):
+        question += f" (unit: {unit})"
+    if row["question_type"] == "multi_choice":
+        letter = LETTERS[options.index(answer)] if answer in options else answer
+        return {"question": with_letters(question, options), "answer": letter}
+    precision = int(row.get("precision") or 0)
+    forms = {
+        "integer": ("number", "a whole number"),
+        "float": ("number", f"a number with {precision} decimal places"),
+        "list": ("tuple", "a list such as [1, 2, 3]"),
+    }
+    how = {"is_integer": kind == "integer", "precision": precision if kind == "float" else None}
+    if kind in forms:
+        kind, form = forms[kind]
+        question += f"\nAnswer with {form}."
+    return {"question": question, "kind": kind, **how}
+
+
+def mathvision(row: Row, options: Sequence[str]) -> dict[str, Any]:
+    """`<image1>` marks a place in the only image there is."""
+    question = row["question"]
+    several = len(set(_DRAWN.findall(question))) > 1
+    question = re.sub(r"\s*<image\s*(\d+)>", r" (picture \1)" if several else "", question).strip()
+    return {"question": with_letters(question, options), "kind": "mcq" if options else "math"}
+
+
+def mathverse(row: Row, options: Sequence[str]) -> dict[str, Any]:
+    """Options are in the question's text; in Vision Only, question and options are in the image; Text Only
+    has no image.
+    """
+    answer, kind = text(row["answer"]).strip(), "math"
+    if row["question_type"] == "multi-choice":
+        letter = read_choice(answer) or (LETTERS[options.index(answer)] if answer in options else None)
+        kind, answer = ("mcq", letter) if letter else ("text", answer)
+    question = text(row["question"]).strip() or "Answer the question in the picture."
+    has_none = not row["image"] and row["problem_version"] == "Text Only"
+    return {"question": question, "answer": answer, "kind": kind} | ({"sources": []} if has_none else {})
+
+
+def wemath(row: Row, options: Sequence[str]) -> dict[str, Any]:
+    """A composite problem and its one-step ones share the `ID`; `key` says which is which."""
+    key = row["key"]
+    steps = {"2steps_multi": "two-step (S2)", "3steps_multi": "three-step (S3)"}.get(key, "one-step (S1)")
+    return {
+        "question": f"{row['question']}\n{text(row['option'])}",
+        "answer": text(row["answer"]).strip(),
+        "kind": "mcq",
+        "tags": {"key": key, "steps": steps, "concept": row["knowledge concept"]},
+    }
+
+
+def own_row(row: Row) -> dict[str, Any]:
+    """Reads a row of any layout that training reads (see r1ov/data/formats/layouts.py), or of VLMEvalKit's.
+
+    A column `group` says which questions depend on each other; every column that is not read becomes a tag.
+    """
+    if (kind := row.get("kind") or None) not in (None, *KINDS):
+        raise UserError(f"kind is {kind!r}, must be one of {', '.join(KINDS)}")
+    # A TSV has a list of images as text.
+    lists = {
+        name: written(cell)
+        for name, cell in row.items()
+        if "image" in name and isinstance(cell, str) and cell.startswith("[")
+    }
+    record = read_row({**row, **lists})
+    if record.solution is None:
+        raise UserError(f"there is no gold answer, only {', '.join(row)}")
+    content = record.prompt[-1]["content"]
+    parts = [{"text": content}] if isinstance(content, str) else content
+    options = take_options(Columns(row))
+    is_tag = {*record.unread} - {"group", *MEANING}
+    return {
+        "id": record.id,
+        "messages": record.prompt,
+        "question": "".join(part.get("text", "") for part in parts),
+        "answer": record.solution,
+        "kind": record.kind or ("mcq" if options else None),
+        "options": options,
+        "box_unit": record.box_unit,
+        "group": text(row.get("group")),
+        "tags": tags_of(row, [name for name in row if name.lower() in is_tag]),
+        "sources": record.images,
+    }
+
+
+def items_of(
+    rows: Sequence[Row],
+    read: Callable[[Row], dict[str, Any]],
+    bench: str,
+    split: str,
+    folder: Path,
+    inside: Path,
+) -> list[Item]:
+    """Returns the items of a file's rows. Raises UserError that names the row.
+
+    Args: read: `own_row`, or a Format's. folder: the file's; its images lie in `inside`, or in the rows.
+    """
+    cells = {text(row.get("index", row.get("id"))): row.get("image") for row in rows}
+    items = []
+    for number, row in enumerate(rows, 1):
+        try:
+            fields = read(row)
+        except KeyError as error:
+            raise UserError(
+                f"{bench}: row {number}: there is no column {error.args[0]}, only {', '.join(row)}; "
+                "is this the right file?"
+            ) from None
+        except UserError as error:
+            raise UserError(f"{bench}: row {number}: {error}") from None
+        options, sources = fields.pop("options"), fields.pop("sources")
+        # An image may be the index of the row that has it.
+        sources = [(isinstance(one, str | int) and cells.get(str(one))) or one for one in sources]
+        if fields["kind"] == "mcq":
+            fields |= choice_fields(options, fields["answer"].strip())
+        if sources and not fields["group"]:  # questions about the same image
+            fields["group"] = hashlib.sha256(repr(sources).encode()).hexdigest()[:16]
+        fields["id"] = fields["id"] or str(number - 1)
+        try:  # a missing or broken image is an error, never left out
+            folders = (folder, folder / "images", folder / split)
+            fields["images"] = tuple(_picture(source, folders, inside) for source in sources)
+        except UserError as error:
+            fields["error"] = str(error)
+        items.append(Item(bench=bench, split=split, **fields))
+    return items
+
+
+def _picture(source: Any, folders: Sequence[Path], inside: Path) -> LazyImage:
+    """Opens an image that is in its row, or in the first of the folders that has it."""
+    has_it = (one for one in folders if is_place(source) and os.path.exists(one / source))
+    return lazy_picture(source, next(has_it, folders[0]), inside)
+
+
+def choice_fields(texts: Sequence[str], gold: str = "") -> dict[str, Any]:
+    """Returns an Item's `choices`; or `num_choices`, if the options are drawn in the image or the gold's
+    letter lies beyond them.
+    """
+    if not texts:
+        return {}
+    beyond = LETTERS.find(gold) + 1 if len(gold) == 1 else 0
+    are_drawn = [not text.strip() or _DRAWN.fullmatch(text.strip()) for text in texts]
+    if any(are_drawn) or beyond > len(texts) or tuple(texts) == tuple(LETTERS[: len(texts)]):
+        return {"num_choices": max(len(texts), beyond)}
+    return {"choices": tuple(texts)}
+
+
+def with_letters(question: str, texts: Sequence[str]) -> str:
+    """Returns the question with a line for each option, or with their letters if the image shows them."""
+    if "num_choices" in choice_fields(texts):
+        return f"{question}\nThe options {', '.join(LETTERS[: len(texts)])} are in the picture."
+    return with_options(question, texts)
+
+
+def text(cell: Any) -> str:
+    return "" if cell is None else str(cell)
+
+
+def tags_of(row: Row, names: Iterable[str]) -> dict[str, str | tuple[str, ...]]:
+    """Returns the cells that are neither empty nor long, as text or as several texts."""
+    found = {}
+    for name in names:
+        cell = row.get(name)
+        if isinstance(cell, str | int | float | list | tuple):
+            value = tuple(map(str, cell)) if isinstance(cell, list | tuple) else str(cell)
+            if 0 < len("".join(value)) <= MAX_TAG:
+                found[name] = value
+    return found
