@@ -211,8 +211,8 @@ def main() -> None:
             }
             mfu = f"{results[label]['mfu']:.1%}" if peak else "-"
             print(
-                f"| {label} | {1000 * seconds:,.0f} | {options.tokens / seconds:,.0f} | {mfu} | {memory or 0:.1f} "
-                f"|",
+                f"| {label} | {1000 * seconds:,.0f} | {options.tokens / seconds:,.0f} | {mfu} | "
+                f"{memory or 0:.1f} |",
                 flush=True,
             )
             if options.out:  # after each: a later one may run out of memory

@@ -63,7 +63,7 @@ def test_the_table_is_made_from_the_results(tmp_path, monkeypatch):
     rows = [{"contender": "r1ov", "milliseconds": 1.0, "rate": 400.0}]
     rows.append({"contender": "flex", "milliseconds": 2.0, "ratio": 2.0})
     lines = [
-        {"step": "facts", "status": "ok", "results": {"hardware": "H", "torch": "2", "date": "2027-01-01T00"}},
+        {"step": "facts", "status": "ok", "results": {"hardware": "H", "torch": "2", "date": "2027-01-01"}},
         {"step": "attention", "status": "ok", "results": {"cases": [
             {"row": "G1", "name": "forward", "unit": "TFLOP/s", "rows": rows}]}},
         {"step": "engine 1", "status": "ok", "results": {"ms a step": 9.5}},

@@ -207,7 +207,8 @@ def test_what_is_wrong_is_said_in_a_line_and_leaves_no_folder(hour):
 
 def test_a_reward_of_ones_own_in_trls_form(hour):
     (hour.folder / "reward.py").write_text(
-        "def short(prompts, completions, **columns):\n    return [1 / (1 + len(one)) for one in completions]\n"
+        "def short(prompts, completions, **columns):\n"
+        "    return [1 / (1 + len(one)) for one in completions]\n"
     )
     told = hour.run(
         "python train.py --stage grpo --reward reward.py:short --max-steps 1 --per-device-train-batch-size 16"

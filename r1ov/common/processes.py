@@ -141,8 +141,8 @@ def share_cores() -> None:
 def launch(count: int) -> None:
     """Runs this command as `count` processes on this machine, by torchrun, and ends as they end.
 
-    Torchrun by itself ends with a traceback and status 1 where its processes were stopped and have ended well,
-    or have refused the command.
+    Torchrun by itself ends with a traceback and status 1 where its processes were stopped and have ended
+    well, or have refused the command.
     """
     import logging
 

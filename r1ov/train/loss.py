@@ -175,7 +175,7 @@ def grpo_loss(
         dapo     sum_it l / N                mean over the batch's tokens, as in the code of DAPO (2503.14476)
         dr_grpo  sum_it l / (B L)            L = max_completion_length: Dr. GRPO (2503.20783)
         cispo    as dapo, with l = -stop_gradient(min(rho, epsilon_high)) A log p + beta rho KL: no token
-                 loses its gradient, the value means nothing. MiniMax-M1 (2506.13585), cap: ScaleRL (2510.13786)
+                 loses its gradient, the value means nothing. MiniMax-M1 (2506.13585), ScaleRL (2510.13786)
 
     Log-ratios are taken in float32 and clamped to +-20 before exp; TRL does not clamp.
 

@@ -108,8 +108,8 @@ class TrainConfig:
     )
     learning_rate: float | None = option(
         None,
-        "peak of adamw; default: from a model 1e-5, in grpo 1e-6, at 7B and more the smaller it is (as 1 over "
-        "the root of its size); from scratch 2e-3; grpo on the playground 2e-4",
+        "peak of adamw; default: from a model 1e-5, in grpo 1e-6, at 7B and more the smaller it is (as 1 "
+        "over the root of its size); from scratch 2e-3; grpo on the playground 2e-4",
         above=0,
         overridable=True,
     )
@@ -261,8 +261,8 @@ class GRPOConfig(TrainConfig):
     reward_weights: tuple[float, ...] = option((), "a weight per reward, in this order; default: 1")
     reward: str | None = option(
         None,
-        "FILE.py:function, your own reward beside these: function(prompt, completion, row, info) -> score, None "
-        "or {name: score}; or TRL's function(prompts, completions, **columns) -> [score]",
+        "FILE.py:function, your own reward beside these: function(prompt, completion, row, info) -> score, "
+        "None or {name: score}; or TRL's function(prompts, completions, **columns) -> [score]",
     )
     wrong_reward: float = option(0.0, "accuracy reward of a wrong answer")
     overlong_cache: int | None = option(
@@ -285,8 +285,8 @@ class GRPOConfig(TrainConfig):
             )
         if unknown := set(self.reward_funcs) - {"accuracy", "format", "soft_format"}:
             raise UserError(
-                f"--reward-funcs: there is no {sorted(unknown)[0]!r}; there are accuracy, format, soft_format "
-                "(--reward: your own)"
+                f"--reward-funcs: there is no {sorted(unknown)[0]!r}; there are accuracy, format, "
+                "soft_format (--reward: your own)"
             )
         rewards, weights = len(self.reward_funcs) + bool(self.reward), len(self.reward_weights)
         if weights not in (0, rewards):

@@ -143,7 +143,8 @@ def introduction(run: "Run", rows: str) -> list[str]:
     sharding += f", {copies} times" if copies > 1 else ""
     unit = "conversations" if config.stage == "sft" else "completions"
     lines = [
-        f"{config.stage:<8}{name}, {total / 1e6:,.2f} M parameters{learn}, on {config.data}{rows} -> {run.out}/",
+        f"{config.stage:<8}{name}, {total / 1e6:,.2f} M parameters{learn}, on {config.data}{rows} "
+        f"-> {run.out}/",
         f"run     {run.device}, {dtype_name(run.dtype)}, {run.kernels} kernels, {size} process(es) of "
         f"{torch.get_num_threads()} thread(s), model {sharding}, seed {config.seed}",
         f"memory  {memory / 1e9:.2f} GB a process for {held}; activations on top",
@@ -154,8 +155,8 @@ def introduction(run: "Run", rows: str) -> list[str]:
         lines += rollout_lines(run)
     if run.num_rows and config.train_batch_size * config.steps_per_row >= run.num_rows:
         lines.append(
-            f"note    a step takes all {unit} of an epoch; for more steps: --max-steps, --num-train-epochs, or a "
-            "smaller --train-batch-size"
+            f"note    a step takes all {unit} of an epoch; for more steps: --max-steps, --num-train-epochs or "
+            "a smaller --train-batch-size"
         )
     if run.changed:
         lines.append(f"note    goes on with other options: {', '.join(run.changed)}")

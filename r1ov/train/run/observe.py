@@ -138,9 +138,9 @@ def note_flat(run: Run, share: float) -> None:
     run.extra["flat_rollouts"] = count = run.extra.get("flat_rollouts", 0) + 1 if share > FLAT else 0
     if count and count % PATIENCE == 0 and run.world.is_main:
         tell(
-            f"note    in {count} rollouts in a row over {FLAT:.0%} of the groups had equal rewards and taught "
-            "nothing: take questions that are sometimes answered right, raise --num-generations, or set "
-            "--dynamic-sampling"
+            f"note    in {count} rollouts in a row over {FLAT:.0%} of the groups had equal rewards and "
+            "taught nothing: take questions that are sometimes answered right, raise --num-generations, "
+            "or set --dynamic-sampling"
         )
 
 
@@ -191,6 +191,6 @@ def sum_up(run: Run) -> None:
         first, last = map(fmean, ends)
         error = 1.96 * math.sqrt(sum(map(variance, ends)) / tenth)
         tell(
-            f"reward  {first:.3f} in the first tenth of the steps, {last:.3f} in the last: {last - first:+.3f} "
-            f"(95% interval {last - first - error:+.3f} to {last - first + error:+.3f})"
+            f"reward  {first:.3f} in the first tenth of the steps, {last:.3f} in the last: "
+            f"{last - first:+.3f} (95% interval {last - first - error:+.3f} to {last - first + error:+.3f})"
         )
