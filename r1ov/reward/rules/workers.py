@@ -1,36 +1,33 @@
-"""Functions in processes of their own, a user's reward and math-verify: a call that takes too long is killed.
+"""Functions in processes of their own, a user's reward and math-verify: a call that takes too long is killed."""
 
-Also the program of such a process: python -m r1ov.reward.rules.workers TARGET PIPE SECONDS MEMORY_BYTES
-"""
-
-import contextlib
 import importlib
-import importlib.util
 import inspect
 import json
 import logging
 import os
+import resource
 import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from functools import cached_property
-from multiprocessing import Pipe
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import Process, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from r1ov.common.files import one_line
 from r1ov.common.stopping import shielded
 from r1ov.errors import UserError
 
-MAX_REPLY = 1_000_000  # bytes
 START_SECONDS = 60.0  # for a new process to import its function
 REWARD_SECONDS = 10.0  # for a call of a user's reward
 MAX_TIMEOUTS = 8  # calls of a user's reward, one after the other
 VERIFY_SECONDS = 5.0  # for a call of math-verify
 VERIFY_BYTES = 4 << 30
 MAX_FORMULA = 1_000  # characters that math-verify is given
+ORPHAN_SECONDS = 600  # for a call whose caller has died
 
 
 class WorkerTimeout(Exception):
@@ -41,80 +38,113 @@ class WorkerError(Exception):
     """The function raised, or its process ended by itself; the message is one line."""
 
 
+@dataclass(eq=False)
 class Worker:
     """Calls `target` in another process. Close it.
 
-    Not a `multiprocessing.Process`: that would import the main program again, torch included, and would join
-    a forgotten worker at exit.
-
     Args:
-        target: "path/to/file.py:function" or "package.module:function"; takes and returns JSON data.
+        target: "path/to/file.py:function" or "package.module:function"; returns JSON data.
         timeout: seconds that a call may take.
         memory_bytes: address space of the process, on Linux; 0: no limit.
     """
 
-    def __init__(self, target: str, timeout: float, memory_bytes: int = 0):
-        self.target, self.timeout, self.memory_bytes = target, timeout, memory_bytes
-        self.process: subprocess.Popen | None = None
+    target: str
+    timeout: float
+    memory_bytes: int = 0
+    process: Process | None = None
 
     def __call__(self, *arguments: Any) -> Any:
         """Returns the function's result. Raises: WorkerTimeout; WorkerError."""
         self.start()
-        return self._exchange(json.dumps(arguments), self.timeout)
+        return self._exchange(self.timeout, arguments)
 
     def start(self) -> None:
         """Starts the process and loads the target, unless that is done. Raises as a call does."""
-        if self.process is not None:
+        if self.process:
             return
-        self.pipe, theirs = Pipe()
-        limits = (str(theirs.fileno()), str(self.timeout), str(self.memory_bytes))
-        paths = [str(Path(__file__).resolve().parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        context = get_context("spawn")  # a fork would inherit the locks of torch's threads
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, self.target, self.memory_bytes))
         with theirs, shielded():
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "r1ov.reward.rules.workers", self.target, *limits],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # what the function prints
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
+            self.process.start()
         try:
-            self._exchange(None, START_SECONDS)
+            self._exchange(START_SECONDS)
         except WorkerError:
             self.close()  # its function could not be loaded
             raise
 
     def close(self) -> None:
         """Kills the process and everything in its session, and waits for its end."""
-        if self.process is None:
-            return
         process, self.process = self.process, None
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # it and its children are gone already
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        self.pipe.close()
+        if process:
+            with suppress(ProcessLookupError, PermissionError):  # it has no session yet, or is gone already
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            process.join()
+            self.pipe.close()
 
     __del__ = close
 
-    def _exchange(self, request: str | None, seconds: float) -> Any:
+    def _exchange(self, seconds: float, arguments: Any = None) -> Any:
         try:
-            if request:
-                self.pipe.send_bytes(request.encode())
+            if arguments is not None:
+                self.pipe.send(arguments)
             if not self.pipe.poll(seconds):
                 raise WorkerTimeout(f"{self.target}: no result within {seconds:g} s")
-            reply = json.loads(self.pipe.recv_bytes(MAX_REPLY))
+            reply = self.pipe.recv()
         except (OSError, EOFError):
             self.close()
-            raise WorkerError(f"{self.target}: its process ended, or wrote too much") from None
+            raise WorkerError(f"{self.target}: its process ended") from None
         except BaseException:  # an interrupted exchange too would leave its reply to the next call
             self.close()
             raise
-        if "error" in reply:
-            raise WorkerError(" ".join(reply["error"].split())[:500])
-        return reply["value"]
+        if isinstance(reply, WorkerError):
+            raise reply
+        return reply
 
 
-class UserReward:
+def serve(pipe: Connection, target: str, memory_bytes: int) -> None:
+    """Runs in the process: loads the function, then answers calls until the pipe closes."""
+    os.setsid()
+    os.dup2(2, 1)  # what the function prints
+    if memory_bytes and sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    loaded: list[Callable[..., Any]] = []
+    with suppress(EOFError):
+        pipe.send(_reply(target, lambda: loaded.append(one_at_a_time(load_function(target)))))
+        while loaded:
+            arguments = pipe.recv()
+            signal.alarm(ORPHAN_SECONDS)
+            reply = _reply(target, loaded[0], *arguments)
+            signal.alarm(0)
+            pipe.send(reply)
+
+
+def _reply(target: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's value as JSON data, or its mistake."""
+    try:
+        return json.loads(json.dumps(function(*arguments), allow_nan=False, default=float))
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(where.filename).name}, line {where.lineno}"
+        return WorkerError(one_line(f"{target}: {type(error).__name__}: {error} ({place})"))
+
+
+def load_function(target: str) -> Callable[..., Any]:
+    """The function named "FILE.py:name" or "package.module:name"."""
+    place, _, name = target.rpartition(":")
+    if place.endswith(".py"):
+        sys.path.insert(0, str(Path(place).resolve().parent))
+        place = Path(place).stem
+    if not callable(function := getattr(importlib.import_module(place), name, None)):
+        raise ValueError(f"{place} has no function {name!r}")
+    return function
+
+
+# A user's reward.
+
+
+class UserReward(Worker):
     """The scores of a user's own reward, `--reward FILE.py:function`, by name.
 
     def my_reward(prompt, completion, row, info):  # JSON data: messages, a text, the data's row, facts
@@ -130,9 +160,10 @@ class UserReward:
         path, _, self.name = target.rpartition(":")
         if not path.endswith(".py") or not Path(path).is_file() or not self.name.isidentifier():
             raise UserError(f"--reward is {target!r}; expected FILE.py:function, with a file that exists")
-        self.worker, self.timeouts = Worker(target, REWARD_SECONDS), 0
+        super().__init__(target, REWARD_SECONDS)
+        self.timeouts = 0
         try:
-            self.worker.start()
+            self.start()
         except (WorkerError, WorkerTimeout) as error:
             raise UserError(f"--reward cannot be loaded: {error}") from None
 
@@ -145,7 +176,7 @@ class UserReward:
             them, or takes too long MAX_TIMEOUTS times in a row: a broken reward must not pass for a low one.
         """
         try:
-            value = self.worker(prompt, completion, row, info)
+            value = super().__call__(prompt, completion, row, info)
             self.timeouts = 0
         except WorkerTimeout as error:
             self.timeouts += 1
@@ -163,43 +194,51 @@ class UserReward:
                 )
         return {key: None if score is None else float(score) for key, score in scores.items()}
 
-    def close(self) -> None:
-        self.worker.close()
+
+def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
+    """TRL's kind of reward, (prompts, completions, **columns) -> scores, as ours, given lists of one; ours as
+    it is.
+
+    As in TRL a completion is a list of messages, because the prompt is one.
+    """
+    names = inspect.signature(function).parameters
+    if not names.keys() & {"prompts", "completions"}:
+        return function
+    takes_all = any(one.kind is one.VAR_KEYWORD for one in names.values())
+
+    def score(prompt: Any, completion: str, row: Mapping[str, Any], info: Mapping[str, Any]) -> Any:
+        replies = [{"role": "assistant", "content": completion}]
+        columns = {"prompts": prompt, "completions": replies, **row, **info}
+        return function(**{name: [value] for name, value in columns.items() if takes_all or name in names})[0]
+
+    return score
 
 
-class MathVerify:
+# math-verify.
+
+
+@dataclass(eq=False)
+class MathVerify(Worker):
     """Whether answer and gold are the same mathematics, by math-verify, where our exact rules cannot say.
 
     A call that fails or takes too long returns None, never True.
 
-    Attributes: calls, timeouts, errors: how many there were.
     Source: huggingface/Math-Verify 0.9, `parse` and `verify`, which build sympy expressions from what a model
         wrote. Its own time limits use SIGALRM (main thread only, whole seconds), so they are switched off
         here.
     """
 
-    calls = timeouts = errors = 0
-
-    @cached_property
-    def worker(self) -> Worker:
-        """Made for the first formula."""
-        return Worker("r1ov.reward.rules.workers:judge", VERIFY_SECONDS, VERIFY_BYTES)
+    target: str = f"{__name__}:judge"
+    timeout: float = VERIFY_SECONDS
+    memory_bytes: int = VERIFY_BYTES
 
     def __call__(self, gold: str, answer: str) -> bool | None:
         if max(len(gold), len(answer)) > MAX_FORMULA:
             return None
-        self.calls += 1
         try:
-            return self.worker(gold, answer)
-        except WorkerTimeout:
-            self.timeouts += 1
-        except WorkerError:
-            self.errors += 1
-        return None
-
-    def close(self) -> None:
-        if "worker" in vars(self):
-            self.worker.close()
+            return super().__call__(gold, answer)
+        except (WorkerTimeout, WorkerError):
+            return None
 
 
 def judge(gold: str, answer: str) -> bool | None:
@@ -225,70 +264,3 @@ def _numbers(value: Any) -> list[Any]:
         return [value.evalf(30)] if value.is_finite and value.is_real else []
     is_several = type(value).__name__ in ("FiniteSet", "Tuple", "Interval", "Equality")
     return [number for part in value.args for number in _numbers(part)] if is_several else []
-
-
-def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
-    """TRL's kind of reward, (prompts, completions, **columns) -> scores, as ours, given lists of one; ours as
-    it is.
-
-    As in TRL a completion is a list of messages, because the prompt is one.
-    """
-    names = inspect.signature(function).parameters
-    if not names.keys() & {"prompts", "completions"}:
-        return function
-    takes_all = any(one.kind is one.VAR_KEYWORD for one in names.values())
-
-    def score(prompt: Any, completion: str, row: Mapping[str, Any], info: Mapping[str, Any]) -> Any:
-        replies = [{"role": "assistant", "content": completion}]
-        columns = {"prompts": prompt, "completions": replies, **row, **info}
-        return function(**{name: [value] for name, value in columns.items() if takes_all or name in names})[0]
-
-    return score
-
-
-def load_function(target: str) -> Callable[..., Any]:
-    """The function named "FILE.py:name" or "package.module:name"."""
-    place, _, name = target.rpartition(":")
-    if place.endswith(".py"):
-        sys.path.insert(0, str(Path(place).resolve().parent))
-        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        module = importlib.import_module(place)
-    if not callable(function := getattr(module, name, None)):
-        raise ValueError(f"{place} has no function {name!r}")
-    return function
-
-
-def main(target: str, descriptor: int, seconds: float, memory_bytes: int) -> None:
-    """Loads the function, then answers calls until the pipe closes."""
-    os.set_inheritable(descriptor, False)
-    if memory_bytes and sys.platform == "linux":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    loaded: list[Callable[..., Any]] = []
-    with contextlib.suppress(EOFError), Connection(descriptor) as pipe:
-        pipe.send_bytes(_reply(target, lambda: loaded.append(one_at_a_time(load_function(target)))))
-        while loaded:
-            arguments = json.loads(pipe.recv_bytes())
-            # CPU-time limit, in case the parent dies during the call
-            signal.setitimer(signal.ITIMER_PROF, 10 + seconds * (os.cpu_count() or 1))
-            reply = _reply(target, loaded[0], *arguments)
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            pipe.send_bytes(reply)
-
-
-def _reply(target: str, function: Callable[..., Any], *arguments: Any) -> bytes:
-    """The function's value as JSON, or its mistake."""
-    try:
-        return json.dumps({"value": function(*arguments)}, allow_nan=False, default=float).encode()
-    except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{Path(where.filename).name}, line {where.lineno}"
-        return json.dumps({"error": f"{target}: {type(error).__name__}: {error} ({place})"}).encode()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
