@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +22,12 @@ from pathlib import Path
 from PIL import Image
 
 from r1ov.common.journal import Journal
-from r1ov.common.remote import AskFailed
+from r1ov.common.remote import AskFailed, Remote
 from r1ov.data.formats.open_image import lazy_image
 from r1ov.formalize.ask import Asker
-from r1ov.formalize.models import Endpoint
+from r1ov.formalize.models import endpoint
 from r1ov.formalize.rows import Row
-from r1ov.formalize.run import Tally, in_order, process
+from r1ov.formalize.run import in_order, process
 
 CONCURRENCY = 4
 
@@ -44,22 +45,20 @@ class Run:
     """One start of a run in a folder; `go` returns the rows in order, as they are then known."""
 
     def __init__(self, folder: Path, url: str, rows: Sequence[Row], **more):
-        endpoint = {
-            name: more.pop(name) for name in ("timeout", "price", "key", "max_tokens") if name in more
-        }
-        self.rows, self.stop, self.tally = rows, threading.Event(), Tally()
+        given = {name: more.pop(name) for name in ("timeout", "key", "max_tokens") if name in more}
+        remote = Remote(url, "m", **({"timeout": 10.0} | given))
+        self.rows, self.stop, self.outcomes = rows, threading.Event(), Counter()
         self.retry_failed, self.concurrency = (
             more.get("retry_failed", False),
             more.pop("concurrency", CONCURRENCY),
         )
-        self.endpoint = Endpoint(url, "m", **({"timeout": 10.0} | endpoint))
         self.answers, self.finished = (
             Journal(folder / "answers.journal", "key"),
             Journal(folder / "rows.journal", "row"),
         )
-        budget = {"max_tokens_spent": more.pop("tokens", None), "max_cost": more.pop("cost", None)}
-        models = dict.fromkeys(("describer", "reasoner", "judge"), self.endpoint)
-        self.asker = Asker(models, self.answers, stop=self.stop, **budget, **({"first_wait": 0.02} | more))
+        models = dict.fromkeys(("describer", "reasoner", "judge"), endpoint(remote, 2_000_000))
+        more["max_tokens_spent"] = more.pop("tokens", None)
+        self.asker = Asker(models, self.answers, stop=self.stop, **({"first_wait": 0.02} | more))
 
     def work(self, row: Row) -> Row:
         """Three questions, each of which holds the answer to the one before."""
@@ -88,7 +87,7 @@ class Run:
                 concurrency=self.concurrency,
                 stop=self.stop,
                 retry_failed=self.retry_failed,
-                tell=self.tally.add,
+                tell=lambda row: self.outcomes.update([row.outcome]),
             )
             return list(in_order(self.rows, self.finished))
         finally:
@@ -100,7 +99,7 @@ def texts(folder: Path) -> list[str]:
     """Of the answers whose whole line is on the disk."""
     path = folder / "answers.journal"
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [record["text"] for record in map(json.loads, lines) if not record["lost"]]
+    return [record["text"] for record in map(json.loads, lines)]
 
 
 def child(folder: Path, url: str, rows: int, start: int) -> int:

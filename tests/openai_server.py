@@ -143,12 +143,6 @@ class _Handler(BaseHTTPRequestHandler):
             case ["429-date"]:
                 now = int(time.time())
                 self.send(429, b"", {"Retry-After": formatdate(now + 30, usegmt=True)})
-            case ["429-reset", wait]:
-                self.send(
-                    429, b"{}", {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": wait}
-                )
-            case ["limit", wait]:  # answered, and no more for a while
-                self.send(200, self.completion("ok", body), {"ratelimit": f'"api";r=0;t={wait}'})
             case [status] if status.isdigit():
                 self.send(
                     int(status),
@@ -181,12 +175,11 @@ class _Handler(BaseHTTPRequestHandler):
                 )
             case ["huge-error"]:
                 self.send(500, b"x" * 10_000_000)
-            case ["drip" | "drip-head" as how]:
-                if how == "drip":
-                    self.send(200, b"", {"Content-Length": "10000000"})
-                    self.wfile.flush()
+            case ["drip"]:
+                self.send(200, b"", {"Content-Length": "10000000"})
+                self.wfile.flush()
                 while not self.server.closing.wait(0.02):
-                    self.wfile.write(b" " if how == "drip" else b"H")
+                    self.wfile.write(b" ")
                     self.wfile.flush()
             case _:
                 raise AssertionError(f"no behaviour is called {kind}")

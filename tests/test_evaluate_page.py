@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from r1ov.common import page
 from r1ov.data.formats.open_image import lazy_image
 from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
-from r1ov.evaluate import page
 from r1ov.evaluate.item import Item, Prediction, Verdict
 from r1ov.evaluate.page import write_page
 from r1ov.evaluate.prompts import AFTER

@@ -2,7 +2,6 @@
 engine in a role.
 """
 
-import html
 import json
 import re
 import shlex
@@ -23,9 +22,10 @@ from r1ov.data.formats.open_image import lazy_image
 from r1ov.data.formats.reader import Reader
 from r1ov.formalize.__main__ import main
 from r1ov.formalize.ask import Asker
-from r1ov.formalize.models import EngineModel
+from r1ov.formalize.models import Engine
 from tests.openai_server import OpenAIServer, text_of
 from tests.test_bad_input import png_file
+from tests.test_evaluate_page import read
 
 KEY = "sk-never-to-be-seen"
 VERDICT = {"correct": True, "consistent": True, "grounded": True, "relevant": True, "reason": "all is well"}
@@ -41,12 +41,13 @@ def call(monkeypatch, *words: str) -> int:
 
 
 URL = "http://127.0.0.1:9/v1"
+DATA = str(Path(__file__).parent / "data" / "vlm-r1.jsonl")
 WITH = ("--describer", URL, "--describer-model", "m")
 REFUSED = {
-    "data without a describer": (("--out", "OUT", "--data", "x.jsonl"), "give --describer"),
-    "data without a reasoner": (("--out", "OUT", "--data", "x.jsonl", *WITH), "give --reasoner"),
+    "data without a describer": (("--out", "OUT", "--data", DATA), "give --describer"),
+    "data without a reasoner": (("--out", "OUT", "--data", DATA, *WITH), "give --reasoner"),
     "a truth that the data has not": (
-        ("--out", "OUT", "--data", "x.jsonl", "--describer", "playground"),
+        ("--out", "OUT", "--data", DATA, "--describer", "playground"),
         "cannot be",
     ),
     "a judge that knows no truth": (("--out", "OUT", "--limit", "1", "--judge", "playground"), "cannot be"),
@@ -74,12 +75,6 @@ REFUSED = {
         "ODD_KEY holds no key",
     ),
     "a model without a URL": (("--out", "OUT", "--limit", "1", "--judge-model", "m"), "--judge-model is for"),
-    "an odd price": (("--out", "OUT", "--limit", "1", *WITH, "--describer-price", "cheap"), "in/out"),
-    "a negative price": (("--out", "OUT", "--limit", "1", *WITH, "--describer-price=-1/2"), "in/out"),
-    "money without a price": (
-        ("--out", "OUT", "--limit", "1", *WITH, "--max-cost", "5"),
-        "--describer-price",
-    ),
     "no limit": (("--out", "OUT"), "--limit"),
     "nothing": (("--out", "OUT", "--limit", "0"), "--limit is 0"),
     "no threads": (("--out", "OUT", "--limit", "1", "--concurrency", "0"), "--concurrency is 0"),
@@ -189,7 +184,7 @@ def test_pictures_and_questions_become_training_data_and_a_hostile_row_changes_o
     monkeypatch.setenv("MY_KEY", KEY)
     keys = [word for role in ("describer", "reasoner", "judge") for word in (f"--{role}-key-env", "MY_KEY")]
     with OpenAIServer(reply=model) as server:
-        run = ["--detector", "none", "--ocr", "none", *players(server), *keys]
+        run = ["--detector", "none", "--no-ocr", *players(server), *keys]
         assert (
             call(monkeypatch, "--data", str(data(tmp_path / "in")), "--out", str(tmp_path / "out"), *run) == 0
         )
@@ -234,8 +229,7 @@ def test_a_folder_is_gone_on_with_by_the_same_command_only(tmp_path, monkeypatch
             str(tmp_path / "out"),
             "--detector",
             "none",
-            "--ocr",
-            "none",
+            "--no-ocr",
             *players(server),
         ]
         assert call(monkeypatch, *run, "--limit", "2") == 0
@@ -259,24 +253,18 @@ def test_a_folder_is_gone_on_with_by_the_same_command_only(tmp_path, monkeypatch
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_without_out_another_run_gets_the_next_free_folder_and_a_finished_one_says_so(
-    tmp_path, monkeypatch, capsys
-):
+def test_a_run_that_has_finished_only_says_so_again(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run = ["--limit", "2", "--reasoner", "playground"]
-    for more, folder in (([], "runs/formalize"), (["--rounds", "2"], "runs/formalize-2")):
-        assert call(monkeypatch, *run, *more) == 0
-        assert f"output    {folder}\n" in capsys.readouterr().out
-        kept = {file: file.stat().st_mtime_ns for file in Path(folder).iterdir()}
-        assert len(by_id(tmp_path / folder)) == 2
-        assert call(monkeypatch, *run, *more) == 0
-        out, err = capsys.readouterr()
-        assert (out.count("\n"), err) == (1, "")
-        assert out.startswith(f"finished  {folder} holds all 2 rows")
-        assert {file: file.stat().st_mtime_ns for file in Path(folder).iterdir()} == kept
-    assert call(monkeypatch, *run, "--rounds", "2", "--out", "runs/formalize") == 2
+    assert call(monkeypatch, *run) == 0
+    told = capsys.readouterr().out
+    assert "output    runs/formalize\n" in told
+    kept = {file: file.read_bytes() for file in Path("runs/formalize").iterdir()}
+    assert call(monkeypatch, *run) == 0
+    assert capsys.readouterr().out == told
+    assert {file: file.read_bytes() for file in Path("runs/formalize").iterdir()} == kept
+    assert call(monkeypatch, *run, "--rounds", "2") == 2
     assert "--rounds was 1 and is 2" in capsys.readouterr().err
-    assert sorted(path.name for path in Path("runs").iterdir()) == ["formalize", "formalize-2"]
 
 
 def test_a_wrong_key_is_told_in_one_line(tmp_path, monkeypatch, capsys):
@@ -297,7 +285,10 @@ def test_keys_go_only_to_the_hosts_they_were_made_for(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
 
     def key_env(url: str, **more) -> str | None:
-        return cast(FormalizeConfig(out="x", judge=url, judge_model="m", **more))["judge"].key_env
+        told = cast(FormalizeConfig(out="x", judge=url, judge_model="m", reasoner="playground", **more))[
+            "judge"
+        ].told
+        return None if told.endswith(", no key") else told.partition("key from $")[2]
 
     assert key_env("https://router.huggingface.co/v1") == "HF_TOKEN"
     assert key_env("https://x.endpoints.huggingface.cloud") == "HF_TOKEN"
@@ -307,14 +298,15 @@ def test_keys_go_only_to_the_hosts_they_were_made_for(monkeypatch):
         "https://openai.com.evil.example/v1",
         "https://notopenai.com",
         "https://evil.example/openai.com",
+        "http://api.openai.com/v1",  # where it could be read on the way
     ):
         assert key_env(url) is None
     assert key_env("http://localhost:8000", judge_key_env="HF_TOKEN") == "HF_TOKEN"
 
 
 @pytest.fixture(scope="module")
-def engine() -> EngineModel:
-    return EngineModel("r1ov-tiny", device="cpu", max_tokens=60)
+def engine() -> Engine:
+    return Engine("r1ov-tiny", "cpu", max_new_tokens=60)
 
 
 def test_the_engine_answers_together_what_is_asked_together(engine, tmp_path, monkeypatch):
@@ -326,7 +318,7 @@ def test_the_engine_answers_together_what_is_asked_together(engine, tmp_path, mo
     monkeypatch.setattr(
         room, "generate", lambda *words, **more: sizes.append(len(words[2])) or generate(*words, **more)
     )
-    samples = [sample("test", index) for index in range(8)]
+    samples = [sample("test", index) for index in range(5)]
 
     def ask(asker: Asker, index: int, replies: dict[int, str]) -> None:
         try:
@@ -338,7 +330,7 @@ def test_the_engine_answers_together_what_is_asked_together(engine, tmp_path, mo
         except AskFailed as error:
             replies[index] = f"failed: {error}"
 
-    def asked(name: str, in_turn: bool, indices: Sequence[int] = range(8)) -> tuple[dict[int, str], Asker]:
+    def asked(name: str, in_turn: bool, indices: Sequence[int] = range(5)) -> tuple[dict[int, str], Asker]:
         sizes.clear()
         asker, replies = Asker({"reasoner": engine}, Journal(tmp_path / name, "key")), {}
         threads = [threading.Thread(target=ask, args=(asker, index, replies)) for index in indices]
@@ -351,19 +343,18 @@ def test_the_engine_answers_together_what_is_asked_together(engine, tmp_path, mo
         return replies, asker
 
     alone, asker = asked("alone", True)
-    assert sizes == [1] * 8
+    assert sizes == [1] * 5
     together, _ = asked("together", False)
     assert max(sizes) > 1
     assert together == alone
-    asked("good", False, [0, 1, 2, 4, 5, 6, 7])
-    assert sum(sizes) == 7  # each once
+    asked("good", False, [0, 1, 2, 4])
+    assert sum(sizes) == 4  # each once
     # A prompt beyond the model's positions fails by itself.
     assert alone[3].startswith("failed: ")
     assert (
-        sum(f"<answer>{one.answer}</answer>" in alone[index] for index, one in enumerate(samples)) >= 3
+        sum(f"<answer>{one.answer}</answer>" in alone[index] for index, one in enumerate(samples)) >= 2
     )  # most; boxes may be off by a pixel
-    assert asker.spent["metered_tokens"] == 0
-    assert asker.spent["completion_tokens"] > 100
+    assert asker.spent == {"requests": 5, "tokens": 0}
 
 
 def test_the_offline_demo_shows_its_filter_and_its_training_command_ends_in_a_model_that_answers(
@@ -378,10 +369,11 @@ def test_the_offline_demo_shows_its_filter_and_its_training_command_ends_in_a_mo
     out = str(tmp_path / "data")
     assert call(monkeypatch, "--data", "playground", "--limit", "28", "--out", out, "--device", "cpu") == 0
     rows = by_id(tmp_path / "data").values()
-    page = (tmp_path / "data/report.html").read_text()
+    page = read(tmp_path / "data/report.html")
     rejected = [row for row in rows if row["outcome"] == "rejected"]
     assert len(rejected) >= 3
-    assert all(html.escape(row["reason"]) in page for row in rejected[:3])
+    shown = [item["samples"][0]["facts"].get("why") for item in page.data["items"]]
+    assert {row["reason"] for row in rejected} <= set(shown)
     assert sum(row["outcome"] == "done" for row in rows) >= 14
     (command,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("train ")]
     words = shlex.split(command)

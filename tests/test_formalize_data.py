@@ -8,7 +8,6 @@ import json
 import struct
 import zlib
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -22,8 +21,9 @@ from r1ov.data.formats.open_image import lazy_image
 from r1ov.data.playground import sample
 from r1ov.errors import UserError
 from r1ov.formalize.report import write_outputs
-from r1ov.formalize.rows import Row, count_rows, read_rows, row_from_dict, row_to_dict
+from r1ov.formalize.rows import Row, Rows, row_to_dict
 from r1ov.formalize.stages import Settings, formalize
+from tests.test_evaluate_page import read
 
 DATA = Path(__file__).parent / "data"
 RED = base64.b64encode((DATA / "red.png").read_bytes()).decode()
@@ -61,11 +61,11 @@ def lines(path: Path, rows: list) -> Path:
 
 
 def done_rows(count: int = 7) -> list[Row]:
-    return [formalize(row, nobody, Settings()) for row in read_rows("playground", count)]
+    return [formalize(row, nobody, Settings()) for row in Rows("playground", count)]
 
 
 def test_a_row_of_the_playground_knows_what_is_true_of_it_even_where_its_sample_does_not():
-    rows = list(read_rows("playground:rl", 7))
+    rows = list(Rows("playground:rl", 7))
     assert [row.tag for row in rows] == [
         "counting",
         "charts",
@@ -82,7 +82,7 @@ def test_a_row_of_the_playground_knows_what_is_true_of_it_even_where_its_sample_
         assert shown.reasoning is None
         assert row.truth["reasoning"]
         assert row.image.load().tobytes() == shown.image.tobytes()
-    assert [row.id for row in read_rows("playground:train", 2)] == [
+    assert [row.id for row in Rows("playground:train", 2)] == [
         "playground-train-0",
         "playground-train-1",
     ]
@@ -93,8 +93,7 @@ def test_the_offline_default_loses_no_row_and_keeps_the_playgrounds_own_descript
     assert {row.outcome for row in rows} == {"done"}
     assert {row.kind for row in rows} == {"scene", "chart", "math", "text"}
     assert all(row.description == row.truth["description"] and row.answer == row.gold for row in rows)
-    assert {row.description_format for row in rows if row.kind == "chart"} == {"CSV"}
-    assert all(json.loads(row.description) for row in rows if row.description_format == "JSON")
+    assert all(json.loads(row.description) for row in rows if row.kind == "scene")
 
 
 @pytest.mark.parametrize(
@@ -103,15 +102,15 @@ def test_the_offline_default_loses_no_row_and_keeps_the_playgrounds_own_descript
 )
 def test_data_that_cannot_be_used_is_one_line(data):
     with pytest.raises(UserError):
-        read_rows(data, None if data == "playground" else 5)
+        Rows(data, None if data == "playground" else 5)
 
 
 @pytest.mark.parametrize(
     "path", sorted(path for path in DATA.iterdir() if path.suffix != ".png"), ids=lambda path: path.name
 )
 def test_every_format_that_the_readers_know_comes_in(path):
-    rows = list(read_rows(str(path)))
-    assert len(rows) == count_rows(str(path)) > 0
+    rows = list(Rows(str(path)))
+    assert len(rows) == len(Rows(str(path))) > 0
     assert len({row.id for row in rows}) == len(rows)
     for row in rows:
         assert row.outcome in (None, "failed")
@@ -119,7 +118,7 @@ def test_every_format_that_the_readers_know_comes_in(path):
 
 
 def test_published_rows_come_in_with_the_answer_that_their_reply_ends_in():
-    rows = list(read_rows(str(DATA / "r1-onevision.parquet")))
+    rows = list(Rows(str(DATA / "r1-onevision.parquet")))
     assert [(row.id, row.gold) for row in rows] == [("ai2d-1", "B"), ("dvqa-2", "1")]
     assert rows[0].question.endswith("(B) red")
 
@@ -172,7 +171,7 @@ def test_a_hostile_row_changes_nothing_but_its_own_row(tmp_path):
         path = lines(tmp_path / name / "data.jsonl", rows)
         out[name] = [
             formalize(replace(row, tag="scene", truth={"description": "{}"}), says_red, LOOKS)
-            for row in read_rows(str(path))
+            for row in Rows(str(path))
         ]
         write_outputs(tmp_path / name / "out", out[name], {})
     bad = out["mixed"][1 : 2 * len(HOSTILE) : 2]
@@ -195,9 +194,9 @@ def test_a_hostile_row_changes_nothing_but_its_own_row(tmp_path):
 def test_rows_with_one_id_are_told_apart(tmp_path):
     ids = ["a", "a#2", "a", "b", "a", "a#2"] + ["a"] * 200
     path = lines(tmp_path / "data.jsonl", [{"id": name, "problem": "What?", "answer": "red"} for name in ids])
-    names = [row.id for row in read_rows(str(path))]
+    names = [row.id for row in Rows(str(path))]
     assert names[:6] == ["a", "a#2", "a#3", "b", "a#4", "a#2#2"]
-    assert len(set(names)) == len(ids) == count_rows(str(path))
+    assert len(set(names)) == len(ids) == len(Rows(str(path)))
 
 
 def test_a_system_text_is_left_out_and_noted(tmp_path):
@@ -206,17 +205,17 @@ def test_a_system_text_is_left_out_and_noted(tmp_path):
         {"role": "user", "content": "Why?"},
         {"role": "assistant", "content": "So."},
     ]
-    (row,) = read_rows(str(lines(tmp_path / "data.jsonl", [{"messages": talk}])))
-    assert (row.question, row.gold, row.notes) == ("Why?", "So.", ("its system text is left out",))
+    (row,) = Rows(str(lines(tmp_path / "data.jsonl", [{"messages": talk}])))
+    assert (row.question, row.gold, row.notes) == ("Why?", "So.", ["its system text is left out"])
 
 
 def test_an_id_that_is_not_unicode_can_still_be_written(tmp_path):
     path = lines(tmp_path / "data.jsonl", ['{"id": "\\ud800", "problem": "What?", "answer": "red"}'])
-    (row,) = read_rows(str(path))
+    (row,) = Rows(str(path))
     write_outputs(
         tmp_path / "out", [formalize(replace(row, truth={"reasoning": "Red."}), nobody, Settings())], {}
     )
-    assert [record.id for record in read_rows(str(tmp_path / "out"))] == ["?"]
+    assert [record.id for record in Rows(str(tmp_path / "out"))] == ["?"]
 
 
 def test_a_question_full_of_tricks_is_written_as_it_stands(tmp_path):
@@ -228,12 +227,12 @@ def test_a_question_full_of_tricks_is_written_as_it_stands(tmp_path):
     path = lines(tmp_path / "data.jsonl", [row])
     (made,) = [
         formalize(replace(one, tag="scene", truth={"description": "{}"}), says_red, LOOKS)
-        for one in read_rows(str(path))
+        for one in Rows(str(path))
     ]
     write_outputs(tmp_path / "out", [made], {})
     assert made.question == tricks
     assert made.outcome == "done"
-    (again,) = read_rows(str(tmp_path / "out"))
+    (again,) = Rows(str(tmp_path / "out"))
     assert (again.question, again.id, again.gold) == (tricks, row["id"], "red")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "report.html",
@@ -241,7 +240,7 @@ def test_a_question_full_of_tricks_is_written_as_it_stands(tmp_path):
         "stages.jsonl",
         "train.parquet",
     ]
-    assert "<script" not in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in (tmp_path / "out/report.html").read_text(encoding="utf-8")
 
 
 def test_what_is_written_is_read_alike_by_pyarrow_our_reader_and_datasets(tmp_path):
@@ -307,15 +306,12 @@ def test_the_rows_way_is_kept_and_comes_back(tmp_path):
             verdict={"by": "rules"},
         ),
     ]
-    rows.append(next(iter(read_rows("playground", 1))))
+    rows.append(next(iter(Rows("playground", 1))))
     write_outputs(tmp_path, rows, {})
     written = [
         json.loads(line) for line in (tmp_path / "stages.jsonl").read_text(encoding="utf-8").splitlines()
     ]
-    assert [row_from_dict(values, row.image) for values, row in zip(written, rows, strict=True)] == [
-        replace(row, notes=tuple(row.notes)) for row in rows
-    ]
-    assert all(values["image_size"] == [112, 112] and "image" not in values for values in written)
+    assert [Row(**values, image=row.image) for values, row in zip(written, rows, strict=True)] == rows
 
 
 def test_of_the_folder_only_the_finished_rows_are_training_data(tmp_path):
@@ -325,7 +321,7 @@ def test_of_the_folder_only_the_finished_rows_are_training_data(tmp_path):
         (tmp_path / name).write_text("{}\n")
     assert [file.path.name for file in find_files(str(tmp_path))] == ["train.parquet"]
     assert len(open_data(str(tmp_path))) == 3
-    assert [row.gold for row in read_rows(str(tmp_path))] == [
+    assert [row.gold for row in Rows(str(tmp_path))] == [
         row.gold for row in rows
     ]  # and can be formalized again
 
@@ -341,9 +337,6 @@ def test_outputs_appear_whole_or_not_at_all(tmp_path):
     with pytest.raises(AskFailed):
         write_outputs(tmp_path, breaking(), {})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".part"} == before
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be made"):
-        write_outputs(tmp_path / "file" / "out", [], {})
 
 
 def mixed_rows() -> list[Row]:
@@ -366,7 +359,7 @@ def mixed_rows() -> list[Row]:
         )
     ]
     asked = [replace(base[5], kind="math", outcome="failed", reason="describe: the endpoint said 500: again")]
-    return [*base[5:], *rejected, *early, *failed, *asked, *read_rows("playground", 2)]
+    return [*base[5:], *rejected, *early, *failed, *asked, *Rows("playground", 2)]
 
 
 def test_the_reports_counts_add_up(tmp_path):
@@ -377,7 +370,8 @@ def test_the_reports_counts_add_up(tmp_path):
         for line in text.splitlines()
         if line.startswith("|")
     ]
-    stages = {line[0]: [int(cell) for cell in line[1:]] for line in cells[2:8]}
+    names = ("read", "route", "describe", "reason", "role-play", "filter")
+    stages = {line[0]: [int(cell) for cell in line[1:]] for line in cells if line[0] in names}
     assert stages == {
         "read": [16, 15, 0, 1],
         "route": [15, 15, 0, 0],
@@ -387,8 +381,8 @@ def test_the_reports_counts_add_up(tmp_path):
         "filter": [12, 9, 3, 0],
     }
     assert (
-        "- rows in: 18\n- rows out: 9 (50.0%)\n- not reached: 2\n- data: a \\| b &lt;i&gt;\n- cost: $1.00\n"
-        in text
+        "| rows in | 18 |\n| rows out | 9 (50.0%) |\n| not reached | 2 |\n| data | a \\| b &lt;i> |\n"
+        "| cost | $1.00 |\n" in text
     )
     assert "| filter: wrong answer | rejected | 3 |" in text
     assert "| read: the line is not JSON | failed | 1 |" in text
@@ -398,19 +392,6 @@ def test_the_reports_counts_add_up(tmp_path):
         if line[0] in ("chart", "math", "scene", "text", "not known")
     }
     assert [sum(column) for column in zip(*kinds.values(), strict=True)] == [18, 9, 5, 2]
-
-
-class Tags(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.tags, self.sources, self.text = [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.sources += [value for name, value in attrs if name in ("src", "href")]
-
-    def handle_data(self, data):
-        self.text.append(data)
 
 
 def test_the_page_needs_no_other_file_and_shows_each_stage(tmp_path):
@@ -424,22 +405,24 @@ def test_the_page_needs_no_other_file_and_shows_each_stage(tmp_path):
         reason="filter: judged not grounded: </pre>no",
     )
     write_outputs(tmp_path, [*mixed_rows(), made], {"model": "<img src=x>"})
-    page = Tags()
-    page.feed((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert not {"script", "link", "iframe", "b", "i"} & set(page.tags)
-    assert page.tags.count("img") == len(page.sources) > 5
-    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
-    text = "\n".join(page.text)
-    for shown in (
-        "<script>alert(1)</script>",
-        "Before & after <b>",
-        "I look.",
-        "</pre>no",
-        "<img src=x>",
-        "correct: yes · grounded: no",
-        "description, JSON",
-    ):
-        assert shown in text
+    page = read(tmp_path / "report.html")
+    assert not {"link", "iframe", "b", "i", "img"} & {name for name, _ in page.elements}
+    assert not [name for _, attributes in page.elements for name, _ in attributes if name in ("src", "href")]
+    assert all(picture["url"].startswith("data:image/png;base64,") for picture in page.data["pictures"])
+    assert len(page.data["pictures"]) > 5
+    (shown,) = [item for item in page.data["items"] if item["id"] == made.id]
+    assert (shown["question"], shown["gold"], shown["tags"]) == (
+        made.question,
+        made.gold,
+        {"kind": ["scene"]},
+    )
+    (sample,) = shown["samples"]
+    assert (sample["status"], sample["thinking"], sample["reply"]) == ("rejected", "I look.", made.answer)
+    assert sample["facts"]["thought before role-play"] == "Before & after <b>"
+    assert sample["facts"]["why"] == made.reason
+    assert sample["facts"]["verdict"] == "by: judge, correct: True, grounded: False, reason: </pre>no"
+    assert sample["facts"]["description"] == made.description
+    assert "<td>&lt;img src=x&gt;" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_picture_that_cannot_be_decoded_is_no_harm_to_the_report(tmp_path):
@@ -447,7 +430,7 @@ def test_a_picture_that_cannot_be_decoded_is_no_harm_to_the_report(tmp_path):
         tmp_path / "data.jsonl",
         [{"problem": "What?", "answer": "red", "image": base64.b64encode(png(500, 500)).decode()}],
     )
-    (row,) = [formalize(row, nobody, Settings()) for row in read_rows(str(path))]
+    (row,) = [formalize(row, nobody, Settings()) for row in Rows(str(path))]
     assert row.reason.startswith("read: a picture cannot be opened")
     write_outputs(tmp_path / "out", [row], {})
     assert "a picture cannot be opened" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
@@ -455,7 +438,7 @@ def test_a_picture_that_cannot_be_decoded_is_no_harm_to_the_report(tmp_path):
 
 def test_an_empty_run_still_leaves_its_report(tmp_path):
     write_outputs(tmp_path, [], {})
-    assert "rows out: 0 (0.0%)" in (tmp_path / "report.md").read_text()
+    assert "| rows out | 0 (0.0%) |" in (tmp_path / "report.md").read_text()
     assert pq.read_table(tmp_path / "train.parquet").num_rows == 0
 
 
@@ -480,26 +463,6 @@ def test_an_ids_picture_is_never_looked_up(tmp_path):
     assert open_data(str(tmp_path))[0].images[0].size == (112, 112)
 
 
-def test_what_is_written_trains(tmp_path, capsys):
-    from r1ov.train.run.config import SFTConfig
-    from r1ov.train.sft import train
-
-    write_outputs(tmp_path / "data", done_rows(14), {})
-    config = SFTConfig(
-        data=str(tmp_path / "data"),
-        out=str(tmp_path / "run"),
-        max_steps=2,
-        per_device_train_batch_size=4,
-        dataloader_num_workers=0,
-        eval_steps=0,
-        num_threads=1,
-    )
-    train(config)
-    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in log if "loss" in line][-1] == 2
-    assert "step 2/2 | loss" in capsys.readouterr().err
-
-
 def test_a_picture_given_by_its_file_url_comes_in(tmp_path):
     (tmp_path / "in").mkdir()
     picture = tmp_path / "in" / "a b.png"
@@ -513,7 +476,7 @@ def test_a_picture_given_by_its_file_url_comes_in(tmp_path):
     path = lines(tmp_path / "in" / "data.jsonl", rows)
     first, second, third = (
         formalize(replace(row, tag="scene", truth={"description": "{}"}), says_red, LOOKS)
-        for row in read_rows(str(path))
+        for row in Rows(str(path))
     )
     assert first.outcome == second.outcome == "done"
     assert first.image.load().size == (30, 20)

@@ -3,7 +3,6 @@ reply.
 """
 
 import json
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +35,7 @@ from r1ov.formalize.stages import KINDS, Settings, formalize, kind_of_tag, role_
 
 PICTURE = lazy_image(Image.new("RGB", (40, 30), "red"))
 ROW = Row(id="1", question="How many balls are there?", image=PICTURE, gold="3", answer_kind="number")
-ALL = Settings(models=frozenset({"describer", "reasoner", "judge"}), detector=None, ocr=None)
+ALL = Settings(models=frozenset({"describer", "reasoner", "judge"}))
 YES = {"correct": True, "consistent": True, "grounded": True, "relevant": True, "reason": "all right"}
 SCRIPT = {  # how a prompt begins -> the reply
     "Look at the picture and say": "Scene.",
@@ -80,7 +79,6 @@ def test_a_row_goes_through_all_five_stages_and_keeps_what_each_made():
     assert ask.roles == ["describer", "describer", "reasoner", "reasoner", "describer", "reasoner", "judge"]
     assert row.outcome == "done"
     assert row.kind == "scene"
-    assert row.description_format == "JSON"
     assert json.loads(row.description)["caption"] == "Three balls on a mat."
     assert row.draft == "The description says three balls. 1 + 2 = 3."
     assert row.thought == "I see three balls, one of them red. 1 + 2 = 3."
@@ -190,12 +188,6 @@ def test_looking_again_stops_when_nothing_is_missing_or_the_rounds_are_over():
         ("Judge", json.dumps({**YES, "correct": "true"}), "failed", "filter: malformed reply"),
         ("Judge", json.dumps({**YES, "correct": 1}), "failed", "filter: malformed reply"),
         ("Judge", '{"correct": true}', "failed", "filter: malformed reply"),
-        (
-            "Judge",
-            '{"correct": false, "correct": true, ' + json.dumps(YES)[18:],
-            "failed",
-            "filter: malformed reply",
-        ),
         ("Judge", "All true.", "failed", "filter: malformed reply"),
         ("Judge", json.dumps(YES) + json.dumps(YES), "failed", "filter: malformed reply"),
         ("Judge", "[" * 50_000, "failed", "filter: malformed reply"),
@@ -286,36 +278,26 @@ def test_a_tag_tells_the_kind_or_nothing(tag, kind):
 
 def test_each_kind_has_its_prompt_and_its_form():
     replies = {
-        "chart": ("Write down this chart", "```CSV\na,b\n1,2\n```", "CSV", "a,b\n1,2"),
-        "text": ("Write down the text", "```text\nSTOP\n```", "text", "STOP"),
-        "mixed": (
-            "Describe this picture, in",
-            '{"caption": "c", "objects": [], "text": ["t"]}',
-            "JSON",
-            None,
-        ),
+        "chart": ("Write down this chart", "```CSV\na,b\n1,2\n```", "a,b\n1,2"),
+        "text": ("Write down the text", "```text\nSTOP\n```", "STOP"),
+        "mixed": ("Describe this picture, in", '{"caption": "c", "objects": [], "text": ["t"]}', None),
         "math": (
             "Describe this math",
             '```json\n{"caption": "c", "givens": ["a = 1"], "steps": []}\n```',
-            "JSON",
             None,
         ),
-        "scene": ("Describe what", '{"caption": "c", "objects": []}', "JSON", None),
+        "scene": ("Describe what", '{"caption": "c", "objects": []}', None),
     }
     assert replies.keys() == set(KINDS)
-    for kind, (begin, reply, name, text) in replies.items():
+    for kind, (begin, reply, text) in replies.items():
         row = describe_stage.describe(replace(ROW, kind=kind), Scripted(**{begin: reply} | {}), ALL)
-        assert row.description_format == name
-        assert text is None or row.description == text
+        assert row.description == text or (text is None and json.loads(row.description))
 
 
 @pytest.mark.parametrize("language", describe_stage.LANGUAGES)
 def test_a_chart_may_be_told_in_any_of_the_languages_and_is_never_run(language):
-    text = "{}" if language == "json" else "import os; os.abort()  # ``"
-    assert code_block(f"```{language}\n{text}\n```", describe_stage.LANGUAGES) == (
-        describe_stage.LANGUAGES[language],
-        text,
-    )
+    text = "import os; os.abort()  # ``"
+    assert code_block(f"```{language}\n{text}\n```", describe_stage.LANGUAGES) == text
 
 
 @pytest.mark.parametrize(
@@ -326,7 +308,6 @@ def test_a_chart_may_be_told_in_any_of_the_languages_and_is_never_run(language):
         "```\na\n```",
         "```perl\na\n```",
         "```csv\na\n```\n```csv\nb\n```",
-        "```json\n{\n```",
     ],
 )
 def test_anything_but_one_block_in_a_known_language_is_no_description(reply):
@@ -390,8 +371,7 @@ def installed(monkeypatch):
     """A function that says what is installed of the optional packages: name -> module; nothing else is."""
     detectors._started.cache_clear()
     yield lambda **modules: [
-        monkeypatch.setitem(sys.modules, name, modules.get(name))
-        for name in ("transformers", "rapidocr", "easyocr")
+        monkeypatch.setitem(sys.modules, name, modules.get(name)) for name in ("transformers", "rapidocr")
     ]
     detectors._started.cache_clear()
 
@@ -401,14 +381,14 @@ TEXT = {"Write down the text": "```text\nSTOP\n```"}
 
 def test_detectors_that_are_not_there_leave_a_note_and_no_box(installed):
     installed()
-    settings = replace(ALL, detector="x/y", ocr="en")
+    settings = replace(ALL, detector="x/y", ocr=True)
     row = describe_stage.describe(replace(ROW, kind="scene"), Scripted(), settings)
     (note,) = row.notes
     assert note.startswith("no boxes: grounding_dino cannot be started (ModuleNotFoundError: ")
     assert "boxes" not in json.loads(row.description)
     ask = Scripted(**TEXT)
     (note,) = describe_stage.describe(replace(ROW, kind="text"), ask, settings).notes
-    assert re.match(r"no OCR: rapidocr cannot .*, easyocr cannot be started", note)
+    assert note.startswith("no OCR: rapidocr cannot be started")
     assert "(none)" in ask.asked[0][1]
 
 
@@ -419,19 +399,19 @@ def test_boxes_and_lines_of_text_come_from_the_detectors(installed):
         box = {"xmin": 1, "ymin": 2, "xmax": 3.04, "ymax": 4}
         return [{"label": "ball.", "score": 0.9, "box": box}, {"label": "ball.", "score": 0.8, "box": box}]
 
-    class Reader:
-        def __init__(self, codes, verbose):
-            assert codes == ["en", "fr"]
+    class RapidOCR:
+        def __init__(self, params):
+            pass
 
-        def readtext(self, array):
-            assert array.shape == (30, 40, 3)
-            return [([[1, 2], [9, 2], [9, 5], [1, 5]], "STOP", 0.9)]
+        def __call__(self, image):
+            assert image.size == (40, 30)
+            return SimpleNamespace(boxes=[[[1, 2], [9, 2], [9, 5], [1, 5]]], txts=("STOP",))
 
     installed(
         transformers=SimpleNamespace(pipeline=lambda kind, model: detector),
-        easyocr=SimpleNamespace(Reader=Reader),
+        rapidocr=SimpleNamespace(RapidOCR=RapidOCR),
     )
-    settings = replace(ALL, detector="x/y", ocr="en, fr")
+    settings = replace(ALL, detector="x/y", ocr=True)
     row = describe_stage.describe(replace(ROW, kind="scene"), Scripted(), settings)
     assert json.loads(row.description) == {
         "caption": "Three balls on a mat.",
@@ -449,13 +429,11 @@ def test_weights_that_cannot_be_had_leave_a_note(installed):
     installed(
         transformers=SimpleNamespace(pipeline=missing),
         rapidocr=SimpleNamespace(RapidOCR=missing),
-        easyocr=SimpleNamespace(Reader=missing),
     )
     reason = "cannot be started (OSError: offline)"
     for look, more, told in (
         (detectors.find_boxes, (["ball"], "x/y"), f"grounding_dino {reason}"),
-        (detectors.read_text, ("en",), f"rapidocr {reason}, easyocr {reason}"),
-        (detectors.read_text, ("fr",), f"easyocr {reason}"),
+        (detectors.read_text, (), f"rapidocr {reason}"),
     ):
         with pytest.raises(detectors.Unavailable) as caught:
             look(PICTURE.load(), *more)
@@ -464,16 +442,16 @@ def test_weights_that_cannot_be_had_leave_a_note(installed):
 
 def test_a_package_that_breaks_at_import_is_noted_once_and_done_without(installed, tmp_path, capfd):
     installed()
-    (tmp_path / "easyocr.py").write_text("raise RuntimeError('built for another numpy')")
+    (tmp_path / "rapidocr.py").write_text("raise RuntimeError('built for another numpy')")
     with pytest.MonkeyPatch.context() as patch:
-        patch.delitem(sys.modules, "easyocr")
+        patch.delitem(sys.modules, "rapidocr")
         patch.syspath_prepend(tmp_path)
         rows = [
-            formalize(replace(ROW, tag="text"), Scripted(**TEXT), replace(ALL, ocr="en")) for _ in range(3)
+            formalize(replace(ROW, tag="text"), Scripted(**TEXT), replace(ALL, ocr=True)) for _ in range(3)
         ]
     assert {row.outcome for row in rows} == {"done"}
     assert all(
-        "easyocr cannot be started (RuntimeError: built for another numpy)" in row.notes[0] for row in rows
+        "rapidocr cannot be started (RuntimeError: built for another numpy)" in row.notes[0] for row in rows
     )
     assert capfd.readouterr().err.count("RuntimeError") == 1
 
@@ -482,18 +460,18 @@ def test_rapidocr_reads_small_images():
     pytest.importorskip("rapidocr", reason="the package rapidocr is not installed")
     from r1ov.data.playground import sample
 
-    shown = [sample("train", index) for index in range(42)]
+    shown = [sample("train", index) for index in range(14)]
     right = lines = 0
     for one in [one for one in shown if one.family == "text"]:
         tiles = [tile["text"] for tile in json.loads(one.description)["tiles"]]
-        found = detectors.read_text(one.image, "en")
+        found = detectors.read_text(one.image)
         lines += len(found)
         right += sum(line["text"] in "".join(tiles) for line in found)
         for line in found:
             x1, y1, x2, y2 = line["box"]
             assert -1 <= x1 < x2 <= 113
             assert -1 <= y1 < y2 <= 113
-    assert lines >= 6
+    assert lines >= 2
     assert right >= 0.8 * lines
 
 

@@ -22,6 +22,7 @@ from r1ov.folder.weights import init_weights
 from r1ov.train import grpo
 from r1ov.train.run import observe
 from r1ov.train.run.config import GRPOConfig
+from tests.test_evaluate_page import read
 from tests.test_resume import ENVIRONMENT, ROOT
 
 SMALL = {
@@ -344,8 +345,8 @@ def test_rows_of_a_file_are_each_asked_once_an_epoch_and_answered_anew(tmp_path,
         assert sorted(epoch) == sorted(4 * [str(n) for n in range(6)])
     shown = [group for step in range(6) for group in samples(tmp_path / "run", step)]
     assert len({(group["question"], one["text"]) for group in shown for one in group["completions"]}) == 48
-    page = (tmp_path / "run" / "samples" / "step-000000.html").read_text()
-    assert page.count("data:image/png") == sum(
+    items = read(tmp_path / "run" / "samples" / "step-000000.html").data["items"]
+    assert sum(len(item["pictures"]) for item in items) == sum(
         int(group["question"].split()[3]) % 2 == 0 for group in shown[:2]
     )
 

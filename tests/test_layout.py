@@ -178,7 +178,7 @@ FLAGS = {
         "-m",
         "r1ov.formalize",
     ): "data out limit describer describer-model reasoner reasoner-model judge judge-model concurrency "
-    "max-tokens-spent max-cost retry-failed",
+    "max-tokens-spent retry-failed",
 }
 
 

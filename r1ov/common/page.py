@@ -1,43 +1,63 @@
-"""For people to look at: one HTML file that needs no other, images included; a table in Markdown."""
+"""For people to look at: questions, images and replies as one HTML file; a table in Markdown."""
 
 import base64
 import html
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
-section{display:flex;gap:1.5em;border-top:1px solid #ddd;padding:1em 0}
-section>img{width:168px;align-self:flex-start;image-rendering:pixelated}
-pre{white-space:pre-wrap;background:#f6f7f9;padding:.6em .8em;border-radius:4px;margin:.4em 0}
-.right{border-left:4px solid #2a9d4e}
-.wrong{border-left:4px solid #c8453b}.numbers{color:#667;font-size:13px}"""
+from r1ov.common.files import write_text
+from r1ov.errors import UserError
+
 SIDE = 360  # pixels of an image, wide or high: a page of hundreds of images must still open
 EXACT_SIDE = 200  # images up to this size are kept as they are
+ROOM = 30 << 20  # image budget of the page, in base64 characters
+RIGHT = ("right", "done")  # statuses of a sample that nobody needs to look at
 
 
-def page(title: str, body: str, style: str = "") -> str:
-    """Returns the whole file. `body` is HTML already; `style` is added to the house's own."""
-    title = html.escape(title)
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width"><title>{title}</title>'
-        f"<style>{_STYLE}{style}</style><h1>{title}</h1>{body}</html>"
-    )
+def write_page(
+    path: Path, title: str, items: Iterable[Mapping[str, Any]], tags: Sequence[str] = (), head: str = ""
+) -> None:
+    """Writes one HTML file that needs no other and no network. If images would make it too large, those that
+    are not right keep theirs first.
+
+    Args:
+        items: each with id, question, gold, images (LazyImages), tags (name -> values) and samples: each a status,
+            thinking, reply and facts (name -> text) of one answer.
+        tags: those that get a filter.
+        head: HTML above the items.
+    """
+    album: dict[str, dict[str, Any]] = {}  # the page's images by their data: URL, each once
+    items = [dict(item) for item in items]
+    for item in sorted(items, key=lambda item: all(one["status"] in RIGHT for one in item["samples"])):
+        numbers = [_added(album, image) for image in item.pop("images")]
+        item["pictures"] = [number for number in numbers if number is not None]
+        item["left"] = numbers.count(None)
+    data = {"items": items, "pictures": list(album.values()), "tags": list(tags)}
+    # Inside <script> nothing is markup but "<!--" and "</script": JSON has another spelling of their first
+    # letter.
+    text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+    page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    page = page.replace("<!--title-->", html.escape(title)).replace("<!--head-->", head)
+    write_text(path, page.replace("<!--data-->", text))
 
 
-def picture(image: Image.Image) -> str:
-    """Returns the image as an <img>."""
-    return f'<img alt="picture" src="{data_url(image)}">'
-
-
-def data_url(image: Image.Image) -> str:
-    """Returns a data: URL of the image, as PNG if it is small, else shrunk, as WebP."""
-    small = image.copy()
+def _added(album: dict[str, dict[str, Any]], image: Any) -> int | None:
+    """Returns the image's number in the page; None if there is no room for it, or it cannot be decoded."""
+    if sum(map(len, album)) >= ROOM:
+        return None
+    try:
+        small = image.load().copy()
+    except UserError:  # its question has an error row that says so
+        return None
+    kind = "png" if max(small.size) <= EXACT_SIDE else "webp"
     small.thumbnail((SIDE, SIDE))
-    kind = "png" if max(image.size) <= EXACT_SIDE else "webp"
-    return f"data:image/{kind};base64,{base64_image(small, kind)}"
+    url = f"data:image/{kind};base64,{base64_image(small, kind)}"
+    return album.setdefault(url, {"number": len(album), "url": url, "width": image.size[0]})["number"]
 
 
 def base64_image(image: Image.Image, kind: str = "png", quality: int = 75) -> str:
@@ -45,6 +65,12 @@ def base64_image(image: Image.Image, kind: str = "png", quality: int = 75) -> st
     file = io.BytesIO()
     image.save(file, kind, quality=quality, method=1)
     return base64.b64encode(file.getvalue()).decode()
+
+
+def html_table(rows: Iterable[Iterable[str]]) -> str:
+    """Returns a table; its first row is the head."""
+    lines = ("".join(f"<td>{html.escape(cell)}" for cell in row) for row in rows)
+    return f"<table><tr>{'<tr>'.join(lines)}</table>"
 
 
 def markdown_table(rows: Sequence[Sequence[str]], aligned: Sequence[str] | None = None) -> str:

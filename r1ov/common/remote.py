@@ -8,12 +8,10 @@ import importlib
 import json
 import random
 import re
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from functools import partial
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -42,22 +40,18 @@ class NoUse(UserError):
 
 
 class TryAgain(Exception):
-    """Nothing came back this time.
+    """Nothing came back this time. wait: seconds that the server asks for."""
 
-    wait: seconds that the server asks for. is_billed: it may have worked on the answer and charge for it.
-    """
-
-    def __init__(self, reason: str, wait: float = 0.0, is_billed: bool = False):
+    def __init__(self, reason: str, wait: float = 0.0):
         super().__init__(reason)
-        self.wait, self.is_billed = wait, is_billed
+        self.wait = wait
 
 
 @dataclass(frozen=True)
 class Reply:
     text: str | None
     failure: str | None = None  # why the text is of no use, though the model answered
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    tokens: int = 0  # in and out, as the endpoint counts them
 
 
 class Remote:
@@ -66,7 +60,7 @@ class Remote:
     Args:
         url: with or without its /v1 and /chat/completions.
         key: sent with each request and shown in no error or answer. None: "none" is sent.
-        timeout: seconds for one request, all of it.
+        timeout: seconds for one request.
         max_tokens: of an answer.
     """
 
@@ -81,78 +75,61 @@ class Remote:
         temperature: float | None = None,
     ):
         self.name, self.key, self.timeout, self.max_tokens = f"{model} at {url}", key, timeout, max_tokens
-        self.ready_at = 0.0  # by time.monotonic(): the server asked for no request before
         self.options: dict[str, Any] = {"model": model, "max_tokens": max_tokens}
         if temperature is not None:
             self.options["temperature"] = temperature
-        address, mark, query = url.partition("?")
-        address = address.rstrip("/")
-        if not address.endswith("/chat/completions"):
-            address = address.removesuffix("/v1") + "/v1/chat/completions"
-        self._url = address + mark + query
-        self._client = http().Client(timeout=timeout)
+        if "/chat/completions" not in url:
+            url = url.rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
+        self._url, self._client = url, http().Client(timeout=timeout)
 
-    def send(self, messages: Sequence[Mapping[str, Any]], prompt_tokens: int = 0) -> Reply:
+    def send(self, messages: Sequence[Mapping[str, Any]]) -> Reply:
         """Asks once; `retried` asks again.
 
-        Args: prompt_tokens: a guess, for servers that do not tell.
         Raises: TryAgain; AskFailed for a request that this server will never answer; NoUse for a server that
             will answer none.
         """
-        try:
-            return within(self.timeout + 1, partial(self._send, messages, prompt_tokens))
-        except TimeoutError:
-            raise TryAgain(f"no complete answer within {self.timeout:g} s", is_billed=True) from None
-
-    def _send(self, messages: Sequence[Mapping[str, Any]], prompt_tokens: int) -> Reply:
-        """Raises: TimeoutError; otherwise as `send`."""
-        deadline, status, wait = time.monotonic() + self.timeout, 0, 0.0
         # Halves of surrogate pairs, which UTF-8 cannot hold, go as question marks.
         body = json.dumps({**self.options, "messages": messages}, ensure_ascii=False).encode(
             "utf-8", "replace"
         )
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key or 'none'}"}
+        deadline = time.monotonic() + self.timeout
         try:
             with self._client.stream("POST", self._url, content=body, headers=headers) as response:
-                status, wait = response.status_code, asked_to_wait(response.headers)
-                if wait > 0:
-                    self.ready_at = max(self.ready_at, time.monotonic() + wait)
                 answer = read_body(response, MAX_ANSWER_BYTES, deadline)
+        except (TimeoutError, http().TimeoutException):
+            raise TryAgain(f"no complete answer within {self.timeout:g} s") from None
         except (http().InvalidURL, http().UnsupportedProtocol, UnicodeError) as error:
             raise NoUse(f"{self.name}: {self._clean(error)}") from None
-        except (http().ReadTimeout, http().WriteTimeout):
-            raise TimeoutError from None
         except http().HTTPError as error:
-            raise TryAgain(f"the connection failed ({self._clean(error)})", is_billed=status > 0) from None
-        if status != 200:
-            raise self._problem(status, wait, answer[:2000].decode("utf-8", "replace"))
+            raise TryAgain(f"the connection failed ({self._clean(error)})") from None
+        if response.status_code != 200:
+            text = answer[:2000].decode("utf-8", "replace")
+            raise self._problem(response.status_code, asked_to_wait(response.headers), text)
         if len(answer) > MAX_ANSWER_BYTES:
-            failure = f"the answer is larger than {MAX_ANSWER_BYTES:,} bytes"
-            return Reply(None, failure, prompt_tokens, self.max_tokens)
+            return Reply(None, f"the answer is larger than {MAX_ANSWER_BYTES:,} bytes", self.max_tokens)
         try:
-            return self._read(json.loads(answer), prompt_tokens)
+            return self._read(json.loads(answer))
         except (ValueError, AttributeError, TypeError, LookupError, RecursionError) as error:
             # What a server sends may be no JSON, or JSON of any other shape.
-            raise TryAgain(f"the answer is malformed ({self._clean(error)[:200]})", is_billed=True) from None
+            raise TryAgain(f"the answer is malformed ({self._clean(error)[:200]})") from None
 
-    def _read(self, answer: Any, prompt_tokens: int) -> Reply:
+    def _read(self, answer: Any) -> Reply:
         """Raises whatever is raised by looking into odd shapes."""
-        choice, usage = answer["choices"][0], answer.get("usage") or {}
-        text, refusal = choice["message"].get("content"), choice["message"].get("refusal")
-        if text is not None and not isinstance(text, str):
-            raise ValueError(f"the content is a {type(text).__name__}")
-        prompt_tokens = _count(usage.get("prompt_tokens"), prompt_tokens)
-        completion_tokens = _count(usage.get("completion_tokens"), len(text or "") // 3 + 1)
-        is_refusal = text and len(text) < 400 and REFUSAL.match(text.strip())
+        choice, tokens = answer["choices"][0], (answer.get("usage") or {}).get("total_tokens")
+        text, refusal = choice["message"].get("content") or "", choice["message"].get("refusal")
+        ending = choice.get("finish_reason")
+        if self.key:
+            text = text.replace(self.key, "***")
         failure = None
-        if refusal or is_refusal or choice.get("finish_reason") == "content_filter":
+        if refusal or ending == "content_filter" or (len(text) < 400 and REFUSAL.match(text.strip())):
             failure = f"refused: {self._clean(refusal or text or 'content filter')[:200]}"
-        elif choice.get("finish_reason") == "length":
-            failure = f"cut off after {completion_tokens} tokens; raise --max-tokens"
-        elif not text or not text.strip():
+        elif ending == "length":
+            failure = "cut off at its longest; raise --max-tokens"
+        elif not text.strip():
             failure = "the answer is empty"
-        text = text.replace(self.key, "***") if text and self.key else text
-        return Reply(text, failure, prompt_tokens, completion_tokens)
+        # A server that does not count is taken to have used all that it was allowed.
+        return Reply(text, failure, tokens if type(tokens) is int and tokens > 0 else self.max_tokens)
 
     def _problem(self, status: int, wait: float, body: str) -> Exception:
         """What a status other than 200 means."""
@@ -167,9 +144,9 @@ class Remote:
             return NoUse(
                 f"{self.name}: {reason}; check the address, the model's name, the key and the account"
             )
-        if status in AGAIN or status >= 500:
-            return TryAgain(reason, wait)
-        return AskFailed(reason)
+        if wait > PATIENCE:
+            return NoUse(f"{self.name}: the server asks to wait for {wait / 60:.0f} minutes")
+        return TryAgain(reason, wait) if status in AGAIN or status >= 500 else AskFailed(reason)
 
     def _clean(self, error: object) -> str:
         """On one line, and without the key, should the server have sent it back."""
@@ -177,18 +154,11 @@ class Remote:
         return one_line(text.replace(self.key, "***") if self.key else text)
 
 
-def nap(seconds: float) -> None:
-    """Sleeps. Raises: AskFailed if that is too long."""
-    if seconds > PATIENCE:
-        raise AskFailed(f"the server asks to wait for {seconds / 60:.0f} minutes")
-    time.sleep(seconds)
-
-
 def retried(
     attempt: Callable[[], T],
     attempts: int,
     first_wait: float = FIRST_WAIT,
-    sleep: Callable[[float], object] = nap,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> T:
     """Returns what `attempt` returns; after a TryAgain it sleeps and calls it again.
 
@@ -229,67 +199,12 @@ def read_body(response: Any, max_bytes: int, deadline: float) -> bytes:
     return bytes(body)
 
 
-def within(seconds: float, work: Callable[[], T]) -> T:
-    """Returns what `work` returns, or raises TimeoutError.
-
-    An HTTP client's timeouts count from the last byte, so a server that drips would hold us for ever; a
-    daemon thread can be left behind.
-    """
-    outcome: list[tuple[T | None, BaseException | None]] = []
-
-    def run() -> None:
-        try:
-            outcome.append((work(), None))
-        except BaseException as error:  # handed to the caller's thread
-            outcome.append((None, error))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
-        raise TimeoutError
-    result, error = outcome[0]
-    if error is not None:
-        raise error
-    return result
-
-
 def asked_to_wait(headers: Mapping[str, str]) -> float:
-    """Seconds that a server's headers ask to wait, else 0: Retry-After in its two forms, and rate limits with
-    nothing remaining.
-    """
-    headers = {name.lower(): value.strip() for name, value in headers.items()}
-    waits = [_number(headers.get("retry-after-ms", "")) / 1000, _number(headers.get("retry-after", ""))]
-    if headers.get("retry-after", "")[:1].isalpha():
-        try:  # by the server's own clock where it tells
-            now = parsedate_to_datetime(headers["date"]).timestamp() if "date" in headers else time.time()
-            waits.append(parsedate_to_datetime(headers["retry-after"]).timestamp() - now)
-        except ValueError:
-            pass
-    for name, value in headers.items():
-        if re.fullmatch(r"(x-)?ratelimit-remaining(-\w+)?", name) and value == "0":
-            waits.append(_duration(headers.get(name.replace("remaining", "reset"), "")))
-    # The IETF's draft: "api";r=0;t=55
-    if match := re.search(r"\br\s*=\s*0\s*;\s*t\s*=\s*(\d{1,9})", headers.get("ratelimit", "")):
-        waits.append(float(match[1]))
-    return max(waits)
-
-
-def _duration(text: str) -> float:
-    """Seconds. Example: "6m0s" -> 360, "20ms" -> 0.02, "55" -> 55, "1790000000" -> until then."""
-    if re.fullmatch(r"(\d+(\.\d+)?(ms|h|m|s))+", text):
-        units = {"h": 3600, "m": 60, "s": 1, "ms": 0.001}
-        return sum(
-            float(amount) * units[unit] for amount, unit in re.findall(r"(\d+(?:\.\d+)?)(ms|h|m|s)", text)
-        )
-    seconds = _number(text)
-    return max(0.0, seconds - time.time()) if seconds > 1e9 else seconds
-
-
-def _number(text: str) -> float:
-    return float(text) if re.fullmatch(r"\d{1,15}(\.\d{1,9})?", text) else 0.0
-
-
-def _count(value: object, guess: int) -> int:
-    """A number of tokens as a server tells it, if it can be one."""
-    return value if type(value) is int and 0 <= value < 10**8 else guess
+    """Seconds that a server's Retry-After asks to wait, be it a number or a date; else 0."""
+    asked = headers.get("Retry-After", "")
+    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", asked):
+        return float(asked)
+    try:
+        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+    except ValueError:
+        return 0.0

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from string import Template
-from typing import Any, NoReturn
+from typing import Any
 
 from r1ov.common.files import one_line
 from r1ov.common.remote import AskFailed
@@ -53,30 +53,33 @@ def json_object(reply: str, keys: Mapping[str, type]) -> dict[str, Any]:
     text = proper(reply)
     if match := _BLOCK.fullmatch(text):
         text = match[2]
-    value = _parsed(text, reply, "one JSON object")
-    if not isinstance(value, dict) or value.keys() != keys.keys():
-        raise malformed(reply, f"a JSON object with the keys {', '.join(keys)}")
-    for key, kind in keys.items():
-        items = value[key] if isinstance(value[key], list) else []
-        if not isinstance(value[key], kind) or not all(isinstance(item, str) for item in items):
-            names = {list: "a list of texts", bool: "true or false", str: "a text"}
-            raise malformed(reply, f"{key!r} to be {names[kind]}")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise malformed(reply, f"one JSON object ({one_line(str(error))[:80]})") from error
+    if not (
+        isinstance(value, dict)
+        and value.keys() == keys.keys()
+        and all(isinstance(value[key], kind) for key, kind in keys.items())
+        and all(
+            isinstance(item, str) for items in value.values() if isinstance(items, list) for item in items
+        )
+    ):
+        names = {list: "a list of texts", bool: "true or false", str: "a text"}
+        form = ", ".join(f"{key}: {names[kind]}" for key, kind in keys.items())
+        raise malformed(reply, f"a JSON object with {form}")
     return value
 
 
-def code_block(reply: str, languages: Mapping[str, str]) -> tuple[str, str]:
-    """Returns (the format's name, the text) of the reply's only fenced block; the text is kept and never run.
+def code_block(reply: str, languages: Collection[str]) -> str:
+    """Returns the text of the reply's only fenced block, in one of the languages; it is kept and never run.
 
-    Args: languages: what follows the backticks -> the format's name.
     Raises: AskFailed.
     """
     blocks = _BLOCK.findall(proper(reply))
     if len(blocks) != 1 or not blocks[0][1].strip() or blocks[0][0].lower() not in languages:
         raise malformed(reply, f"one fenced block of {', '.join(languages)}")
-    language, text = blocks[0][0].lower(), blocks[0][1].strip()
-    if language == "json":
-        _parsed(text, reply, "valid JSON in its block")
-    return languages[language], text
+    return blocks[0][1].strip()
 
 
 def one_word(reply: str, words: Collection[str]) -> str:
@@ -103,18 +106,3 @@ def proper(reply: str) -> str:
 
 def malformed(reply: str, expected: str) -> AskFailed:
     return AskFailed(f"malformed reply: expected {expected}; found {one_line(reply)[:80]!r}")
-
-
-def _parsed(text: str, reply: str, expected: str) -> Any:
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is not JSON")
-
-    def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("a key occurs twice")
-        return dict(pairs)
-
-    try:
-        return json.loads(text, parse_constant=refuse, object_pairs_hook=no_key_twice)
-    except (ValueError, RecursionError) as error:
-        raise malformed(reply, f"{expected} ({one_line(str(error))[:80]})") from error

@@ -2,25 +2,26 @@
 and the playground with its truths.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from r1ov.common.page import base64_image
-from r1ov.data.formats.files import DataFile, find_files
+from r1ov.data.formats.files import find_files
 from r1ov.data.formats.onevision import clean
 from r1ov.data.formats.reader import Reader
-from r1ov.data.formats.records import BadRow, Record
+from r1ov.data.formats.records import BadRow
 from r1ov.data.image import LazyImage
 from r1ov.data.playground import invent, paint
 from r1ov.data.playground.scene import SIZE
 from r1ov.errors import UserError
 
 MAX_PIXELS = 50_000_000  # of an image; several are open at a time
+OUTCOMES = ("done", "rejected", "failed")
 TRAINABLE = ("rl", "train")  # splits of the playground
 
 
@@ -42,13 +43,12 @@ class Row:
     truth: Mapping[str, str] = field(default_factory=dict)  # known without a model: description, reasoning
     kind: str | None = None  # by route: chart | scene | text | mixed | math | text_only
     description: str | None = None
-    description_format: str | None = None  # CSV, JSON, Mermaid, ...
     draft: str | None = None  # the thought over the description
     thought: str | None = None  # the draft rewritten as if its writer saw the image
     answer: str | None = None
     verdict: Mapping[str, Any] = field(default_factory=dict)
-    notes: Sequence[str] = ()  # such as: no detector installed, so no boxes
-    outcome: Literal["done", "rejected", "failed"] | None = None
+    notes: Sequence[str] = field(default_factory=list)  # such as: no detector installed, so no boxes
+    outcome: str | None = None  # one of OUTCOMES
     reason: str | None = None
 
     @property
@@ -68,51 +68,46 @@ class Row:
 
 
 def row_to_dict(row: Row) -> dict[str, Any]:
-    """Returns all that JSON can hold of a row; of its image that is the size."""
-    values = dict(vars(row))
-    image = values.pop("image")
-    return values | {"image_size": image and list(image.size)}
+    """Returns all of a row but its image, as JSON can hold it; `Row(**values, image=image)` is the inverse."""
+    return {name: value for name, value in vars(row).items() if name != "image"}
 
 
-def row_from_dict(values: Mapping[str, Any], image: LazyImage | None = None) -> Row:
-    """The inverse, given the image. Raises: TypeError for a key that a row does not have."""
-    values = {**values, "image": image, "notes": tuple(values.get("notes", ()))}
-    values.pop("image_size", None)
-    return Row(**values)
+class Rows:
+    """The rows of `playground[:split]`, a file, a folder or a hub data set, in order and with unique ids; a
+    bad row has the outcome "failed".
 
-
-def read_rows(data: str, limit: int | None = None) -> Iterator[Row]:
-    """Returns the rows of `playground[:split]`, a file, a folder or a hub data set, with unique ids; a bad
-    row has the outcome "failed".
-
-    Raises: UserError, before the first row, for data that cannot be opened or an endless playground without a
-        limit.
+    Raises: UserError for data that cannot be opened, or an endless playground without a limit.
     """
-    name, _, split = data.partition(":")
-    if name != "playground":
-        readers = [(file, Reader([file], lazy=True)) for file in find_files(data)]
-        rows = (
-            _row(reader[number], file, number) for file, reader in readers for number in range(len(reader))
-        )
-        return _named_once(islice(rows, limit))
-    split = split or "rl"
-    if split not in TRAINABLE:
-        raise UserError(
-            f"--data {data[:60]!r}: expected playground:{' or playground:'.join(TRAINABLE)}; the other "
-            "splits are held out"
-        )
-    if limit is None:
-        raise UserError("--data playground has no end; give --limit N")
-    return (_drawn(split, number) for number in range(limit))
 
+    def __init__(self, data: str, limit: int | None = None):
+        name, _, split = data.partition(":")
+        if name == "playground":
+            split = split or "rl"
+            if split not in TRAINABLE:
+                raise UserError(
+                    f"--data {data[:60]!r}: expected playground:{' or playground:'.join(TRAINABLE)}; the "
+                    "other splits are held out"
+                )
+            if limit is None:
+                raise UserError("--data playground has no end; give --limit N")
+            self._total, self._row = limit, partial(_drawn, split)
+        else:
+            reader = Reader(find_files(data), lazy=True)
+            self._total, self._row = min(len(reader), limit or len(reader)), partial(_read, reader)
 
-def count_rows(data: str, limit: int | None = None) -> int:
-    """Returns how many rows `read_rows` gives. Raises: UserError, as `read_rows`."""
-    if data.partition(":")[0] == "playground":
-        read_rows(data, limit)
-        return limit
-    total = sum(len(Reader([file])) for file in find_files(data))
-    return total if limit is None else min(total, limit)
+    def __len__(self) -> int:
+        return self._total
+
+    def __iter__(self) -> Iterator[Row]:
+        seen: Counter[str] = Counter()
+        for number in range(self._total):
+            row = self._row(number)
+            name = row.id
+            while seen[name]:
+                seen[row.id] += 1
+                name = f"{row.id}#{seen[row.id]}"
+            seen[name] += 1
+            yield replace(row, id=name)
 
 
 def _drawn(split: str, number: int) -> Row:
@@ -129,12 +124,13 @@ def _drawn(split: str, number: int) -> Row:
     )
 
 
-def _row(item: Record | BadRow, file: DataFile, number: int) -> Row:
+def _read(reader: Reader, number: int) -> Row:
     """Returns one question about one image, or about none."""
+    item, (file, _, place) = reader[number], reader.place(number)
     # The source's name, as in R1-Onevision's data: the folder if there are several, else the file.
-    inside = Path(file.path).parent
-    tag = inside.name if inside != Path(file.inside) else file.path.stem
-    name = f"{file.path.stem}-{number + 1}"
+    folder = file.path.parent
+    tag = folder.name if folder != Path(file.inside) else file.path.stem
+    name = f"{file.path.stem}-{place + 1}"
     if isinstance(item, BadRow):
         why = f"read: {item.reason}: {item.detail.replace(f': {item.reason}', '', 1)}"
         return Row(id=name, question="", tag=tag, outcome="failed", reason=why)
@@ -142,22 +138,18 @@ def _row(item: Record | BadRow, file: DataFile, number: int) -> Row:
     question, images = users[0], item.images
     if not isinstance(question, str):
         question = "\n".join(part["text"] for part in question if part["type"] == "text")
-    width, height = images[0].size if images else (0, 0)
     try:
         gold = item.solution or clean(item).solution  # in which a reply of one of the published layouts ends
     except BadRow:
         gold = None
-    why, found = None, ""
-    if len(users) > 1:
-        why, found = "more than one question", f", {len(users)} of them"
-    elif len(images) > 1:
-        why, found = "more than one picture", f", {len(images)} of them"
-    elif not question.strip():
-        why = "the question is empty"
-    elif width * height > MAX_PIXELS:
-        why, found = "the picture is too large", f", {width} x {height} pixels, the limit is {MAX_PIXELS:,}"
-    elif gold is None:
-        why = "no gold answer to check against"
+    faults = {
+        "more than one question": len(users) > 1,
+        "more than one picture": len(images) > 1,
+        "the question is empty": not question.strip(),
+        "the picture is too large": any(math.prod(image.size) > MAX_PIXELS for image in images),
+        "no gold answer to check against": gold is None,
+    }
+    why = next((f"read: {fault}: {item.where}" for fault, is_so in faults.items() if is_so), None)
     return Row(
         id=(item.id or name).encode("utf-8", "replace").decode(),
         question=question.strip(),
@@ -165,19 +157,7 @@ def _row(item: Record | BadRow, file: DataFile, number: int) -> Row:
         gold=gold,
         answer_kind=item.kind,
         tag=tag,
-        notes=("its system text is left out",) if item.prompt[0]["role"] == "system" else (),
+        notes=["its system text is left out"] * (item.prompt[0]["role"] == "system"),
         outcome="failed" if why else None,
-        reason=why and f"read: {why}: {item.where}{found}",
+        reason=why,
     )
-
-
-def _named_once(rows: Iterator[Row]) -> Iterator[Row]:
-    """Gives a number to an id that was there before."""
-    seen: Counter[str] = Counter()
-    for row in rows:
-        name = row.id
-        while seen[name]:
-            seen[row.id] += 1
-            name = f"{row.id}#{seen[row.id]}"
-        seen[name] += 1
-        yield replace(row, id=name)

@@ -26,15 +26,7 @@ TAGS = {
     "mixed": "ai2d infographicvqa infographic_vqa scienceqa",
     "math": "geometry pattern geo170k geomverse geometry3k intergps raven iconqa",
 }
-LANGUAGES = {  # of the describer's fenced block for a chart -> the format's name
-    "csv": "CSV",
-    "json": "JSON",
-    "mermaid": "Mermaid",
-    "plantuml": "PlantUML",
-    "spice": "SPICE",
-    "html": "HTML",
-    "python": "Matplotlib",
-}
+LANGUAGES = ("csv", "json", "mermaid", "plantuml", "spice", "html", "python")  # of a chart's fenced block
 FIELDS = {  # of the describer's JSON object, by kind
     "scene": {"caption": str, "objects": list},
     "mixed": {"caption": str, "objects": list, "text": list},
@@ -43,8 +35,7 @@ FIELDS = {  # of the describer's JSON object, by kind
 VERDICT = {"correct": bool, "consistent": bool, "grounded": bool, "relevant": bool, "reason": str}
 
 
-# (role, prompt, image or None, system text) -> the reply of the model that plays the role. Raises: AskFailed;
-# BudgetSpent.
+# (role, prompt, image or None, system text) -> the reply of the model that plays the role. Raises: UserError.
 Ask = Callable[..., str]
 
 
@@ -57,8 +48,8 @@ class Settings:
     models: frozenset[str] = frozenset()  # the roles that a model plays
     reasoner_looks: bool = False  # it is r1ov's engine: given image and bare question, and not rewritten
     rounds: int = 1  # of going back to the image, in role-play
-    detector: str | None = "IDEA-Research/grounding-dino-tiny"  # of boxes; None: no boxes
-    ocr: str | None = "en"  # languages, separated by commas; None: no OCR
+    detector: str = "none"  # of boxes: a model for `find_boxes`
+    ocr: bool = False
 
 
 def told(ask: Ask, role: str, name: str, image: LazyImage | None = None, **data: str) -> str:
@@ -67,7 +58,7 @@ def told(ask: Ask, role: str, name: str, image: LazyImage | None = None, **data:
 
 
 def noted(row: Row, note: str, **changes: str) -> Row:
-    return replace(row, notes=(*row.notes, note), **changes)
+    return replace(row, notes=[*row.notes, note], **changes)
 
 
 def kind_of_tag(tag: str | None) -> str | None:
@@ -99,18 +90,18 @@ def describe(row: Row, ask: Ask, settings: Settings) -> Row:
     if "describer" not in settings.models:
         if "description" not in row.truth:
             raise AskFailed("there is no describer, and no description is known")
-        text = row.truth["description"]
-        return replace(row, description=text, description_format="JSON" if text.startswith("{") else "CSV")
+        return replace(row, description=row.truth["description"])
     data = {"question": row.question}
     if row.kind in ("text", "mixed"):
-        try:
-            data["ocr"] = json.dumps(read_text(row.image.load(), settings.ocr), ensure_ascii=False)
-        except Unavailable as why:
-            row, data["ocr"] = noted(row, f"no OCR: {why}"), "(none)"
+        data["ocr"] = "(none)"
+        if settings.ocr:
+            try:
+                data["ocr"] = json.dumps(read_text(row.image.load()), ensure_ascii=False)
+            except Unavailable as why:
+                row = noted(row, f"no OCR: {why}")
     reply = told(ask, "describer", f"describe_{row.kind}", row.image, **data)
     if row.kind not in FIELDS:
-        name, text = code_block(reply, LANGUAGES if row.kind == "chart" else {"text": "text"})
-        return replace(row, description=text, description_format=name)
+        return replace(row, description=code_block(reply, LANGUAGES if row.kind == "chart" else ("text",)))
     value: dict[str, Any] = json_object(reply, FIELDS[row.kind])
     if "objects" in value:
         # The describer names the objects, the detector finds them; without a detector no box is made up.
@@ -119,8 +110,7 @@ def describe(row: Row, ask: Ask, settings: Settings) -> Row:
             del value["objects"]
         except Unavailable as why:
             row = noted(row, f"no boxes: {why}")
-    text = json.dumps(value, ensure_ascii=False, indent=1)
-    return replace(row, description=text, description_format="JSON")
+    return replace(row, description=json.dumps(value, ensure_ascii=False, indent=1))
 
 
 def reason(row: Row, ask: Ask, settings: Settings) -> Row:
@@ -221,7 +211,7 @@ def formalize(row: Row, ask: Ask, settings: Settings) -> Row:
 
     A reason begins with the stage: "filter: wrong answer: '4', the gold answer is '5'".
 
-    Raises: BudgetSpent, from `ask`; then nothing is known of the row.
+    Raises: what `ask` raises to end the run; then nothing is known of the row.
     """
     name = "read"
     try:

@@ -130,7 +130,7 @@ def show(run: Run, source: Source, answers: list[tuple[int, str, float, float]],
             {
                 "question": question,
                 "gold": record.solution,
-                "images": [image.load() for image in record.images],
+                "images": record.images,
                 "completions": [{"text": text, "scores": {"accuracy": own_right, "format": own_form}}],
             }
         )

@@ -176,7 +176,7 @@ def show(run: Run, groups: Sequence[Group], advantages: Tensor, counts: Tensor) 
                 "image_files": files,
                 "question": question_of(prompt),
                 "gold": group.record.solution,
-                "images": [image.load() for image in group.prompt.pictures],
+                "images": group.prompt.pictures,
                 "completions": completions,
             }
         )

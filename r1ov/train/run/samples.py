@@ -1,13 +1,12 @@
 """What the model writes while it learns, for people to look at: JSON lines, and a page with the images."""
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from r1ov.common.page import page, picture
+from r1ov.common.page import write_page
 from r1ov.data.messages import Messages
 
 
@@ -34,22 +33,16 @@ def write_samples(
         for row in rows
     ]
     (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    body = "\n".join(_section(sample) for sample in samples)
-    (folder / f"{name}.html").write_text(page(title, body), encoding="utf-8")
+    write_page(folder / f"{name}.html", title, map(_item, samples))
 
 
-def _section(sample: Mapping[str, Any]) -> str:
-    images = "".join(map(picture, sample["images"]))
-    gold = (
-        "" if sample["gold"] is None else f'<p class="numbers">gold answer: {html.escape(sample["gold"])}</p>'
-    )
-    written = "".join(map(_completion, sample["completions"]))
-    return f"<section>{images}<div><p>{html.escape(sample['question'])}</p>{gold}{written}</div></section>"
+def _item(sample: Mapping[str, Any]) -> dict[str, Any]:
+    shown = {name: sample[name] for name in ("question", "gold", "images")}
+    return {"id": "", "tags": {}, **shown, "samples": [_sample(one) for one in sample["completions"]]}
 
 
-def _completion(completion: Mapping[str, Any]) -> str:
+def _sample(completion: Mapping[str, Any]) -> dict[str, Any]:
     numbers = completion["scores"] | {name: completion.get(name) for name in ("reward", "advantage")}
-    shown = [f"{html.escape(name)} {value:.3g}" for name, value in numbers.items() if value is not None]
-    kind = "right" if completion["scores"].get("accuracy") == 1 else "wrong"
-    text = html.escape(completion["text"])
-    return f'<pre class="{kind}">{text}</pre><p class="numbers">{" &middot; ".join(shown)}</p>'
+    facts = {name: f"{value:.3g}" for name, value in numbers.items() if value is not None}
+    status = "right" if completion["scores"].get("accuracy") == 1 else "wrong"
+    return {"status": status, "thinking": None, "reply": completion["text"], "facts": facts}
