@@ -111,8 +111,8 @@ def test_a_question_without_a_prediction_is_wrong_and_told(tmp_path, monkeypatch
     )
     assert status == 0
     assert "| accuracy | 33.3% |" in out
-    assert "2 answers are missing, of 1 first; they count as wrong" in err
-    assert "1 rows have ids that are no question's" in err
+    assert "2 answers are missing; they count as wrong" in err
+    assert "1 ids are no question's" in err
     rows = [json.loads(line) for line in (tmp_path / "o" / "verdicts.jsonl").read_text().splitlines()]
     assert [(row["id"], row["score"], row["method"]) for row in rows] == [
         ("0", 1.0, "tag"),

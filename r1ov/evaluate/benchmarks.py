@@ -3,8 +3,7 @@
 import csv
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,90 +16,66 @@ from r1ov.data.playground.scene import SIZE
 from r1ov.errors import UserError
 from r1ov.evaluate import report, rows
 from r1ov.evaluate.item import Item
-from r1ov.evaluate.rows import Format, Row
+from r1ov.evaluate.rows import Benchmark
 from r1ov.folder.hub import HUB_NAME, download
 
-PLAYGROUND = "playground"
+PLAYGROUND, PLAYGROUND_LIMIT = "playground", 1000  # it has no end
 MAX_CELL = 2**30  # characters of a TSV's cell: base64 images
 DATA_SUFFIXES = (".tsv", ".csv", ".json", ".jsonl", ".parquet")
-FILES = (  # patterns of a benchmark's files, best first
-    "{split}-*.parquet",
-    "{split}.parquet",
-    "{split}.jsonl",
-    "{split}.json",
-    "{split}.tsv",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Benchmark:
-    """One benchmark. counts: items of each known split, the default one first."""
-
-    name: str
-    hub: str | None = None
-    counts: Mapping[str, int | None]
-    read: Callable[[Row], dict[str, Any]] = rows.own_row
-    metrics: Sequence[report.Metric]
-    files: Sequence[str] = FILES
-
-    @property
-    def split(self) -> str:
-        return next(iter(self.counts))
-
-
 _ALL = (
     Benchmark(
         name="mathvista",
         hub="AI4Math/MathVista",
         counts={"testmini": 1_000, "test": 5_141},
-        read=Format(
-            id="{pid}",
-            options=("choices",),
-            group="image",
-            official="query",
-            tags=("task", "skills", "source", "category", "context", "grade", "language"),
-            own=rows.mathvista,
-        ).read,
         metrics=("task", "skills", "source"),
+        id="{pid}",
+        options=("choices",),
+        group="image",
+        official="query",
+        tags=("task", "skills", "source", "category", "context", "grade", "language"),
+        own=rows.mathvista,
     ),
     Benchmark(
         name="mathvision",
         hub="MathLLMs/MathVision",
         counts={"test": 3_040, "testmini": 304},
-        read=Format(
-            id="{id}", options=("options",), group="image", tags=("level", "subject"), own=rows.mathvision
-        ).read,
         metrics=("level", "subject"),
+        id="{id}",
+        options=("options",),
+        group="image",
+        tags=("level", "subject"),
+        own=rows.mathvision,
     ),
     Benchmark(
         name="mathverse",
         hub="AI4Math/MathVerse",
         counts={"testmini": 3_940, "testmini_text_only": 788},
-        read=Format(
-            id="{sample_index}",
-            options=("question", "question_for_eval"),
-            group="problem_index",
-            official="query_cot",
-            tags=("problem_version", "subject", "subfield", "source", "question_type"),
-            own=rows.mathverse,
-        ).read,
         metrics=(report.mathverse,),
+        id="{sample_index}",
+        options=("question", "question_for_eval"),
+        group="problem_index",
+        official="query_cot",
+        tags=("problem_version", "subject", "subfield", "source", "question_type"),
+        own=rows.mathverse,
     ),
     Benchmark(
         name="wemath",
         hub="We-Math/We-Math",
         counts={"testmini": 1_740},
-        read=Format(id="{ID}@{key}", options=("option",), group="ID", own=rows.wemath).read,
         metrics=(report.wemath, "steps"),
+        id="{ID}@{key}",
+        options=("option",),
+        group="ID",
+        own=rows.wemath,
     ),
-    Benchmark(
+    Benchmark(  # hint and options are in the question already; without options, the gold tells the kind
         name="r1-onevision-bench",
         hub="Fancy-MLLM/R1-Onevision-Bench",
         counts={"train": 942},
-        # Hint and options are in the question already. Without options, the gold tells the kind of answer.
-        read=Format(options=("choices",), tags=("level", "category")).read,
         metrics=("level", "category"),
-        files=("r1-onevision.tsv", "*.tsv", *FILES),
+        files=("r1-onevision.tsv", "*.tsv", *rows.FILES),
+        options=("choices",),
+        tags=("level", "category"),
     ),
     Benchmark(name=PLAYGROUND, counts=dict.fromkeys(("test", *SPLITS)), metrics=("family",)),
 )
@@ -121,45 +96,42 @@ def load_items(
     Args:
         name: of BENCHMARKS, or the path of a file of questions (see `rows.own_row`).
         data: file, folder or hub name; None: the benchmark's own data set on the hub.
-        limit: only the first this many; the playground, which is endless, needs it.
+        limit: only the first this many; None: all, of the playground 1,000.
     Raises: UserError.
     """
     bench = benchmark(name, split)
-    split = split or bench.split
+    split = split or next(iter(bench.counts))
     if split not in bench.counts:
         raise UserError(f"--split is {split!r}; {bench.name} has {', '.join(bench.counts)}")
     if name == PLAYGROUND:
-        if limit is None:
-            raise UserError("the playground is endless; say how many questions with --limit")
-        return playground_items(split, limit)
-    if name not in BENCHMARKS:
+        return playground_items(split, limit or PLAYGROUND_LIMIT)
+    if not bench.hub:
         path = Path(name).expanduser()
         if not path.is_file() or path.suffix.lower() not in DATA_SUFFIXES:
             known = f"{', '.join(BENCHMARKS)}, or an existing file that ends in {', '.join(DATA_SUFFIXES)}"
             raise UserError(f"--bench is {name!r}; expected {known}")
         if data is not None:
-            raise UserError(
-                "--data says where a named benchmark's data is; a file given as --bench is read itself"
-            )
+            raise UserError("--data says where a named benchmark's data is; --bench FILE is read itself")
     files, inside = find(data or bench.hub or name, [pattern.format(split=split) for pattern in bench.files])
     items: dict[str, Item] = {}
     has_images = False
     for path in files:
         found = read_rows(path)
         has_images = has_images or any(re.search("image|img|picture", " ".join(row).lower()) for row in found)
-        for item in rows.items_of(found, bench.read, bench.name, split, path.parent, inside):
+        for item in rows.items_of(bench, split, found, path.parent, inside):
             if items.setdefault(item.id, item) is not item:
                 raise UserError(f"{name}: two rows have the id {item.id!r}; every question needs its own")
     total, known = len(items), bench.counts[split]
     if known not in (None, total):
         print(f"{name}: {total:,} items; {split} is known to have {known:,}", file=sys.stderr)
-    bare = [item for item in items.values() if not item.images and not item.error]
-    for fault, faulty in (
-        ("have no gold answer and score 0", [item for item in items.values() if not item.answer.strip()]),
-        ("cannot be asked and score 0", [item for item in items.values() if item.error]),
-        ("have no image and are asked without", bare if has_images and not bench.hub else []),
-    ):
-        if faulty:
+    faults = {
+        "have no gold answer and score 0": lambda item: not item.answer.strip(),
+        "cannot be asked and score 0": lambda item: item.error,
+    }
+    if has_images and not bench.hub:
+        faults["have no image and are asked without"] = lambda item: not item.images and not item.error
+    for fault, has_it in faults.items():
+        if faulty := [item for item in items.values() if has_it(item)]:
             first = ": ".join(filter(None, (faulty[0].id, faulty[0].error)))
             print(
                 f"{name}: {len(faulty)} of {total} questions {fault}; the first is {first}", file=sys.stderr
@@ -214,18 +186,18 @@ def _read_table(path: Path) -> list[dict[str, Any]]:
     limit = csv.field_size_limit(MAX_CELL)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            found = list(csv.DictReader(file, delimiter="," if path.suffix.lower() == ".csv" else "\t"))
+            lines = list(csv.reader(file, delimiter="," if path.suffix.lower() == ".csv" else "\t"))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
     finally:
         csv.field_size_limit(limit)
-    for number, row in enumerate(found, 1):
-        if None in row or None in row.values():
-            which = "more" if None in row else "fewer"
-            raise UserError(f"{path}: row {number} has {which} cells than the head line")
+    head, *found = [line for line in lines if line] or [[]]
     if not found:
         raise UserError(f"{path}: it has no rows")
-    return found
+    for number, line in enumerate(found, 1):
+        if len(line) != len(head):
+            raise UserError(f"{path}: row {number} has {len(line)} cells, the head line {len(head)}")
+    return [dict(zip(head, line, strict=True)) for line in found]
 
 
 # The playground as a benchmark: its splits are endless, so it is always the first questions that are asked.

@@ -28,7 +28,6 @@ from r1ov.evaluate.scoring import score
 from r1ov.folder.pretrained import load, resolve
 
 FOLDER = Path("runs/evaluate")
-PLAYGROUND_LIMIT = 1000  # the playground has no end
 TRAINED_WITH = "r1ov.json"  # beside the weights: how our training put its questions
 MIN_PIXELS, MAX_PIXELS = 256 * 28 * 28, 1280 * 28 * 28  # as Qwen2.5-VL's authors advise
 
@@ -42,7 +41,8 @@ def evaluate(config: Any) -> None:
         folder, settings = config.out and Path(config.out), {"predictions": config.predictions}
         write(config, items, predictions, folder, settings)
         return
-    items = questions(config)
+    items = load_items(config.bench, config.data, config.split, config.limit)
+    items = swap_pictures(items) if config.swap_pictures else items
     with joined(config.device) as (world, device):
         answers = asked(config, items, world, device)
     if answers:
@@ -77,46 +77,34 @@ def write(
     print("\n\n".join(map(markdown, shown)))
 
 
-def questions(config: Any) -> list[Item]:
-    """Returns the benchmark's questions, with other images if the control is asked for."""
-    limit = config.limit or (PLAYGROUND_LIMIT if config.bench == PLAYGROUND else None)
-    items = load_items(config.bench, config.data, config.split, limit)
-    return swap_pictures(items) if config.swap_pictures else items
-
-
 def predicted(config: Any) -> tuple[list[Item], list[Prediction]]:
     """Returns the questions and the answers in the file --predictions; of the playground only its own."""
-    found: dict[tuple[str, int], Prediction] = {}
-    for row in read_predictions(Path(config.predictions)):
-        if found.setdefault((row.id, row.sample), row) is not row:
-            raise UserError(
-                f"{config.predictions}: {row.id} stands there twice; "
-                "several samples of a question are told apart by `sample`, 0, 1 ..."
-            )
-    if not found:
-        raise UserError(f"{config.predictions}: there are no predictions in it")
+    name, rows = config.predictions, read_predictions(Path(config.predictions))
+    found = {(row.id, row.sample): row for row in rows}
+    if twice := len(rows) - len(found):
+        more = "several samples of a question are told apart by `sample`, 0, 1 ..."
+        raise UserError(f"{name}: {twice} answers stand there twice; {more}")
+    ids = dict.fromkeys(row.id for row in rows)
     if config.bench == PLAYGROUND:
-        items = playground_by_id([*dict.fromkeys(id for id, _ in found)][: config.limit])
+        items = playground_by_id([*ids][: config.limit])
     else:
         items = load_items(config.bench, config.data, config.split, config.limit)
-    samples = range(max(sample for _, sample in found) + 1)
-    wanted = [(item.id, sample) for item in items for sample in samples]
-    lacking = [key for key in wanted if key not in found]
-    if len(lacking) == len(wanted):
-        raise UserError(
-            f"{config.predictions}: none of its {len(found)} ids is one of the questions', "
-            f"{next(iter(found))[0]!r} is not; {items[0].id!r} would be"
-        )
-    if lacking:
-        first = lacking[0][0]
-        print(f"{len(lacking)} answers are missing, of {first} first; they count as wrong", file=sys.stderr)
-    if (left := len(found) - len(wanted) + len(lacking)) and not config.limit:
-        print(f"{left} rows have ids that are no question's; they are left out", file=sys.stderr)
-    for id, sample in lacking:
-        found[id, sample] = Prediction(
-            id=id, text="", sample=sample, finish_reason="error", error="no prediction"
-        )
-    return items, [found[key] for key in wanted]
+    known = dict.fromkeys(item.id for item in items)
+    if not known.keys() & ids:
+        example = f"{rows[0].id!r} is not, {items[0].id!r} would be" if rows else "there are none"
+        raise UserError(f"{name}: none of its {len(ids)} ids is one of the questions'; {example}")
+    samples = range(max(row.sample for row in rows) + 1)
+    answers = [
+        found.get((id, sample))
+        or Prediction(id=id, text="", sample=sample, finish_reason="error", error="no prediction")
+        for id in known
+        for sample in samples
+    ]
+    if lacking := len(answers) - sum(row.id in known for row in rows):
+        print(f"{lacking} answers are missing; they count as wrong and are listed", file=sys.stderr)
+    if (left := len(ids.keys() - known)) and not config.limit:
+        print(f"{left} ids are no question's; their answers are left out", file=sys.stderr)
+    return items, answers
 
 
 def asked(

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -58,33 +57,30 @@ def prompt_hash(messages: Sequence[dict[str, Any]]) -> str:
 
 
 def swap_pictures(items: Items) -> list[Item]:
-    """Returns every question with other images, that look different: the next ones of the same number, of the
-    playground also of the same family.
+    """Returns every question with other images, that look different: those of the next question with as many,
+    of the playground's next of the same family.
 
     A control that must fall to guessing: a model that still scores has not looked. Says on stderr how many
     questions have nothing to exchange.
     """
+    kinds = [(len(item.images), item.tags.get("family")) for item in items]
     looks = [_look(item.images) for item in items]
-    alike: dict[Any, dict[bytes, Sequence[LazyImage]]] = defaultdict(dict)
-    for look, item in zip(looks, items, strict=True):
-        if look:
-            alike[len(item.images), item.tags.get("family")][look] = item.images
-    others: dict[bytes | None, Sequence[LazyImage]] = {}
-    for different in alike.values():
-        first, *rest = different.values()
-        others |= zip(different, [*rest, first], strict=True) if rest else {}
-    if not others:
-        raise UserError(
-            f"--swap-pictures: {len(looks) - looks.count(None)} of these questions have pictures, "
-            f"{len({*looks} - {None})} of them different; it takes two"
+    others = []
+    for at in range(len(items)):
+        fits = (
+            other
+            for other in (*range(at + 1, len(items)), *range(at))
+            if looks[at] and looks[other] and kinds[at] == kinds[other] and looks[at] != looks[other]
         )
-    if left := sum(look not in others for look in looks):
+        others.append(next(fits, at))
+    left = sum(at == other for at, other in enumerate(others))
+    if left == len(items):
+        raise UserError("--swap-pictures: no two of these questions have pictures that look different")
+    if left:
         print(
             f"--swap-pictures: {left} of {len(items)} questions have no picture to exchange", file=sys.stderr
         )
-    return [
-        replace(item, images=others.get(look, item.images)) for look, item in zip(looks, items, strict=True)
-    ]
+    return [replace(item, images=items[at].images) for item, at in zip(items, others, strict=True)]
 
 
 def _look(images: Sequence[LazyImage]) -> bytes | None:

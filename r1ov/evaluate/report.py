@@ -3,10 +3,9 @@ report.md and report.json.
 """
 
 import json
-import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,7 +15,7 @@ from r1ov.common.page import markdown_table
 from r1ov.evaluate.item import UNREAD, Item, Verdict, Verdicts, by_question
 from r1ov.evaluate.metrics import interval, pass_at_k
 
-MAX_VALUES = 100  # a tag with more gets no table
+MAX_VALUES = 40  # a tag with more gets no table
 SHOWN_ERRORS = 20
 VERSIONS = (  # of MathVerse; Text Only is an ablation
     "Text Dominant",
@@ -72,9 +71,8 @@ def by_value(verdicts: Verdicts, tag: str) -> dict[str, list[Verdict]]:
     return parts if tag == "family" else {value: parts[value] for value in in_order}
 
 
-def by_tag(verdicts: Verdicts, tag: str) -> list[Table]:
-    """Returns [a table with a line for each value of the tag, then one for all], or [] without a value."""
-    parts = by_value(verdicts, tag)
+def grouped(title: str, name: str, parts: Mapping[str, Verdicts]) -> Table:
+    """Returns a table with a line for each part. Args: name: of its first column."""
     rows = [
         (
             value,
@@ -84,39 +82,41 @@ def by_tag(verdicts: Verdicts, tag: str) -> list[Table]:
             fmean(one.well_formed for one in part),
             round(fmean(one.prediction.completion_tokens for one in part)),
         )
-        for value, part in [*parts.items(), ("all", verdicts)]
+        for value, part in parts.items()
     ]
-    name = tag.replace("_", " ")
-    columns = (name, "questions", "right", "95% interval", "well-formed", "tokens")
-    return [Table(f"by {name}", columns, rows)] if parts else []
+    return Table(title, (name, "questions", "right", "95% interval", "well-formed", "tokens"), rows)
 
 
-def dividing_tags(verdicts: Verdicts, most: int = MAX_VALUES) -> list[str]:
-    """Returns the tags that have two values or more, but not more than `most`."""
+def by_tag(verdicts: Verdicts, tag: str) -> list[Table]:
+    """Returns [a table with a line for each value of the tag, then one for all], or [] without a value."""
+    parts, name = by_value(verdicts, tag), tag.replace("_", " ")
+    return [grouped(f"by {name}", name, {**parts, "all": verdicts})] if parts else []
+
+
+def dividing_tags(verdicts: Verdicts) -> list[str]:
+    """Returns the tags that divide the questions into a few parts."""
     names = dict.fromkeys(name for one in verdicts for name in one.item.tags)
+    most = max(2, min(MAX_VALUES, count(verdicts) // 2))
     return [name for name in names if 1 < len(by_value(verdicts, name)) <= most]
 
 
 def by_every_tag(verdicts: Verdicts) -> list[Table]:
-    """Returns a table for each tag that divides the questions into a few parts."""
-    tags = dividing_tags(verdicts, min(40, count(verdicts) // 2))
-    return [table for tag in tags for table in by_tag(verdicts, tag)]
+    return [table for tag in dividing_tags(verdicts) for table in by_tag(verdicts, tag)]
 
 
 def mathverse(verdicts: Verdicts) -> list[Table]:
-    """Returns a row for each version, then the mean of the five in the overall score, Text Only apart; then
+    """Returns the overall score, which is the mean of five versions; a table of the versions, Text Only apart;
     tables of the five by subject.
     """
-    parts = by_value(verdicts, "problem_version")
-    apart, parts = parts.get("Text Only"), {name: parts[name] for name in VERSIONS if name in parts}
-    five = [one for part in parts.values() for one in part]
-    rows = [(name, count(part), accuracy(part)) for name, part in parts.items()]
-    if rows:
-        rows.append((f"mean of {len(rows)} versions", count(five), fmean(row[2] for row in rows)))
-    if apart:
-        rows.append(("Text Only (apart)", count(apart), accuracy(apart)))
-    table = Table("by version", ("version", "items", "accuracy"), rows)
-    return [table, *by_tag(five, "subject"), *by_tag(five, "subfield")]
+    found = by_value(verdicts, "problem_version")
+    five = {name: found[name] for name in VERSIONS if name in found}
+    apart = {f"{name} (apart)": part for name, part in found.items() if name not in five}
+    tables = [grouped("by version", "version", {**five, **apart})]
+    if five:
+        mean = fmean(map(accuracy, five.values()))
+        tables.insert(0, Table("overall score", ("mean of the versions", "score"), [(str(len(five)), mean)]))
+    together = [one for part in five.values() for one in part]
+    return [*tables, *by_tag(together, "subject"), *by_tag(together, "subfield")]
 
 
 # We-Math: does a model that solves a composite problem also solve its steps?
@@ -149,11 +149,9 @@ def whole_groups(verdicts: Verdicts) -> list[Group]:
         found[one.item.group, one.prediction.sample][one.item.tags["key"]] = one.score >= 0.5
     groups = []
     for steps in found.values():
-        length = len(steps) - 1
-        names = [f"{length}steps_{step}" for step in ("multi", *range(1, length + 1))]
-        if length > 1 and set(steps) == set(names):
-            multi, *rest = map(steps.get, names)
-            groups.append((multi, tuple(rest)))
+        multi = next((key for key in steps if key.endswith("_multi")), "")
+        if multi and len(steps) == 1 + int(multi[0]):
+            groups.append((steps.pop(multi), tuple(steps.values())))
     return groups
 
 
@@ -178,13 +176,11 @@ def tables_of(metrics: Sequence[Metric], verdicts: Verdicts) -> tuple[list[Table
     for metric in metrics:
         shown += by_tag(verdicts, metric) if isinstance(metric, str) else metric(verdicts)
     titles = {table.title for table in shown}
-    more = [table for tag in dividing_tags(verdicts) for table in by_tag(verdicts, tag)]
-    more = [table for table in more if table.title not in titles]
+    more = [table for table in by_every_tag(verdicts) if table.title not in titles]
     return shown, [methods_table(verdicts), *more, *errors_table(verdicts)]
 
 
 def overall_table(verdicts: Verdicts) -> Table:
-    tokens = sorted(one.prediction.completion_tokens for one in verdicts)
     whole = [one for one in verdicts if one.prediction.finish_reason != "length"]
     rows: list[tuple[str, Cell]] = [
         ("questions", count(verdicts)),
@@ -194,9 +190,7 @@ def overall_table(verdicts: Verdicts) -> Table:
         ("cut off at the token limit", (len(verdicts) - len(whole)) / len(verdicts)),
         ("accuracy where not cut off", accuracy(whole) if whole else None),
         ("well-formed (think and answer tags)", fmean(one.well_formed for one in verdicts)),
-        ("tokens, mean", round(fmean(tokens))),
-        ("tokens, median", round(statistics.median(tokens))),
-        ("tokens, 95th percentile", tokens[-(-95 * len(tokens) // 100) - 1]),
+        ("tokens, mean", round(fmean(one.prediction.completion_tokens for one in verdicts))),
         ("errors, counted as wrong", sum(one.method == "error" for one in verdicts)),
     ]
     if asked := sum(one.judged is not None for one in verdicts):
@@ -207,21 +201,17 @@ def overall_table(verdicts: Verdicts) -> Table:
 
 def methods_table(verdicts: Verdicts) -> Table:
     """Returns how the answers were found in the replies, and how often each way led to a right one."""
-    ways = defaultdict(list)
-    for one in verdicts:
-        ways[one.method].append(one)
-    often = sorted(ways.items(), key=lambda way: -len(way[1]))
-    rows = [(name, len(own), len(own) / len(verdicts), accuracy(own)) for name, own in often]
-    return Table("how answers were read", ("method", "answers", "share", "right"), rows)
+    ways = {way: [one for one in verdicts if one.method == way] for way in {one.method for one in verdicts}}
+    often = sorted(ways.items(), key=lambda way: (-len(way[1]), way[0]))
+    return grouped("how answers were read", "method", dict(often))
 
 
 def samples_table(verdicts: Verdicts) -> list[Table]:
-    """Returns [mean@k and pass@j (unbiased)] for k samples a question; [] for one."""
+    """Returns [pass@k (unbiased) for some k], of several samples a question; [] of one."""
     samples = max(one.prediction.sample for one in verdicts) + 1
     right = [sum(one.score >= 1 for one in own) for own in by_question(verdicts).values()]
     sizes = [*(2**power for power in range(10) if 2**power < samples), samples]
-    rows = [(f"mean@{samples}", accuracy(verdicts))]
-    rows += [(f"pass@{k}", fmean(pass_at_k(samples, each, k) for each in right)) for k in sizes]
+    rows = [(f"pass@{k}", fmean(pass_at_k(samples, each, k) for each in right)) for k in sizes]
     return [Table(f"{samples} samples a question", ("measure", "value"), rows)] if samples > 1 else []
 
 
@@ -259,21 +249,16 @@ def write_report(folder: Path, title: str, tables: Sequence[Table], settings: Ma
     tables = [*tables, Table("settings", ("setting", "value"), rows)]
     parts = [f"# {title}", *(f"## {table.title}\n\n{markdown(table)}" for table in tables)]
     write_text(folder / "report.md", "\n\n".join(parts) + "\n")
-    plain = [
-        {"title": table.title, "rows": [dict(zip(table.columns, row, strict=True)) for row in table.rows]}
-        for table in tables
-    ]
-    write_json(folder / "report.json", {"title": title, "settings": dict(settings), "tables": plain})
+    plain = [asdict(table) for table in tables]
+    write_json(folder / "report.json", {"title": title, "settings": settings, "tables": plain})
 
 
 def write_verdicts(path: Path, verdicts: Verdicts) -> None:
     """Writes a line for each answer: as it was read, how, and its score."""
     names = ("score", "answer", "method", "well_formed", "judged")
-    lines = []
+    lines = ""
     for one in verdicts:
-        row = {"id": one.item.id, "sample": one.prediction.sample}
-        row |= {name: getattr(one, name) for name in names}
-        lines.append(
-            json.dumps({**row, "gold": one.item.answer, "group": one.item.group}, ensure_ascii=False)
-        )
-    write_text(path, "".join(line + "\n" for line in lines))
+        row = {"id": one.item.id, "sample": one.prediction.sample, "gold": one.item.answer}
+        row |= {"group": one.item.group} | {name: getattr(one, name) for name in names}
+        lines += json.dumps(row, ensure_ascii=False) + "\n"
+    write_text(path, lines)

@@ -18,9 +18,11 @@ from r1ov.data.formats.pictures import lazy_picture
 from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
 from r1ov.evaluate.item import Item
+from r1ov.evaluate.report import Metric
 from r1ov.reward import KINDS
 from r1ov.reward.rules.reading import read_choice
 
+FILES = ("{split}-*.parquet", "{split}.parquet", "{split}.jsonl", "{split}.json", "{split}.tsv")
 IMAGES = ("decoded_image", "image", "image_path")  # the first that is not empty is read
 MAX_TAG = 200  # characters
 _DRAWN = re.compile(r"<image\s*\d+>")  # an option that is an image, or the place of one in a question
@@ -29,14 +31,20 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Format:
-    """What the columns of a published benchmark mean.
+class Benchmark:
+    """One benchmark: where it is, what its columns mean, and what is reported of it.
 
-    id: a format string. options: columns of the choices' texts, of which the first that is not empty is read;
-    every row with some is multiple choice. official: the prompt's column. tags: columns of the row or of its
+    counts: items of each known split, the default one first. files: patterns of their names, best first. id: a
+    format string. options: columns of the choices' texts, of which the first that is not empty is read; every
+    row with some is multiple choice. official: the prompt's column. tags: columns of the row or of its
     `metadata`. own: what only this benchmark has, from a row and its options to fields of an Item.
     """
 
+    name: str
+    hub: str | None = None
+    counts: Mapping[str, int | None]
+    metrics: Sequence[Metric]
+    files: Sequence[str] = FILES
     id: str = "{index}"
     options: Sequence[str] = ()
     group: str = ""
@@ -46,6 +54,8 @@ class Format:
 
     def read(self, row: Row) -> dict[str, Any]:
         """Returns an Item's fields, and besides them `options`, and `sources`, the images."""
+        if self.hub is None:
+            return own_row(row)
         options = next(filter(None, (listed(row.get(name)) for name in self.options)), ())
         return {
             "id": self.id.format_map(row),
@@ -149,30 +159,23 @@ def own_row(row: Row) -> dict[str, Any]:
     }
 
 
-def items_of(
-    rows: Sequence[Row],
-    read: Callable[[Row], dict[str, Any]],
-    bench: str,
-    split: str,
-    folder: Path,
-    inside: Path,
-) -> list[Item]:
+def items_of(bench: Benchmark, split: str, rows: Sequence[Row], folder: Path, inside: Path) -> list[Item]:
     """Returns the items of a file's rows. Raises UserError that names the row.
 
-    Args: read: `own_row`, or a Format's. folder: the file's; its images lie in `inside`, or in the rows.
+    Args: folder: the file's; its images lie in `inside`, or in the rows.
     """
     cells = {text(row.get("index", row.get("id"))): row.get("image") for row in rows}
-    items = []
+    folders, items = (folder, folder / "images", folder / split), []
     for number, row in enumerate(rows, 1):
         try:
-            fields = read(row)
+            fields = bench.read(row)
         except KeyError as error:
             raise UserError(
-                f"{bench}: row {number}: there is no column {error.args[0]}, only {', '.join(row)}; "
+                f"{bench.name}: row {number}: there is no column {error.args[0]}, only {', '.join(row)}; "
                 "is this the right file?"
             ) from None
         except UserError as error:
-            raise UserError(f"{bench}: row {number}: {error}") from None
+            raise UserError(f"{bench.name}: row {number}: {error}") from None
         options, sources = fields.pop("options"), fields.pop("sources")
         # An image may be the index of the row that has it.
         sources = [(isinstance(one, str | int) and cells.get(str(one))) or one for one in sources]
@@ -182,11 +185,10 @@ def items_of(
             fields["group"] = hashlib.sha256(repr(sources).encode()).hexdigest()[:16]
         fields["id"] = fields["id"] or str(number - 1)
         try:  # a missing or broken image is an error, never left out
-            folders = (folder, folder / "images", folder / split)
             fields["images"] = tuple(_picture(source, folders, inside) for source in sources)
         except UserError as error:
             fields["error"] = str(error)
-        items.append(Item(bench=bench, split=split, **fields))
+        items.append(Item(bench=bench.name, split=split, **fields))
     return items
 
 
