@@ -6,8 +6,7 @@ import time
 
 import pytest
 
-from r1ov.formalize.arithmetic import false_claim
-from r1ov.formalize.rules import GIVE_AWAYS, caption_talk, first_fault
+from r1ov.formalize.rules import GIVE_AWAYS, false_sum, first_fault, telltale
 
 COUNT, SUM, CHOICE = (
     "How many red cubes are there?",
@@ -165,31 +164,11 @@ FLAWED = [
     (SUM, told("Half: 0.5 + 0.5 = 1.5. So 1.", "1"), "1", "contradiction: '0.5 + 0.5 = 1.5'"),
     (SUM, told("x = 2 * (3 + 4) = 13", "14"), "14", "contradiction: '2 * (3 + 4) = 13'"),
     (SUM, told("1/2 + 1/3 = 2/5, I think.", "5/6"), "5/6", "contradiction: '1/2 + 1/3 = 2/5'"),
-    (SUM, told("5 is greater than 7, so 5 wins.", "5"), "5", "contradiction: '5 is greater than 7'"),
-    (
-        COUNT,
-        told("One by the wall, two on the mat. That makes 4.", "3"),
-        "3",
-        "contradiction: the thought counts 4",
-    ),
-    (
-        COUNT,
-        told("Two left, one right. I count four cubes.", "3"),
-        "3",
-        "contradiction: the thought counts 4",
-    ),
-    (COUNT, told("Left and right: 5 red cubes in total.", "3"), "3", "contradiction: the thought counts 5"),
     (
         CHOICE,
         told("It barks, so the answer is A.", "B"),
         "B",
         "contradiction: the thought ends in another answer",
-    ),
-    (
-        COUNT,
-        told("Two left. So there are 2 there, and with the others that makes 5.", "3"),
-        "3",
-        "contradiction: the thought counts 5",
     ),
     (
         "Is it open?",
@@ -322,7 +301,7 @@ def test_there_are_at_least_sixty_rows():
 
 @pytest.mark.parametrize("phrase", GIVE_AWAYS)
 def test_every_phrase_that_the_prompts_ban_is_found(phrase):
-    assert caption_talk("How many?", f"Well, {phrase}, there are two.") is not None
+    assert telltale("How many?", f"Well, {phrase}, there are two.") is not None
 
 
 @pytest.mark.parametrize(
@@ -338,7 +317,7 @@ def test_every_phrase_that_the_prompts_ban_is_found(phrase):
 )
 def test_hostile_sums_take_no_time(text):
     begin = time.perf_counter()
-    false_claim(text)
+    false_sum(text)
     assert (
         time.perf_counter() - begin < 10
     )  # the worst takes 0.3 s on a free core; quadratic ones would take minutes

@@ -22,13 +22,11 @@ from r1ov.formalize import stages as describe_stage
 from r1ov.formalize.ask import Asker, BudgetSpent
 from r1ov.formalize.prompt import (
     FOLDER,
-    MAX_REPLY,
     code_block,
     fenced,
     json_object,
     one_word,
     prompt,
-    system,
 )
 from r1ov.formalize.rows import Row
 from r1ov.formalize.stages import KINDS, Settings, formalize, kind_of_tag, role_play, route
@@ -93,7 +91,7 @@ def test_only_describer_and_judge_see_the_picture_and_all_are_told_that_data_is_
     ask = Scripted()
     formalize(ROW, ask, ALL)
     assert all((image is PICTURE) == (role != "reasoner") for role, _, image, _ in ask.asked)
-    assert {told for *_, told in ask.asked} == {system()}
+    assert {told for *_, told in ask.asked} == {prompt("system")}
 
 
 def test_looking_again_stops_when_nothing_is_missing_or_the_rounds_are_over():
@@ -140,7 +138,7 @@ def test_looking_again_stops_when_nothing_is_missing_or_the_rounds_are_over():
             "Below is a chain of thought about a picture, and",
             "  ",
             "failed",
-            "role-play: an empty reply: 0 characters",
+            "role-play: an empty reply",
         ),
         (
             "Below is a chain of thought about a picture, and",
@@ -191,7 +189,6 @@ def test_looking_again_stops_when_nothing_is_missing_or_the_rounds_are_over():
         ("Judge", "All true.", "failed", "filter: malformed reply"),
         ("Judge", json.dumps(YES) + json.dumps(YES), "failed", "filter: malformed reply"),
         ("Judge", "[" * 50_000, "failed", "filter: malformed reply"),
-        ("Judge", "x" * (MAX_REPLY + 1), "failed", "filter: too long a reply: 100,001 characters"),
     ],
 )
 def test_every_reply_leads_to_an_outcome_with_its_reason(begin, reply, outcome, reason):

@@ -140,10 +140,12 @@ def formalize_all(config: FormalizeConfig) -> None:
                     retry_failed=config.retry_failed,
                     tell=tell,
                 )
+                mistake = None
             except NoUse as error:
-                left = len(rows) - ended.total()
-                raise UserError(f"{error}; {left} rows are left, and the same command goes on") from error
+                mistake = error
         left = len(rows) - ended.total()
+        if mistake:
+            raise UserError(f"{mistake}; {left} rows are left, and the same command goes on")
         if left:
             why = (
                 "the budget is used up; a larger one" if asker.is_over else "asked to stop; the same command"

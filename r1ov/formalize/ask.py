@@ -48,13 +48,10 @@ class Asker:
         self.spent: Counter[str] = Counter()  # COUNTS, and "reused": answers that were there already
         self._lock = threading.Lock()  # guards the counts
         self._alone: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._stale: set[str] = set()  # failures of earlier starts, to be asked again
         for record in self.answers:
             if not record.keys() >= {*COUNTS}:
                 raise UserError(f"{self.answers.path}: kept by another version of r1ov; choose another --out")
             self._count(**{name: record[name] for name in COUNTS})
-            if self.retry_failed and record["failure"]:
-                self._stale.add(record["key"])
 
     def __call__(
         self, role: str, prompt: str, image: LazyImage | None = None, system: str | None = None
@@ -65,8 +62,8 @@ class Asker:
         question = (prompt, system, image and image.load())
         key = _digest(role, *question)
         with self._alone[key]:  # a row that asks the same waits, and gets the other's answer
-            record = None if key in self._stale else self.answers.get(key)
-            if record:
+            record = self.answers.get(key)
+            if record and not (record["failure"] and self.retry_failed):
                 self._count(reused=1)
             else:
                 try:
@@ -80,8 +77,8 @@ class Asker:
 
     def told(self) -> str:
         """Tells what has been asked and spent, on one line."""
-        spent = self.spent
-        return f"{spent['requests']} answers, {spent['reused']} used again, {spent['tokens']:,} tokens of endpoints"
+        requests, reused, tokens = (self.spent[name] for name in ("requests", "reused", "tokens"))
+        return f"{requests} answers, {reused} used again, {tokens:,} tokens of endpoints"
 
     def _ask(self, role: str, key: str, question: tuple) -> Record:
         """Asks once. Returns the answer, which is on the disk."""
@@ -99,7 +96,6 @@ class Asker:
         except OSError as error:  # no disk, no run: every further answer would be paid for and lost
             raise NoUse(f"{self.answers.path}: {error.strerror}") from error
         self._count(**counts)
-        self._stale.discard(key)
         return record
 
     def _count(self, **counts: int) -> None:

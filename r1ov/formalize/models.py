@@ -57,11 +57,9 @@ def endpoint(remote: Remote, max_pixels: int) -> Model:
 
 def data_url(image: Image.Image, max_pixels: int) -> str:
     """Returns an RGB image, scaled down to `max_pixels`, as the data URL of a PNG."""
-    shrink = math.sqrt(max(1, image.width * image.height / max_pixels))
-    if shrink > 1:
-        size = (max(1, int(side / shrink)) for side in image.size)
-        image = image.resize(tuple(size), Image.Resampling.LANCZOS)
-    return f"data:image/png;base64,{base64_image(image)}"
+    shrink = max(1, math.sqrt(image.width * image.height / max_pixels))
+    size = [max(1, int(side / shrink)) for side in image.size]
+    return f"data:image/png;base64,{base64_image(image.resize(size, Image.Resampling.LANCZOS))}"
 
 
 class Engine:

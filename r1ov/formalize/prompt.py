@@ -14,7 +14,6 @@ from r1ov.common.files import one_line
 from r1ov.common.remote import AskFailed
 
 FOLDER = Path(__file__).parent / "prompts"
-MAX_REPLY = 100_000  # characters
 _BLOCK = re.compile(r"```([\w+-]*)[ \t]*\n(.*?)\n?```", re.DOTALL)
 
 
@@ -37,11 +36,6 @@ def fenced(name: str, text: str) -> str:
     text = text.replace("<|", "< |").replace("|>", "| >")
     mark = f"{name} {hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
     return f"<<{mark}>>\n{text}\n<</{mark}>>"
-
-
-def system() -> str:
-    """Returns what every model is told first: data is data."""
-    return prompt("system")
 
 
 def json_object(reply: str, keys: Mapping[str, type]) -> dict[str, Any]:
@@ -94,12 +88,11 @@ def proper(reply: str) -> str:
     """Returns the reply without white space around it, and without the thoughts of a reasoning model before
     it.
 
-    Raises: AskFailed if nothing is left, or too much.
+    Raises: AskFailed if nothing is there.
     """
     text = reply.strip()
-    if not text or len(text) > MAX_REPLY:
-        what = "too long a" if text else "an empty"
-        raise AskFailed(f"{what} reply: {len(text):,} characters, at most {MAX_REPLY:,} are read")
+    if not text:
+        raise AskFailed("an empty reply")
     thinking, _, rest = text.partition("</think>")
     return rest.strip() if thinking.startswith("<think>") and rest.strip() else text
 

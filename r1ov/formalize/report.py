@@ -35,7 +35,7 @@ def write_outputs(folder: Path, rows: Iterable[Row], facts: Mapping[str, str]) -
         facts: lines for the report, such as {"data": "playground:rl", "tokens": "12,345"}.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    counts: Counter[tuple[str, str, str]] = Counter()  # (kind, outcome, stage and fault)
+    counts: Counter[tuple[str, str, str | None]] = Counter()  # ("stage", its name, outcome), ...
     shown: list[Row] = []
     turn = pa.struct([("from", pa.string()), ("value", pa.string())])
     columns = pa.schema([("id", pa.string()), ("image", pa.string()), ("conversations", pa.list_(turn))])
@@ -50,11 +50,12 @@ def write_outputs(folder: Path, rows: Iterable[Row], facts: Mapping[str, str]) -
         def done() -> Iterator[dict[str, Any]]:
             for row in rows:
                 lines.write(json.dumps(row_to_dict(row), ensure_ascii=False) + "\n")
-                why = ": ".join((row.reason or "").split(": ")[:2])[:80]  # "filter: wrong answer"
-                alike = row.kind or "not known", row.outcome or "not reached", why
-                if row.outcome and counts[alike] < SHOWN_OF_EACH and len(shown) < SHOWN:
+                stage, *fault = (row.reason or "").split(": ")
+                why = ": ".join([stage, *fault[:1]])[:80]  # "filter: wrong answer"
+                if row.outcome and counts["why", why, row.outcome] < SHOWN_OF_EACH and len(shown) < SHOWN:
                     shown.append(row)
-                counts[alike] += 1
+                for key in (("row", ""), ("kind", row.kind or "not known"), ("stage", stage), ("why", why)):
+                    counts[*key, row.outcome] += 1
                 if row.outcome == "done":
                     yield row.published()
 
@@ -70,33 +71,25 @@ def write_outputs(folder: Path, rows: Iterable[Row], facts: Mapping[str, str]) -
 
 
 def _tables(counts: Counter, facts: Mapping[str, str]) -> Tables:
-    def rows(kind: str | None = None, outcome: str | None = None, stage: str | None = None) -> int:
-        return sum(
-            count
-            for (own_kind, own_outcome, why), count in counts.items()
-            if kind in (None, own_kind)
-            and outcome in (None, own_outcome)
-            and stage in (None, why.split(":")[0])
-        )
-
-    done, total, missed = rows(outcome="done"), counts.total(), rows(outcome="not reached")
-    stages, entered = [], total - missed
-    for stage in ("read", *STAGES):
-        lost = [rows(outcome=outcome, stage=stage) for outcome in LOST]
-        stages.append((stage, entered, entered - sum(lost), *lost))
-        entered -= sum(lost)
-    names = sorted({kind for kind, _, _ in counts})
-    kinds = [(kind, rows(kind), *(rows(kind, outcome) for outcome in OUTCOMES)) for kind in names]
-    reasons: Counter[tuple[str, str]] = Counter()
-    for (_, outcome, why), count in counts.items():
-        if why:
-            reasons[why, outcome] += count
+    reached, done = sum(counts["row", "", outcome] for outcome in OUTCOMES), counts["row", "", "done"]
+    missed = counts["row", "", None]
+    total = reached + missed
     numbers = {"rows in": total, "rows out": f"{done:,} ({done / max(total, 1):.1%})", "not reached": missed}
+    stages = []
+    for stage in ("read", *STAGES):
+        lost = [counts["stage", stage, outcome] for outcome in LOST]
+        stages.append((stage, reached, reached - sum(lost), *lost))
+        reached -= sum(lost)
+    kinds = sorted({name for what, name, _ in counts if what == "kind"})
+    reasons = [(*key[1:], count) for key, count in counts.most_common() if key[0] == "why" and key[1]]
     tables = {
         "Run": [("fact", "value"), *{**numbers, **facts}.items()],
         "Stages": [("stage", "in", "out", *LOST), *stages],
-        "Kinds": [("kind", "in", *OUTCOMES), *kinds],
-        "Reasons": [("why", "outcome", "rows"), *((*key, count) for key, count in reasons.most_common())],
+        "Kinds": [
+            ("kind", *OUTCOMES),
+            *((kind, *(counts["kind", kind, one] for one in OUTCOMES)) for kind in kinds),
+        ],
+        "Reasons": [("why", "outcome", "rows"), *reasons],
     }
     return {
         title: [[cell if isinstance(cell, str) else f"{cell:,}" for cell in row] for row in table]
@@ -106,11 +99,10 @@ def _tables(counts: Counter, facts: Mapping[str, str]) -> Tables:
 
 def _item(row: Row) -> dict[str, Any]:
     """The row as an item of a page."""
-    is_rewritten = row.thought not in (None, row.draft)
     facts = {
         "why": row.reason,
         "description": row.description,
-        "thought before role-play": row.draft if is_rewritten else None,
+        "thought before role-play": row.draft,
         "verdict": ", ".join(f"{name}: {value}" for name, value in row.verdict.items()),
         "notes": "; ".join(row.notes),
     }

@@ -68,7 +68,7 @@ class Row:
 
 
 def row_to_dict(row: Row) -> dict[str, Any]:
-    """Returns all of a row but its image, as JSON can hold it; `Row(**values, image=image)` is the inverse."""
+    """Returns all of a row but its image, for JSON; `Row(**values, image=image)` is the inverse."""
     return {name: value for name, value in vars(row).items() if name != "image"}
 
 

@@ -1,27 +1,24 @@
-"""Our own rules: what is wrong with a reply that needs no judge to see, such as a wrong answer, or talk of a
-caption where an image should be looked at. Each has a name, under which the report counts it.
+"""Our own rules: what is wrong with a reply that needs no judge to see, such as a wrong answer, a false sum,
+or talk of a caption where an image should be looked at. A fault begins with the rule's name, under which the
+report counts it.
+
+Only what is certain is a fault: a sum that its own sentence supposes or denies, or that the next words take
+back, is none, nor is a phrase that the question itself uses.
 """
 
 import re
-from typing import NamedTuple
+from fractions import Fraction
+from itertools import pairwise
 
 from r1ov.common.files import split_reply
 from r1ov.data.formats.onevision import REMARK, clean_reply
 from r1ov.data.formats.records import BadRow
-from r1ov.formalize.arithmetic import false_claim
 from r1ov.reward import format_reward, score_answer
-from r1ov.reward.rules.numbers import read_number
+from r1ov.reward.rules.expression import Unreadable, read
+from r1ov.reward.rules.form import Form
 
 MAX_ANSWER_WORDS = 20  # more than the gold answer has
-ENDING = 600  # letters of a thought's end, in which a count is its last word
-_COUNTED = re.compile(
-    r"\b(?:that makes|makes? a total of|total (?:(?:count|number) )?(?:is|of|:|=)|I count"
-    r"|in total,? there are|the count is|(?:so|thus|therefore|hence),? there (?:is|are)) (?:exactly )?"
-    r"(?P<after>[\w,.-]+)"
-    r"|(?P<before>[\w,.-]+)(?: \w+){0,2} (?:in total|altogether|in all)\b",
-    re.IGNORECASE,
-)
-_WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
+MAX_LETTERS = 20_000  # of a thought, in which sums are looked for
 
 # What the writer of a thought must not say, as the prompts list it.
 GIVE_AWAYS = (
@@ -36,7 +33,8 @@ GIVE_AWAYS = (
     "let me imagine the picture",
 )
 
-# The texts are searched with straight apostrophes and single spaces.
+# The texts are searched with straight apostrophes, and a space stands for a line's end as well. A group is
+# the word that must not be the question's own.
 _PICTURE = r"(?:image|picture|photo|figure|diagram|chart|scene)"
 _KIND = (
     rf"(?:(?:provided|given|above|following|text|textual|formal|structured|detailed|{_PICTURE}(?:'s)?)[ -])*"
@@ -47,56 +45,80 @@ _IN_THE_PICTURE = (
     r"(?! (?:under|below|beneath|above|beside|next to|printed|written|at the|on the|in the|of the)\b)"
 )
 _VERB = (
-    "says?|states?|mentions?|indicates?|notes?|lists?|tells?|describes?|specifies|provides?|gives?|confirms?|suggests?|implies"
-    "|contains?|includes?"
+    "says?|states?|mentions?|indicates?|notes?|lists?|tells?|describes?|specifies|provides?|gives?|confirms?"
+    "|suggests?|implies|contains?|includes?"
 )
 _DENIED = r"(?:does|did)(?:n't| not) (?:say|state|mention|specify|include|tell)"
 _SAYS = rf"(?:(?:also|clearly|explicitly|only|just) )?(?:{_VERB}|{_DENIED})\b"
-_CAPTION_TALK = [
-    re.compile(pattern, re.IGNORECASE)
-    for pattern in (
-        rf"\b(?:based on|according to|as per|given|from|in|using|(?:re-?)?reading|by) "
-        rf"{_SOURCE}{_IN_THE_PICTURE}",
-        rf"\b{_SOURCE}{_IN_THE_PICTURE} {_SAYS}",
-        r"\b(?:based on|according to|from|in) the (?:(?:given|provided) )?(?P<noun>record)\b",
-        r"\bthe (?P<noun>record) (?:says|states|lists|mentions)\b",
-        rf"\bas (?:described|captioned)(?=[,.;:]| in the {_KIND}(?:caption|description|{_PICTURE}))",
-        r"\bas (?:stated|mentioned|listed|noted|given|provided) in the "
-        r"(?P<noun>caption|description|JSON|CSV|metadata)\b",
-        r"\b(?:the|this|provided|given) (?P<noun>JSON|CSV|Mermaid|PlantUML|SPICE|netlist|metadata)\b",
-        r"\b(?:provided|given) (?:bounding )?(?P<noun>box)es\b"
-        r"|\bbounding (?P<other>box)es (?:given|provided|listed)\b",
-        r"\b(?:the|from|by) (?P<noun>OCR)\b",
-        r"\b(?:can't|cannot|can not|unable to) (?:(?:actually|directly) )?(?:see|view|access|look at) "
-        rf"(?:the|this|an) (?:actual )?{_PICTURE}\b(?!'s| (?:of|on|frame|hanging)\b)",
-        r"\b(?:without (?:seeing|access to)|(?:don't have|no) access to) "
-        rf"(?:the|this|an|any) (?:actual )?{_PICTURE}\b",
-        rf"\b(?:imagin(?:e|ing)|visuali[sz](?:e|ing)) (?:the|this|what the) {_PICTURE}\b",
-        r"\bas an? (?:AI|(?:text-only |large )?language model)\b",
-    )
-]
-_LEFT_OVER = re.compile(
+_CAPTION_TALK = (
+    rf"\b(?:based on|according to|as per|given|from|in|using|(?:re-?)?reading|by) "
+    rf"{_SOURCE}{_IN_THE_PICTURE}",
+    rf"\b{_SOURCE}{_IN_THE_PICTURE} {_SAYS}",
+    r"\b(?:based on|according to|from|in) the (?:(?:given|provided) )?(?P<noun>record)\b",
+    r"\bthe (?P<noun>record) (?:says|states|lists|mentions)\b",
+    rf"\bas (?:described|captioned)(?=[,.;:]| in the {_KIND}(?:caption|description|{_PICTURE}))",
+    r"\bas (?:stated|mentioned|listed|noted|given|provided) in the "
+    r"(?P<noun>caption|description|JSON|CSV|metadata)\b",
+    r"\b(?:the|this|provided|given) (?P<noun>JSON|CSV|Mermaid|PlantUML|SPICE|netlist|metadata)\b",
+    r"\b(?:provided|given) (?:bounding )?(?P<noun>box)es\b"
+    r"|\bbounding (?P<other>box)es (?:given|provided|listed)\b",
+    r"\b(?:the|from|by) (?P<noun>OCR)\b",
+    r"\b(?:can't|cannot|can not|unable to) (?:(?:actually|directly) )?(?:see|view|access|look at) "
+    rf"(?:the|this|an) (?:actual )?{_PICTURE}\b(?!'s| (?:of|on|frame|hanging)\b)",
+    r"\b(?:without (?:seeing|access to)|(?:don't have|no) access to) "
+    rf"(?:the|this|an|any) (?:actual )?{_PICTURE}\b",
+    rf"\b(?:imagin(?:e|ing)|visuali[sz](?:e|ing)) (?:the|this|what the) {_PICTURE}\b",
+    r"\bas an? (?:AI|(?:text-only |large )?language model)\b",
+)
+_LEFT_OVER = (
     r"\bhere(?:'s| is) (?:the|a|my|your) (?:\w+ )?(?:revised|rewritten|rewrite|revision|version)\b"
     r"|\b(?:the|this|my) (?:revised|rewritten) (?:version|reasoning|thought|thinking|chain)\b"
     r"|^[^\w\n]{0,20}(?:revised|rewritten) (?:version|reasoning|thought|chain)\b"
     r"|\b(?:as (?:instructed|requested)|per (?:your|the) instructions?|banned phrases?|role[- ]play)\b"
     r"|\b(?:removed|avoided|replaced) (?:all |any )?(?:the )?(?:references?|mentions?) (?:to|of)\b"
-    r"|<</?\w+ [0-9a-f]{12}>>|\$(?:question|draft|thought|description)\b",
-    re.IGNORECASE | re.MULTILINE,
+    r"|<</?\w+ [0-9a-f]{12}>>|\$(?:question|draft|thought|description)\b"
+)
+TELLTALES = {
+    "prompt left-over": [REMARK, re.compile(_LEFT_OVER, re.I | re.M)],
+    "caption talk": [re.compile(pattern.replace(" ", r"\s"), re.I) for pattern in _CAPTION_TALK],
+}
+
+_NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?%?"
+_OPERATOR = r"\s*(?:[-+*/]|(?<=[\s\d)])(?<!\b0)x(?=[\s\d(]))\s*"
+_TERMS = rf"-?\(?-?{_NUMBER}\)?(?:{_OPERATOR}\(?-?{_NUMBER}\)?){{0,20}}"
+_CHAIN = re.compile(
+    rf"(?<![\w.,:^\\{{}}]){_TERMS}(?:\s*=\s*{_TERMS}){{1,5}}(?![\w:^/\\{{}}!⁰¹²³⁴-⁹]|[.,]\d)", re.ASCII
+)
+_SPELLINGS = {  # the plain one -> the others
+    "^": r"(?<=[\w)])\*\*(?=[\w(-])",
+    " ": r"\\[()\[\]]|[°$]|\*\*",
+    "-": "[−–]",
+    "*": r"[×·]|\\times|\\cdot",
+    "/": r"÷|\\div",
+}
+# What makes a sum part of something else: before it an operator, "half of", a variable; after it another
+# operator, "o'clock".
+_BEFORE = re.compile(
+    r"(?:[-+*/(√^<>≤≥≈\]}]"
+    r"|\b(?:of|sqrt|root|log|ln|sin|cos|tan|mod|times|plus|minus|by|over|half|twice|double|base)"
+    r"|\b[b-hj-zB-HJ-Z]|\d|\dx)\s*$"
+)
+_AFTER = re.compile(
+    r"\s*(?:o'clock|[ap]\.?m\b|\(?mod\b|remainder|r ?\d|[-+*/^(√]|[nxyz]\b)|\s+\d", re.IGNORECASE
+)
+_SUPPOSED = re.compile(
+    r"\b(?:if|suppose|assum\w+|not|never|cannot|can't|isn't|were|would|wrong\w*|false\w*|mistake\w*"
+    r"|claim\w*)\b",
+    re.I,
+)
+_TAKEN_BACK = re.compile(
+    r"\?|.*\b(?:wait|no,|actually|wrong|incorrect|mistake|false|impossible|not (?:right|correct)"
+    r"|isn't|contradict\w*)",
+    re.I | re.S,
 )
 
 
-class Fault(NamedTuple):
-    """rule: its name. detail: what was found."""
-
-    rule: str
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.rule}: {self.detail}"
-
-
-def first_fault(question: str, reply: str, gold: str | None, kind: str | None = None) -> Fault | None:
+def first_fault(question: str, reply: str, gold: str | None, kind: str | None = None) -> str | None:
     """Returns the first rule, in this order, that the reply breaks: form, answer, left-overs, caption talk,
     contradictions.
 
@@ -109,74 +131,99 @@ def first_fault(question: str, reply: str, gold: str | None, kind: str | None = 
     except BadRow as error:
         unclean = str(error)
     if format_reward(reply) != 1:
-        return Fault("malformed", unclean or "text around the thought and the answer")
+        return f"malformed: {unclean or 'text around the thought and the answer'}"
     thought, answer = split_reply(reply)
-    if fault := answer_fault(answer, gold, kind):
+    fault = answer_fault(answer, gold, kind) or telltale(question, f"{thought}\n{answer}")
+    if fault:
         return fault
-    for rule, look in {"prompt left-over": left_over, "caption talk": caption_talk}.items():
-        if found := look(question, f"{thought}\n{answer}"):
-            return Fault(rule, repr(found[:80]))
-    if claim := false_claim(thought):
-        return Fault("contradiction", f"{claim!r} is not so")
-    unclean = unclean or _other_count(question, thought, answer)
-    return Fault("contradiction", unclean) if unclean else None
+    contradiction = false_sum(thought) or unclean
+    return f"contradiction: {contradiction}" if contradiction else None
 
 
-def answer_fault(answer: str | None, gold: str | None, kind: str | None = None) -> Fault | None:
+def answer_fault(answer: str | None, gold: str | None, kind: str | None = None) -> str | None:
     """Returns None if the answer is the gold one, and nothing but an answer."""
     answer, gold = answer or "", gold or ""
-    if not gold.strip():
-        return Fault("no gold answer", "there is nothing to check the answer against")
-    score = score_answer(answer, gold, kind)
+    score = score_answer(answer, gold, kind) if gold.strip() else None
     if score is None:
-        return Fault("no gold answer", f"{gold[:60]!r} cannot be read as {kind or 'an answer'}")
+        return f"no gold answer: {gold[:60]!r} cannot be read as {kind or 'an answer'}"
     if score < 1:
-        return Fault("wrong answer", f"{answer[:60]!r}, the gold answer is {gold[:60]!r}")
+        return f"wrong answer: {answer[:60]!r}, the gold answer is {gold[:60]!r}"
     if len(answer.split()) > MAX_ANSWER_WORDS + len(gold.split()):
-        return Fault("long answer", "the answer reasons again")
+        return "long answer: the answer reasons again"
     return None
 
 
-def caption_talk(question: str, text: str) -> str | None:
-    """Returns the first phrase that speaks of a description instead of the image; a noun that the question
-    itself uses is no give-away.
+def telltale(question: str, text: str) -> str | None:
+    """Returns the first phrase that speaks of a description instead of the image, or of the writer's own
+    task.
     """
-    text, asked = " ".join(_plain(text).split()), question.lower()
-    for pattern in _CAPTION_TALK:
-        for found in pattern.finditer(text):
-            if not any(noun and noun.lower() in asked for noun in found.groups()):
-                return found[0]
+    asked = question.lower()
+    text = "\n".join(" ".join(line.split()) for line in text.replace("’", "'").splitlines())
+    for rule, patterns in TELLTALES.items():
+        for pattern in patterns:
+            for found in pattern.finditer(text):
+                words = [word for word in found.groups() if word] or [found[0]]
+                if not any(word.lower() in asked for word in words):
+                    return f"{rule}: {' '.join(found[0].split())[:80]!r}"
     return None
 
 
-def left_over(question: str, text: str) -> str | None:
-    """Returns the first remark of a model about its own task, or mark of our prompts, that the question has
-    not.
+def false_sum(text: str) -> str | None:
+    """Returns the first false sum in the text, as it stands there; None if there is none.
+
+    Examples: "so 3 + 4 = 8" -> "'3 + 4 = 8' is not so"; "10 / 3 = 3.33" -> None (rounded); "3 + 4 = 8? No, 7"
+        -> None (taken back)
     """
-    text = _plain(text)
-    found = REMARK.search(text) or _LEFT_OVER.search(text)
-    return found[0] if found and found[0].lower() not in question.lower() else None
+    text = text[:MAX_LETTERS]
+    for plain, spelling in _SPELLINGS.items():
+        text = re.sub(spelling, plain, text)
+    for match in _CHAIN.finditer(text):
+        begin, end = match.span()
+        before = re.split(r"[.;\n](?:\s|$)", text[max(0, begin - 100) : begin])[-1]
+        if (
+            _BEFORE.search(before)
+            or _SUPPOSED.search(before)
+            or _AFTER.match(text, end)
+            or _TAKEN_BACK.match(text[end : end + 80])
+        ):
+            continue
+        sides = [side.strip() for side in match[0].split("=")]
+        if re.fullmatch(rf"-?{_NUMBER}", sides[0]):  # "angle 1 = 180 - 60": the 1 is a name
+            sides = sides[1:]
+        if not all(_may_be_equal(left, right) for left, right in pairwise(sides)):
+            return f"{' '.join(match[0].split())!r} is not so"
+    return None
 
 
-def _plain(text: str) -> str:
-    return "\n".join(" ".join(line.split()) for line in text.replace("’", "'").splitlines())
+def _may_be_equal(left: str, right: str) -> bool:
+    """True if equal, also when rounded or cut off to the decimals written on the right; or if one of them
+    cannot be computed.
+
+    People write one step after the other as "10 - 4 = 6 + 2 = 8", so the first number on the right is enough;
+    and percent as numbers.
+    """
+    first = re.match(rf"-?{_NUMBER}", right)
+    sides = [right] if "/" in right or not first else [right, first[0]]
+    for side in sides:
+        for percent in ("/100", ""):
+            a, b = _value(left, percent), _value(side, percent)
+            if a is None or b is None:
+                return True
+            decimals = max((len(places) for places in re.findall(r"\.(\d+)", side)), default=0)
+            unit = Fraction(1, 10**decimals) if re.search(r"[/.]", left) and "/" not in side else 0
+            if a == b or abs(a - b) < unit:
+                return True
+    return False
 
 
-def _other_count(question: str, thought: str, answer: str) -> str | None:
-    """Tells of a last count at the thought's end that is not the answer."""
-    number = read_number(answer)
-    if not re.search(r"\b(how many|count|number of)\b", question, re.I) or not number:
+def _value(text: str, percent: str) -> Fraction | None:
+    """Returns the value, or None for what cannot be computed: brackets that do not pair, a division by zero.
+
+    Args: percent: what stands for a percent sign.
+    """
+    text = text.replace("x", "*").replace(",", "")
+    try:
+        value = read(re.sub(r"([\d.]+)%", rf"(\1{percent})", text))
+    except Unreadable:
         return None
-    ending = " ".join(" ".join(re.split(r"(?<=[.!?])\s+", thought[-ENDING:].strip())[-2:]).split())
-    stated = [_number(found["after"] or found["before"]) for found in _COUNTED.finditer(ending)]
-    named = {_number(word) for word in re.findall(r"[\w.,-]+", ending)}
-    if number.value.denominator > 1 or not stated or stated[-1] is None or number.value in named:
-        return None
-    return f"the thought counts {stated[-1]}, the answer is {answer[:60]!r}"
-
-
-def _number(word: str) -> int | None:
-    word = word.lower().strip(".,-").replace(",", "")
-    if word in (words := _WORDS.split()):
-        return words.index(word)
-    return int(word) if re.fullmatch(r"[0-9]{1,12}", word) else None
+    return value.rational if isinstance(value, Form) else None

@@ -10,11 +10,10 @@ from r1ov.common.remote import AskFailed
 from r1ov.data.formats.layouts import read_row
 from r1ov.data.formats.onevision import clean_reply
 from r1ov.data.formats.records import BadRow
-from r1ov.data.image import LazyImage
 from r1ov.formalize.detectors import Unavailable, find_boxes, read_text
-from r1ov.formalize.prompt import code_block, json_object, malformed, one_word, prompt, proper, system
+from r1ov.formalize.prompt import code_block, json_object, malformed, one_word, prompt, proper
 from r1ov.formalize.rows import Row
-from r1ov.formalize.rules import GIVE_AWAYS, Fault, answer_fault, first_fault
+from r1ov.formalize.rules import GIVE_AWAYS, answer_fault, first_fault
 
 KINDS = ("chart", "scene", "text", "mixed", "math")  # of images; "text_only" without one
 # Tags that need no question: the playground's families, and the sources of R1-Onevision's data, by their
@@ -32,6 +31,7 @@ FIELDS = {  # of the describer's JSON object, by kind
     "mixed": {"caption": str, "objects": list, "text": list},
     "math": {"caption": str, "givens": list, "steps": list},
 }
+PROMPTED = ("question", "gold", "description", "draft", "thought", "answer")
 VERDICT = {"correct": bool, "consistent": bool, "grounded": bool, "relevant": bool, "reason": str}
 
 
@@ -52,9 +52,13 @@ class Settings:
     ocr: bool = False
 
 
-def told(ask: Ask, role: str, name: str, image: LazyImage | None = None, **data: str) -> str:
-    """Returns the reply to the prompt of that name."""
-    return ask(role, prompt(name, **data), image, system())
+def told(ask: Ask, role: str, name: str, row: Row, **more: str) -> str:
+    """Returns the reply to the prompt of that name, which may use what the row knows; the reasoner alone does
+    not see the image.
+    """
+    known = {name: getattr(row, name) or "" for name in PROMPTED}
+    text = prompt(name, banned="\n".join(GIVE_AWAYS), **known, **more)
+    return ask(role, text, None if role == "reasoner" else row.image, prompt("system"))
 
 
 def noted(row: Row, note: str, **changes: str) -> Row:
@@ -77,8 +81,7 @@ def route(row: Row, ask: Ask, settings: Settings) -> Row:
         return replace(row, kind=kind)
     if "describer" not in settings.models:
         raise AskFailed(f"the tag {row.tag!r:.60} tells no kind of picture, and there is no describer to ask")
-    word = told(ask, "describer", "route", row.image, question=row.question)
-    return replace(row, kind=one_word(word, KINDS))
+    return replace(row, kind=one_word(told(ask, "describer", "route", row), KINDS))
 
 
 def describe(row: Row, ask: Ask, settings: Settings) -> Row:
@@ -91,15 +94,13 @@ def describe(row: Row, ask: Ask, settings: Settings) -> Row:
         if "description" not in row.truth:
             raise AskFailed("there is no describer, and no description is known")
         return replace(row, description=row.truth["description"])
-    data = {"question": row.question}
-    if row.kind in ("text", "mixed"):
-        data["ocr"] = "(none)"
-        if settings.ocr:
-            try:
-                data["ocr"] = json.dumps(read_text(row.image.load()), ensure_ascii=False)
-            except Unavailable as why:
-                row = noted(row, f"no OCR: {why}")
-    reply = told(ask, "describer", f"describe_{row.kind}", row.image, **data)
+    text = "(none)"
+    if row.kind in ("text", "mixed") and settings.ocr:
+        try:
+            text = json.dumps(read_text(row.image.load()), ensure_ascii=False)
+        except Unavailable as why:
+            row = noted(row, f"no OCR: {why}")
+    reply = told(ask, "describer", f"describe_{row.kind}", row, ocr=text)
     if row.kind not in FIELDS:
         return replace(row, description=code_block(reply, LANGUAGES if row.kind == "chart" else ("text",)))
     value: dict[str, Any] = json_object(reply, FIELDS[row.kind])
@@ -124,10 +125,8 @@ def reason(row: Row, ask: Ask, settings: Settings) -> Row:
         return noted(row, note, draft=row.truth["reasoning"], answer=row.gold)
     if settings.reasoner_looks:
         reply = ask("reasoner", row.question, row.image)
-    elif row.kind == "text_only":
-        reply = told(ask, "reasoner", "reason_text_only", question=row.question)
     else:
-        reply = told(ask, "reasoner", "reason", question=row.question, description=row.description)
+        reply = told(ask, "reasoner", "reason" if row.image else "reason_text_only", row)
     try:
         # Of two thoughts the first is the model's own, before the one that it was asked for.
         rest = proper(reply)
@@ -136,7 +135,7 @@ def reason(row: Row, ask: Ask, settings: Settings) -> Row:
         raise malformed(reply, f"a thought and an answer ({error})") from error
     row = replace(row, draft=cleaned.thought, answer=cleaned.answer)
     if fault := answer_fault(row.answer, row.gold, row.answer_kind):
-        return replace(row, outcome="rejected", reason=str(fault))
+        return replace(row, outcome="rejected", reason=fault)
     return row
 
 
@@ -148,11 +147,9 @@ def role_play(row: Row, ask: Ask, settings: Settings) -> Row:
     it is.
     """
 
-    def rewritten(name: str, **data: str) -> str:
+    def rewritten(name: str, **more: str) -> str:
         """Returns the reply, without the think tags that some models put around all they write."""
-        text = proper(
-            told(ask, "reasoner", name, question=row.question, banned="\n".join(GIVE_AWAYS), **data)
-        )
+        text = proper(told(ask, "reasoner", name, row, **more))
         inside = text.removeprefix("<think>").removesuffix("</think>")
         return inside.strip() if len(text) - len(inside) == len("<think></think>") else text
 
@@ -160,16 +157,14 @@ def role_play(row: Row, ask: Ask, settings: Settings) -> Row:
         return replace(row, thought=row.draft)
     if "reasoner" not in settings.models or settings.reasoner_looks:
         return noted(row, "not rewritten: the thought looks at the picture already", thought=row.draft)
-    row = replace(row, thought=rewritten("role_play", draft=row.draft))
+    row = replace(row, thought=rewritten("role_play"))
     for number in range(1, 1 + settings.rounds * ("describer" in settings.models)):
-        asked = {"question": row.question, "thought": row.thought}
-        reply = told(ask, "describer", "look_again", row.image, **asked)
-        missing = json_object(reply, {"missing": list})["missing"]
+        missing = json_object(told(ask, "describer", "look_again", row), {"missing": list})["missing"]
         if not missing:
             return noted(row, f"looked again: nothing was missing (round {number})")
         seen = "\n".join(f"- {fact}" for fact in missing)
         note = f"looked again: facts added from the picture, {len(missing)} (round {number})"
-        row = noted(row, note, thought=rewritten("add_seen", thought=row.thought, seen=seen))
+        row = noted(row, note, thought=rewritten("add_seen", seen=seen))
     return row
 
 
@@ -182,13 +177,12 @@ def filter_row(row: Row, ask: Ask, settings: Settings) -> Row:
     try:  # our own reader may refuse a frame token of a chat template, or a second `<image>`
         read_row({"id": row.id, "image": row.image and "its image", "conversations": row.conversations})
     except BadRow as error:
-        fault = fault or Fault("malformed", str(error))
+        fault = fault or f"malformed: {error}"
     if fault:
-        return replace(row, outcome="rejected", reason=str(fault), verdict={"by": "rules", **fault._asdict()})
+        return replace(row, outcome="rejected", reason=fault, verdict={"by": "rules"})
     if "judge" not in settings.models:
         return replace(row, outcome="done", verdict={"by": "rules"})
-    asked = {name: getattr(row, name) for name in ("question", "gold", "thought", "answer")}
-    verdict = json_object(told(ask, "judge", "judge", row.image, **asked), VERDICT)
+    verdict = json_object(told(ask, "judge", "judge", row), VERDICT)
     row = replace(row, outcome="done", verdict={"by": "judge", **verdict})
     for point, holds in verdict.items():
         if holds is False:
