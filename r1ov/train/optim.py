@@ -160,7 +160,7 @@ def learning_rate_factor(
     return floor + (1 - floor) * shape
 
 
-# -- one step of them
+# -- one optimiser step
 
 
 def each_pack(packs: Sequence[Batch], run: "Run") -> Iterator[Batch]:
@@ -204,8 +204,7 @@ def note_skipped(run: "Run", grad_norm: float) -> None:
     if run.skipped_in_a_row >= MAX_SKIPPED:
         raise UserError(
             f"step {run.step + 1}: the gradient's length is {grad_norm}, {run.skipped_in_a_row} times in a "
-            f"row; "
-            "lower the learning rate, or warm up longer"
+            "row; lower the learning rate, or warm up longer"
         )
 
 

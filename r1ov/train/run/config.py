@@ -1,6 +1,6 @@
 """Options of training, named as in TRL and Hugging Face's Trainer; every field is a flag of train.py.
 
-`overridable`: what a run that is resumed may change with --override. `resumable`: what it may change anyhow.
+`overridable`: what a run that is resumed may change with --override. `resumable`: what it may change anyway.
 """
 
 import math
@@ -76,12 +76,6 @@ class TrainConfig:
         None, "shrink larger images to this many pixels; default: the checkpoint's", least=1
     )
     max_length: int = option(8192, "most tokens of a conversation, and of a packed micro-batch", least=8)
-    overlong: Literal["drop", "error"] = option(
-        "drop", "longer conversations: drop and count them, or stop the run"
-    )
-    dataloader_num_workers: int = option(
-        1, "processes that prepare the next steps' data; 0: none", least=0, resumable=True
-    )
 
     max_steps: int | None = option(
         None,
@@ -151,9 +145,7 @@ class TrainConfig:
     save_steps: int = option(
         0, "a checkpoint every N steps, from which the same command resumes; 0: none", least=0, resumable=True
     )
-    save_total_limit: int | None = option(
-        2, "keep this many checkpoints, the newest", least=1, resumable=True
-    )
+    save_total_limit: int | None = option(2, "keep the newest N checkpoints", least=1, resumable=True)
     eval_steps: int = option(50, "held-out loss and answers every N steps; 0: never", least=0, resumable=True)
     eval_samples: int = option(35, "held-out samples per evaluation", least=1, resumable=True)
     eval_max_new_tokens: int = option(256, "most tokens of a held-out answer", least=1, resumable=True)
@@ -186,8 +178,16 @@ class TrainConfig:
         return {name: getattr(self, name) for name in ("clean", "image_folder", "allow_outside", "box_unit")}
 
 
+@dataclass(frozen=True, kw_only=True)
 class SFTConfig(TrainConfig):
     """Options of supervised fine-tuning."""
+
+    overlong: Literal["drop", "error"] = option(
+        "drop", "longer conversations: drop and count them, or stop the run"
+    )
+    dataloader_num_workers: int = option(
+        1, "processes that prepare the next steps' data; 0: none", least=0, resumable=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ LOSS, ANSWERS = "loss (nats per token)", "held-out answers"
 TOKENS, FLAT, CUT = "tokens predicted right", "groups that teach nothing", "completions cut off"
 SHARES = (TOKENS, ANSWERS, FLAT, CUT)
 CURVES = {  # metric -> its panel, and its name where a panel has several curves; the rewards come first
-    "loss": (LOSS, "trained"),  # of GRPO it is minus the mean advantage: 0, which says nothing
+    "loss": (LOSS, "trained"),  # of GRPO it is about 0, and says little
     "eval_loss": (LOSS, "held out"),
     "mean_token_accuracy": (TOKENS, "trained"),
     "eval_mean_token_accuracy": (TOKENS, "held out"),
@@ -155,8 +155,8 @@ def introduction(run: "Run", rows: str) -> list[str]:
         lines += rollout_lines(run)
     if run.num_rows and config.train_batch_size * config.steps_per_row >= run.num_rows:
         lines.append(
-            f"note    a step takes all {unit} of an epoch; for more steps: --max-steps, --num-train-epochs or "
-            "a smaller --train-batch-size"
+            f"note    a step takes all {unit} of an epoch; for more steps: --max-steps, --num-train-epochs "
+            "or a smaller --train-batch-size"
         )
     if run.changed:
         lines.append(f"note    goes on with other options: {', '.join(run.changed)}")

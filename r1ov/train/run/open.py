@@ -38,7 +38,7 @@ SURVEYED = 1000  # rows of each file that are read before training
 
 
 def open_source(config: TrainConfig, need: Literal["reply", "solution"]) -> tuple[Source, int | None]:
-    """The training data, and its number of rows; None if it has no end.
+    """The training data, and its rows in an epoch; None if they never repeat.
 
     Args: need: what a row must have, a reply to imitate or a solution to be scored against.
     """
@@ -52,7 +52,7 @@ def open_source(config: TrainConfig, need: Literal["reply", "solution"]) -> tupl
 def open_run(config: TrainConfig, source: Source, num_rows: int | None) -> Iterator["Run"]:
     """The run that these options describe, at its beginning or where its last checkpoint left it.
 
-    Args: num_rows: conversations or completions that `source` has for an epoch; None if it has no end.
+    Args: num_rows: conversations or completions of an epoch of `source`; None if its rows never repeat.
     Raises: SystemExit, status 0, if the run was finished earlier.
     """
     # Gradients of a peaked softmax are full of denormals: ten times slower without.
@@ -207,7 +207,7 @@ class Run:
         self.started = self.begun = self.since = time.perf_counter()
 
     def is_due(self, every: int, step: int) -> bool:
-        """Whether what is done every so many steps, and at the end, is done at this one; 0: never."""
+        """Whether what is due every so many steps, and at the last one, is due at this one; 0: never."""
         return every > 0 and (step % every == 0 or step == self.config.max_steps)
 
     def answering_model(self) -> Qwen2_5_VL:

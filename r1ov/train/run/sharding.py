@@ -4,7 +4,7 @@ process holds which rows.
 The order is freeze, checkpoint_activations, shard, on a model that has no weights yet (on the meta device);
 then the weights are read or drawn, and each process only ever holds its own rows, in float32. The forward
 pass gathers one unit at a time: the vision encoder, each decoder layer, and what is left (embedding, final
-    norm, head).
+norm, head).
 """
 
 from collections.abc import Collection
@@ -57,10 +57,8 @@ def checkpoint_activations(model: Qwen2_5_VL, mode: str) -> None:
         raise ValueError(f"mode is {mode!r}, must be off, selective or full")
     if mode == "off":
         return
-    options: dict[str, Any] = {
-        "use_reentrant": False,
-        "preserve_rng_state": False,
-    }  # nothing in the model is random
+    # Nothing in the model is random.
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if mode == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     for block in [*model.visual.blocks, *model.model.layers]:
@@ -72,7 +70,7 @@ def make_mesh(world: World, device: torch.device, replicate: int = 1) -> DeviceM
     more than one group.
 
     Groups are consecutive ranks: with one group a node the parameters travel within nodes only, and gradients
-        alone between them.
+    alone between them.
     """
     if replicate < 1 or world.size % replicate:
         raise UserError(f"--replicate is {replicate}; it must divide the number of processes, {world.size}")
@@ -90,7 +88,7 @@ def shard(
     gradients in float32.
 
     Gradients are the sums over all processes, not their means: the loss is divided by the global number of
-        tokens already.
+    tokens already.
 
     Args:
         model: on the meta device, or with whole weights that are the same in all processes.
@@ -98,11 +96,8 @@ def shard(
         reshard_after_forward: False keeps the gathered parameters until the backward pass: no second
             gathering, more memory.
     """
-    from torch.distributed.fsdp import (
-        FSDPModule,
-        MixedPrecisionPolicy,
-        fully_shard,
-    )  # not on the way of a run that is not sharded
+    # Not on the way of a run that is not sharded.
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     layers = list(model.model.layers)
@@ -117,9 +112,8 @@ def shard(
     for unit in model.modules():
         if isinstance(unit, FSDPModule):
             unit.set_gradient_divide_factor(1.0)
-            unit.set_force_sum_reduction_for_comms(
-                True
-            )  # else a factor of 1 is NCCL's own scaled sum, which gloo has not
+            # Else a factor of 1 is NCCL's own scaled sum, which gloo has not.
+            unit.set_force_sum_reduction_for_comms(True)
     # The vision encoder is no one's next in these lists: a batch without pictures never asks for it.
     for this, following in pairwise([model.visual, *layers]):
         this.set_modules_to_forward_prefetch([following])

@@ -78,7 +78,10 @@ def restore(
 
 
 def random_state() -> dict[str, str]:
-    """Torch's random states of this process, for JSON: of the CPU, and of the GPU if one is in use."""
+    """Torch's random states of this process, for JSON: of the CPU, and of the GPU if one is in use.
+
+    The loops draw from generators of their own; a reward of the user's may draw from torch's.
+    """
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
