@@ -40,6 +40,7 @@ class Options:
         "r1ov-tiny",
         "a folder, a Hugging Face name such as Fancy-MLLM/R1-Onevision-7B, or r1ov-tiny, which is shipped",
     )
+    adapter: str | None = option(None, "a LoRA adapter on the model; one given as --model finds its base")
     max_new_tokens: int | None = option(
         None, "the most tokens of an answer (default: the checkpoint's, or 2048)", least=1
     )
@@ -99,12 +100,12 @@ def main() -> None:
     from r1ov.data.playground.scene import is_asked
     from r1ov.engine import decode, prepare
     from r1ov.engine.terminal import painted
-    from r1ov.folder.pretrained import SHIPPED, read_model, read_processor, resolve
+    from r1ov.folder.pretrained import SHIPPED, find, read_model, read_processor
 
     device = choose_device(options.device)
     dtype, kernels = choose_dtype(options.dtype, device), choose_kernels(options.kernels, device)
-    folder = resolve(options.model)
-    processor = read_processor(folder).with_pixel_limits(options.min_pixels, options.max_pixels)
+    folders = find(options.model, options.adapter)
+    processor = read_processor(folders.settings).with_pixel_limits(options.min_pixels, options.max_pixels)
     names = ("temperature", "top_p", "top_k", "max_new_tokens", "seed", "num_samples")
     settings = {name: getattr(options, name) for name in names}
     plan = prepare(processor, [conversation(options)], **settings)
@@ -114,7 +115,7 @@ def main() -> None:
         )
 
     # Only now: every mistake above is reported before anything large is loaded.
-    model = read_model(folder, processor.config, device, dtype)
+    model = read_model(folders, processor.config, device, dtype)
     size = sum(parameter.numel() for parameter in model.parameters())
     parameters = f"{size / 1e9:.1f}B" if size >= 1e9 else f"{size / 1e6:.1f}M"
     say(f"{options.model} | {parameters} parameters | {device} | {dtype_name(dtype)} | {kernels} kernels")

@@ -4,7 +4,7 @@
     result = r1ov.generate(model, processor, messages)
     r1ov.save(model, processor, "folder")
 
-Shape letters in all docstrings, unless a file says otherwise:
+Shape letters, the same in every docstring:
     B rows                              T packed tokens
     C hidden size                       V vocabulary
     H query heads                       K key/value heads

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from r1ov.common.processes import World, joined
 from r1ov.data.formats.records import Record
-from r1ov.data.pack import Continuation, Share, make_packs, num_trained
+from r1ov.data.pack import Continuation, Part, make_packs, num_trained
 from r1ov.data.playground import sample
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import Batch, Encoded, Processor
@@ -26,7 +26,7 @@ from r1ov.engine import Completion
 from r1ov.folder.pretrained import build, read_config, read_processor, resolve
 from r1ov.folder.weights import load_weights, whole
 from r1ov.model.model import Qwen2_5_VL
-from r1ov.train.grpo import accumulate_gradients, add_logprobs, deal, packs_of_step
+from r1ov.train.grpo import accumulate_gradients, add_logprobs, deal, make_minibatch
 from r1ov.train.loss import group_advantages
 from r1ov.train.rollout import Group, encode_prompt, gather_outcomes
 from r1ov.train.run.config import GRPOConfig
@@ -148,7 +148,7 @@ def rows_in(pack: Batch) -> Iterator[tuple[tuple[int, ...], slice, int]]:
             yield tuple(before + ids[own]), own, number
 
 
-def part_of(groups: list[Group], advantage: float = 0.0) -> Share:
+def part_of(groups: list[Group], advantage: float = 0.0) -> Part:
     """All completions of these groups, each trained and of this advantage."""
 
     def continuation(completion: Completion) -> Continuation:
@@ -159,7 +159,7 @@ def part_of(groups: list[Group], advantage: float = 0.0) -> Share:
     return [(group.prompt, list(map(continuation, group.completions))) for group in groups]
 
 
-def packs_of(part: Share, processor: Processor, max_length: int) -> list[Batch]:
+def packs_of(part: Part, processor: Processor, max_length: int) -> list[Batch]:
     """The packs of one process."""
     return make_packs(part, processor, max_length, World())
 
@@ -174,7 +174,7 @@ def compared(run: Bare, mine: list[Group]) -> tuple[list[dict], Tensor, dict[str
     return everyone, advantages.float(), observe(run, mine, everyone, advantages)
 
 
-def shuffled(part: Share, order: int) -> Share:
+def shuffled(part: Part, order: int) -> Part:
     """The same completions with the prompts in another order, and those of a prompt too."""
     rng = random.Random(order)
     return [(prompt, rng.sample(own, len(own))) for prompt, own in rng.sample(part, len(part))]
@@ -182,7 +182,7 @@ def shuffled(part: Share, order: int) -> Share:
 
 def updated(
     run: Bare,
-    part: Share,
+    part: Part,
     old: Qwen2_5_VL | None,
     ref: Qwen2_5_VL | None,
     max_length: int,
@@ -195,7 +195,7 @@ def updated(
     run.model.zero_grad()
     # completions of advantage 0 stay out where there is no KL term
     packing = replace(run.config, max_length=max_length, beta=0.0 if skip else 1.0)
-    packs, counts = packs_of_step(replace(run, config=packing), part)
+    packs, counts = make_minibatch(replace(run, config=packing), part)
     for name, model in (("old_logprobs", old), ("ref_logprobs", ref)):
         if model:
             add_logprobs(run, packs, name, model)

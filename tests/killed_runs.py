@@ -31,6 +31,7 @@ COMMON = {
     "eval_steps": 0,
     "save_steps": 2,
     "num_threads": 1,
+    "dataloader_num_workers": 0,
     "logging_steps": 1,
     "optim": "muon",
     "device": "cpu",
@@ -55,7 +56,7 @@ def config(stage: str, out: Path, kills: int):
     if stage == "grpo":  # r1ov-tiny: its completions end, and earn rewards
         return GRPOConfig(out=str(out), **COMMON | GRPO | {"max_steps": max(20, 3 * kills)}), train_grpo
     small = str(out.parent / "small")
-    return SFTConfig(out=str(out), **COMMON | {"max_steps": 30, "dataloader_num_workers": 0, "config_name": small}), train_sft
+    return SFTConfig(out=str(out), **COMMON | {"max_steps": 30, "config_name": small}), train_sft
 
 
 def child(stage: str, out: Path, kills: int) -> int:

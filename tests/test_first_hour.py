@@ -22,8 +22,7 @@ from r1ov.train.run.config import GRPOConfig, SFTConfig, by_size
 from r1ov.train.run.log import COLUMNS, WIDTH, Log, interval, smoothed
 from r1ov.train.run.open import settle
 
-QUICK = {"eval_max_new_tokens": 24, "num_threads": 1, "device": "cpu"}
-NO_WORKERS = {"dataloader_num_workers": 0}
+QUICK = {"eval_max_new_tokens": 24, "dataloader_num_workers": 0, "num_threads": 1, "device": "cpu"}
 
 
 @pytest.fixture
@@ -117,7 +116,7 @@ def test_what_is_refused_leaves_no_folder_behind(here, changes, words):
     drawings(here)
     (here / "bad.json").write_text(json.dumps([{"foo": 1}, {"foo": 2}]))
     with pytest.raises(UserError, match=words):
-        sft.train(SFTConfig(**{"data": "sharegpt.json", "model": "r1ov-tiny", **QUICK, **NO_WORKERS, **changes}))
+        sft.train(SFTConfig(**{"data": "sharegpt.json", "model": "r1ov-tiny", **QUICK, **changes}))
     assert not (here / "runs").exists()
 
 
@@ -151,7 +150,7 @@ def rows(out, name):
 
 def test_own_drawings_with_a_bad_row_are_learned_evaluated_exported_and_told_in_short_lines(here, capsys):
     drawings(here, missing=[5])
-    data = {"data": "sharegpt.json", "eval_data": "grpo.jsonl", "model": "r1ov-tiny", **QUICK, **NO_WORKERS}
+    data = {"data": "sharegpt.json", "eval_data": "grpo.jsonl", "model": "r1ov-tiny", **QUICK}
     more = {"max_steps": 3, "train_batch_size": 40, "eval_steps": 2, "save_steps": 3}
     sft.train(SFTConfig(**data, **more, max_bad_share=0.05))
     shown, out = capsys.readouterr().err, here / "runs/sft"

@@ -16,7 +16,7 @@ from r1ov.data.pack import Continuation, make_packs, num_trained
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import IGNORED
 from r1ov.folder.pretrained import read_processor, resolve
-from r1ov.train.grpo import COUNTS, accumulate_gradients, packs_of_step
+from r1ov.train.grpo import COUNTS, accumulate_gradients, make_minibatch
 from r1ov.train.rollout import encode_prompt
 from r1ov.train.run.config import GRPOConfig
 from tests.grpo_worker import Bare, packs_of, rows_in, shuffled
@@ -111,7 +111,7 @@ def test_log_probs_loss_and_every_gradient_are_those_of_rows_that_share_nothing(
 
 def test_a_prompt_and_its_pictures_stand_in_a_pack_once(processor, part):
     run = Bare(None, processor, ONE, GRPOConfig(beta=1.0))
-    (pack,), counts = packs_of_step(run, part)
+    (pack,), counts = make_minibatch(run, part)
     completions = sum(len(row.input_ids) for _, row in rows_of(part))
     shared = sum(len(prompt) - 1 for prompt, _ in part)
     assert (

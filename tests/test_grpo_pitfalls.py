@@ -213,7 +213,7 @@ def test_policy_old_and_reference_are_all_read_at_the_sampling_temperature(tiny,
     rows = trained_rows(tiny, temperature=temperature)
     bare = worker.Bare(model, processor, World(), config)
     for judge_temperature in (temperature, 1.0):
-        packs, counts = grpo.packs_of_step(bare, rows)
+        packs, counts = grpo.make_minibatch(bare, rows)
         for name in ("old_logprobs", "ref_logprobs"):
             judge = replace(bare, config=replace(config, temperature=judge_temperature))
             add_logprobs(judge, packs, name, model)
@@ -233,7 +233,7 @@ def test_where_the_sampler_thought_otherwise_tokens_weigh_by_how_much_up_to_the_
     """
     model, processor = tiny
     bare = worker.Bare(model, processor, World(), GRPOConfig(num_generations=4))
-    packs, counts = grpo.packs_of_step(bare, trained_rows(tiny))
+    packs, counts = grpo.make_minibatch(bare, trained_rows(tiny))
     add_logprobs(bare, packs, "old_logprobs", model)
     (pack,) = packs
     pack["sampler_logprobs"] = pack["old_logprobs"] + sampler

@@ -554,8 +554,6 @@ def test_an_image_is_read_under_any_of_its_names(name):
             "other pictures",
         ),
         ({"weight": 0}, "the column weight holds weight"),
-        ({"train": False}, "the column train holds weight"),
-        ({"question": None, "prompt": "x", "completion": "y", "label": False, "answer": None}, "a bad one"),
     ],
 )
 def test_a_column_that_would_be_lost_is_named(row, reason):
@@ -573,7 +571,6 @@ def test_choices_come_in_many_forms_and_are_shown_once():
         {"choices": {"text": ["red", "blue"], "label": ["A", "B"]}},
         {"A": "red", "B": "blue", "C": None},
         {"option_a": "red", "option_b": "blue"},
-        {"opa": "red", "opb": "blue"},
     ):
         for gold in ("A", "(A)", "A. red", "red", "<answer>A</answer>"):
             record = read_row({"question": ASKED, "answer": gold, **choices})
@@ -592,9 +589,7 @@ def test_a_conversation_and_its_gold_answer_or_a_problem_and_its_solution():
     assert (worked.solution, worked.reply, worked.unread) == ("red", None, ("solution",))
 
 
-@pytest.mark.parametrize(
-    "mark", [{"weight": 0}, {"loss": False}, {"loss_mask": 0}, {"train": False}, {"loss_scale": 0.0}]
-)
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"loss": False}, {"loss_mask": 0}])
 def test_a_reply_with_weight_0_is_not_trained(mark, tmp_path):
     turns = said(user="One?", assistant="First.", user_="Two?", assistant_="Second.")
     processor = read_processor(resolve("r1ov-tiny"))

@@ -16,6 +16,8 @@ import r1ov
 from r1ov.common.files import write_json
 from r1ov.common.processes import choose_device, choose_dtype
 from r1ov.errors import UserError
+from r1ov.folder.adapter import Folders
+from r1ov.folder.pretrained import find
 from tests.weight_files import SMALL, assert_logits_equal, write_checkpoint
 
 SPECIAL = [
@@ -162,18 +164,19 @@ def test_load_names_the_file_that_is_missing(missing, checkpoint):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("with_config", [False, True])
-def test_the_folder_of_a_lora_adapter_is_called_by_its_name(with_config, checkpoint):
-    folder = checkpoint[0]
-    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
-    write_json(folder / "adapter_config.json", {"base_model_name_or_path": "Qwen/Qwen2.5-VL-7B-Instruct"})
-    if not with_config:
-        (folder / "config.json").unlink()
-    with pytest.raises(
-        UserError, match=r"a LoRA adapter of Qwen/Qwen2\.5-VL-7B-Instruct, not a model; load Qwen"
-    ) as caught:
+def test_the_folder_of_a_lora_adapter_names_its_base(checkpoint, tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    settings = {"base_model_name_or_path": "/nowhere/of-base", "lora_alpha": 8}
+    write_json(folder / "adapter_config.json", settings)
+    with pytest.raises(UserError, match=r"/nowhere/of-base: no such folder") as caught:
         r1ov.load(folder)
     assert "\n" not in str(caught.value)
+    assert find(checkpoint[0], folder) == Folders(checkpoint[0], checkpoint[0], folder)
+    write_json(folder / "adapter_config.json", settings | {"base_model_name_or_path": str(checkpoint[0])})
+    assert find(folder) == Folders(checkpoint[0], checkpoint[0], folder)
+    (folder / "config.json").write_bytes((checkpoint[0] / "config.json").read_bytes())
+    assert find(folder).settings == folder
 
 
 def test_a_model_with_an_adapter_beside_it_is_a_model(checkpoint):

@@ -154,3 +154,12 @@ def compile_template(source: str, special_tokens: Mapping[str, str] | None = Non
             ) from error
 
     return render
+
+
+def default_template(value: Any) -> str:
+    """The default of several templates: {name: template}, or a list of {"name", "template"}."""
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        value = {item.get("name"): item.get("template") for item in value}
+    if isinstance(value, dict) and isinstance(value.get("default"), str):
+        return value["default"]
+    raise UserError('chat_template is neither a text nor a list with one that is named "default"')

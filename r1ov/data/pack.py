@@ -1,8 +1,5 @@
 """From sequences to packs: what is trained at once lies end to end in one batch, for both stages alike.
 
-A rollout of GRPO has one or more optimiser steps, a step several packs, and a pack (a `Batch`: one forward
-and one backward pass) several sequences.
-
 A sequence of SFT is a whole conversation. One of GRPO is a prompt with one of its completions; completions of
 the same prompt make a bundle, in which the prompt is there once and each completion goes on from it. A pack
 of two bundles, with two completions and with one (p, q: prompt tokens; c, d, e: completion tokens):
@@ -38,8 +35,9 @@ def sequence_cost(
 
     Counted are the matrix products: per token or patch two for each weight it meets, and attention, which
     grows with the square of the text's length (halved, as it is causal) and of each picture's patches, or
-    with patches x window in the windowed blocks. The backward pass costs twice the forward one. Left out:
-    norms, rotations, activations, and what checkpointing computes a second time.
+    with patches x window in the windowed blocks. The backward
+    pass costs twice the forward one. Left out: norms, rotations, activations, and what checkpointing computes
+        a second time.
 
     Args:
         num_tokens: the pictures' merged tokens among them. num_trained: only these meet the output head.
@@ -49,8 +47,9 @@ def sequence_cost(
     """
     text, vision = config.text, config.vision
     width, heads = text.hidden_size, text.num_attention_heads * text.head_dim
-    keys = text.num_key_value_heads * text.head_dim
-    layer = width * (2 * heads + 2 * keys + 3 * text.intermediate_size)  # weights
+    layer = width * (
+        2 * heads + 2 * text.num_key_value_heads * text.head_dim + 3 * text.intermediate_size
+    )  # weights
     forward = 2 * (num_tokens * text.num_hidden_layers * layer + num_trained * width * text.vocab_size)
     forward += 2 * num_tokens * num_tokens * heads * text.num_hidden_layers
 
@@ -60,11 +59,16 @@ def sequence_cost(
     num_full = sum(index < vision.depth for index in vision.fullatt_block_indexes)
     for t, h, w in grids:
         patches, frame = t * h * w, h * w
-        # At a picture's edge windows are smaller.
-        window = min(frame, (vision.window_size // vision.patch_size) ** 2)
+        window = min(
+            frame, (vision.window_size // vision.patch_size) ** 2
+        )  # at a picture's edge they are smaller
         forward += 2 * patches * (vision.patch_dim * width + vision.depth * block)
-        merged = patches // vision.spatial_merge_size**2
-        forward += 2 * merged * merged_width * (merged_width + vision.out_hidden_size)
+        forward += (
+            2
+            * (patches // vision.spatial_merge_size**2)
+            * merged_width
+            * (merged_width + vision.out_hidden_size)
+        )
         forward += 4 * patches * width * (num_full * frame + (vision.depth - num_full) * window)
     return 3 * forward
 
@@ -86,7 +90,7 @@ def pack(
     Args:
         lengths: tokens of each sequence. costs: of each, in any unit. max_length: tokens that a pack may
             hold.
-        num_bins_multiple: the number of packs is a multiple of this: of the ranks, which train side by side.
+        num_bins_multiple: how many packs are trained at the same time, one on each rank.
     Returns: lists of ascending indices; none at all for no sequences. A pure function of the arguments, the
         same on every machine.
     Raises:  ValueError for a sequence longer than max_length.
@@ -184,7 +188,7 @@ class Continuation:
         return bool(self.advantage) and num_trained(self.labels) > 0
 
 
-Share = Sequence[tuple[Encoded, Sequence[Continuation]]]  # of a step: prompts, each with completions
+Part = Sequence[tuple[Encoded, Sequence[Continuation]]]  # prompts, each with completions
 
 
 def continued(start: Encoded, input_ids: Tensor, labels: Tensor) -> Encoded:
@@ -210,19 +214,19 @@ def bundle(prompt: Encoded, completions: Sequence[Continuation]) -> list[Encoded
     return [shared, *(continued(last, one.input_ids, one.labels) for one in completions)]
 
 
-def make_packs(share: Share, processor: Processor, max_length: int, world: World) -> list[Batch]:
+def make_packs(part: Part, processor: Processor, max_length: int, world: World) -> list[Batch]:
     """This rank's completions in packs of at most `max_length` tokens. Collective: all ranks call this.
 
-    Every rank gets the same number of packs, because a sharded model is called by all together. Completions
-    share their prompt in as few bundles as the length allows; where it ends in an image, whose tokens cannot
-    be parted, each has its own.
+    Every rank gets as many packs, because a sharded model is called by all together. Completions share their
+    prompt in as few bundles as the length allows; where it ends in an image, whose tokens cannot be parted,
+    each has its own.
 
     Returns: batches with labels, and what is known of the completions: advantages (B,), and sampler_logprobs
         (T,), each aligned with the token it describes.
     """
     bundles: list[tuple[Encoded, list[Continuation]]] = []
-    lengths: list[int] = []  # also its approximate cost
-    for prompt, completions in share:
+    lengths: list[int] = []  # and so much does each cost, about
+    for prompt, completions in part:
         is_shared = False  # whether the last bundle is this prompt's, and more may join it
         for one in completions:
             more = 1 + len(one.input_ids)  # with the prompt's last token
@@ -237,7 +241,6 @@ def make_packs(share: Share, processor: Processor, max_length: int, world: World
     num_packs = max(world.gather(len(packs)))
     if len(packs) < num_packs:
         packs = pack(lengths, lengths, max_length, num_packs) or [[]] * num_packs
-    assert len(packs) == num_packs, f"{len(packs)} packs, {num_packs} on other ranks"
 
     batches = []
     for members in packs:

@@ -23,6 +23,7 @@ class EvaluateConfig:
         None, "default: the benchmark's own; of the playground test, or train, rl, generalisation"
     )
     model: str = option("r1ov-tiny", "model folder, hub name or r1ov-tiny")
+    adapter: str | None = option(None, "a LoRA adapter on the model; one given as --model finds its base")
     limit: int | None = option(
         None, "only the first questions (default: all; of the playground, which has no end, 1000)", least=1
     )

@@ -14,7 +14,7 @@ import torch
 
 from r1ov.cli import flag
 from r1ov.common.files import earlier_options, locked
-from r1ov.common.processes import World, choose_kernels, dtype_name, joined
+from r1ov.common.processes import World, choose_dtype, choose_kernels, dtype_name, joined
 from r1ov.data.formats.files import fingerprint
 from r1ov.errors import UserError
 from r1ov.evaluate.benchmarks import PLAYGROUND, benchmark, load_items, playground_by_id
@@ -25,7 +25,8 @@ from r1ov.evaluate.prompts import swap_pictures
 from r1ov.evaluate.report import markdown, tables_of, write_report, write_verdicts
 from r1ov.evaluate.runner import Asking, run
 from r1ov.evaluate.scoring import score
-from r1ov.folder.pretrained import load, resolve
+from r1ov.folder.adapter import Folders
+from r1ov.folder.pretrained import find, read_model, read_processor
 
 FOLDER = Path("runs/evaluate")
 TRAINED_WITH = "r1ov.json"  # beside the weights: how our training put its questions
@@ -112,8 +113,8 @@ def asked(
 ) -> tuple[list[Prediction], Path, dict[str, Any]] | None:
     """Returns the model's answers, their folder and their settings; None on all but the main rank."""
     at_play, is_published = config.bench == PLAYGROUND, benchmark(config.bench).hub is not None
-    path = resolve(config.model)
-    trained = earlier_options(path / TRAINED_WITH)
+    folders = find(config.model, config.adapter)
+    trained = earlier_options(folders.settings / TRAINED_WITH)
     prompt = config.prompt or ("none" if at_play or (trained and not is_published) else "r1ov")
     most_tokens = config.max_new_tokens or (256 if at_play else 4096)
     asking = replace(config, prompt=prompt, max_new_tokens=most_tokens)
@@ -125,7 +126,8 @@ def asked(
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     kernels = choose_kernels(config.kernels, device)
-    model, processor = load(path, device, config.dtype)
+    processor = read_processor(folders.settings)
+    model = read_model(folders, processor.config, device, choose_dtype(config.dtype, device))
     least, most = config.min_pixels, config.max_pixels
     if is_published:
         least, most = least or MIN_PIXELS, most or MAX_PIXELS
@@ -140,7 +142,7 @@ def asked(
         "bench": config.bench,
         "split": items[0].split,
         "model": config.model,
-        "fingerprint": _digest(path),
+        "fingerprint": _digest(folders),
         "swap_pictures": config.swap_pictures,
         "dtype": dtype_name(model.head_weight.dtype),
         **{field.name: getattr(asking, field.name) for field in fields(Asking)},
@@ -152,10 +154,11 @@ def asked(
     return None if rows is None else (rows, folder, settings)
 
 
-def _digest(folder: Path) -> str:
+def _digest(folders: Folders) -> str:
     """Returns what tells one model's folder from another: training changes weights everywhere."""
     names = (".json", ".jinja", ".txt", ".safetensors")
-    files = [fingerprint(file) for file in sorted(folder.iterdir()) if file.suffix in names]
+    paths = (file for folder in sorted({*filter(None, vars(folders).values())}) for file in sorted(folder.iterdir()))
+    files = [fingerprint(file) for file in paths if file.suffix in names]
     return hashlib.blake2b("".join(files).encode(), digest_size=8).hexdigest()
 
 

@@ -43,7 +43,15 @@ def adapter_of(folder: Path) -> str | None:
     if not settings.is_file():
         return None
     base = read_json(settings).get("base_model_name_or_path")
-    return f"{folder}: a LoRA adapter of {base}, not a model; load {base}, or merge the adapter into it first"
+    return f"{folder}: a LoRA adapter of {base}, not a model; --model BASE --adapter {folder} loads both"
+
+
+def no_config(path: Path) -> UserError:
+    if path.parent.is_dir():
+        expected = "a model is a Hugging Face folder with config.json, weights and tokenizer"
+        return UserError(adapter_of(path.parent) or f"{path}: no such file; {expected}")
+    fault = "is not a folder" if path.parent.exists() else "no such folder"
+    return UserError(f"{path.parent}: {fault}; expected a Hugging Face checkpoint")
 
 
 def no_weights(folder: Path) -> UserError:

@@ -1,4 +1,6 @@
-"""Downloads from the Hugging Face hub, with one line for each way in which that fails."""
+"""Folders of models: on this machine, or downloaded from the Hugging Face hub, with one line for each way in
+which that fails.
+"""
 
 import os
 import re
@@ -7,6 +9,20 @@ from pathlib import Path
 from r1ov.errors import UserError
 
 HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
+
+
+def folder_of(name: str | Path) -> Path:
+    """The folder of a name: its own, that of the model in a finished run's, or from the hub."""
+    path = os.path.expanduser(str(name))
+    if path and isinstance(name, str | Path) and os.path.isdir(path):
+        folder = Path(path)
+        if (folder / "final" / "config.json").is_file():
+            return folder / "final"
+        if any(folder.glob("checkpoints/step-*")):
+            made = f"`python -m r1ov.train.export {folder} FOLDER` makes a model of its newest checkpoint"
+            raise UserError(f"{folder}: a run that has not finished; {made}")
+        return folder
+    return from_hub(name)
 
 
 def from_hub(name: str | Path) -> Path:

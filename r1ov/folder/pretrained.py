@@ -7,7 +7,6 @@ they do there. Settings that r1ov does not compute are refused by name, not igno
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
@@ -21,14 +20,16 @@ from tokenizers import Tokenizer
 from r1ov.common.files import one_line, read_json, write_json
 from r1ov.common.processes import choose_device, choose_dtype, dtype_name
 from r1ov.data.image import ImageProcessor
-from r1ov.data.messages import compile_template
+from r1ov.data.messages import compile_template, default_template
 from r1ov.data.processor import Processor
 from r1ov.errors import UserError
+from r1ov.folder.adapter import Folders, is_adapter, read_adapter, read_settings, save_adapter
 from r1ov.folder.allowed import FITS, RULES
-from r1ov.folder.faults import adapter_of
-from r1ov.folder.hub import from_hub
+from r1ov.folder.faults import no_config
+from r1ov.folder.hub import folder_of
 from r1ov.folder.weights import load_weights, save_weights, world_of
 from r1ov.model.config import Config, TextConfig, VisionConfig
+from r1ov.model.lora import attach
 from r1ov.model.model import Qwen2_5_VL
 
 SHIPPED = ("r1ov-tiny", "r1ov-tiny-sft")  # with reinforcement learning, and as it was before
@@ -36,10 +37,7 @@ PARSED = ("tokenizer_config.json", "processor_config.json", "chat_template.json"
 # The files of a processor, kept as they were read, to be written back.
 FILES = (
     *PARSED,
-    "preprocessor_config.json",
-    "tokenizer.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
+    *("preprocessor_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json"),
     "chat_template.jinja",
 )
 # Where a template may be, in the order in which transformers' processors look.
@@ -47,27 +45,30 @@ TEMPLATES = ("processor_config.json", "chat_template.json", "chat_template.jinja
 T = TypeVar("T")
 
 
-def resolve(name: str | Path) -> Path:
-    """The folder of a model.
+def find(model: str | Path, adapter: str | Path | None = None) -> Folders:
+    """The folders of a model and of the LoRA adapter on it, if any: one given as the model names its base.
 
-    Args:
-        name: one of SHIPPED, which come with r1ov; else a folder, of a model or of a finished run; else a hub
-            name `owner/name` or `owner/name@revision`, downloaded once into the hub's own cache.
+    Args: one of SHIPPED, which come with r1ov; else a folder, of a model or of a finished run; else a hub
+        name `owner/name` or `owner/name@revision`, downloaded once into the hub's own cache.
     Raises: UserError that says what to do: no such folder, no such model, no access, no network.
     """
-    text = str(name)
-    if text in SHIPPED:
-        return Path(__file__).parents[1] / "model" / text
-    path = os.path.expanduser(text)
-    if text and isinstance(name, str | Path) and os.path.isdir(path):
-        folder = Path(path)
-        if (folder / "final" / "config.json").is_file():
-            return folder / "final"
-        if any(folder.glob("checkpoints/step-*")):
-            made = f"`python -m r1ov.train.export {folder} FOLDER` makes a model of its newest checkpoint"
-            raise UserError(f"{folder}: a run that has not finished; {made}")
-        return folder
-    return from_hub(name)
+    if not adapter and str(model) in SHIPPED:
+        folder = Path(__file__).parents[1] / "model" / str(model)
+        return Folders(folder, folder)
+    folder = folder_of(adapter or model)
+    return _on_base(folder, model, adapter) if adapter or is_adapter(folder) else Folders(folder, folder)
+
+
+def resolve(name: str | Path) -> Path:
+    """The folder of a model's config and processor. Args and errors: as of `find`."""
+    return find(name).settings
+
+
+def _on_base(folder: Path, model: str | Path, adapter: str | Path | None) -> Folders:
+    """Those of an adapter in a folder, on the model if that is another, else on the base that it names."""
+    base = find(model if adapter not in (None, model) else read_settings(folder).base).weights
+    # What we wrote has settings of its own: pictures may have been limited in training.
+    return Folders(folder if (folder / "config.json").is_file() else base, base, folder)
 
 
 # config.json
@@ -76,18 +77,10 @@ def resolve(name: str | Path) -> Path:
 def read_config(path: str | Path) -> Config:
     """Reads a config.json in either form. Raises UserError that names the file and the field."""
     if not Path(path).exists():
-        raise UserError(_no_config(Path(path)))
+        raise no_config(Path(path))
     raw = read_json(path)
     with _naming(path):
         return config_from_dict(raw)
-
-
-def _no_config(path: Path) -> str:
-    if path.parent.is_dir():
-        expected = "a model is a Hugging Face folder with config.json, weights and tokenizer"
-        return adapter_of(path.parent) or f"{path}: no such file; {expected}"
-    fault = "is not a folder" if path.parent.exists() else "no such folder"
-    return f"{path.parent}: {fault}; expected a Hugging Face checkpoint"
 
 
 @contextmanager
@@ -246,19 +239,10 @@ def _chat_template(folder: Path, files: Mapping[str, bytes], parsed: Mapping[str
             if name.endswith(".jinja") and name in files:
                 value = files[name].decode()
             if value is not None:
-                template = value if isinstance(value, str) else _default_template(value)
+                template = value if isinstance(value, str) else default_template(value)
                 compile_template(template)
                 return template
     raise UserError(f"{folder}: no chat template; expected one in {', '.join(TEMPLATES)}")
-
-
-def _default_template(value: Any) -> str:
-    """The default of several templates: {name: template}, or a list of {"name", "template"}."""
-    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
-        value = {item.get("name"): item.get("template") for item in value}
-    if isinstance(value, dict) and isinstance(value.get("default"), str):
-        return value["default"]
-    raise UserError('chat_template is neither a text nor a list with one that is named "default"')
 
 
 def write_processor(processor: Processor, folder: str | Path) -> None:
@@ -288,10 +272,12 @@ def build(config: Config) -> Qwen2_5_VL:
         return Qwen2_5_VL(config)
 
 
-def read_model(folder: Path, config: Config, device: torch.device, dtype: torch.dtype) -> Qwen2_5_VL:
-    """The model of a folder whose config is known already, in evaluation mode."""
+def read_model(folders: Folders, config: Config, device: torch.device, dtype: torch.dtype) -> Qwen2_5_VL:
+    """The model in folders whose config is known already, in evaluation mode."""
     model = build(config)
-    load_weights(model, folder, device, dtype)
+    load_weights(model, folders.weights, device, dtype)
+    if folders.adapter:
+        attach(model, *read_adapter(folders.adapter, model, device))
     return model.eval()
 
 
@@ -303,7 +289,8 @@ def load(
     """A model in evaluation mode, and the processor that feeds it.
 
     Args:
-        name: `r1ov-tiny`, a folder, or a hub name `owner/name[@revision]`, downloaded once.
+        name: `r1ov-tiny`, a folder, or a hub name `owner/name[@revision]`, downloaded once; of a model, or of
+            a LoRA adapter, which is loaded onto its base.
         device: where the model is put; None: a GPU if there is one.
         dtype: of the weights and the arithmetic, whatever the files hold; None: float32 on a CPU, bfloat16
             elsewhere.
@@ -311,9 +298,9 @@ def load(
     """
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
-    folder = resolve(name)
-    processor = read_processor(folder)
-    return read_model(folder, processor.config, device, dtype), processor
+    folders = find(name)
+    processor = read_processor(folders.settings)
+    return read_model(folders, processor.config, device, dtype), processor
 
 
 def save(
@@ -326,7 +313,8 @@ def save(
     """Writes the published layout: weights, config, tokenizer, image processor and chat template.
 
     Files of these names are replaced, others stay. config.json comes last: a folder without it was not
-    finished. Collective if the model is sharded: all ranks call this.
+    finished. Of a model with an adapter the weights are the adapter's alone, in PEFT's files and in float32.
+    Collective if the model is sharded: all ranks call this.
 
     Args:
         max_shard_size: bytes; larger weights are split over several files with an index.
@@ -336,7 +324,10 @@ def save(
         raise UserError(f"max_shard_size is {max_shard_size!r}, expected a number of bytes")
     config, world = replace(model.config, torch_dtype=dtype_name(dtype)), world_of(model)
     try:
-        save_weights(model, folder, dtype, max_shard_size)
+        if model.lora:
+            save_adapter(model, folder)
+        else:
+            save_weights(model, folder, dtype, max_shard_size)
         world.on_main(partial(write_processor, processor, folder))
         world.on_main(partial(write_json, folder / "config.json", config_to_dict(config)))
     except OSError as error:

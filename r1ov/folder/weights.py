@@ -91,7 +91,8 @@ def init_weights(model: Qwen2_5_VL, generator: torch.Generator) -> None:
 def load_weights(
     model: Qwen2_5_VL, folder: str | Path, device: torch.device | str, dtype: torch.dtype
 ) -> None:
-    """Gives a model made on the meta device its weights from a folder, each straight to its device and dtype.
+    """Gives a model made on the meta device its weights from a folder, each straight to its device and dtype;
+    a sharded model has its dtypes already.
 
     Peak memory is the model and the one file that is mapped at the time. Of a sharded model each process
     reads its own rows only.
@@ -102,7 +103,7 @@ def load_weights(
     stored = _contents(Path(folder), model)
     try:
         if is_sharded(model):
-            model.to(dtype).to_empty(device=device)
+            model.to_empty(device=device)
         for file in dict.fromkeys(tensor.file for tensor in stored.values()):
             with _opened(file) as reader:
                 for name, tensor in stored.items():
@@ -139,7 +140,7 @@ def _contents(folder: Path, model: Qwen2_5_VL) -> dict[str, Stored]:
     is_readable = len(stored) == len(tensors) and all(tensor.dtype in READABLE for tensor in tensors)
     if model.config.tie_word_embeddings and HEAD in stored:
         _refuse_another_head(stored.pop(HEAD), stored.get(EMBEDDING))
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    shapes = {name: tuple(one.shape) for name, one in model.named_parameters() if "lora_" not in name}
     if not is_readable or {name: tensor.shape for name, tensor in stored.items()} != shapes:
         raise faults.mismatch(folder, tensors, stored, shapes)
     return stored

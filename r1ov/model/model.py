@@ -6,7 +6,7 @@ are those of the published checkpoint files.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,15 @@ from r1ov.model.config import Config
 from r1ov.model.language import ALL, Attend, LanguageModel
 from r1ov.model.vision import VisionEncoder
 
+if TYPE_CHECKING:
+    from r1ov.model.lora import Lora
+
 T = TypeVar("T")
 
 
 class Qwen2_5_VL(nn.Module):
+    lora: "Lora | None" = None  # of the adapter that lora.attach has put on it
+
     def __init__(self, config: Config):
         super().__init__()
         self.config = config

@@ -61,7 +61,7 @@ def grade(
     """Returns the reply's answer and its score by these rules.
 
     Args:
-        finished: the reply ended by itself, not at the length limit; "tag" and "boxed" do not ask.
+        finished: the reply ended by itself, not at the length limit.
         frame: where boxes are measured; without it the reply's and the gold's are measured alike.
     """
     answer, method = extract_answer(completion, rules.answer_from, finished)

@@ -1,10 +1,12 @@
 """Makes a model of a checkpoint: `python -m r1ov.train.export runs/sft/checkpoints/step-31 FOLDER`, or
-`python -m r1ov.train.export runs/sft FOLDER` of the newest one of a run.
+`python -m r1ov.train.export runs/sft FOLDER` of the newest one of a run. `... ADAPTER FOLDER --merge` puts a LoRA
+adapter into its base.
 """
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from r1ov.cli import option, parse_cli, run
 from r1ov.common.files import read_json
@@ -15,19 +17,30 @@ from r1ov.errors import UserError
 class ExportConfig:
     checkpoint: str = option(help="a checkpoint, or a run; may come first, without its flag")
     out: str = option(help="folder of the model; may come second, without its flag")
+    merge: bool = option(
+        False, "write a model, not the LoRA adapter on it; --checkpoint may be an adapter's folder"
+    )
 
 
-def export(checkpoint: Path, out: Path) -> None:
+def export(checkpoint: Path, out: Path, merged: bool = False) -> None:
     """Writes the weights of a checkpoint, or of a run's newest, as a model that every command reads.
 
+    Args: merged: a LoRA adapter, of a checkpoint or a folder of its own, becomes part of its base.
     Raises: UserError if there is none, or it is damaged.
     """
     import torch  # takes seconds: not before the command line is known to be right
 
+    from r1ov.common.processes import World
     from r1ov.folder import pretrained
+    from r1ov.folder.adapter import SETTINGS, merge
+    from r1ov.train.run.sharding import build_adapted
     from r1ov.train.run.state import restore
     from r1ov.train.run.storage import open_tensors, read_record, verify
 
+    if merged and any((folder / SETTINGS).is_file() for folder in (checkpoint, checkpoint / "final")):
+        model, processor = pretrained.load(checkpoint)
+        pretrained.save(merge(model), processor, out, torch.float32)
+        return
     steps = sorted(checkpoint.glob("checkpoints/step-*"), key=lambda path: int(path.name.partition("-")[2]))
     checkpoint = steps[-1] if steps else checkpoint
     options = read_json(checkpoint.parent.parent / "config.json", "expected a run or one of its checkpoints")
@@ -37,21 +50,27 @@ def export(checkpoint: Path, out: Path) -> None:
         stored = open_tensors(checkpoint, sorted(files))
     except OSError as error:
         raise UserError(f"{checkpoint}: not a checkpoint that can be used ({error})") from error
-    processor = pretrained.read_processor(pretrained.resolve(options["model"] or options["config_name"]))
+    folders = pretrained.find(options["model"] or options["config_name"], options.get("adapter"))
+    processor = pretrained.read_processor(folders.settings)
     processor = processor.with_pixel_limits(options["min_pixels"], options["max_pixels"])
-    model = pretrained.build(processor.config).to_empty(device="cpu")
+    if options.get("lora_r") or folders.adapter:
+        alone = {"world": World(), "device": torch.device("cpu"), "dtype": torch.float32}
+        of = SimpleNamespace(config=SimpleNamespace(**options), **alone)
+        model = build_adapted(of, folders, processor.config)
+    else:
+        model = pretrained.build(processor.config).to_empty(device="cpu")
     restore(model, [], {name: tensor for name, tensor in stored.items() if name.startswith("model.")})
-    pretrained.save(model, processor, out, torch.float32)
+    pretrained.save(merge(model) if merged else model, processor, out, torch.float32)
     pretrained.write_asked(out, options["stage"], processor)
     print(f"{checkpoint} -> {out}", file=sys.stderr)
 
 
 def main() -> None:
     words = sys.argv[1:]
-    if len(words) == 2 and not any(word.startswith("-") for word in words):
-        words = ["--checkpoint", words[0], "--out", words[1]]
+    if len(words) >= 2 and not any(word.startswith("-") for word in words[:2]):
+        words = ["--checkpoint", words[0], "--out", *words[1:]]
     config = parse_cli(ExportConfig, words, prog="python -m r1ov.train.export", description=__doc__)
-    export(Path(config.checkpoint), Path(config.out))
+    export(Path(config.checkpoint), Path(config.out), config.merge)
 
 
 if __name__ == "__main__":

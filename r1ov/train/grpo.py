@@ -1,19 +1,19 @@
 """Group relative policy optimisation: answer each question several times, learn from how the answers compare.
 
-The defaults, beside the GRPO of the paper (DeepSeekMath):
+How the defaults differ from the GRPO of the paper (DeepSeekMath):
 1. An advantage is (reward - mean) / std of its group of G answers, as there. There is no value network.
 2. There is no trust region: no KL term, and so no reference model, unless --beta is above 0.
 3. It is on policy, one update a rollout: the ratio is 1 and its clip never binds, unless --num-iterations or
    --steps-per-generation is above 1.
 4. The loss is a mean over all tokens of the step, as in DAPO, not over answers: --loss-type grpo is the
-   paper's.
+paper's.
 
 So without flags the gradient of a step is -1/N sum_it A_i grad log p(o_it), over its N trained tokens. The
 sampler's own log-probs are only compared with the trainer's, unless --importance-sampling-correction.
 
-In a rollout, each prompt has G completions. They are dealt to the rollout's optimiser steps; a step's share
-is packed, prompts and completions end to end, and each pack is one forward and backward pass. `train`, at the
-end of this file, shows the whole.
+In a rollout, each prompt has G completions. They are dealt to as many minibatches as the rollout has
+optimiser steps; a minibatch is packed, prompts and completions end to end, and each pack is one forward and
+backward pass.
 """
 
 import time
@@ -26,11 +26,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import token_logprobs
-from r1ov.data.pack import Continuation, Share, make_packs, num_trained
+from r1ov.data.pack import Continuation, Part, make_packs, num_trained
 from r1ov.data.processor import IGNORED, Batch
 from r1ov.errors import UserError
+from r1ov.model.lora import disable_adapter
 from r1ov.model.model import Qwen2_5_VL
-from r1ov.train.loss import clamped, group_advantages, grpo_loss
+from r1ov.train.loss import (
+    clamped,
+    group_advantages,
+    grpo_loss,
+)
 from r1ov.train.optim import each_pack, update
 from r1ov.train.rollout import (
     Group,
@@ -52,50 +57,49 @@ from r1ov.train.run.observe import (
 )
 from r1ov.train.run.open import Run, open_run, open_source
 
-COUNTS = ("num_items_in_batch", "num_sequences_in_batch", "num_packed_in_batch")
+COUNTS = ("num_items_in_batch", "num_sequences_in_batch", "num_read_in_batch")
 
 
-def deal(run: Run, groups: Sequence[Group], outcomes: Sequence[Outcome], advantages: Tensor) -> list[Share]:
-    """This rank's completions, split into one share per optimiser step of the rollout.
+def deal(run: Run, groups: Sequence[Group], outcomes: Sequence[Outcome], advantages: Tensor) -> list[Part]:
+    """This rank's completions, split into one part per optimiser step of the rollout.
 
-    Each group is spread over the steps, so that every step sees as many prompts as it can. The step of a
-    completion depends on its place in the rollout, not on the number of ranks.
+    Each group is spread over all parts, so that every step sees every prompt. The part of a completion
+    depends on its place in the rollout, not on the number of ranks.
 
     Args: outcomes: of all ranks' groups. advantages: (prompts, G), in their order.
     """
-    config, num_steps = run.config, run.config.steps_per_generation
+    config, parts = run.config, run.config.steps_per_generation
     places = {one.number: place for place, one in enumerate(outcomes)}
-    shares = [[] for _ in range(num_steps)]
+    dealt = [[] for _ in range(parts)]
     for group in groups:
-        place, own = places[group.number], [[] for _ in range(num_steps)]
+        place, own = places[group.number], [[] for _ in range(parts)]
         numbered = enumerate(group.completions, place * config.num_generations)  # among the rollout's
-        for (index, completion), advantage in zip(numbered, advantages[place], strict=True):
+        for (number, completion), advantage in zip(numbered, advantages[place], strict=True):
             ids = torch.tensor(completion.token_ids)
             is_trained = completion.finish_reason == "stop" or not config.mask_truncated_completions
             labels = ids if is_trained else torch.full_like(ids, IGNORED)
             logprobs = torch.tensor(completion.logprobs)
             one = Continuation(input_ids=ids, labels=labels, logprobs=logprobs, advantage=advantage)
-            own[index % num_steps].append(one)
-        for share, some in zip(shares, own, strict=True):
-            share.append((group.prompt, some))
-    return shares
+            own[number % parts].append(one)
+        for part, some in zip(dealt, own, strict=True):
+            part.append((group.prompt, some))
+    return dealt
 
 
-def packs_of_step(run: Run, share: Share) -> tuple[list[Batch], dict[str, float]]:
+def make_minibatch(run: Run, part: Part) -> tuple[list[Batch], dict[str, float]]:
     """This rank's packs of a step, and the whole step's counts, which `grpo_loss` takes. Collective: all
     ranks call this.
 
     Without a KL term, completions of advantage 0 give no gradient and stay out; they still count in what the
-    loss is a mean over. If every completion on every rank has advantage 0, all are kept: the step is made
-    like any other, its gradient is 0, and the optimizer moves by its momentum.
+    loss is a mean over. If every completion on every rank has advantage 0, all are kept.
     """
-    config, world, everything = run.config, run.world, [one for _, own in share for one in own]
+    config, world, everything = run.config, run.world, [one for _, own in part for one in own]
     num_items = sum(num_trained(one.labels) for one in everything)
     if not config.beta and any(world.gather(any(one.teaches for one in everything))):
-        share = [(prompt, [one for one in own if one.teaches]) for prompt, own in share]
-    packs = make_packs(share, run.processor, config.max_length, world)
-    num_packed = sum(num_trained(batch["labels"]) for batch in packs)
-    counts = world.sum(float(num_items), float(len(everything)), float(num_packed))
+        part = [(prompt, [one for one in own if one.teaches]) for prompt, own in part]
+    packs = make_packs(part, run.processor, config.max_length, world)
+    num_read = sum(num_trained(batch["labels"]) for batch in packs)
+    counts = world.sum(float(num_items), float(len(everything)), float(num_read))
     return packs, dict(zip(COUNTS, counts, strict=True))
 
 
@@ -140,7 +144,7 @@ def policy_loss(
         importance_sampling_ratio=correction,
         **config.loss_options,
     )
-    return loss, metrics | sampling_metrics(old - sampler, correction, mask, counts["num_packed_in_batch"])
+    return loss, metrics | sampling_metrics(old - sampler, correction, mask, counts["num_read_in_batch"])
 
 
 def accumulate_gradients(run: Run, packs: Sequence[Batch], counts: Mapping[str, float]) -> dict[str, float]:
@@ -157,16 +161,16 @@ def accumulate_gradients(run: Run, packs: Sequence[Batch], counts: Mapping[str, 
 def train(config: GRPOConfig) -> None:
     """Trains until `max_steps`, and leaves the model in `out`/final."""
     source, num_prompts = open_source(config, need="solution")
-    samples = num_prompts and num_prompts * config.num_generations * config.num_iterations  # of an epoch
-    with closing(Scorer(config, source)) as score, open_run(config, source, samples) as run:
-        config, group_size, world = run.config, config.num_generations, run.world
-        completions = config.train_batch_size * config.steps_per_generation
-        if completions % group_size:
+    num_rows = num_prompts and num_prompts * config.num_generations * config.num_iterations
+    with closing(Scorer(config, source)) as score, open_run(config, source, num_rows) as run:
+        config, each, world = run.config, config.num_generations, run.world
+        count, rest = divmod(config.train_batch_size * config.steps_per_generation, each)
+        if rest:
             raise UserError(
-                f"a rollout of {completions} completions is no multiple of --num-generations {group_size}; "
+                f"a rollout of {count * each + rest} completions is no multiple of --num-generations {each}; "
                 "change the batch size or that"
             )
-        reference = run.build()[0].requires_grad_(False) if config.beta else None
+        reference = run.reference() if config.beta else None
         limit = min(config.max_length, run.processor.config.text.max_position_embeddings)
         encode = partial(encode_prompt, run.processor, longest=limit - config.max_completion_length)
         run.check_data(encode)
@@ -178,32 +182,31 @@ def train(config: GRPOConfig) -> None:
 
         while run.step < config.max_steps:
             # 1. sample G completions of each prompt, and 2. score them
-            begun, policy = time.perf_counter(), run.answering_model()
-
-            def answer(prompts: Sequence[Group], seed: int, policy: Qwen2_5_VL = policy) -> list[Group]:
-                return [score(one) for one in sample(policy, run.processor, prompts, config, seed)]
-
-            groups, num_sampled = until_enough(run, encode, completions // group_size, answer)
+            begun, policy, num_sampled = time.perf_counter(), run.answering_model(), 0
+            groups: list[Group] = []
+            for prompts, seed in until_enough(groups, run, encode, count):
+                sampled = sample(policy, run.processor, prompts, config, seed)
+                num_sampled += sum(one.completion_tokens for group in sampled for one in group.completions)
+                groups += [score(group) for group in sampled]
             rate = world.sum(num_sampled)[0] / (seconds := time.perf_counter() - begun)
             # 3. compare each with its group
             outcomes = gather_outcomes(world, groups)  # of all ranks, by prompt
             rewards = torch.stack([one.rewards for one in outcomes])  # (prompts, G)
-            advantages = group_advantages(rewards.flatten(), group_size, config.scale_rewards).view_as(
-                rewards
-            )
+            advantages = group_advantages(rewards.flatten(), each, config.scale_rewards).view_as(rewards)
             observed = observe(run, groups, outcomes, advantages)
             observed |= {"generation_seconds": seconds, "rollout_tokens_per_second": rate}
 
             # 4. pack what each of the rollout's steps learns from
-            shares = deal(run, groups, outcomes, advantages.float())
-            steps = [packs_of_step(run, share) for share in shares]
-            for packs, _ in steps:
-                if len(steps) * config.num_iterations > 1:
+            parts = deal(run, groups, outcomes, advantages.float())
+            minibatches = [make_minibatch(run, part) for part in parts]
+            for packs, _ in minibatches:
+                if len(parts) * config.num_iterations > 1:
                     add_logprobs(run, packs, "old_logprobs", run.model)
                 if reference:
-                    add_logprobs(run, packs, "ref_logprobs", reference)
+                    with disable_adapter(reference):
+                        add_logprobs(run, packs, "ref_logprobs", reference)
             # 5. loss and 6. update
-            steps = (steps * config.num_iterations)[: config.max_steps - run.step]
+            steps = (minibatches * config.num_iterations)[: config.max_steps - run.step]
             for left, (packs, counts) in zip(reversed(range(len(steps))), steps, strict=True):
                 begun = time.perf_counter()
                 learned = {**accumulate_gradients(run, packs, counts), **update(run)}

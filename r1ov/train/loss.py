@@ -5,9 +5,9 @@ policy that sampled, as the trainer computes them before its first update, `ref_
 reference. The ratio of the clipped objective is learning over sampling policy; the reference is in the KL
 term alone.
 
-Names of options and metrics, and defaults, are TRL's; r1ov/train/README.md lists the exceptions. Notation:
-G completions o_i of one prompt, |o_i| trained tokens each, stop token included; B completions and N trained
-tokens in the whole optimiser step, over all its packs and ranks. In one pack: Q sequences, n trained tokens.
+Names of options and metrics, and defaults, are TRL's. Notation: G completions o_i of one prompt, |o_i|
+trained tokens each, stop token included; B completions and N trained tokens in the whole optimiser step, over
+all its micro-batches and ranks.
 """
 
 import math
@@ -75,7 +75,7 @@ def group_advantages(rewards: Tensor, num_generations: int, scale_rewards: Scale
     still count in the normaliser of the loss and still feel the KL term.
 
     Args:
-        rewards: (B,) of the whole rollout, all ranks, the G completions of a prompt side by side.
+        rewards: (B,) of the whole step, all ranks, the G completions of a prompt side by side.
         num_generations: G.
         scale_rewards: "group": the std of the group, ddof 1; "batch": of all B rewards; "none": no division.
     Returns: (B,) float32, or float64 if the rewards are.
@@ -94,14 +94,17 @@ def group_advantages(rewards: Tensor, num_generations: int, scale_rewards: Scale
     if rewards.dim() != 1 or len(rewards) % num_generations:
         raise UserError(
             f"rewards have the shape {tuple(rewards.shape)}; expected one dimension, a multiple of "
-            f"num_generations {num_generations}"
+            f"num_generations "
+            f"{num_generations}"
         )
     if rewards.isinf().any():
         raise UserError(
-            f"{int(rewards.isinf().sum())} of {len(rewards)} rewards are infinite; a reward is finite or None"
+            f"{int(rewards.isinf().sum())} of {len(rewards)} rewards are infinite; a reward is finite, or "
+            f"None"
         )
-    # In float64 the mean of equal float32 rewards is exact.
-    groups = rewards.double().view(-1, num_generations)
+    groups = rewards.double().view(
+        -1, num_generations
+    )  # in float64 the mean of equal float32 rewards is exact
     mean, std = mean_and_std(groups)
     advantages = groups - mean
     if scale_rewards != "none":
@@ -125,7 +128,7 @@ def clamped(log_ratio: Tensor) -> Tensor:
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """(n,) estimates of KL(policy, reference) in nats: r - 1 - log r at each token, r = reference / policy.
+    """(N,) estimates of KL(policy, reference) in nats: r - 1 - log r at each token, r = reference / policy.
 
     Known as k3: unbiased, never negative. On samples of the policy itself its expected gradient is that of
     KL(reference, policy); times the ratio of learning to sampling policy, it is that of KL(policy,
@@ -145,7 +148,7 @@ def grpo_loss(
     *,
     num_items_in_batch: float,
     num_sequences_in_batch: float,
-    num_packed_in_batch: float | None = None,
+    num_read_in_batch: float | None = None,
     old_logprobs: Tensor | None = None,
     ref_logprobs: Tensor | None = None,
     entropies: Tensor | None = None,
@@ -159,7 +162,7 @@ def grpo_loss(
     importance_sampling_level: ImportanceSamplingLevel = "token",
     max_completion_length: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """One pack's share of the step's loss and metrics; shares add up over packs and ranks.
+    """One micro-batch's share of the step's loss and metrics; shares add up over micro-batches and ranks.
 
     With the ratio rho = policy / sampling policy of a token, the loss of a token is
 
@@ -179,12 +182,12 @@ def grpo_loss(
     Args:
         logprobs: (T,) of the packed tokens, any float dtype, at the sampling temperature, aligned as
             completion_mask is.
-        advantages: (Q,) of the sequences here. cu_seqlens: (Q + 1,) int.
+        advantages: (B,) of the sequences here. cu_seqlens: (B + 1,) int.
         completion_mask: (T,) bool, aligned with logprobs: what is trained, of each completion up to and
-            including its stop token. Elsewhere nothing is read. A sequence without any (a shared prompt, a
-            truncated completion) gives nothing.
+            including its stop token. Elsewhere nothing is read. A sequence without any (a truncated
+            completion) still counts.
         num_items_in_batch: N. num_sequences_in_batch: B of the whole step.
-        num_packed_in_batch: how many of the N tokens are in any pack; default: all. Without a KL term,
+        num_read_in_batch: how many of the N tokens any micro-batch sees; default: all. Without a KL term,
             completions of advantage 0 may stay away: loss, gradients and clip ratios are the same, the other
             means are over the tokens seen.
         old_logprobs: (T,); None: the sample is the policy's own and rho is 1, though its gradient is not 0.
@@ -203,25 +206,24 @@ def grpo_loss(
         raise ValueError(f"beta is {beta}, which needs ref_logprobs")
     if loss_type == "dr_grpo" and max_completion_length is None:
         raise ValueError("loss_type dr_grpo needs max_completion_length")
-    index = completion_mask.nonzero().squeeze(1)  # (n,) the trained tokens' places
+    index = completion_mask.nonzero().squeeze(1)  # (N,) the trained tokens' places
     assert len(index) <= num_items_in_batch, (
         f"{len(index)} trained tokens here, {num_items_in_batch} in the whole step"
     )
-    members = torch.arange(len(cu_seqlens) - 1, device=index.device)  # (Q,)
-    # (n,) which sequence each token belongs to
-    sequence = members.repeat_interleave(cu_seqlens.diff())[index]
-    lengths = sequence.bincount(minlength=len(members))  # (Q,)
+    members = torch.arange(len(cu_seqlens) - 1, device=index.device)  # (B,)
+    sequence = members.repeat_interleave(cu_seqlens.diff())[index]  # (N,) whose each token is
+    lengths = sequence.bincount(minlength=len(members))  # (B,)
     num_items, num_sequences = max(num_items_in_batch, 1), max(num_sequences_in_batch, 1)
 
     packed = (logprobs, old_logprobs, ref_logprobs, entropies, importance_sampling_ratio)
-    logprobs, old, ref, entropy, weight = (  # (n,) each from here on, in float32 or more
+    logprobs, old, ref, entropy, weight = (  # (N,) each from here on, in float32 or more
         None if one is None else one[index].to(torch.promote_types(one.dtype, torch.float32))
         for one in packed
     )
     advantage = advantages[sequence]
 
     def means(values: Tensor) -> Tensor:
-        """(n,) -> (Q,) by sequence; 0 for a sequence of which nothing is trained."""
+        """(N,) -> (B,) by sequence; 0 for a sequence of which nothing is trained."""
         sums = values.new_zeros(len(lengths)).index_add(0, sequence, values)
         return sums / lengths.clamp(min=1)
 
@@ -249,9 +251,9 @@ def grpo_loss(
         total = loss.sum() / num_items
 
     with torch.no_grad():  # what is logged of it, under TRL's names
-        num_packed = num_items if num_packed_in_batch is None else max(num_packed_in_batch, 1)
+        num_read = num_items if num_read_in_batch is None else max(num_read_in_batch, 1)
         logged = {"log_ratio/abs_mean": log_ratio.abs(), "kl": kl, "entropy": entropy}
-        metrics = {name: values.sum() / num_packed for name, values in logged.items() if values is not None}
+        metrics = {name: values.sum() / num_read for name, values in logged.items() if values is not None}
         metrics["log_ratio/abs_max"] = largest(log_ratio.abs())
         if kl is not None:
             metrics["kl_max"] = largest(kl)
@@ -263,10 +265,10 @@ def grpo_loss(
         if loss_type == "cispo":
             return total, metrics | {"cispo_clip_ratio": clipped_high}
         lows, highs = (means(flags)[lengths > 0] for flags in (is_low, is_high))  # of each completion
-        is_all_packed = num_packed >= num_items  # what is not packed has advantage 0, and is not clipped
+        is_all_read = num_read >= num_items  # what is not read has advantage 0, and is not clipped
         return total, metrics | {
             "clip_ratio/low_mean": (is_low / size).sum() / count,
-            "clip_ratio/low_min": -largest(-lows) * is_all_packed,
+            "clip_ratio/low_min": -largest(-lows) * is_all_read,
             "clip_ratio/high_mean": clipped_high,
             "clip_ratio/high_max": largest(highs),
             "clip_ratio/region_mean": ((is_low + is_high) / size).sum() / count,

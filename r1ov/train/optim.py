@@ -20,6 +20,8 @@ from r1ov.folder.weights import is_sharded, local, rows_of_each
 from r1ov.train.run.log import say
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
     from r1ov.train.run.open import Run
 
 MAX_SKIPPED = 10  # steps in a row
@@ -160,7 +162,7 @@ def learning_rate_factor(
     return floor + (1 - floor) * shape
 
 
-# -- one optimiser step
+# -- one step of them
 
 
 def each_pack(packs: Sequence[Batch], run: "Run") -> Iterator[Batch]:
@@ -188,13 +190,17 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> float
     shares = [local(gradient) for gradient in gradients]
     squares = torch.nn.utils.get_total_norm(shares).double().square()
     if is_sharded(gradients[0]):
-        mesh = gradients[0].device_mesh
-        dist.all_reduce(squares)  # over all ranks, so that all have one number; each copy counts once
-        squares /= dist.get_world_size() / mesh.size(mesh.ndim - 1)
+        squares = over_all_ranks(squares, gradients[0].device_mesh)
     norm = squares.sqrt().item()
     if norm > max_norm and math.isfinite(norm):
         torch._foreach_mul_(shares, max_norm / norm)
     return norm
+
+
+def over_all_ranks(squares: Tensor, mesh: "DeviceMesh") -> Tensor:
+    """The sum over all ranks, so that all have one number; of groups that each hold the whole, one counts."""
+    dist.all_reduce(squares)
+    return squares / (dist.get_world_size() / mesh.size(mesh.ndim - 1))
 
 
 def note_skipped(run: "Run", grad_norm: float) -> None:
@@ -204,7 +210,8 @@ def note_skipped(run: "Run", grad_norm: float) -> None:
     if run.skipped_in_a_row >= MAX_SKIPPED:
         raise UserError(
             f"step {run.step + 1}: the gradient's length is {grad_norm}, {run.skipped_in_a_row} times in a "
-            "row; lower the learning rate, or warm up longer"
+            f"row; "
+            "lower the learning rate, or warm up longer"
         )
 
 

@@ -1,7 +1,7 @@
 """From the data's next prompts to groups of scored completions: what GRPO learns from."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import chain
@@ -58,9 +58,7 @@ def sample(
         seed=seed,
         names=[str(group.number).encode() for group in prompts],
         temperature=config.temperature,
-        # No filter of generation_config.json's either: but for ids that no text can hold, such as an image's
-        # placeholder, what is sampled is the policy that learns.
-        top_p=1.0,
+        top_p=1.0,  # and no filter of generation_config.json's: what is sampled is the policy that learns
         top_k=0,
         repetition_penalty=1.0,
     )
@@ -158,7 +156,6 @@ def encode_prompt(processor: Processor, record: Record, longest: int) -> Encoded
 
 
 Encode = Callable[[Record], Encoded]  # raises BadRow
-Answer = Callable[[Sequence[Group], int], list[Group]]  # prompts, and their seed, to scored groups
 
 
 def next_prompts(run: Run, encode: Encode, count: int) -> list[Group]:
@@ -186,32 +183,35 @@ def next_prompts(run: Run, encode: Encode, count: int) -> list[Group]:
     return prompts
 
 
-def until_enough(run: Run, encode: Encode, count: int, answer: Answer) -> tuple[list[Group], int]:
-    """This rank's groups of a rollout of `count`, and how many tokens it sampled for them. Collective: all
-    ranks call this.
+def until_enough(
+    groups: list[Group], run: Run, encode: Encode, count: int
+) -> Iterator[tuple[list[Group], int]]:
+    """Prompts, and their seed, for a rollout of `count` groups, which the caller adds to `groups`.
 
-    Prompts that cannot be used, and under dynamic sampling groups without spread, are replaced by the data's
-    next, --max-resamplings times; after that a rollout is smaller. Where no group has spread the first
-    `count` stay: they teach the KL term alone, and the run goes on.
+    Collective: all ranks call this.
+
+    Prompts that cannot be used, and under dynamic sampling groups without spread, which are taken out again,
+    are replaced by the data's next, --max-resamplings times; after that a rollout is smaller. Where no group
+    has spread the first `count` stay: they teach the KL term alone, and the run goes on.
+
+    Args: groups: of this rank, empty at first.
     """
-    world, missing, num_sampled = run.world, count, 0
-    groups: list[Group] = []
+    world, missing = run.world, count
     flat: list[Group] = []
     for _ in range(1 + run.config.max_resamplings):
         seed = run.config.seed * 1_000_003 + run.extra.get("next_prompt", 0)
-        for group in answer(next_prompts(run, encode, missing), seed):
-            num_sampled += sum(one.completion_tokens for one in group.completions)
-            is_flat = run.config.dynamic_sampling and not group.has_spread
-            (flat if is_flat else groups).append(group)
+        yield next_prompts(run, encode, missing), seed
+        if run.config.dynamic_sampling:
+            flat += [group for group in groups if not group.has_spread]
+            groups[:] = [group for group in groups if group.has_spread]
         missing = count - int(world.sum(len(groups))[0])
         if not missing:
-            break
+            return
     if missing == count:
         numbers = sorted(chain(*world.gather([group.number for group in flat])))[:count]
         if not numbers:
             raise UserError(f"none of the prompts of this rollout can be used; {run.tally.summary()}")
         groups += [group for group in flat if group.number in numbers]
-    return groups, num_sampled
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class Outcome:
     scores: Sequence[Mapping[str, float | None]]
     lengths: list[int]  # of the completions, in tokens
     finished: list[bool]
-    prompt_tokens: int  # times G, as TRL counts, though the prompt is computed once
+    prompt_tokens: int  # read by all of its completions together
 
 
 def gather_outcomes(world: World, groups: Sequence[Group]) -> list[Outcome]:

@@ -68,7 +68,7 @@ def take_options(columns: Columns) -> tuple[str, ...]:
         if not texts or is_image(value):
             raise BadRow("the choices are in no form that is known", repr(value)[:100])
         return texts
-    for prefix in ("", "option_", "option", "choice_", "choice", "op"):
+    for prefix in ("", "option_", "option", "choice_", "choice"):
         names = list(takewhile(columns.__contains__, (prefix + letter.lower() for letter in LETTERS)))
         if len(names) > 1:
             return tuple(str(columns.pop(name)).strip() for name in names)

@@ -21,7 +21,7 @@ NAMES = {
     "system text": "system system_prompt",
     "reply": "completion output response suffix",
     "reward model": "reward_model",
-    "weight": "weight loss loss_mask loss_scale train training trainable",
+    "weight": "weight loss loss_mask",
     # What a record says apart from its messages.
     "answer": "answer ground_truth ground_truth_answer final_answer correct_answer gt_answer "
     "correct_choice_idx",
@@ -110,8 +110,6 @@ class Columns(dict[str, Any]):
             if meaning is None and (is_image(value) or (_IMAGE.search(name) and value and not images)):
                 is_name = images and is_place(value) and not is_place(images)  # of an image that was read
                 meaning = None if value in images or value == images or is_name else "an image or video"
-            if meaning == "label" and value is False:  # TRL's unpaired preferences
-                raise BadRow("the row says that its reply is a bad one", f"{name} is false")
             if meaning is not None and meaning not in BESIDE and not is_within(value, text):
                 raise BadRow(f"the column {name} holds {meaning}, which is not used")
             unread.append(name)

@@ -66,6 +66,12 @@ class Mixture:
         """A line for each file, which changes with it."""
         return tuple(fingerprint(file.path) for reader in self.readers for file in reader.files)
 
+    def check_some(self, count: int, name: str) -> None:
+        """Raises UserError if none of the first rows can be used. Args: name: for the message."""
+        first = [self[number] for number in range(min(len(self), count))]
+        if all(isinstance(row, BadRow) for row in first):
+            raise UserError(f"{name}: none of its rows can be used; {first[0]}")
+
     def survey(self, encode: Callable[[Record], Any], limit: int) -> Iterator[tuple[Record | BadRow, Any]]:
         """Of each reader up to `limit` rows, evenly spread, 0: all; and what `encode` makes of each, None of
         a BadRow, which is also what `encode` refuses with a UserError.

@@ -92,7 +92,7 @@ class Checkpoints:
             except BaseException as error:  # for the main thread, in `wait`
                 self._error = error
 
-        # A daemon, so that an impatient user can interrupt a long save.
+        # A daemon: who cannot wait can interrupt a long save.
         self._thread = threading.Thread(target=work, name=f"save of step {step}", daemon=True)
         self._thread.start()
 

@@ -1,6 +1,6 @@
 """Options of training, named as in TRL and Hugging Face's Trainer; every field is a flag of train.py.
 
-`overridable`: what a run that is resumed may change with --override. `resumable`: what it may change anyway.
+`overridable`: what a run that is resumed may change with --override. `resumable`: what it may change anyhow.
 """
 
 import math
@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from r1ov.cli import check_bounds, marked, option
 from r1ov.errors import UserError
 from r1ov.reward.rules.boxes import Unit
+from r1ov.train.run.lora import LoraOptions
 
 PLAYGROUND = "playground"
 LossType = Literal["grpo", "dapo", "dr_grpo", "cispo"]
@@ -20,16 +21,14 @@ SIZE_7B = 8.3e9  # parameters of Qwen2.5-VL-7B
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(LoraOptions):
     """Options of both stages."""
 
     endless_steps = 200  # on endless data, unless --max-steps is given
 
     stage: Literal["sft", "grpo"] = option("sft", STAGES)
     preset: str | None = option(None, "a published recipe, which the other flags override: r1-onevision")
-    model: str | None = option(
-        None, "model folder, hub name or r1ov-tiny to start from; default: train from scratch"
-    )
+    model: str | None = option(None, "model folder, hub name or r1ov-tiny to begin with; default: none")
     config_name: str = option(
         "r1ov-tiny", "from scratch: the model whose architecture and processor, but not weights, are used"
     )
@@ -58,9 +57,7 @@ class TrainConfig:
     clean: bool = option(
         False, "rewrite replies as <think>, <answer>: for R1-Onevision's own data, which mixes four layouts"
     )
-    image_folder: str | None = option(
-        None, "where image paths begin and must lie; default: each file's folder"
-    )
+    image_folder: str | None = option(None, "where image paths begin and must be; default: the file's folder")
     allow_outside: bool = option(False, "images may lie anywhere on this machine")
     box_unit: Unit | None = option(None, "boxes' frame; default: what rows say, else the one that they fill")
     allow_changed_data: bool = option(
@@ -76,6 +73,12 @@ class TrainConfig:
         None, "shrink larger images to this many pixels; default: the checkpoint's", least=1
     )
     max_length: int = option(8192, "most tokens of a conversation, and of a packed micro-batch", least=8)
+    overlong: Literal["drop", "error"] = option(
+        "drop", "longer conversations: drop and count them, or stop the run"
+    )
+    dataloader_num_workers: int = option(
+        1, "processes that prepare the next steps' data; 0: none", least=0, resumable=True
+    )
 
     max_steps: int | None = option(
         None,
@@ -103,7 +106,7 @@ class TrainConfig:
     learning_rate: float | None = option(
         None,
         "peak of adamw; default: from a model 1e-5, in grpo 1e-6, at 7B and more the smaller it is (as 1 "
-        "over the root of its size); from scratch 2e-3; grpo on the playground 2e-4",
+        "over the root of its size), for LoRA ten times that; from scratch 2e-3; grpo on the playground 2e-4",
         above=0,
         overridable=True,
     )
@@ -145,7 +148,9 @@ class TrainConfig:
     save_steps: int = option(
         0, "a checkpoint every N steps, from which the same command resumes; 0: none", least=0, resumable=True
     )
-    save_total_limit: int | None = option(2, "keep the newest N checkpoints", least=1, resumable=True)
+    save_total_limit: int | None = option(
+        2, "keep this many checkpoints, the newest", least=1, resumable=True
+    )
     eval_steps: int = option(50, "held-out loss and answers every N steps; 0: never", least=0, resumable=True)
     eval_samples: int = option(35, "held-out samples per evaluation", least=1, resumable=True)
     eval_max_new_tokens: int = option(256, "most tokens of a held-out answer", least=1, resumable=True)
@@ -161,7 +166,7 @@ class TrainConfig:
 
     def peak_learning_rate(self, parameters: int) -> float:
         """What --learning-rate is, or would best be for a model of this size."""
-        return self.learning_rate or (by_size(1e-5, parameters) if self.model else 2e-3)
+        return self.learning_rate or (by_size(1e-5, parameters, self.is_lora) if self.model else 2e-3)
 
     @property
     def steps_per_row(self) -> int:
@@ -178,16 +183,8 @@ class TrainConfig:
         return {name: getattr(self, name) for name in ("clean", "image_folder", "allow_outside", "box_unit")}
 
 
-@dataclass(frozen=True, kw_only=True)
 class SFTConfig(TrainConfig):
     """Options of supervised fine-tuning."""
-
-    overlong: Literal["drop", "error"] = option(
-        "drop", "longer conversations: drop and count them, or stop the run"
-    )
-    dataloader_num_workers: int = option(
-        1, "processes that prepare the next steps' data; 0: none", least=0, resumable=True
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +294,7 @@ class GRPOConfig(TrainConfig):
             )
 
     def peak_learning_rate(self, parameters: int) -> float:
-        return self.learning_rate or (2e-4 if self.data == PLAYGROUND else by_size(1e-6, parameters))
+        return self.learning_rate or (2e-4 if self.data == PLAYGROUND else by_size(1e-6, parameters, self.is_lora))
 
     @property
     def steps_per_row(self) -> int:
@@ -309,11 +306,13 @@ class GRPOConfig(TrainConfig):
         return marked(self, "of_loss")
 
 
-def by_size(at_7b: float, parameters: int) -> float:
+def by_size(at_7b: float, parameters: int, is_lora: bool = False) -> float:
     """A learning rate known to be right for 7B, for a model of another size, to two digits.
 
     It goes with 1 / width, as muP's for Adam (arXiv 2203.03466), and width with the root of the size.
     """
+    if is_lora:
+        at_7b *= 10  # Schulman et al. 2025, "LoRA Without Regret"
     return float(f"{at_7b * math.sqrt(SIZE_7B / parameters):.1e}")
 
 

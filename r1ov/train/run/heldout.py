@@ -45,7 +45,7 @@ def evaluate(run: Run) -> None:
         run.log.event({"step": run.step, **result})
         run.log.draw()
     took = time.perf_counter() - started
-    run.since, run.begun = run.since + took, run.begun + took  # not counted as step time
+    run.since, run.begun = run.since + took, run.begun + took  # no time of a step's
 
 
 def held_out(run: Run, need: Literal["reply", "solution"]) -> tuple[Source, int]:

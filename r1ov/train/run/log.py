@@ -44,7 +44,7 @@ LOSS, ANSWERS = "loss (nats per token)", "held-out answers"
 TOKENS, FLAT, CUT = "tokens predicted right", "groups that teach nothing", "completions cut off"
 SHARES = (TOKENS, ANSWERS, FLAT, CUT)
 CURVES = {  # metric -> its panel, and its name where a panel has several curves; the rewards come first
-    "loss": (LOSS, "trained"),  # of GRPO it is about 0, and says little
+    "loss": (LOSS, "trained"),  # of GRPO it is minus the mean advantage: 0, which says nothing
     "eval_loss": (LOSS, "held out"),
     "mean_token_accuracy": (TOKENS, "trained"),
     "eval_mean_token_accuracy": (TOKENS, "held out"),
@@ -129,9 +129,10 @@ def introduction(run: "Run", rows: str) -> list[str]:
     total = sum(parameter.numel() for parameter in run.model.parameters())
     trained = sum(parameter.numel() for parameter in run.parameters)
     # weights, gradients and AdamW's two moments; of what does not learn weights alone, so of a reference
-    memory, held = (16 * trained + 4 * (total - trained)) * copies / size, "weights, gradients and optimizer"
+    weights = sum(parameter.nbytes for parameter in run.model.parameters())
+    memory, held = (weights + 12 * trained) * copies / size, "weights, gradients and optimizer"
     is_grpo = config.stage == "grpo"
-    if is_grpo and config.beta:
+    if is_grpo and config.beta and not config.is_lora:
         memory, held = memory + 4 * total * copies / size, f"{held}, reference"
     if is_sharded(run.model) and (
         is_grpo or (config.eval_steps and (config.eval_data or config.data == PLAYGROUND))
@@ -155,8 +156,8 @@ def introduction(run: "Run", rows: str) -> list[str]:
         lines += rollout_lines(run)
     if run.num_rows and config.train_batch_size * config.steps_per_row >= run.num_rows:
         lines.append(
-            f"note    a step takes all {unit} of an epoch; for more steps: --max-steps, --num-train-epochs "
-            "or a smaller --train-batch-size"
+            f"note    a step takes all {unit} of an epoch; for more steps: --max-steps, --num-train-epochs or "
+            "a smaller --train-batch-size"
         )
     if run.changed:
         lines.append(f"note    goes on with other options: {', '.join(run.changed)}")

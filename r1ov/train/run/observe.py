@@ -76,7 +76,7 @@ def observe(
     note_flat(run, metrics["frac_reward_zero_std"])
     if run.world.is_main and run.config.sample_steps and run.step % run.config.sample_steps == 0:
         places = {one.number: place for place, one in enumerate(outcomes)}
-        # A completion's step is the one that `deal` gives it to; its loss is a mean over all of that step.
+        # A completion's step is the `part` that `deal` puts it in; its loss is a mean over all of that step.
         trained = (lengths * (finished | (not run.config.mask_truncated_completions))).flatten()
         part = torch.arange(len(trained)) % run.config.steps_per_generation
         counts = torch.stack((part.bincount(trained)[part], part.bincount()[part]), -1).view(
@@ -89,16 +89,16 @@ def observe(
 
 @torch.no_grad()
 def sampling_metrics(
-    difference: Tensor, correction: Tensor | None, mask: Tensor, num_packed: float
+    difference: Tensor, correction: Tensor | None, mask: Tensor, num_read: float
 ) -> dict[str, Tensor]:
     """How far sampler and trainer are apart, (T,) in nats, and the weights that correct for it."""
     gap, weight = "sampling/sampling_logp_difference", "sampling/importance_sampling_ratio"
     apart = difference.abs()[mask]
-    metrics = {f"{gap}/mean": apart.sum() / max(num_packed, 1), f"{gap}/max": largest(apart)}
+    metrics = {f"{gap}/mean": apart.sum() / max(num_read, 1), f"{gap}/max": largest(apart)}
     if correction is not None:
         used = correction[mask]
         metrics |= {f"{weight}/min": -largest(-used), f"{weight}/max": largest(used)}
-        metrics[f"{weight}/mean"] = used.sum() / max(num_packed, 1)
+        metrics[f"{weight}/mean"] = used.sum() / max(num_read, 1)
     return metrics
 
 

@@ -7,24 +7,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
-from itertools import chain, count, zip_longest
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from r1ov.cli import flag, marked
-from r1ov.common.files import check_same_options, earlier_options, new_folder, write_json
+from r1ov.common.files import earlier_options, new_folder, write_json
 from r1ov.common.processes import World, choose_kernels, joined, share_cores
 from r1ov.common.stopping import stopping
 from r1ov.data.formats.mixture import Mixture, open_data
-from r1ov.data.formats.records import BadRow, Record
+from r1ov.data.formats.records import Record
 from r1ov.data.formats.tally import Tally
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import Processor
 from r1ov.data.steps import Source, recognise_boxes
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
+from r1ov.folder.adapter import merge
 from r1ov.folder.pretrained import read_config, read_processor
 from r1ov.folder.weights import init_weights, is_sharded, load_weights
 from r1ov.model.model import Qwen2_5_VL
@@ -32,13 +33,22 @@ from r1ov.train.optim import build_optimizers
 from r1ov.train.run.checkpoint import Checkpoints
 from r1ov.train.run.config import PLAYGROUND, TrainConfig
 from r1ov.train.run.log import Log, duration, gpu_metrics, introduction, say, tell
-from r1ov.train.run.sharding import checkpoint_activations, freeze, make_mesh, refresh, replica, shard
+from r1ov.train.run.sharding import (
+    build_adapted,
+    checkpoint_activations,
+    freeze,
+    make_mesh,
+    refresh,
+    replica,
+    shard,
+)
+from r1ov.train.run.state import check_same_run
 
 SURVEYED = 1000  # rows of each file that are read before training
 
 
 def open_source(config: TrainConfig, need: Literal["reply", "solution"]) -> tuple[Source, int | None]:
-    """The training data, and its rows in an epoch; None if they never repeat.
+    """The training data, and its number of rows; None if it has no end.
 
     Args: need: what a row must have, a reply to imitate or a solution to be scored against.
     """
@@ -50,13 +60,12 @@ def open_source(config: TrainConfig, need: Literal["reply", "solution"]) -> tupl
 
 @contextmanager
 def open_run(config: TrainConfig, source: Source, num_rows: int | None) -> Iterator["Run"]:
-    """The run that these options describe, at its beginning or where its last checkpoint left it.
+    """The run that these options describe, at its beginning or where its last checkpoint left it; SystemExit
+    of status 0 if it was finished earlier.
 
-    Args: num_rows: conversations or completions of an epoch of `source`; None if its rows never repeat.
-    Raises: SystemExit, status 0, if the run was finished earlier.
+    Args: num_rows: conversations or completions that `source` has for an epoch; None if it has no end.
     """
-    # Gradients of a peaked softmax are full of denormals: ten times slower without.
-    torch.set_flush_denormal(True)
+    torch.set_flush_denormal(True)  # gradients of a peaked softmax are full of them: ten times slower
     with ExitStack() as stack:
         world, device = stack.enter_context(joined(config.device))
         if config.num_threads:
@@ -101,9 +110,8 @@ class Run:
         if isinstance(source, Mixture):
             recognise_boxes(source.readers, self.processor)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        rates = config.learning_rate, config.muon_learning_rate
-        betas = config.adam_beta1, config.adam_beta2
-        self.optimizers = build_optimizers(self.model, config.optim, *rates, betas, config.weight_decay)
+        rates = config.learning_rate, config.muon_learning_rate, (config.adam_beta1, config.adam_beta2)
+        self.optimizers = build_optimizers(self.model, config.optim, *rates, config.weight_decay)
         self.step, self.extra, self.changed = 0, {}, []
         if before:
             self._resume(before, is_longer)
@@ -113,16 +121,17 @@ class Run:
         self.stop = stack.enter_context(stopping(announcement))
 
     def build(self) -> tuple[Qwen2_5_VL, Processor]:
-        """The model to train, in float32, and its processor: loaded, or drawn as `config_name` is.
-
-        Sharded wherever there is more than one process, or a GPU; no process then ever holds the whole of it.
+        """The model to train, in float32, and its processor: loaded, or drawn as `config_name` is. Sharded
+        wherever there is more than one process, or a GPU; no process then ever holds the whole of it.
         """
         config, world, device = self.config, self.world, self.device
         is_to_be_sharded = world.size > 1 or device.type == "cuda"
         if self.dtype == torch.bfloat16 and not is_to_be_sharded:
             raise UserError("--bf16 needs a GPU or several processes; one on a CPU is faster in float32")
-        folder = pretrained.resolve(config.model or config.config_name)
-        processor = read_processor(folder)
+        folders = pretrained.find(config.model or config.config_name, config.adapter)
+        processor = read_processor(folders.settings).with_pixel_limits(config.min_pixels, config.max_pixels)
+        if config.lora_r or config.adapter:
+            return build_adapted(self, folders, processor.config), processor
         model = pretrained.build(processor.config)
         if config.freeze:
             freeze(model, config.frozen_parts)
@@ -130,14 +139,13 @@ class Run:
             checkpoint_activations(model, config.activation_checkpointing)
         if is_to_be_sharded:
             # CPUs have memory to spare, and gathering twice takes their time.
-            mesh = make_mesh(world, device, config.replicate)
-            shard(model, mesh, self.dtype, reshard_after_forward=device.type != "cpu")
+            shard(model, make_mesh(world, device, config.replicate), self.dtype, device.type != "cpu")
         if config.model:
-            load_weights(model, folder, device, torch.float32)
+            load_weights(model, folders.weights, device, torch.float32)
         else:
             model.to_empty(device=device)
             init_weights(model, torch.Generator().manual_seed(config.seed))
-        return model, processor.with_pixel_limits(config.min_pixels, config.max_pixels)
+        return model, processor
 
     def _resume(self, before: Mapping[str, Any], is_longer: bool) -> None:
         self.step, self.extra = self.checkpoints.load_latest(self.model, self.optimizers) or (0, {})
@@ -168,8 +176,7 @@ class Run:
         config = self.config
         if config.eval_data:
             rows = open_data(config.eval_data, split="test", lazy=True, **config.reading)
-            if all(isinstance(rows[number], BadRow) for number in range(min(len(rows), config.eval_samples))):
-                raise UserError(f"--eval-data {config.eval_data}: none of its rows can be used; {rows[0]}")
+            rows.check_some(config.eval_samples, f"--eval-data {config.eval_data}")
         tell_main = tell if self.world.is_main else None
         self.tally = Tally(config.max_bad_share, tell_main)
         if not self.step and isinstance(self.source, Mixture):
@@ -207,8 +214,14 @@ class Run:
         self.started = self.begun = self.since = time.perf_counter()
 
     def is_due(self, every: int, step: int) -> bool:
-        """Whether what is due every so many steps, and at the last one, is due at this one; 0: never."""
+        """Whether what is done every so many steps, and at the end, is done at this one; 0: never."""
         return every > 0 and (step % every == 0 or step == self.config.max_steps)
+
+    def reference(self) -> Qwen2_5_VL:
+        """The policy as it began, for the KL term; with LoRA the model itself, its adapter to be disabled."""
+        if self.config.adapter:
+            raise UserError("--beta: the reference would be the model without its adapter; merge that first")
+        return self.model if self.model.lora else self.build()[0].requires_grad_(False)
 
     def answering_model(self) -> Qwen2_5_VL:
         """The model as it is now, whole on every rank, for decoding: itself, or a copy of a sharded one."""
@@ -258,6 +271,8 @@ class Run:
 
     def finish(self) -> None:
         """Leaves the trained model in `out`/final."""
+        if self.config.merge:
+            merge(self.model)
         pretrained.save(self.model, self.processor, self.out / "final", dtype=torch.float32)
         if self.log:
             pretrained.write_asked(self.out / "final", self.config.stage, self.processor)
@@ -276,12 +291,14 @@ def is_finished(out: Path) -> bool:
 def settle(
     config: TrainConfig, num_rows: int | None, files: Sequence[str], world: World, device: torch.device
 ) -> tuple[dict[str, Any], TrainConfig]:
-    """The options of the run to go on with, {} if there is none, and those of this one, all resolved.
+    """The options of the run to go on with, {} if there is none, and those of this one, all resolved. Without
+    --out its folder is the first of runs/sft, runs/sft-2, ... that is free or holds this very run.
 
-    Without --out its folder is the first of runs/sft, runs/sft-2, ... that is free or holds this very run.
     Raises: UserError if the folder given holds another.
     """
-    start = read_config(pretrained.resolve(config.model or config.config_name) / "config.json")
+    folders = pretrained.find(config.model or config.config_name, config.adapter)
+    config = replace(config, adapter=folders.adapter and str(folders.adapter))
+    start = read_config(folders.settings / "config.json")
     parameters = sum(parameter.numel() for parameter in pretrained.build(start).parameters())
     numbered = (Path("runs", f"{config.stage}-{number}") for number in count(2))
     for out in [Path(config.out)] if config.out else chain([Path("runs", config.stage)], numbered):
@@ -293,7 +310,7 @@ def settle(
             if is_finished(out) and not before:
                 raise UserError(f"{out}/final already holds a model; choose another --out")
             if before and (goes_on or not config.out):
-                check_same_run(before, settled, files)
+                check_same_run(before, settled, files, is_finished(out))
         except UserError:
             if config.out:
                 raise
@@ -301,23 +318,6 @@ def settle(
         if before and not goes_on and world.is_main:
             say(f"note    {out}/ holds a run without a checkpoint; it begins anew")
         return before if goes_on else {}, settled
-
-
-def check_same_run(before: Mapping[str, Any], config: TrainConfig, files: Sequence[str]) -> None:
-    """Raises UserError if a run begun with `before` cannot go on with these options or these data files."""
-    pairs = zip_longest(before.get("fingerprint") or files, files, fillvalue="no file")
-    changed = [f"{old} is now {new}" for old, new in pairs if old != new]
-    if changed and not config.allow_changed_data:
-        raise UserError(
-            f"the rows of --data {config.data} have changed since the run in {config.out} began: {changed[0]}"
-            f"{', ...' * (len(changed) > 1)}; put them back, choose another --out, or go on with "
-            "--allow-changed-data"
-        )
-    where = f"the finished run in {config.out}" if is_finished(Path(config.out)) else "this run"
-    may_differ = {*marked(config, "resumable"), "world_size", "fingerprint"}
-    check_same_options(before, asdict(config), {*may_differ, *marked(config, "overridable")}, where)
-    if not config.override:
-        check_same_options(before, asdict(config), may_differ, where, "go on with these by --override")
 
 
 def resolve(
@@ -328,9 +328,8 @@ def resolve(
     before: Mapping[str, Any],
     parameters: int,
 ) -> TrainConfig:
-    """Every option resolved. A step never takes more rows than there are.
-
-    Args: before: options of the run to be resumed, which keeps a step's rows. parameters: of the model.
+    """Every option resolved; a step never takes more rows than there are. Args: before: options of the run to
+    be resumed, which keeps a step's rows. parameters: of the model.
     """
     per_rank = config.per_device_train_batch_size * config.gradient_accumulation_steps
     of_batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
@@ -344,7 +343,7 @@ def resolve(
     if max_steps is None:
         epochs = config.num_train_epochs
         max_steps = config.endless_steps if num_rows is None else math.ceil(epochs * num_rows / batch_size)
-    learning_rate = config.peak_learning_rate(parameters)
     recomputed = config.activation_checkpointing or ("selective" if device.type == "cuda" else "off")
-    settled = {"train_batch_size": batch_size, "max_steps": max_steps, "learning_rate": learning_rate}
-    return replace(config, device=str(device), activation_checkpointing=recomputed, **settled)
+    learning_rate = config.peak_learning_rate(parameters)
+    settled = {"train_batch_size": batch_size, "max_steps": max_steps, "activation_checkpointing": recomputed}
+    return replace(config, device=str(device), learning_rate=learning_rate, **settled)

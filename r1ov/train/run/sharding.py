@@ -4,13 +4,14 @@ process holds which rows.
 The order is freeze, checkpoint_activations, shard, on a model that has no weights yet (on the meta device);
 then the weights are read or drawn, and each process only ever holds its own rows, in float32. The forward
 pass gathers one unit at a time: the vision encoder, each decoder layer, and what is left (embedding, final
-norm, head).
+    norm, head).
 """
 
+import os
 from collections.abc import Collection
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -18,8 +19,15 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from r1ov.common.processes import World
 from r1ov.errors import UserError
-from r1ov.folder.weights import local, whole
+from r1ov.folder import pretrained
+from r1ov.folder.adapter import Folders, read_adapter
+from r1ov.folder.weights import load_weights, local, local_rows, whole
+from r1ov.model.config import Config
+from r1ov.model.lora import Lora, attach, drawn, targets
 from r1ov.model.model import Qwen2_5_VL
+
+if TYPE_CHECKING:
+    from r1ov.train.run.open import Run
 
 PARTS = ("vision", "merger", "language")
 # Operations whose results selective checkpointing keeps; bmm is not among them: here it only makes
@@ -57,8 +65,11 @@ def checkpoint_activations(model: Qwen2_5_VL, mode: str) -> None:
         raise ValueError(f"mode is {mode!r}, must be off, selective or full")
     if mode == "off":
         return
-    # Nothing in the model is random.
-    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    options: dict[str, Any] = {
+        "use_reentrant": False,
+        # nothing else in the model is random
+        "preserve_rng_state": bool(model.lora and model.lora.dropout),
+    }
     if mode == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     for block in [*model.visual.blocks, *model.model.layers]:
@@ -70,7 +81,7 @@ def make_mesh(world: World, device: torch.device, replicate: int = 1) -> DeviceM
     more than one group.
 
     Groups are consecutive ranks: with one group a node the parameters travel within nodes only, and gradients
-    alone between them.
+        alone between them.
     """
     if replicate < 1 or world.size % replicate:
         raise UserError(f"--replicate is {replicate}; it must divide the number of processes, {world.size}")
@@ -88,7 +99,7 @@ def shard(
     gradients in float32.
 
     Gradients are the sums over all processes, not their means: the loss is divided by the global number of
-    tokens already.
+        tokens already.
 
     Args:
         model: on the meta device, or with whole weights that are the same in all processes.
@@ -96,8 +107,11 @@ def shard(
         reshard_after_forward: False keeps the gathered parameters until the backward pass: no second
             gathering, more memory.
     """
-    # Not on the way of a run that is not sharded.
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import (
+        FSDPModule,
+        MixedPrecisionPolicy,
+        fully_shard,
+    )  # not on the way of a run that is not sharded
 
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     layers = list(model.model.layers)
@@ -112,8 +126,9 @@ def shard(
     for unit in model.modules():
         if isinstance(unit, FSDPModule):
             unit.set_gradient_divide_factor(1.0)
-            # Else a factor of 1 is NCCL's own scaled sum, which gloo has not.
-            unit.set_force_sum_reduction_for_comms(True)
+            unit.set_force_sum_reduction_for_comms(
+                True
+            )  # else a factor of 1 is NCCL's own scaled sum, which gloo has not
     # The vision encoder is no one's next in these lists: a batch without pictures never asks for it.
     for this, following in pairwise([model.visual, *layers]):
         this.set_modules_to_forward_prefetch([following])
@@ -127,20 +142,57 @@ def replica(model: Qwen2_5_VL, dtype: torch.dtype) -> Qwen2_5_VL:
     """
     with torch.device("meta"):
         copy = Qwen2_5_VL(model.config)
+        if model.lora:
+            own = {name: torch.empty(one.shape) for name, one in model.named_parameters() if "lora_" in name}
+            attach(copy, own, model.lora)
     device = local(next(model.parameters())).device
     copy = copy.requires_grad_(False).to(dtype).to_empty(device=device).eval()
-    refresh(copy, model)
+    refresh(copy, model, everything=True)
     return copy
 
 
 @torch.no_grad()
-def refresh(copy: Qwen2_5_VL, model: Qwen2_5_VL) -> None:
-    """Brings a replica's weights up to date, one tensor at a time, in place. All processes call this
-    together.
+def refresh(copy: Qwen2_5_VL, model: Qwen2_5_VL, everything: bool = False) -> None:
+    """Brings a replica's weights up to date, one tensor at a time, in place; with an adapter its alone, unless
+    everything is wanted. All processes call this together.
     """
     parameters = dict(model.named_parameters())
     for name, parameter in copy.named_parameters():
-        parameter.copy_(whole(parameters[name]))
+        if everything or not model.lora or "lora_" in name:
+            parameter.copy_(whole(parameters[name]))
+
+
+@torch.no_grad()
+def build_adapted(run: "Run", folders: Folders, sizes: Config) -> Qwen2_5_VL:
+    """A run's model, frozen, with the LoRA adapter that learns: the one in `folders`, or a new one.
+
+    The base is held in the dtype of the arithmetic, the adapter in float32. Sharded over several processes.
+    """
+    config, world, device, dtype = run.config, run.world, run.device, run.dtype
+    if config.freeze or (folders.adapter and config.lora_r) or not config.model:
+        raise UserError(
+            "LoRA freezes all but its adapter, which --lora-r makes anew and --adapter goes on with: give one "
+            "of them, a --model, and no --freeze"
+        )
+    model = pretrained.build(sizes).to(dtype)
+    if folders.adapter:
+        values, lora = read_adapter(folders.adapter, model, device)
+    else:
+        base = os.path.abspath(config.model) if os.path.isdir(config.model) else config.model
+        lora = Lora(base, config.lora_alpha, config.lora_dropout, config.use_rslora)
+        layers = targets(model, config.lora_target, config.lora_vision)
+        values = drawn(model, layers, config.lora_r, config.seed, device)
+    attach(model, values, lora)
+    checkpoint_activations(model, config.activation_checkpointing)
+    if world.size > 1:
+        shard(model, make_mesh(world, device, config.replicate), dtype, device.type != "cpu")
+    load_weights(model, folders.weights, device, dtype)
+    if world.size > 1:
+        for name, value in values.items():
+            parameter = model.get_parameter(name)
+            local(parameter).copy_(value[local_rows(parameter)])
+    torch.manual_seed(config.seed + world.rank)  # of dropout
+    return model
 
 
 def _part(name: str) -> str:

@@ -1,24 +1,50 @@
-"""The state that a run resumes from: its tensors by name, and torch's random states."""
+"""The state that a run resumes from: its options, its tensors by name, and torch's random states."""
 
 import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from r1ov.cli import marked
+from r1ov.common.files import check_same_options
 from r1ov.errors import UserError
 from r1ov.folder.weights import is_sharded, local
+from r1ov.train.run.config import TrainConfig
 from r1ov.train.run.storage import Stored
+
+
+def check_same_run(
+    before: Mapping[str, Any], config: TrainConfig, files: Sequence[str], is_finished: bool
+) -> None:
+    """Raises UserError if a run begun with `before` cannot go on with these options or these data files."""
+    pairs = zip_longest(before.get("fingerprint") or files, files, fillvalue="no file")
+    changed = [f"{old} is now {new}" for old, new in pairs if old != new]
+    if changed and not config.allow_changed_data:
+        raise UserError(
+            f"the rows of --data {config.data} have changed since the run in {config.out} began: {changed[0]}"
+            f"{', ...' * (len(changed) > 1)}; put them back, choose another --out, or go on with "
+            "--allow-changed-data"
+        )
+    where = f"the finished run in {config.out}" if is_finished else "this run"
+    may_differ = {*marked(config, "resumable"), "world_size", "fingerprint"}
+    check_same_options(before, asdict(config), {*may_differ, *marked(config, "overridable")}, where)
+    if not config.override:
+        check_same_options(before, asdict(config), may_differ, where, "go on with these by --override")
 
 
 def state_tensors(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Every tensor of the training state by a name that is the same on all ranks: the tensors themselves,
-    sharded where they are.
+    sharded where they are. Of a model with an adapter, the adapter's alone.
 
     `model.<parameter or buffer>`, and `optimizer.<class>.<parameter>.<state>`, say
     `optimizer.AdamW.lm_head.weight.exp_avg`.
     """
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    own = {name: tensor for name, tensor in model.state_dict().items() if "lora_" in name}
+    tensors = {f"model.{name}": tensor for name, tensor in (own or model.state_dict()).items()}
     for optimizer in optimizers:
         for prefix, parameter in _prefixes(model, optimizer):
             state = optimizer.state.get(parameter, {})
@@ -78,10 +104,7 @@ def restore(
 
 
 def random_state() -> dict[str, str]:
-    """Torch's random states of this process, for JSON: of the CPU, and of the GPU if one is in use.
-
-    The loops draw from generators of their own; a reward of the user's may draw from torch's.
-    """
+    """Torch's random states of this process, for JSON: of the CPU, and of the GPU if one is in use."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()

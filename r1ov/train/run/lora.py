@@ -1,0 +1,25 @@
+"""The options of LoRA, in both stages; what they do is in r1ov/model/lora.py."""
+
+from dataclasses import dataclass
+
+from r1ov.cli import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraOptions:
+    adapter: str | None = option(
+        None, "train this LoRA adapter of --model on; one given as --model finds its base itself"
+    )
+    lora_r: int | None = option(None, "train a LoRA adapter of this rank, the model itself frozen", least=1)
+    lora_alpha: int = option(32, "what the adapter adds is multiplied by this / r", least=1)
+    lora_dropout: float = option(0.0, "of what the adapter reads", least=0, below=1)
+    lora_target: str = option(
+        "all-linear", "layers with an adapter: all-linear, attention, mlp, or ends of names: q_proj,v_proj"
+    )
+    lora_vision: bool = option(False, "those of the vision encoder too")
+    use_rslora: bool = option(False, "multiply by alpha / sqrt(r) instead")
+    merge: bool = option(False, "leave a model, its adapter merged, in final/", resumable=True)
+
+    @property
+    def is_lora(self) -> bool:
+        return bool(self.lora_r or self.adapter)

@@ -1,0 +1,202 @@
+"""LoRA in training: what learns, what is kept, killed and resumed, several processes, GRPO's reference, export."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+import r1ov
+from r1ov.errors import UserError
+from r1ov.folder import pretrained
+from r1ov.folder.adapter import WEIGHTS
+from r1ov.folder.weights import init_weights
+from r1ov.train import grpo, sft
+from r1ov.train.export import export
+from r1ov.train.run.config import GRPOConfig, SFTConfig
+from r1ov.train.run.log import Log
+from tests.small import small_architecture
+from tests.test_resume import ENVIRONMENT, ROOT
+
+COMMON = {
+    "max_steps": 4,
+    "train_batch_size": 6,
+    "eval_steps": 0,
+    "dataloader_num_workers": 0,
+    "device": "cpu",
+    "num_threads": 1,
+    "learning_rate": 1e-2,
+    "lora_r": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    small_architecture(folder)
+    model = pretrained.build(pretrained.read_config(folder / "config.json")).to_empty(device="cpu")
+    init_weights(model, torch.Generator().manual_seed(0))
+    pretrained.save(model, pretrained.read_processor(folder), folder, torch.float32)
+    return folder
+
+
+def trained(base: Path, out: Path, **options) -> dict[str, torch.Tensor]:
+    sft.train(SFTConfig(model=str(base), out=str(out), **COMMON | options))
+    return load_file(out / "final" / WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def whole(base, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return out, trained(base, out, save_steps=2)
+
+
+def test_a_run_leaves_an_adapter_that_peft_and_we_load_on_an_untouched_base(base, whole):
+    out, tensors = whole
+    assert any(tensor.abs().max() > 0 for name, tensor in tensors.items() if "lora_B" in name)
+    files = {path.name for path in (out / "final").iterdir()}
+    assert {"adapter_config.json", WEIGHTS, "config.json", "preprocessor_config.json", "r1ov.json"} <= files
+    assert "model.safetensors" not in files
+    [file] = (out / "checkpoints" / "step-4").glob("*.safetensors")
+    stored = load_file(file)
+    assert stored
+    assert all("lora_" in name for name in stored)  # what is trained alone
+    ours, processor = r1ov.load(out)
+    batch = processor([{"role": "user", "content": "How many?"}])
+    judge = Qwen2_5_VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
+    judge = peft.PeftModel.from_pretrained(judge, out / "final").eval()
+    logits = judge(input_ids=batch["input_ids"][None]).logits[0]
+    assert torch.allclose(ours(**batch), logits, atol=1e-5)
+    before, _ = r1ov.load(base)
+    assert not torch.allclose(ours(**batch), before(**batch), atol=1e-3)
+
+
+def test_killed_in_a_run_with_dropout_it_ends_with_the_same_bits(base, whole, tmp_path):
+    options = {"lora_dropout": 0.2, "save_steps": 1, "activation_checkpointing": "full"}
+    expected = trained(base, tmp_path / "whole", **options)
+    assert any(not torch.equal(expected[name], whole[1][name]) for name in expected)
+    process = os.fork()
+    if not process:  # killed in the third step, before it is saved
+        step = Log.step
+        Log.step = lambda log, row, *more: (
+            os.kill(os.getpid(), 9) if row["step"] == 3 else step(log, row, *more)
+        )
+        trained(base, tmp_path / "run", **options)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+    assert (tmp_path / "run" / "checkpoints").is_dir()
+    again = trained(base, tmp_path / "run", **options)
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+    kept = trained(
+        base, tmp_path / "kept", lora_dropout=0.2
+    )  # activations: what is recomputed draws the same
+    assert all(torch.allclose(kept[name], expected[name], atol=1e-6) for name in expected)
+
+
+def test_two_processes_and_merging_at_the_end_are_as_one(base, whole, tmp_path):
+    out, _ = whole
+    words = ["--model", str(base), "--out", str(tmp_path / "run"), "--merge"]
+    options = COMMON | {"activation_checkpointing": "full"}
+    words += [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-m", "tests.ranks", "train", "2", "--stage", "sft", *words]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    export(out, tmp_path / "alone", merged=True)
+    ours, theirs = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "alone", tmp_path / "run/final")
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+    before = load_file(base / "model.safetensors")
+    assert {name for name in ours if not torch.equal(ours[name], before[name])} == {
+        name for name in ours if name.startswith("model.layers") and name.endswith("_proj.weight")
+    }
+
+
+def test_export_of_a_checkpoint_as_adapter_and_merged(base, whole, tmp_path):
+    out, _ = whole
+    export(out / "checkpoints" / "step-2", tmp_path / "adapter")
+    export(out / "checkpoints" / "step-2", tmp_path / "model", merged=True)
+    adapter, merged = (r1ov.load(tmp_path / name) for name in ("adapter", "model"))
+    batch = adapter[1]([{"role": "user", "content": "How many?"}])
+    assert torch.allclose(adapter[0](**batch), merged[0](**batch), atol=1e-5)
+    export(out / "checkpoints" / "step-4", tmp_path / "last")
+    final, last = load_file(out / "final" / WEIGHTS), load_file(tmp_path / "last" / WEIGHTS)
+    assert all(torch.equal(final[name], last[name]) for name in final)
+
+
+def test_a_run_goes_on_with_an_adapter_of_its_own_rank_and_settings(base, whole, tmp_path):
+    out, tensors = whole
+    options = {"lora_r": None, "max_steps": 1, "learning_rate": 1e-9}
+    for name, more in {"by itself": {"model": str(out)}, "on a base": {"adapter": str(out)}}.items():
+        sft.train(SFTConfig(**{"model": str(base), "out": str(tmp_path / name), **COMMON, **options, **more}))
+        again = load_file(tmp_path / name / "final" / WEIGHTS)
+        assert all(torch.allclose(again[name], tensors[name], atol=1e-6) for name in tensors)
+
+
+def test_the_reference_of_grpo_is_the_model_without_its_adapter(base, tmp_path, monkeypatch):
+    built, scored = [], []
+    build, add_logprobs = grpo.Run.build, grpo.add_logprobs
+    monkeypatch.setattr(grpo.Run, "build", lambda run: built.append(build(run)) or built[-1])
+
+    def watched(run, packs, name, model):
+        add_logprobs(run, packs, name, model)
+        scored.append((name, [pack[name] for pack in packs], [dict(pack) for pack in packs]))
+
+    monkeypatch.setattr(grpo, "add_logprobs", watched)
+    reward = "def score(prompt, completion, row, info):\n    return sum(map(ord, completion)) % 5 / 4\n"
+    (tmp_path / "reward.py").write_text(reward)
+    options = {
+        "train_batch_size": 8,
+        "num_generations": 4,
+        "max_completion_length": 12,
+        "beta": 0.1,
+        "max_steps": 2,
+    }
+    options |= {"reward": f"{tmp_path}/reward.py:score"}
+    grpo.train(
+        GRPOConfig(model=str(base), out=str(tmp_path / "run"), **COMMON | options | {"sample_steps": 0})
+    )
+    assert len(built) == 1  # no second copy
+    bare, _ = r1ov.load(base)
+    [(name, logprobs, packs), *_rest] = scored[-1:]
+    assert name == "ref_logprobs"
+    for pack, one in zip(packs, logprobs, strict=True):
+        inputs = {
+            key: pack[key] for key in pack if key in ("input_ids", "position_ids", "cu_seqlens", "prefixes")
+        }
+        inputs |= {key: pack[key] for key in ("pixel_values", "image_grid_thw") if key in pack}
+
+        def then(hidden, weight, pack=pack):
+            return grpo.completion_logprobs(hidden, weight, pack["labels"], 1.0)
+
+        with torch.no_grad():
+            assert torch.allclose(bare(**inputs, then=then)[0], one, atol=1e-6)
+    row = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert row["kl"] > 0
+    with pytest.raises(UserError, match="merge that first"):
+        grpo.train(
+            GRPOConfig(
+                model=str(tmp_path / "run"), out=str(tmp_path / "on"), **COMMON | options | {"lora_r": None}
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"freeze": "vision"}, {"model": None}, {"adapter": "given"}],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_what_does_not_go_together_is_refused(base, whole, tmp_path, wrong):
+    wrong = {name: str(whole[0]) if value == "given" else value for name, value in wrong.items()}
+    with pytest.raises(UserError, match="LoRA freezes all but its adapter"):
+        sft.train(SFTConfig(**{"model": str(base), "out": str(tmp_path / "run"), **COMMON, **wrong}))
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
