@@ -9,7 +9,6 @@ import pytest
 
 from r1ov.reward.rules.compare import same_math
 from r1ov.reward.rules.expression import MAX_DEPTH, Group, Unreadable, read
-from r1ov.reward.rules.form import Algebra, approximate, constant, factors
 from r1ov.reward.rules.numbers import Rules
 
 RULES = Rules()
@@ -68,8 +67,8 @@ def test_approximations_are_those_of_floating_point():
         "e^{-1}": 1 / math.e,
         r"\ln 12": math.log(12),
     }.items():
-        assert approximate(read(text)) == pytest.approx(value, rel=1e-15)
-    assert approximate(read("x")) is None
+        assert float(read(text).value) == pytest.approx(value, rel=1e-15)
+    assert read("x").value is None
 
 
 NONE = (
@@ -116,14 +115,6 @@ def test_groups_keep_their_brackets():
         assert isinstance(value, Group), text
         assert value.brackets == brackets, text
     assert rational("(5)") == rational("{5}") == rational("[2+3]*1") == 5
-
-
-def test_factors_multiply_back():
-    for n in (1, 2, 360, 97 * 991, 1_000_003, 2**40 * 3**5):
-        product = 1
-        for prime, count in factors(n):
-            product *= prime**count
-        assert product == n
 
 
 class Tree:
@@ -200,6 +191,9 @@ def test_equality_holds_in_both_directions_and_under_one_more_operation():
         (r"\frac{1}{\sqrt{2}}", r"\frac{\sqrt{2}}{2}"),
         (r"\sqrt{18}", r"3\sqrt{2}"),
         (r"\log_2 8", "3"),
+        (r"\sqrt{3+2\sqrt{2}}", r"1+\sqrt{2}"),
+        (r"|\sqrt{2} - 2|", r"2 - \sqrt{2}"),
+        (r"x \cdot x^{1/3}", r"x^{4/3}"),
     ]
     for a, b in pairs:
         assert same_math(a, b, RULES)
@@ -211,8 +205,11 @@ def test_equality_holds_in_both_directions_and_under_one_more_operation():
 def test_what_cannot_be_taken_apart_stays_open_and_is_never_called_equal():
     for a, b in [
         (r"\sin^2 x + \cos^2 x", "1"),
-        (r"\sqrt{3+2\sqrt{2}}", r"1+\sqrt{2}"),
         (r"\sin 30", "0.5"),
+        ("|x|", "x"),
+        ("|x - 20|", "20 - x"),
+        (r"\sqrt{(x - y)^2}", "x - y"),
+        (r"\ln x^2", r"2 \ln x"),
         (r"\int x", "2"),
     ]:
         assert same_math(a, b, RULES) is None
@@ -240,9 +237,14 @@ def test_equations_may_be_turned_round_and_multiplied():
         assert same_math(found, "y = 2x + 1", RULES) is False, found
 
 
-def test_an_algebra_gives_up_instead_of_working_on():
-    start = time.process_time()
-    with pytest.raises(Unreadable):
-        read("(a+b+c+d)^{60}", Algebra())
-    assert time.process_time() - start < 0.05
-    assert Algebra().multiply(constant(2), constant(3)).rational == 6
+def test_whatever_is_short_enough_to_be_read_is_worked_out_in_no_time():
+    for text in (
+        "(a+b+c+d)^{32}",
+        "+".join(f"{n}^{{1/11}}" for n in range(11, 29)),
+        "+".join(f"{letter}^{{1/7}}" for letter in "abcdfghijklmnopqrst"),
+        "+".join(f"\\sqrt[9]{{{letter}}}" for letter in "abcdfghijklmno"),
+        "+".join(f"\\ln {n}" for n in range(2, 10)),
+    ):
+        start = time.process_time()
+        assert same_math(text, text, RULES) is True, text
+        assert time.process_time() - start < 0.05, text

@@ -1,9 +1,9 @@
 """When an answer counts as equal to the gold one: `same_math` is the door to the algebra."""
 
-from fractions import Fraction
+from decimal import localcontext
 
 from r1ov.reward.rules.expression import Equation, Group, Unreadable, Value, read
-from r1ov.reward.rules.form import Algebra, Form, TooLarge, approximate, constant, negative
+from r1ov.reward.rules.form import ARITHMETIC, Form, TooLarge, add, equal, negative, same
 from r1ov.reward.rules.numbers import Rules, close, read_number, same_number, split_unit
 from r1ov.reward.rules.reading import plain
 
@@ -20,27 +20,27 @@ def same_math(found: str, gold: str, rules: Rules, kind: str = "math") -> bool |
     numbers = read_number(found), read_number(gold)
     if kind == "math" and None not in numbers and "=" not in found + gold:
         return same_number(*numbers, rules)
-    algebra = Algebra()
-    right, right_unit = _read(gold, algebra)
+    right, right_unit = _read(gold)
     if kind == "math" and isinstance(right, Group) and right.brackets in UNORDERED:
         kind = "set"
     try:
-        left, left_unit = _read(found, algebra)
+        left, left_unit = _read(found)
         if left_unit and right_unit and left_unit != right_unit:
             return False
         if kind != "math":
             left, right = _bracketed(left, right, kind)
-        return _equal(left, right, algebra, rules)
-    except (Unreadable, TooLarge, ZeroDivisionError):
+        with localcontext(ARITHMETIC):
+            return _equal(left, right, rules)
+    except (Unreadable, TooLarge, ArithmeticError):
         return None
 
 
-def _read(text: str, algebra: Algebra) -> tuple[Value, str]:
+def _read(text: str) -> tuple[Value, str]:
     """The value and its unit."""
     if len(text) > 1_000:
         raise Unreadable("too long")
     body, unit = split_unit(plain(text))
-    return read(body, algebra), unit
+    return read(body), unit
 
 
 def _bracketed(left: Value, right: Value, kind: str) -> tuple[Value, Group]:
@@ -57,26 +57,26 @@ def _bracketed(left: Value, right: Value, kind: str) -> tuple[Value, Group]:
     return left, Group(brackets, right.items)
 
 
-def _equal(a: Value, b: Value, algebra: Algebra, rules: Rules) -> bool | None:
+def _equal(a: Value, b: Value, rules: Rules) -> bool | None:
     """A variable alone on the left ("x = 3") may be missing on one side. Groups need the same brackets; sets
     are matched one to one.
     """
     match a, b:
         case Form(), Form():
-            return _same_form(a, b, algebra, rules)
+            return _same_form(a, b, rules)
         case Equation(), Equation():
-            return _same_equation(a, b, algebra, rules)
+            return _same_equation(a, b, rules)
         case Equation(name=str()), Form():
-            return _same_form(a.right, b, algebra, rules)
+            return _same_form(a.right, b, rules)
         case Form(), Equation(name=str()):
-            return _same_form(a, b.right, algebra, rules)
+            return _same_form(a, b.right, rules)
         case Group(), Group() if a.brackets == b.brackets and len(a.items) == len(b.items):
             is_ordered = a.brackets not in UNORDERED
         case _:
             return False
     rest, is_open = list(b.items), False
     for x in a.items:
-        verdicts = [_equal(x, y, algebra, rules) for y in rest[: 1 if is_ordered else None]]
+        verdicts = [_equal(x, y, rules) for y in rest[: 1 if is_ordered else None]]
         if not {True, None} & {*verdicts}:
             return False
         is_open |= True not in verdicts
@@ -85,24 +85,24 @@ def _equal(a: Value, b: Value, algebra: Algebra, rules: Rules) -> bool | None:
     return None if is_open else True
 
 
-def _same_form(found: Form, gold: Form, algebra: Algebra, rules: Rules) -> bool | None:
-    verdict = algebra.equal(found, gold)
+def _same_form(found: Form, gold: Form, rules: Rules) -> bool | None:
+    verdict = equal(found, gold)
     if verdict is True or (found.decimals is None and gold.decimals is None):
         return verdict
-    values = [form.rational if form.rational is not None else approximate(form) for form in (found, gold)]
-    if None in values:
+    if found.value is None or gold.value is None:
         return verdict
-    return close(*map(Fraction, values), found.decimals, gold.decimals, rules)
+    return close(found.value, gold.value, found.decimals, gold.decimals, rules)
 
 
-def _same_equation(found: Equation, gold: Equation, algebra: Algebra, rules: Rules) -> bool | None:
-    """Two equations may differ by a factor: each is multiplied by the other's coefficient of one term."""
+def _same_equation(found: Equation, gold: Equation, rules: Rules) -> bool | None:
+    """Two equations may differ by a factor: the quotient of what they set to zero is the same everywhere."""
     if found.name and found.name == gold.name:
-        return _same_form(found.right, gold.right, algebra, rules)
-    left, right = (algebra.add(one.left, negative(one.right)) for one in (found, gold))
-    if not left.num or not right.num:
-        return _same_form(left, right, algebra, rules)
-    first, second = (
-        constant(one.num[min(one.num, key=lambda term: sorted(map(repr, term)))]) for one in (left, right)
+        return _same_form(found.right, gold.right, rules)
+    left, right = (add(one.left, negative(one.right)) for one in (found, gold))
+    if not any(left.points) or not any(right.points):
+        return _same_form(left, right, rules)
+    turned = (1, 2, 0)
+    return same(
+        tuple(left.points[at] * right.points[turned[at]] for at in range(3)),
+        tuple(right.points[at] * left.points[turned[at]] for at in range(3)),
     )
-    return algebra.equal(algebra.multiply(left, second), algebra.multiply(right, first))

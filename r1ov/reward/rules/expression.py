@@ -9,14 +9,17 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import localcontext
 
-from r1ov.reward.rules.form import Algebra, Form, TooLarge, constant, negative, symbol
+from r1ov.reward.rules import form
+from r1ov.reward.rules.form import ARITHMETIC, Form, TooLarge, constant, negative
 from r1ov.reward.rules.numbers import MAX_DIGITS, decimal
 from r1ov.reward.rules.reading import plain, unwrap
 
 MAX_LENGTH = 200  # characters
 MAX_DEPTH = 32  # of brackets, fractions, exponents
 MAX_ITEMS = 32  # of a set or tuple
+MAX_LOGARITHMS = 8
 TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc")
 FUNCTIONS = ("sqrt", "ln", "log", "lg", "exp", *TRIGONOMETRIC, "sinh", "cosh", "tanh")
 FUNCTIONS += tuple("arc" + name for name in TRIGONOMETRIC)
@@ -60,7 +63,7 @@ class Equation:
 Value = Form | Group | Equation
 
 
-def read(text: str, algebra: Algebra | None = None) -> Value:
+def read(text: str) -> Value:
     """The value that the text writes.
 
     Raises: Unreadable, where it is none or beyond the bounds.
@@ -80,8 +83,9 @@ def read(text: str, algebra: Algebra | None = None) -> Value:
     if r"\pm" in tokens:
         variants = [[sign if token == r"\pm" else token for token in tokens] for sign in "+-"]
     try:
-        values = [_Parser(variant, algebra or Algebra()).statement() for variant in variants]
-    except (TooLarge, ZeroDivisionError) as error:
+        with localcontext(ARITHMETIC):
+            values = [_Parser(variant).statement() for variant in variants]
+    except (TooLarge, ArithmeticError) as error:
         raise Unreadable(type(error).__name__) from None
     return values[0] if len(values) == 1 else Group("{}", tuple(values))
 
@@ -139,8 +143,8 @@ def _is_number(token: str) -> bool:
 class _Parser:
     """Recursive descent: statement > relation > sum > product > power > atom."""
 
-    def __init__(self, tokens: list[str], algebra: Algebra):
-        self.tokens, self.algebra, self.at, self.depth = tokens, algebra, 0, 0
+    def __init__(self, tokens: list[str]):
+        self.tokens, self.at, self.depth, self.logarithms = tokens, 0, 0, 0
         self.groups = _groups(tokens)
 
     def statement(self) -> Value:
@@ -190,7 +194,7 @@ class _Parser:
         total = self._signed(self._product)
         while sign := self._take("+", "-"):
             term = self._product()
-            total = self.algebra.add(total, term if sign == "+" else negative(term))
+            total = form.add(total, term if sign == "+" else negative(term))
         self.depth -= 1
         return total
 
@@ -198,11 +202,11 @@ class _Parser:
         total, last_is_number = self._power(), _is_number(self.tokens[self.at - 1])
         while True:
             if self._take("*", r"\times", r"\cdot"):
-                total = self.algebra.multiply(total, self._signed(self._power))
+                total = form.multiply(total, self._signed(self._power))
             elif self._take("/", r"\div"):
-                total = self.algebra.divide(total, self._signed(self._power))
+                total = form.divide(total, self._signed(self._power))
             elif self._starts_factor(last_is_number):
-                total = self.algebra.multiply(total, self._power())
+                total = form.multiply(total, self._power())
             else:
                 return total
             last_is_number = _is_number(self.tokens[self.at - 1])
@@ -222,10 +226,10 @@ class _Parser:
             if sign == "!":
                 base = self._factorial(base)
             elif sign == "%":
-                base = self.algebra.divide(base, constant(100))
+                base = form.divide(base, constant(100))
         if self._take("^", "**"):
             self._deeper()
-            base = self.algebra.power(base, self._signed(self._power))
+            base = form.power(base, self._signed(self._power))
             self.depth -= 1
         return base
 
@@ -242,7 +246,7 @@ class _Parser:
                 token += "_" + self._next()
                 if braced:
                     self._expect("}")
-            return symbol("e" if token == "e" else ("variable", token))
+            return form.e() if token == "e" else form.symbol(token)
         if token in ("(", "[", "{"):
             inside = self._sum()
             self._expect(_CLOSING[token])
@@ -250,25 +254,23 @@ class _Parser:
         if token in ("|", r"\|"):
             inside = self._sum()
             self._expect(token)
-            if inside.rational is None:
-                return symbol(("function", "abs", inside.key))
-            return constant(abs(inside.rational), inside.decimals)
+            return form.absolute(inside)
         return self._command(token.removeprefix("\\"))
 
     def _command(self, name: str) -> Form:
         if name == "frac":
             top = self._tex_argument()
-            return self.algebra.divide(top, self._tex_argument())
+            return form.divide(top, self._tex_argument())
         if name == "sqrt":
             index = constant(2)
             if self._take("["):
                 index = self._sum()
                 self._expect("]")
-            return self.algebra.power(self._argument(), self.algebra.divide(constant(1), index))
-        if name in ("pi", "infty"):
-            return symbol(name)
-        if name in GREEK:
-            return symbol(("variable", name))
+            return form.power(self._argument(), form.divide(constant(1), index))
+        if name == "pi":
+            return form.pi()
+        if name in ("infty", *GREEK):
+            return form.symbol(name)
         if name not in FUNCTIONS:
             raise Unreadable(name or "the end")
         return self._function(name)
@@ -280,14 +282,20 @@ class _Parser:
             raise Unreadable("an inverse, or a power?")
         argument = self._argument()
         if name in ("log", "lg"):
-            value = self.algebra.divide(self.algebra.logarithm(argument), self.algebra.logarithm(base))
+            value = form.divide(self._logarithm(argument), self._logarithm(base))
         elif name == "ln":
-            value = self.algebra.logarithm(argument)
+            value = self._logarithm(argument)
         elif name == "exp":
-            value = self.algebra.power(symbol("e"), argument)
+            value = form.power(form.e(), argument)
         else:
-            value = symbol(("function", name, argument.key))
-        return self.algebra.power(value, exponent)
+            value = form.closed(name, argument)
+        return form.power(value, exponent)
+
+    def _logarithm(self, value: Form) -> Form:
+        self.logarithms += 1  # the only slow ones, some milliseconds each
+        if self.logarithms > MAX_LOGARITHMS:
+            raise Unreadable("too many logarithms")
+        return form.logarithm(value)
 
     def _argument(self) -> Form:
         """A bracket's inside, or numbers and letters up to the next sign: sin 2x is sin(2x)."""
@@ -295,7 +303,7 @@ class _Parser:
         is_bare = re.match(r"[\w.\\]", self._peek())
         value = self._signed(self._power)
         while is_bare and self._peek().isalpha():
-            value = self.algebra.multiply(value, self._power())
+            value = form.multiply(value, self._power())
         self.depth -= 1
         return value
 

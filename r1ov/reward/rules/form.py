@@ -1,28 +1,29 @@
-"""Exact algebra for comparing answers: a quotient of sums of c * a^p * b^q ..., c a fraction, p and q
-fractions, a, b symbols.
+"""The value of an expression: exact if it is a fraction, else its values in 250 digits at three points.
 
-Symbols are variables, pi, e, primes under roots, logarithms of primes, and whatever else cannot be taken
-apart (sin of something, a root of a sum), which stays closed. Powers of different primes between 0 and 1 are
-linearly independent over the fractions, so two forms that look alike are equal, and two that differ without
-closed symbols are not.
+At a point each variable has a random number of its own, so two expressions that agree at all points are the
+same, and two that differ at all are not. The points lie apart, one of them below zero, so that those where
+signs matter, such as |x| and x, agree at some and not at others: that leaves it open.
 """
 
-import math
-from collections.abc import Hashable
+import hashlib
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Context, Decimal, DivisionByZero, InvalidOperation, Overflow
 from fractions import Fraction
+from functools import cache
+from typing import Any
 
 from r1ov.reward.rules.numbers import NO_PLACE
 
-Monomial = frozenset[tuple[Hashable, Fraction]]  # of (symbol, exponent), no exponent 0
-Sum = dict[Monomial, Fraction]  # no coefficient 0; {} is zero
-
-ONE: Monomial = frozenset()
-UNIT: Sum = {ONE: Fraction(1)}
-MAX_BITS = 2_000  # of a coefficient's numerator or denominator
-MAX_EXPONENT = 64  # of a sum; of a number it is MAX_BITS that counts
-MAX_WORK = 1_000  # products of two terms, for one comparison
-PRIMES = [p for p in range(2, 1000) if all(p % q for q in range(2, math.isqrt(p) + 1))]
+MAX_BITS = 2_000  # of an exact value's numerator or denominator
+MAX_EXPONENT = 64  # of what is no fraction; of a fraction it is MAX_BITS that counts
+MAX_SIZE = 100  # the places before or after the point of a value that is not exact
+TINY = Decimal("1e-140")  # a difference that is none: all that rounding leaves
+SIMPLE = 10**12  # the largest denominator by which a value in digits is taken for a fraction
+# What works with forms does so `with localcontext(ARITHMETIC)`.
+ARITHMETIC = Context(prec=250, traps=[Overflow, DivisionByZero, InvalidOperation])
+NAN = Decimal("NaN")  # an even root of a negative number, where a variable makes it one
 
 
 class TooLarge(Exception):
@@ -31,206 +32,168 @@ class TooLarge(Exception):
 
 @dataclass(frozen=True)
 class Form:
-    """num / den, where den is 1 or has several terms.
+    """exact: the value as a fraction, if it was computed as one. points: its values.
 
-    decimals: how many places a decimal number has, None where all is exact.
+    decimals: how many places a decimal number has, None where all is exact. is_open: some function in it is
+    known by its name and argument alone, see `closed`.
     """
 
-    num: Sum
-    den: Sum
+    exact: Fraction | None
+    points: tuple[Decimal, ...]
     decimals: int | None = None
+    is_open: bool = False
+
+    @property
+    def value(self) -> Fraction | None:
+        """The value of what has no variables, exact or in digits."""
+        if self.exact is not None:
+            return self.exact
+        varies = same(self.points, (self.points[0],) * 3) is not True
+        return None if varies or self.is_open else Fraction(self.points[0])
 
     @property
     def rational(self) -> Fraction | None:
-        """Its value, if there is no symbol in it."""
-        return self.num.get(ONE, Fraction(0)) if self.num.keys() <= {ONE} and self.den == UNIT else None
+        """The value, if it is a fraction."""
+        if self.exact is not None or (value := self.value) is None:
+            return self.exact
+        simple = value.limit_denominator(SIMPLE)
+        return simple if abs(value - simple) < TINY else None
 
-    @property
-    def term(self) -> tuple[Monomial, Fraction] | None:
-        """Its only (monomial, coefficient)."""
-        return next(iter(self.num.items())) if len(self.num) == 1 and self.den == UNIT else None
 
-    @property
-    def key(self) -> Hashable:
-        return (frozenset(self.num.items()), frozenset(self.den.items()))
+def same(a: tuple[Decimal, ...], b: tuple[Decimal, ...]) -> bool | None:
+    """Whether the values agree wherever both have one; None: at some points and not at others."""
+    verdicts = {abs(x - y) < TINY for x, y in zip(a, b, strict=True) if not (x.is_nan() or y.is_nan())}
+    return verdicts.pop() if len(verdicts) == 1 else None
+
+
+def equal(a: Form, b: Form) -> bool | None:
+    if None not in (a.exact, b.exact):
+        return a.exact == b.exact
+    verdict = same(a.points, b.points)
+    return None if verdict is False and (a.is_open or b.is_open) else verdict
 
 
 def constant(value: Fraction | int, decimals: int | None = None) -> Form:
-    return Form(_checked({ONE: Fraction(value)}), UNIT, decimals)
+    value = Fraction(value)
+    if _bits(value) > MAX_BITS:
+        raise TooLarge
+    return Form(value, (Decimal(value.numerator) / value.denominator,) * 3, decimals)
 
 
-def symbol(name: Hashable, exponent: Fraction | int = 1) -> Form:
-    monomial, factor = _join(frozenset([(name, Fraction(exponent))]), ONE)
-    return Form({monomial: factor}, UNIT)
+def symbol(name: str) -> Form:
+    """A variable."""
+    near, far = _drawn(f"near {name}"), 64 * _drawn(f"far {name}")
+    return Form(None, (near, far, -near))
+
+
+@cache
+def pi() -> Form:
+    """Source: Gauss's and Legendre's means."""
+    a, b, t, p = Decimal(1), 1 / Decimal(2).sqrt(), Decimal("0.25"), 1
+    for _ in range(8):
+        a, b, t, p = (a + b) / 2, (a * b).sqrt(), t - p * ((a - b) / 2) ** 2, 2 * p
+    return Form(None, ((a + b) ** 2 / (4 * t),) * 3)
+
+
+@cache
+def e() -> Form:
+    return Form(None, (Decimal(1).exp(),) * 3)
+
+
+def closed(name: str, *arguments: Form) -> Form:
+    """A function of which no more is known than that equal arguments give equal values: random ones."""
+    points = tuple(
+        _drawn(" ".join([name, *(f"{value:.60e}" for value in values)]))
+        for values in zip(*(one.points for one in arguments), strict=True)
+    )
+    return Form(None, points, is_open=True)
+
+
+def add(a: Form, b: Form) -> Form:
+    places = [one.decimals for one in (a, b) if one.decimals is not None]
+    return _both(operator.add, a, b, max(places, default=None))
+
+
+def multiply(a: Form, b: Form) -> Form:
+    return _both(operator.mul, a, b, _inexact(a, b))
+
+
+def divide(a: Form, b: Form) -> Form:
+    """Raises: ZeroDivisionError."""
+    return _both(operator.truediv, a, b, _inexact(a, b))
 
 
 def negative(a: Form) -> Form:
-    return Form({monomial: -c for monomial, c in a.num.items()}, a.den, a.decimals)
+    return Form(None if a.exact is None else -a.exact, tuple(-one for one in a.points), a.decimals, a.is_open)
 
 
-class Algebra:
-    """The operations. One object serves one comparison and gives up (TooLarge) when it has done MAX_WORK."""
-
-    def __init__(self):
-        self.work = 0
-
-    def add(self, a: Form, b: Form) -> Form:
-        decimals = max((d for d in (a.decimals, b.decimals) if d is not None), default=None)
-        if a.den == b.den:
-            return Form(self._plus(a.num, b.num), a.den, decimals)
-        num = self._plus(self._times(a.num, b.den), self._times(b.num, a.den))
-        return self._quotient(num, self._times(a.den, b.den), decimals)
-
-    def multiply(self, a: Form, b: Form) -> Form:
-        return self._quotient(self._times(a.num, b.num), self._times(a.den, b.den), _inexact(a, b))
-
-    def divide(self, a: Form, b: Form) -> Form:
-        """Raises: ZeroDivisionError."""
-        if not b.num:
-            raise ZeroDivisionError
-        return self._quotient(self._times(a.num, b.den), self._times(a.den, b.num), _inexact(a, b))
-
-    def power(self, base: Form, exponent: Form) -> Form:
-        """Raises: ZeroDivisionError for 0 to a negative power; TooLarge for 0^0 and even roots of negative
-        numbers.
-        """
-        n = exponent.rational
-        if n is None:
-            return symbol(("power", base.key, exponent.key))
-        if not base.num and n <= 0:
-            raise ZeroDivisionError if n else TooLarge
-        if n.denominator == 1:
-            return self._integer_power(base, int(n))
-        if n.denominator > 12 or abs(n) > MAX_EXPONENT:
-            raise TooLarge
-        return self._root(base, n)
-
-    def logarithm(self, a: Form) -> Form:
-        """The natural one; of a positive fraction, the sum over its primes."""
-        value = a.rational
-        if value is not None:
-            if value <= 0:
-                raise ZeroDivisionError("no logarithm")
-            total = constant(0, a.decimals)
-            for prime, count in factors(value):
-                total = self.add(total, self.multiply(constant(count), symbol(("ln", prime))))
-            return total
-        monomial, coefficient = a.term or (ONE, 0)
-        if coefficient == 1 and {name for name, _ in monomial} == {"e"}:
-            return constant(next(iter(monomial))[1])
-        return symbol(("function", "ln", a.key))
-
-    def equal(self, a: Form, b: Form) -> bool | None:
-        """None where closed symbols leave it open."""
-        left, right = self._times(a.num, b.den), self._times(b.num, a.den)
-        if left == right:
-            return True
-        names = {name for side in (left, right) for monomial in side for name, _ in monomial}
-        is_open = any(isinstance(name, tuple) and name[0] in ("function", "power", "root") for name in names)
-        return None if is_open else False
-
-    def _plus(self, a: Sum, b: Sum) -> Sum:
-        self._count(len(b))
-        total = dict(a)
-        for monomial, coefficient in b.items():
-            total[monomial] = total.get(monomial, 0) + coefficient
-        return _checked(total)
-
-    def _times(self, a: Sum, b: Sum) -> Sum:
-        self._count(len(a) * len(b))
-        total: Sum = {}
-        for left, c in a.items():
-            for right, d in b.items():
-                monomial, factor = _join(left, right)
-                total[monomial] = total.get(monomial, 0) + c * d * factor
-        return _checked(total)
-
-    def _quotient(self, num: Sum, den: Sum, decimals: int | None) -> Form:
-        """A denominator of one term goes into the numerator; one that divides the numerator becomes 1."""
-        if len(den) == 1:
-            (monomial, coefficient), *_ = den.items()
-            inverse, factor = _join(frozenset((name, -k) for name, k in monomial), ONE)
-            return Form(self._times(num, {inverse: factor / coefficient}), UNIT, decimals)
-        ratios = {num[monomial] / den[monomial] for monomial in den} if num.keys() == den.keys() else ()
-        return constant(*ratios, decimals) if len(ratios) == 1 else Form(num, den, decimals)
-
-    def _integer_power(self, base: Form, n: int) -> Form:
-        if base.rational is not None:
-            if (_bits(base.rational) - 1) * abs(n) > MAX_BITS:
-                raise TooLarge
-            return constant(base.rational**n, base.decimals)
-        if abs(n) > MAX_EXPONENT:
-            raise TooLarge
-        power = constant(1)
-        for _ in range(abs(n)):
-            power = self.multiply(power, base)
-        return self.divide(constant(1), power) if n < 0 else power
-
-    def _root(self, base: Form, n: Fraction) -> Form:
-        """base^n for a fraction n: taken apart for positive numbers, pi, e, lone variables, else closed."""
-        if not base.term:
-            return symbol(("root", base.key), n)
-        monomial, coefficient = base.term
-        if coefficient < 0 and n.denominator % 2 == 0:
-            raise TooLarge
-        for name, k in monomial:  # (x^2)^(1/2) is not x for every x; x^1 and x^(1/3) are safe
-            if name not in ("pi", "e") and not _is_prime(name) and k != 1 and k.denominator == 1:
-                return symbol(("root", base.key), n)
-        result = constant(-1 if coefficient < 0 and n.numerator % 2 else 1, base.decimals)
-        primes = [(("prime", p), k) for p, k in factors(abs(coefficient))]
-        for name, k in [*primes, *monomial]:
-            result = self.multiply(result, symbol(name, k * n))
-        return result
-
-    def _count(self, products: int) -> None:
-        self.work += products
-        if self.work > MAX_WORK:
-            raise TooLarge
+def absolute(a: Form) -> Form:
+    exact = None if a.exact is None else abs(a.exact)
+    return Form(exact, tuple(abs(one) for one in a.points), a.decimals, a.is_open)
 
 
-def factors(n: Fraction | int) -> list[tuple[int, int]]:
-    """Returns [(prime, count)] of n > 0; those of its denominator count below zero.
-
-    Raises: TooLarge where what is left without its primes below 1,000 is not a prime or its square.
+def power(base: Form, exponent: Form) -> Form:
+    """Raises: ZeroDivisionError for 0 to a negative power; TooLarge for 0^0 and even roots of negative
+    numbers.
     """
-    if n.denominator > 1:
-        return [*factors(n.numerator), *((p, -count) for p, count in factors(n.denominator))]
-    n, found = int(n), []
-    for p in PRIMES:
-        count = 0
-        while n % p == 0:
-            n, count = n // p, count + 1
-        if count:
-            found.append((p, count))
-        if n == 1:
-            return found
-    root = math.isqrt(n)
-    prime, count = (root, 2) if root * root == n else (n, 1)
-    if prime >= 1_009**2:  # the next prime's
+    n = exponent.rational
+    if n is None:
+        return closed("power", base, exponent)
+    if not any(base.points) and n <= 0:
+        raise ZeroDivisionError if n else TooLarge
+    if base.exact is not None and n.denominator == 1:
+        if (_bits(base.exact) - 1) * abs(n) > MAX_BITS:
+            raise TooLarge
+        return constant(base.exact ** int(n), base.decimals)
+    if n.denominator > 12 or abs(n) > MAX_EXPONENT:
         raise TooLarge
-    return [*found, (prime, count)]
+    roots = {one: _root(one, n.denominator) for one in base.points}  # of a constant only one
+    points = tuple(roots[one] ** n.numerator for one in base.points)
+    return _checked(points, _inexact(base, exponent), base.is_open)
 
 
-def approximate(form: Form) -> float | None:
-    """Its value in floating point; None with variables, closed symbols, or out of range."""
-    try:
-        num, den = (
-            math.fsum(
-                float(c) * math.prod(_value(name) ** float(k) for name, k in monomial)
-                for monomial, c in side.items()
-            )
-            for side in (form.num, form.den)
-        )
-        value = num / den
-    except (KeyError, OverflowError, ZeroDivisionError, ValueError):
-        return None
-    return value if math.isfinite(value) else None
+def logarithm(a: Form) -> Form:
+    """The natural one."""
+    if a.value is None:
+        return closed("ln", a)
+    if a.value <= 0:
+        raise ZeroDivisionError("no logarithm")
+    return Form(None, (a.points[0].ln(),) * 3, a.decimals)
 
 
-def _value(name: Hashable) -> float:
-    if isinstance(name, tuple) and name[0] in ("prime", "ln"):
-        return float(name[1]) if name[0] == "prime" else math.log(name[1])
-    return {"pi": math.pi, "e": math.e}[name]
+def _both(operation: Callable[[Any, Any], Any], a: Form, b: Form, decimals: int | None) -> Form:
+    if None not in (a.exact, b.exact):
+        return constant(operation(a.exact, b.exact), decimals)
+    points = tuple(map(operation, a.points, b.points))
+    if operation is operator.add:
+        points = tuple(one if one.is_nan() or abs(one) > TINY else Decimal(0) for one in points)
+    return _checked(points, decimals, a.is_open or b.is_open)
+
+
+def _checked(points: tuple[Decimal, ...], decimals: int | None, is_open: bool) -> Form:
+    is_large = any(one and abs(one.adjusted()) > MAX_SIZE for one in points)
+    if is_large or all(one.is_nan() for one in points):
+        raise TooLarge
+    return Form(None, points, decimals, is_open)
+
+
+def _root(x: Decimal, k: int) -> Decimal:
+    """The real one, by Newton's method."""
+    if k == 1 or not x:
+        return x
+    if x.is_nan() or (x < 0 and k % 2 == 0):
+        return NAN
+    if x < 0:
+        return -_root(-x, k)
+    root = Decimal(float(x) ** (1 / k))
+    for _ in range(4):  # each doubles the digits
+        root = ((k - 1) * root + x / root ** (k - 1)) / k
+    return root
+
+
+def _drawn(text: str) -> Decimal:
+    """A number in 1..2 of 150 digits that the text alone decides."""
+    return 1 + Decimal(int.from_bytes(hashlib.sha512(text.encode()).digest())) / 2**512
 
 
 def _inexact(a: Form, b: Form) -> int | None:
@@ -238,31 +201,5 @@ def _inexact(a: Form, b: Form) -> int | None:
     return None if a.decimals is None and b.decimals is None else NO_PLACE
 
 
-def _is_prime(name: Hashable) -> bool:
-    return isinstance(name, tuple) and name[0] == "prime"
-
-
-def _join(a: Monomial, b: Monomial) -> tuple[Monomial, Fraction]:
-    """The product of two monomials, primes' exponents in [0, 1), and the fraction that this sets free."""
-    exponents = dict(a)
-    for name, k in b:
-        exponents[name] = exponents.get(name, 0) + k
-    factor = Fraction(1)
-    for name, k in exponents.items():
-        if _is_prime(name) and not 0 <= k < 1:
-            whole = math.floor(k)
-            if name[1].bit_length() * abs(whole) > MAX_BITS:
-                raise TooLarge
-            factor *= Fraction(name[1]) ** whole
-            exponents[name] = k - whole
-    return frozenset((name, k) for name, k in exponents.items() if k), factor
-
-
-def _bits(c: Fraction) -> int:
-    return max(c.numerator.bit_length(), c.denominator.bit_length())
-
-
-def _checked(total: Sum) -> Sum:
-    if any(_bits(c) > MAX_BITS for c in total.values()):
-        raise TooLarge
-    return {monomial: c for monomial, c in total.items() if c}
+def _bits(value: Fraction) -> int:
+    return max(value.numerator.bit_length(), value.denominator.bit_length())
