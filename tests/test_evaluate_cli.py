@@ -267,3 +267,28 @@ def test_mistakes_come_before_torch_is_imported():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert shown == "2 False\n"
+
+
+def test_the_rows_that_teach_are_kept_as_they_are(tmp_path, monkeypatch, capsys):
+    """Right in none, one, two and all of four answers; the rows come back whole, unread columns too."""
+    rows = [
+        {"id": f"q{n}", "question": f"What is {n} + 1?", "answer": str(n + 1), "mine": [n]} for n in range(4)
+    ]
+    bench = write(tmp_path / "rows.jsonl", rows)
+    answers = [
+        {"id": f"q{n}", "sample": k, "text": f"<answer>{n + 1 if k < right else 99}</answer>"}
+        for n, right in enumerate((0, 1, 2, 4))
+        for k in range(4)
+    ]
+    predictions = write(tmp_path / "p.jsonl", answers[::-1])
+    words = ["--bench", bench, "--predictions", predictions, "--keep", "0.1:0.9"]
+    assert called(monkeypatch, capsys, *words)[0] == 2  # where to?
+    status, _, err = called(monkeypatch, capsys, *words, "--out", "scored")
+    assert status == 0, err
+    assert "kept.jsonl: 2 of 4 rows" in err
+    kept = [json.loads(line) for line in Path("scored/kept.jsonl").read_text().splitlines()]
+    assert kept == rows[1:3]
+    for wrong in ("0.1", "a:b", "0.1:"):
+        status, _, err = called(monkeypatch, capsys, "--bench", bench, "--keep", wrong)
+        assert status == 2
+        assert err.startswith(f"error: --keep {wrong}: expected two shares")

@@ -3,6 +3,7 @@
 `python -m r1ov.evaluate compare A B` compares two of its --out folders.
 """
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ class EvaluateConfig:
         None, "folder of answers and reports; the same command goes on in it (default: one in runs/evaluate)"
     )
     predictions: str | None = option(None, "score this file of `id` and `text`, and run no model")
+    keep: str | None = option(
+        None, "0.1:0.9 also writes kept.jsonl, the rows of --bench FILE.jsonl with this share of right answers"
+    )
     prompt: Literal["r1ov", "official", "direct", "none"] | None = option(
         None,
         "r1ov: think, then answer in tags; official: the data's own; direct: the answer alone; "
@@ -83,6 +87,10 @@ class EvaluateConfig:
             raise UserError(
                 f"greedy decoding gives one answer {self.num_samples} times; give a --temperature above 0"
             )
+        if self.keep and not (re.fullmatch(r"[01]?\.?\d+:[01]?\.?\d+", self.keep) and self.bench.endswith(".jsonl")):
+            raise UserError(f"--keep {self.keep}: expected two shares such as 0.1:0.9, and --bench FILE.jsonl")
+        if self.keep and self.predictions and not self.out:
+            raise UserError("--keep writes into a folder; say which by --out")
         if self.predictions and not Path(self.predictions).is_file():
             raise UserError(f"--predictions {self.predictions}: no such file")
         if self.out and Path(self.out).is_file():

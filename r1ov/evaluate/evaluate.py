@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from r1ov.cli import flag
-from r1ov.common.files import earlier_options, locked
+from r1ov.common.files import earlier_options, locked, write_text
 from r1ov.common.processes import World, choose_dtype, choose_kernels, dtype_name, joined
 from r1ov.data.formats.files import fingerprint
 from r1ov.errors import UserError
-from r1ov.evaluate.benchmarks import PLAYGROUND, benchmark, load_items, playground_by_id
-from r1ov.evaluate.item import Item, Items, Prediction, read_predictions
+from r1ov.evaluate.benchmarks import PLAYGROUND, benchmark, load_items, playground_by_id, read_rows
+from r1ov.evaluate.item import Item, Items, Prediction, Verdicts, by_question, read_predictions
 from r1ov.evaluate.judge import judge
 from r1ov.evaluate.page import write_page
 from r1ov.evaluate.prompts import swap_pictures
@@ -72,10 +72,22 @@ def write(
             write_verdicts(folder / "verdicts.jsonl", verdicts)
             write_report(folder, title, [*shown, *more], settings)
             write_page(folder / "page.html", title, verdicts, settings.get("prompt", "none"))
+            if config.keep:
+                keep(Path(config.bench), config.keep, verdicts, folder / "kept.jsonl")
             print(f"{folder}/: page.html, report.md, report.json, predictions", file=sys.stderr)
     if config.bench == PLAYGROUND:
         shown = shown[-1:]  # the families
     print("\n\n".join(map(markdown, shown)))
+
+
+def keep(path: Path, share: str, verdicts: Verdicts, out: Path) -> None:
+    """Writes the rows of a file that teach in reinforcement learning: right in this share of their answers."""
+    low, high = map(float, share.split(":"))
+    rows, answers = read_rows(path), by_question(verdicts).values()
+    rates = [sum(one.score for one in group) / len(group) for group in answers]
+    kept = [row for row, rate in zip(rows, rates, strict=False) if low <= rate <= high]  # --limit: the first ones
+    write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+    print(f"{out}: {len(kept)} of {len(rates)} rows; --image-folder {path.parent} says where images are", file=sys.stderr)
 
 
 def predicted(config: Any) -> tuple[list[Item], list[Prediction]]:
