@@ -159,4 +159,4 @@ def load_steps(steps: Steps, start: int, stop: int, num_workers: int = 0) -> Ite
         return map(steps.__getitem__, range(start, stop))
     from r1ov.data.formats.workers import prepared
 
-    return prepared(steps, range(start, stop), num_workers)
+    return prepared(steps.__getitem__, range(start, stop), num_workers)

@@ -1,22 +1,25 @@
 """Processes that prepare steps ahead of the run: torch's DataLoader, the user's mistakes kept readable."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from r1ov.common.stopping import shielded
-from r1ov.data.steps import StepData, Steps
 from r1ov.errors import UserError
 
+Step = TypeVar("Step")
 
-def prepared(steps: Steps, numbers: range, num_workers: int) -> Iterator[StepData]:
-    """The steps in order, each worker two ahead. The workers begin at once, and end with the iterator.
+
+def prepared(make: Callable[[int], Step], numbers: range, num_workers: int) -> Iterator[Step]:
+    """make(number) for each, in order, every worker two ahead. The workers begin at once, and end with the
+    iterator.
 
     Raises: UserError in this process, with its own line, where a worker finds one.
     """
     loader = DataLoader(
-        _Guarded(steps),
+        _Guarded(make),
         sampler=numbers,
         batch_size=None,
         num_workers=num_workers,
@@ -24,27 +27,27 @@ def prepared(steps: Steps, numbers: range, num_workers: int) -> Iterator[StepDat
         generator=torch.Generator(),  # else each loader would take a number from the global one
     )
     with shielded():
-        return map(_data_or_raise, loader)
+        return map(_step_or_raise, loader)
 
 
-class _Guarded(Dataset):
+class _Guarded(Dataset, Generic[Step]):
     """The user's mistake as a text: raised in a worker, it would arrive with torch's whole traceback."""
 
-    def __init__(self, steps: Steps):
-        self.steps = steps
+    def __init__(self, make: Callable[[int], Step]):
+        self.make = make
 
-    def __getitem__(self, step: int) -> StepData | str:
+    def __getitem__(self, number: int) -> Step | str:
         try:
-            return self.steps[step]
+            return self.make(number)
         except UserError as error:
             return str(error)
 
 
-def _as_it_is(result: StepData | str) -> StepData | str:
+def _as_it_is(result: Step | str) -> Step | str:
     return result
 
 
-def _data_or_raise(result: StepData | str) -> StepData:
+def _step_or_raise(result: Step | str) -> Step:
     if isinstance(result, str):
         raise UserError(result)
     return result
