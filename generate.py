@@ -64,7 +64,10 @@ class Options:
     )
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda where there is one)")
     dtype: Literal["float32", "bfloat16", "float16"] | None = option(
-        None, "default: float32 on a CPU, bfloat16 on a GPU"
+        None, "default: the checkpoint's; on a CPU without instructions for bfloat16 float32 if it fits"
+    )
+    quantize: Literal["int4", "int8"] | None = option(
+        None, "keep the weights of linear layers in 4 or 8 bits"
     )
     kernels: Literal["torch", "triton"] | None = option(
         None, "attention and log-probs (default: triton on a GPU, torch elsewhere)"
@@ -103,7 +106,8 @@ def main() -> None:
     from r1ov.folder.pretrained import SHIPPED, find, read_model, read_processor
 
     device = choose_device(options.device)
-    dtype, kernels = choose_dtype(options.dtype, device), choose_kernels(options.kernels, device)
+    choose_dtype(options.dtype, device)
+    kernels = choose_kernels(options.kernels, device)
     folders = find(options.model, options.adapter)
     processor = read_processor(folders.settings).with_pixel_limits(options.min_pixels, options.max_pixels)
     names = ("temperature", "top_p", "top_k", "max_new_tokens", "seed", "num_samples")
@@ -115,10 +119,11 @@ def main() -> None:
         )
 
     # Only now: every mistake above is reported before anything large is loaded.
-    model = read_model(folders, processor.config, device, dtype)
-    size = sum(parameter.numel() for parameter in model.parameters())
-    parameters = f"{size / 1e9:.1f}B" if size >= 1e9 else f"{size / 1e6:.1f}M"
-    say(f"{options.model} | {parameters} parameters | {device} | {dtype_name(dtype)} | {kernels} kernels")
+    model, reason = read_model(folders, processor.config, device, options.dtype, options.quantize)
+    weights = f"{dtype_name(model.model.embed_tokens.weight.dtype)} ({reason})"
+    if options.quantize:
+        weights = f"{options.quantize}, the rest {weights}"
+    say(f"{options.model} | {device} | {weights} | {kernels} kernels")
     if is_tiny := options.model in SHIPPED:
         say(TINY_NOTE)
     show = painted if sys.stdout.isatty() else plain

@@ -106,7 +106,7 @@ def test_public_python_names_are_frozen():
     from r1ov.reward import accuracy_reward, format_reward
     from r1ov.train.loss import group_advantages, grpo_loss, sft_loss
 
-    assert parameters(r1ov.load) == ["name", "device", "dtype"]
+    assert parameters(r1ov.load) == ["name", "device", "dtype", "quantize"]
     assert parameters(r1ov.save) == ["model", "processor", "folder", "dtype", "max_shard_size"]
     options = [
         "max_new_tokens",

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import r1ov
+from r1ov.common import processes
 from r1ov.common.files import write_json
 from r1ov.common.processes import choose_device, choose_dtype
 from r1ov.errors import UserError
@@ -119,14 +120,17 @@ def test_a_save_whose_processor_fails_leaves_no_config(checkpoint, tmp_path):
     assert not (tmp_path / "out" / "config.json").exists()
 
 
-def test_the_dtype_follows_the_device_unless_it_is_given():
-    assert choose_dtype(None, torch.device("cpu")) == torch.float32
-    assert choose_dtype(None, torch.device("cuda")) == torch.bfloat16
-    assert (
-        choose_dtype("bfloat16", torch.device("cpu"))
-        == choose_dtype(torch.bfloat16, torch.device("cpu"))
-        == torch.bfloat16
-    )
+@pytest.mark.parametrize("instructions", [(), ("avx512_bf16",), ("amx_bf16",), ("bf16",)])
+def test_the_dtype_is_the_checkpoints_where_it_is_computed_well_unless_it_is_given(instructions, monkeypatch):
+    cpu, cuda, b, f = torch.device("cpu"), torch.device("cuda"), torch.bfloat16, torch.float32
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(instructions, True))
+    monkeypatch.setattr(processes, "free_memory", lambda device: 40e9)
+    for stored in ("bfloat16", "float16"):
+        assert choose_dtype(None, cpu, stored, 7e9)[0] == (b if instructions else f)
+        assert choose_dtype(None, cpu, stored, 11e9)[0] == b  # 44 GB in float32
+        assert choose_dtype(None, cuda, stored)[0] == b
+    assert choose_dtype(None, cpu, "float32", 11e9)[0] == choose_dtype(None, cuda, "float32")[0] == f
+    assert choose_dtype("bfloat16", cpu)[0] == choose_dtype(b, cpu)[0] == b
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -2,11 +2,13 @@
 RANK, WORLD_SIZE and LOCAL_RANK.
 """
 
+import math
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -46,16 +48,46 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     raise UserError(f"device {str(device)!r} cannot be used here: {reason}; try {', '.join(here)}")
 
 
-def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """float32 or bfloat16, by name or as a dtype; None: bfloat16, on a CPU float32. Raises UserError."""
-    if dtype is None:
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
+def choose_dtype(
+    dtype: str | torch.dtype | None, device: torch.device, stored: str = "float32", size: float = 0
+) -> tuple[torch.dtype, str]:
+    """The type of weights and arithmetic, float32 or bfloat16, and why. Raises UserError.
+
+    Args:
+        dtype: by name or as a dtype; None: the checkpoint's, where the device computes it well.
+        stored: the checkpoint's, by name; float16, which overflows, becomes bfloat16. size: its numbers.
+    """
     name = dtype if isinstance(dtype, str) else dtype_name(dtype)
     if name in ("float16", "half"):
         raise UserError("dtype float16 overflows in the vision encoder's last block; use bfloat16 or float32")
-    if name not in DTYPES:
+    if dtype is not None and name not in DTYPES:
         raise UserError(f"dtype {name!r} is not one of {', '.join(DTYPES)}")
-    return DTYPES[name]
+    if dtype is not None:
+        return DTYPES[name], "as asked"
+    if stored == "float32" or computes_bfloat16(device):
+        return DTYPES.get(stored, torch.bfloat16), "as the checkpoint"
+    if 4 * size < free_memory(device):
+        return torch.float32, "this CPU has no bfloat16 instructions"
+    return torch.bfloat16, "float32 is more than is free"
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """True where bfloat16 is at least as fast as float32: on GPUs, and CPUs with instructions for it."""
+    known = torch.cpu.get_capabilities()
+    return device.type != "cpu" or any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that a program may still take: of a GPU, or of this machine and its container."""
+    if device.type != "cpu":
+        return torch.cuda.mem_get_info(device)[0]
+    free, limits = math.inf, Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # macOS has no such files, a machine without limits "max"
+        available = re.search(r"MemAvailable: *(\d+)", Path("/proc/meminfo").read_text())
+        free = 1024 * int(available[1])
+        limit, taken = (int((limits / f"memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, limit - taken)
+    return free
 
 
 def choose_kernels(impl: str | None, device: torch.device) -> str:

@@ -21,7 +21,7 @@ from r1ov.model.rope import text_angles
 
 ROOM = 64  # for new tokens, at first
 SLACK = 16  # columns, so that views and bias are rebuilt every 16 steps, not every step
-LARGEST_FLAT = 1024  # hidden size up to which copies of the weights are small
+MOST_COPIED = 2**26  # bytes of weights: what copying them takes, tens of steps gain
 
 
 class KVCache:
@@ -155,8 +155,9 @@ Step = Callable[[Tensor, Tensor], Tensor]
 
 def make_step(model: Qwen2_5_VL, cache: KVCache) -> Step:
     """Returns the faster of two equal steps, for a cache that is still empty."""
-    weight = model.head_weight
-    is_small = weight.shape[1] <= LARGEST_FLAT and weight.dtype == torch.float32
+    weight = model.model.embed_tokens.weight
+    copied = sum(parameter.nbytes for parameter in model.model.parameters())
+    is_small = copied <= MOST_COPIED and weight.dtype == torch.float32
     is_plain = weight.device.type == "cpu" and default_impl("cpu") == "torch"
     is_watched = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     if is_small and is_plain and not is_watched:

@@ -114,7 +114,8 @@ def decode(
         raise UserError("stream follows one conversation and one sample; leave it out for more")
     started, prefill_seconds, prefill_tokens = time.perf_counter(), 0.0, 0
     params, samples = plan.params, plan.num_samples
-    device, dtype = model.head_weight.device, model.head_weight.dtype
+    weight = model.model.embed_tokens.weight
+    device, dtype = weight.device, weight.dtype
     banned = plan.banned.to(device)
     uniforms = None if plan.seeds is None else row_uniforms(plan.seeds, max(plan.limits)).to(device)
     text = TextStream(processor, stream) if stream else None

@@ -70,8 +70,9 @@ class EvaluateConfig:
     judge_model: str | None = option(None, "the judge's name there")
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda if there is one)")
     dtype: Literal["float32", "bfloat16"] | None = option(
-        None, "default: float32 on a CPU, bfloat16 on a GPU"
+        None, "default: the checkpoint's; on a CPU without instructions for bfloat16 float32 if it fits"
     )
+    quantize: Literal["int4", "int8"] | None = option(None, "keep the weights of linear layers in 4 or 8 bits")
     kernels: Literal["torch", "triton"] | None = option(None, "default: triton on a GPU, torch elsewhere")
     num_threads: int | None = option(None, "CPU threads (default: torch's own choice)", least=1)
 

@@ -14,7 +14,7 @@ import torch
 
 from r1ov.cli import flag
 from r1ov.common.files import earlier_options, locked, write_text
-from r1ov.common.processes import World, choose_dtype, choose_kernels, dtype_name, joined
+from r1ov.common.processes import World, choose_kernels, dtype_name, joined
 from r1ov.data.formats.files import fingerprint
 from r1ov.errors import UserError
 from r1ov.evaluate.benchmarks import PLAYGROUND, benchmark, load_items, playground_by_id, read_rows
@@ -139,7 +139,7 @@ def asked(
         torch.set_num_threads(config.num_threads)
     kernels = choose_kernels(config.kernels, device)
     processor = read_processor(folders.settings)
-    model = read_model(folders, processor.config, device, choose_dtype(config.dtype, device))
+    model, _ = read_model(folders, processor.config, device, config.dtype, config.quantize)
     least, most = config.min_pixels, config.max_pixels
     if is_published:
         least, most = least or MIN_PIXELS, most or MAX_PIXELS
@@ -156,7 +156,8 @@ def asked(
         "model": config.model,
         "fingerprint": _digest(folders),
         "swap_pictures": config.swap_pictures,
-        "dtype": dtype_name(model.head_weight.dtype),
+        "dtype": dtype_name(model.model.embed_tokens.weight.dtype),
+        "quantize": config.quantize,
         **{field.name: getattr(asking, field.name) for field in fields(Asking)},
         **put,
         "run": {"data": config.data, "device": str(device), "kernels": kernels, "torch": torch.__version__},

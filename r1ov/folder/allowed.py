@@ -35,6 +35,7 @@ MAYBE_OBJECT = (lambda value: isinstance(value, dict | None), "expected an objec
 NAME = (lambda value: isinstance(value, str | None), "expected a name")
 ROPE = (lambda value: value in ("default", "mrope"), "r1ov computes plain multimodal rope only")
 STEP = (lambda value: value is True, "r1ov resizes, rescales and normalises images, and makes them RGB")
+AWQ = {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}
 EDGES = {"shortest_edge", "longest_edge", "min_pixels", "max_pixels"}
 
 # By the setting's name, in whichever file and section it is.
@@ -63,7 +64,10 @@ RULES: dict[str, Rule] = {
     "hidden_act": (lambda value: value == "silu", "r1ov computes silu only"),
     "use_sliding_window": (lambda value: not value, "r1ov computes full attention only"),
     "attention_dropout": (lambda value: not value, "r1ov has no dropout"),
-    "quantization_config": (lambda value: not value, "r1ov loads unquantised weights only"),
+    "quantization_config": (
+        lambda value: not value or [value.get(name) for name in AWQ] == list(AWQ.values()),
+        "of the quantised, r1ov loads AWQ's of 4 bits (version gemm, with zero points)",
+    ),
     "layer_types": (
         lambda value: not value or set(map(str, value)) == {"full_attention"},
         "r1ov computes full_attention only",

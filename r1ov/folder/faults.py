@@ -28,6 +28,10 @@ class Stored:
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def is_readable(self) -> bool:
+        return self.dtype in READABLE or (self.dtype == "I32" and self.name.endswith((".qweight", ".qzeros")))
+
 
 def too_large(
     model: nn.Module, folder: str | Path, device: torch.device | str, dtype: torch.dtype
@@ -99,7 +103,7 @@ def mismatch(
     seen: dict[str, Stored] = {}
     for tensor in tensors:
         name = few([tensor.name])
-        if tensor.dtype not in READABLE:
+        if not tensor.is_readable:
             readable = "r1ov reads float32, bfloat16 and float16 weights"
             return UserError(f"{tensor.file}: {name} is {tensor.dtype}; {readable}")
         if (twin := seen.setdefault(tensor.parameter, tensor)) is not tensor:

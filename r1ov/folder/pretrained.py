@@ -27,6 +27,7 @@ from r1ov.folder.adapter import Folders, is_adapter, read_adapter, read_settings
 from r1ov.folder.allowed import FITS, RULES
 from r1ov.folder.faults import no_config
 from r1ov.folder.hub import folder_of
+from r1ov.folder.quantized import BITS, is_quantizable
 from r1ov.folder.weights import load_weights, save_weights, world_of
 from r1ov.model.config import Config, TextConfig, VisionConfig
 from r1ov.model.lora import attach
@@ -154,9 +155,6 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     }
 
 
-# The processor's files
-
-
 def read_processor(folder: str | Path) -> Processor:
     """Reads the processor of a folder in Hugging Face's layout, of any transformers from 4.49 to 5.
 
@@ -263,28 +261,37 @@ def write_processor(processor: Processor, folder: str | Path) -> None:
         (Path(folder) / name).write_bytes(data)
 
 
-# The whole
-
-
 def build(config: Config) -> Qwen2_5_VL:
     """A model without weights, on the meta device: what is sharded is sharded here, before `load_weights`."""
     with torch.device("meta"):
         return Qwen2_5_VL(config)
 
 
-def read_model(folders: Folders, config: Config, device: torch.device, dtype: torch.dtype) -> Qwen2_5_VL:
-    """The model in folders whose config is known already, in evaluation mode."""
+def read_model(
+    folders: Folders,
+    config: Config,
+    device: torch.device,
+    dtype: str | torch.dtype | None,
+    quantize: str | None = None,
+) -> tuple[Qwen2_5_VL, str]:
+    """The model in folders whose config is known already, in evaluation mode, and why it has its dtype."""
+    if quantize not in (None, *BITS):
+        raise UserError(f"quantize is {quantize!r}; there are {', '.join(BITS)}")
     model = build(config)
-    load_weights(model, folders.weights, device, dtype)
+    names = model.named_parameters()
+    size = sum(value.numel() for name, value in names if not (quantize and is_quantizable(name)))
+    dtype, reason = choose_dtype(dtype, device, config.torch_dtype, size)
+    load_weights(model, folders.weights, device, dtype, quantize)
     if folders.adapter:
         attach(model, *read_adapter(folders.adapter, model, device))
-    return model.eval()
+    return model.eval(), reason
 
 
 def load(
     name: str | Path = "r1ov-tiny",
     device: str | torch.device | None = "cpu",
     dtype: str | torch.dtype | None = None,
+    quantize: str | None = None,
 ) -> tuple[Qwen2_5_VL, Processor]:
     """A model in evaluation mode, and the processor that feeds it.
 
@@ -292,15 +299,16 @@ def load(
         name: `r1ov-tiny`, a folder, or a hub name `owner/name[@revision]`, downloaded once; of a model, or of
             a LoRA adapter, which is loaded onto its base.
         device: where the model is put; None: a GPU if there is one.
-        dtype: of the weights and the arithmetic, whatever the files hold; None: float32 on a CPU, bfloat16
-            elsewhere.
+        dtype: of the weights and the arithmetic; None: as the files, but on a CPU without instructions for
+            bfloat16 float32 if it fits.
+        quantize: "int4" or "int8": the weights of the language model's linear layers; the head's are int8.
     Raises: UserError, in one line, for whatever is wrong with any of these.
     """
     device = choose_device(device)
-    dtype = choose_dtype(dtype, device)
+    choose_dtype(dtype, device)
     folders = find(name)
     processor = read_processor(folders.settings)
-    return read_model(folders, processor.config, device, dtype), processor
+    return read_model(folders, processor.config, device, dtype, quantize)[0], processor
 
 
 def save(
@@ -319,7 +327,7 @@ def save(
     Args:
         max_shard_size: bytes; larger weights are split over several files with an index.
     """
-    folder, dtype = Path(folder), choose_dtype(dtype, torch.device("cpu"))
+    folder, (dtype, _) = Path(folder), choose_dtype(dtype, torch.device("cpu"))
     if type(max_shard_size) is not int or max_shard_size <= 0:
         raise UserError(f"max_shard_size is {max_shard_size!r}, expected a number of bytes")
     config, world = replace(model.config, torch_dtype=dtype_name(dtype)), world_of(model)

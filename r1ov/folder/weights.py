@@ -10,10 +10,12 @@ prefix. Loading is strict: every parameter is there once, in its shape, and noth
 are never opened, because opening a pickle runs the code in it.
 """
 
+import math
+import mmap
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +29,8 @@ from r1ov.common.files import read_json, write_json
 from r1ov.common.processes import World
 from r1ov.errors import UserError
 from r1ov.folder import faults
-from r1ov.folder.faults import AGAIN, HEAD, INDEX, READABLE, SINGLE, Stored
+from r1ov.folder.faults import AGAIN, HEAD, INDEX, SINGLE, Stored
+from r1ov.folder.quantized import BITS, QuantizedLinear, awq_shapes, from_awq, is_quantizable, quantized
 from r1ov.model.model import Qwen2_5_VL
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -89,38 +92,87 @@ def init_weights(model: Qwen2_5_VL, generator: torch.Generator) -> None:
 
 
 def load_weights(
-    model: Qwen2_5_VL, folder: str | Path, device: torch.device | str, dtype: torch.dtype
+    model: Qwen2_5_VL,
+    folder: str | Path,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    quantize: str | None = None,
 ) -> None:
     """Gives a model made on the meta device its weights from a folder, each straight to its device and dtype;
     a sharded model has its dtypes already.
 
-    Peak memory is the model and the one file that is mapped at the time. Of a sharded model each process
-    reads its own rows only.
+    On a CPU a tensor that has the dtype already is the mapped file itself; all else is copied, tensor by
+    tensor, so that peak memory is the model and 256 MB of a file, or its largest tensor. Of a sharded model
+    each process reads its own rows only.
 
+    Args: quantize: "int4" or "int8": the language model's linear layers, and the head, which is of int8.
     Raises: UserError, in one line, if the files are damaged or do not hold exactly the model's tensors; then
         nothing was read.
     """
     stored = _contents(Path(folder), model)
+    read = _Reader()
     try:
         if is_sharded(model):
             model.to_empty(device=device)
-        for file in dict.fromkeys(tensor.file for tensor in stored.values()):
-            with _opened(file) as reader:
-                for name, tensor in stored.items():
-                    if tensor.file != file:
-                        continue
-                    if is_sharded(parameter := model.get_parameter(name)):
-                        rows = local_rows(parameter)
-                        local(parameter).copy_(reader.get_slice(tensor.name)[rows])
-                        continue
-                    # Copied even where nothing changes: the model must not hang on the mapped file. (`.to` is
-                    # half as fast, and `to_empty` imports for half a second.)
-                    value = torch.empty(tensor.shape, dtype=dtype, device=device)
-                    value.copy_(reader.get_tensor(tensor.name))
-                    owner, _, leaf = name.rpartition(".")
-                    setattr(model.get_submodule(owner), leaf, nn.Parameter(value, parameter.requires_grad))
+        for name, tensor in stored.items():
+            owner, _, leaf = name.rpartition(".")
+            if leaf in ("qzeros", "scales"):  # with their qweight
+                continue
+            module = model.get_submodule(owner)
+            if leaf == "qweight":
+                parts = (
+                    read(stored[f"{owner}.{part}"]).to(device) for part in ("qweight", "qzeros", "scales")
+                )
+                model.set_submodule(owner, from_awq(*parts, module.bias))
+                continue
+            parameter = model.get_parameter(name)
+            if is_sharded(parameter):
+                local(parameter).copy_(read(tensor, local_rows(parameter)))
+                continue
+            value = read(tensor)
+            is_head = name == (EMBEDDING if model.config.tie_word_embeddings else HEAD)
+            if quantize and (is_head or is_quantizable(name)):
+                bits = 8 if is_head else BITS[quantize]
+                layer = quantized(value.to(device), getattr(module, "bias", None), bits, name)
+                model.set_submodule("lm_head" if is_head else owner, layer)
+                if name != EMBEDDING:
+                    continue
+            setattr(module, leaf, nn.Parameter(_placed(value, device, dtype), parameter.requires_grad))
     except torch.OutOfMemoryError:
         raise faults.too_large(model, folder, device, dtype) from None
+    finally:
+        read.close()
+
+
+def _placed(value: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """A tensor of a file where it is computed with: itself, or a copy."""
+    if torch.device(device).type != "cpu":
+        return value.to(device, dtype)
+    if value.dtype == dtype:
+        return value
+    # Making pages takes longer than filling them, so large ones, where the system has them.
+    memory = mmap.mmap(-1, max(1, value.numel()) * dtype.itemsize)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype, count=value.numel()).view(value.shape).copy_(value)
+
+
+class _Reader(ExitStack):
+    """Reads tensors from one open file at a time. What was read of it counts as this program's memory until
+    it is closed, so it is opened anew every 256 MB.
+    """
+
+    file, left = None, 0
+
+    def __call__(self, tensor: Stored, rows: slice | None = None) -> Tensor:
+        if tensor.file != self.file or self.left < 0:
+            self.close()
+            self.reader = self.enter_context(_opened(tensor.file))
+            self.file, self.left = tensor.file, 2**28
+        self.left -= 2 * math.prod(tensor.shape)
+        if rows is None:
+            return self.reader.get_tensor(tensor.name)
+        return self.reader.get_slice(tensor.name)[rows]
 
 
 def _contents(folder: Path, model: Qwen2_5_VL) -> dict[str, Stored]:
@@ -137,10 +189,14 @@ def _contents(folder: Path, model: Qwen2_5_VL) -> dict[str, Stored]:
     if weight_map not in (None, {tensor.name: tensor.file.name for tensor in tensors}):
         raise faults.misplaced(folder, tensors, weight_map)
     stored = {tensor.parameter: tensor for tensor in tensors}
-    is_readable = len(stored) == len(tensors) and all(tensor.dtype in READABLE for tensor in tensors)
+    shapes = {name: tuple(one.shape) for name, one in model.named_parameters() if "lora_" not in name}
+    if any(name.endswith(".qweight") for name in stored):  # config.json says that it is AWQ's
+        for name in filter(is_quantizable, list(shapes)):
+            groups = stored.get(name.replace("weight", "scales"))
+            shapes |= awq_shapes(name, shapes.pop(name), groups.shape[0] if groups else 1)
+    is_readable = len(stored) == len(tensors) and all(tensor.is_readable for tensor in tensors)
     if model.config.tie_word_embeddings and HEAD in stored:
         _refuse_another_head(stored.pop(HEAD), stored.get(EMBEDDING))
-    shapes = {name: tuple(one.shape) for name, one in model.named_parameters() if "lora_" not in name}
     if not is_readable or {name: tensor.shape for name, tensor in stored.items()} != shapes:
         raise faults.mismatch(folder, tensors, stored, shapes)
     return stored
@@ -211,6 +267,8 @@ def save_weights(model: Qwen2_5_VL, folder: str | Path, dtype: torch.dtype, max_
     Collective if the model is sharded: all ranks call this. The tensors are gathered one at a time, and
     rank 0 keeps and writes those of one file. If it cannot, all ranks raise.
     """
+    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        raise UserError(f"{folder}: a quantised model is not saved; load it again without quantize")
     folder, state, world = Path(folder), model.state_dict(), world_of(model)
     sizes = {name: tensor.numel() * dtype.itemsize for name, tensor in state.items()}
     shards, room = [], 0  # of names, in order

@@ -24,7 +24,7 @@ class PageConfig:
     out: str = option("look.html", "the page")
     device: str | None = option(None, "default: cuda if there is one, else cpu")
     dtype: Literal["float32", "bfloat16"] | None = option(
-        None, "default: float32 on a CPU, bfloat16 on a GPU"
+        None, "default: the checkpoint's; on a CPU without instructions for bfloat16 float32 if it fits"
     )
 
 

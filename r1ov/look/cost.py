@@ -120,6 +120,6 @@ def times(model: Qwen2_5_VL, batch: Batch, repeats: int = 2) -> dict[str, float]
 
 def now(model: Qwen2_5_VL) -> float:
     """Seconds, once the device has done what it was told."""
-    if model.head_weight.is_cuda:
-        torch.cuda.synchronize(model.head_weight.device)
+    if model.model.embed_tokens.weight.is_cuda:
+        torch.cuda.synchronize(model.model.embed_tokens.weight.device)
     return time.perf_counter()

@@ -71,7 +71,7 @@ def write_page(
     question = " ".join(part["text"] for part in texts(messages))
     data = {"model": name, "question": question, **gather(processor, traced)}
     if versus:
-        other = load(versus, model.head_weight.device, model.head_weight.dtype)
+        other = load(versus, model.model.embed_tokens.weight.device, model.model.embed_tokens.weight.dtype)
         data["versus"] = parted(processor, traced, trace(*other, messages, written, ()), versus)
     data["walk"] = walk(traced, data)
     stop = "<li><b>{title}</b> {text} <code>{source}</code></li>"
@@ -271,7 +271,7 @@ def ablation(traced: Trace) -> list[list]:
 
 def cost(processor: Processor, traced: Trace) -> dict[str, Any]:
     """Operations and bytes of the prompt's pass, of one more token, of a training step; a pass in seconds."""
-    config, size = traced.model.config, traced.model.head_weight.element_size()
+    config, size = traced.model.config, traced.model.model.embed_tokens.weight.element_size()
     grids = [] if traced.image_grid_thw is None else traced.image_grid_thw.tolist()
     prompt, whole = traced.prompt_length, len(traced)
     passes = {

@@ -220,7 +220,7 @@ def trace_encoded(
         for name in points
         if {name, name.rpartition(".")[2]} & kept
     }
-    batch = processor.pack([replace(encoded, labels=None)]).to(model.head_weight.device)
+    batch = processor.pack([replace(encoded, labels=None)]).to(model.model.embed_tokens.weight.device)
     with watching(model, functions):
         model(**batch, then=lambda hidden, _weight: hidden)
     token_ids = batch["input_ids"]
@@ -265,7 +265,7 @@ def each_token(model: Qwen2_5_VL, states: Tensor, function: Callable, *others: T
 
 def in_chunks(model: Qwen2_5_VL, states: Tensor, function: Callable, *others: Tensor) -> list[Tensor]:
     """Calls function(log-probs (n, V), n rows of the others), which gives tensors (n, ...), for all."""
-    size = max(1, CHUNK // model.head_weight.shape[0])
+    size = max(1, CHUNK // model.model.embed_tokens.weight.shape[0])
     parts = zip(*(x.split(size) for x in (states, *others)), strict=True)
     found = [function(model.logits(x).float().log_softmax(-1), *rest) for x, *rest in parts]
     return [torch.cat(values) for values in zip(*found, strict=True)]

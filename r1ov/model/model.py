@@ -70,7 +70,7 @@ class Qwen2_5_VL(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(T, C) -> (T, V)."""
-        return hidden @ self.head_weight.mT
+        return self.lm_head(hidden) if hasattr(self, "lm_head") else hidden @ self.head_weight.mT
 
     def forward(
         self,

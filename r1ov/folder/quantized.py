@@ -1,0 +1,162 @@
+"""Linear layers whose weights are integers of 4 or 8 bits, made while a model is loaded, or as AWQ published
+them. The embedding, the norms, the biases and the vision encoder stay as they are.
+
+Of 4 bits: w = (q - 8) * scale + zero, for each row and group of inputs, 32 of them (in AWQ's folders 128).
+Of 8 bits: w = q * scale, for each row. What is quantised is frozen, but gradients pass through to the input.
+
+Shape letters: T tokens, N outputs, K inputs, g inputs in a group.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from r1ov.common.processes import computes_bfloat16
+from r1ov.errors import UserError
+
+BITS = {"int4": 4, "int8": 8}
+GROUP = 32
+BLOCK = 64  # rows whose nibbles lie together, in the order of torch's kernel for AVX-512
+FEW = 32  # rows of x up to which torch's packed kernels are faster than a product with dequantised tiles
+TILE = 2**21  # weights that are dequantised at a time
+AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]  # where in an int32 the columns 0 to 7 are
+
+
+class QuantizedLinear(nn.Module):
+    """In place of an `nn.Linear`."""
+
+    def __init__(self, packed: Tensor, scales: Tensor, outputs: int, bias: nn.Parameter | None):
+        """Args: packed: `pack`'s of 4 bits, or (N, K) int8. scales: (K/g, N, 2) scale and zero, or (1, N)."""
+        super().__init__()
+        self.register_buffer("packed", packed)
+        self.register_buffer("scales", scales)
+        self.out_features, self.bias = outputs, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = _Product.apply(x, self)[:, : self.out_features]
+        return y if self.bias is None else y + self.bias
+
+    @property
+    def weight(self) -> Tensor:
+        """(N, K) float32, dequantised."""
+        return torch.cat([tile for _, tile in self.tiles(torch.float32)], dim=1).t()[: self.out_features]
+
+    def product(self, x: Tensor) -> Tensor:
+        """(T, K) -> (T, N), without bias, and with the rows that fill up the last block."""
+        if len(x) <= FEW and self._has_kernel():
+            narrow, scales = x.bfloat16(), self.scales.bfloat16()
+            if self.packed.ndim == 2:
+                return torch.ops.aten._weight_int8pack_mm(narrow, self.packed, scales[0]).to(x.dtype)
+            packed, group = self.packed.view(scales.shape[1], -1), x.shape[1] // len(scales)
+            return torch.ops.aten._weight_int4pack_mm_for_cpu(narrow, packed, group, scales).to(x.dtype)
+        y = x.new_empty(len(x), self.scales.shape[1])
+        dtype = x.dtype if computes_bfloat16(x.device) else torch.float32
+        x = x.to(dtype)
+        for columns, tile in self.tiles(dtype):
+            y[:, columns] = x @ tile
+        return y
+
+    def tiles(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """Some of the outputs, and their weights (K, n) in float32, rounded to `dtype`."""
+        if self.packed.ndim == 2:
+            rows = max(1, TILE // self.packed.shape[1])
+            for begin in range(0, len(self.packed), rows):
+                columns = slice(begin, begin + rows)
+                yield columns, (self.packed[columns].float() * self.scales[0, columns, None]).to(dtype).t()
+            return
+        blocks, inputs, _ = self.packed.shape
+        count = max(1, TILE // (BLOCK * inputs))
+        for begin in range(0, blocks, count):
+            packed = self.packed[begin : begin + count]
+            tile = torch.empty(inputs, len(packed), 2, BLOCK // 2, device=packed.device)
+            tile[:, :, 0], tile[:, :, 1] = (packed & 15).transpose(0, 1), (packed >> 4).transpose(0, 1)
+            columns = slice(BLOCK * begin, BLOCK * (begin + len(packed)))
+            scale, zero = self.scales[:, None, columns].float().unbind(-1)  # (K/g, 1, n)
+            tile = tile.view(len(scale), -1, scale.shape[2])  # (K/g, g, n)
+            yield columns, tile.sub_(8).mul_(scale).add_(zero).flatten(0, 1).to(dtype)
+
+    def _has_kernel(self) -> bool:
+        return self.packed.device.type == "cpu" and (self.packed.ndim == 2 or _reads_our_order())
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, linear: QuantizedLinear) -> Tensor:
+        ctx.linear = linear
+        return linear.product(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        tiles = ctx.linear.tiles(grad.dtype)
+        return sum(grad[:, columns] @ tile.t() for columns, tile in tiles), None
+
+
+@cache
+def _reads_our_order() -> bool:
+    q = torch.arange(BLOCK * GROUP, dtype=torch.int32).view(BLOCK, GROUP).square() // 3 % 16
+    theirs = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
+    return torch.equal(theirs.flatten(), pack(q).flatten())
+
+
+def pack(q: Tensor) -> Tensor:
+    """(N, K) integers from 0 to 15 -> (N/64, K, 32) bytes: of a block's rows n and n + 32 in one."""
+    low, high = q.to(torch.uint8).view(-1, 2, BLOCK // 2, q.shape[1]).transpose(2, 3).unbind(1)
+    return low | high << 4
+
+
+def quantized(weight: Tensor, bias: nn.Parameter | None, bits: int, name: str) -> QuantizedLinear:
+    """The layer nearest to a weight (N, K)."""
+    outputs, inputs = weight.shape
+    if bits == 4 and inputs % GROUP:
+        raise UserError(f"{name} has {inputs} inputs, which groups of {GROUP} do not divide; try int8")
+    work = _to_int4 if bits == 4 else _to_int8
+    rows = max(BLOCK, TILE // inputs // BLOCK * BLOCK)
+    packed, scales = zip(*(work(part.float()) for part in weight.split(rows)), strict=True)
+    return QuantizedLinear(torch.cat(packed), torch.cat(scales, dim=1), outputs, bias)
+
+
+def _to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    scale = (weight.abs().amax(1) / 127).clamp(min=1e-30).bfloat16()
+    return (weight / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale[None]
+
+
+def _to_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """From the least to the largest of a group in 15 equal steps; rows of zeros fill up the last block."""
+    weight = F.pad(weight, (0, 0, 0, -len(weight) % BLOCK)).unflatten(1, (-1, GROUP))
+    least, largest = weight.aminmax(dim=-1, keepdim=True)  # (N, K/g, 1)
+    scale = ((largest - least) / 15).clamp(min=1e-30).bfloat16()
+    zero = (least + 8 * scale.float()).bfloat16()
+    q = ((weight - zero) / scale + 8).round().clamp(0, 15)
+    return pack(q.flatten(1)), torch.cat((scale, zero), dim=-1).transpose(0, 1).contiguous()
+
+
+def from_awq(qweight: Tensor, qzeros: Tensor, scales: Tensor, bias: nn.Parameter | None) -> QuantizedLinear:
+    """The layer that AWQ's tensors describe, w = (q - z) * scale, exactly.
+
+    Args: qweight: (K, N/8) int32, eight outputs in each. qzeros: (K/g, N/8) int32. scales: (K/g, N).
+    """
+    shifts = 4 * torch.tensor(AWQ_ORDER, dtype=torch.int32, device=qweight.device)
+    q, z = ((x[:, :, None] >> shifts & 15).flatten(1) for x in (qweight, qzeros))  # (K | K/g, N)
+    outputs, filling = q.shape[1], -q.shape[1] % BLOCK
+    q, z, scale = (F.pad(x, (0, filling)) for x in (q, z, scales.float()))
+    return QuantizedLinear(pack(q.t()), torch.stack((scale, (8 - z) * scale), dim=-1), outputs, bias)
+
+
+def is_quantizable(name: str) -> bool:
+    """True for the weights of the language model's linear layers."""
+    return name.startswith("model.layers.") and name.endswith("_proj.weight")
+
+
+def awq_shapes(name: str, shape: tuple[int, ...], groups: int) -> dict[str, tuple[int, ...]]:
+    """The tensors in place of the weight `name` (N, K)."""
+    outputs, inputs = shape
+    stem = name.removesuffix("weight")
+    return {
+        f"{stem}qweight": (inputs, outputs // 8),
+        f"{stem}qzeros": (groups, outputs // 8),
+        f"{stem}scales": (groups, outputs),
+    }
