@@ -93,8 +93,8 @@ def mistakes(path) -> dict[str, list[str]]:
     return {
         "required": [a],
         "cannot be read": [a, str(path / "empty")],
-        "there are no verdicts": [a, str(path / "none.jsonl")],
-        "line 1: expected": [a, str(path / "rows.jsonl")],
+        "it has no rows": [a, str(path / "none.jsonl")],
+        "row 1: expected": [a, str(path / "rows.jsonl")],
         "has gold '1' in one and '2'": [a, b],
         "no question in common": [a, c, "--common"],
         "unrecognized": [a, a, "--bogus"],

@@ -22,7 +22,7 @@ def item(
         question="?",
         answer=gold,
         kind=kind,
-        num_choices=5,
+        choices=tuple("ABCDE"),
         group=group,
         tags=tags,
     )

@@ -92,7 +92,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
 def test_a_row_that_is_none_is_named_by_its_line(tmp_path, line):
     path = tmp_path / "p.jsonl"
     path.write_text('{"id": "a", "text": "b"}\n' + line + "\n")
-    with pytest.raises(UserError, match=r"p\.jsonl, line 2: expected an object such as"):
+    with pytest.raises(UserError, match=r"p\.jsonl, row 2: expected an object such as"):
         read_predictions(path)
 
 

@@ -136,8 +136,7 @@ def test_mathvision_rows(tmp_path):
     ]
     parquet(tmp_path / "test-00000-of-00001.parquet", rows)
     drawn, listed, fraction, spaced, degrees, letter, pictures = load_items("mathvision", str(tmp_path))
-    assert drawn.choices is None
-    assert drawn.num_choices == 5
+    assert drawn.choices == tuple("ABCDE")
     assert right(drawn, "B")
     assert not right(drawn, "F")
     assert not right(drawn, "A, B")
@@ -153,7 +152,7 @@ def test_mathvision_rows(tmp_path):
     assert right(degrees, "69°")
     assert right(letter, "C")
     assert not right(letter, "B")
-    assert pictures.num_choices == 5
+    assert pictures.choices == tuple("ABCDE")
     assert right(pictures, "E")
     assert pictures.question.startswith("See (picture 1) and (picture 2).")
     assert all(len(item.images) == 1 for item in (drawn, pictures))

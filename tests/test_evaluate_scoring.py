@@ -19,7 +19,7 @@ def item(kind: str, gold: str, **more) -> Item:
     if kind.startswith("mcq:"):
         fields = {"kind": "mcq", "choices": tuple(kind[4:].split("|"))}
     elif kind.startswith("mcq"):
-        fields = {"kind": "mcq", "num_choices": int(kind[3:])}
+        fields = {"kind": "mcq", "choices": tuple("ABCDEFGH"[: int(kind[3:])])}
     elif kind == "int":
         fields = {"kind": "number", "is_integer": True}
     elif kind.startswith("float"):

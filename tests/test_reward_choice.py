@@ -36,8 +36,8 @@ def test_a_choice_may_speak_of_other_letters_if_its_text_is_known():
 
 
 def test_the_number_of_choices_bounds_the_letters():
-    assert read_choice("E", num_choices=4) is None
-    assert read_choice("D", num_choices=4) == "D"
+    assert read_choice("E", "ABCD") is None
+    assert read_choice("D", "ABCD") == "D"
 
 
 def test_a_value_picks_the_choice_that_it_equals():

@@ -62,7 +62,7 @@ def test_a_few_bad_golds_are_told_and_many_stop_the_run():
 
 
 def test_a_gold_that_reads_yet_does_not_answer_itself_is_found():
-    assert unscorable([Gold("row", "B", "mcq", Rules(choices=("B", "C"), num_choices=2))])[0] == []
+    assert unscorable([Gold("row", "B", "mcq", Rules(choices=("B", "C")))])[0] == []
     failed, count = unscorable([Gold("row", "2", "number"), Gold("row", "a <think> tag", "text")])
     assert (len(failed), count) == (1, 2)
     assert failed[0][1] == "scores 0"

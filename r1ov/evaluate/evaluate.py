@@ -170,7 +170,11 @@ def asked(
 def _digest(folders: Folders) -> str:
     """Returns what tells one model's folder from another: training changes weights everywhere."""
     names = (".json", ".jinja", ".txt", ".safetensors")
-    paths = (file for folder in sorted({*filter(None, vars(folders).values())}) for file in sorted(folder.iterdir()))
+    paths = (
+        file
+        for folder in sorted({*filter(None, vars(folders).values())})
+        for file in sorted(folder.iterdir())
+    )
     files = [fingerprint(file) for file in paths if file.suffix in names]
     return hashlib.blake2b("".join(files).encode(), digest_size=8).hexdigest()
 

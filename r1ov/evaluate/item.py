@@ -1,12 +1,13 @@
 """A question, an answer, the verdict on it: the records that every benchmark shares, and files of them."""
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from r1ov.data.formats.records import BadRow
+from r1ov.data.formats.rows import open_rows
 from r1ov.data.image import LazyImage
 from r1ov.data.messages import Messages
 from r1ov.errors import UserError
@@ -31,8 +32,7 @@ class Item:
     images: Sequence[LazyImage] = ()
     answer: str  # the gold, as stored
     kind: str | None = None  # of r1ov.reward.accuracy.KINDS, from the data's type columns; None: by the gold
-    choices: Sequence[str] | None = None  # None: no options, or they are only in the text or the image
-    num_choices: int | None = None  # how far the letters go, if the texts are unknown
+    choices: Sequence[str] = ()  # texts of the options, or their letters, if only these are known
     is_integer: bool = False  # a number that must be whole
     precision: int | None = None  # decimals that count, for numbers
     box_unit: str | None = None  # what the gold's boxes are measured in: `boxes.Frame`
@@ -103,19 +103,15 @@ def read_lines(path: Path, parse: Callable[[Any], T], expected: str, may_be_torn
     """Returns what `parse` makes of the JSON in each line.
 
     Args:    may_be_torn: drops a last line that was cut off, as when the writer was killed.
-    Raises:  UserError that names the file and the line, and says what is expected there.
+    Raises:  UserError that names the file and the row, and says what is expected there.
     """
-    try:
-        errors = "replace" if may_be_torn else "strict"
-        lines = path.read_text(encoding="utf-8-sig", errors=errors).split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read ({reason}); expected lines with {expected}") from None
-    found = []
-    for number, line in enumerate(lines, 1):
+    if may_be_torn and not path.stat().st_size:
+        return []
+    rows, found = open_rows(path), []
+    for number in range(len(rows)):
         try:
-            found += [parse(json.loads(line))] if line.strip() else []
-        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
-            if not may_be_torn or number < len(lines):
-                raise UserError(f"{path}, line {number}: expected {expected}") from None
+            found.append(parse(rows[number]))
+        except (BadRow, ValueError, TypeError, AttributeError, KeyError):
+            if not may_be_torn or number + 1 < len(rows):
+                raise UserError(f"{path}, row {number + 1}: expected {expected}") from None
     return found

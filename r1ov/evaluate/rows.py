@@ -180,7 +180,7 @@ def items_of(bench: Benchmark, split: str, rows: Sequence[Row], folder: Path, in
         # An image may be the index of the row that has it.
         sources = [(isinstance(one, str | int) and cells.get(str(one))) or one for one in sources]
         if fields["kind"] == "mcq":
-            fields |= choice_fields(options, fields["answer"].strip())
+            fields["choices"] = choices_of(options, fields["answer"].strip())
         if sources and not fields["group"]:  # questions about the same image
             fields["group"] = hashlib.sha256(repr(sources).encode()).hexdigest()[:16]
         fields["id"] = fields["id"] or str(number - 1)
@@ -198,23 +198,22 @@ def _picture(source: Any, folders: Sequence[Path], inside: Path) -> LazyImage:
     return lazy_picture(source, next(has_it, folders[0]), inside)
 
 
-def choice_fields(texts: Sequence[str], gold: str = "") -> dict[str, Any]:
-    """Returns an Item's `choices`; or `num_choices`, if the options are drawn in the image or the gold's
-    letter lies beyond them.
+def choices_of(texts: Sequence[str], gold: str = "") -> tuple[str, ...]:
+    """Returns the options' texts; their letters, if they are drawn in the image or the gold's letter lies beyond
+    them.
     """
-    if not texts:
-        return {}
     beyond = LETTERS.find(gold) + 1 if len(gold) == 1 else 0
-    are_drawn = [not text.strip() or _DRAWN.fullmatch(text.strip()) for text in texts]
-    if any(are_drawn) or beyond > len(texts) or tuple(texts) == tuple(LETTERS[: len(texts)]):
-        return {"num_choices": max(len(texts), beyond)}
-    return {"choices": tuple(texts)}
+    are_drawn = any(not text.strip() or _DRAWN.fullmatch(text.strip()) for text in texts)
+    if texts and (are_drawn or beyond > len(texts)):
+        return tuple(LETTERS[: max(len(texts), beyond)])
+    return tuple(texts)
 
 
 def with_letters(question: str, texts: Sequence[str]) -> str:
     """Returns the question with a line for each option, or with their letters if the image shows them."""
-    if "num_choices" in choice_fields(texts):
-        return f"{question}\nThe options {', '.join(LETTERS[: len(texts)])} are in the picture."
+    letters = tuple(LETTERS[: len(texts)])
+    if texts and choices_of(texts) == letters:
+        return f"{question}\nThe options {', '.join(letters)} are in the picture."
     return with_options(question, texts)
 
 

@@ -73,7 +73,7 @@ def run(
                 refusal = error
         if world.first(refusal is not None):
             raise refusal or SystemExit(2)  # said once, by the main rank
-        rows = read_predictions(folder / MERGED)
+        rows = read_predictions(folder / MERGED, may_be_torn=True)
         done = {(row.id, row.sample) for row in rows if row.finish_reason != "error"}
         left = {(item.id, sample) for item in items for sample in range(asking.num_samples)} - done
         ids = {id for id, _ in left}

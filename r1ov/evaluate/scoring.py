@@ -101,7 +101,7 @@ def read_answer(item: Item, found: str, resized: Sequence[int] | None = None) ->
         texts.append(inner)
     kind = kind_of(item.answer) if item.kind is None else item.kind
     if kind == "mcq":
-        rules = Rules(choices=tuple(item.choices or ()), num_choices=item.num_choices)
+        rules = Rules(choices=tuple(item.choices))
         if gold := choice_of(item.answer, rules):
             letter = next((letter for text in texts if (letter := _option(text, rules))), None)
             return (letter or found), float(letter == gold)

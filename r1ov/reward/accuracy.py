@@ -154,8 +154,7 @@ def choice_of(text: str, rules: Rules) -> str | None:
     def same(found: str, choice: str) -> bool:
         return _score_math(found, choice, "math", EXACT, None) == 1.0
 
-    letter = read_choice(text, rules.choices, rules.num_choices, same)
-    return letter or read_letters(text, len(rules.choices) or rules.num_choices or 26)
+    return read_choice(text, rules.choices, same) or read_letters(text, len(rules.choices) or 26)
 
 
 def _score_math(answer: str, gold: str, kind: str, rules: Rules, verify: Verify | None) -> float | None:

@@ -48,7 +48,7 @@ class Form:
         """The value of what has no variables, exact or in digits."""
         if self.exact is not None:
             return self.exact
-        varies = same(self.points, (self.points[0],) * 3) is not True
+        varies = any(one.is_nan() or abs(one - self.points[0]) > TINY for one in self.points)
         return None if varies or self.is_open else Fraction(self.points[0])
 
     @property

@@ -176,7 +176,6 @@ class Rules:
     iou_mode: Literal["threshold", "soft"] = "threshold"
     iou_threshold: float = 0.5
     choices: tuple[str, ...] = ()
-    num_choices: int | None = None
     precision: int | None = None
 
 

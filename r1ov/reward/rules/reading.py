@@ -207,14 +207,13 @@ _ANOTHER = re.compile(
 def read_choice(
     text: str,
     choices: Sequence[str] = (),
-    num_choices: int | None = None,
     same: Callable[[str, str], bool] | None = None,
 ) -> str | None:
     """Returns the letter of the one choice that the text names; among equal texts, the first.
 
     Examples: `B`, `(b)`, `B.`, `**B**`, `option B`, `B. blue star`, `故选B`, and the choice's own text.
     Args:
-        choices: the choices' texts, if known. num_choices: how many there are, if only that is known.
+        choices: the choices' texts, or their letters, if these are known.
         same: whether two texts are equal as mathematics; a text that equals exactly one choice picks it.
     """
     letters = {}
@@ -224,7 +223,7 @@ def read_choice(
     if match and (not match["rest"] or match["mark"].strip("*")):
         letter, rest = match["letter"].upper(), match["rest"] or ""
         index, named, is_alone = ord(letter) - ord("A"), read_text(rest), not _ANOTHER.search(rest)
-        if not choices and is_alone and index < (num_choices or 26):
+        if not choices and is_alone:
             return letter
         if index < len(choices):
             own = read_text(choices[index]) or index
