@@ -131,7 +131,6 @@ FILES: dict[str, list[dict[str, Any]]] = {
             "input": "Of the picture.",
             "output": "red",
             "system": "Be brief.",
-            "history": [["Hi", "Hello."]],
             "images": ["red.png"],
         }
     ],

@@ -102,9 +102,7 @@ EXPECTED = {
             "alpaca",
             [
                 said("system", "Be brief."),
-                user(RED, "Hi"),
-                said("assistant", "Hello."),
-                said("user", "Name the colour.\nOf the picture."),
+                user(RED, "Name the colour.\nOf the picture."),
                 said("assistant", "red"),
             ],
             "red",

@@ -73,27 +73,7 @@ def seen(processor: Processor, user: str, reply: str, **columns) -> str:
 BOX = "<|box_start|>(35,28),(70,42)<|box_end|>"  # (112, 112), (224, 168) of 448 x 224, as 140 x 56 shows it
 
 
-def test_objects_fill_their_places_in_the_pixels_that_the_model_sees(processor):
-    real, shares = [112, 112, 224, 168], [0.25, 0.5, 0.5, 0.75]
-    for objects in (
-        {"ref": ["dot"], "bbox": [real]},
-        {"ref": ["dot"], "bbox": [real], "bbox_type": "real", "image_id": [0]},
-        {"ref": ["dot"], "bbox": [shares], "bbox_type": "norm1"},
-        json.dumps({"ref": ["dot"], "bbox": [real]}),
-    ):
-        assert (
-            seen(processor, "Find the <ref-object>.", "<bbox>", objects=objects) == f"Find the dot. / {BOX}"
-        )
-        assert (
-            seen(processor, "What is in <bbox>?", "A <ref-object>.", objects=objects)
-            == f"What is in {BOX}? / A dot."
-        )
-    two = {"ref": ["dog", "cat"], "bbox": [real, real]}
-    described = "<ref-object><bbox> and <ref-object><bbox>"
-    assert seen(processor, "Describe.", described, objects=two) == f"Describe. / dog{BOX} and cat{BOX}"
-    point = {"ref": [], "bbox": [real[:2]]}
-    clicked = "click(start_box='<|box_start|>(35,28)<|box_end|>')"
-    assert seen(processor, "Click.", "click(start_box='<bbox>')", objects=point) == f"Click. / {clicked}"
+def test_boxes_beside_each_other_are_read_alike_in_both_forms():
     assert read_boxes("(1,2),(3,4)(5,6),(7,8)") == read_boxes("[1, 2, 3, 4] [5, 6, 7, 8]")  # as decoded
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from r1ov.common.files import split_reply
-from r1ov.data.formats.choices import gold_letter, lettered, take_options, with_options, written
+from r1ov.data.formats.choices import gold_letter, lettered, take_options, with_options
 from r1ov.data.formats.columns import Columns, is_place
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.messages import read_part
@@ -37,7 +37,6 @@ PLACE = re.compile(r"<\|?(?:image|image_placeholder|imagehere)[ _]?(\d+)?\|?>", 
 FRAME = re.compile(
     r"<\|(?:im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
 )
-OBJECT = re.compile("<ref-object>|<bbox>")  # what ms-swift's column `objects` fills, one by one
 # ... and these would be trained as letters.
 UNFILLED = re.compile(r"<(?:video|audio|bbox\d*|ref-object|img)>")
 
@@ -61,7 +60,6 @@ def read_row(row: Any, where: str = "") -> Record:
     answers = ("answer",) if columns.has("conversation", "prompt") else ("answer", "label")
     unread: list[str] = []
     turns = _dialogue(columns, unread)
-    box_unit = _fill(columns, turns) or box_unit
     options = take_options(columns)
     gold = None
     if (given := _gold_column(columns, turns, answers)) is not None:
@@ -69,13 +67,7 @@ def read_row(row: Any, where: str = "") -> Record:
     if options:
         _show(options, turns)
         gold = None if gold is None else gold_letter(gold, options)
-    try:
-        messages = _messages(turns, images)
-    except BadRow as error:
-        left = [str(name) for name in row if str(name).lower() in columns]
-        read = [str(name) for name in row if str(name) not in left]
-        keys = f"keys read: {', '.join(read)}; not read: {', '.join(left) or 'none'}"
-        raise BadRow(error.reason, f"{error.detail}; {keys[:300]}") from None
+    messages = _messages(turns, images)
     if gold is None and turns[-1][0] == "assistant":
         gold = _concluded(messages[-1]["content"], is_whole=layout == "vlm-r1")
     text = "\n".join(part["text"] for _, parts, _ in turns for part in parts if part["type"] == "text")
@@ -112,14 +104,8 @@ def _dialogue(columns: Columns, unread: list[str]) -> list[Turn]:
     if said is not None:
         turns = _turns(said, unread)
     else:
-        turns = []
-        history = columns.take("history") or []
-        for pair in history if isinstance(history, list) else [history]:
-            if not isinstance(pair, list) or len(pair) != 2:
-                raise BadRow("history is not a list of [question, reply]", reprlib.repr(history))
-            turns += [("user", _parts(pair[0]), True), ("assistant", _parts(pair[1]), True)]
         asked = [columns.text(meaning) for meaning in ("hint", "question", "input")]
-        turns.append(("user", _parts("\n".join(text for text in asked if text)), True))
+        turns = [("user", _parts("\n".join(text for text in asked if text)), True)]
     if (reply := columns.take("reply")) is not None:
         turns += [("assistant", _parts(reply), True)] if isinstance(reply, str) else _turns(reply, unread)
     if system := columns.text("system text"):
@@ -159,37 +145,6 @@ def _turns(value: Any, unread: list[str]) -> list[Turn]:
             turns.append((ROLES[role], _parts(content), weight != 0))
         unread += [f"messages.{name}" for name in keys.rest()]
     return turns
-
-
-def _fill(columns: Columns, turns: list[Turn]) -> str | None:
-    """Writes ms-swift's `objects` where the texts have <ref-object> and <bbox>, a box or point between Qwen's
-    tokens as ms-swift does for Qwen2.5-VL; returns what the boxes are measured in.
-    """
-    parts = [part for _, content, _ in turns for part in content if OBJECT.search(part.get("text", ""))]
-    objects = written(objects) if isinstance(objects := columns.get("objects"), str) else objects
-    if not parts or not isinstance(objects, Mapping):
-        return None
-    given = {name: value for name, value in objects.items() if value is not None}
-    refs, boxes = (given.pop(name, ()) for name in ("ref", "bbox"))
-    unit = {"real": "original", "norm1": "unit"}.get(given.pop("bbox_type", "real"))
-    if any(given.pop("image_id", ())):
-        raise BadRow("objects has boxes of another image than the first, which are not moved with it")
-    if given or not unit or not all(isinstance(ref, str) for ref in refs) or not all(map(_is_box, boxes)):
-        known = "expected ref (texts), bbox ([x1, y1, x2, y2] or [x, y]), bbox_type (real or norm1)"
-        raise BadRow("objects is in no form that is known", f"{reprlib.repr(objects)}; {known}")
-    del columns["objects"]
-    points = (",".join(f"({x},{y})" for x, y in zip(box[::2], box[1::2], strict=True)) for box in boxes)
-    left = {"<ref-object>": iter(refs), "<bbox>": (f"<|box_start|>{text}<|box_end|>" for text in points)}
-    for part in parts:
-        part["text"] = OBJECT.sub(lambda mark: next(left[mark[0]], mark[0]), part["text"])
-    if more := [*left["<ref-object>"], *left["<bbox>"]]:
-        raise BadRow("objects holds more than the texts have places for", reprlib.repr(more))
-    return unit
-
-
-def _is_box(value: Any) -> bool:
-    is_pairs = isinstance(value, list) and len(value) in (2, 4)
-    return is_pairs and all(type(number) in (int, float) for number in value)
 
 
 def _parts(content: Any) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ FILE_URL = re.compile(r"file:(//(localhost(?=/))?)?", re.IGNORECASE)
 # Formats whose header gives the size that decoding gives; None: an image made in memory. Images of other
 # formats are decoded to be measured: TIFF turns itself, ICO chooses among its images, and so on.
 MEASURED_BY_HEADER = (None, "JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP")
+PNG = b"\x89PNG\r\n\x1a\n"
 TURNS = {  # EXIF orientation -> the turn that makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -82,27 +83,43 @@ def lazy_image(
             place = unquote(place[url.end() :])
         source = locate(place)
     if not isinstance(source, bytes | bytearray | Path | Image.Image):
-        raise UserError(f"{name}: {_no_source(source)}")
+        found = type(source).__name__ if source else repr(source)
+        expected = "expected a path, a URL, bytes, base64 or a PIL image"
+        raise UserError(f"{name}: in no form that is known: found {found}; {expected}")
     return LazyImage(_look(source, name, _upright_size), partial(_look, source, name, _to_rgb), name)
 
 
 def _look(source: bytes | Path | Image.Image, name: str, see: Callable[[Image.Image], T]) -> T:
-    """Applies `see` to the opened image, a broken PNG file without its notes; every failure is a UserError
-    that begins with its name.
-    """
+    """Applies `see` to the opened image; every failure is a UserError that begins with its name."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's: of large images, and of broken EXIF
             if isinstance(source, Image.Image):
+                source.load()  # of a PNG file, it is only then that all EXIF is known
                 return see(source)
             if isinstance(source, Path) and not source.is_file():
-                raise UserError(_no_file(source))
-            with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
-                return see(image)
+                raise UserError("not a file" if source.exists() else "no such file")
+            with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+                is_png = file.read(len(PNG)) == PNG
+                with Image.open(io.BytesIO(PNG + _without_notes(file.read())) if is_png else file) as image:
+                    return see(image)
     except Exception as error:  # on broken files Pillow raises anything: struct.error, KeyError, ...
-        if bare := _bare_png(source, error):
-            return _look(bare, name, see)
-        raise UserError(f"{name}: {_fault(error, source)}") from error
+        raise UserError(f"{name}: {_fault(error)}") from error
+
+
+def _without_notes(png: bytes) -> bytes:
+    """What follows a PNG file's signature, its EXIF before the pixels and no other note: a broken one would
+    cost the image, and one behind the pixels is found only by decoding them.
+    """
+    chunks: dict[bytes, bytes] = dict.fromkeys((b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"), b"")
+    place = 0
+    while place < len(png):
+        end = place + 12 + int.from_bytes(png[place : place + 4])  # length, kind, the data, their checksum
+        kind = png[place + 4 : place + 8]
+        if kind in chunks:
+            chunks[kind] += png[place:end]
+        place = end
+    return b"".join(chunks.values())
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
@@ -111,19 +128,9 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
         raise UserError("an EPS file is a program, which is not run; convert it to PNG")
     if 0 in image.size:
         raise UserError(f"the picture is {image.width}x{image.height} pixels")
-    if image.format not in MEASURED_BY_HEADER or (image.format == "PNG" and _ends_with_notes(image)):
+    if image.format not in MEASURED_BY_HEADER:
         return _to_rgb(image).size
     return image.size[::-1] if _orientation(image) in (5, 6, 7, 8) else image.size
-
-
-def _ends_with_notes(png: Image.Image) -> bool:
-    """True if EXIF or text may follow the pixels of a PNG file, where only decoding finds it."""
-    if png.fp is None:
-        return False
-    place = png.fp.tell()
-    found = re.search(rb"eXIf|[tzi]TXt", png.fp.read())
-    png.fp.seek(place)
-    return found is not None
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -179,48 +186,15 @@ def _decoded(text: str, name: str) -> bytes:
         raise UserError(f"{name}: the base64 is broken ({error})") from error
 
 
-def _bare_png(source: Any, error: Exception) -> bytes | None:
-    """A PNG file without the notes beside its pixels; None if it is no PNG file, or has no notes."""
-    if isinstance(error, UserError) or getattr(error, "errno", None) or isinstance(source, Image.Image):
-        return None
-    data = source if isinstance(source, bytes) else source.read_bytes()
-    if not data.startswith(b"\x89PNG"):
-        return None
-    bare, place = data[:8], 8
-    while place < len(data):
-        end = place + 12 + int.from_bytes(data[place : place + 4])  # length, kind, the data, their checksum
-        if data[place + 4 : place + 8] in (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"):
-            bare += data[place:end]
-        place = end
-    return bare if len(bare) < len(data) else None
-
-
-def _fault(error: Exception, source: Any) -> str:
+def _fault(error: Exception) -> str:
     match error:
         case UserError():
             return str(error)
         case Image.DecompressionBombError():
             return f"too large a picture ({one_line(str(error))})"
         case Image.UnidentifiedImageError():
-            is_empty = source == b"" or (isinstance(source, Path) and not source.stat().st_size)
-            return "the file is empty" if is_empty else "not a picture in any format that Pillow knows"
+            return "not a picture in any format that Pillow knows"
         case OSError(errno=int()):
             return f"cannot be read ({error.strerror})"
         case _:
             return f"the picture cannot be decoded ({one_line(str(error)) or type(error).__name__})"
-
-
-def _no_file(path: Path) -> str:
-    if path.is_dir():
-        return "is a folder, not a picture"
-    return "is not an ordinary file" if path.exists() else "no such file"
-
-
-def _no_source(source: Any) -> str:
-    expected = "expected a path, a URL, bytes, base64 or a PIL image"
-    match source:
-        case None:
-            return f"in no form that is known: a picture without a source; {expected}"
-        case "":
-            return f"in no form that is known: its path is empty; {expected}"
-    return f"in no form that is known: found a {type(source).__name__}; {expected}"

@@ -2,12 +2,10 @@
 data's folder.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from r1ov.common.files import shown
 from r1ov.data.formats.open_image import lazy_image
@@ -42,20 +40,13 @@ def lazy_picture(source: Any, folder: Path, inside: Path | None, name: str = "th
             raise BadRow("a picture's file is missing", f"{shown(place)} in {folder}")
         return path
 
-    def load() -> Image.Image:
-        with _bad_rows():
-            return image.load()
-
-    with _bad_rows():
-        image = lazy_image(source, name, locate)
-    return LazyImage(image.size, load, image.name)
-
-
-@contextmanager
-def _bad_rows() -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        if isinstance(error, BadRow):
+    def opened(open_it: Callable[[], Any]) -> Any:
+        try:
+            return open_it()
+        except BadRow:
             raise
-        raise BadRow("a picture cannot be opened", str(error)) from error
+        except UserError as error:
+            raise BadRow("a picture cannot be opened", str(error)) from error
+
+    image = opened(lambda: lazy_image(source, name, locate))
+    return LazyImage(image.size, partial(opened, image.load), image.name)
