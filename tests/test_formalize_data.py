@@ -16,8 +16,8 @@ from PIL import Image
 
 from r1ov.common.remote import AskFailed
 from r1ov.data.formats.files import find_files
-from r1ov.data.formats.mixture import open_data
 from r1ov.data.formats.open_image import lazy_image
+from r1ov.data.formats.reader import open_data
 from r1ov.data.playground import sample
 from r1ov.errors import UserError
 from r1ov.formalize.report import write_outputs
@@ -277,7 +277,7 @@ def test_what_is_written_is_read_alike_by_pyarrow_our_reader_and_datasets(tmp_pa
         record = read[number]
         assert (record.id, record.solution) == (row.id, row.answer)
         assert record.format == ("r1-onevision" if row.image else "sharegpt")
-        assert [image.tobytes() for image in record.images] == (
+        assert [image.load().tobytes() for image in record.images] == (
             [row.image.load().tobytes()] if row.image else []
         )
         content = record.prompt[0]["content"]

@@ -101,7 +101,7 @@ def read(record: Record) -> tuple:
         if part["type"] == "text":
             return part["text"]
         assert part["image"].size == (56, 28)
-        return ("picture", part["image"].getpixel((5, 5)))
+        return ("picture", part["image"].load().getpixel((5, 5)))
 
     messages = [
         {

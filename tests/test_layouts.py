@@ -15,9 +15,8 @@ from r1ov.data.__main__ import LookConfig, look
 from r1ov.data.formats.columns import MEANING, NAMES
 from r1ov.data.formats.files import find_files
 from r1ov.data.formats.layouts import read_row
-from r1ov.data.formats.mixture import open_data
 from r1ov.data.formats.pictures import lazy_picture
-from r1ov.data.formats.reader import Reader
+from r1ov.data.formats.reader import Reader, open_data
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.formats.rows import open_rows
 from r1ov.data.processor import IGNORED

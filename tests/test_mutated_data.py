@@ -7,7 +7,7 @@ import json
 import random
 from collections import Counter
 
-from r1ov.data.formats.mixture import open_data
+from r1ov.data.formats.reader import open_data
 from r1ov.data.formats.records import Record
 from r1ov.data.formats.rows import open_rows
 from r1ov.data.formats.tally import Tally
@@ -56,7 +56,7 @@ def test_each_row_of_200_damaged_files_is_trained_or_counted_as_bad(tmp_path):
         damage = mutated if seed % 2 else with_damaged_pictures
         path = tmp_path / f"{seed}.json"
         path.write_text(json.dumps([damage(rng, row) for row in rows]))
-        data = open_data(str(path), need="reply", lazy=True, image_folder=DATA, shuffle=False)
+        data = open_data(str(path), need="reply", image_folder=DATA, shuffle=False)
         step = Steps(data, processor, len(rows), 200)[0]
 
         tally = Tally(max_bad_share=1.0)

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 import r1ov.model
-from r1ov.data.formats.mixture import open_data
+from r1ov.data.formats.reader import open_data
 from r1ov.data.image import LazyImage
 from r1ov.data.messages import compile_template
 from r1ov.data.processor import Processor
@@ -311,7 +311,7 @@ def test_rows_keep_to_an_images_own_limits_and_refuse_unknown_keys_as_calls_do(
         {"messages": [{"role": "user", "content": [part, {"text": "?"}]}, assistant("a")]} for part in parts
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    [reader] = open_data(str(tmp_path / "rows.jsonl")).readers
+    reader = open_data(str(tmp_path / "rows.jsonl")).reader
     small, large = (processor(reader[number].messages)["image_grid_thw"].tolist() for number in (0, 1))
     assert (small, large) == ([[1, 4, 4]], [[1, 20, 30]])
     assert "has 'zoom'" in str(reader[2])

@@ -1,4 +1,4 @@
-"""r1ov.data.formats.files, reader and `python -m r1ov.data`: rows in any order, mixtures, bad rows counted,
+"""r1ov.data.formats.files, reader and `python -m r1ov.data`: rows in any order, bad rows counted,
 nothing lost in silence.
 """
 
@@ -21,8 +21,7 @@ from r1ov.cli import parse_cli
 from r1ov.data.__main__ import LookConfig, look
 from r1ov.data.formats.files import find_files
 from r1ov.data.formats.layouts import LAYOUTS
-from r1ov.data.formats.mixture import Mixture, open_data, parse_mixture, shuffled
-from r1ov.data.formats.reader import Reader
+from r1ov.data.formats.reader import Endless, Reader, open_data, shuffled
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.formats.rows import GROUPS_AT_HAND, open_rows
 from r1ov.data.formats.tally import Tally
@@ -76,7 +75,7 @@ def test_parquet_is_read_by_groups_and_no_more_than_a_few_are_kept(tmp_path, mon
     for number in range(200):
         assert isinstance(reader[number], Record)
     assert sorted(reads) == list(range(20))  # an epoch in shuffled order decodes each group once
-    assert len(reader.readers[0].rows[0]._groups) == GROUPS_AT_HAND
+    assert len(reader.reader.rows[0]._groups) == GROUPS_AT_HAND
 
 
 def test_a_shuffled_order_is_a_permutation_that_differs_by_epoch_and_mixes_groups():
@@ -112,38 +111,15 @@ def test_every_row_comes_once_an_epoch_and_a_loader_can_begin_anywhere(tmp_path)
     ]
 
 
-def test_weights_are_the_shares_of_what_is_drawn_at_every_length(tmp_path):
-    names = "abc"
-    for shift, name in enumerate(names):
-        write_lines(
-            tmp_path / f"{name}.jsonl", [row(1000 * shift + number) for number in range(7 + 4 * shift)]
-        )
-    data = open_data(
-        ",".join(f"{tmp_path}/{name}.jsonl:{weight}" for name, weight in zip(names, (5, 3, 2), strict=True))
-    )
-    drawn = [data.place(number) for number in range(3000)]
-    for length in (10, 99, 1000, 2503, 3000):
-        shares = Counter(which for which, _ in drawn[:length])
-        for which, share in enumerate((0.5, 0.3, 0.2)):
-            assert abs(shares[which] - share * length) <= 1.5  # evenly spread, not drawn by lot
-    for which, size in enumerate((7, 11, 15)):
-        rows = [place for reader, place in drawn if reader == which]
-        for begin in range(0, len(rows) - size, size):
-            assert sorted(rows[begin : begin + size]) == list(range(size))
-
-
-def test_names_and_weights_are_read_as_written(tmp_path):
-    assert parse_mixture("a.parquet:0.7,b.jsonl:.3") == (["a.parquet", "b.jsonl"], [0.7, 0.3])
-    assert parse_mixture("a.parquet, o/n/b") == (["a.parquet", "o/n/b"], None)
-    assert parse_mixture("o/n/vsr(cauldron,llava_format):2,b:1") == (
-        ["o/n/vsr(cauldron,llava_format)", "b"],
-        [2.0, 1.0],
-    )
-    odd = write_lines(tmp_path / "a,b:1", [row(0)])
-    assert parse_mixture(str(odd)) == ([str(odd)], None)
-    for wrong in ("a:0.5,b", "a:0,b:1", "a,,b", ""):
+def test_names_are_parted_at_commas_unless_they_are_a_files_own(tmp_path):
+    odd, other = (write_lines(tmp_path / name, [row(0)]) for name in ("a,b.jsonl", "o(c,d).jsonl"))
+    for name in (odd, other):
+        assert [file.path for file in open_data(str(name)).reader.files] == [name]
+    both = open_data(f"{other}, {other}").reader
+    assert [file.path for file in both.files] == [other, other]
+    for wrong in (f"{other},,{other}", ""):
         with pytest.raises(UserError, match="--data"):
-            parse_mixture(wrong)
+            open_data(wrong)
 
 
 def test_a_folder_gives_its_training_split_and_refuses_to_guess(tmp_path):
@@ -277,7 +253,6 @@ def test_pictures_are_sought_in_the_folder_given_or_beside_the_file(tmp_path):
     assert Reader(files, image_folder=DATA)[0].images[0].size == (56, 28)
     write_lines(path, [{"problem": "?", "answer": "1", "image": str(DATA / "red.png")}])
     assert "outside the data's folder" in Reader(files)[0].detail
-    assert Reader(files, allow_outside=True)[0].images[0].size == (56, 28)
 
 
 WRONG = [
@@ -407,8 +382,8 @@ def test_the_look_ends_with_an_error_where_too_much_is_bad(tmp_path, capsys):
     assert "the format is not known: keys foo" in capsys.readouterr().out
 
 
-def test_all_formats_have_a_file_and_a_mixture_reads_them_together():
+def test_all_formats_have_a_file_and_they_are_read_together():
     paths = sorted(path for path in DATA.iterdir() if path.suffix != ".png")
     data = open_data(",".join(map(str, paths)))
     assert {data[number].format for number in range(len(data))} == set(LAYOUTS)
-    assert isinstance(data, Mixture)
+    assert isinstance(data, Endless)

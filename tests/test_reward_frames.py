@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from r1ov.data.formats.layouts import read_row
-from r1ov.data.formats.mixture import open_data
+from r1ov.data.formats.reader import open_data
 from r1ov.data.formats.records import BadRow
 from r1ov.data.processor import Processor
 from r1ov.data.steps import Steps, encode_record, recognise_boxes
@@ -125,13 +125,13 @@ def test_a_file_whose_boxes_fill_another_frame_is_read_in_it(unit, width, height
     rows = [{"problem": "Where?", "solution": str(box), "kind": "bbox", "image": "a.png"} for box in boxes]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    readers = open_data(str(path)).readers
-    assert readers[0][0].box_unit is None
-    recognise_boxes(readers, processor)
-    assert {readers[0][number].box_unit for number in range(20)} == {unit}
-    declared = open_data(str(path), box_unit="original").readers
+    reader = open_data(str(path)).reader
+    assert reader[0].box_unit is None
+    recognise_boxes(reader, processor)
+    assert {reader[number].box_unit for number in range(20)} == {unit}
+    declared = open_data(str(path), box_unit="original").reader
     recognise_boxes(declared, processor)
-    assert declared[0][0].box_unit == "original"
+    assert declared[0].box_unit == "original"
 
 
 def test_a_list_that_nobody_calls_a_box_is_trained_as_it_is(processor):

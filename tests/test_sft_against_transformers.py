@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from r1ov.data.formats.mixture import open_data
+from r1ov.data.formats.reader import open_data
 from r1ov.data.steps import Steps
 from r1ov.folder import pretrained
 from r1ov.train.loss import sft_loss_and_correct
@@ -112,7 +112,7 @@ def step_of(names: list[str], folder):
     r1ov/train/sft.py does it.
     """
     model, processor = pretrained.load(str(folder), "cpu", torch.float32)
-    source = open_data(spec(names), need="reply", lazy=True)
+    source = open_data(spec(names), need="reply")
     data = Steps(source, processor, len(source), MAX_LENGTH)[0]
     assert data.rows == len(source) == sum(len(batch["cu_seqlens"]) - 1 for batch in data.batches)
     num_items = sum(int((batch["labels"] != -100).sum()) for batch in data.batches)

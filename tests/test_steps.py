@@ -18,8 +18,7 @@ import torch
 from PIL import Image
 
 from r1ov.data.formats.files import find_files
-from r1ov.data.formats.mixture import Mixture
-from r1ov.data.formats.reader import Reader
+from r1ov.data.formats.reader import Endless, Reader
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.formats.tally import Tally
 from r1ov.data.image import LazyImage
@@ -242,14 +241,14 @@ def damaged(tmp_path: Path) -> Reader:
         for n in range(1, 7)
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return Reader(find_files(str(tmp_path / "a.jsonl")), need="reply", lazy=True)
+    return Reader(find_files(str(tmp_path / "a.jsonl")), need="reply")
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 6])
 def test_a_picture_that_cannot_be_decoded_takes_its_row_out_on_the_rank_that_finds_it(
     world_size, damaged, processor
 ):
-    source = Mixture([damaged], shuffle=False)
+    source = Endless(damaged, shuffle=False)
     ranks = [
         Steps(source, processor, 6, 60 if world_size < 6 else 4096, rank, world_size)[0]
         for rank in range(world_size)

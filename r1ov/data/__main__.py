@@ -3,13 +3,16 @@ and shows one example.
 """
 
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from r1ov.cli import check_bounds, option, parse_cli, run
 from r1ov.common.files import one_line
-from r1ov.data.formats.mixture import open_data
+from r1ov.data.formats.reader import open_data
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.formats.tally import Tally
 from r1ov.reward.rules.boxes import Unit
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class LookConfig:
     data: str = option(
-        help="file, folder, hub data set, or a mixture a.parquet:0.7,b.jsonl:0.3; it may also come first, "
+        help="file, folder or hub data set, or several: a.parquet,b.jsonl; it may also come first, "
         "without --data"
     )
     model: str = option(
@@ -36,7 +39,6 @@ class LookConfig:
     image_folder: str | None = option(
         None, "folder that image paths are relative to and may not leave; default: each data file's own"
     )
-    allow_outside: bool = option(False, "images may lie anywhere on this machine")
     box_unit: Unit | None = option(None, "what boxes are measured in, as for train.py")
     max_bad_share: float = option(0.05, "more bad rows than this share are an error", least=0, most=1)
 
@@ -56,22 +58,22 @@ def look(config: LookConfig) -> None:
         need=None if config.need == "any" else config.need,
         clean=config.clean,
         image_folder=config.image_folder,
-        allow_outside=config.allow_outside,
         box_unit=config.box_unit,
     )
-    recognise_boxes(data.readers, processor)
-    tally, example = Tally(1.0), None
-    kinds = dict.fromkeys(("with pictures", "with a reply", "with a solution"), 0)
-    lengths: dict[str, list[int]] = {"tokens": [], "of them trained": [], "of them picture": []}
-    for reader in data.readers:
-        for file in reader.files:
-            print(f"file      {one_line(str(file.path))}")
-        if reader.box_unit:
-            print(f"boxes     {reader.box_unit}")
+    recognise_boxes(data.reader, processor)
+    for file in data.reader.files:
+        print(f"file      {one_line(str(file.path))}")
+    if data.reader.box_unit:
+        print(f"boxes     {data.reader.box_unit}")
 
     def encode(record: Record) -> "Batch":
+        for image in record.images:
+            image.load()
         return processor.pack([encode_record(record, processor, return_labels=record.reply is not None)])
 
+    tally, example = Tally(1.0), None
+    kinds: Counter[str] = Counter({"with pictures": 0, "with a reply": 0, "with a solution": 0})
+    lengths: dict[str, list[int]] = {"tokens": [], "of them trained": [], "of them picture": []}
     for item, batch in data.survey(encode, config.limit):
         tally.add(item)
         if isinstance(item, BadRow):
@@ -80,50 +82,35 @@ def look(config: LookConfig) -> None:
         lengths["tokens"].append(len(ids))
         lengths["of them trained"].append(sum(trained(batch)))
         lengths["of them picture"].append(int((ids == processor.config.image_token_id).sum()))
-        kinds["with pictures"] += bool(item.images)
-        kinds["with a reply"] += item.reply is not None
-        kinds["with a solution"] += item.solution is not None
+        has = {"with pictures": item.images, "with a reply": item.reply, "with a solution": item.solution}
+        kinds.update(name for name, value in has.items() if value)
         if example is None or (example[0].reply is None and item.reply is not None):
             example = item, batch
     print(f"rows      {len(data):,}, looked at {tally.rows:,}")
-    report(tally, kinds, config.clean)
+    print(f"format    {listed(tally.formats) or 'none'}")
+    print(f"records   {', '.join(f'{count:,} {name}' for name, count in kinds.items())}")
+    if tally.unread:
+        print(f"unread    {one_line(listed(tally.unread))}")
+    if config.clean:
+        kept, dropped = tally.kept, tally.dropped.total()
+        print(f"cleaned   {kept:,} kept as they are, {tally.repaired:,} repaired, {dropped:,} dropped")
+    for title, counts in (("repairs", tally.repairs), ("dropped", tally.dropped), ("bad rows", tally.bad)):
+        for name, count in counts.most_common():
+            print(f"{title:<9} {count:>7,}  {one_line(tally.first.get(name, name))}")
     if example:
         record, batch = example
         print(f"{'length':<17} {'mean':>8} {'least':>8} {'median':>8} {'95%':>8} {'most':>8}")
         for name, values in lengths.items():
-            print(f"{name:<17} {statistics(values)}")
+            columns = [np.mean(values), *np.quantile(values, (0, 0.5, 0.95, 1))]
+            print(f"{name:<17} " + " ".join(f"{column:>8,.0f}" for column in columns))
         print(f"\nexample   {one_line(record.where)}; solution {one_line(str(record.solution))}; ", end="")
         print(f"what lies between [[ and ]] is trained\n\n{rendered(processor, batch)}")
     tally.max_bad_share = config.max_bad_share
     tally.finish()
 
 
-def report(tally: Tally, kinds: dict[str, int], clean: bool) -> None:
-    """Prints what the rows are and what is wrong with them."""
-    print(
-        f"format    {', '.join(f'{name} {count:,}' for name, count in tally.formats.most_common()) or 'none'}"
-    )
-    print(f"records   {', '.join(f'{count:,} {name}' for name, count in kinds.items())}")
-    if tally.unread:
-        columns = ", ".join(f"{name} {count:,}" for name, count in tally.unread.most_common())
-        print(f"unread    {one_line(columns)}")
-    if clean:
-        kept, dropped = tally.kept, tally.dropped.total()
-        print(f"cleaned   {kept:,} kept as they are, {tally.repaired:,} repaired, {dropped:,} dropped")
-        for repair, count in tally.repairs.most_common():
-            print(f"          {count:>7,}  {repair}")
-    for title, counts in (("dropped", tally.dropped), ("bad rows", tally.bad)):
-        if counts:
-            print(f"{title:<9} {counts.total():,} ({counts.total() / tally.rows:.1%})")
-        for reason, count in counts.most_common():
-            print(f"          {count:>7,}  {one_line(tally.first[reason])}")
-
-
-def statistics(values: list[int]) -> str:
-    """Mean, least, median, 95th percentile and most, in columns."""
-    ordered = sorted(values)
-    picked = [ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0, 0.5, 0.95, 1)]
-    return " ".join(f"{value:>8,}" for value in [round(sum(values) / len(values)), *picked])
+def listed(counts: "Counter[str]") -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.most_common())
 
 
 def trained(batch: "Batch") -> list[bool]:

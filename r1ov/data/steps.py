@@ -5,7 +5,7 @@ being the same for any number of ranks. So a run goes on from any step, on any n
 workers that prepare steps need no state.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -21,7 +21,7 @@ from r1ov.reward.rules.boxes import Corner, Frame, corners, has_tokens, is_marke
 
 
 class Source(Protocol):
-    """Rows without end, a function of the number alone. `Mixture` is one, `Playground` another."""
+    """Rows without end, a function of the number alone. `Endless` is one, `Playground` another."""
 
     def __getitem__(self, number: int) -> Record | BadRow: ...
 
@@ -136,21 +136,20 @@ def with_boxes(record: Record, change: Callable[[str], str]) -> Messages:
     return messages
 
 
-def recognise_boxes(readers: Sequence[Reader], processor: Processor) -> None:
-    """Sets the unit of each reader's boxes by its first rows, unless it is known: see `boxes.recognised`."""
-    for reader in readers:
-        found: list[tuple[Corner, Frame]] = []
-        for number in range(0 if reader.box_unit else min(len(reader), 100)):
-            record, ends = reader[number], []
-            if isinstance(record, BadRow) or record.box_unit or not record.images:
-                continue
-            answer = {"role": "assistant", "content": record.solution or record.reply or ""}
-            record = replace(record, messages=[*record.prompt, answer])
-            with_boxes(record, lambda text, ends=ends: ends.extend(corners(text)) or text)
-            with suppress(UserError):  # an image that cannot be read is another fault
-                frame = Frame(*processor.image_sizes(processor.encode(record.messages))) if ends else None
-                found += [(end, frame) for end in ends]
-        reader.box_unit = reader.box_unit or recognised(found)
+def recognise_boxes(reader: Reader, processor: Processor) -> None:
+    """Sets the unit of the reader's boxes by its first rows, unless it is known: see `boxes.recognised`."""
+    found: list[tuple[Corner, Frame]] = []
+    for number in range(0 if reader.box_unit else min(len(reader), 100)):
+        record, ends = reader[number], []
+        if isinstance(record, BadRow) or record.box_unit or not record.images:
+            continue
+        answer = {"role": "assistant", "content": record.solution or record.reply or ""}
+        record = replace(record, messages=[*record.prompt, answer])
+        with_boxes(record, lambda text, ends=ends: ends.extend(corners(text)) or text)
+        with suppress(UserError):  # an image that cannot be read is another fault
+            frame = Frame(*processor.image_sizes(processor.encode(record.messages))) if ends else None
+            found += [(end, frame) for end in ends]
+    reader.box_unit = reader.box_unit or recognised(found)
 
 
 def load_steps(steps: Steps, start: int, stop: int, num_workers: int = 0) -> Iterator[StepData]:

@@ -92,7 +92,7 @@ class Rows:
                 raise UserError("--data playground has no end; give --limit N")
             self._total, self._row = limit, partial(_drawn, split)
         else:
-            reader = Reader(find_files(data), lazy=True)
+            reader = Reader(find_files(data))
             self._total, self._row = min(len(reader), limit or len(reader)), partial(_read, reader)
 
     def __len__(self) -> int:
@@ -126,7 +126,8 @@ def _drawn(split: str, number: int) -> Row:
 
 def _read(reader: Reader, number: int) -> Row:
     """Returns one question about one image, or about none."""
-    item, (file, _, place) = reader[number], reader.place(number)
+    item, (which, place) = reader[number], reader.place(number)
+    file = reader.files[which]
     # The source's name, as in R1-Onevision's data: the folder if there are several, else the file.
     folder = file.path.parent
     tag = folder.name if folder != Path(file.inside) else file.path.stem

@@ -83,7 +83,7 @@ def lazy_image(
             place = unquote(place[url.end() :])
         source = locate(place)
     if not isinstance(source, bytes | bytearray | Path | Image.Image):
-        found = type(source).__name__ if source else repr(source)
+        found = f"a {type(source).__name__}" if source else "one without a source, or its path is empty"
         expected = "expected a path, a URL, bytes, base64 or a PIL image"
         raise UserError(f"{name}: in no form that is known: found {found}; {expected}")
     return LazyImage(_look(source, name, _upright_size), partial(_look, source, name, _to_rgb), name)
@@ -98,7 +98,9 @@ def _look(source: bytes | Path | Image.Image, name: str, see: Callable[[Image.Im
                 source.load()  # of a PNG file, it is only then that all EXIF is known
                 return see(source)
             if isinstance(source, Path) and not source.is_file():
-                raise UserError("not a file" if source.exists() else "no such file")
+                raise UserError(
+                    "is a folder or a device, not an ordinary file" if source.exists() else "no such file"
+                )
             with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
                 is_png = file.read(len(PNG)) == PNG
                 with Image.open(io.BytesIO(PNG + _without_notes(file.read())) if is_png else file) as image:
@@ -193,7 +195,7 @@ def _fault(error: Exception) -> str:
         case Image.DecompressionBombError():
             return f"too large a picture ({one_line(str(error))})"
         case Image.UnidentifiedImageError():
-            return "not a picture in any format that Pillow knows"
+            return "not a picture in any format that Pillow knows, or the file is empty"
         case OSError(errno=int()):
             return f"cannot be read ({error.strerror})"
         case _:

@@ -1,24 +1,33 @@
-"""The rows of data files as records, by number, so that a loader can begin anywhere."""
+"""The records that `--data` names: by number, so that a loader can begin anywhere, and without end, in a
+shuffled order.
+"""
 
+import os
+import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
-from r1ov.data.formats.files import DataFile
+import numpy as np
+
+from r1ov.data.formats.files import DataFile, find_files, fingerprint
 from r1ov.data.formats.layouts import read_row
 from r1ov.data.formats.onevision import clean
 from r1ov.data.formats.pictures import lazy_picture
-from r1ov.data.formats.records import BadRow, Record
-from r1ov.data.formats.rows import Rows, open_rows
+from r1ov.data.formats.records import BadRow, Record, refused
+from r1ov.data.formats.rows import GROUPS_AT_HAND, open_rows
+from r1ov.errors import UserError
 from r1ov.reward.rules.boxes import Unit
 
 
 class Reader:
-    """All rows of some files: reader[i] is a Record with its images open, or a BadRow; the same whenever and
-    wherever it is asked.
+    """All rows of some files: reader[i] is a Record, or a BadRow; the same whenever and wherever it is asked.
+
+    A record's images are found and measured, and decoded by their `load`, which raises a BadRow where that
+    fails.
     """
 
     def __init__(
@@ -27,8 +36,6 @@ class Reader:
         need: Literal["reply", "solution"] | None = None,
         clean: bool = False,
         image_folder: str | Path | None = None,
-        allow_outside: bool = False,
-        lazy: bool = False,
         box_unit: Unit | None = None,
     ):
         """
@@ -38,37 +45,32 @@ class Reader:
             clean: replies are brought to `<think>...</think>` and `<answer>...</answer>`, see
                 r1ov/data/formats/onevision.py.
             image_folder: where image paths begin and must lie; default: each data file's own folder.
-            allow_outside: images may lie anywhere on this machine.
-            lazy: a record's images are found and measured, but decoded only by their `load`, so that rows
-                can be dealt out first; `load` raises a BadRow where that fails.
             box_unit: of the rows that do not say theirs.
         """
-        self.files, self.need, self.clean, self.lazy = list(files), need, clean, lazy
+        self.files, self.need, self.clean, self.box_unit = list(files), need, clean, box_unit
         self.image_folder = None if image_folder is None else Path(image_folder)
-        self.allow_outside, self.box_unit = allow_outside, box_unit
         self.rows = [open_rows(file.path) for file in self.files]
         self._begins = list(accumulate(map(len, self.rows), initial=0))
-        self.group_sizes = [size for rows in self.rows for size in rows.group_sizes]
 
     def __len__(self) -> int:
         return self._begins[-1]
 
     def __getitem__(self, number: int) -> Record | BadRow:
-        file, rows, number = self.place(number)
-        where = f"{file.path}, row {number + 1}"
+        which, row = self.place(number)
+        where = f"{self.files[which].path}, row {row + 1}"
         try:
-            return self._record(rows[number], file, where)
+            return self._record(self.rows[which][row], self.files[which], where)
         except BadRow as error:
             return error.at(where)
         except RecursionError:
             return BadRow("the row is nested too deeply").at(where)
 
-    def place(self, number: int) -> tuple[DataFile, Rows, int]:
-        """The file, its rows, and which of them has this number."""
+    def place(self, number: int) -> tuple[int, int]:
+        """(which of the files, which of its rows) has this number."""
         if not 0 <= number < len(self):
             raise IndexError(number)
         which = bisect_right(self._begins, number) - 1
-        return self.files[which], self.rows[which], number - self._begins[which]
+        return which, number - self._begins[which]
 
     def _record(self, row: Any, file: DataFile, where: str) -> Record:
         record = read_row(row, where)
@@ -79,8 +81,7 @@ class Reader:
             raise BadRow("there is no reply to learn from")
         if self.need == "solution" and record.solution is None:
             raise BadRow("there is no gold answer to score against")
-        folder = self.image_folder or file.path.parent
-        inside = None if self.allow_outside else self.image_folder or file.inside
+        folder, inside = self.image_folder or file.path.parent, self.image_folder or file.inside
         messages, count = [], 0
         for message in record.messages:
             content = message["content"]
@@ -90,6 +91,78 @@ class Reader:
                     if part["type"] == "image":
                         count += 1
                         image = lazy_picture(part["image"], folder, inside, f"picture {count}")
-                        content[at] = part | {"image": image if self.lazy else image.load()}
+                        content[at] = part | {"image": image}
             messages.append({**message, "content": content})
         return replace(record, messages=messages, box_unit=record.box_unit or self.box_unit)
+
+
+def shuffled(group_sizes: Sequence[int], seed: Sequence[int]) -> np.ndarray:
+    """(rows,) a permutation that keeps near what is read together: it goes through the groups, shuffled, a
+    few at a time.
+
+    With groups of one row it is a uniform permutation; otherwise each group is read once, and the rows of
+    GROUPS_AT_HAND groups mix.
+    """
+    rng = np.random.Generator(np.random.PCG64(list(seed)))
+    window = rng.permutation(len(group_sizes)) // GROUPS_AT_HAND  # in which a group's rows have their turn
+    return np.lexsort((rng.random(sum(group_sizes)), np.repeat(window, group_sizes)))
+
+
+class Endless:
+    """A reader's records without end, each once an epoch: endless[i] is a function of (files, seed, i)."""
+
+    def __init__(self, reader: Reader, seed: int = 0, shuffle: bool = True):
+        self.reader, self.seed, self.shuffle = reader, seed, shuffle
+        self.group_sizes = [size for rows in reader.rows for size in rows.group_sizes]
+        self._order: tuple[int, Sequence[int]] = -1, ()  # of an epoch
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, number: int) -> Record | BadRow:
+        epoch, place = divmod(number, len(self))
+        if not self.shuffle:
+            return self.reader[place]
+        if self._order[0] != epoch:
+            self._order = epoch, shuffled(self.group_sizes, (self.seed % 2**63, epoch))
+        return self.reader[int(self._order[1][place])]
+
+    @property
+    def fingerprint(self) -> tuple[str, ...]:
+        """A line for each file, which changes with it."""
+        return tuple(fingerprint(file.path) for file in self.reader.files)
+
+    def check_some(self, count: int, name: str) -> None:
+        """Raises UserError if none of the first rows can be used. Args: name: for the message."""
+        first = [self[number] for number in range(min(len(self), count))]
+        if all(isinstance(row, BadRow) for row in first):
+            raise UserError(f"{name}: none of its rows can be used; {first[0]}")
+
+    def survey(self, encode: Callable[[Record], Any], limit: int) -> Iterator[tuple[Record | BadRow, Any]]:
+        """Up to `limit` rows, evenly spread, 0: all; and what `encode` makes of each, None of a BadRow, which
+        is also what `encode` refuses with a UserError.
+        """
+        for number in range(0, len(self), max(1, len(self) // limit) if limit else 1):
+            item, encoded = self.reader[number], None
+            if isinstance(item, Record):
+                try:
+                    encoded = encode(item)
+                except UserError as error:
+                    item = refused(item.where, error)
+            yield item, encoded
+
+
+def open_data(
+    text: str, *, split: str = "train", seed: int = 0, shuffle: bool = True, **options: Any
+) -> Endless:
+    """The files, folders and hub data sets that `--data` names, joined.
+
+    Args:    text: names separated by commas; those inside parentheses belong to a name. split: see
+             find_files. options: Reader's.
+    Raises:  UserError.
+    """
+    names = [text] if os.path.exists(text) else [name.strip() for name in re.split(r",(?![^()]*\))", text)]
+    if not all(names):
+        raise UserError(f"--data {text[:200]!r}: a name is empty; expected names separated by commas")
+    files = [file for name in names for file in find_files(name, split)]
+    return Endless(Reader(files, **options), seed, shuffle)

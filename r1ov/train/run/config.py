@@ -37,7 +37,7 @@ class TrainConfig(LoraOptions):
 
     data: str = option(
         PLAYGROUND,
-        "playground (built in), a file, folder or hub data set, or a mixture: a.parquet:0.7,b.jsonl:0.3",
+        "playground (built in), a file, folder or hub data set, or several: a.parquet,b.jsonl",
     )
     out: str | None = option(
         None,
@@ -58,7 +58,6 @@ class TrainConfig(LoraOptions):
         False, "rewrite replies as <think>, <answer>: for R1-Onevision's own data, which mixes four layouts"
     )
     image_folder: str | None = option(None, "where image paths begin and must be; default: the file's folder")
-    allow_outside: bool = option(False, "images may lie anywhere on this machine")
     box_unit: Unit | None = option(None, "boxes' frame; default: what rows say, else the one that they fill")
     allow_changed_data: bool = option(
         False, "resume although the data files are not as they were", resumable=True
@@ -180,7 +179,7 @@ class TrainConfig(LoraOptions):
     @property
     def reading(self) -> dict[str, Any]:
         """Arguments of `open_data`."""
-        return {name: getattr(self, name) for name in ("clean", "image_folder", "allow_outside", "box_unit")}
+        return {name: getattr(self, name) for name in ("clean", "image_folder", "box_unit")}
 
 
 class SFTConfig(TrainConfig):

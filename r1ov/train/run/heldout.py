@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from r1ov.data.formats.mixture import open_data
+from r1ov.data.formats.reader import open_data
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.pack import num_trained
 from r1ov.data.playground.source import Playground
@@ -52,8 +52,8 @@ def held_out(run: Run, need: Literal["reply", "solution"]) -> tuple[Source, int]
     """The held-out data, and how many of its first rows are used."""
     config = run.config
     if config.eval_data:
-        data = open_data(config.eval_data, split="test", need=need, lazy=True, **config.reading)
-        recognise_boxes(data.readers, run.processor)
+        data = open_data(config.eval_data, split="test", need=need, **config.reading)
+        recognise_boxes(data.reader, run.processor)
         return data, min(config.eval_samples, len(data))
     split = "test" if need == "reply" else config.eval_split
     return Playground(split, EVAL_SEED if split == "rl" else 0), config.eval_samples

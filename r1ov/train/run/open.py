@@ -17,7 +17,7 @@ from r1ov.cli import flag, marked
 from r1ov.common.files import earlier_options, new_folder, write_json
 from r1ov.common.processes import World, choose_kernels, joined, share_cores
 from r1ov.common.stopping import stopping
-from r1ov.data.formats.mixture import Mixture, open_data
+from r1ov.data.formats.reader import Endless, open_data
 from r1ov.data.formats.records import Record
 from r1ov.data.formats.tally import Tally
 from r1ov.data.playground.source import Playground
@@ -54,8 +54,8 @@ def open_source(config: TrainConfig, need: Literal["reply", "solution"]) -> tupl
     """
     if config.data == PLAYGROUND:
         return Playground("train" if need == "reply" else "rl", config.seed), None
-    mixture = open_data(config.data, seed=config.seed, need=need, lazy=True, **config.reading)
-    return mixture, len(mixture)
+    source = open_data(config.data, seed=config.seed, need=need, **config.reading)
+    return source, len(source)
 
 
 @contextmanager
@@ -93,7 +93,7 @@ class Run:
     ):
         self.world, self.device, self.stack = world, device, stack
         self.source, self.num_rows = source, num_rows
-        files = source.fingerprint if isinstance(source, Mixture) else ()
+        files = source.fingerprint if isinstance(source, Endless) else ()
         before, config = settle(config, num_rows, files, world, device)
         self.config, self.out, self.log = config, Path(config.out), None
         is_longer = is_finished(self.out) and before["max_steps"] != config.max_steps
@@ -107,8 +107,8 @@ class Run:
         is_bf16 = device.type == "cuda" if config.bf16 is None else config.bf16
         self.dtype = torch.bfloat16 if is_bf16 else torch.float32  # of the arithmetic
         self.model, self.processor = self.build()
-        if isinstance(source, Mixture):
-            recognise_boxes(source.readers, self.processor)
+        if isinstance(source, Endless):
+            recognise_boxes(source.reader, self.processor)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         rates = config.learning_rate, config.muon_learning_rate, (config.adam_beta1, config.adam_beta2)
         self.optimizers = build_optimizers(self.model, config.optim, *rates, config.weight_decay)
@@ -175,11 +175,11 @@ class Run:
         """
         config = self.config
         if config.eval_data:
-            rows = open_data(config.eval_data, split="test", lazy=True, **config.reading)
+            rows = open_data(config.eval_data, split="test", **config.reading)
             rows.check_some(config.eval_samples, f"--eval-data {config.eval_data}")
         tell_main = tell if self.world.is_main else None
         self.tally = Tally(config.max_bad_share, tell_main)
-        if not self.step and isinstance(self.source, Mixture):
+        if not self.step and isinstance(self.source, Endless):
             self.tally.first = self._surveyed(encode, Tally(1.0, tell_main)).first  # told already
 
     def _surveyed(self, encode: Callable[[Record], Any], tally: Tally) -> Tally:
@@ -192,16 +192,14 @@ class Run:
         if self.world.is_main:
             unread = f"; not read: {', '.join(sorted(tally.unread))}" if tally.unread else ""
             tell(f"data    of {tally.rows:,} rows {pictured:,} have images{unread}")
-            for reader in self.source.readers:
-                if reader.box_unit and not self.config.box_unit:
-                    name = reader.files[0].path.name
-                    tell(f"note    the boxes of {name} fill the frame {reader.box_unit}: they are read so")
+            if (unit := self.source.reader.box_unit) and not self.config.box_unit:
+                tell(f"note    the boxes of {self.config.data} fill the frame {unit}: they are read so")
         return tally
 
     def begin(self) -> None:
         """Makes the folder this run's, says what is about to be done, and starts the clocks."""
         if self.world.is_main:
-            rows = f", {len(self.source):,} rows" if isinstance(self.source, Mixture) else ""
+            rows = f", {len(self.source):,} rows" if isinstance(self.source, Endless) else ""
             lines = introduction(self, rows)
             for line in lines:
                 tell(line)
