@@ -99,9 +99,9 @@ class Options:
 def main() -> None:
     options = parse_cli(Options, prog="generate.py", description=__doc__.splitlines()[0])
     # torch takes seconds to import: not before the command line is known to be right, and never for --help.
-    from r1ov.common.processes import choose_device, choose_dtype, choose_kernels, dtype_name
+    from r1ov.common.processes import choose_device, choose_dtype, choose_kernels
     from r1ov.data.playground.scene import is_asked
-    from r1ov.engine import decode, prepare
+    from r1ov.engine import decode, needs, prepare
     from r1ov.engine.terminal import painted
     from r1ov.folder.pretrained import SHIPPED, find, read_model, read_processor
 
@@ -119,11 +119,9 @@ def main() -> None:
         )
 
     # Only now: every mistake above is reported before anything large is loaded.
-    model, reason = read_model(folders, processor.config, device, options.dtype, options.quantize)
-    weights = f"{dtype_name(model.model.embed_tokens.weight.dtype)} ({reason})"
-    if options.quantize:
-        weights = f"{options.quantize}, the rest {weights}"
-    say(f"{options.model} | {device} | {weights} | {kernels} kernels")
+    beside = partial(needs, processor.config, *plan.sizes())
+    model, said = read_model(folders, processor.config, device, options.dtype, options.quantize, beside)
+    say(f"{options.model} | {device} | {kernels} kernels | {said}")
     if is_tiny := options.model in SHIPPED:
         say(TINY_NOTE)
     show = painted if sys.stdout.isatty() else plain

@@ -2,13 +2,11 @@
 RANK, WORLD_SIZE and LOCAL_RANK.
 """
 
-import math
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch.distributed as dist
 
 from kernels import default_impl, unavailable, use
 from r1ov.common.files import one_line
+from r1ov.common.memory import free_memory
 from r1ov.errors import UserError
 
 T = TypeVar("T")
@@ -75,19 +74,6 @@ def computes_bfloat16(device: torch.device) -> bool:
     """True where bfloat16 is at least as fast as float32: on GPUs, and CPUs with instructions for it."""
     known = torch.cpu.get_capabilities()
     return device.type != "cpu" or any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def free_memory(device: torch.device) -> float:
-    """Bytes that a program may still take: of a GPU, or of this machine and its container."""
-    if device.type != "cpu":
-        return torch.cuda.mem_get_info(device)[0]
-    free, limits = math.inf, Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError):  # macOS has no such files, a machine without limits "max"
-        available = re.search(r"MemAvailable: *(\d+)", Path("/proc/meminfo").read_text())
-        free = 1024 * int(available[1])
-        limit, taken = (int((limits / f"memory.{name}").read_text()) for name in ("max", "current"))
-        free = min(free, limit - taken)
-    return free
 
 
 def choose_kernels(impl: str | None, device: torch.device) -> str:

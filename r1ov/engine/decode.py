@@ -32,6 +32,14 @@ class Plan:
     stop_ids: frozenset[int]
     banned: Tensor  # (b,) ids that are never sampled
 
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Rows, their most tokens, and the tokens and patches of the prompts that are prefilled first."""
+        rows = min(self.max_num_seqs, len(self.limits))
+        first = self.prompts[: max(1, rows // self.num_samples)]
+        patches = sum(len(patches) for prompt in first for patches in prompt.pixel_values or ())
+        columns = max(map(len, self.prompts)) + max(self.limits)
+        return rows, columns, sum(map(len, first)), patches
+
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:

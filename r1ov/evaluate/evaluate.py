@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from r1ov.cli import flag
 from r1ov.common.files import earlier_options, locked, write_text
 from r1ov.common.processes import World, choose_kernels, dtype_name, joined
 from r1ov.data.formats.files import fingerprint
+from r1ov.engine import needs
 from r1ov.errors import UserError
 from r1ov.evaluate.benchmarks import PLAYGROUND, benchmark, load_items, playground_by_id, read_rows
 from r1ov.evaluate.item import Item, Items, Prediction, Verdicts, by_question, read_predictions
@@ -139,7 +141,9 @@ def asked(
         torch.set_num_threads(config.num_threads)
     kernels = choose_kernels(config.kernels, device)
     processor = read_processor(folders.settings)
-    model, _ = read_model(folders, processor.config, device, config.dtype, config.quantize)
+    rows = min(config.max_num_seqs, len(items) * config.num_samples)
+    beside = partial(needs, processor.config, rows, most_tokens, 0, 0)
+    model, said = read_model(folders, processor.config, device, config.dtype, config.quantize, beside)
     least, most = config.min_pixels, config.max_pixels
     if is_published:
         least, most = least or MIN_PIXELS, most or MAX_PIXELS
@@ -147,6 +151,7 @@ def asked(
     images = processor.image_processor
     put = {"prompt": prompt, "min_pixels": images.min_pixels, "max_pixels": images.max_pixels}
     if world.is_main:
+        print(f"{device} | {kernels} kernels | {said}", file=sys.stderr)
         print("asked with", _flags(put), file=sys.stderr)
         if trained and (own := {name: trained.get(name, put[name]) for name in put}) != put:
             print("note    the model was trained with", _flags(own), file=sys.stderr)

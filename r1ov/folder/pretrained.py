@@ -7,7 +7,7 @@ they do there. Settings that r1ov does not compute are refused by name, not igno
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from functools import partial
@@ -18,6 +18,7 @@ import torch
 from tokenizers import Tokenizer
 
 from r1ov.common.files import one_line, read_json, write_json
+from r1ov.common.memory import plan
 from r1ov.common.processes import choose_device, choose_dtype, dtype_name
 from r1ov.data.image import ImageProcessor
 from r1ov.data.messages import compile_template, default_template
@@ -27,7 +28,7 @@ from r1ov.folder.adapter import Folders, is_adapter, read_adapter, read_settings
 from r1ov.folder.allowed import FITS, RULES
 from r1ov.folder.faults import no_config
 from r1ov.folder.hub import folder_of
-from r1ov.folder.quantized import BITS, is_quantizable
+from r1ov.folder.quantized import BITS, weight_bytes
 from r1ov.folder.weights import load_weights, save_weights, world_of
 from r1ov.model.config import Config, TextConfig, VisionConfig
 from r1ov.model.lora import attach
@@ -70,9 +71,6 @@ def _on_base(folder: Path, model: str | Path, adapter: str | Path | None) -> Fol
     base = find(model if adapter not in (None, model) else read_settings(folder).base).weights
     # What we wrote has settings of its own: pictures may have been limited in training.
     return Folders(folder if (folder / "config.json").is_file() else base, base, folder)
-
-
-# config.json
 
 
 def read_config(path: str | Path) -> Config:
@@ -273,18 +271,22 @@ def read_model(
     device: torch.device,
     dtype: str | torch.dtype | None,
     quantize: str | None = None,
+    needs: Callable[[int], dict[str, float]] = lambda itemsize: {},
 ) -> tuple[Qwen2_5_VL, str]:
-    """The model in folders whose config is known already, in evaluation mode, and why it has its dtype."""
+    """The model in folders whose config is known already, and what there is to say of its dtype and memory.
+
+    Args: needs: bytes beside the weights, by what they are for, of numbers of so many bytes.
+    """
     if quantize not in (None, *BITS):
         raise UserError(f"quantize is {quantize!r}; there are {', '.join(BITS)}")
     model = build(config)
-    names = model.named_parameters()
-    size = sum(value.numel() for name, value in names if not (quantize and is_quantizable(name)))
-    dtype, reason = choose_dtype(dtype, device, config.torch_dtype, size)
+    dtype, reason = choose_dtype(dtype, device, config.torch_dtype, weight_bytes(model, 1, quantize))
+    weights = weight_bytes(model, dtype.itemsize, quantize, folders.weights)
+    line = plan({"weights": weights, **needs(dtype.itemsize)}, device)
     load_weights(model, folders.weights, device, dtype, quantize)
     if folders.adapter:
         attach(model, *read_adapter(folders.adapter, model, device))
-    return model.eval(), reason
+    return model.eval(), f"{f'{quantize}, ' * bool(quantize)}{dtype_name(dtype)} ({reason}) | {line}"
 
 
 def load(
@@ -299,8 +301,7 @@ def load(
         name: `r1ov-tiny`, a folder, or a hub name `owner/name[@revision]`, downloaded once; of a model, or of
             a LoRA adapter, which is loaded onto its base.
         device: where the model is put; None: a GPU if there is one.
-        dtype: of the weights and the arithmetic; None: as the files, but on a CPU without instructions for
-            bfloat16 float32 if it fits.
+        dtype: of weights and arithmetic; None: as the files, but float32 on a CPU that lacks bfloat16's.
         quantize: "int4" or "int8": the weights of the language model's linear layers; the head's are int8.
     Raises: UserError, in one line, for whatever is wrong with any of these.
     """

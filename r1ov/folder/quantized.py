@@ -9,6 +9,7 @@ Shape letters: T tokens, N outputs, K inputs, g inputs in a group.
 
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from r1ov.common.processes import computes_bfloat16
 from r1ov.errors import UserError
+from r1ov.model.model import Qwen2_5_VL
 
 BITS = {"int4": 4, "int8": 8}
 GROUP = 32
@@ -37,7 +39,8 @@ class QuantizedLinear(nn.Module):
         self.out_features, self.bias = outputs, bias
 
     def forward(self, x: Tensor) -> Tensor:
-        y = _Product.apply(x, self)[:, : self.out_features]
+        y = _Product.apply(x, self) if x.requires_grad else self.product(x)
+        y = y[:, : self.out_features]
         return y if self.bias is None else y + self.bias
 
     @property
@@ -160,3 +163,18 @@ def awq_shapes(name: str, shape: tuple[int, ...], groups: int) -> dict[str, tupl
         f"{stem}qzeros": (groups, outputs // 8),
         f"{stem}scales": (groups, outputs),
     }
+
+
+def weight_bytes(model: Qwen2_5_VL, itemsize: int, quantize: str | None, folder: Path | None = None) -> float:
+    """What the weights of a model will take, or those in a folder if they are smaller, as AWQ's are."""
+    parameters = dict(model.named_parameters())
+    whole = sum(parameter.numel() for parameter in parameters.values())
+    if folder and not quantize:
+        stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        return min(itemsize * whole, itemsize / 2 * stored)
+    if not quantize:
+        return itemsize * whole
+    linear = sum(parameter.numel() for name, parameter in parameters.items() if is_quantizable(name))
+    head = parameters.get("lm_head.weight", model.head_weight).numel()
+    rest = whole - linear - head * ("lm_head.weight" in parameters)
+    return linear * (0.625 if quantize == "int4" else 1) + head + rest * itemsize  # with scales and zeros

@@ -1,0 +1,53 @@
+"""What a command will need of a device's memory, said before it starts, and refused where it cannot fit."""
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from r1ov.errors import UserError
+
+REMEDIES = "quantize int4, fewer new tokens or samples, or smaller pictures (max_pixels) take less"
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that a program may still take: of a GPU, or of this machine and its container."""
+    if device.type != "cpu":
+        return torch.cuda.mem_get_info(device)[0]
+    free, limits = math.inf, Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # macOS has no such files, a machine without limits "max"
+        available = re.search(r"MemAvailable: *(\d+)", Path("/proc/meminfo").read_text())
+        free = 1024 * int(available[1])
+        limit, taken = (int((limits / f"memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, limit - taken)
+    return free
+
+
+def resident() -> float:
+    """Bytes of memory that this process holds; what torch and its libraries take where nobody counts."""
+    with suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 3e8
+
+
+def plan(
+    parts: Mapping[str, float], device: torch.device, remedies: str = REMEDIES, present: float = 0
+) -> str:
+    """Says what is needed and how much of that is free.
+
+    Args: parts: bytes, by what they are for. present: bytes of them that are taken already.
+    Raises: UserError if it is more; `remedies` says what to do.
+    """
+    on_cpu = device.type == "cpu"
+    program = resident() - present if on_cpu else 6e8  # CUDA, and its libraries
+    free, held = free_memory(device) + present + program * on_cpu, {"program": program, **parts}
+    need = sum(held.values())
+    shown = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in held.items())
+    line = f"{need / 1e9:.2f} GB of {free / 1e9:.1f} free ({shown})"
+    if need > free:
+        raise UserError(f"needs {line}; {remedies}")
+    return line
