@@ -3,7 +3,7 @@
 from decimal import localcontext
 
 from r1ov.reward.rules.expression import Equation, Group, Unreadable, Value, read
-from r1ov.reward.rules.form import ARITHMETIC, Form, TooLarge, add, equal, negative, same
+from r1ov.reward.rules.form import ARITHMETIC, Form, TooLarge, equal, same
 from r1ov.reward.rules.numbers import Rules, close, read_number, same_number, split_unit
 from r1ov.reward.rules.reading import plain
 
@@ -98,7 +98,7 @@ def _same_equation(found: Equation, gold: Equation, rules: Rules) -> bool | None
     """Two equations may differ by a factor: the quotient of what they set to zero is the same everywhere."""
     if found.name and found.name == gold.name:
         return _same_form(found.right, gold.right, rules)
-    left, right = (add(one.left, negative(one.right)) for one in (found, gold))
+    left, right = (one.left - one.right for one in (found, gold))
     if not any(left.points) or not any(right.points):
         return _same_form(left, right, rules)
     turned = (1, 2, 0)

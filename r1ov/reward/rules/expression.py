@@ -1,8 +1,8 @@
 """Mathematical answers: text or LaTeX read into exact forms, tuples, sets, lists and equations, within fixed
 bounds.
 
-A parser of our own, since general ones evaluate what they read. Beyond MAX_LENGTH, MAX_DEPTH or form.py's
-bounds it raises Unreadable.
+A parser of our own, since general ones evaluate what they read. Beyond MAX_LENGTH or form.py's bounds
+it raises Unreadable.
 """
 
 import math
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from decimal import localcontext
 
 from r1ov.reward.rules import form
-from r1ov.reward.rules.form import ARITHMETIC, Form, TooLarge, constant, negative
+from r1ov.reward.rules.form import ARITHMETIC, Form, TooLarge, constant
 from r1ov.reward.rules.numbers import MAX_DIGITS, decimal
 from r1ov.reward.rules.reading import plain, unwrap
 
 MAX_LENGTH = 200  # characters
-MAX_DEPTH = 32  # of brackets, fractions, exponents
 MAX_ITEMS = 32  # of a set or tuple
-MAX_LOGARITHMS = 8
+MAX_LOGARITHMS = 8  # the only slow ones, some milliseconds each
+LOGARITHMS = (r"\ln", r"\log", r"\lg")
 TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc")
 FUNCTIONS = ("sqrt", "ln", "log", "lg", "exp", *TRIGONOMETRIC, "sinh", "cosh", "tanh")
 FUNCTIONS += tuple("arc" + name for name in TRIGONOMETRIC)
@@ -79,13 +79,15 @@ def read(text: str) -> Value:
     if len(text) > MAX_LENGTH:
         raise Unreadable("too long")
     tokens = _tokens(text)
+    if sum(token in LOGARITHMS for token in tokens) > MAX_LOGARITHMS:
+        raise Unreadable("too many logarithms")
     variants = [tokens]
     if r"\pm" in tokens:
         variants = [[sign if token == r"\pm" else token for token in tokens] for sign in "+-"]
     try:
         with localcontext(ARITHMETIC):
             values = [_Parser(variant).statement() for variant in variants]
-    except (TooLarge, ArithmeticError) as error:
+    except (TooLarge, ArithmeticError, RecursionError) as error:
         raise Unreadable(type(error).__name__) from None
     return values[0] if len(values) == 1 else Group("{}", tuple(values))
 
@@ -144,7 +146,7 @@ class _Parser:
     """Recursive descent: statement > relation > sum > product > power > atom."""
 
     def __init__(self, tokens: list[str]):
-        self.tokens, self.at, self.depth, self.logarithms = tokens, 0, 0, 0
+        self.tokens, self.at = tokens, 0
         self.groups = _groups(tokens)
 
     def statement(self) -> Value:
@@ -179,34 +181,30 @@ class _Parser:
         """A tuple, set, list or interval, if one begins here; None, nothing taken, for anything else."""
         if self.at not in self.groups:
             return None
-        self._deeper()
         opening = self._next()
         is_empty = opening + self._peek() == r"\{\}"
         items = () if is_empty else tuple(self._items(",", ";"))
         closing = self._next()
         if closing != _CLOSING[opening] and opening + closing not in ("(]", "[)"):
             raise Unreadable("brackets")
-        self.depth -= 1
         return Group((opening + closing).replace("\\", ""), items)
 
     def _sum(self) -> Form:
-        self._deeper()
         total = self._signed(self._product)
         while sign := self._take("+", "-"):
             term = self._product()
-            total = form.add(total, term if sign == "+" else negative(term))
-        self.depth -= 1
+            total += term if sign == "+" else -term
         return total
 
     def _product(self) -> Form:
         total, last_is_number = self._power(), _is_number(self.tokens[self.at - 1])
         while True:
             if self._take("*", r"\times", r"\cdot"):
-                total = form.multiply(total, self._signed(self._power))
+                total *= self._signed(self._power)
             elif self._take("/", r"\div"):
-                total = form.divide(total, self._signed(self._power))
+                total /= self._signed(self._power)
             elif self._starts_factor(last_is_number):
-                total = form.multiply(total, self._power())
+                total *= self._power()
             else:
                 return total
             last_is_number = _is_number(self.tokens[self.at - 1])
@@ -226,11 +224,9 @@ class _Parser:
             if sign == "!":
                 base = self._factorial(base)
             elif sign == "%":
-                base = form.divide(base, constant(100))
+                base /= constant(100)
         if self._take("^", "**"):
-            self._deeper()
-            base = form.power(base, self._signed(self._power))
-            self.depth -= 1
+            base **= self._signed(self._power)
         return base
 
     def _atom(self) -> Form:
@@ -254,19 +250,18 @@ class _Parser:
         if token in ("|", r"\|"):
             inside = self._sum()
             self._expect(token)
-            return form.absolute(inside)
+            return abs(inside)
         return self._command(token.removeprefix("\\"))
 
     def _command(self, name: str) -> Form:
         if name == "frac":
-            top = self._tex_argument()
-            return form.divide(top, self._tex_argument())
+            return self._tex_argument() / self._tex_argument()
         if name == "sqrt":
             index = constant(2)
             if self._take("["):
                 index = self._sum()
                 self._expect("]")
-            return form.power(self._argument(), form.divide(constant(1), index))
+            return self._argument() ** (constant(1) / index)
         if name == "pi":
             return form.pi()
         if name in ("infty", *GREEK):
@@ -282,29 +277,21 @@ class _Parser:
             raise Unreadable("an inverse, or a power?")
         argument = self._argument()
         if name in ("log", "lg"):
-            value = form.divide(self._logarithm(argument), self._logarithm(base))
+            value = form.logarithm(argument) / form.logarithm(base)
         elif name == "ln":
-            value = self._logarithm(argument)
+            value = form.logarithm(argument)
         elif name == "exp":
-            value = form.power(form.e(), argument)
+            value = form.e() ** argument
         else:
             value = form.closed(name, argument)
-        return form.power(value, exponent)
-
-    def _logarithm(self, value: Form) -> Form:
-        self.logarithms += 1  # the only slow ones, some milliseconds each
-        if self.logarithms > MAX_LOGARITHMS:
-            raise Unreadable("too many logarithms")
-        return form.logarithm(value)
+        return value**exponent
 
     def _argument(self) -> Form:
         """A bracket's inside, or numbers and letters up to the next sign: sin 2x is sin(2x)."""
-        self._deeper()
         is_bare = re.match(r"[\w.\\]", self._peek())
         value = self._signed(self._power)
         while is_bare and self._peek().isalpha():
-            value = form.multiply(value, self._power())
-        self.depth -= 1
+            value *= self._power()
         return value
 
     def _tex_argument(self) -> Form:
@@ -318,18 +305,13 @@ class _Parser:
         return self._atom()
 
     def _signed(self, part: Callable[[], Form]) -> Form:
-        return negative(part()) if self._take("+", "-") == "-" else part()
+        return -part() if self._take("+", "-") == "-" else part()
 
     def _factorial(self, value: Form) -> Form:
         n = value.rational
         if n is None or n.denominator != 1 or not 0 <= n <= 20:
             raise Unreadable("a factorial")
         return constant(math.factorial(int(n)))
-
-    def _deeper(self) -> None:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise Unreadable("too deep")
 
     def _peek(self) -> str:
         return self.tokens[self.at] if self.at < len(self.tokens) else _END

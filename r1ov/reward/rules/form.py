@@ -8,7 +8,7 @@ signs matter, such as |x| and x, agree at some and not at others: that leaves it
 import hashlib
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Context, Decimal, DivisionByZero, InvalidOperation, Overflow
 from fractions import Fraction
 from functools import cache
@@ -58,6 +58,57 @@ class Form:
             return self.exact
         simple = value.limit_denominator(SIMPLE)
         return simple if abs(value - simple) < TINY else None
+
+    def __neg__(self) -> "Form":
+        return self._of(operator.neg)
+
+    def __abs__(self) -> "Form":
+        return self._of(abs)
+
+    def __add__(self, other: "Form") -> "Form":
+        places = [one.decimals for one in (self, other) if one.decimals is not None]
+        return self._with(other, operator.add, max(places, default=None))
+
+    def __sub__(self, other: "Form") -> "Form":
+        return self + -other
+
+    def __mul__(self, other: "Form") -> "Form":
+        return self._with(other, operator.mul, _inexact(self, other))
+
+    def __truediv__(self, other: "Form") -> "Form":
+        """Raises: ZeroDivisionError."""
+        return self._with(other, operator.truediv, _inexact(self, other))
+
+    def __pow__(self, exponent: "Form") -> "Form":
+        """Raises: ZeroDivisionError for 0 to a negative power; TooLarge for 0^0 and even roots of negative
+        numbers.
+        """
+        n = exponent.rational
+        if n is None:
+            return closed("power", self, exponent)
+        if not any(self.points) and n <= 0:
+            raise ZeroDivisionError if n else TooLarge
+        if self.exact is not None and n.denominator == 1:
+            if (_bits(self.exact) - 1) * abs(n) > MAX_BITS:
+                raise TooLarge
+            return constant(self.exact ** int(n), self.decimals)
+        if n.denominator > 12 or abs(n) > MAX_EXPONENT:
+            raise TooLarge
+        roots = {one: _root(one, n.denominator) for one in self.points}  # of a constant only one
+        points = tuple(roots[one] ** n.numerator for one in self.points)
+        return _checked(points, _inexact(self, exponent), self.is_open)
+
+    def _of(self, operation: Callable[[Any], Any]) -> "Form":
+        exact = None if self.exact is None else operation(self.exact)
+        return replace(self, exact=exact, points=tuple(map(operation, self.points)))
+
+    def _with(self, other: "Form", operation: Callable[[Any, Any], Any], decimals: int | None) -> "Form":
+        if None not in (self.exact, other.exact):
+            return constant(operation(self.exact, other.exact), decimals)
+        points = tuple(map(operation, self.points, other.points))
+        if operation is operator.add:
+            points = tuple(one if one.is_nan() or abs(one) > TINY else Decimal(0) for one in points)
+        return _checked(points, decimals, self.is_open or other.is_open)
 
 
 def same(a: tuple[Decimal, ...], b: tuple[Decimal, ...]) -> bool | None:
@@ -109,49 +160,6 @@ def closed(name: str, *arguments: Form) -> Form:
     return Form(None, points, is_open=True)
 
 
-def add(a: Form, b: Form) -> Form:
-    places = [one.decimals for one in (a, b) if one.decimals is not None]
-    return _both(operator.add, a, b, max(places, default=None))
-
-
-def multiply(a: Form, b: Form) -> Form:
-    return _both(operator.mul, a, b, _inexact(a, b))
-
-
-def divide(a: Form, b: Form) -> Form:
-    """Raises: ZeroDivisionError."""
-    return _both(operator.truediv, a, b, _inexact(a, b))
-
-
-def negative(a: Form) -> Form:
-    return Form(None if a.exact is None else -a.exact, tuple(-one for one in a.points), a.decimals, a.is_open)
-
-
-def absolute(a: Form) -> Form:
-    exact = None if a.exact is None else abs(a.exact)
-    return Form(exact, tuple(abs(one) for one in a.points), a.decimals, a.is_open)
-
-
-def power(base: Form, exponent: Form) -> Form:
-    """Raises: ZeroDivisionError for 0 to a negative power; TooLarge for 0^0 and even roots of negative
-    numbers.
-    """
-    n = exponent.rational
-    if n is None:
-        return closed("power", base, exponent)
-    if not any(base.points) and n <= 0:
-        raise ZeroDivisionError if n else TooLarge
-    if base.exact is not None and n.denominator == 1:
-        if (_bits(base.exact) - 1) * abs(n) > MAX_BITS:
-            raise TooLarge
-        return constant(base.exact ** int(n), base.decimals)
-    if n.denominator > 12 or abs(n) > MAX_EXPONENT:
-        raise TooLarge
-    roots = {one: _root(one, n.denominator) for one in base.points}  # of a constant only one
-    points = tuple(roots[one] ** n.numerator for one in base.points)
-    return _checked(points, _inexact(base, exponent), base.is_open)
-
-
 def logarithm(a: Form) -> Form:
     """The natural one."""
     if a.value is None:
@@ -159,15 +167,6 @@ def logarithm(a: Form) -> Form:
     if a.value <= 0:
         raise ZeroDivisionError("no logarithm")
     return Form(None, (a.points[0].ln(),) * 3, a.decimals)
-
-
-def _both(operation: Callable[[Any, Any], Any], a: Form, b: Form, decimals: int | None) -> Form:
-    if None not in (a.exact, b.exact):
-        return constant(operation(a.exact, b.exact), decimals)
-    points = tuple(map(operation, a.points, b.points))
-    if operation is operator.add:
-        points = tuple(one if one.is_nan() or abs(one) > TINY else Decimal(0) for one in points)
-    return _checked(points, decimals, a.is_open or b.is_open)
 
 
 def _checked(points: tuple[Decimal, ...], decimals: int | None, is_open: bool) -> Form:
