@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import peft
 import pytest
@@ -15,15 +17,19 @@ from safetensors.torch import load_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 import r1ov
+from r1ov.common.processes import World
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
 from r1ov.folder.adapter import WEIGHTS
-from r1ov.folder.weights import init_weights
+from r1ov.folder.quantized import FEW, QuantizedLinear
+from r1ov.model.lora import adapted, targets
 from r1ov.train import grpo, sft
 from r1ov.train.export import export
 from r1ov.train.run.config import GRPOConfig, SFTConfig
 from r1ov.train.run.log import Log
-from tests.small import small_architecture
+from r1ov.train.run.sharding import build_adapted
+from tests.checkpoint import write_checkpoint
+from tests.test_lora import MESSAGES
 from tests.test_resume import ENVIRONMENT, ROOT
 
 COMMON = {
@@ -41,10 +47,7 @@ COMMON = {
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
-    small_architecture(folder)
-    model = pretrained.build(pretrained.read_config(folder / "config.json")).to_empty(device="cpu")
-    init_weights(model, torch.Generator().manual_seed(0))
-    pretrained.save(model, pretrained.read_processor(folder), folder, torch.float32)
+    write_checkpoint(folder)
     return folder
 
 
@@ -115,7 +118,7 @@ def test_two_processes_and_merging_at_the_end_are_as_one(base, whole, tmp_path):
     )
     assert ours.keys() == theirs.keys()
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
-    before = load_file(base / "model.safetensors")
+    before = r1ov.load(base)[0].state_dict()
     assert {name for name in ours if not torch.equal(ours[name], before[name])} == {
         name for name in ours if name.startswith("model.layers") and name.endswith("_proj.weight")
     }
@@ -190,6 +193,65 @@ def test_the_reference_of_grpo_is_the_model_without_its_adapter(base, tmp_path, 
         )
 
 
+@pytest.mark.parametrize("bits", ["int4", "int8"])
+def test_qlora_learns_as_lora_does_on_the_weights_that_the_bits_mean(base, tmp_path, bits):
+    run = SimpleNamespace(
+        config=SFTConfig(
+            model=str(base), quantize=bits, lora_r=4, lora_vision=True, activation_checkpointing="off"
+        ),
+        **{"world": World(), "device": torch.device("cpu"), "dtype": torch.float32},
+    )
+    folders = pretrained.find(base)
+    sizes = pretrained.read_config(base / "config.json")
+    ours = build_adapted(run, folders, sizes)
+    run.config = replace(run.config, quantize=None)
+    judge = build_adapted(run, folders, sizes)
+    quantised = {name: module for name, module in ours.named_modules() if isinstance(module, QuantizedLinear)}
+    assert sorted(quantised) == sorted(name for name in targets(judge, "all-linear", with_vision=False))
+    processor = pretrained.read_processor(base)
+    batch = processor(MESSAGES)
+    assert len(batch["input_ids"]) > FEW  # fewer take a kernel of another precision
+    with torch.no_grad():
+        for name, module in quantised.items():
+            judge.get_submodule(name).weight.copy_(module.weight)
+        for model in (ours, judge):
+            for number, linear in enumerate(adapted(model).values()):
+                generator = torch.Generator().manual_seed(number)
+                linear.lora_B.normal_(0.0, 0.1, generator=generator)
+    for model in (ours, judge):
+        optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-3)
+        for _ in range(3):
+            model(**batch, labels=batch["input_ids"]).backward()
+            optimizer.step()
+            model.gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+            optimizer.zero_grad()
+    mine, theirs = ({n: p for n, p in m.named_parameters() if "lora_" in n} for m in (ours, judge))
+    assert ours.gradients.keys() == judge.gradients.keys() == mine.keys() == theirs.keys()
+    for name in mine:
+        assert torch.allclose(ours.gradients[name], judge.gradients[name], atol=1e-5), name
+        assert torch.allclose(mine[name], theirs[name], atol=1e-5), name
+
+
+def test_a_qlora_run_resumes_and_its_adapter_is_merged_into_the_weights_as_they_were(base, tmp_path):
+    options = {"quantize": "int4", "save_steps": 2}
+    expected = trained(base, tmp_path / "whole", **options)
+    out = tmp_path / "run"
+    sft.train(SFTConfig(model=str(base), out=str(out), **COMMON | options | {"max_steps": 2}))
+    shutil.rmtree(out / "final")
+    again = trained(base, out, **options, override=True)
+    assert again.keys() == expected.keys()
+    export(out, tmp_path / "model", merged=True)
+    merged, _ = r1ov.load(tmp_path / "model")
+    plain, processor = r1ov.load(out)
+    batch = processor([{"role": "user", "content": "How many?"}])
+    assert torch.allclose(merged(**batch), plain(**batch), atol=1e-5)
+    model, _ = r1ov.load(out, quantize="int4")
+    assert any(isinstance(module, QuantizedLinear) for module in adapted(model).values())
+    for wrong in ({"merge": True}, {"lora_r": None}):
+        with pytest.raises(UserError, match="--quantize"):
+            trained(base, tmp_path / "wrong", **options | wrong)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"freeze": "vision"}, {"model": None}, {"adapter": "given"}],
@@ -197,6 +259,6 @@ def test_the_reference_of_grpo_is_the_model_without_its_adapter(base, tmp_path, 
 )
 def test_what_does_not_go_together_is_refused(base, whole, tmp_path, wrong):
     wrong = {name: str(whole[0]) if value == "given" else value for name, value in wrong.items()}
-    with pytest.raises(UserError, match="LoRA freezes all but its adapter"):
+    with pytest.raises(UserError, match="freeze all but an adapter"):
         sft.train(SFTConfig(**{"model": str(base), "out": str(tmp_path / "run"), **COMMON, **wrong}))
     shutil.rmtree(tmp_path / "run", ignore_errors=True)

@@ -55,8 +55,7 @@ def find(model: str | Path, adapter: str | Path | None = None) -> Folders:
     Raises: UserError that says what to do: no such folder, no such model, no access, no network.
     """
     if not adapter and str(model) in SHIPPED:
-        folder = Path(__file__).parents[1] / "model" / str(model)
-        return Folders(folder, folder)
+        return Folders(*[Path(__file__).parents[1] / "model" / str(model)] * 2)
     folder = folder_of(adapter or model)
     return _on_base(folder, model, adapter) if adapter or is_adapter(folder) else Folders(folder, folder)
 
@@ -67,9 +66,9 @@ def resolve(name: str | Path) -> Path:
 
 
 def _on_base(folder: Path, model: str | Path, adapter: str | Path | None) -> Folders:
-    """Those of an adapter in a folder, on the model if that is another, else on the base that it names."""
+    """An adapter's, on the model if that is another, else on the base that it names."""
     base = find(model if adapter not in (None, model) else read_settings(folder).base).weights
-    # What we wrote has settings of its own: pictures may have been limited in training.
+    # what we wrote has settings of its own, limits of pixels say
     return Folders(folder if (folder / "config.json").is_file() else base, base, folder)
 
 
@@ -283,9 +282,10 @@ def read_model(
     dtype, reason = choose_dtype(dtype, device, config.torch_dtype, weight_bytes(model, 1, quantize))
     weights = weight_bytes(model, dtype.itemsize, quantize, folders.weights)
     line = plan({"weights": weights, **needs(dtype.itemsize)}, device)
+    adapter = read_adapter(folders.adapter, model, device) if folders.adapter else None
     load_weights(model, folders.weights, device, dtype, quantize)
-    if folders.adapter:
-        attach(model, *read_adapter(folders.adapter, model, device))
+    if adapter:
+        attach(model, *adapter)
     return model.eval(), f"{f'{quantize}, ' * bool(quantize)}{dtype_name(dtype)} ({reason}) | {line}"
 
 

@@ -97,6 +97,7 @@ def load_weights(
     device: torch.device | str,
     dtype: torch.dtype,
     quantize: str | None = None,
+    quantizes_head: bool = True,
 ) -> None:
     """Gives a model made on the meta device its weights from a folder, each straight to its device and dtype;
     a sharded model has its dtypes already.
@@ -105,7 +106,8 @@ def load_weights(
     tensor, so that peak memory is the model and 256 MB of a file, or its largest tensor. Of a sharded model
     each process reads its own rows only.
 
-    Args: quantize: "int4" or "int8": the language model's linear layers, and the head, which is of int8.
+    Args: quantize: "int4" or "int8": the language model's linear layers, and the head, which is of int8, unless
+        quantizes_head is False.
     Raises: UserError, in one line, if the files are damaged or do not hold exactly the model's tensors; then
         nothing was read.
     """
@@ -130,7 +132,7 @@ def load_weights(
                 local(parameter).copy_(read(tensor, local_rows(parameter)))
                 continue
             value = read(tensor)
-            is_head = name == (EMBEDDING if model.config.tie_word_embeddings else HEAD)
+            is_head = quantizes_head and name == (EMBEDDING if model.config.tie_word_embeddings else HEAD)
             if quantize and (is_head or is_quantizable(name)):
                 bits = 8 if is_head else BITS[quantize]
                 layer = quantized(value.to(device), getattr(module, "bias", None), bits, name)

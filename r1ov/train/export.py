@@ -55,7 +55,7 @@ def export(checkpoint: Path, out: Path, merged: bool = False) -> None:
     processor = processor.with_pixel_limits(options["min_pixels"], options["max_pixels"])
     if options.get("lora_r") or folders.adapter:
         alone = {"world": World(), "device": torch.device("cpu"), "dtype": torch.float32}
-        of = SimpleNamespace(config=SimpleNamespace(**options), **alone)
+        of = SimpleNamespace(config=SimpleNamespace(**options | {"quantize": None}), **alone)
         model = build_adapted(of, folders, processor.config)
     else:
         model = pretrained.build(processor.config).to_empty(device="cpu")

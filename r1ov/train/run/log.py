@@ -129,7 +129,7 @@ def introduction(run: "Run", rows: str) -> list[str]:
     total = sum(parameter.numel() for parameter in run.model.parameters())
     trained = sum(parameter.numel() for parameter in run.parameters)
     # weights, gradients and AdamW's two moments; of what does not learn weights alone, so of a reference
-    weights = sum(parameter.nbytes for parameter in run.model.parameters())
+    weights = sum(tensor.nbytes for tensor in run.model.state_dict().values())
     memory, held = (weights + 12 * trained) * copies / size, "weights, gradients and optimizer"
     is_grpo = config.stage == "grpo"
     if is_grpo and config.beta and not config.is_lora:

@@ -1,6 +1,7 @@
 """The options of LoRA, in both stages; what they do is in r1ov/model/lora.py."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from r1ov.cli import option
 
@@ -18,6 +19,7 @@ class LoraOptions:
     )
     lora_vision: bool = option(False, "those of the vision encoder too")
     use_rslora: bool = option(False, "multiply by alpha / sqrt(r) instead")
+    quantize: Literal["int4", "int8"] | None = option(None, "hold the frozen language model in 4 or 8 bits")
     merge: bool = option(False, "leave a model, its adapter merged, in final/", resumable=True)
 
     @property

@@ -130,7 +130,7 @@ class Run:
             raise UserError("--bf16 needs a GPU or several processes; one on a CPU is faster in float32")
         folders = pretrained.find(config.model or config.config_name, config.adapter)
         processor = read_processor(folders.settings).with_pixel_limits(config.min_pixels, config.max_pixels)
-        if config.lora_r or config.adapter:
+        if config.lora_r or config.adapter or config.quantize:
             return build_adapted(self, folders, processor.config), processor
         model = pretrained.build(processor.config)
         if config.freeze:

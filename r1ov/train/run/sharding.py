@@ -169,10 +169,12 @@ def build_adapted(run: "Run", folders: Folders, sizes: Config) -> Qwen2_5_VL:
     The base is held in the dtype of the arithmetic, the adapter in float32. Sharded over several processes.
     """
     config, world, device, dtype = run.config, run.world, run.device, run.dtype
-    if config.freeze or (folders.adapter and config.lora_r) or not config.model:
+    if config.quantize and (world.size > 1 or config.merge):
+        raise UserError("--quantize is for one process, without --merge (python -m r1ov.train.export merges later)")
+    if config.freeze or bool(folders.adapter) == bool(config.lora_r) or not config.model:
         raise UserError(
-            "LoRA freezes all but its adapter, which --lora-r makes anew and --adapter goes on with: give one "
-            "of them, a --model, and no --freeze"
+            "LoRA, and --quantize, freeze all but an adapter, which --lora-r makes anew and --adapter goes on "
+            "with: give one of them, a --model, and no --freeze"
         )
     model = pretrained.build(sizes).to(dtype)
     if folders.adapter:
@@ -182,12 +184,13 @@ def build_adapted(run: "Run", folders: Folders, sizes: Config) -> Qwen2_5_VL:
         lora = Lora(base, config.lora_alpha, config.lora_dropout, config.use_rslora)
         layers = targets(model, config.lora_target, config.lora_vision)
         values = drawn(model, layers, config.lora_r, config.seed, device)
+    if world.size == 1:
+        load_weights(model, folders.weights, device, dtype, config.quantize, quantizes_head=False)
     attach(model, values, lora)
     checkpoint_activations(model, config.activation_checkpointing)
     if world.size > 1:
         shard(model, make_mesh(world, device, config.replicate), dtype, device.type != "cpu")
-    load_weights(model, folders.weights, device, dtype)
-    if world.size > 1:
+        load_weights(model, folders.weights, device, dtype)
         for name, value in values.items():
             parameter = model.get_parameter(name)
             local(parameter).copy_(value[local_rows(parameter)])
