@@ -620,7 +620,7 @@ def test_a_text_that_is_not_in_its_encoding_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "command"),
     [
-        ("a.json", json.dumps({"version": 1, "data": ROWS}, indent=2), r"jq -c '\.data\[\]' a\.json"),
+        ("a.json", json.dumps({"version": 1, "data": ROWS}, indent=2), r"jq -c '\.' a\.json"),
         ("a.jsonl", "\n".join(json.dumps(row, indent=2) for row in ROWS), r"jq -c '\.' a\.jsonl"),
         ("a.jsonl", json.dumps(ROWS, indent=2), r"jq -c '\.\[\]' a\.jsonl"),
     ],

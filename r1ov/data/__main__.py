@@ -91,9 +91,6 @@ def look(config: LookConfig) -> None:
     print(f"records   {', '.join(f'{count:,} {name}' for name, count in kinds.items())}")
     if tally.unread:
         print(f"unread    {one_line(listed(tally.unread))}")
-    if config.clean:
-        kept, dropped = tally.kept, tally.dropped.total()
-        print(f"cleaned   {kept:,} kept as they are, {tally.repaired:,} repaired, {dropped:,} dropped")
     for title, counts in (("repairs", tally.repairs), ("dropped", tally.dropped), ("bad rows", tally.bad)):
         for name, count in counts.most_common():
             print(f"{title:<9} {count:>7,}  {one_line(tally.first.get(name, name))}")

@@ -113,7 +113,9 @@ class Endless:
 
     def __init__(self, reader: Reader, seed: int = 0, shuffle: bool = True):
         self.reader, self.seed, self.shuffle = reader, seed, shuffle
-        self.group_sizes = [size for rows in reader.rows for size in rows.group_sizes]
+        self.group_sizes: list[int] = []
+        for rows in reader.rows:
+            self.group_sizes += getattr(rows, "group_sizes", [1] * len(rows))
         self._order: tuple[int, Sequence[int]] = -1, ()  # of an epoch
 
     def __len__(self) -> int:

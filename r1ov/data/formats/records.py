@@ -45,7 +45,7 @@ class Record:
     id: str | None = None
     format: str
     where: str = ""  # file and row, for people
-    repairs: tuple[str, ...] | None = None  # by the cleaner; None: it has not seen the record
+    repairs: tuple[str, ...] = ()  # by the cleaner
     unread: tuple[str, ...] = ()  # columns that were not read
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, Protocol
+from typing import Any, BinaryIO, NoReturn
 
 from r1ov.common.files import one_line
 from r1ov.data.formats.records import BadRow
@@ -19,15 +19,9 @@ GB18030_MARK = "\ufeff".encode("gb18030")
 GROUPS_AT_HAND = 4  # parquet row groups kept in memory; a shuffled order mixes this many at a time
 
 
-class Rows(Protocol):
-    group_sizes: Sequence[int]  # numbers of rows, one group after the other, that are best read together
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, number: int) -> Any: ...  # raises BadRow for what is not a row
-
-
-def open_rows(path: Path) -> Rows:
-    """The file's rows; its first bytes tell what it is, and how its text is encoded.
+def open_rows(path: Path) -> Sequence[Any]:
+    """The file's rows; its first bytes tell what it is, and how its text is encoded. What is not a row raises
+    BadRow.
 
     Raises:  UserError if it is none of the three, or has no rows.
     """
@@ -38,13 +32,16 @@ def open_rows(path: Path) -> Rows:
         # By its mark, or by the zero bytes beside the first letters.
         encoding = "gb18030" if head.startswith(GB18030_MARK) else json.detect_encoding(head)
         text = head.decode(encoding, "ignore").lstrip("\ufeff \t\r\n")
-        rows: Rows
+        first_line = text.partition("\n")[0].strip()
         if text.startswith("version https://git-lfs"):
             raise UserError(f"{path}: a pointer of Git LFS, not the data; run `git lfs pull` in its folder")
         if head.startswith(b"PAR1") or suffix == ".parquet":
             rows = Parquet(path)
         elif text.startswith("[") and suffix != ".jsonl":  # a list as the first of many lines is one bad row
-            rows = JsonArray(_parse_list(path, encoding))
+            rows = _parse_list(path, encoding)
+        elif first_line in ("{", "["):
+            command = f"jq -c '{'.[]' if first_line == '[' else '.'}' {path.name}"
+            raise UserError(f"{path}: not a row a line; `{command}` writes it so")
         else:
             rows = JsonLines(path, encoding)
     except OSError as error:
@@ -82,9 +79,6 @@ class JsonLines:
                 if not line.isspace():
                     self._begins.append(begin)
                 begin += len(line)
-        self.group_sizes = [1] * len(self._begins)
-        if self._begins:
-            self._refuse_indented()
 
     def __len__(self) -> int:
         return len(self._begins)
@@ -104,36 +98,12 @@ class JsonLines:
     def _open(self) -> BinaryIO:
         return self.path.open("rb") if self._text is None else BytesIO(self._text)
 
-    def _refuse_indented(self) -> None:
-        """Raises UserError if the first row does not end with its line."""
-        try:
-            self[0]
-        except BadRow:
-            with self._open() as file:
-                text = file.read().decode(errors="replace").lstrip("\ufeff \t\r\n")
-            try:
-                first, end = json.JSONDecoder().raw_decode(text)
-            except (ValueError, RecursionError):
-                return  # a bad row
-            if "\n" in text[:end]:
-                inside = ".[]" if isinstance(first, list) else "."
-                lists = [f".{name}[]" for name in first if inside == "." and isinstance(first[name], list)]
-                if lists and not text[end:].strip():  # one object that holds the rows
-                    inside = lists[0]
-                command = f"jq -c '{inside}' {self.path.name}"
-                raise UserError(f"{self.path}: not a row a line; `{command}` writes it so") from None
-
-
-class JsonArray(list):
-    """One list of rows, which is read whole."""
-
-    @property
-    def group_sizes(self) -> list[int]:
-        return [1] * len(self)
-
 
 class Parquet:
-    """A few row groups at a time are in memory, never the file."""
+    """A few row groups at a time are in memory, never the file.
+
+    group_sizes: numbers of rows, one group after the other, that are best read together.
+    """
 
     def __init__(self, path: Path):
         self.path, self._groups = path, OrderedDict()

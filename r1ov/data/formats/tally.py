@@ -20,7 +20,6 @@ class Tally:
         self.formats: Counter[str] = Counter()
         self.unread: Counter[str] = Counter()  # columns that nobody reads
         self.repairs: Counter[str] = Counter()  # by the cleaner; a row can have several
-        self.kept = self.repaired = 0  # rows that the cleaner found in order, and brought into order
         self.dropped: Counter[str] = Counter()  # read, but left out
         self.bad: Counter[str] = Counter()
         self.first: dict[str, str] = {}  # reason -> the first row with it
@@ -39,9 +38,7 @@ class Tally:
         if isinstance(item, Record):
             self.formats[item.format] += 1
             self.unread.update(set(item.unread))
-            self.repairs.update(item.repairs or ())
-            self.kept += item.repairs == ()
-            self.repaired += bool(item.repairs)
+            self.repairs.update(item.repairs)
             return
         if item.detail in self.seen:
             return
@@ -60,18 +57,19 @@ class Tally:
         if not (self.bad.total() == 1 and self.rows >= FORGIVING_ROWS and self.max_bad_share):
             self._check(self.rows)
         if not self.formats:
-            raise UserError(f"none of {self.rows} rows can be used; {self._reasons(self.dropped)}")
+            raise UserError(f"none of {self.rows} rows can be used; {self.summary()}")
 
     def summary(self) -> str:
         """The reasons why rows cannot be used: counts, and the first row of each."""
-        return self._reasons(self.dropped + self.bad) or "there were none"
+        counts = (self.dropped + self.bad).most_common(5)
+        return (
+            "; ".join(f"{count:,}: {self.first[reason][:250]}" for reason, count in counts)
+            or "there were none"
+        )
 
     def _check(self, rows: int) -> None:
         if self.bad.total() > self.max_bad_share * rows:
             raise UserError(
                 f"{self.bad.total():,} of {self.rows:,} rows cannot be read, more than "
-                f"{self.max_bad_share:.1%}; {self._reasons(self.bad)}; mend the data or raise --max-bad-share"
+                f"{self.max_bad_share:.1%}; {self.summary()}; mend the data or raise --max-bad-share"
             )
-
-    def _reasons(self, counts: Counter[str]) -> str:
-        return "; ".join(f"{count:,}: {self.first[reason][:250]}" for reason, count in counts.most_common(5))

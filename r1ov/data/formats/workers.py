@@ -23,7 +23,6 @@ def prepared(make: Callable[[int], Step], numbers: range, num_workers: int) -> I
         sampler=numbers,
         batch_size=None,
         num_workers=num_workers,
-        collate_fn=_as_it_is,
         generator=torch.Generator(),  # else each loader would take a number from the global one
     )
     with shielded():
@@ -41,10 +40,6 @@ class _Guarded(Dataset, Generic[Step]):
             return self.make(number)
         except UserError as error:
             return str(error)
-
-
-def _as_it_is(result: Step | str) -> Step | str:
-    return result
 
 
 def _step_or_raise(result: Step | str) -> Step:
