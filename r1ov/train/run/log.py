@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from r1ov.common.files import write_text
+from r1ov.common.memory import plan
 from r1ov.common.processes import dtype_name
 from r1ov.errors import UserError
 from r1ov.folder.weights import is_sharded
@@ -138,6 +139,8 @@ def introduction(run: "Run", rows: str) -> list[str]:
         is_grpo or (config.eval_steps and (config.eval_data or config.data == PLAYGROUND))
     ):
         memory, held = memory + run.dtype.itemsize * total, f"{held}, a whole copy that answers"
+    fitting = "--lora-r 16, more processes (--nproc-per-node) or --beta 0 takes less"
+    taken = plan({held: memory}, torch.device(run.device), fitting, present=weights / size)
     learn = "" if trained == total else f", {trained / 1e6:,.2f} M of them learn"
     name = config.model or f"from scratch, as {config.config_name}"
     sharding = "whole in each" if size == 1 else f"sharded over {size // copies}"
@@ -148,7 +151,7 @@ def introduction(run: "Run", rows: str) -> list[str]:
         f"-> {run.out}/",
         f"run     {run.device}, {dtype_name(run.dtype)}, {run.kernels} kernels, {size} process(es) of "
         f"{torch.get_num_threads()} thread(s), model {sharding}, seed {config.seed}",
-        f"memory  {memory / 1e9:.2f} GB a process for {held}; activations on top",
+        f"memory  {memory / 1e9:.2f} GB a process for {held}; activations on top: {taken}",
         f"step    {config.train_batch_size} {unit} in packs of up to {config.max_length:,} tokens, "
         f"{config.optim}, peak learning rate {config.learning_rate:g}, {config.max_steps:,} steps",
     ]
