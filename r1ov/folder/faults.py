@@ -4,12 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from torch import nn
 
 from r1ov.common.files import one_line, read_json
-from r1ov.common.processes import dtype_name
 from r1ov.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -31,14 +28,6 @@ class Stored:
     @property
     def is_readable(self) -> bool:
         return self.dtype in READABLE or (self.dtype == "I32" and self.name.endswith((".qweight", ".qzeros")))
-
-
-def too_large(
-    model: nn.Module, folder: str | Path, device: torch.device | str, dtype: torch.dtype
-) -> UserError:
-    size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize / 1e9
-    taken = f"its weights take {size:.1f} GB in {dtype_name(dtype)}"
-    return UserError(f"{folder}: {taken}, more than is free on {device}")
 
 
 def adapter_of(folder: Path) -> str | None:

@@ -112,8 +112,7 @@ def load_weights(
         nothing was read.
     """
     stored = _contents(Path(folder), model)
-    read = _Reader()
-    try:
+    with _Reader() as read:
         if is_sharded(model):
             model.to_empty(device=device)
         for name, tensor in stored.items():
@@ -140,10 +139,6 @@ def load_weights(
                 if name != EMBEDDING:
                     continue
             setattr(module, leaf, nn.Parameter(_placed(value, device, dtype), parameter.requires_grad))
-    except torch.OutOfMemoryError:
-        raise faults.too_large(model, folder, device, dtype) from None
-    finally:
-        read.close()
 
 
 def _placed(value: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
@@ -153,7 +148,8 @@ def _placed(value: Tensor, device: torch.device | str, dtype: torch.dtype) -> Te
     if value.dtype == dtype:
         return value
     # Making pages takes longer than filling them, so large ones, where the system has them.
-    memory = mmap.mmap(-1, max(1, value.numel()) * dtype.itemsize)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, max(1, value.numel()) * dtype.itemsize, flags)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype, count=value.numel()).view(value.shape).copy_(value)
