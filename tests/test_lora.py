@@ -14,8 +14,12 @@ import r1ov
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
 from r1ov.folder.adapter import SETTINGS, WEIGHTS, merge
+from r1ov.folder.quantized import weight_bytes
 from r1ov.model.lora import Lora, adapted, attach, disable_adapter, drawn, targets
+from r1ov.train.run.config import GRPOConfig, SFTConfig
+from r1ov.train.run.presets import GRPO, SFT
 from tests.checkpoint import write_checkpoint
+from tests.test_published_shapes import published_config
 
 MESSAGES = [
     {
@@ -227,3 +231,32 @@ def test_another_models_adapter_and_a_damaged_one_are_refused(base, tmp_path):
     (tmp_path / WEIGHTS).write_bytes(b"nothing")
     with pytest.raises(UserError, match="no safetensors file"):
         r1ov.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("release", "quantize", "weights"), [("7B", "int4", 7.7), ("3B", "int4", 3.8), ("3B", None, 7.6)]
+)
+@pytest.mark.parametrize(("options", "presets"), [(SFTConfig, SFT), (GRPOConfig, GRPO)])
+def test_the_preset_for_24_gb_fits(release, quantize, weights, options, presets):
+    """Counted on the meta device: bytes of weights and of the adapter's states, of cache and activations."""
+    config = options(**presets["lora-24gb"])
+    sizes = pretrained.config_from_dict(published_config(release))
+    model, text = pretrained.build(sizes).to(torch.bfloat16), sizes.text
+    held = weight_bytes(model, 2, quantize)
+    if (
+        quantize
+    ):  # in training the head stays as it is: one byte a number more, and if it is tied no second one
+        held += text.vocab_size * text.hidden_size * (-1 if sizes.tie_word_embeddings else 1)
+    assert held < weights * 1e9
+    layers = targets(model, config.lora_target, config.lora_vision)
+    adapter = sum(config.lora_r * sum(model.get_submodule(name).weight.shape) for name in layers)
+    assert len(layers) == 7 * text.num_hidden_layers
+    states = 16 * adapter  # float32: the matrices, their gradients, two moments
+    tokens = config.max_length
+    kept = 2 * tokens * text.hidden_size * text.num_hidden_layers  # each layer's input
+    layer = 2 * tokens * (6 * text.hidden_size + 4 * text.intermediate_size)  # one, recomputed
+    logits = 4 * 4 * 2**26  # a chunk, its softmax and their gradients
+    rows = getattr(config, "max_num_seqs", 0)
+    positions = 2048 if rows else 0
+    cache = 2 * 2 * text.num_key_value_heads * text.head_dim * text.num_hidden_layers * rows * positions
+    assert held + states + kept + layer + logits + cache < 16e9  # a third of the card is left

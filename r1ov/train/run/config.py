@@ -27,7 +27,7 @@ class TrainConfig(LoraOptions):
     endless_steps = 200  # on endless data, unless --max-steps is given
 
     stage: Literal["sft", "grpo"] = option("sft", STAGES)
-    preset: str | None = option(None, "a published recipe, which the other flags override: r1-onevision")
+    preset: str | None = option(None, "a recipe, which the other flags override: r1-onevision, lora-24gb")
     model: str | None = option(None, "model folder, hub name or r1ov-tiny to begin with; default: none")
     config_name: str = option(
         "r1ov-tiny", "from scratch: the model whose architecture and processor, but not weights, are used"
