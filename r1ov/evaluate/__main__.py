@@ -33,7 +33,8 @@ class EvaluateConfig:
     )
     predictions: str | None = option(None, "score this file of `id` and `text`, and run no model")
     keep: str | None = option(
-        None, "0.1:0.9 also writes kept.jsonl, the rows of --bench FILE.jsonl with this share of right answers"
+        None,
+        "0.1:0.9 also writes kept.jsonl, the rows of --bench FILE.jsonl with this share of right answers",
     )
     prompt: Literal["r1ov", "official", "direct", "none"] | None = option(
         None,
@@ -72,7 +73,9 @@ class EvaluateConfig:
     dtype: Literal["float32", "bfloat16"] | None = option(
         None, "default: the checkpoint's; on a CPU without instructions for bfloat16 float32 if it fits"
     )
-    quantize: Literal["int4", "int8"] | None = option(None, "keep the weights of linear layers in 4 or 8 bits")
+    quantize: Literal["int4", "int8"] | None = option(
+        None, "keep the weights of linear layers in 4 or 8 bits"
+    )
     kernels: Literal["torch", "triton"] | None = option(None, "default: triton on a GPU, torch elsewhere")
     num_threads: int | None = option(None, "CPU threads (default: torch's own choice)", least=1)
 
@@ -88,12 +91,14 @@ class EvaluateConfig:
             raise UserError(
                 f"greedy decoding gives one answer {self.num_samples} times; give a --temperature above 0"
             )
-        if self.keep and not (re.fullmatch(r"[01]?\.?\d+:[01]?\.?\d+", self.keep) and self.bench.endswith(".jsonl")):
-            raise UserError(f"--keep {self.keep}: expected two shares such as 0.1:0.9, and --bench FILE.jsonl")
+        if self.keep and not (
+            re.fullmatch(r"[01]?\.?\d+:[01]?\.?\d+", self.keep) and self.bench.endswith(".jsonl")
+        ):
+            raise UserError(
+                f"--keep {self.keep}: expected two shares such as 0.1:0.9, and --bench FILE.jsonl"
+            )
         if self.keep and self.predictions and not self.out:
             raise UserError("--keep writes into a folder; say which by --out")
-        if self.predictions and not Path(self.predictions).is_file():
-            raise UserError(f"--predictions {self.predictions}: no such file")
         if self.out and Path(self.out).is_file():
             raise UserError(f"--out {self.out}: is a file; choose another folder")
         if self.judge and not (self.judge.startswith(("http://", "https://")) and self.judge_model):

@@ -87,9 +87,14 @@ def keep(path: Path, share: str, verdicts: Verdicts, out: Path) -> None:
     low, high = map(float, share.split(":"))
     rows, answers = read_rows(path), by_question(verdicts).values()
     rates = [sum(one.score for one in group) / len(group) for group in answers]
-    kept = [row for row, rate in zip(rows, rates, strict=False) if low <= rate <= high]  # --limit: the first ones
+    kept = [
+        row for row, rate in zip(rows, rates, strict=False) if low <= rate <= high
+    ]  # --limit: the first ones
     write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
-    print(f"{out}: {len(kept)} of {len(rates)} rows; --image-folder {path.parent} says where images are", file=sys.stderr)
+    print(
+        f"{out}: {len(kept)} of {len(rates)} rows; --image-folder {path.parent} says where images are",
+        file=sys.stderr,
+    )
 
 
 def predicted(config: Any) -> tuple[list[Item], list[Prediction]]:

@@ -126,7 +126,7 @@ class Scorer:
 
     def close(self) -> None:
         for worker in (self.user, self.verify):
-            if worker:
+            if worker and worker.process:
                 worker.close()
 
 
