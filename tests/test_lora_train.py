@@ -13,18 +13,21 @@ from types import SimpleNamespace
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+import generate
 import r1ov
 from r1ov.common.processes import World
 from r1ov.errors import UserError
+from r1ov.evaluate import __main__ as evaluate
 from r1ov.folder import pretrained
 from r1ov.folder.adapter import WEIGHTS
 from r1ov.folder.quantized import FEW, QuantizedLinear
 from r1ov.model.lora import adapted, targets
 from r1ov.train import grpo, sft
 from r1ov.train.export import export
+from r1ov.train.export import main as export_main
 from r1ov.train.run.config import GRPOConfig, SFTConfig
 from r1ov.train.run.log import Log
 from r1ov.train.run.sharding import build_adapted
@@ -223,7 +226,9 @@ def test_qlora_learns_as_lora_does_on_the_weights_that_the_bits_mean(base, tmp_p
         for _ in range(3):
             model(**batch, labels=batch["input_ids"]).backward()
             optimizer.step()
-            model.gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+            model.gradients = {
+                name: one.grad for name, one in model.named_parameters() if one.grad is not None
+            }
             optimizer.zero_grad()
     mine, theirs = ({n: p for n, p in m.named_parameters() if "lora_" in n} for m in (ours, judge))
     assert ours.gradients.keys() == judge.gradients.keys() == mine.keys() == theirs.keys()
@@ -262,3 +267,47 @@ def test_what_does_not_go_together_is_refused(base, whole, tmp_path, wrong):
     with pytest.raises(UserError, match="freeze all but an adapter"):
         sft.train(SFTConfig(**{"model": str(base), "out": str(tmp_path / "run"), **COMMON, **wrong}))
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
+def test_every_command_takes_an_adapter_by_itself_or_on_a_base(base, whole, tmp_path, monkeypatch, capsys):
+    """One that says something else than its base, so that it cannot be left out unnoticed."""
+    adapter = shutil.copytree(whole[0] / "final", tmp_path / "adapter")
+    tensors = {name: 5 * tensor for name, tensor in load_file(adapter / WEIGHTS).items()}
+    save_file(tensors, adapter / WEIGHTS)
+    monkeypatch.chdir(tmp_path)
+
+    def answer(*words: str) -> str:
+        image = ROOT / "r1ov" / "data" / "playground" / "examples" / "counting.png"
+        words = (
+            "--image",
+            str(image),
+            "--max-new-tokens",
+            "8",
+            "--device",
+            "cpu",
+            "--temperature",
+            "0",
+            *words,
+        )
+        monkeypatch.setattr(sys, "argv", ["generate.py", *words])
+        generate.main()
+        return capsys.readouterr().out
+
+    alone, both = answer("--model", str(adapter)), answer("--model", str(base), "--adapter", str(adapter))
+    assert alone == both != answer("--model", str(base))
+    texts = []
+    for number, words in enumerate(
+        (["--model", str(adapter)], ["--model", str(base), "--adapter", str(adapter)])
+    ):
+        words += ["--limit", "2", "--max-new-tokens", "8", "--device", "cpu", "--out", f"scored{number}"]
+        monkeypatch.setattr(sys, "argv", ["r1ov.evaluate", *words])
+        evaluate.main()
+        lines = Path(f"scored{number}/predictions.jsonl").read_text().splitlines()
+        texts.append([json.loads(line)["text"] for line in lines])
+    assert texts[0] == texts[1]
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["export", str(adapter), "merged", "--merge"])
+    export_main()
+    assert answer("--model", "merged") == alone
+    with pytest.raises(UserError, match=r"adapter_config\.json: no such file"):
+        answer("--model", str(base), "--adapter", str(base))
