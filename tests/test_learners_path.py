@@ -53,10 +53,11 @@ WALKS = {
     ),
 }
 # Budgets that are not met yet are reported as expected failures. Until they are, nothing may move further
-# away than what was measured on 29 November 2026. (Which rules of the rewards a GRPO step enters depends on
-# what was sampled, and so a little on the CPU.)
-HOUSE_SO_FAR = 140_300
-SO_FAR = dict(zip(WALKS, ((20, 120, 15_200), (28, 168, 19_400), (42, 235, 30_800)), strict=True))
+# away than what was measured on 29 November 2026, after adapters, weights of 4 bits and the memory plan had
+# come in. (Which rules of the rewards a GRPO step enters depends on what was sampled, and so a little on the
+# CPU.)
+HOUSE_SO_FAR = 137_000
+SO_FAR = dict(zip(WALKS, ((23, 128, 16_600), (29, 171, 19_850), (44, 242, 31_750)), strict=True))
 LAYOUT = {
     tokenize.COMMENT,
     tokenize.NL,
