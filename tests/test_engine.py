@@ -2,6 +2,7 @@
 cached or not.
 """
 
+import copy
 from dataclasses import replace
 from functools import partial
 
@@ -149,6 +150,28 @@ def test_logprobs_equal_a_forward_over_the_whole_text_without_a_cache(trio):
         )
         expected = scored(model, processor(CONVERSATIONS[number]), completion, temperature or 1.0)
         assert completion.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_a_row_in_bfloat16_is_right_and_leaves_onednn_as_it_was(trio, monkeypatch):
+    """A single row's products are PyTorch's own, not oneDNN's: the same numbers within bfloat16."""
+    _, model, processor = trio
+    model, seen = copy.deepcopy(model).bfloat16(), set()
+
+    def watched(*args):
+        seen.add(torch.backends.mkldnn.enabled)
+        return linear(*args)
+
+    linear = torch.nn.functional.linear
+    completion = generate(model, processor, CONVERSATIONS[1], max_new_tokens=24, temperature=0.0)
+    expected = scored(model, processor(CONVERSATIONS[1]), completion, 1.0)
+    # Half a unit in the eighth bit of logits up to 4, a few times over.
+    assert completion.logprobs == pytest.approx(expected.tolist(), abs=0.05)
+    monkeypatch.setattr(torch.nn.functional, "linear", watched)
+    for count, modes in ((1, {True, False}), (2, {True})):
+        seen.clear()
+        generate(model, processor, CONVERSATIONS[:count], max_new_tokens=4, temperature=0.0)
+        assert seen == modes
+        assert torch.backends.mkldnn.enabled
 
 
 @pytest.mark.parametrize("max_num_seqs", [3, 4, 7, 12])

@@ -109,7 +109,9 @@ def measured(
     found = []
     for one in group["completions"]:
         ids = torch.tensor(one["token_ids"])
-        batch = processor.pack([continued(prompt, ids, labels=ids)]).to(model.model.embed_tokens.weight.device)
+        batch = processor.pack([continued(prompt, ids, labels=ids)]).to(
+            model.model.embed_tokens.weight.device
+        )
         then = partial(completion_logprobs, labels=batch.pop("labels"), temperature=temperature)
         found.append(tuple(values[len(prompt) :].float().cpu() for values in model(**batch, then=then)))
     return found

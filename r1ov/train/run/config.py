@@ -293,7 +293,9 @@ class GRPOConfig(TrainConfig):
             )
 
     def peak_learning_rate(self, parameters: int) -> float:
-        return self.learning_rate or (2e-4 if self.data == PLAYGROUND else by_size(1e-6, parameters, self.is_lora))
+        return self.learning_rate or (
+            2e-4 if self.data == PLAYGROUND else by_size(1e-6, parameters, self.is_lora)
+        )
 
     @property
     def steps_per_row(self) -> int:

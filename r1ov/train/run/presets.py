@@ -27,7 +27,7 @@ SFT: dict[str, dict[str, Any]] = {
         "max_pixels": 512 * 512,
         "adam_beta2": 0.999,
         "optim": "adamw",
-    }
+    },
 }
 # How to learn, not how much: batch sizes and numbers of steps stay the user's. Names are TRL's where TRL has
 # them.

@@ -170,7 +170,9 @@ def build_adapted(run: "Run", folders: Folders, sizes: Config) -> Qwen2_5_VL:
     """
     config, world, device, dtype = run.config, run.world, run.device, run.dtype
     if config.quantize and (world.size > 1 or config.merge):
-        raise UserError("--quantize is for one process, without --merge (python -m r1ov.train.export merges later)")
+        raise UserError(
+            "--quantize is for one process, without --merge (python -m r1ov.train.export merges later)"
+        )
     if config.freeze or bool(folders.adapter) == bool(config.lora_r) or not config.model:
         raise UserError(
             "LoRA, and --quantize, freeze all but an adapter, which --lora-r makes anew and --adapter goes on "
