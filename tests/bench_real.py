@@ -2,9 +2,9 @@
 
     python -m tests.bench_real FOLDER [--num-threads 1] [--dtype DTYPE] [--quantize int4] [--tokens 48]
 
-The folder is any Qwen2.5-VL in Hugging Face's layout; the prompts are text. Every answer is forced to its full
-length. A row gives seconds for both sides and their ratio; the last ones how far int8 and int4 are from the
-model as it is: KL divergence a token, and how often the likeliest next token is the same.
+The folder is any Qwen2.5-VL in Hugging Face's layout; the prompts are text. Every answer is forced to its
+full length. A row gives seconds for both sides and their ratio; the last ones how far int8 and int4 are from
+the model as it is: KL divergence a token, and how often the likeliest next token is the same.
 """
 
 import argparse
@@ -96,13 +96,15 @@ def main() -> None:
     dtype = {"dtype": options.dtype} if options.dtype else {}
     quantize = {"quantize": options.quantize} if options.quantize else {}
     print(
-        f"torch {torch.__version__}, {torch.cpu.get_capabilities()['cpu_name']}, {options.num_threads} thread(s)"
+        f"torch {torch.__version__}, {torch.cpu.get_capabilities()['cpu_name']}, "
+        f"{options.num_threads} thread(s)"
     )
     first, theirs = timed(lambda: Theirs(options.folder, **dtype))
     second, ours = timed(lambda: Ours(options.folder, **dtype, **quantize))
     names = [str(next(side.model.parameters()).dtype) for side in (ours, theirs)]
     print(
-        f"| {options.quantize or ''} {names[0]} beside {names[1]} | r1ov s | transformers s | ratio | equal tokens |"
+        f"| {options.quantize or ''} {names[0]} beside {names[1]} "
+        "| r1ov s | transformers s | ratio | equal tokens |"
     )
     print("|---|---:|---:|---:|---:|")
 

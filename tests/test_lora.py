@@ -1,4 +1,4 @@
-"""LoRA against PEFT on the same random model and rows: outputs, gradients, steps, files both ways, merged weights."""
+"""LoRA against PEFT on the same random model and rows: outputs, gradients, steps, files, merged weights."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""LoRA in training: what learns, what is kept, killed and resumed, several processes, GRPO's reference, export."""
+"""LoRA in training: what learns, what is kept, killed and resumed, processes, GRPO's reference, export."""
 
 import json
 import os

@@ -26,8 +26,8 @@ def write_page(
     are not right keep theirs first.
 
     Args:
-        items: each with id, question, gold, images (LazyImages), tags (name -> values) and samples: each a status,
-            thinking, reply and facts (name -> text) of one answer.
+        items: each with id, question, gold, images (LazyImages), tags (name -> values) and samples: each a
+            status, thinking, reply and facts (name -> text) of one answer.
         tags: those that get a filter.
         head: HTML above the items.
     """

@@ -83,7 +83,7 @@ def write(
 
 
 def keep(path: Path, share: str, verdicts: Verdicts, out: Path) -> None:
-    """Writes the rows of a file that teach in reinforcement learning: right in this share of their answers."""
+    """Writes those rows of a file that teach in RL: right in this share of their answers."""
     low, high = map(float, share.split(":"))
     rows, answers = read_rows(path), by_question(verdicts).values()
     rates = [sum(one.score for one in group) / len(group) for group in answers]

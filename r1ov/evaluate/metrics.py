@@ -1,4 +1,4 @@
-"""How sure a score is: intervals of a mean, a difference in pairs, the chance that one of k samples is right."""
+"""How sure a score is: intervals of a mean, a difference in pairs, the chance of one right in k samples."""
 
 import math
 from collections import defaultdict

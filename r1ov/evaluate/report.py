@@ -105,8 +105,8 @@ def by_every_tag(verdicts: Verdicts) -> list[Table]:
 
 
 def mathverse(verdicts: Verdicts) -> list[Table]:
-    """Returns the overall score, which is the mean of five versions; a table of the versions, Text Only apart;
-    tables of the five by subject.
+    """Returns the overall score, which is the mean of five versions; a table of the versions, Text Only
+    apart; tables of the five by subject.
     """
     found = by_value(verdicts, "problem_version")
     five = {name: found[name] for name in VERSIONS if name in found}

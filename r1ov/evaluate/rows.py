@@ -34,9 +34,9 @@ Row = Mapping[str, Any]
 class Benchmark:
     """One benchmark: where it is, what its columns mean, and what is reported of it.
 
-    counts: items of each known split, the default one first. files: patterns of their names, best first. id: a
-    format string. options: columns of the choices' texts, of which the first that is not empty is read; every
-    row with some is multiple choice. official: the prompt's column. tags: columns of the row or of its
+    counts: items of each known split, the default one first. files: patterns of their names, best first. id:
+    a format string. options: columns of the choices' texts, of which the first that is not empty is read;
+    every row with some is multiple choice. official: the prompt's column. tags: columns of the row or of its
     `metadata`. own: what only this benchmark has, from a row and its options to fields of an Item.
     """
 
@@ -199,8 +199,8 @@ def _picture(source: Any, folders: Sequence[Path], inside: Path) -> LazyImage:
 
 
 def choices_of(texts: Sequence[str], gold: str = "") -> tuple[str, ...]:
-    """Returns the options' texts; their letters, if they are drawn in the image or the gold's letter lies beyond
-    them.
+    """Returns the options' texts; their letters, if they are drawn in the image or the gold's letter lies
+    beyond them.
     """
     beyond = LETTERS.find(gold) + 1 if len(gold) == 1 else 0
     are_drawn = any(not text.strip() or _DRAWN.fullmatch(text.strip()) for text in texts)

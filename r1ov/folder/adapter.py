@@ -1,7 +1,8 @@
 """LoRA adapters in PEFT's files: adapter_config.json and adapter_model.safetensors.
 
-What a setting asks for and r1ov does not do is refused by name. Which layers are adapted, and their ranks, the
-tensors say: target_modules, layers_to_transform, rank_pattern and the like are honoured whatever they are.
+What a setting asks for and r1ov does not do is refused by name. Which layers are adapted, and their ranks,
+the tensors say: target_modules, layers_to_transform, rank_pattern and the like are honoured whatever they
+are.
 """
 
 from dataclasses import dataclass

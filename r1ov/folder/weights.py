@@ -106,8 +106,8 @@ def load_weights(
     tensor, so that peak memory is the model and 256 MB of a file, or its largest tensor. Of a sharded model
     each process reads its own rows only.
 
-    Args: quantize: "int4" or "int8": the language model's linear layers, and the head, which is of int8, unless
-        quantizes_head is False.
+    Args: quantize: "int4" or "int8": the language model's linear layers, and the head, which is of int8,
+        unless quantizes_head is False.
     Raises: UserError, in one line, if the files are damaged or do not hold exactly the model's tensors; then
         nothing was read.
     """

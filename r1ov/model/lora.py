@@ -1,8 +1,8 @@
 """LoRA: a linear layer stays as it is and learns through two thin matrices beside it, y = W x + s B A x.
 
-The matrices hang on the model's own layers by a hook: the base's parameters keep the names of their files, and
-whatever runs the layers, training, decoding or a look inside, runs the adapter too. At first B is 0, and the
-model its base bit for bit. Names of settings, and first values, are PEFT's.
+The matrices hang on the model's own layers by a hook: the base's parameters keep the names of their files,
+and whatever runs the layers, training, decoding or a look inside, runs the adapter too. At first B is 0, and
+the model its base bit for bit. Names of settings, and first values, are PEFT's.
 
 Source: Hu et al. 2021 (arXiv 2106.09685); s = alpha / sqrt(r): Kalajdzievski 2023 (2312.03732).
 Shape letters: r rank, (in, out) the sizes of a layer.
@@ -51,7 +51,8 @@ class Lora:
 def targets(model: Qwen2_5_VL, target: str, with_vision: bool) -> list[str]:
     """The names of the linear layers that `--lora-target` means; the output head is never among them.
 
-    Args: target: "all-linear", "attention", "mlp", or ends of names, as in PEFT's target_modules: "q_proj,v_proj".
+    Args: target: "all-linear", "attention", "mlp", or ends of names, as in PEFT's target_modules:
+        "q_proj,v_proj".
     """
     parts = ("model.", "visual.") if with_vision else ("model.",)
     modules = model.named_modules()
@@ -62,8 +63,8 @@ def targets(model: Qwen2_5_VL, target: str, with_vision: bool) -> list[str]:
     found = [name for name in names if f".{name}".endswith(tuple(f".{end}" for end in ends))]
     if not found:
         raise UserError(
-            f"--lora-target: no linear layer's name ends in {target!r}; expected all-linear, attention, mlp, or "
-            "ends of names such as q_proj,v_proj (with --lora-vision also the vision encoder's: attn.qkv)"
+            f"--lora-target: no linear layer's name ends in {target!r}; expected all-linear, attention, mlp, "
+            "or ends of names such as q_proj,v_proj (with --lora-vision also the vision encoder's: attn.qkv)"
         )
     return found
 

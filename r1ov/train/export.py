@@ -1,6 +1,6 @@
 """Makes a model of a checkpoint: `python -m r1ov.train.export runs/sft/checkpoints/step-31 FOLDER`, or
-`python -m r1ov.train.export runs/sft FOLDER` of the newest one of a run. `... ADAPTER FOLDER --merge` puts a LoRA
-adapter into its base.
+`python -m r1ov.train.export runs/sft FOLDER` of the newest one of a run. `... ADAPTER FOLDER --merge` puts a
+LoRA adapter into its base.
 """
 
 import sys

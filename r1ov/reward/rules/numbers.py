@@ -26,9 +26,9 @@ _NUMBER = re.compile(
     rf"|\\frac\s*\{{\s*(?P<tex_top>-?{_DIGITS})\s*\}}\s*\{{\s*(?P<tex_bottom>{_DIGITS})\s*\}})"
     rf"|(?P<digits>{_DIGITS}){_POWER}?)"
 )
-_UNIT = re.compile(
+_UNIT = re.compile(  # Chinese: not the "万" of "7万", nor the "或8" of "7或8"
     r"(?P<power_word>(?:square|sq\.?|cubic)\s+|平方|立方)?(?P<name>[A-Za-zμΩ]+\.?(?:\s*/\s*[A-Za-z]+)?"
-    r"|(?![十百万亿半倍]|千(?![米克])|分(?!钟)|[一-鿿]*[不非没或和与是错])[一-鿿]{1,6})"  # not "7万", nor "7或8"
+    r"|(?![十百万亿半倍]|千(?![米克])|分(?!钟)|[一-鿿]*[不非没或和与是错])[一-鿿]{1,6})"
     r"(?:\^\{?(?P<power>-?\d)\}?)?"
 )
 _TRAILING = re.compile(
@@ -39,9 +39,8 @@ _PREFIXES = "kilo k, centi c, milli m, mega M, micro μ, nano n, deci d"
 _BASES = "meter m, metre m, gram g, liter L, litre L, second s, watt W, joule J, newton N"
 _OTHERS = (
     "inch in, inche in, foot ft, feet ft, yard yd, mile mi, pound lb, lbs lb, ounce oz, minute min, hour h, "
-    "hr h, sec s, volt V, "
-    "ohm Ω, hertz Hz, pascal Pa, ampere A, mole mol, l L, ml mL, 米 m, 厘米 cm, 毫米 mm, 分米 dm, 千米 km, 公里 km, 克 "
-    "g, 千克 kg, "
+    "hr h, sec s, volt V, ohm Ω, hertz Hz, pascal Pa, ampere A, mole mol, l L, ml mL, "
+    "米 m, 厘米 cm, 毫米 mm, 分米 dm, 千米 km, 公里 km, 克 g, 千克 kg, "
     "公斤 kg, 毫克 mg, 秒 s, 分钟 min, 小时 h, 升 L, 毫升 mL"
 )
 _NAMELESS = dict.fromkeys(

@@ -1,4 +1,4 @@
-"""Functions in processes of their own, a user's reward and math-verify: a call that takes too long is killed."""
+"""Functions in processes of their own, a user's reward and math-verify: too long a call is killed."""
 
 import importlib
 import inspect

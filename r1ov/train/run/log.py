@@ -159,8 +159,8 @@ def introduction(run: "Run", rows: str) -> list[str]:
         lines += rollout_lines(run)
     if run.num_rows and config.train_batch_size * config.steps_per_row >= run.num_rows:
         lines.append(
-            f"note    a step takes all {unit} of an epoch; for more steps: --max-steps, --num-train-epochs or "
-            "a smaller --train-batch-size"
+            f"note    a step takes all {unit} of an epoch; for more steps: --max-steps, --num-train-epochs "
+            "or a smaller --train-batch-size"
         )
     if run.changed:
         lines.append(f"note    goes on with other options: {', '.join(run.changed)}")

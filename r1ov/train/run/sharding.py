@@ -153,8 +153,8 @@ def replica(model: Qwen2_5_VL, dtype: torch.dtype) -> Qwen2_5_VL:
 
 @torch.no_grad()
 def refresh(copy: Qwen2_5_VL, model: Qwen2_5_VL, everything: bool = False) -> None:
-    """Brings a replica's weights up to date, one tensor at a time, in place; with an adapter its alone, unless
-    everything is wanted. All processes call this together.
+    """Brings a replica's weights up to date, one tensor at a time, in place; with an adapter its alone,
+    unless everything is wanted. All processes call this together.
     """
     parameters = dict(model.named_parameters())
     for name, parameter in copy.named_parameters():
@@ -175,8 +175,8 @@ def build_adapted(run: "Run", folders: Folders, sizes: Config) -> Qwen2_5_VL:
         )
     if config.freeze or bool(folders.adapter) == bool(config.lora_r) or not config.model:
         raise UserError(
-            "LoRA, and --quantize, freeze all but an adapter, which --lora-r makes anew and --adapter goes on "
-            "with: give one of them, a --model, and no --freeze"
+            "LoRA, and --quantize, freeze all but an adapter, which --lora-r makes anew and --adapter goes "
+            "on with: give one of them, a --model, and no --freeze"
         )
     model = pretrained.build(sizes).to(dtype)
     if folders.adapter:
