@@ -321,9 +321,8 @@ def save(
 ) -> None:
     """Writes the published layout: weights, config, tokenizer, image processor and chat template.
 
-    Files of these names are replaced, others stay. config.json comes last: a folder without it was not
-    finished. Of a model with an adapter the weights are the adapter's alone, in PEFT's files and in float32.
-    Collective if the model is sharded: all ranks call this.
+    Files of these names are replaced, others stay; config.json comes last. Of a model with an adapter the
+    weights are the adapter's alone, in PEFT's files and in float32. Collective: all ranks call this.
 
     Args:
         max_shard_size: bytes; larger weights are split over several files with an index.
@@ -331,7 +330,8 @@ def save(
     folder, (dtype, _) = Path(folder), choose_dtype(dtype, torch.device("cpu"))
     if type(max_shard_size) is not int or max_shard_size <= 0:
         raise UserError(f"max_shard_size is {max_shard_size!r}, expected a number of bytes")
-    config, world = replace(model.config, torch_dtype=dtype_name(dtype)), world_of(model)
+    written = {} if model.lora else {"torch_dtype": dtype_name(dtype)}  # an adapter is used in its base's
+    config, world = replace(model.config, **written), world_of(model)
     try:
         if model.lora:
             save_adapter(model, folder)
