@@ -64,7 +64,7 @@ class Options:
     )
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda where there is one)")
     dtype: Literal["float32", "bfloat16", "float16"] | None = option(
-        None, "default: the checkpoint's; on a CPU without instructions for bfloat16 float32 if it fits"
+        None, "default: the checkpoint's; on a CPU float32 if small or without bfloat16 instructions"
     )
     quantize: Literal["int4", "int8"] | None = option(
         None, "keep the weights of linear layers in 4 or 8 bits"

@@ -128,7 +128,8 @@ def test_the_dtype_is_the_checkpoints_where_it_is_computed_well_unless_it_is_giv
     for stored in ("bfloat16", "float16"):
         assert choose_dtype(None, cpu, stored, 7e9)[0] == (b if instructions else f)
         assert choose_dtype(None, cpu, stored, 11e9)[0] == b  # 44 GB in float32
-        assert choose_dtype(None, cuda, stored)[0] == b
+        assert choose_dtype(None, cpu, stored, 4e6)[0] == f  # r1ov-tiny's size
+        assert choose_dtype(None, cuda, stored, 4e6)[0] == b
     assert choose_dtype(None, cpu, "float32", 11e9)[0] == choose_dtype(None, cuda, "float32")[0] == f
     assert choose_dtype("bfloat16", cpu)[0] == choose_dtype(b, cpu)[0] == b
     assert choose_device("cpu") == torch.device("cpu")

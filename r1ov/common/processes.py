@@ -23,6 +23,7 @@ from r1ov.errors import UserError
 T = TypeVar("T")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SMALL = 2**24  # numbers; models below gain nothing by bfloat16 on a CPU, where calls cost more than products
 # How long a rank waits for the others. One may save or decode for hours while the rest wait; a rank that dies
 # is not waited for, because torchrun ends the others.
 PATIENCE = timedelta(days=1)
@@ -54,7 +55,7 @@ def choose_dtype(
 
     Args:
         dtype: by name or as a dtype; None: the checkpoint's, where the device computes it well.
-        stored: the checkpoint's, by name; float16, which overflows, becomes bfloat16. size: its numbers.
+        stored: the checkpoint's, by name; float16, which overflows, becomes bfloat16. size: how many numbers.
     """
     name = dtype if isinstance(dtype, str) else dtype_name(dtype)
     if name in ("float16", "half"):
@@ -63,10 +64,12 @@ def choose_dtype(
         raise UserError(f"dtype {name!r} is not one of {', '.join(DTYPES)}")
     if dtype is not None:
         return DTYPES[name], "as asked"
-    if stored == "float32" or computes_bfloat16(device):
+    is_slow = device.type == "cpu" and size < SMALL
+    if stored == "float32" or (computes_bfloat16(device) and not is_slow):
         return DTYPES.get(stored, torch.bfloat16), "as the checkpoint"
     if 4 * size < free_memory(device):
-        return torch.float32, "this CPU has no bfloat16 instructions"
+        reason = "faster for a small model" if is_slow else "this CPU has no bfloat16 instructions"
+        return torch.float32, reason
     return torch.bfloat16, "float32 is more than is free"
 
 

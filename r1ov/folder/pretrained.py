@@ -301,7 +301,7 @@ def load(
         name: `r1ov-tiny`, a folder, or a hub name `owner/name[@revision]`, downloaded once; of a model, or of
             a LoRA adapter, which is loaded onto its base.
         device: where the model is put; None: a GPU if there is one.
-        dtype: of weights and arithmetic; None: as the files, but float32 on a CPU that lacks bfloat16's.
+        dtype: of weights and arithmetic; None: as the files, but as `choose_dtype` says on CPUs.
         quantize: "int4" or "int8": the weights of the language model's linear layers; the head's are int8.
     Raises: UserError, in one line, for whatever is wrong with any of these.
     """
