@@ -34,7 +34,19 @@ DOORS = (
     "r1ov/train/export.py",
 )
 CORE_TOKENS, CORE_FILES = 34_000, 34  # files: beside the __init__.py
-BUILT_ON = ("r1ov/look",)  # rooms that are built onto the house
+# Rooms that are built onto the house: a look inside, adapters, weights of 4 bits, the memory plan, small
+# operations for GPUs, several GPUs that answer together.
+BUILT_ON = (
+    "r1ov/look",
+    "r1ov/model/lora.py",
+    "r1ov/folder/adapter.py",
+    "r1ov/train/run/lora.py",
+    "r1ov/folder/quantized.py",
+    "r1ov/common/memory.py",
+    "kernels/pointwise.py",
+    "kernels/triton/pointwise.py",
+    "r1ov/model/parallel.py",
+)
 # The budgets, which are never raised: without and with the rooms built on; and for each walk the files with a
 # function entered, the functions, their tokens of code.
 HOUSE_TOKENS, ALL_TOKENS = 128_000, 155_000
@@ -56,7 +68,7 @@ WALKS = {
 # away than what was measured on 29 November 2026, after adapters, weights of 4 bits and the memory plan had
 # come in. (Which rules of the rewards a GRPO step enters depends on what was sampled, and so a little on the
 # CPU.)
-HOUSE_SO_FAR = 137_000
+HOUSE_SO_FAR = 133_000
 SO_FAR = dict(zip(WALKS, ((23, 128, 16_600), (29, 171, 19_850), (44, 242, 31_750)), strict=True))
 LAYOUT = {
     tokenize.COMMENT,
