@@ -57,19 +57,16 @@ def choose_dtype(
         dtype: by name or as a dtype; None: the checkpoint's, where the device computes it well.
         stored: the checkpoint's, by name; float16, which overflows, becomes bfloat16. size: how many numbers.
     """
-    name = dtype if isinstance(dtype, str) else dtype_name(dtype)
-    if name in ("float16", "half"):
-        raise UserError("dtype float16 overflows in the vision encoder's last block; use bfloat16 or float32")
-    if dtype is not None and name not in DTYPES:
-        raise UserError(f"dtype {name!r} is not one of {', '.join(DTYPES)}")
     if dtype is not None:
+        name = dtype if isinstance(dtype, str) else dtype_name(dtype)
+        if name not in DTYPES:
+            raise UserError(f"dtype {name!r} is neither float32 nor bfloat16; float16 overflows in the model")
         return DTYPES[name], "as asked"
-    is_slow = device.type == "cpu" and size < SMALL
-    if stored == "float32" or (computes_bfloat16(device) and not is_slow):
+    is_small = size < SMALL and device.type == "cpu"
+    if stored == "float32" or (computes_bfloat16(device) and not is_small):
         return DTYPES.get(stored, torch.bfloat16), "as the checkpoint"
     if 4 * size < free_memory(device):
-        reason = "faster for a small model" if is_slow else "this CPU has no bfloat16 instructions"
-        return torch.float32, reason
+        return torch.float32, "a small model" if is_small else "this CPU has no bfloat16 instructions"
     return torch.bfloat16, "float32 is more than is free"
 
 
