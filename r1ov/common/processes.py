@@ -60,7 +60,7 @@ def choose_dtype(
     if dtype is not None:
         name = dtype if isinstance(dtype, str) else dtype_name(dtype)
         if name not in DTYPES:
-            raise UserError(f"dtype {name!r} is neither float32 nor bfloat16; float16 overflows in the model")
+            raise UserError(f"dtype {name!r} is not one of float32, bfloat16; float16 overflows in the model")
         return DTYPES[name], "as asked"
     is_small = size < SMALL and device.type == "cpu"
     if stored == "float32" or (computes_bfloat16(device) and not is_small):
