@@ -102,9 +102,9 @@ def load_weights(
     """Gives a model made on the meta device its weights from a folder, each straight to its device and dtype;
     a sharded model has its dtypes already.
 
-    On a CPU a tensor that has the dtype already is the mapped file itself; all else is copied, tensor by
-    tensor, so that peak memory is the model and 256 MB of a file, or its largest tensor. Of a sharded model
-    each process reads its own rows only.
+    On a CPU a tensor that has the dtype already is the mapped file itself; all else, and with `quantize`
+    everything, is copied, tensor by tensor, so that peak memory is the model and 256 MB of a file, or its
+    largest tensor. Of a sharded model each process reads its own rows only.
 
     Args: quantize: "int4" or "int8": the language model's linear layers, and the head, which is of int8,
         unless quantizes_head is False.
@@ -138,14 +138,16 @@ def load_weights(
                 model.set_submodule("lm_head" if is_head else owner, layer)
                 if name != EMBEDDING:
                     continue
-            setattr(module, leaf, nn.Parameter(_placed(value, device, dtype), parameter.requires_grad))
+            # A tensor that is the file would keep all that was read beside it in memory.
+            value = _placed(value, device, dtype, maps=not quantize)
+            setattr(module, leaf, nn.Parameter(value, parameter.requires_grad))
 
 
-def _placed(value: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-    """A tensor of a file where it is computed with: itself, or a copy."""
+def _placed(value: Tensor, device: torch.device | str, dtype: torch.dtype, maps: bool) -> Tensor:
+    """A tensor of a file where it is computed with: itself, if `maps`, or a copy."""
     if torch.device(device).type != "cpu":
         return value.to(device, dtype)
-    if value.dtype == dtype:
+    if value.dtype == dtype and maps:
         return value
     # Making pages takes longer than filling them, so large ones, where the system has them.
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
