@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import kernels
+from kernels import pointwise
 from tests.bench_kernels_cases import Bind, Case, Inputs, largest_error, random
 
 
@@ -126,50 +127,42 @@ def gradients_proof(x: Inputs, outputs: tuple[Tensor, ...]) -> float:
     return largest_error([(outputs[0][:64], grad_hidden), (outputs[1][words], grad_weight)])
 
 
-def norm(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """RMSNorm of x + residual, in float32 but for the last product, as the model has it; and the sum."""
-    total = x + residual
-    wide = total.to(torch.promote_types(x.dtype, torch.float32))
-    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype), total
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of (T, H, D) by (T, D)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
-
-
-def silu_times(gate: Tensor, up: Tensor) -> Tensor:
-    return F.silu(gate) * up
-
-
 def small_case(
     name: str,
     function: Callable[..., Tensor | tuple[Tensor, ...]],
     shapes: list[tuple[int, ...]],
     moved: int,
     liger: Bind | None,
+    backward: bool = False,
 ) -> Case:
-    """A memory-bound operation in plain torch beside its fused forms: what a kernel of our own could gain.
-    moved: bytes.
+    """A memory-bound operation as one kernel, in plain torch, and in the fused forms of others.
+
+    Args: function: called with the inputs and `impl`. moved: bytes. backward: of one result, to all inputs.
     """
     names = [f"x{i}" for i in range(len(shapes))]
 
     def make(seed: int, device: str) -> Inputs:
-        return {
-            name: random(len(shapes) * seed + i, device, *shape)
+        inputs = {
+            name: random(9 * seed + i, device, *shape).requires_grad_(backward)
             for i, (name, shape) in enumerate(zip(names, shapes, strict=True))
         }
+        if name.startswith("rotary"):  # the halves of cosines and sines are alike
+            for angle in ("x1", "x2"):
+                inputs[angle] = inputs[angle].chunk(2, -1)[0].repeat(1, 2)
+        return inputs | ({"grad": random(9 * seed + 8, device, *shapes[0])} if backward else {})
 
-    def plain(x: Inputs) -> Callable[[], Tensor]:
-        return lambda: function(*(x[name] for name in names))
+    def ours(impl: str | None, x: Inputs) -> Callable[[], Tensor]:
+        return lambda: function(*(x[name] for name in names), impl=impl)
 
     def compiled(x: Inputs) -> Callable[[], Tensor]:
-        call = torch.compile(function, dynamic=False)
+        call = torch.compile(partial(function, impl="torch"), dynamic=False)
         return lambda: call(*(x[name] for name in names))
 
     def proof(x: Inputs, outputs: tuple[Tensor, ...]) -> float:
-        expected = function(*(x[name].double() for name in names))
+        leaves = [x[name].detach().double().requires_grad_(backward) for name in names]
+        expected = function(*leaves, impl="torch")
+        if backward:
+            expected = torch.autograd.grad(expected, leaves, x["grad"].double())
         return largest_error(
             zip(outputs, expected if isinstance(expected, tuple) else (expected,), strict=True)
         )
@@ -178,46 +171,51 @@ def small_case(
         group="small",
         row="G9",
         name=f"{name}, {' '.join('x'.join(map(str, shape)) for shape in shapes)}",
-        mode="forward",
+        mode="backward" if backward else "forward",
         work=moved,
         unit="TB/s",
-        goal="whether a kernel of our own would pay",
+        goal="85% of a copy",
         make=make,
-        contenders={"r1ov plain torch": plain, "torch.compile": compiled}
+        contenders={
+            "r1ov": partial(ours, None),
+            "r1ov plain torch": partial(ours, "torch"),
+            "torch.compile": compiled,
+        }
         | ({"liger": liger} if liger else {}),
         proof=proof,
-        is_short=True,
+        is_short=not backward,
     )
 
 
 def small_cases(tokens: int, width: int, inner: int, heads: int, dim: int) -> list[Case]:
+    def norm(x: Tensor, weight: Tensor, impl: str | None) -> Tensor:
+        return pointwise.rms_norm(x, weight, 1e-6, impl=impl)
+
+    def norm_of_sum(x: Tensor, residual: Tensor, weight: Tensor, impl: str | None) -> tuple[Tensor, Tensor]:
+        return pointwise.add_rms_norm(x, residual, weight, 1e-6, impl=impl)[::-1]
+
     def liger_silu(x: Inputs) -> Callable[[], Tensor]:
         from liger_kernel.transformers.functional import liger_swiglu
 
         return lambda: liger_swiglu(x["x0"], x["x1"])
 
-    def liger_norm(x: Inputs) -> Callable[[], Tensor]:
+    def liger_sum(x: Inputs) -> Callable[[], Tensor]:
         from liger_kernel.transformers.functional import liger_fused_add_rms_norm
 
         return lambda: liger_fused_add_rms_norm(x["x0"], x["x1"], x["x2"], 1e-6, in_place=False)
 
-    row = 2 * tokens  # bytes of a bfloat16 column
+    def liger_norm(x: Inputs) -> Callable[[], Tensor]:
+        from liger_kernel.transformers.functional import liger_rms_norm
+
+        return lambda: liger_rms_norm(x["x0"], x["x1"], 1e-6, in_place=False)
+
+    row, rows = 2 * tokens, (tokens, width)  # row: bytes of a bfloat16 column
+    gates, weight, angles = [(tokens, inner)] * 2, (width,), (tokens, dim)
+    turned = [(tokens, heads, dim), angles, angles]
     return [
-        small_case(
-            "RMSNorm with residual",
-            norm,
-            [(tokens, width), (tokens, width), (width,)],
-            row * width * 4 + 2 * width,
-            liger_norm,
-        ),
-        small_case(
-            "rotary",
-            rotate,
-            [(tokens, heads, dim), (tokens, dim), (tokens, dim)],
-            row * (2 * heads * dim + 2 * dim),
-            None,
-        ),
-        small_case(
-            "SiLU times up", silu_times, [(tokens, inner), (tokens, inner)], row * inner * 3, liger_silu
-        ),
+        small_case("norm of a sum", norm_of_sum, [rows, rows, weight], (2 * row + 1) * 2 * width, liger_sum),
+        small_case("norm backward", norm, [rows, weight], (3 * row + 4) * width, liger_norm, backward=True),
+        small_case("rotary", pointwise.rotate, turned, row * (2 * heads * dim + 2 * dim), None),
+        small_case("gate", pointwise.silu_mul, gates, row * inner * 3, liger_silu),
+        small_case("gate backward", pointwise.silu_mul, gates, row * inner * 5, liger_silu, backward=True),
     ]

@@ -39,7 +39,10 @@ COUNTED = ("HMMA", "HGMMA", "UTMALDG", "LDGSTS")
 
 
 # Kernels without a product, and what a tensor's dtype is to Triton.
-PLAIN_KERNELS = ("delta_kernel", "combine_kernel", "fold_kernel", "gradient_kernel")
+PLAIN_KERNELS = (
+    *("delta_kernel", "combine_kernel", "fold_kernel", "gradient_kernel", "norm_kernel", "rotate_kernel"),
+    *("norm_backward_kernel", "silu_mul_kernel", "silu_mul_backward_kernel"),
+)
 TYPES = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
@@ -228,6 +231,7 @@ def all_cases() -> list[CompileCase]:
     from triton.runtime.jit import JITFunction
 
     import kernels
+    from kernels import pointwise
 
     def zeros(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype)
@@ -251,7 +255,35 @@ def all_cases() -> list[CompileCase]:
         hidden, weight = (zeros(rows, 128, dtype=dtype).requires_grad_() for rows in (64, 4096))
         kernels.token_logprobs(hidden, weight, torch.arange(64), impl="triton").sum().backward()
 
+    def norm(width: int, dtype: torch.dtype = torch.bfloat16, alone: bool = False) -> None:
+        x, residual, weight = (
+            zeros(*size, width, dtype=dtype).requires_grad_() for size in ((70,), (70,), ())
+        )
+        if alone:
+            pointwise.rms_norm(x, weight, 1e-6, impl="triton").sum().backward()
+        else:
+            total, normed = pointwise.add_rms_norm(x, residual, weight, 1e-6, impl="triton")
+            (total + normed).sum().backward()
+
+    def gate(dtype: torch.dtype) -> None:
+        pointwise.silu_mul(
+            *(zeros(70, 160, dtype=dtype).requires_grad_() for _ in "gu"), impl="triton"
+        ).sum().backward()
+
+    def rotate(dim: int, dtype: torch.dtype) -> None:
+        angles = zeros(70, dim, dtype=torch.float32 if dim == 80 else dtype)
+        pointwise.rotate(zeros(70, 4, dim, dtype=dtype), angles, angles, impl="triton")
+
     found = []
+    for width in (2048, 8192):
+        found += launches(f"norm of a sum {width}", partial(norm, width))
+    found += launches("norm 64", partial(norm, 64, alone=True))
+    found += launches("norm of a sum fp32 2048", partial(norm, 2048, torch.float32))
+    for dtype in (torch.bfloat16, torch.float32):
+        name = str(dtype).removeprefix("torch.")
+        found += launches(f"gate {name}", partial(gate, dtype))
+        for dim in (80, 128):
+            found += launches(f"turn d{dim} {name}", partial(rotate, dim, dtype))
     for dim in HEAD_DIMS:
         for causal in (True, False):
             how = "causal" if causal else "full"

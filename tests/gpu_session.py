@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-FAMILIES = ("attention", "windows", "decode", "logprobs")
+FAMILIES = ("attention", "windows", "decode", "logprobs", "pointwise")
 RESULTS = ROOT / "kernels/results/session.jsonl"
 
 
@@ -53,7 +53,7 @@ class Step:
 
 KERNEL_TESTS = " ".join(
     f"tests/test_kernels_{name}.py"
-    for name in ("triton_attention", "triton_decode", "triton_logprobs", "model")
+    for name in ("triton_attention", "triton_decode", "triton_logprobs", "triton_pointwise", "model")
 )
 OURS = "-m tests.gpu_session "
 KERNELS = "-m tests.bench_kernels --quick --out OUT --only "
@@ -116,6 +116,7 @@ def smoke(family: str) -> dict[str, float]:
     import torch
 
     import kernels
+    from kernels import pointwise
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = (
@@ -144,6 +145,14 @@ def smoke(family: str) -> dict[str, float]:
 
         def call(q, k, v, impl):
             return kernels.decode_attention(q, k, v, seen, impl=impl)
+    elif family == "pointwise":
+        inputs = draw(tokens, 256), draw(tokens, 256), draw(256)
+        angle = draw(tokens, 64).repeat(1, 2)
+
+        def call(x, residual, weight, impl):
+            total, normed = pointwise.add_rms_norm(x, residual, weight, 1e-6, impl=impl)
+            turned = pointwise.rotate(normed.unflatten(1, (2, 128)), angle.cos(), angle.sin(), impl=impl)
+            return pointwise.silu_mul(turned.flatten(1), total, impl=impl)
     else:
         inputs = draw(tokens, 64), draw(500, 64)
         targets = torch.arange(tokens, device=device) % 500

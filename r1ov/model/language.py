@@ -12,8 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from kernels.pointwise import add_rms_norm, rotate
 from r1ov.model.config import TextConfig
-from r1ov.model.rope import rotate, text_angles
+from r1ov.model.rope import text_angles
 from r1ov.model.vision import MLP, RMSNorm
 
 # (layer index, q (T, H, D), k (T, K, D), v (T, K, D)) -> (T, H, D); q and k are already rotated.
@@ -55,8 +56,10 @@ class DecoderLayer(nn.Module):
         self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, only: Tensor | slice = ALL
     ) -> Tensor:
         """(T, C) -> (T, C), or (n, C) for the tokens `only` (n,), which still see all the others."""
-        x = x[only] + self.self_attn(self.input_layernorm(x), cos, sin, attend, only)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        norm = self.post_attention_layernorm
+        terms = x[only], self.self_attn(self.input_layernorm(x), cos, sin, attend, only)
+        x, normed = add_rms_norm(*terms, norm.weight, norm.eps)
+        return x + self.mlp(normed)
 
 
 class LanguageModel(nn.Module):

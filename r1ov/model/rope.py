@@ -43,17 +43,6 @@ def text_angles(
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each pair (x[d], x[d + D/2]) by its angle.
-
-    Args:    x: (T, H, D). cos, sin: (T, D).
-    Returns: (T, H, D) in the wider dtype of the two.
-    """
-    first, second = x.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return x * cos[:, None] + turned * sin[:, None]
-
-
 def mrope_positions(
     input_ids: Tensor, image_grid_thw: Tensor | None, image_token_id: int, spatial_merge_size: int
 ) -> Tensor:

@@ -16,23 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import attention, starts
+from kernels.pointwise import add_rms_norm, rms_norm, rotate, silu_mul
 from r1ov.model.config import TextConfig, VisionConfig
-from r1ov.model.rope import rotate, vision_angles
+from r1ov.model.rope import vision_angles
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k and v (P, H, D) -> (P, H, D)
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight: float32 statistics, rounded to x's dtype before the weight, as in Qwen2RMSNorm."""
-
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
+class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class PatchEmbed(nn.Module):
@@ -56,8 +49,8 @@ class VisionAttention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # (P, H, D) each
-        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)  # turned in float32
-        return self.proj(attend(q, k, v).flatten(1))
+        # turned in float32
+        return self.proj(attend(rotate(q, cos, sin), rotate(k, cos, sin), v).flatten(1))
 
 
 class MLP(nn.Module):
@@ -70,7 +63,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(silu_mul(self.gate_proj(x), self.up_proj(x)))
 
 
 class VisionBlock(nn.Module):
@@ -82,8 +75,9 @@ class VisionBlock(nn.Module):
         self.mlp = MLP(config, bias=True)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        x = x + self.attn(self.norm1(x), cos, sin, attend)
-        return x + self.mlp(self.norm2(x))
+        mixed = self.attn(self.norm1(x), cos, sin, attend)
+        x, normed = add_rms_norm(x, mixed, self.norm2.weight, self.norm2.eps)
+        return x + self.mlp(normed)
 
 
 class PatchMerger(nn.Module):
