@@ -27,4 +27,3 @@ def test_a_step_of_3b_launches_moves_and_keeps_what_it_may():
     assert sum(one.elementwise()[1] for one in passes) <= 0.45 * 500e9
     assert found["kept"] <= 26e9
     assert found["held"] <= 2.2e9  # the blocks' inputs, and the last states
-    assert not {"silu", "rsqrt", "neg"} & set(passes[0].kernels - {"neg": 3, "rsqrt": 0})

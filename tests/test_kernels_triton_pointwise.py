@@ -77,11 +77,11 @@ def norm_inputs(tokens, width):
 
 CASES = {
     **{
-        f"norm {tokens}x{width}": ("rms_norm", norm_inputs(tokens, width)[::2], [1e-6])
+        f"norm {tokens}x{width}": ("rms_norm", norm_inputs(tokens, width)[::2], [0.1])
         for tokens, width in ((1, 64), (37, 100), (5, 2048), (3, 2500), (1100, 32))
     },
     **{
-        f"norm of a sum {tokens}x{width}": ("add_rms_norm", norm_inputs(tokens, width), [1e-5])
+        f"norm of a sum {tokens}x{width}": ("add_rms_norm", norm_inputs(tokens, width), [0.1])
         for tokens, width in ((1, 64), (37, 100), (3, 2500), (1100, 32))
     },
     **{
@@ -161,7 +161,7 @@ def test_no_tokens_at_all():
 
 
 def test_one_dtype_is_asked_for():
-    with pytest.raises(ValueError, match="x is torch.float16, weight torch.float32"):
+    with pytest.raises(ValueError, match="x is .*float16, weight .*float32"):
         pointwise.rms_norm(draw(3, 8).half(), draw(8), 1e-6, impl="triton")
     with pytest.raises(ValueError, match="impl is 'cuda'"):
         pointwise.silu_mul(draw(3), draw(3), impl="cuda")
