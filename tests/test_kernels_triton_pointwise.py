@@ -161,7 +161,7 @@ def test_no_tokens_at_all():
 
 
 def test_one_dtype_is_asked_for():
-    with pytest.raises(ValueError, match="x is .*float16, weight .*float32"):
+    with pytest.raises(ValueError, match=r"x is .*float16, weight .*float32"):
         pointwise.rms_norm(draw(3, 8).half(), draw(8), 1e-6, impl="triton")
     with pytest.raises(ValueError, match="impl is 'cuda'"):
         pointwise.silu_mul(draw(3), draw(3), impl="cuda")
