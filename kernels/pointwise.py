@@ -6,6 +6,7 @@ Shape letters: T tokens, C hidden size, H heads, D head dim.
 
 from collections.abc import Callable
 from functools import wraps
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ def or_triton(definition: Callable) -> Callable:
     """The definition, or its namesake among the Triton kernels: as `impl` says, or by device."""
 
     @wraps(definition)
-    def chosen(x: Tensor, *others: Tensor | float, impl: str | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def chosen(x: Tensor, *others: Any, impl: str | None = None) -> Any:
         if check_impl(impl, x.device) == "torch":
             return definition(x, *others)
         from kernels.triton import pointwise

@@ -65,11 +65,11 @@ WALKS = {
     ),
 }
 # Budgets that are not met yet are reported as expected failures. Until they are, nothing may move further
-# away than what was measured on 29 November 2026, after adapters, weights of 4 bits and the memory plan had
-# come in. (Which rules of the rewards a GRPO step enters depends on what was sampled, and so a little on the
-# CPU.)
+# away than what was measured on 29 November 2026, after adapters, weights of 4 bits, the memory plan and
+# kernels for small operations had come in. (Which rules of the rewards a GRPO step enters depends on what was
+# sampled, and so a little on the CPU.)
 HOUSE_SO_FAR = 133_000
-SO_FAR = dict(zip(WALKS, ((23, 128, 16_600), (29, 171, 19_850), (44, 242, 31_750)), strict=True))
+SO_FAR = dict(zip(WALKS, ((24, 132, 16_850), (30, 175, 20_100), (44, 246, 32_000)), strict=True))
 LAYOUT = {
     tokenize.COMMENT,
     tokenize.NL,
