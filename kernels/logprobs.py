@@ -28,7 +28,7 @@ def token_logprobs(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """log softmax(hidden weight^T / temperature) at each row's target; (T,) float32, in nats.
 
-    The (T, V) logits are never held as a whole: they come and go in chunks, in the backward once more.
+    The (T, V) logits come and go in chunks. Few enough stay for the backward, more come once more in it.
 
     Args:
         hidden: (T, C), after the final norm. weight: (V, C), the output head.
@@ -47,8 +47,7 @@ def token_logprobs(
     if impl == "triton":
         from kernels.triton import logprobs as triton_logprobs
 
-        with torch.cuda.device_of(hidden):
-            logprobs, entropy = triton_logprobs.token_logprobs(hidden, weight, targets, temperature)[:2]
+        logprobs, entropy = triton_logprobs.score(hidden, weight, targets, temperature)
         return (logprobs, entropy) if return_entropy else logprobs
 
     def score(hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:

@@ -86,26 +86,28 @@ class OneTile(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, targets, temperature):
         state = triton_logprobs._new_state(len(targets), logits.device)
-        triton_logprobs._fold(logits, targets, state, 0, temperature)
+        given = {"first_column": 0, "temperature": temperature}
+        triton_logprobs._over_rows(triton_logprobs.fold_kernel, logits, targets, state, **given)
         finished = triton_logprobs._finish(state, temperature).masked_fill(targets == -100, 0.0)
-        logprobs, entropy, peak, log_sum = finished.clone()
-        ctx.temperature = temperature
-        ctx.save_for_backward(logits, targets, peak, log_sum, entropy)
-        return logprobs, entropy
+        ctx.given = given
+        ctx.save_for_backward(logits, targets, finished)
+        return finished[0].clone(), finished[3].clone()
 
     @staticmethod
     def backward(ctx, grad, grad_entropy):
-        logits, targets, *state = ctx.saved_tensors
+        logits, targets, finished = ctx.saved_tensors
         out = torch.empty_like(logits)
-        state = torch.stack([*state, grad, grad_entropy])
-        triton_logprobs._differentiate(logits, out, targets, state, 0, ctx.temperature)
+        state = torch.stack([*finished[1:], grad, grad_entropy])
+        triton_logprobs._over_rows(triton_logprobs.gradient_kernel, logits, out, targets, state, **ctx.given)
         return out, None, None
 
 
+@pytest.mark.parametrize("kept", [0, 6, 19])  # none, some and all of the rows
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
 @pytest.mark.parametrize(("rows", "vocabulary"), [(1, 7), (19, 1000), (11, 2049)])
-def test_values_and_gradients_equal_the_definition(monkeypatch, rows, vocabulary, temperature):
+def test_values_and_gradients_equal_the_definition(monkeypatch, rows, vocabulary, temperature, kept):
     monkeypatch.setattr(triton_logprobs, "TILES", SMALL_TILES)
+    monkeypatch.setattr(triton_logprobs, "KEPT", kept * vocabulary)
     hidden, weight, targets = inputs(rows, vocabulary, ignored=0.3 if rows > 1 else 0.0)
     actual = scored(hidden, weight, targets, temperature, "triton")
     assert_near(actual, exact(hidden, weight, targets, temperature), [TOLERANCE] * 4)
@@ -119,9 +121,11 @@ def test_a_vocabulary_of_152_thousand(monkeypatch):
     )
 
 
+@pytest.mark.parametrize("kept", [0, 6])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_low_precision_is_as_exact_as_the_torch_form(monkeypatch, dtype):
+def test_low_precision_is_as_exact_as_the_torch_form(monkeypatch, dtype, kept):
     monkeypatch.setattr(triton_logprobs, "TILES", SMALL_TILES)
+    monkeypatch.setattr(triton_logprobs, "KEPT", kept * 1000)
     hidden, weight, targets = inputs(13, 1000, dtype=dtype)
     truth = exact(hidden, weight, targets, 0.7)
     bounds = [
@@ -230,22 +234,67 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_the_logits_are_never_held_whole(monkeypatch):
+@pytest.mark.parametrize("kept", [0, 10])
+def test_no_more_logits_are_held_than_may_be(monkeypatch, kept):
     monkeypatch.setattr(triton_logprobs, "TILES", {"forward": (8, 192), "backward": (8, 192)})
     hidden, weight, targets = inputs(24, 1000, width=2, ignored=0.0)
     with Largest() as forward:
-        _, entropy, peak, log_sum = triton_logprobs.forward(hidden, weight, targets, 1.0)
-    state = torch.stack([peak, log_sum, entropy, torch.ones(24), torch.ones(24)])
+        results, logits = triton_logprobs.forward(hidden, weight, targets, 1.0, kept)
+    state = torch.cat([results[1:], torch.ones(2, 24)])
     with Largest() as backward:
-        triton_logprobs.backward(hidden, weight, targets, state, 1.0, True, True)
-    assert forward.numel == 8 * 192  # a tile; all logits would be 24,000
-    assert backward.numel == weight.numel()  # its gradient
+        triton_logprobs.backward(hidden, weight, targets, state, logits, 1.0, True, True)
+    assert forward.numel == (kept * 1000 or 8 * 192)  # or a tile; all logits would be 24,000
+    # the weight's gradient, or a view of eight rows that were kept
+    assert backward.numel == max(weight.numel(), min(kept, 8) * 1000)
+    with torch.no_grad(), Largest() as scoring:
+        token_logprobs(hidden.requires_grad_(), weight, targets, impl="triton")
+    assert scoring.numel == 4 * 24  # four numbers a row, and no logits, where no gradient can be asked for
+    total = token_logprobs(hidden, weight, targets, impl="triton").sum()
+    with Largest() as whole:
+        total.backward()
+    assert whole.numel == 5 * 24  # five numbers a row; no zeros as a gradient of the logits that were kept
 
 
-def test_torch_library_accepts_the_operator():
-    hidden, weight, targets = inputs(5, 33)
+def products(monkeypatch, kept):
+    """Products of (R, C) and (V, C), of R of 24 rows that have a target, `kept` of which may stay: with
+    gradients for both, for hidden states alone, and without.
+    """
+    hidden, weight, targets = inputs(24, 1000, ignored=0.5)
+    monkeypatch.setattr(triton_logprobs, "KEPT", kept * 1000)
+    multiply, accumulate, done = torch.mm, triton_logprobs._accumulate, []
+
+    def count(call, a, b, *arguments, **options):
+        done.append(len(a) * a.shape[1] * b.shape[1])
+        return call(*arguments, a, b, **options)
+
+    monkeypatch.setattr(torch, "mm", lambda a, b, **options: count(multiply, a, b, **options))
+    monkeypatch.setattr(
+        triton_logprobs, "_accumulate", lambda out, a, b, first: count(accumulate, a, b, out, first=first)
+    )
+    found = []
+    for learning in ((hidden, weight), (hidden,), ()):
+        done.clear()
+        hidden.requires_grad_(False), weight.requires_grad_(False)
+        for x in learning:
+            x.requires_grad_()
+        total = token_logprobs(hidden, weight, targets, impl="triton").sum()
+        if learning:
+            total.backward()
+        found.append(sum(done) / (int((targets != -100).sum()) * 1000 * 8))
+    return found
+
+
+def test_a_loss_takes_three_products_where_the_logits_were_kept(monkeypatch):
+    monkeypatch.setattr(triton_logprobs, "TILES", SMALL_TILES)
+    assert products(monkeypatch, kept=24) == [3, 2, 1]
+    assert products(monkeypatch, kept=0) == [4, 3, 1]
+
+
+@pytest.mark.parametrize("kept", [0, 5])
+def test_torch_library_accepts_the_operator(kept):
+    hidden, weight, targets = inputs(5, 33, ignored=0.0)
     tensors = hidden.requires_grad_(), weight.requires_grad_()
-    torch.library.opcheck(triton_logprobs.token_logprobs, (*tensors, targets, 0.7))
+    torch.library.opcheck(triton_logprobs.token_logprobs, (*tensors, targets, 0.7, kept))
 
 
 def test_checkpointing_changes_nothing():

@@ -255,7 +255,7 @@ def test_the_preset_for_24_gb_fits(release, quantize, weights, options, presets)
     tokens = config.max_length
     kept = 2 * tokens * text.hidden_size * text.num_hidden_layers  # each layer's input
     layer = 2 * tokens * (6 * text.hidden_size + 4 * text.intermediate_size)  # one, recomputed
-    logits = 4 * 4 * 2**26  # a chunk, its softmax and their gradients
+    logits = 2 * (tokens * text.vocab_size + 2**25)  # kept until the backward, and a tile of their gradient
     rows = getattr(config, "max_num_seqs", 0)
     positions = 2048 if rows else 0
     cache = 2 * 2 * text.num_key_value_heads * text.head_dim * text.num_hidden_layers * rows * positions

@@ -1,4 +1,5 @@
-"""Triton side of kernels.logprobs: the (T, V) logits never exist, only one tile of them at a time.
+"""Triton side of kernels.logprobs: the (T, V) logits come and go one tile at a time; where gradients will be
+taken, as many as KEPT stay.
 
 Forward. A tile of logits, some rows by some of the vocabulary, comes from torch.matmul into a small reused
 buffer, and `fold_kernel` folds it into four running numbers a row (the online softmax of Milakov &
@@ -7,23 +8,24 @@ weighted by (x - x_max)/t, which the entropy needs, and the target's logit. From
 
     log p(target) = (x_target - x_max)/t - log sum        entropy = log sum - weighted / sum
 
-Backward. The tile is computed again and overwritten by d logits, g and h being the gradients of log-prob and
-entropy H:
+Backward. A tile that was not kept is computed again. It becomes d logits, g and h being the gradients of
+log-prob and entropy H:
 
     d x_j = (g (1[j = target] - p_j) - h p_j (log p_j + H)) / t
 
-Its products with weight and hidden are its shares of d hidden and d weight: four matmuls in all. Three would
-do only if the gradients g and h were known in the forward; here any function of log-probs and entropies may
-follow. The vocabulary is the outer loop, so that each row of d weight is finished, in float32, before it is
-rounded once; d hidden is summed up in float32 likewise.
+whose products with weight and hidden are its shares of d hidden and d weight: three matmuls in all, four for
+rows that were not kept, whatever function of log-probs and entropies follows. The vocabulary is the outer
+loop, so that each row of d weight is finished, in float32, before it is rounded once; d hidden is summed up
+in float32 likewise.
 
 Logits are rounded to the inputs' dtype, as by a linear layer, all else is float32. Differences are taken
 before they are scaled: logits of 1e4 lose nothing. -inf counts as probability 0. A target beyond the
 vocabulary gives nan.
 
-Memory beyond inputs, outputs and gradients: one tile (34 MB forward, 67 MB backward in bf16), the rows that
-have a target, gathered once where others have none, and in the backward R*C floats of d hidden and 4096*C of
-d weight.
+Memory beyond inputs, outputs and gradients: what is kept, one tile (34 MB forward, 67 MB backward in bf16),
+the rows that have a target, gathered once where others have none, and in the backward R*C floats of d hidden
+and 4096*C of d weight. Gradients made in the forward instead, a chunk of rows at a time, would hold the
+chunk's logits and d weight in float32 at the same moment, which is no less for a chunk that is worth it.
 
 Shape letters: T rows, C hidden size, V vocabulary, R rows that have a target.
 """
@@ -40,10 +42,10 @@ IGNORED = tl.constexpr(-100)
 # A tile's rows and columns of logits. The forward's stays in a 50 MB cache between matmul and fold. The
 # backward's has more rows: with as many as a batch has, a tile of d weight is summed up by one product.
 TILES = {"forward": (2048, 8192), "backward": (8192, 4096)}
-CONFIGS = {
-    "fold": {"BLOCK_R": 2, "BLOCK_V": 2048, "num_warps": 8, "num_stages": 2},
-    "gradient": {"BLOCK_R": 2, "BLOCK_V": 2048, "num_warps": 8, "num_stages": 2},
-}
+# Logits that stay from the forward to the backward, 2.7 GB in bf16: those of a pack of 8,192 tokens at 152
+# thousand words. Recomputed layers take as much when their turn comes.
+KEPT = 5 * 2**28
+CONFIG = {"BLOCK_R": 2, "BLOCK_V": 2048, "num_warps": 8, "num_stages": 2}
 LOWEST = tl.constexpr(-1e20)  # stands for -inf where 0 * inf would give nan
 
 
@@ -136,36 +138,12 @@ def gradient_kernel(
         tl.store(grad_logits + columns, grad.to(grad_logits.dtype.element_ty), mask=inside & real)
 
 
-def _fold(logits: Tensor, targets: Tensor, state: Tensor, first_column: int, temperature: float) -> None:
-    """Folds a tile (R, columns) into `state` (4, R), in place."""
-    rows, columns = logits.shape
-    config = CONFIGS["fold"]
-    grid = (triton.cdiv(rows, config["BLOCK_R"]),)
-    fold_kernel[grid](
-        logits,
-        targets,
-        state,
-        rows,
-        columns,
-        logits.stride(0),
-        state.stride(0),
-        first_column,
-        1 / temperature,
-        **config,
-    )
-
-
-def _differentiate(
-    logits: Tensor, out: Tensor, targets: Tensor, state: Tensor, first_column: int, temperature: float
-) -> None:
-    """Writes d logits of a tile (R, columns) into `out`, which may be the tile."""
-    rows, columns = logits.shape
-    strides = logits.stride(0), out.stride(0), state.stride(0)
-    config = CONFIGS["gradient"]
-    grid = (triton.cdiv(rows, config["BLOCK_R"]),)
-    gradient_kernel[grid](
-        logits, out, targets, state, rows, columns, *strides, first_column, 1 / temperature, **config
-    )
+def _over_rows(kernel: Any, *tensors: Tensor, first_column: int, temperature: float) -> None:
+    """Runs a kernel, in place, on the rows of a tile (R, columns), the first of the tensors."""
+    rows, columns = tensors[0].shape
+    strides = (x.stride(0) for x in tensors if x.ndim == 2)
+    grid = (triton.cdiv(rows, CONFIG["BLOCK_R"]),)
+    kernel[grid](*tensors, rows, columns, *strides, first_column, 1 / temperature, **CONFIG)
 
 
 def _new_state(rows: int, device: torch.device) -> Tensor:
@@ -176,20 +154,16 @@ def _new_state(rows: int, device: torch.device) -> Tensor:
 
 
 def _finish(state: Tensor, temperature: float) -> Tensor:
-    """(4, R) as folded -> (4, R): log-prob, entropy, peak, log sum."""
+    """(4, R) as folded -> (4, R): log-prob, peak, log sum, entropy."""
     peak, total, weighted, chosen = state
     log_sum = total.log()
-    return torch.stack([(chosen - peak) / temperature - log_sum, log_sum - weighted / total, peak, log_sum])
+    return torch.stack([(chosen - peak) / temperature - log_sum, peak, log_sum, log_sum - weighted / total])
 
 
-def _slices(total: int, size: int) -> Iterator[slice]:
-    return (slice(begin, min(begin + size, total)) for begin in range(0, total, size))
-
-
-def _matmul_tile(x: Tensor, w: Tensor, buffer: Tensor) -> Tensor:
-    """x (rows, C) times w (columns, C) transposed -> (rows, columns), in the buffer's memory."""
-    logits = buffer[: len(x) * len(w)].view(len(x), len(w))
-    return torch.mm(x, w.mT, out=logits)
+def _slices(total: int, size: int, edge: int = 0) -> Iterator[slice]:
+    """Parts of at most this size, none of them across the edge."""
+    for begin, end in ((0, edge), (edge, total)):
+        yield from (slice(first, min(first + size, end)) for first in range(begin, end, size))
 
 
 def _accumulate(out: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
@@ -204,25 +178,30 @@ def _accumulate(out: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
 
 
 def forward(
-    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(T, C), (V, C), (T,) -> log-probs, entropies, peak logits and log sums, each (T,) float32, 0 where
-    there is no target.
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, most_kept: int
+) -> tuple[Tensor, Tensor]:
+    """(T, C), (V, C), (T,) -> log-probs, peak logits, log sums and entropies, (4, T) float32, 0 where there
+    is no target; and the logits of the first of the R rows, at most `most_kept` of them.
     """
     rows = (targets != IGNORED.value).nonzero().squeeze(1)  # (R,)
     results = torch.zeros(4, len(targets), device=hidden.device)
+    kept = hidden.new_empty(min(len(rows), most_kept), len(weight))
     if len(rows):
         most, columns = TILES["forward"]
         height = min(len(rows), most)
         width = min(len(weight), most * columns // height // 64 * 64)  # fewer rows, wider tiles
-        buffer = hidden.new_empty(height * width)
+        buffer = hidden.new_empty(height, width)
         state = _new_state(len(rows), hidden.device)
-        for block in _slices(len(rows), height):
+        for block in _slices(len(rows), height, len(kept)):
             x, chosen = hidden[rows[block]], targets[rows[block]]
             for part in _slices(len(weight), width):
-                _fold(_matmul_tile(x, weight[part], buffer), chosen, state[:, block], part.start, temperature)
+                w = weight[part]
+                tile = kept[block, part] if block.stop <= len(kept) else buffer[: len(x), : len(w)]
+                torch.mm(x, w.mT, out=tile)
+                own = tile, chosen, state[:, block]
+                _over_rows(fold_kernel, *own, first_column=part.start, temperature=temperature)
         results.index_copy_(1, rows, _finish(state, temperature))
-    return tuple(result.clone() for result in results)
+    return results, kept
 
 
 def backward(
@@ -230,6 +209,7 @@ def backward(
     weight: Tensor,
     targets: Tensor,
     state: Tensor,
+    kept: Tensor,
     temperature: float,
     need_hidden: bool,
     need_weight: bool,
@@ -243,19 +223,23 @@ def backward(
     if len(rows) < len(targets):
         hidden, targets, state = hidden[rows], targets[rows], state[:, rows]
     height, width = (min(pair) for pair in zip(TILES["backward"], (len(rows), len(weight)), strict=True))
-    buffer = hidden.new_empty(height * width)
+    buffer = hidden.new_empty(height, width)
     sum_hidden = torch.empty(hidden.shape if need_hidden else 0, dtype=torch.float32, device=hidden.device)
     sum_weight = torch.empty(
         (width, weight.shape[1]) if need_weight else 0, dtype=torch.float32, device=hidden.device
     )
     for part in _slices(len(weight), width):
-        for block in _slices(len(rows), height):
-            tile = _matmul_tile(hidden[block], weight[part], buffer)
-            _differentiate(tile, tile, targets[block], state[:, block], part.start, temperature)
+        for block in _slices(len(rows), height, len(kept)):
+            x, w = hidden[block], weight[part]
+            tile = buffer[: len(x), : len(w)]
+            is_kept = block.stop <= len(kept)
+            logits = kept[block, part] if is_kept else torch.mm(x, w.mT, out=tile)
+            own = logits, tile, targets[block], state[:, block]
+            _over_rows(gradient_kernel, *own, first_column=part.start, temperature=temperature)
             if need_hidden:
-                _accumulate(sum_hidden[block], tile, weight[part], first=part.start == 0)
+                _accumulate(sum_hidden[block], tile, w, first=part.start == 0)
             if need_weight:
-                _accumulate(sum_weight[: tile.shape[1]], tile.mT, hidden[block], first=block.start == 0)
+                _accumulate(sum_weight[: len(w)], tile.mT, x, first=block.start == 0)
         if need_weight:
             grad_weight[part] = sum_weight[: part.stop - part.start]
     if need_hidden:
@@ -268,42 +252,39 @@ token_logprobs_backward = torch.library.custom_op("r1ov::token_logprobs_backward
 
 
 @token_logprobs.register_fake
-def _(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(targets, dtype=torch.float32) for _ in range(4))
+def _(hidden: Tensor, weight: Tensor, targets: Tensor, _: float, most_kept: int) -> tuple[Tensor, Tensor]:
+    kept = hidden.new_empty(min(len(targets), most_kept), len(weight))  # if all have a target
+    return hidden.new_empty(4, len(targets), dtype=torch.float32), kept
 
 
 @token_logprobs_backward.register_fake
-def _(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    state: Tensor,
-    temperature: float,
-    need_hidden: bool,
-    need_weight: bool,
-) -> tuple[Tensor, Tensor]:
-    return tuple(
-        torch.empty_like(x) if need else x.new_empty(0)
-        for x, need in ((hidden, need_hidden), (weight, need_weight))
-    )
+def _(hidden: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    pairs = zip((hidden, weight), others[-2:], strict=True)
+    return tuple(torch.empty_like(x) if needed else x.new_empty(0) for x, needed in pairs)
 
 
-def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.temperature = inputs
-    _, entropy, peak, log_sum = output
-    ctx.mark_non_differentiable(peak, log_sum)
-    ctx.save_for_backward(*tensors, peak, log_sum, entropy)
+def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.temperature, _ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # the kept logits' would be zeros
+    ctx.save_for_backward(*tensors, *output)
 
 
-def _token_logprobs_autograd(
-    ctx: Any, grad: Tensor, grad_entropy: Tensor, *_: Tensor
-) -> tuple[Tensor | None, ...]:
-    hidden, weight, targets, *state = ctx.saved_tensors
+def _token_logprobs_autograd(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    hidden, weight, targets, results, kept = ctx.saved_tensors
     needed = ctx.needs_input_grad[:2]
-    grads = token_logprobs_backward(
-        hidden, weight, targets, torch.stack([*state, grad, grad_entropy]), ctx.temperature, *needed
-    )
-    return *(x if need else None for x, need in zip(grads, needed, strict=True)), None, None
+    state = torch.cat([results[1:], grad[:1], grad[3:]])
+    grads = token_logprobs_backward(hidden, weight, targets, state, kept, ctx.temperature, *needed)
+    return *(x if need else None for x, need in zip(grads, needed, strict=True)), None, None, None
 
 
 token_logprobs.register_autograd(_token_logprobs_autograd, setup_context=_keep)
+
+
+def score(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies, (T,) each; logits are kept only if gradients may be asked for."""
+    is_learning = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    most_kept = is_learning * KEPT // len(weight)  # rows
+    with torch.cuda.device_of(hidden):
+        results, _ = token_logprobs(hidden, weight, targets, temperature, most_kept)
+    return results[0], results[3]
