@@ -21,6 +21,7 @@ from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.formats.rows import open_rows
 from r1ov.data.processor import IGNORED
 from r1ov.errors import UserError
+from r1ov.evaluate.rows import own_row
 from r1ov.folder.pretrained import read_processor, resolve
 from r1ov.train.run.config import SFTConfig
 from r1ov.train.sft import train
@@ -450,7 +451,12 @@ def planted(rng: random.Random, name: str, words: list[str]) -> object:
         "video": lambda: word("{}.mp4"),
         "number": lambda: rng.choice((0, 1, 0.5)),
         "objects": lambda: {"ref": [word()], "bbox": [[1, 2, 3, 4]]},
+        "nested": lambda: {"of": [{"note": word(), "number": 3}, [word()]]},
+        "nested image": lambda: {"of": [{"file": word("{}.png"), "note": word()}]},
+        "dialogue": lambda: said(user=word(), assistant=word()),
     }
+    for form in ("texts", "paths", "struct", "objects", "nested", "nested image", "dialogue"):
+        forms[f"{form} as JSON"] = lambda form=form: json.dumps(forms[form]())
     usual = {
         "earlier turns": ["pair"],
         "choices": ["texts"],
@@ -484,7 +490,17 @@ def test_a_word_planted_in_any_column_is_used_listed_or_refused(seed):
         kept = repr((record.messages, record.solution, record.kind, record.id))
         for word, name in where.items():
             is_key = f"messages.{'thumbnail' if 'thumbnail' in repr(row[name]) else 'name'}" in record.unread
-            assert word in kept or name.lower() in record.unread or is_key, (row, record)
+            # An image is used, or the row refused: listing its column is not enough.
+            is_listed = name.lower() in record.unread and f"{word}.png" not in repr(row[name])
+            assert word in kept or is_listed or is_key, (row, record)
+        if record.solution is None:
+            continue
+        fields = own_row(row)
+        kept = repr([fields[name] for name in fields if name != "unread"]) + repr(record.reply)
+        for word, name in where.items():
+            assert word in kept or {name.lower(), "messages.name", "messages.thumbnail"} & fields["unread"], (
+                row
+            )
     assert accepted > 50
 
 
@@ -542,11 +558,84 @@ def test_an_image_is_read_under_any_of_its_names(name):
             "other pictures",
         ),
         ({"weight": 0}, "the column weight holds weight"),
+        ({"train": False}, "the column train holds weight"),
+        ({"question": None, "prompt": "x", "completion": "y", "label": False, "answer": None}, "a bad one"),
+        ({"messages": [*said(user="x"), {"role": "assistant", "content": "y", "masked": True}]}, "masked"),
+        ({"messages": [*said(user="x"), {"role": "assistant", "content": "y", "thinking": "z"}]}, "thinking"),
+        ({"extra": {"images": ["a.png"]}}, "the column extra holds an image or video"),
+        ({"image": "a.png", "meta": json.dumps({"clip": ["b.mp4"]})}, "the column meta holds an image"),
+        ({"talk": said(user="x", assistant="y")}, "the column talk holds a conversation"),
+        ({"talk": json.dumps(said(user="x", assistant="y"))}, "the column talk holds a conversation"),
+        ({"prompt": '[{"content": "x", "role": "user"', "question": None}, "the messages are not valid JSON"),
+        ({"choices_zh": ["a", "b"]}, "the column choices_zh holds choices"),
+        ({"distractor1": "blue"}, "the column distractor1 holds wrong choices"),
+        (
+            {"options": [{"label": "B", "text": "x"}, {"label": "C", "text": "y"}]},
+            "the choices are in no form",
+        ),
+        (
+            {"options": [{"label": "A", "text": "x"}, {"label": "A", "text": "y"}]},
+            "the choices are in no form",
+        ),
+        ({"options": [{"label": "A", "text": "x"}, {"label": "B", "image": "y"}]}, "the column image holds"),
+        ({"options": [{"text": "x"}, "y"]}, "the choices are in no form"),
+        ({"options": {"label": ["A"], "text": ["x", "y"]}}, "the choices are in no form"),
+        ({"option_1": "red", "option_2": "blue", "answer": 1}, "may count the choices from 0 or from 1"),
+        ({"box_unit": "permille"}, "the column box_unit holds a unit of boxes that is not known"),
+        ({"gt_bbox": [1, 2, 3, 4]}, "the column gt_bbox holds boxes"),
+        ({"question": "<VIDEO>?"}, "nothing fills: <VIDEO>"),
+        ({"question": "<audio_1>?"}, "nothing fills: <audio_1>"),
+        ({"question": "What is in <region>?"}, "nothing fills: <region>"),
+        ({"question": "[IMAGE]?"}, r"nothing fills: \[IMAGE\]"),
     ],
 )
 def test_a_column_that_would_be_lost_is_named(row, reason):
     with pytest.raises(BadRow, match=reason):
         read_row({"question": ASKED, "answer": "red"} | row)
+
+
+@pytest.mark.parametrize(
+    "text", ["List<Object>", "<picture><img src='a'></picture>", "vector<point>", "{image}"]
+)
+def test_a_text_that_only_looks_like_a_place_is_read(text):
+    assert shown(read_row({"question": text, "answer": "1"})) == [text]
+
+
+@pytest.mark.parametrize("cell", ["", None, [], [""], [None], {}, {"bytes": None, "path": None}, "[]"])
+def test_an_empty_cell_of_an_image_is_listed(cell):
+    row = {"question": ASKED, "answer": "red", "image": cell}
+    assert (read_row(row).images, read_row(row).unread) == ([], ("image (empty)",))
+    assert read_row(row | {"image_2": "a.png"}).unread == ()
+
+
+def test_a_unit_in_a_column_of_its_own_is_the_golds():
+    assert read_row({"question": ASKED, "answer": "3", "unit": "cm"}).solution == "3 cm"
+    for unit in ("Unit 4", "", None, 7):
+        assert read_row({"question": ASKED, "answer": "3", "unit": unit}).solution == "3"
+    assert read_row({"question": ASKED, "answer": "red", "unit": "cm"}).unread == ("unit",)
+
+
+def test_a_list_of_images_may_be_a_text():
+    for cell in ('["a.png", "b.png"]', "['a.png', 'b.png']", ["a.png", "b.png"]):
+        assert read_row({"question": ASKED, "images": cell}).images == ["a.png", "b.png"]
+
+
+TALK = said(user=ASKED, assistant="Red.")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": json.dumps(TALK)},
+        {"messages": str(TALK)},
+        {"message": json.dumps({"messages": TALK})},
+        {"question": json.dumps(TALK)},
+        {"messages": TALK, "conversations": spoken(("human", ASKED), ("gpt", "Red."))},
+        {"messages": TALK, "prompt": ASKED},
+    ],
+)
+def test_a_conversation_may_be_a_text_and_be_there_twice(row):
+    assert shown(read_row(row)) == [ASKED, "Red."]
 
 
 def test_choices_come_in_many_forms_and_are_shown_once():
@@ -559,6 +648,14 @@ def test_choices_come_in_many_forms_and_are_shown_once():
         {"choices": {"text": ["red", "blue"], "label": ["A", "B"]}},
         {"A": "red", "B": "blue", "C": None},
         {"option_a": "red", "option_b": "blue"},
+        {"opa": "red", "opb": "blue"},
+        {"option_1": "red", "option_2": "blue"},
+        {"ending0": "red", "ending1": "blue"},
+        {"options": {"B": "blue", "A": "red", "C": None}},
+        {"choices": {"text": ["blue", "red"], "label": ["B", "A"]}},
+        {"options": [{"label": "A", "text": "red"}, {"label": "B", "text": "blue"}]},
+        {"options": json.dumps([{"key": "B", "value": "blue"}, {"key": "A", "value": "red"}])},
+        {"answer_choices": ["red", "blue"]},
     ):
         for gold in ("A", "(A)", "A. red", "red", "<answer>A</answer>"):
             record = read_row({"question": ASKED, "answer": gold, **choices})
@@ -566,6 +663,8 @@ def test_choices_come_in_many_forms_and_are_shown_once():
     assert shown(read_row({"question": COLOURS, "answer": "B", "options": ["red", "blue"]})) == [COLOURS]
     asked = read_row({"messages": said(user=ASKED), "options": ["red", "blue"], "answer": 1})
     assert (shown(asked), asked.solution) == ([COLOURS], "B")
+    for name in ("answer_index", "correct_choice_idx", "cop", "label"):
+        assert read_row({"question": ASKED, "options": ["red", "blue"], name: 1}).solution == "B"
 
 
 def test_a_conversation_and_its_gold_answer_or_a_problem_and_its_solution():
@@ -577,7 +676,9 @@ def test_a_conversation_and_its_gold_answer_or_a_problem_and_its_solution():
     assert (worked.solution, worked.reply, worked.unread) == ("red", None, ("solution",))
 
 
-@pytest.mark.parametrize("mark", [{"weight": 0}, {"loss": False}, {"loss_mask": 0}])
+@pytest.mark.parametrize(
+    "mark", [{"weight": 0}, {"loss": False}, {"loss_mask": 0}, {"train": False}, {"loss_scale": 0.0}]
+)
 def test_a_reply_with_weight_0_is_not_trained(mark, tmp_path):
     turns = said(user="One?", assistant="First.", user_="Two?", assistant_="Second.")
     processor = read_processor(resolve("r1ov-tiny"))
@@ -647,13 +748,14 @@ def test_what_is_not_read_is_said_by_the_look_and_at_the_start_of_training(tmp_p
         {
             "problem": "1 + 1?",
             "solution": "<think>t</think><answer>2</answer>",
+            "image": "",
             "source": "x",
             "level": "easy",
         }
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
     look(LookConfig(data=str(path), image_folder=str(DATA)))
-    assert "unread    level 2, source 1\n" in capsys.readouterr().out
+    assert "unread    level 2, image (empty) 1, source 1\n" in capsys.readouterr().out
     out = tmp_path / "run"
     options = {
         "data": str(path),
@@ -666,7 +768,8 @@ def test_what_is_not_read_is_said_by_the_look_and_at_the_start_of_training(tmp_p
         **options, max_steps=1, per_device_train_batch_size=2, dataloader_num_workers=0, num_threads=1
     )
     train(config)
-    assert "of 2 rows 1 have images; not read: level, source" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "of 2 rows 1 have images; not read: image (empty) 1, level 2, source 1" in told
     shutil.rmtree(out / "final")
     path.write_text("\n".join(map(json.dumps, rows[:1])))
     with pytest.raises(UserError, match=r"the rows of --data .* have changed since the run"):

@@ -6,12 +6,14 @@ Sources: the columns on the data sets' cards.
 import hashlib
 import os
 import re
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r1ov.data.formats.choices import LETTERS, listed, take_options, with_options, written
+from r1ov.data.formats.choices import LETTERS, listed, take_options, with_options
 from r1ov.data.formats.columns import MEANING, Columns, is_place
 from r1ov.data.formats.layouts import read_row
 from r1ov.data.formats.pictures import lazy_picture
@@ -128,23 +130,19 @@ def wemath(row: Row, options: Sequence[str]) -> dict[str, Any]:
 def own_row(row: Row) -> dict[str, Any]:
     """Reads a row of any layout that training reads (see r1ov/data/formats/layouts.py), or of VLMEvalKit's.
 
-    A column `group` says which questions depend on each other; every column that is not read becomes a tag.
+    A column `group` says which questions depend on each other; every column that is not read becomes a tag,
+    or is named in `unread`.
     """
     if (kind := row.get("kind") or None) not in (None, *KINDS):
         raise UserError(f"kind is {kind!r}, must be one of {', '.join(KINDS)}")
-    # A TSV has a list of images as text.
-    lists = {
-        name: written(cell)
-        for name, cell in row.items()
-        if "image" in name and isinstance(cell, str) and cell.startswith("[")
-    }
-    record = read_row({**row, **lists})
+    record = read_row(row)
     if record.solution is None:
         raise UserError(f"there is no gold answer, only {', '.join(row)}")
     content = record.prompt[-1]["content"]
     parts = [{"text": content}] if isinstance(content, str) else content
     options = take_options(Columns(row))
     is_tag = {*record.unread} - {"group", *MEANING}
+    tags = tags_of(row, [name for name in row if name.lower() in is_tag])
     return {
         "id": record.id,
         "messages": record.prompt,
@@ -154,7 +152,8 @@ def own_row(row: Row) -> dict[str, Any]:
         "options": options,
         "box_unit": record.box_unit,
         "group": text(row.get("group")),
-        "tags": tags_of(row, [name for name in row if name.lower() in is_tag]),
+        "tags": tags,
+        "unread": {*record.unread} - {"group", *map(str.lower, tags)},
         "sources": record.images,
     }
 
@@ -165,7 +164,7 @@ def items_of(bench: Benchmark, split: str, rows: Sequence[Row], folder: Path, in
     Args: folder: the file's; its images lie in `inside`, or in the rows.
     """
     cells = {text(row.get("index", row.get("id"))): row.get("image") for row in rows}
-    folders, items = (folder, folder / "images", folder / split), []
+    folders, items, unread = (folder, folder / "images", folder / split), [], Counter()
     for number, row in enumerate(rows, 1):
         try:
             fields = bench.read(row)
@@ -177,6 +176,7 @@ def items_of(bench: Benchmark, split: str, rows: Sequence[Row], folder: Path, in
         except UserError as error:
             raise UserError(f"{bench.name}: row {number}: {error}") from None
         options, sources = fields.pop("options"), fields.pop("sources")
+        unread.update(fields.pop("unread", ()))
         # An image may be the index of the row that has it.
         sources = [(isinstance(one, str | int) and cells.get(str(one))) or one for one in sources]
         if fields["kind"] == "mcq":
@@ -189,6 +189,9 @@ def items_of(bench: Benchmark, split: str, rows: Sequence[Row], folder: Path, in
         except UserError as error:
             fields["error"] = str(error)
         items.append(Item(bench=bench.name, split=split, **fields))
+    if unread:
+        names = ", ".join(f"{name} {count:,}" for name, count in sorted(unread.items()))
+        print(f"{bench.name}: not read: {names}", file=sys.stderr)
     return items
 
 

@@ -1,7 +1,10 @@
 """The columns of other people's rows by what they mean: each is read, or refused by its name, or listed."""
 
+import ast
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from PIL import Image
@@ -9,49 +12,61 @@ from PIL import Image
 from r1ov.data.formats.open_image import ENCODED
 from r1ov.data.formats.records import BadRow
 
+EMPTY = (None, "", "nan", b"", "[]", {})  # parquet writes None for what a row has not
 # Meaning -> its widespread names; the first one that a row has is read.
 NAMES = {
-    "conversation": "messages conversations conversation message dialogue texts",
+    "conversation": "messages conversations conversation message dialogue dialog texts",
     "prompt": "prompt",
     "question": "question problem query instruction question_text problem_text prefix",
     "input": "input",
-    "hint": "hint context passage",
-    "choices": "options choices candidates",
-    "system text": "system system_prompt",
+    "hint": "hint context passage article paragraph background premise",
+    "choices": "options choices candidates option choice option_list choice_list answer_choices endings",
+    "system text": "system system_prompt system_message system_instruction sys_prompt",
     "reply": "completion output response suffix",
     "reward model": "reward_model",
-    "weight": "weight loss loss_mask",
+    "weight": "weight loss loss_mask loss_scale loss_weight train training trainable",
     # What a record says apart from its messages.
-    "answer": "answer ground_truth ground_truth_answer final_answer correct_answer gt_answer "
-    "correct_choice_idx",
-    "label": "label",
+    "answer": "answer ground_truth ground_truth_answer final_answer correct_answer gt_answer gold_answer "
+    "reference_answer answer_index answer_idx correct_option correct_choice correct_choice_idx cop",
+    "label": "label kto_tag",
     "solution": "solution",
     # Never read.
     "a video": "video videos video_path video_paths",
     "sound": "audio audios",
     "tool calls": "tools functions tool_calls function_call",
-    "earlier turns": "history",
-    "boxes": "objects bbox bboxes box boxes",
+    "earlier turns": "history chat_history conversation_history dialog_history",
+    "boxes": "objects bbox bboxes box boxes gt_bbox gt_bboxes bbox_2d bounding_box bounding_boxes",
+    "a unit of boxes that is not known": "box_unit",
     "a thought apart from its reply": "reasoning_content",
-    "half of a preference pair": "chosen rejected rejected_response",
+    "half of a preference pair": "chosen rejected rejected_response rejected_answer",
+    "wrong choices alone": "distractors distractor1 incorrect_answers wrong_answers",
 }
 MEANING = {name: meaning for meaning, names in NAMES.items() for name in names.split()}
 BESIDE = ("answer", "label", "solution")  # a row that has two of these shows no less with one
 
 _IMAGE = re.compile(r"image|img|picture|photo|figure|screenshot")
-_FILE = ("path", "file_name", "filename", "media")
+_CHOICES = re.compile(r"option|choice|candidate|alternative|possible_answers")
+_FILE = "path file file_name filename file_path filepath local_path media media_path attachment attachments "
+_FILE = (_FILE + "pic pics diagram jpg jpeg png webp").split()
 _SUFFIX = re.compile(
     r"\.(?:png|jpe?g|webp|gif|bmp|tiff?|mp4|avi|mov|mkv|webm|mp3|wav|flac|ogg)$", re.IGNORECASE
 )
 
 
 class Columns(dict[str, Any]):
-    """The columns of a row, or the keys of a message, that nobody has read yet; names in lower case."""
+    """The columns of a row, or the keys of a message, that nobody has read yet; names in lower case.
+
+    empty: those of images whose cell is empty.
+    """
 
     def __init__(self, row: Mapping[Any, Any]):
+        self.empty: list[str] = []
         for name, value in sorted(row.items(), key=lambda item: str(item[0]) != str(item[0]).lower()):
-            if value not in (None, "", "nan", b"", "[]", {}):  # parquet writes None for what a row has not
-                self[str(name) if str(name).lower() in self else str(name).lower()] = value
+            name, is_named = str(name), _IMAGE.search(str(name).lower())
+            if value in EMPTY or (is_named and all(leaf in EMPTY for leaf in leaves(value))):
+                self.empty += [name] if is_named else []
+            else:
+                self[name if name.lower() in self else name.lower()] = value
 
     def has(self, *meanings: str) -> bool:
         return any(name in self for meaning in meanings for name in NAMES[meaning].split())
@@ -80,6 +95,7 @@ class Columns(dict[str, Any]):
         """
         found = {}
         for name, value in self.items():
+            value = unwritten(value)
             if isinstance(value, Mapping) and not {"bytes", "path"} & value.keys():
                 value = list(value.values())  # by their marks: {"<image_00>": path}
             is_named = name in ("images", "image") or (
@@ -102,18 +118,60 @@ class Columns(dict[str, Any]):
         Raises BadRow for one whose meaning changes what the row shows, if neither the record's text nor its
         images show it.
         """
-        unread = []
+        unread, seen = [], [*leaves(images)]
         for name, value in self.items():
             meaning = MEANING.get(name)
             if value == [] or (meaning == "weight" and value == 1):
                 continue
-            if meaning is None and (is_image(value) or (_IMAGE.search(name) and value and not images)):
-                is_name = images and is_place(value) and not is_place(images)  # of an image that was read
-                meaning = None if value in images or value == images or is_name else "an image or video"
+            if meaning == "label" and value is False:  # TRL's unpaired preferences
+                raise BadRow("the row says that its reply is a bad one", f"{name} is false")
+            if meaning in (None, *BESIDE):
+                media = [leaf for leaf in leaves(value) if is_image(leaf) and leaf not in seen]
+                if not is_place([leaf for leaf in seen if leaf]):
+                    media = [leaf for leaf in media if not is_place(leaf)]  # the others may be its name
+                if media or (_IMAGE.search(name) and value and not images):
+                    meaning = "an image or video"
+                elif is_dialogue(value):
+                    meaning = "a conversation"
+                elif _CHOICES.search(name) and not isinstance(unwritten(value), str | int | float):
+                    meaning = "choices"
             if meaning is not None and meaning not in BESIDE and not is_within(value, text):
                 raise BadRow(f"the column {name} holds {meaning}, which is not used")
             unread.append(name)
-        return tuple(unread)
+        return (*unread, *(f"{name} (empty)" for name in self.empty if not images))
+
+
+def written(text: str) -> Any:
+    """The value of a list or object written as JSON or Python; None if it is none."""
+    for read in (json.loads, ast.literal_eval) if text.strip()[:1] in ("[", "{") else ():
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            return read(text.strip())
+    return None
+
+
+def unwritten(value: Any) -> Any:
+    """The list or object that a text writes, else the value itself."""
+    return value if not isinstance(value, str) or (found := written(value)) is None else found
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """What lists, objects and JSON in a text hold that is none of these itself."""
+    value = unwritten(value)
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from leaves(each)
+    else:
+        yield value
+
+
+def is_dialogue(value: Any) -> bool:
+    """Whether it is a list of messages."""
+    value = unwritten(value)
+    return isinstance(value, list) and any(
+        isinstance(one, Mapping) and {"role", "from", "assistant"} & one.keys() for one in value
+    )
 
 
 def is_image(value: Any) -> bool:
@@ -135,7 +193,7 @@ def is_place(value: Any) -> bool:
 def is_within(value: Any, text: str) -> bool:
     """Whether the text shows each of the texts that the value holds."""
     if isinstance(value, Mapping):
-        value = list(value.values())
+        value = [each for name, each in value.items() if name not in ("role", "from", "type")]
     if isinstance(value, list):
         return all(is_within(each, text) for each in value)
     return isinstance(value, str) and value.strip() in text

@@ -1,6 +1,5 @@
 """A row of other people's data files to a `Record`, by what its columns mean, in any of the usual layouts."""
 
-import json
 import math
 import re
 import reprlib
@@ -9,11 +8,12 @@ from typing import Any
 
 from r1ov.common.files import split_reply
 from r1ov.data.formats.choices import gold_letter, lettered, take_options, with_options
-from r1ov.data.formats.columns import Columns, is_place
+from r1ov.data.formats.columns import Columns, is_dialogue, is_place, written
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.messages import read_part
 from r1ov.errors import UserError
 from r1ov.reward import BOX_UNITS, KINDS
+from r1ov.reward.rules.numbers import read_number
 
 Turn = tuple[str, list[dict[str, Any]], bool]  # role, parts (an image's may lack its source), is it trained?
 
@@ -32,13 +32,21 @@ LAYOUTS = {  # the names under which rows are counted, and the columns that each
 }
 SPEAKERS = {"r1-onevision": "assistant", "vlm-r1": "gpt"}  # who answers there, about the column `image`
 # The place of an image in a text, in the spellings of several projects, with its number where it has one.
-PLACE = re.compile(r"<\|?(?:image|image_placeholder|imagehere)[ _]?(\d+)?\|?>", re.IGNORECASE)
+PLACE = re.compile(r"<\|?(?:image|image_placeholder|imagehere)[ _]?(\d+)?\|?\s*/?>", re.IGNORECASE)
 # Written in a text, these would become the tokens that frame turns and images ...
 FRAME = re.compile(
     r"<\|(?:im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
 )
 # ... and these would be trained as letters.
-UNFILLED = re.compile(r"<(?:video|audio|bbox\d*|ref-object|img)>")
+UNFILLED = re.compile(
+    r"<\|?(?i:video|audio|img|bbox|ref-object)[ _]?\d*\|?\s*/?>|</image>|<im_patch>|<cot-process>"
+    r"|\[(?:IMAGE|IMG|VIDEO)\]"
+    r"|(?<![A-Za-z0-9_])<(?P<name>region|mask|point|object|obj|picture|sound|speech)[ _]?\d*>"
+    r"(?!.*?</(?P=name)>)",
+    re.DOTALL,
+)
+# Keys of a message that change what is trained of it.
+CHANGES = re.compile(r"train|loss|mask|weight|learn|ignore|reasoning|think|thought")
 
 
 def read_row(row: Any, where: str = "") -> Record:
@@ -68,6 +76,10 @@ def read_row(row: Any, where: str = "") -> Record:
         _show(options, turns)
         gold = None if gold is None else gold_letter(gold, options)
     messages = _messages(turns, images)
+    for name in ("unit", "answer_unit"):
+        unit, number = columns.get(name), read_number(gold or "")
+        if unit and number and not number.unit and read_number(f"{gold} {unit}"):
+            gold = f"{gold} {columns.pop(name)}"
     if gold is None and turns[-1][0] == "assistant":
         gold = _concluded(messages[-1]["content"], is_whole=layout == "vlm-r1")
     text = "\n".join(part["text"] for _, parts, _ in turns for part in parts if part["type"] == "text")
@@ -105,7 +117,7 @@ def _dialogue(columns: Columns, unread: list[str]) -> list[Turn]:
         turns = _turns(said, unread)
     else:
         asked = [columns.text(meaning) for meaning in ("hint", "question", "input")]
-        turns = [("user", _parts("\n".join(text for text in asked if text)), True)]
+        turns = _turns("\n".join(text for text in asked if text), unread)
     if (reply := columns.take("reply")) is not None:
         turns += [("assistant", _parts(reply), True)] if isinstance(reply, str) else _turns(reply, unread)
     if system := columns.text("system text"):
@@ -118,12 +130,14 @@ def _turns(value: Any, unread: list[str]) -> list[Turn]:
     message of the user's.
     """
     if isinstance(value, str):
-        if not re.match(r"\s*\[\s*\{", value):
+        found = written(value)
+        if isinstance(found, Mapping):  # {"messages": [...]}, or a single message
+            found = Columns(found).take("conversation") or [found]
+        if not is_dialogue(found):
+            if re.match(r"\s*[\[{]", value) and re.search(r"[\"'](role|from)[\"']\s*:", value):
+                raise BadRow("the messages are not valid JSON", reprlib.repr(value))
             return [("user", _parts(value), True)]
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise BadRow("the messages are not valid JSON", str(error)) from error
+        value = found
     if not isinstance(value, list) or not value:
         raise BadRow("the messages are not a list", reprlib.repr(value))
     turns = []
@@ -143,7 +157,10 @@ def _turns(value: Any, unread: list[str]) -> list[Turn]:
                 expected = f"expected one of {', '.join(ROLES)}"
                 raise BadRow("a message's role is not known", f"{reprlib.repr(role)}; {expected}")
             turns.append((ROLES[role], _parts(content), weight != 0))
-        unread += [f"messages.{name}" for name in keys.rest()]
+        rest = keys.rest()
+        if changes := next(filter(CHANGES.search, rest), None):
+            raise BadRow("a message has a key that changes what is trained, and is not read", changes)
+        unread += [f"messages.{name}" for name in rest]
     return turns
 
 

@@ -190,7 +190,8 @@ class Run:
         tally.max_bad_share = self.config.max_bad_share
         tally.finish()
         if self.world.is_main:
-            unread = f"; not read: {', '.join(sorted(tally.unread))}" if tally.unread else ""
+            unread = ", ".join(f"{name} {count:,}" for name, count in sorted(tally.unread.items()))
+            unread = f"; not read: {unread}" if unread else ""
             tell(f"data    of {tally.rows:,} rows {pictured:,} have images{unread}")
             if (unit := self.source.reader.box_unit) and not self.config.box_unit:
                 tell(f"note    the boxes of {self.config.data} fill the frame {unit}: they are read so")
