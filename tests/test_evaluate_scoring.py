@@ -1,14 +1,20 @@
 """What predictions are worth, against golds and replies judged by hand."""
 
+import json
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from r1ov.data.image import LazyImage
+from r1ov.evaluate.benchmarks import load_items
 from r1ov.evaluate.item import Item, Prediction, Verdict
-from r1ov.evaluate.scoring import score
+from r1ov.evaluate.runner import Asking, _encode
+from r1ov.evaluate.scoring import score, with_box_unit
+from r1ov.folder.pretrained import read_processor, resolve
 
 FOLDER = Path(__file__).parent
 
@@ -125,6 +131,30 @@ def test_boxes_are_compared_in_the_images_own_pixels():
         ):
             row = Prediction(id="1", text=f"<answer>{text}</answer>", resized=resized)
             assert score(item(kind, gold, images=large), row).score == worth, (text, resized)
+
+
+def test_boxes_of_own_rows_are_asked_and_judged_in_the_unit_that_they_fill(tmp_path, capsys):
+    Image.new("RGB", (448, 224)).save(tmp_path / "a.png")
+    Image.new("RGB", (56, 56)).save(tmp_path / "b.png")
+    asked = "What is at <|box_start|>(250,500),(500,750)<|box_end|>?"
+    golds = [f"[0, 0, {50 * (at + 1)}, {1000 - 40 * at}]" for at in range(20)]
+    rows = [
+        {"id": at, "question": asked, "answer": gold, "kind": "bbox", "image": "a.png"}
+        for at, gold in enumerate(golds)
+    ]
+    rows[0]["image"] = ["a.png", "b.png"]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    items = load_items(str(path))
+    assert "of several sizes" in items[0].error
+    processor = read_processor(resolve("r1ov-tiny"))
+    items = with_box_unit(items, lambda item: (140, 56))  # as r1ov-tiny sees it
+    assert {one.box_unit for one in items} == {"per-mille"}
+    assert "fill the frame per-mille" in capsys.readouterr().err
+    text = processor.decode(_encode(processor, items[1], Asking()).input_ids)
+    assert "(35,28),(70,42)" in text
+    row = Prediction(id="1", text="<answer>[0, 0, 14, 53]</answer>", resized=(140, 56))
+    assert (score(items[1], row).score, score(replace(items[1], box_unit=None), row).score) == (1.0, 0.0)
 
 
 def test_a_percent_sign_is_no_mistake_where_the_question_asks_for_per_cent():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,12 +13,15 @@ from r1ov.data.formats.layouts import read_row
 from r1ov.data.formats.reader import open_data
 from r1ov.data.formats.records import BadRow
 from r1ov.data.processor import Processor
-from r1ov.data.steps import Steps, encode_record, recognise_boxes
+from r1ov.data.steps import Steps, encode_record, frame_of, recognise_boxes
 from r1ov.engine.generate import generate
 from r1ov.errors import UserError
 from r1ov.folder.pretrained import load, read_processor, resolve
-from r1ov.reward import Frame, format_reward, grade, shape_reward, split_reply
+from r1ov.reward import Frame, format_reward, grade, score_answer, shape_reward, split_reply
 from r1ov.reward.rules.boxes import read_boxes, recognised
+from r1ov.reward.rules.check import Gold, unscorable
+from r1ov.train.rollout import encode_prompt
+from r1ov.train.run import observe
 
 LARGE = Image.new("RGB", (448, 224), "white")  # r1ov-tiny sees it smaller
 
@@ -132,6 +136,27 @@ def test_a_file_whose_boxes_fill_another_frame_is_read_in_it(unit, width, height
     declared = open_data(str(path), box_unit="original").reader
     recognise_boxes(declared, processor)
     assert declared[0].box_unit == "original"
+
+
+def test_boxes_beside_images_of_several_sizes_are_refused(processor, tmp_path):
+    small = Image.new("RGB", (56, 56))
+    box = '{"bbox_2d": [1, 2, 30, 40]}'
+    for images in ([LARGE, LARGE], [LARGE], [LARGE, small]):
+        one = {"problem": "Where?", "completion": box, "images": images}
+        expected = pytest.raises(BadRow, match="of several sizes") if small in images else nullcontext()
+        with expected:
+            target(processor, one)
+        with expected:
+            seen_prompt = read_row({"problem": BOX, "answer": "a cat", "images": images})
+            encode_prompt(processor, seen_prompt, 1000)
+        gold = read_row({"problem": "Where?", "answer": box, "images": images})
+        frame = frame_of(processor, encode_prompt(processor, gold, 1000), None)
+        assert (score_answer(box, box, frame=frame) is None) == (small in images)
+        _, whys = zip(
+            *[(None, ""), *unscorable([Gold("row", box, frame=observe.frame_of(gold))])[0]], strict=True
+        )
+        assert any("of several sizes" in why for why in whys) == (small in images)
+    assert "nothing" in target(processor, {"problem": "?", "completion": "nothing", "images": [LARGE, small]})
 
 
 def test_a_list_that_nobody_calls_a_box_is_trained_as_it_is(processor):

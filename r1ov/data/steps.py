@@ -17,7 +17,7 @@ from r1ov.data.messages import Messages
 from r1ov.data.pack import needed_blank, num_trained, pack, sequence_cost
 from r1ov.data.processor import Batch, Encoded, Processor
 from r1ov.errors import UserError
-from r1ov.reward.rules.boxes import Corner, Frame, corners, has_tokens, is_marked, recognised, resized
+from r1ov.reward.rules.boxes import Corner, Frame, Unit, corners, has_tokens, is_marked, recognised, resized
 
 
 class Source(Protocol):
@@ -108,12 +108,19 @@ class Steps:
         return encoded
 
 
+def frame_of(processor: Processor, encoded: Encoded, unit: Unit | None) -> Frame | None:
+    """Where the boxes of a conversation lie; None if it has no image."""
+    if not (sizes := processor.image_sizes(encoded)):
+        return None
+    looks = zip((image.size for image in encoded.pictures), encoded.image_grid_thw.tolist(), strict=True)
+    return Frame(*sizes, unit, len({*map(str, looks)}) == 1)
+
+
 def encode_record(record: Record, processor: Processor, **options: Any) -> Encoded:
     """The record's messages as `Processor.encode`, their boxes measured as the model measures its own."""
     encoded = processor.encode(record.messages, **options)
-    if not (sizes := processor.image_sizes(encoded)):
+    if not (frame := frame_of(processor, encoded, record.box_unit)):
         return encoded
-    frame = Frame(*sizes, record.box_unit)
     messages = with_boxes(record, lambda text: resized(text, frame))
     return encoded if messages == record.messages else processor.encode(messages, **options)
 
@@ -147,8 +154,8 @@ def recognise_boxes(reader: Reader, processor: Processor) -> None:
         record = replace(record, messages=[*record.prompt, answer])
         with_boxes(record, lambda text, ends=ends: ends.extend(corners(text)) or text)
         with suppress(UserError):  # an image that cannot be read is another fault
-            frame = Frame(*processor.image_sizes(processor.encode(record.messages))) if ends else None
-            found += [(end, frame) for end in ends]
+            frame = frame_of(processor, processor.encode(record.messages), None) if ends else None
+            found += [(end, frame) for end in ends if frame.is_only]
     reader.box_unit = reader.box_unit or recognised(found)
 
 

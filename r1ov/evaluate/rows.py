@@ -22,6 +22,8 @@ from r1ov.errors import UserError
 from r1ov.evaluate.item import Item
 from r1ov.evaluate.report import Metric
 from r1ov.reward import KINDS
+from r1ov.reward.accuracy import kind_of
+from r1ov.reward.rules.boxes import SEVERAL
 from r1ov.reward.rules.reading import read_choice
 
 FILES = ("{split}-*.parquet", "{split}.parquet", "{split}.jsonl", "{split}.json", "{split}.tsv")
@@ -188,6 +190,12 @@ def items_of(bench: Benchmark, split: str, rows: Sequence[Row], folder: Path, in
             fields["images"] = tuple(_picture(source, folders, inside) for source in sources)
         except UserError as error:
             fields["error"] = str(error)
+        sizes, kind = (
+            {one.size for one in fields.get("images", ())},
+            fields["kind"] or kind_of(fields["answer"]),
+        )
+        if len(sizes) > 1 and kind in ("bbox", "boxes"):
+            fields["error"] = SEVERAL
         items.append(Item(bench=bench.name, split=split, **fields))
     if unread:
         names = ", ".join(f"{name} {count:,}" for name, count in sorted(unread.items()))

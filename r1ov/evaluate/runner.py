@@ -15,7 +15,9 @@ from tqdm import tqdm
 from r1ov.common.files import check_same_options, earlier_options, locked, write_json, write_text
 from r1ov.common.journal import Journal
 from r1ov.common.processes import World
+from r1ov.data.formats.records import Record
 from r1ov.data.processor import Encoded, Processor
+from r1ov.data.steps import encode_record
 from r1ov.engine import Completion, decode, prepare
 from r1ov.errors import UserError
 from r1ov.evaluate.item import Item, Items, Prediction, read_predictions
@@ -165,7 +167,8 @@ def _encode(processor: Processor, item: Item, asking: Asking) -> Encoded:
     """Returns the item's prompt with its images. Raises UserError if it cannot be asked."""
     if item.error:
         raise UserError(item.error)
-    encoded = processor.encode(_messages(item, asking), add_generation_prompt=True)
+    record = Record(messages=_messages(item, asking), box_unit=item.box_unit, format=item.bench)
+    encoded = encode_record(record, processor, add_generation_prompt=True)
     positions = processor.config.text.max_position_embeddings
     if len(encoded) >= positions:
         tokens = f"{len(encoded):,} tokens, which leaves no room for an answer in {positions:,} positions"

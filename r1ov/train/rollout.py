@@ -13,7 +13,7 @@ from torch import Tensor
 from r1ov.common.processes import World
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.processor import Encoded, Processor
-from r1ov.data.steps import Source, encode_record
+from r1ov.data.steps import Source, encode_record, frame_of
 from r1ov.engine import Completion, decode, prepare
 from r1ov.errors import UserError
 from r1ov.model.model import Qwen2_5_VL
@@ -171,8 +171,7 @@ def next_prompts(run: Run, encode: Encode, count: int) -> list[Group]:
             if isinstance(item, BadRow):
                 raise item
             prompt = encode(item)
-            sizes = run.processor.image_sizes(prompt)
-            frame = Frame(*sizes, item.box_unit) if sizes else None
+            frame = frame_of(run.processor, prompt, item.box_unit)
             prompts.append(Group(number=number, record=item, prompt=prompt, frame=frame))
             items.append(replace(item, messages=[]))
         except BadRow as error:

@@ -17,6 +17,7 @@ BOX_UNITS = get_args(Unit)
 MAX_BOXES = 50
 OUTSIDE = 1.05  # times its image's side: a box that ends beyond is not measured in it
 NEAR_END = 0.8  # of a frame's side: some of many boxes end beyond
+SEVERAL = "boxes beside images of several sizes: in which of them they lie is not known"
 SURE = 14.0  # natural logarithm of odds of a million to one
 _NUMBER = r"[-+]?\d{1,9}(?:\.\d{0,20})?"
 _PAIR = rf"[\[(]\s*{_NUMBER}\s*,\s*{_NUMBER}\s*[\])]"
@@ -39,21 +40,25 @@ class Frame(NamedTuple):
 
     Qwen2.5-VL answers in pixels of the resized image. unit: what the data's boxes are measured in: pixels of
     either image, 0 to 1, or 0 to 1000; None: 0 to 1 if nothing in it is above 1, else the original's pixels.
+    is_only: there is no image of another size beside it, in which the boxes may lie.
     """
 
     original: tuple[int, int]
     resized: tuple[int, int]
     unit: Unit | None = None
+    is_only: bool = True
 
     def size(self, unit: Unit) -> tuple[int, int]:
         """What a box that ends where its image does has as its corner."""
         return {"original": self.original, "resized": self.resized, "unit": (1, 1)}.get(unit, (1000, 1000))
 
     def scale(self, corners: Sequence[Corner]) -> tuple[Fraction, Fraction] | None:
-        """What takes x and y of the data's boxes to the resized image; None if a corner lies outside it."""
+        """What takes x and y of the data's boxes to the resized image; None if a corner lies outside it, or
+        nobody knows in which image.
+        """
         is_unit = not self.unit and max(map(max, corners)) <= 1
         size = self.size(self.unit or ("unit" if is_unit else "original"))
-        if not all(is_inside(corner, size) for corner in corners):
+        if not self.is_only or not all(is_inside(corner, size) for corner in corners):
             return None
         return tuple(Fraction(new, side) for new, side in zip(self.resized, size, strict=True))
 
@@ -155,10 +160,12 @@ def corners(text: str) -> list[Corner]:
 def resized(text: str, frame: Frame) -> str:
     """Returns a text with its boxes, and marked points, in whole pixels of the image that the model sees.
 
-    Raises: UserError if one lies outside its image.
+    Raises: UserError if one lies outside its image, or may lie in another.
     """
     found = corners(text)
     scale = frame.scale(found) if found else (1, 1)
+    if not scale and not frame.is_only:
+        raise UserError(SEVERAL)
     if not scale:
         size = " x ".join(map(str, frame.original))
         raise UserError(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from r1ov.errors import UserError
 from r1ov.reward.accuracy import DEFAULT, Verify, grade, is_beyond_rules, kind_of
-from r1ov.reward.rules.boxes import Frame, corners
+from r1ov.reward.rules.boxes import SEVERAL, Frame, corners
 from r1ov.reward.rules.numbers import Rules
 
 MAX_UNSCORABLE = 0.05  # of the golds
@@ -45,6 +45,8 @@ def _fault(gold: Gold, verify: Verify | None) -> str:
         if score != 1.0:
             return "cannot be read" if score is None else f"scores {score:g}"
     if kind in ("bbox", "boxes") and gold.frame and not gold.frame.scale(corners(answer)):
+        if not gold.frame.is_only:
+            return SEVERAL
         return f"is not in pixels of its image of {' x '.join(map(str, gold.frame.original))}"
     if is_beyond_rules(answer, kind) and not (verify and verify(answer, answer)):
         return "is beyond our rules, and beyond math-verify or without it"

@@ -11,9 +11,9 @@ from r1ov.data.formats.reader import open_data
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.pack import num_trained
 from r1ov.data.playground.source import Playground
-from r1ov.data.steps import Source, StepData, Steps, recognise_boxes
+from r1ov.data.steps import Source, StepData, Steps, frame_of, recognise_boxes
 from r1ov.engine.generate import generate
-from r1ov.reward import Frame, Rules, format_reward, grade
+from r1ov.reward import Rules, format_reward, grade
 from r1ov.train.loss import sft_loss_and_correct
 from r1ov.train.rollout import encode_prompt
 from r1ov.train.run.config import PLAYGROUND
@@ -96,8 +96,7 @@ def answer_questions(run: Run, source: Source, count: int) -> dict[str, float]:
     done = generate(model, run.processor, prompts, **options) if prompts else []
     own = []
     for (number, record), prompt, completion in zip(asked, prompts, done, strict=True):
-        sizes = run.processor.image_sizes(prompt)
-        frame = Frame(*sizes, record.box_unit) if sizes else None
+        frame = frame_of(run.processor, prompt, record.box_unit)
         is_whole = completion.finish_reason == "stop"
         right = grade(completion.text, record.solution, record.kind, RULES, None, is_whole, frame).score
         if right is not None:
