@@ -47,10 +47,32 @@ CHINESE = {
     "公里": "km",
     "千米": "km",
     "分钟": "min",
+    "摄氏度": "",
+}
+# Spellings of the same, for `unspaced`.
+ALIKE = {
+    "\u00a0": r"\\,",
+    r"\\thinspace(?![a-z])": r"\\,",
+    r"\\hspace\*?\{[^{}]*\}": "",
+    r"\\text\{,\}": "",
+    r"\\(?:nice|s|x)frac": r"\\frac",
+    r"\{([^{}]*)\\over\b([^{}]*)\}": r"\\frac{\1}{\2}",
+    r"\\(?:boldsymbol|mathbf|bm)\s*\{(\\frac.*)\}": r"\1",
+    r"\\textrm": r"\\text",
+    r"\\ne(?![a-z])|≠": r"\\neq",
+    r"\\varnothing|∅": r"\\emptyset",
+    r"(?<=\d)\s*万": "*10000",
+    r"(?<=\d)\s*亿": "*100000000",
+    r"(?<=\d)\s*[和或及与與]\s*(?=[-\dx$])": " and ",
+    "负": "-",
+    "[【】「」]": " ",
+    r"(?i)degrees? celsius": "C",
 }
 FRAME = ("the", "final", "correct", "best", "right", "answer", "answers", "option", "choice", "is", "are")
 FRAME_CHINESE = re.compile(
-    "^(?:我|故|因此|所以|应该?|本题|此题|正确|正確|的|最终|答案|选项|選項|选择|選擇|选|選|项|为|為|是|[:,\\s])+|(?:选项|選項|项|項)?(?:是?正确的?(?:答案)?)?$"
+    "^(?:我|故|因此|所以|[综綜]上(?:所述)?|应该?|[本此][题題]|正确|正確|的|最[终後]|答案?|选项|選項|选择|選擇|选|選|项|第"
+    "|请"
+    "|为|為|是|[:,\\s])+|(?:选项|選項|项|項)?(?:是?(?:正确|对)的?(?:答案|选项)?)?$"
 )
 CHANGING = re.compile(  # a word after a number that makes it another one, or none
     r"(?i)and|or|not|plus|minus|times|over|per|hal(f|ves)|thirds?|quarters?|fourth|fifth|tenth|hundredth|thousandth|ten|dozen|hundred|"
@@ -118,6 +140,8 @@ def squeezed(text: str) -> str:
 
 def unspaced(text: str) -> str:
     """Without thin spaces in thousands; Chinese stops as others' own; `\\frac1{2}` with all its braces."""
+    for spelling, same in ALIKE.items():
+        text = re.sub(spelling, same, text)
     text = re.sub("[\u2006\u2009\u202f]", r"\\,", text).replace(r"\!", "")
     text = re.sub(r"frac\\[\[\]()]\s*pi", r"frac\\pi", text)
     text = re.sub(r"(?<=\d)\\[,;:](?=\d{3}(?!\d))", "", text).replace("。", ".").replace("、", ",")
@@ -156,7 +180,7 @@ def same_choice(body: str, gold: str) -> bool:
     wanted = re.findall("[A-Z]", gold)
     if len(wanted) > 1 and not re.search(r"[a-z\d]", gold):
         body = re.sub(
-            r"\\(?:text|mathrm|boxed)\b|(?i:^(?:the\s+)?(?:correct\s+)?(?:answer|option|choice)s?\s*(?:is|are|:)?)",
+            r"\\(?:text|mathrm|boxed)\b|(?i:^both\s)|(?i:^(?:the\s+)?(?:correct\s+)?(?:answer|option|choice)s?\s*(?:is|are|:)?)",
             "",
             body,
         )
@@ -426,7 +450,9 @@ def items_of(text: str) -> tuple[str, list[str]]:
         if character in ",;" and not depth:
             items.append(text[start:at])
             start = at + 1
-    return brackets, [re.sub(r"^\s*[A-Za-z]\s*=", "", item).strip() for item in [*items, text[start:]]]
+    return brackets, [
+        re.sub(r"^\s*[A-Za-z](?:\s*_\s*\w+)?\s*=", "", item).strip() for item in [*items, text[start:]]
+    ]
 
 
 def same_items(body: str, gold: str, is_ordered: bool) -> bool:

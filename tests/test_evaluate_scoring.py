@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from r1ov.data.image import LazyImage
+from r1ov.data.steps import recognised_unit
 from r1ov.evaluate.benchmarks import load_items
 from r1ov.evaluate.item import Item, Prediction, Verdict
-from r1ov.evaluate.runner import Asking, _encode
-from r1ov.evaluate.scoring import score, with_box_unit
+from r1ov.evaluate.runner import Asking, _encode, record_of
+from r1ov.evaluate.scoring import score
 from r1ov.folder.pretrained import read_processor, resolve
 
 FOLDER = Path(__file__).parent
@@ -133,7 +134,7 @@ def test_boxes_are_compared_in_the_images_own_pixels():
             assert score(item(kind, gold, images=large), row).score == worth, (text, resized)
 
 
-def test_boxes_of_own_rows_are_asked_and_judged_in_the_unit_that_they_fill(tmp_path, capsys):
+def test_boxes_of_own_rows_are_asked_and_judged_in_the_unit_that_they_fill(tmp_path):
     Image.new("RGB", (448, 224)).save(tmp_path / "a.png")
     Image.new("RGB", (56, 56)).save(tmp_path / "b.png")
     asked = "What is at <|box_start|>(250,500),(500,750)<|box_end|>?"
@@ -147,14 +148,13 @@ def test_boxes_of_own_rows_are_asked_and_judged_in_the_unit_that_they_fill(tmp_p
     path.write_text("\n".join(map(json.dumps, rows)))
     items = load_items(str(path))
     assert "of several sizes" in items[0].error
-    processor = read_processor(resolve("r1ov-tiny"))
-    items = with_box_unit(items, lambda item: (140, 56))  # as r1ov-tiny sees it
-    assert {one.box_unit for one in items} == {"per-mille"}
-    assert "fill the frame per-mille" in capsys.readouterr().err
-    text = processor.decode(_encode(processor, items[1], Asking()).input_ids)
-    assert "(35,28),(70,42)" in text
+    processor, asking = read_processor(resolve("r1ov-tiny")), Asking()
+    assert recognised_unit([record_of(one, asking) for one in items], processor) == "per-mille"
+    one = replace(items[1], box_unit="per-mille")
+    assert "(35,28),(70,42)" in processor.decode(_encode(processor, one, asking).input_ids)
     row = Prediction(id="1", text="<answer>[0, 0, 14, 53]</answer>", resized=(140, 56))
-    assert (score(items[1], row).score, score(replace(items[1], box_unit=None), row).score) == (1.0, 0.0)
+    known = replace(row, box_unit="per-mille")
+    assert [score(*pair).score for pair in ((items[1], row), (one, row), (items[1], known))] == [0, 1, 1]
 
 
 def test_a_percent_sign_is_no_mistake_where_the_question_asks_for_per_cent():

@@ -14,7 +14,7 @@ from r1ov.cli import check_bounds, option, parse_cli, run
 from r1ov.common.files import one_line
 from r1ov.data.formats.reader import open_data
 from r1ov.data.formats.records import BadRow, Record
-from r1ov.data.formats.tally import Tally
+from r1ov.data.formats.tally import Tally, counted
 from r1ov.reward.rules.boxes import Unit
 
 if TYPE_CHECKING:
@@ -87,10 +87,10 @@ def look(config: LookConfig) -> None:
         if example is None or (example[0].reply is None and item.reply is not None):
             example = item, batch
     print(f"rows      {len(data):,}, looked at {tally.rows:,}")
-    print(f"format    {listed(tally.formats) or 'none'}")
+    print(f"format    {counted(tally.formats) or 'none'}")
     print(f"records   {', '.join(f'{count:,} {name}' for name, count in kinds.items())}")
     if tally.unread:
-        print(f"unread    {one_line(listed(tally.unread))}")
+        print(f"unread    {one_line(counted(tally.unread))}")
     for title, counts in (("repairs", tally.repairs), ("dropped", tally.dropped), ("bad rows", tally.bad)):
         for name, count in counts.most_common():
             print(f"{title:<9} {count:>7,}  {one_line(tally.first.get(name, name))}")
@@ -104,10 +104,6 @@ def look(config: LookConfig) -> None:
         print(f"what lies between [[ and ]] is trained\n\n{rendered(processor, batch)}")
     tally.max_bad_share = config.max_bad_share
     tally.finish()
-
-
-def listed(counts: "Counter[str]") -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in counts.most_common())
 
 
 def trained(batch: "Batch") -> list[bool]:

@@ -5,7 +5,7 @@ being the same for any number of ranks. So a run goes on from any step, on any n
 workers that prepare steps need no state.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -110,10 +110,8 @@ class Steps:
 
 def frame_of(processor: Processor, encoded: Encoded, unit: Unit | None) -> Frame | None:
     """Where the boxes of a conversation lie; None if it has no image."""
-    if not (sizes := processor.image_sizes(encoded)):
-        return None
-    looks = zip((image.size for image in encoded.pictures), encoded.image_grid_thw.tolist(), strict=True)
-    return Frame(*sizes, unit, len({*map(str, looks)}) == 1)
+    sizes = processor.image_sizes(encoded)
+    return Frame.beside(encoded.pictures, sizes[1], unit) if sizes else None
 
 
 def encode_record(record: Record, processor: Processor, **options: Any) -> Encoded:
@@ -144,19 +142,25 @@ def with_boxes(record: Record, change: Callable[[str], str]) -> Messages:
 
 
 def recognise_boxes(reader: Reader, processor: Processor) -> None:
-    """Sets the unit of the reader's boxes by its first rows, unless it is known: see `boxes.recognised`."""
+    """Sets the unit of the reader's boxes by its first rows, unless it is known."""
+    if not reader.box_unit:
+        reader.box_unit = recognised_unit(map(reader.__getitem__, range(min(len(reader), 100))), processor)
+
+
+def recognised_unit(records: Iterable[Record | BadRow], processor: Processor) -> Unit | None:
+    """The unit of the boxes of records that do not say theirs: see `boxes.recognised`."""
     found: list[tuple[Corner, Frame]] = []
-    for number in range(0 if reader.box_unit else min(len(reader), 100)):
-        record, ends = reader[number], []
+    for record in records:
         if isinstance(record, BadRow) or record.box_unit or not record.images:
             continue
+        ends: list[Corner] = []
         answer = {"role": "assistant", "content": record.solution or record.reply or ""}
         record = replace(record, messages=[*record.prompt, answer])
         with_boxes(record, lambda text, ends=ends: ends.extend(corners(text)) or text)
         with suppress(UserError):  # an image that cannot be read is another fault
             frame = frame_of(processor, processor.encode(record.messages), None) if ends else None
             found += [(end, frame) for end in ends if frame.is_only]
-    reader.box_unit = reader.box_unit or recognised(found)
+    return recognised(found)
 
 
 def load_steps(steps: Steps, start: int, stop: int, num_workers: int = 0) -> Iterator[StepData]:

@@ -17,6 +17,7 @@ from r1ov.cli import flag
 from r1ov.common.files import earlier_options, locked, write_text
 from r1ov.common.processes import World, choose_kernels, dtype_name, joined
 from r1ov.data.formats.files import fingerprint
+from r1ov.data.steps import recognised_unit
 from r1ov.engine import needs
 from r1ov.errors import UserError
 from r1ov.evaluate.benchmarks import PLAYGROUND, benchmark, load_items, playground_by_id, read_rows
@@ -25,8 +26,8 @@ from r1ov.evaluate.judge import judge
 from r1ov.evaluate.page import write_page
 from r1ov.evaluate.prompts import swap_pictures
 from r1ov.evaluate.report import markdown, tables_of, write_report, write_verdicts
-from r1ov.evaluate.runner import Asking, run
-from r1ov.evaluate.scoring import score, with_box_unit
+from r1ov.evaluate.runner import Asking, record_of, run
+from r1ov.evaluate.scoring import score
 from r1ov.folder.adapter import Folders
 from r1ov.folder.pretrained import find, read_model, read_processor
 
@@ -41,8 +42,6 @@ def evaluate(config: Any) -> None:
     """
     if config.predictions:
         items, predictions = predicted(config)
-        sizes = {row.id: row.resized for row in predictions}
-        items = with_box_unit(items, lambda item: sizes.get(item.id))
         folder, settings = config.out and Path(config.out), {"predictions": config.predictions}
         write(config, items, predictions, folder, settings)
         return
@@ -51,7 +50,7 @@ def evaluate(config: Any) -> None:
     with joined(config.device) as (world, device):
         answers = asked(config, items, world, device)
     if answers:
-        write(config, *answers)
+        write(config, items, *answers)
 
 
 def write(
@@ -131,10 +130,8 @@ def predicted(config: Any) -> tuple[list[Item], list[Prediction]]:
 
 def asked(
     config: Any, items: Items, world: World, device: torch.device
-) -> tuple[Items, list[Prediction], Path, dict[str, Any]] | None:
-    """Returns the questions with their boxes' unit, the model's answers, their folder and their settings;
-    None on all but the main rank.
-    """
+) -> tuple[list[Prediction], Path, dict[str, Any]] | None:
+    """Returns the model's answers, their folder and their settings; None on all but the main rank."""
     at_play, is_published = config.bench == PLAYGROUND, benchmark(config.bench).hub is not None
     folders = find(config.model, config.adapter)
     trained = earlier_options(folders.settings / TRAINED_WITH)
@@ -158,12 +155,11 @@ def asked(
         least, most = least or MIN_PIXELS, most or MAX_PIXELS
     processor = processor.with_pixel_limits(least, most)
     images = processor.image_processor
-    if not at_play:
-
-        def resized(item: Item) -> list[int]:
-            return [side * images.patch_size for side in images.grid(item.images[0].size)[:0:-1]]
-
-        items = with_box_unit(items, resized)
+    if not at_play and (
+        unit := recognised_unit([record_of(item, asking) for item in items[:100]], processor)
+    ):
+        items = [replace(item, box_unit=item.box_unit or unit) for item in items]
+        print(f"note    the boxes fill the frame {unit}: they are read so", file=sys.stderr)
     put = {"prompt": prompt, "min_pixels": images.min_pixels, "max_pixels": images.max_pixels}
     if world.is_main:
         print(f"{device} | {kernels} kernels | {said}", file=sys.stderr)
@@ -184,7 +180,7 @@ def asked(
     }
     folder = Path(config.out) if config.out else default_folder(settings)
     rows = run(model, processor, items, asking, folder, settings, _is_right, config.max_num_seqs, world)
-    return None if rows is None else (items, rows, folder, settings)
+    return None if rows is None else (rows, folder, settings)
 
 
 def _digest(folders: Folders) -> str:

@@ -53,6 +53,7 @@ class Prediction:
     completion_tokens: int = 0
     prompt_hash: str = ""
     resized: Sequence[int] | None = None  # (width, height) of the first image to the model: boxes' frame
+    box_unit: str | None = None  # in which the data's boxes were recognised to be
     error: str | None = None
 
 
@@ -92,7 +93,7 @@ def read_predictions(path: Path, may_be_torn: bool = False) -> list[Prediction]:
 
 
 def _prediction(row: Mapping[str, Any]) -> Prediction:
-    kinds = {**Prediction.__annotations__, "resized": list, "error": str}
+    kinds = {**Prediction.__annotations__, "resized": list, "box_unit": str, "error": str}
     values = {name: kind(row[name]) for name, kind in kinds.items() if row.get(name) is not None}
     if values.get("finish_reason") not in ("length", "error"):
         values["finish_reason"] = "stop"

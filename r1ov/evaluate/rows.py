@@ -17,6 +17,7 @@ from r1ov.data.formats.choices import LETTERS, listed, take_options, with_option
 from r1ov.data.formats.columns import MEANING, Columns, is_place
 from r1ov.data.formats.layouts import read_row
 from r1ov.data.formats.pictures import lazy_picture
+from r1ov.data.formats.tally import counted
 from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
 from r1ov.evaluate.item import Item
@@ -132,8 +133,8 @@ def wemath(row: Row, options: Sequence[str]) -> dict[str, Any]:
 def own_row(row: Row) -> dict[str, Any]:
     """Reads a row of any layout that training reads (see r1ov/data/formats/layouts.py), or of VLMEvalKit's.
 
-    A column `group` says which questions depend on each other; every column that is not read becomes a tag,
-    or is named in `unread`.
+    A column `group` says which questions depend on each other; `unread` names every column that is not read;
+    a short one becomes a tag.
     """
     if (kind := row.get("kind") or None) not in (None, *KINDS):
         raise UserError(f"kind is {kind!r}, must be one of {', '.join(KINDS)}")
@@ -144,7 +145,6 @@ def own_row(row: Row) -> dict[str, Any]:
     parts = [{"text": content}] if isinstance(content, str) else content
     options = take_options(Columns(row))
     is_tag = {*record.unread} - {"group", *MEANING}
-    tags = tags_of(row, [name for name in row if name.lower() in is_tag])
     return {
         "id": record.id,
         "messages": record.prompt,
@@ -154,8 +154,8 @@ def own_row(row: Row) -> dict[str, Any]:
         "options": options,
         "box_unit": record.box_unit,
         "group": text(row.get("group")),
-        "tags": tags,
-        "unread": {*record.unread} - {"group", *map(str.lower, tags)},
+        "tags": tags_of(row, [name for name in row if name.lower() in is_tag]),
+        "unread": record.unread,
         "sources": record.images,
     }
 
@@ -198,8 +198,7 @@ def items_of(bench: Benchmark, split: str, rows: Sequence[Row], folder: Path, in
             fields["error"] = SEVERAL
         items.append(Item(bench=bench.name, split=split, **fields))
     if unread:
-        names = ", ".join(f"{name} {count:,}" for name, count in sorted(unread.items()))
-        print(f"{bench.name}: not read: {names}", file=sys.stderr)
+        print(f"{bench.name}: columns beside the questions: {counted(unread)}", file=sys.stderr)
     return items
 
 

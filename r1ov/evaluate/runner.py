@@ -135,6 +135,7 @@ def answer(
                 completion_tokens=completion.completion_tokens,
                 prompt_hash=_hash(item, asking),
                 resized=list(sizes[1]) if sizes else None,
+                box_unit=item.box_unit,
             )
             keep(item, row)
 
@@ -167,13 +168,18 @@ def _encode(processor: Processor, item: Item, asking: Asking) -> Encoded:
     """Returns the item's prompt with its images. Raises UserError if it cannot be asked."""
     if item.error:
         raise UserError(item.error)
-    record = Record(messages=_messages(item, asking), box_unit=item.box_unit, format=item.bench)
-    encoded = encode_record(record, processor, add_generation_prompt=True)
+    encoded = encode_record(record_of(item, asking), processor, add_generation_prompt=True)
     positions = processor.config.text.max_position_embeddings
     if len(encoded) >= positions:
         tokens = f"{len(encoded):,} tokens, which leaves no room for an answer in {positions:,} positions"
         raise UserError(f"the prompt has {tokens}")
     return processor.with_pixels(encoded)
+
+
+def record_of(item: Item, asking: Asking) -> Record:
+    """Returns the item as a row of training data: its boxes are read alike."""
+    answer = {"solution": item.answer, "kind": item.kind, "box_unit": item.box_unit}
+    return Record(messages=[] if item.error else _messages(item, asking), format=item.bench, **answer)
 
 
 def _messages(item: Item, asking: Asking) -> list[dict[str, Any]]:

@@ -5,16 +5,13 @@ Training is stricter: there the reward wants the answer alone, in its tag.
 """
 
 import re
-import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import replace
 
-from r1ov.errors import UserError
-from r1ov.evaluate.item import Item, Items, Prediction, Verdict
+from r1ov.evaluate.item import Item, Prediction, Verdict
 from r1ov.reward import Rules, format_reward, score_answer
 from r1ov.reward.accuracy import choice_of, kind_of
-from r1ov.reward.rules.boxes import Corner, Frame, corners, recognised
+from r1ov.reward.rules.boxes import Frame
 from r1ov.reward.rules.reading import boxed, extract_answer, plain, read_text, unwrap
 
 REL_TOL = 1e-4
@@ -77,7 +74,8 @@ def score(item: Item, prediction: Prediction) -> Verdict:
         found, method = extract_answer(text, "auto", prediction.finish_reason != "length")
         formed = format_reward(prediction.text)
     if found:
-        answer, worth = read_answer(item, found, prediction.resized)
+        of = replace(item, box_unit=item.box_unit or prediction.box_unit)
+        answer, worth = read_answer(of, found, prediction.resized)
         worth = worth if item.answer.strip() else 0.0  # a split without golds
     return Verdict(
         item=item,
@@ -111,35 +109,13 @@ def read_answer(item: Item, found: str, resized: Sequence[int] | None = None) ->
             return (letter or found), float(letter == gold)
         kind = "text"  # a gold that is no option: "BD"
     if kind in ("bbox", "boxes"):
-        return found, score_answer(found, item.answer, kind, frame=frame_of(item, resized)) or 0.0
+        frame = Frame.beside(item.images, resized, item.box_unit) if resized and item.images else None
+        return found, score_answer(found, item.answer, kind, frame=frame) or 0.0
     short = tidy(texts[-1], item)
     if "," not in found:
         texts.append(left)  # 2√2 ≈ 2.83
     spelled = dict.fromkeys((*texts, *(tidy(text, item) for text in texts)))
     return short, max(_score_free(item, text, kind) for text in spelled)
-
-
-def frame_of(item: Item, resized: Sequence[int] | None) -> Frame | None:
-    if not resized or not item.images:
-        return None
-    sizes = [image.size for image in item.images]
-    return Frame(sizes[0], tuple(resized), item.box_unit, len({*sizes}) == 1)
-
-
-def with_box_unit(items: Items, resized: Callable[[Item], Sequence[int] | None]) -> list[Item]:
-    """Returns the items with the unit that their boxes are recognised to be in, where they do not say it.
-
-    Args: resized: (width, height) of an item's first image to the model.
-    """
-    known: list[tuple[Corner, Frame]] = []
-    for item in items:
-        if not item.box_unit and item.images and (item.kind or kind_of(item.answer)) in ("bbox", "boxes"):
-            with suppress(UserError):  # an image that the model cannot be shown
-                frame = frame_of(item, resized(item))
-                known += [(corner, frame) for corner in corners(item.answer) if frame and frame.is_only]
-    if unit := recognised(known):
-        print(f"the boxes of the gold answers fill the frame {unit}: they are read so", file=sys.stderr)
-    return [replace(item, box_unit=item.box_unit or unit) for item in items]
 
 
 def tidy(text: str, item: Item) -> str:

@@ -85,6 +85,8 @@ def score_answer(
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, must be one of {', '.join(KINDS)}")
     if kind in ("math", "tuple", "set"):
+        if kind == "tuple" and not is_declared and len(re.findall("[,;]", gold)) == 1:
+            kind = "math"  # (1, 2) may be an interval, which [1, 2] is not
         return _score_math(answer, gold, kind, rules, verify)
     if kind in ("bbox", "boxes"):
         threshold = rules.iou_threshold if rules.iou_mode == "threshold" else None
@@ -109,8 +111,10 @@ def kind_of(gold: str) -> str:
     Examples: "B" -> mcq; "Yes" -> yes_no; "1,024" -> number; '{"bbox_2d": [1, 2, 30, 40]}' -> bbox;
         "(1, 2)" and "[1, 3, 5]" -> tuple; "1, 2" -> set; "2\\sqrt{3}" -> math; "blue star" -> text
     """
-    if read_yes_no(gold) is not None and len(gold) <= 5:
+    if re.fullmatch(r"\W*(?:yes|no)\W*", gold, re.IGNORECASE):
         return "yes_no"
+    if re.fullmatch(r"0\d+|\d[\d.]*(?:\s*-\s*\d[\d.]*)+|\d+(?:/\d+){2,}", plain(gold)):
+        return "text"  # a code, a range or a date: no number, and no difference
     letters = read_letters(gold) or ""
     if re.fullmatch(r"[*\s(\[]*[A-Za-z][*\s)\].:]*", gold) or (
         letters == "".join(sorted(letters)) and "" < letters < "I"

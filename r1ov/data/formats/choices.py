@@ -2,53 +2,32 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from itertools import product, takewhile
+from itertools import takewhile
 from typing import Any
 
-from r1ov.data.formats.columns import NAMES, Columns, is_image, written
+from r1ov.data.formats.columns import Columns, media, unwritten
 from r1ov.data.formats.records import BadRow
 from r1ov.reward.rules.reading import read_choice, read_text
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-COUNTED = (*NAMES["answer"].split(), "label")  # what may be a gold answer's number
-SERIES = ("", "option_", "option", "choice_", "choice", "op", "opt", "opt_", "ending")
 
 
 def listed(cell: Any) -> tuple[str, ...]:
     """The options' texts, from a list, an object by letter, or a text of either; () if there are none."""
+    cell, labels = unwritten(cell), ""
     if isinstance(cell, str):
-        cell = lettered(cell) if (found := written(cell)) is None else found
-    match cell:
-        case {"text": list(texts), "label": list(labels)} if len(texts) == len(labels):
-            pairs = [*zip(labels, texts, strict=True)]
-        case Mapping():
-            pairs = [pair for pair in cell.items() if pair[1] not in (None, "")]
-        case [Mapping(), *_] if all(isinstance(one, Mapping) for one in cell):
-            pairs = [*map(_pair, cell)]
-        case [*texts]:
-            pairs = []
-        case _:
-            return ()
-    if pairs:
-        named = {str(label).upper(): text for label, text in pairs}
-        letters = LETTERS[: len(pairs)] if {*named} <= {*LETTERS} else named
-        texts = [named.get(letter) for letter in letters] if len(named) == len(pairs) else ()
-    if not all(isinstance(text, str | int | float) for text in texts):
+        cell = lettered(cell)
+    if isinstance(cell, Mapping):  # by letter, or {"label": ["A", "B"], "text": ["red", "blue"]}
+        cell = {name: text for name, text in cell.items() if text not in (None, "")}
+        labels, cell = cell.get("label", [*cell]), cell.get("text", [*cell.values()])
+        labels = "".join(map(str, labels)).upper()
+    if not isinstance(cell, list | tuple) or not all(isinstance(text, str | int | float) for text in cell):
         return ()
-    texts = tuple(map(str, texts))
+    if {*labels} <= {*LETTERS} and labels not in ("", LETTERS[: len(cell)]):
+        return ()  # in another order
+    texts = tuple(map(str, cell))
     bare = lettered("\n".join(texts))  # of ["A) red", "B) blue"]
     return bare if len(bare) == len(texts) else texts
-
-
-def _pair(option: Mapping[str, Any]) -> tuple[Any, Any]:
-    """(letter, text) of an option such as {"label": "A", "text": "red"}. Raises BadRow if it shows more."""
-    keys = Columns(option)
-    label, text = (
-        keys.one_of("label", "key", "id", "letter"),
-        keys.one_of("text", "value", "content", "option"),
-    )
-    keys.rest()
-    return label, text
 
 
 def lettered(text: str) -> tuple[str, ...]:
@@ -79,17 +58,15 @@ def with_options(question: str, options: Sequence[str]) -> str:
 
 
 def take_options(columns: Columns) -> tuple[str, ...]:
-    """The texts of a row's options, in one column or in columns such as A, B, C or option_1, option_2."""
+    """The texts of a row's options, in one column or in columns such as A, B, C or option_a, option_b."""
     if value := columns.take("choices"):
         texts = listed(value)
-        if not texts or is_image(value):
+        if not texts or media(value):
             raise BadRow("the choices are in no form that is known", repr(value)[:100])
         return texts
-    for prefix, marks in product(SERIES, (LETTERS.lower(), range(26), range(1, 27))):
-        names = list(takewhile(columns.__contains__, (f"{prefix}{mark}" for mark in marks)))
+    for prefix in ("", "option_", "option", "choice_", "choice", "op"):
+        names = list(takewhile(columns.__contains__, (prefix + letter.lower() for letter in LETTERS)))
         if len(names) > 1:
-            if marks[0] == 1 and any(type(columns.get(name)) is int for name in COUNTED):
-                raise BadRow("the gold answer may count the choices from 0 or from 1", ", ".join(names))
             return tuple(str(columns.pop(name)).strip() for name in names)
     return ()
 

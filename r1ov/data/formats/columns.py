@@ -13,39 +13,42 @@ from r1ov.data.formats.open_image import ENCODED
 from r1ov.data.formats.records import BadRow
 
 EMPTY = (None, "", "nan", b"", "[]", {})  # parquet writes None for what a row has not
-# Meaning -> its widespread names; the first one that a row has is read.
-NAMES = {
-    "conversation": "messages conversations conversation message dialogue dialog texts",
-    "prompt": "prompt",
-    "question": "question problem query instruction question_text problem_text prefix",
-    "input": "input",
-    "hint": "hint context passage article paragraph background premise",
-    "choices": "options choices candidates option choice option_list choice_list answer_choices endings",
-    "system text": "system system_prompt system_message system_instruction sys_prompt",
-    "reply": "completion output response suffix",
-    "reward model": "reward_model",
-    "weight": "weight loss loss_mask loss_scale loss_weight train training trainable",
-    # What a record says apart from its messages.
-    "answer": "answer ground_truth ground_truth_answer final_answer correct_answer gt_answer gold_answer "
-    "reference_answer answer_index answer_idx correct_option correct_choice correct_choice_idx cop",
-    "label": "label kto_tag",
-    "solution": "solution",
-    # Never read.
-    "a video": "video videos video_path video_paths",
-    "sound": "audio audios",
-    "tool calls": "tools functions tool_calls function_call",
-    "earlier turns": "history chat_history conversation_history dialog_history",
-    "boxes": "objects bbox bboxes box boxes gt_bbox gt_bboxes bbox_2d bounding_box bounding_boxes",
-    "a unit of boxes that is not known": "box_unit",
-    "a thought apart from its reply": "reasoning_content",
-    "half of a preference pair": "chosen rejected rejected_response rejected_answer",
-    "wrong choices alone": "distractors distractor1 incorrect_answers wrong_answers",
-}
+# Meaning: its widespread names; the first one that a row has is read. From "a video" on none is.
+NAMES: dict[str, str] = {}
+for _line in """
+    conversation: messages conversations conversation message dialogue dialog texts
+    prompt: prompt
+    question: question problem query instruction question_text problem_text prefix
+    input: input
+    hint: hint context passage article paragraph background premise
+    choices: options choices candidates option choice option_list choice_list answer_choices endings
+    system text: system system_prompt system_message system_instruction sys_prompt
+    reply: completion output response suffix
+    reward model: reward_model
+    weight: weight loss loss_mask loss_scale loss_weight train training trainable
+    answer: answer ground_truth ground_truth_answer final_answer correct_answer gt_answer gold_answer
+    answer: reference_answer answer_index answer_idx correct_option correct_choice correct_choice_idx cop
+    label: label kto_tag
+    solution: solution
+    a video: video videos video_path video_paths
+    sound: audio audios
+    tool calls: tools functions tool_calls function_call
+    earlier turns: history chat_history conversation_history dialog_history
+    boxes: objects bbox bboxes box boxes gt_bbox gt_bboxes bbox_2d bounding_box bounding_boxes
+    a unit of boxes that is not known: box_unit
+    a thought apart from its reply: reasoning_content
+    half of a preference pair: chosen rejected rejected_response rejected_answer
+    wrong choices alone: distractors distractor1 incorrect_answers wrong_answers
+""".strip().splitlines():
+    _meaning, _, _names = _line.strip().partition(":")
+    NAMES[_meaning] = NAMES.get(_meaning, "") + _names
 MEANING = {name: meaning for meaning, names in NAMES.items() for name in names.split()}
 BESIDE = ("answer", "label", "solution")  # a row that has two of these shows no less with one
 
 _IMAGE = re.compile(r"image|img|picture|photo|figure|screenshot")
-_CHOICES = re.compile(r"option|choice|candidate|alternative|possible_answers")
+_CHOICES = re.compile(
+    r"option|choice|candidate|alternative|possible_answers|(?:option|choice|ending|opt|ans)_?\d+$"
+)
 _FILE = "path file file_name filename file_path filepath local_path media media_path attachment attachments "
 _FILE = (_FILE + "pic pics diagram jpg jpeg png webp").split()
 _SUFFIX = re.compile(
@@ -82,10 +85,9 @@ class Columns(dict[str, Any]):
 
     def text(self, meaning: str) -> str:
         """The same, "" if there is none. Raises BadRow if it is not a text."""
-        name = next((name for name in NAMES[meaning].split() if name in self), None)
-        value = self.pop(name, "")
+        value = self.take(meaning) or ""
         if not isinstance(value, str):
-            raise BadRow(f"{name} is not a text", f"a {type(value).__name__}")
+            raise BadRow(f"{meaning} is not a text", f"a {type(value).__name__}")
         return value
 
     def images(self) -> list[Any]:
@@ -99,7 +101,7 @@ class Columns(dict[str, Any]):
             if isinstance(value, Mapping) and not {"bytes", "path"} & value.keys():
                 value = list(value.values())  # by their marks: {"<image_00>": path}
             is_named = name in ("images", "image") or (
-                is_image(value) and (name in _FILE or _IMAGE.search(name))
+                media(value) and (name in _FILE or _IMAGE.search(name))
             )
             if value and is_named:
                 found[name] = value if isinstance(value, list) else [value]
@@ -118,47 +120,47 @@ class Columns(dict[str, Any]):
         Raises BadRow for one whose meaning changes what the row shows, if neither the record's text nor its
         images show it.
         """
-        unread, seen = [], [*leaves(images)]
+        unread, seen = [], [leaf for leaf in leaves(images) if leaf]
         for name, value in self.items():
-            meaning = MEANING.get(name)
+            meaning, value = MEANING.get(name), unwritten(value)
             if value == [] or (meaning == "weight" and value == 1):
                 continue
             if meaning == "label" and value is False:  # TRL's unpaired preferences
-                raise BadRow("the row says that its reply is a bad one", f"{name} is false")
+                meaning = "a mark of a bad reply"
             if meaning in (None, *BESIDE):
-                media = [leaf for leaf in leaves(value) if is_image(leaf) and leaf not in seen]
-                if not is_place([leaf for leaf in seen if leaf]):
-                    media = [leaf for leaf in media if not is_place(leaf)]  # the others may be its name
-                if media or (_IMAGE.search(name) and value and not images):
+                # Beside an image itself, a place may be its name.
+                found = [
+                    leaf
+                    for leaf in media(value)
+                    if leaf not in seen and (is_place(seen) or not is_place(leaf))
+                ]
+                if found or (_IMAGE.search(name) and value and not images):
                     meaning = "an image or video"
                 elif is_dialogue(value):
                     meaning = "a conversation"
-                elif _CHOICES.search(name) and not isinstance(unwritten(value), str | int | float):
+                elif _CHOICES.search(name) and (isinstance(value, list | Mapping) or name[-1].isdigit()):
                     meaning = "choices"
-            if meaning is not None and meaning not in BESIDE and not is_within(value, text):
+            is_shown = all(isinstance(leaf, str) and leaf.strip() in text for leaf in leaves(value))
+            if meaning not in (None, *BESIDE) and not is_shown:
                 raise BadRow(f"the column {name} holds {meaning}, which is not used")
             unread.append(name)
         return (*unread, *(f"{name} (empty)" for name in self.empty if not images))
 
 
-def written(text: str) -> Any:
-    """The value of a list or object written as JSON or Python; None if it is none."""
-    for read in (json.loads, ast.literal_eval) if text.strip()[:1] in ("[", "{") else ():
-        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-            return read(text.strip())
-    return None
-
-
 def unwritten(value: Any) -> Any:
-    """The list or object that a text writes, else the value itself."""
-    return value if not isinstance(value, str) or (found := written(value)) is None else found
+    """The list or object that a text writes as JSON or Python, else the value itself."""
+    text = value.strip() if isinstance(value, str) else ""
+    for read in (json.loads, ast.literal_eval) if text[:1] in ("[", "{") else ():
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            return read(text)
+    return value
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """What lists, objects and JSON in a text hold that is none of these itself."""
+    """What lists, objects and JSON in a text hold that is none of these; of messages, what they say."""
     value = unwritten(value)
     if isinstance(value, Mapping):
-        value = list(value.values())
+        value = [each for name, each in value.items() if name not in ("role", "from", "type")]
     if isinstance(value, list | tuple):
         for each in value:
             yield from leaves(each)
@@ -166,21 +168,20 @@ def leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
+def media(value: Any) -> list[Any]:
+    """What in it looks like images or other media: bytes, base64, a file's path or URL."""
+    return [
+        leaf
+        for leaf in leaves(value)
+        if isinstance(leaf, bytes | Image.Image)
+        or (isinstance(leaf, str) and (ENCODED.match(leaf) or _SUFFIX.search(leaf.partition("?")[0])))
+    ]
+
+
 def is_dialogue(value: Any) -> bool:
     """Whether it is a list of messages."""
-    value = unwritten(value)
-    return isinstance(value, list) and any(
-        isinstance(one, Mapping) and {"role", "from", "assistant"} & one.keys() for one in value
-    )
-
-
-def is_image(value: Any) -> bool:
-    """Whether it looks like one or more images or other media: bytes, base64, a file's path or URL."""
-    if isinstance(value, str):
-        return bool(ENCODED.match(value) or _SUFFIX.search(value.partition("?")[0]))
-    if isinstance(value, list):
-        return bool(value) and all(map(is_image, value))
-    return isinstance(value, bytes | Image.Image) or (isinstance(value, Mapping) and "bytes" in value)
+    keys = {"role", "from", "assistant"}
+    return isinstance(value, list) and any(isinstance(one, Mapping) and keys & one.keys() for one in value)
 
 
 def is_place(value: Any) -> bool:
@@ -188,12 +189,3 @@ def is_place(value: Any) -> bool:
     if isinstance(value, list):
         return all(map(is_place, value))
     return isinstance(value, str) and not ENCODED.match(value)
-
-
-def is_within(value: Any, text: str) -> bool:
-    """Whether the text shows each of the texts that the value holds."""
-    if isinstance(value, Mapping):
-        value = [each for name, each in value.items() if name not in ("role", "from", "type")]
-    if isinstance(value, list):
-        return all(is_within(each, text) for each in value)
-    return isinstance(value, str) and value.strip() in text

@@ -8,28 +8,22 @@ from typing import Any
 
 from r1ov.common.files import split_reply
 from r1ov.data.formats.choices import gold_letter, lettered, take_options, with_options
-from r1ov.data.formats.columns import Columns, is_dialogue, is_place, written
+from r1ov.data.formats.columns import Columns, is_dialogue, is_place, unwritten
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.messages import read_part
 from r1ov.errors import UserError
 from r1ov.reward import BOX_UNITS, KINDS
-from r1ov.reward.rules.numbers import read_number
 
 Turn = tuple[str, list[dict[str, Any]], bool]  # role, parts (an image's may lack its source), is it trained?
 
 ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
-LAYOUTS = {  # the names under which rows are counted, and the columns that each has; the first that fits
-    "verl": ("prompt", "reward_model"),
-    "r1-onevision": ("conversations",),
-    "vlm-r1": ("conversations",),
-    "sharegpt": ("conversations",),
-    "messages": ("messages",),
-    "alpaca": ("instruction", "output"),
-    "trl": ("prompt",),
-    "easyr1": ("problem", "answer"),
-    "r1-v": ("problem", "solution"),
-    "question-answer": (),
-}
+# The names under which rows are counted, each with the columns that it has; the first that fits.
+LAYOUTS = (
+    "verl prompt reward_model, r1-onevision conversations, vlm-r1 conversations, sharegpt conversations, "
+    "messages messages, alpaca instruction output, trl prompt, easyr1 problem answer, r1-v problem solution, "
+    "question-answer"
+)
+LAYOUTS = {name: columns for name, *columns in map(str.split, LAYOUTS.split(","))}
 SPEAKERS = {"r1-onevision": "assistant", "vlm-r1": "gpt"}  # who answers there, about the column `image`
 # The place of an image in a text, in the spellings of several projects, with its number where it has one.
 PLACE = re.compile(r"<\|?(?:image|image_placeholder|imagehere)[ _]?(\d+)?\|?\s*/?>", re.IGNORECASE)
@@ -76,10 +70,6 @@ def read_row(row: Any, where: str = "") -> Record:
         _show(options, turns)
         gold = None if gold is None else gold_letter(gold, options)
     messages = _messages(turns, images)
-    for name in ("unit", "answer_unit"):
-        unit, number = columns.get(name), read_number(gold or "")
-        if unit and number and not number.unit and read_number(f"{gold} {unit}"):
-            gold = f"{gold} {columns.pop(name)}"
     if gold is None and turns[-1][0] == "assistant":
         gold = _concluded(messages[-1]["content"], is_whole=layout == "vlm-r1")
     text = "\n".join(part["text"] for _, parts, _ in turns for part in parts if part["type"] == "text")
@@ -130,7 +120,7 @@ def _turns(value: Any, unread: list[str]) -> list[Turn]:
     message of the user's.
     """
     if isinstance(value, str):
-        found = written(value)
+        found = unwritten(value)
         if isinstance(found, Mapping):  # {"messages": [...]}, or a single message
             found = Columns(found).take("conversation") or [found]
         if not is_dialogue(found):

@@ -30,15 +30,17 @@ FILE_URL = re.compile(r"file:(//(localhost(?=/))?)?", re.IGNORECASE)
 # formats are decoded to be measured: TIFF turns itself, ICO chooses among its images, and so on.
 MEASURED_BY_HEADER = (None, "JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP")
 PNG = b"\x89PNG\r\n\x1a\n"
-TURNS = {  # EXIF orientation -> the turn that makes the image upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# EXIF orientation -> the turn that makes the image upright; 1 needs none.
+TURNS = [
+    "FLIP_LEFT_RIGHT",
+    "ROTATE_180",
+    "FLIP_TOP_BOTTOM",
+    "TRANSPOSE",
+    "ROTATE_270",
+    "TRANSVERSE",
+    "ROTATE_90",
+]
+TURNS = dict(enumerate(TURNS, 2))
 
 T = TypeVar("T")
 
@@ -146,7 +148,7 @@ def _orientation(image: Image.Image) -> int | None:
 def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
     if (turn := TURNS.get(_orientation(image))) is not None:
-        image = image.transpose(turn)
+        image = image.transpose(Image.Transpose[turn])
     if image.mode == "F" or image.mode.startswith("I"):
         image = _to_8_bits(image)
     if image.has_transparency_data:

@@ -10,6 +10,10 @@ FEWEST_ROWS = 200  # before this many rows are seen, a share says little
 FORGIVING_ROWS = 10  # of which one may be bad
 
 
+def counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.most_common())
+
+
 class Tally:
     """Counts records and bad rows, shows the first bad row of each reason, and stops a run that would lose
     too many.

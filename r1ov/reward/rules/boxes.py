@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import cycle
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from r1ov.errors import UserError
 from r1ov.reward.rules.reading import plain
@@ -47,6 +47,11 @@ class Frame(NamedTuple):
     resized: tuple[int, int]
     unit: Unit | None = None
     is_only: bool = True
+
+    @classmethod
+    def beside(cls, images: Sequence[Any], resized: Sequence[int], unit: Unit | None) -> "Frame":
+        """Of the boxes in a text with these images. Args: resized: the first one's size to the model."""
+        return cls(images[0].size, tuple(resized), unit, len({image.size for image in images}) == 1)
 
     def size(self, unit: Unit) -> tuple[int, int]:
         """What a box that ends where its image does has as its corner."""

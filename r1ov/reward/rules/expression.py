@@ -170,8 +170,9 @@ class _Parser:
         left = self._group() or self._sum()
         if not self._take("="):
             return left
-        first = self.tokens[start]
-        name = first if first.strip("\\").isalpha() and self.at == start + 2 else None
+        first, *rest = self.tokens[start : self.at - 1]
+        is_name = re.fullmatch(r"(?:_(?:\d+|[A-Za-z]|\{\w+\}))?", "".join(rest))  # x, or x_1
+        name = "".join((first, *rest)) if first.strip("\\").isalpha() and is_name else None
         right = self._group() or self._sum()
         if isinstance(left, Group) or (isinstance(right, Group) and not name):
             raise Unreadable("an equation of groups")
@@ -263,7 +264,7 @@ class _Parser:
                 self._expect("]")
             return self._argument() ** (constant(1) / index)
         if name == "pi":
-            return form.pi()
+            return form.PI
         if name in ("infty", *GREEK):
             return form.symbol(name)
         if name not in FUNCTIONS:

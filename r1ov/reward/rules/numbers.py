@@ -23,7 +23,7 @@ _POWER = (
 _NUMBER = re.compile(
     r"(?:\\?[A-Za-z]\w?\s*=\s*)?(?P<sign>[-+]?)\s*[$€£¥₹]?\s*(?P<minus>-?)"
     rf"(?:(?:(?P<whole>\d+)(?:\s+(?=\d)|\s*(?=\\)))?(?:(?P<top>{_DIGITS})\s*/\s*(?P<bottom>{_DIGITS})"
-    rf"|\\frac\s*\{{\s*(?P<tex_top>-?{_DIGITS})\s*\}}\s*\{{\s*(?P<tex_bottom>{_DIGITS})\s*\}})"
+    rf"|\\frac\s*\{{\s*(?P<tex_top>-?{_DIGITS})\s*\}}\s*\{{\s*(?P<tex_bottom>-?{_DIGITS})\s*\}})"
     rf"|(?P<digits>{_DIGITS}){_POWER}?)"
 )
 _UNIT = re.compile(  # Chinese: not the "万" of "7万", nor the "或8" of "7或8"
@@ -40,7 +40,8 @@ _BASES = "meter m, metre m, gram g, liter L, litre L, second s, watt W, joule J,
 _OTHERS = (
     "inch in, inche in, foot ft, feet ft, yard yd, mile mi, pound lb, lbs lb, ounce oz, minute min, hour h, "
     "hr h, sec s, volt V, ohm Ω, hertz Hz, pascal Pa, ampere A, mole mol, l L, ml mL, "
-    "米 m, 厘米 cm, 毫米 mm, 分米 dm, 千米 km, 公里 km, 克 g, 千克 kg, "
+    "celsius C, fahrenheit F, 摄氏度 C, 华氏度 F, 米 m, "
+    "厘米 cm, 毫米 mm, 分米 dm, 千米 km, 公里 km, 克 g, 千克 kg, "
     "公斤 kg, 毫克 mg, 秒 s, 分钟 min, 小时 h, 升 L, 毫升 mL"
 )
 _NAMELESS = dict.fromkeys(
@@ -82,7 +83,8 @@ def read_number(text: str) -> Number | None:
     """
     if len(text) > 1_000:
         return None
-    text = re.sub(r"^([-+]?)10\s*(?=\^|\*\*)", r"\g<1>1*10", unwrap(plain(text)))
+    text = re.sub(r"^\(([^(),]*)\)$", r"\1", unwrap(plain(text)))
+    text = re.sub(r"^([-+]?)10\s*(?=\^|\*\*)", r"\g<1>1*10", text)
     match = _NUMBER.match(text)
     if (
         not match
@@ -92,8 +94,8 @@ def read_number(text: str) -> Number | None:
         return None
     rest = text[match.end() :].strip()
     percent = rest in ("%", "percent", "per cent")
-    rest = rest.removeprefix("°").strip()
-    unit = "" if percent or rest in ("", "C", "F") else read_unit(rest)
+    rest = re.sub(r"^(?:°|degrees?\s+(?=[cf]))\s*", "", rest, flags=re.IGNORECASE)
+    unit = "" if percent or not rest else read_unit(rest)
     found = _value(match)
     if found is None or unit is None:
         return None

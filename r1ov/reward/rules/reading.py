@@ -9,47 +9,69 @@ from typing import Literal, NamedTuple
 from r1ov.common.files import split_reply
 from r1ov.reward.format import MAX_REPLY
 
-_CHARACTERS = str.maketrans(
-    {
-        "×": r"\times ",
-        "÷": "/",
-        "π": r"\pi ",
-        "∞": r"\infty ",
-        "√": r"\sqrt ",
-        "℃": "°C",
-        "≈": "=",
-        "±": r"\pm ",
-    }
-    | {"。": ".", "、": ",", "∪": r"\cup ", "∈": r"\in "}
-    | dict.fromkeys("−–—", "-")
-    | dict.fromkeys("⋅·∙", r"\cdot ")
-    | dict.fromkeys("掳º˚", "°")  # the first is a degree sign read in the wrong encoding
-    | dict.fromkeys("“”", '"')
-    | dict.fromkeys("’‘", "'")
-    | dict.fromkeys("\u2006\u2009\u202f", r"\,")  # thin spaces
-)
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+
+def _table(text: str) -> list[tuple[str, str]]:
+    """(before, after) of each line; "␣" is a space."""
+    pairs = [line.split("->") for line in text.strip().splitlines()]
+    return [(before.strip(), after.strip().replace("␣", " ")) for before, after in pairs]
+
+
+_SPELLINGS = _table(r"""
+    ×   -> \times␣
+    ÷   -> /
+    π   -> \pi␣
+    ∞   -> \infty␣
+    √   -> \sqrt␣
+    ℃   -> °C
+    ≈   -> =
+    ±   -> \pm␣
+    ≠   -> \neq␣
+    ∪   -> \cup␣
+    ∈   -> \in␣
+    ∅   -> \emptyset␣
+    −–—负 -> -
+    ⋅·∙ -> \cdot␣
+    掳º˚ -> °
+    “”「」『』 -> "
+    ’‘  -> '
+    。  -> .
+    、  -> ,
+    【  -> [
+    】  -> ]
+""")  # 掳 is a degree sign read in the wrong encoding
+_CHARACTERS = {letter: spelling for letters, spelling in _SPELLINGS for letter in letters}
+# Thin spaces, and those where no line breaks.
+_CHARACTERS = str.maketrans(_CHARACTERS | dict.fromkeys("\u00a0\u2006\u2009\u202f", r"\,"))
 _LATEX = [  # in this order
-    (re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])"), ""),
-    (re.compile(r"\\(?<!\\\\)!|\\[,;:](?<=\d..)(?=\d{3}(?!\d))"), ""),  # 12,\!345 12\,345
-    (re.compile(r"\\(?<!\\\\)[,;:! ]|\\q?quad(?![A-Za-z])|~"), " "),
-    (re.compile(r"\\(?<!\\\\)[()\[\]$]|\$"), " "),
-    (re.compile(r"\{,\}"), ","),
-    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
-    (re.compile(r"\\le(?:q?slant|q)?(?![A-Za-z])|≤"), "<="),
-    (re.compile(r"\\ge(?:q?slant|q)?(?![A-Za-z])|≥"), ">="),
-    (re.compile(r"\\lt(?![A-Za-z])"), "<"),
-    (re.compile(r"\\gt(?![A-Za-z])"), ">"),
-    (
-        re.compile(
-            r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\{\s*°\s*\}|\\degree(?![A-Za-z])|\{\s*degrees?\s*\}"
-        ),
-        "°",
-    ),
-    (re.compile(r"\\%"), "%"),
-    (re.compile(r"\\frac\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\})"), r"\\frac{\1\2}{\3\4}"),
+    (re.compile(pattern), spelling)
+    for pattern, spelling in _table(r"""
+    \\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])|\\hspace\*?\s*\{[^{}]*\} ->
+    \\(?:text|mbox|mathord|mathpunct)\s*(?=\{,\}) ->
+    \\thinspace(?![A-Za-z]) -> \\,
+    \\(?<!\\\\)!|\\[,;:](?<=\d..)(?=\d{3}(?!\d)) ->
+    \\(?<!\\\\)[,;:! ]|\\q?quad(?![A-Za-z])|~ -> ␣
+    \\(?<!\\\\)[()\[\]$]|\$ -> ␣
+    \{,\} -> ,
+    (?<=\d)\s*[和或及与與]\s*(?=[-\d\\]|[a-z]\s*=) -> ␣and␣
+    (?<=\d)\s*万 -> \\times 10^{4}
+    (?<=\d)\s*亿 -> \\times 10^{8}
+    \{([^{}]*)\\over(?![A-Za-z])([^{}]*)\} -> \\frac{\1}{\2}
+    \\(?:[dtcsx]|nice)frac(?![A-Za-z]) -> \\frac
+    \\le(?:q?slant|q)?(?![A-Za-z])|≤ -> <=
+    \\ge(?:q?slant|q)?(?![A-Za-z])|≥ -> >=
+    \\lt(?![A-Za-z]) -> <
+    \\gt(?![A-Za-z]) -> >
+    \\ne(?![A-Za-z]) -> \\neq
+    \\varnothing(?![A-Za-z]) -> \\emptyset
+    \s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\{\s*°\s*\}|\\degree(?![A-Za-z])|\{\s*degrees?\s*\} -> °
+    \\% -> %
+    \\frac\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\}) -> \\frac{\1\2}{\3\4}
+    """)
 ]
-_WRAPPERS = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|mbox|operatorname|rm|bf)\s*\{([^{}]*)\}")
+_WRAPPERS = re.compile(
+    r"\\(?:text(?:rm|bf|it|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt)|mbox|operatorname|rm|bf|bm|boldsymbol|num)"
+    r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
+)
 _EDGES = " \t\r\n*`\"'"
 
 
@@ -62,9 +84,8 @@ def plain(text: str) -> str:
     """
     text = text.replace("\frac", "\\frac")  # a form feed: somebody's "\\frac" that was read as an escape
     text = " ".join(text.translate(_CHARACTERS).replace("Â°", "°").split())
-    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda match: f"^{{{match[0].translate(_SUPERSCRIPTS)}}}", text)
-    text = re.sub("[¼-¾⅐-⅞]", lambda match: " " + unicodedata.normalize("NFKC", match[0]), text)
-    text = unicodedata.normalize("NFKC", text).replace("⁄", "/")
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", r"^{\g<0>}", re.sub("[¼-¾⅐-⅞]", r" \g<0>", text))
+    text = unicodedata.normalize("NFKC", text).replace("⁄", "/").replace("−", "-")
     for pattern, spelling in _LATEX:
         text = pattern.sub(spelling, text)
     return " ".join(text.split())
@@ -186,12 +207,15 @@ def _ladder(tail: str, finished: bool) -> tuple[str | None, str]:
 
 # words before a letter: "The correct answer is", "option", "故选", "正确选项是"
 _LEAD = re.compile(
-    r"(?:(?:the\s+)?(?:(?:final|correct|best|right)\s+)?(?:answer|option|choice)s?\b\s*(?:(?:is|are)\b|:)?\s*)?(?:(?:option|choice)\s+)?"
-    r"(?:我|故|因此|所以|应该?|應該?|最[佳终終]|正确|正確|的|本题|此题|答案|[选選][项項择擇]?|[为為是:,]|\s)*",
+    r"(?:(?:the\s+)?(?:(?:final|correct|best|right)\s+)?(?:answer|option|choice)s?\b\s*(?:(?:is|are)\b|:)?\s*)?"
+    r"(?:(?:option|choice|both)\s+)?"
+    r"(?:我|故|因此|所以|[综綜]上(?:所述)?|应该?|應該?|最[佳终終后後]|正确|正確|的|[本此][题題]|[(\[]答案[)\]]|答案?"
+    r"|[选選][项項择擇]?|第|[请請]|[为為是:,]|\s)*",
     re.IGNORECASE,
 )
+_TAIL = r"\s*(?:选项|選項|[项項])?\s*(?:是?(?:正[确確]|对|對)的?(?:答案|[选選][项項])?)?$"
 _LETTER = re.compile(
-    r"[*(\[{]*(?P<letter>[A-Za-z])(?P<mark>,(?=[一-鿿])|[*)\]}.:]*)\s*(?:(?:选项|選項|[项項])?\s*(?:是?正[确確]的?(?:答案)?)?$|(?P<rest>.*))",
+    rf"[*(\[{{]*(?P<letter>[A-Za-z])(?P<mark>,(?=[一-鿿])|[*)\]}}.:]*)(?:{_TAIL}|\s*(?P<rest>.*))",
     re.DOTALL,
 )
 _LETTERS = re.compile(
@@ -236,7 +260,7 @@ def read_choice(
 
 def read_letters(text: str, num_choices: int = 26) -> str | None:
     """Returns several choices' letters in the text's order: "A, C" -> "AC"; None if it says anything else."""
-    short = _without_lead(text)
+    short = re.sub(_TAIL, "", _without_lead(text))
     letters = "".join(re.findall("[A-Z]", short)) if _LETTERS.fullmatch(short) else ""
     is_several = len({*letters}) == len(letters) > 1 and ord(max(letters)) < ord("A") + num_choices
     return letters if is_several else None
@@ -247,10 +271,20 @@ def _without_lead(text: str) -> str:
     return short[_LEAD.match(short).end() :]
 
 
+# A "no" that denies no question: no idea, no. 5, there are no cats.
+_NO_NO = re.compile(
+    r"\bno\s+(?:idea|clue|one|answers?|solutions?|matter|more|less|fewer|doubt|problem|longer)\b|\bno\.?\s*\d"
+    r"|(?<=[a-z])\s+no\s+(?!because|since|as\b|it|they|there|he|she|this|that|but)(?=[a-z])"
+)
+_DENIED = re.compile(r"(?:\b(?:not|never|neither|nor|cannot)\b|n['’]t\b).*", re.DOTALL)
+
+
 def read_yes_no(text: str) -> str | None:
-    text = re.sub(r"\bno\s+(?:idea|clue|one|answers?|solutions?)\b", "", text.lower())
-    words = set(re.findall(r"\w+", text)) & {"yes", "no"}
-    return words.pop() if len(words) == 1 else None
+    """The one word, yes or no, that the text says and does not deny."""
+    text = _NO_NO.sub(" ", text.lower())
+    words = re.findall(r"\b(?:yes|no)\b", text)
+    is_said = len({*words}) == 1 and words[0] in re.findall(r"\w+", _DENIED.sub("", text))
+    return words[0] if is_said else None
 
 
 def read_text(text: str) -> str | None:

@@ -30,8 +30,8 @@ def frame_of(record: Record) -> Frame | None:
     if record.kind not in ("bbox", "boxes") and not is_marked(record.solution or ""):
         return None
     with suppress(UserError, IndexError):  # an image that cannot be read is another fault, none is no frame
-        sizes = [lazy_image(image).size for image in record.images]
-        return Frame(sizes[0], sizes[0], record.box_unit, len({*sizes}) == 1)
+        images = [*map(lazy_image, record.images)]
+        return Frame.beside(images, images[0].size, record.box_unit)
     return None
 
 

@@ -19,7 +19,7 @@ from r1ov.common.processes import World, choose_kernels, joined, share_cores
 from r1ov.common.stopping import stopping
 from r1ov.data.formats.reader import Endless, open_data
 from r1ov.data.formats.records import Record
-from r1ov.data.formats.tally import Tally
+from r1ov.data.formats.tally import Tally, counted
 from r1ov.data.playground.source import Playground
 from r1ov.data.processor import Processor
 from r1ov.data.steps import Source, recognise_boxes
@@ -190,8 +190,7 @@ class Run:
         tally.max_bad_share = self.config.max_bad_share
         tally.finish()
         if self.world.is_main:
-            unread = ", ".join(f"{name} {count:,}" for name, count in sorted(tally.unread.items()))
-            unread = f"; not read: {unread}" if unread else ""
+            unread = f"; not read: {counted(tally.unread)}" if tally.unread else ""
             tell(f"data    of {tally.rows:,} rows {pictured:,} have images{unread}")
             if (unit := self.source.reader.box_unit) and not self.config.box_unit:
                 tell(f"note    the boxes of {self.config.data} fill the frame {unit}: they are read so")
