@@ -566,7 +566,8 @@ def test_an_image_is_read_under_any_of_its_names(name):
         ({"image": "a.png", "meta": json.dumps({"clip": ["b.mp4"]})}, "the column meta holds an image"),
         ({"talk": said(user="x", assistant="y")}, "the column talk holds a conversation"),
         ({"talk": json.dumps(said(user="x", assistant="y"))}, "the column talk holds a conversation"),
-        ({"prompt": '[{"content": "x", "role": "user"', "question": None}, "the messages are not valid JSON"),
+        ({"prompt": '[{"content": "x", "role": "user"', "question": None}, "the messages are in no form"),
+        ({"question": json.dumps({"messages": said(user="x")})}, "the messages are in no form"),
         ({"choices_zh": ["a", "b"]}, "the column choices_zh holds choices"),
         ({"distractor1": "blue"}, "the column distractor1 holds wrong choices"),
         ({"options": [{"text": "x"}, "y"]}, "the choices are in no form"),
@@ -619,7 +620,6 @@ TALK = said(user=ASKED, assistant="Red.")
     [
         {"messages": json.dumps(TALK)},
         {"messages": str(TALK)},
-        {"message": json.dumps({"messages": TALK})},
         {"question": json.dumps(TALK)},
         {"messages": TALK, "conversations": spoken(("human", ASKED), ("gpt", "Red."))},
         {"messages": TALK, "prompt": ASKED},

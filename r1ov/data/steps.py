@@ -133,8 +133,8 @@ def with_boxes(record: Record, change: Callable[[str], str]) -> Messages:
         plain, is_reply = isinstance(message["content"], str), message["role"] == "assistant"
         parts = []
         for part in [{"text": message["content"]}] if plain else message["content"]:
-            text, is_box = part.get("text", ""), is_reply and record.kind in ("bbox", "boxes")
-            if text and (is_box or has_tokens(text) or (is_reply and is_marked(text))):
+            text, is_box = part.get("text", ""), record.kind in ("bbox", "boxes")
+            if has_tokens(text) or (is_reply and (is_box or is_marked(text))):
                 part = part | {"text": change(text)}
             parts.append(part)
         messages.append({**message, "content": parts[0]["text"] if plain else parts})

@@ -51,17 +51,17 @@ class Benchmark:
     metrics: Sequence[Metric]
     files: Sequence[str] = FILES
     id: str = "{index}"
-    options: Sequence[str] = ()
+    options: str = ""
     group: str = ""
     official: str = ""
-    tags: Sequence[str] = ()
+    tags: str = ""
     own: Callable[[Row, Sequence[str]], dict[str, Any]] = lambda row, options: {}
 
     def read(self, row: Row) -> dict[str, Any]:
         """Returns an Item's fields, and besides them `options`, and `sources`, the images."""
         if self.hub is None:
             return own_row(row)
-        options = next(filter(None, (listed(row.get(name)) for name in self.options)), ())
+        options = next(filter(None, (listed(row.get(name)) for name in self.options.split())), ())
         return {
             "id": self.id.format_map(row),
             "question": text(row["question"]),
@@ -71,7 +71,7 @@ class Benchmark:
             "sources": [next(filter(None, map(row.get, IMAGES)), None)],
             "group": text(row.get(self.group)),
             "raw_query": row.get(self.official) or None,
-            "tags": tags_of({**row, **(row.get("metadata") or {})}, self.tags),
+            "tags": tags_of({**row, **(row.get("metadata") or {})}, self.tags.split()),
             **self.own(row, options),
         }
 

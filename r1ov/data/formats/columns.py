@@ -12,7 +12,7 @@ from PIL import Image
 from r1ov.data.formats.open_image import ENCODED
 from r1ov.data.formats.records import BadRow
 
-EMPTY = (None, "", "nan", b"", "[]", {})  # parquet writes None for what a row has not
+EMPTY = (None, "", "nan", b"")  # parquet writes None for what a row has not
 # Meaning: its widespread names; the first one that a row has is read. From "a video" on none is.
 NAMES: dict[str, str] = {}
 for _line in """
@@ -52,7 +52,7 @@ _CHOICES = re.compile(
 _FILE = "path file file_name filename file_path filepath local_path media media_path attachment attachments "
 _FILE = (_FILE + "pic pics diagram jpg jpeg png webp").split()
 _SUFFIX = re.compile(
-    r"\.(?:png|jpe?g|webp|gif|bmp|tiff?|mp4|avi|mov|mkv|webm|mp3|wav|flac|ogg)$", re.IGNORECASE
+    r"\.(?:png|jpe?g|webp|gif|bmp|tiff?|mp4|avi|mov|mkv|webm|mp3|wav|flac|ogg)(?:\?|$)", re.IGNORECASE
 )
 
 
@@ -65,19 +65,19 @@ class Columns(dict[str, Any]):
     def __init__(self, row: Mapping[Any, Any]):
         self.empty: list[str] = []
         for name, value in sorted(row.items(), key=lambda item: str(item[0]) != str(item[0]).lower()):
-            name, is_named = str(name), _IMAGE.search(str(name).lower())
-            if value in EMPTY or (is_named and all(leaf in EMPTY for leaf in leaves(value))):
-                self.empty += [name] if is_named else []
-            else:
-                self[name if name.lower() in self else name.lower()] = value
+            name = str(name) if str(name).lower() in self else str(name).lower()
+            is_no_talk = value == [] and MEANING.get(name) == "conversation"
+            if is_no_talk or any(leaf not in EMPTY for leaf in leaves(value)):
+                self[name] = value
+            elif _IMAGE.search(name):
+                self.empty.append(name)
 
     def has(self, *meanings: str) -> bool:
-        return any(name in self for meaning in meanings for name in NAMES[meaning].split())
+        return any(MEANING.get(name) in meanings for name in self)
 
     def one_of(self, *names: str) -> Any:
-        """The value of the first of these columns, which is read now; an empty list comes last."""
-        found = sorted((name for name in names if name in self), key=lambda name: self[name] == [])
-        return self.pop(found[0]) if found else None
+        """The value of the first of these columns, which is read now."""
+        return self.pop(next((name for name in names if name in self), None), None)
 
     def take(self, *meanings: str) -> Any:
         """The value of the first column with one of these meanings, as `one_of`."""
@@ -85,9 +85,10 @@ class Columns(dict[str, Any]):
 
     def text(self, meaning: str) -> str:
         """The same, "" if there is none. Raises BadRow if it is not a text."""
-        value = self.take(meaning) or ""
+        name = next((name for name in NAMES[meaning].split() if name in self), None)
+        value = self.pop(name, "")
         if not isinstance(value, str):
-            raise BadRow(f"{meaning} is not a text", f"a {type(value).__name__}")
+            raise BadRow(f"{name} is not a text", f"a {type(value).__name__}")
         return value
 
     def images(self) -> list[Any]:
@@ -123,7 +124,7 @@ class Columns(dict[str, Any]):
         unread, seen = [], [leaf for leaf in leaves(images) if leaf]
         for name, value in self.items():
             meaning, value = MEANING.get(name), unwritten(value)
-            if value == [] or (meaning == "weight" and value == 1):
+            if meaning == "weight" and value == 1:
                 continue
             if meaning == "label" and value is False:  # TRL's unpaired preferences
                 meaning = "a mark of a bad reply"
@@ -174,7 +175,7 @@ def media(value: Any) -> list[Any]:
         leaf
         for leaf in leaves(value)
         if isinstance(leaf, bytes | Image.Image)
-        or (isinstance(leaf, str) and (ENCODED.match(leaf) or _SUFFIX.search(leaf.partition("?")[0])))
+        or (isinstance(leaf, str) and (ENCODED.match(leaf) or _SUFFIX.search(leaf)))
     ]
 
 

@@ -13,14 +13,7 @@ from r1ov.folder.hub import download
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
-NOT_DATA = (
-    "dataset_info.json",
-    "dataset_infos.json",
-    "dataset_dict.json",
-    "state.json",
-    "config.json",
-    "stages.jsonl",
-)
+NOT_DATA = "dataset_info.json dataset_infos.json dataset_dict.json state.json config.json stages.jsonl"
 HUB_NAME = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(?P<inner>(?:/[^/@]+)*)(?:@(?P<revision>[\w./-]+))?", re.ASCII
 )
@@ -57,7 +50,7 @@ def find_files(name: str, split: str = "train") -> list[DataFile]:
     found = {
         file: {part.lower() for part in _SPLIT.findall(file.relative_to(path).as_posix())}
         for file in sorted(path.rglob("*"))
-        if file.suffix.lower() in SUFFIXES and file.name not in NOT_DATA and file.is_file()
+        if file.suffix.lower() in SUFFIXES and file.name not in NOT_DATA.split() and file.is_file()
     }
     if not found:
         raise UserError(f"{shown(name)}: no {', '.join(SUFFIXES)} file in this folder")

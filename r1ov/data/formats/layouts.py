@@ -119,15 +119,12 @@ def _turns(value: Any, unread: list[str]) -> list[Turn]:
     """Messages as {role, content}, {from, value} or {user, assistant}, also in JSON text; other text is one
     message of the user's.
     """
-    if isinstance(value, str):
-        found = unwritten(value)
-        if isinstance(found, Mapping):  # {"messages": [...]}, or a single message
-            found = Columns(found).take("conversation") or [found]
-        if not is_dialogue(found):
-            if re.match(r"\s*[\[{]", value) and re.search(r"[\"'](role|from)[\"']\s*:", value):
-                raise BadRow("the messages are not valid JSON", reprlib.repr(value))
-            return [("user", _parts(value), True)]
+    if is_dialogue(found := unwritten(value)):
         value = found
+    if isinstance(value, str):
+        if re.match(r"\s*[\[{]", value) and re.search(r"[\"'](role|from)[\"']\s*:", value):
+            raise BadRow("the messages are in no form that is known", reprlib.repr(value))
+        return [("user", _parts(value), True)]
     if not isinstance(value, list) or not value:
         raise BadRow("the messages are not a list", reprlib.repr(value))
     turns = []

@@ -170,9 +170,9 @@ class _Parser:
         left = self._group() or self._sum()
         if not self._take("="):
             return left
-        first, *rest = self.tokens[start : self.at - 1]
-        is_name = re.fullmatch(r"(?:_(?:\d+|[A-Za-z]|\{\w+\}))?", "".join(rest))  # x, or x_1
-        name = "".join((first, *rest)) if first.strip("\\").isalpha() and is_name else None
+        # One token each: x, x _ 1, x _ { 1 }
+        name = re.fullmatch(r"\\?[A-Za-z]+( _ (\w+|\{ \w+ \}))?", " ".join(self.tokens[start : self.at - 1]))
+        name = name and name[0]
         right = self._group() or self._sum()
         if isinstance(left, Group) or (isinstance(right, Group) and not name):
             raise Unreadable("an equation of groups")

@@ -44,12 +44,11 @@ _OTHERS = (
     "厘米 cm, 毫米 mm, 分米 dm, 千米 km, 公里 km, 克 g, 千克 kg, "
     "公斤 kg, 毫克 mg, 秒 s, 分钟 min, 小时 h, 升 L, 毫升 mL"
 )
-_NAMELESS = dict.fromkeys(
-    ("degree", "deg", "dollar", "euro", "unit", "度", "元"), ""
-)  # that say nothing of the number
+_NAMELESS = "degree deg dollar euro unit 度 元"  # they say nothing of the number
 
 
-SYMBOLS = dict(pair.split() for pair in f"{_BASES}, {_OTHERS}".split(", ")) | _NAMELESS
+SYMBOLS = dict(pair.split() for pair in f"{_BASES}, {_OTHERS}".split(", "))
+SYMBOLS |= dict.fromkeys(_NAMELESS.split(), "")
 for _prefix, _base in product(_PREFIXES.split(", "), _BASES.split(", ")):
     (_name, _short_name), (_unit, _symbol) = _prefix.split(), _base.split()
     SYMBOLS[_name + _unit] = _short_name + _symbol

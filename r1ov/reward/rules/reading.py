@@ -282,9 +282,8 @@ _DENIED = re.compile(r"(?:\b(?:not|never|neither|nor|cannot)\b|n['’]t\b).*", r
 def read_yes_no(text: str) -> str | None:
     """The one word, yes or no, that the text says and does not deny."""
     text = _NO_NO.sub(" ", text.lower())
-    words = re.findall(r"\b(?:yes|no)\b", text)
-    is_said = len({*words}) == 1 and words[0] in re.findall(r"\w+", _DENIED.sub("", text))
-    return words[0] if is_said else None
+    said, meant = (re.findall(r"\b(?:yes|no)\b", each) for each in (text, _DENIED.sub("", text)))
+    return said[0] if len({*said}) == 1 and meant else None
 
 
 def read_text(text: str) -> str | None:
