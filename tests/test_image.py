@@ -531,8 +531,10 @@ def test_a_png_files_notes_never_cost_an_image(case: str, at_the_end: bool, tmp_
     assert_opens(with_chunks(turned, NOTES[case], at_the_end=at_the_end), True, tmp_path)
 
 
-def test_a_png_files_note_with_a_wrong_checksum_costs_no_image(tmp_path) -> None:
-    assert_opens(with_chunks((b"tEXt", b"Comment\0a"), at_the_end=False, spoil=1), False, tmp_path)
+@pytest.mark.parametrize("note", [(b"tEXt", b"Comment\0a"), (b"eXIf", ifd(TURNED))])
+def test_a_png_files_note_with_a_wrong_checksum_costs_no_image(note, tmp_path) -> None:
+    for at_the_end in (False, True):
+        assert_opens(with_chunks(note, at_the_end=at_the_end, spoil=1), False, tmp_path)
 
 
 @pytest.mark.parametrize(

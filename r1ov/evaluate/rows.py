@@ -144,7 +144,6 @@ def own_row(row: Row) -> dict[str, Any]:
     content = record.prompt[-1]["content"]
     parts = [{"text": content}] if isinstance(content, str) else content
     options = take_options(Columns(row))
-    is_tag = {*record.unread} - {"group", *MEANING}
     return {
         "id": record.id,
         "messages": record.prompt,
@@ -154,7 +153,9 @@ def own_row(row: Row) -> dict[str, Any]:
         "options": options,
         "box_unit": record.box_unit,
         "group": text(row.get("group")),
-        "tags": tags_of(row, [name for name in row if name.lower() in is_tag]),
+        "tags": tags_of(
+            row, [name for name in row if name.lower() in {*record.unread} - {"group", *MEANING}]
+        ),
         "unread": record.unread,
         "sources": record.images,
     }

@@ -85,7 +85,7 @@ def score_answer(
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, must be one of {', '.join(KINDS)}")
     if kind in ("math", "tuple", "set"):
-        if kind == "tuple" and not is_declared and len(re.findall("[,;]", gold)) == 1:
+        if kind == "tuple" and not is_declared and not re.search("[,;].*[,;]", gold):
             kind = "math"  # (1, 2) may be an interval, which [1, 2] is not
         return _score_math(answer, gold, kind, rules, verify)
     if kind in ("bbox", "boxes"):

@@ -66,8 +66,10 @@ class Columns(dict[str, Any]):
         self.empty: list[str] = []
         for name, value in sorted(row.items(), key=lambda item: str(item[0]) != str(item[0]).lower()):
             name = str(name) if str(name).lower() in self else str(name).lower()
-            is_no_talk = value == [] and MEANING.get(name) == "conversation"
-            if is_no_talk or any(leaf not in EMPTY for leaf in leaves(value)):
+            if any(leaf not in EMPTY for leaf in leaves(value)) or (MEANING.get(name), value) == (
+                "conversation",
+                [],
+            ):
                 self[name] = value
             elif _IMAGE.search(name):
                 self.empty.append(name)
@@ -121,7 +123,7 @@ class Columns(dict[str, Any]):
         Raises BadRow for one whose meaning changes what the row shows, if neither the record's text nor its
         images show it.
         """
-        unread, seen = [], [leaf for leaf in leaves(images) if leaf]
+        unread, seen = [], media(images)
         for name, value in self.items():
             meaning, value = MEANING.get(name), unwritten(value)
             if meaning == "weight" and value == 1:

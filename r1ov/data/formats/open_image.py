@@ -8,6 +8,7 @@ import base64
 import io
 import re
 import warnings
+import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -31,16 +32,20 @@ FILE_URL = re.compile(r"file:(//(localhost(?=/))?)?", re.IGNORECASE)
 MEASURED_BY_HEADER = (None, "JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP")
 PNG = b"\x89PNG\r\n\x1a\n"
 # EXIF orientation -> the turn that makes the image upright; 1 needs none.
-TURNS = [
-    "FLIP_LEFT_RIGHT",
-    "ROTATE_180",
-    "FLIP_TOP_BOTTOM",
-    "TRANSPOSE",
-    "ROTATE_270",
-    "TRANSVERSE",
-    "ROTATE_90",
-]
-TURNS = dict(enumerate(TURNS, 2))
+TURNS = dict(
+    enumerate(
+        [
+            "FLIP_LEFT_RIGHT",
+            "ROTATE_180",
+            "FLIP_TOP_BOTTOM",
+            "TRANSPOSE",
+            "ROTATE_270",
+            "TRANSVERSE",
+            "ROTATE_90",
+        ],
+        2,
+    )
+)
 
 T = TypeVar("T")
 
@@ -120,7 +125,8 @@ def _without_notes(png: bytes) -> bytes:
     while place < len(png):
         end = place + 12 + int.from_bytes(png[place : place + 4])  # length, kind, the data, their checksum
         kind = png[place + 4 : place + 8]
-        if kind in chunks:
+        checksum = zlib.crc32(png[place + 4 : end - 4]).to_bytes(4)
+        if kind in chunks and (kind != b"eXIf" or png[end - 4 : end] == checksum):
             chunks[kind] += png[place:end]
         place = end
     return b"".join(chunks.values())

@@ -80,7 +80,7 @@ class Reader:
         if self.need == "reply" and (record.reply is None or not any(trained)):
             raise BadRow("there is no reply to learn from")
         if self.need == "solution" and record.solution is None:
-            unread = f"not read are {', '.join(record.unread)}" if record.unread else ""
+            unread = f"not read: {', '.join(record.unread) or 'none'}"
             raise BadRow("there is no gold answer to score against", unread)
         folder, inside = self.image_folder or file.path.parent, self.image_folder or file.inside
         messages, count = [], 0

@@ -45,6 +45,9 @@ _CHARACTERS = str.maketrans(_CHARACTERS | dict.fromkeys("\u00a0\u2006\u2009\u202
 _LATEX = [  # in this order
     (re.compile(pattern), spelling)
     for pattern, spelling in _table(r"""
+    Â° -> °
+    ⁄ -> /
+    − -> -
     \\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])|\\hspace\*?\s*\{[^{}]*\} ->
     \\(?:text|mbox|mathord|mathpunct)\s*(?=\{,\}) ->
     \\thinspace(?![A-Za-z]) -> \\,
@@ -83,9 +86,9 @@ def plain(text: str) -> str:
     Example: "$5\\\\dfrac12\\\\,\\\\text{cm}²$" -> "5\\\\frac{1}{2} \\\\text{cm}^{2}"
     """
     text = text.replace("\frac", "\\frac")  # a form feed: somebody's "\\frac" that was read as an escape
-    text = " ".join(text.translate(_CHARACTERS).replace("Â°", "°").split())
+    text = " ".join(text.translate(_CHARACTERS).split())
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", r"^{\g<0>}", re.sub("[¼-¾⅐-⅞]", r" \g<0>", text))
-    text = unicodedata.normalize("NFKC", text).replace("⁄", "/").replace("−", "-")
+    text = unicodedata.normalize("NFKC", text)
     for pattern, spelling in _LATEX:
         text = pattern.sub(spelling, text)
     return " ".join(text.split())
