@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from r1ov.common.fetch import fetch
 from r1ov.common.files import one_line, shown
@@ -31,7 +31,8 @@ FILE_URL = re.compile(r"file:(//(localhost(?=/))?)?", re.IGNORECASE)
 # formats are decoded to be measured: TIFF turns itself, ICO chooses among its images, and so on.
 MEASURED_BY_HEADER = (None, "JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP")
 PNG = b"\x89PNG\r\n\x1a\n"
-# EXIF orientation -> the turn that makes the image upright; 1 needs none.
+ORIENTATION = 0x112  # among EXIF's tags
+# Its value -> the turn that makes the image upright; 1 needs none.
 TURNS = dict(
     enumerate(
         [
@@ -120,13 +121,12 @@ def _without_notes(png: bytes) -> bytes:
     """What follows a PNG file's signature, its EXIF before the pixels and no other note: a broken one would
     cost the image, and one behind the pixels is found only by decoding them.
     """
-    chunks: dict[bytes, bytes] = dict.fromkeys((b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"), b"")
-    place = 0
+    chunks, place = dict.fromkeys(b"IHDR PLTE tRNS eXIf IDAT IEND".split(), b""), 0
     while place < len(png):
         end = place + 12 + int.from_bytes(png[place : place + 4])  # length, kind, the data, their checksum
-        kind = png[place + 4 : place + 8]
-        checksum = zlib.crc32(png[place + 4 : end - 4]).to_bytes(4)
-        if kind in chunks and (kind != b"eXIf" or png[end - 4 : end] == checksum):
+        body = png[place + 4 : end - 4]
+        kind = body[:4]
+        if kind in chunks and (kind != b"eXIf" or png[end - 4 : end] == zlib.crc32(body).to_bytes(4)):
             chunks[kind] += png[place:end]
         place = end
     return b"".join(chunks.values())
@@ -146,14 +146,14 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 def _orientation(image: Image.Image) -> int | None:
     try:
         # Not the PNG class's own, which decodes the image first.
-        return Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+        return Image.Image.getexif(image).get(ORIENTATION)
     except Exception:  # on broken EXIF Pillow raises anything, and the pixels are sound
         return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    if (turn := TURNS.get(_orientation(image))) is not None:
+    if turn := TURNS.get(_orientation(image)):
         image = image.transpose(Image.Transpose[turn])
     if image.mode == "F" or image.mode.startswith("I"):
         image = _to_8_bits(image)
