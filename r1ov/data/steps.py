@@ -17,7 +17,7 @@ from r1ov.data.messages import Messages
 from r1ov.data.pack import needed_blank, num_trained, pack, sequence_cost
 from r1ov.data.processor import Batch, Encoded, Processor
 from r1ov.errors import UserError
-from r1ov.reward.rules.boxes import Corner, Frame, Unit, corners, has_tokens, is_marked, recognised, resized
+from r1ov.reward.rules.boxes import TOKENS, Corner, Frame, Unit, corners, is_marked, recognised, resized
 
 
 class Source(Protocol):
@@ -117,8 +117,9 @@ def frame_of(processor: Processor, encoded: Encoded, unit: Unit | None) -> Frame
 def encode_record(record: Record, processor: Processor, **options: Any) -> Encoded:
     """The record's messages as `Processor.encode`, their boxes measured as the model measures its own."""
     encoded = processor.encode(record.messages, **options)
-    if not (frame := frame_of(processor, encoded, record.box_unit)):
+    if not (sizes := processor.image_sizes(encoded)):
         return encoded
+    frame = Frame(*sizes, record.box_unit, len({image.size for image in encoded.pictures}) == 1)
     messages = with_boxes(record, lambda text: resized(text, frame))
     return encoded if messages == record.messages else processor.encode(messages, **options)
 
@@ -134,7 +135,7 @@ def with_boxes(record: Record, change: Callable[[str], str]) -> Messages:
         parts = []
         for part in [{"text": message["content"]}] if plain else message["content"]:
             text, is_box = part.get("text", ""), record.kind in ("bbox", "boxes")
-            if has_tokens(text) or (is_reply and (is_box or is_marked(text))):
+            if TOKENS.search(text) or (is_reply and (is_box or is_marked(text))):
                 part = part | {"text": change(text)}
             parts.append(part)
         messages.append({**message, "content": parts[0]["text"] if plain else parts})

@@ -81,7 +81,7 @@ def read_row(row: Any, where: str = "") -> Record:
         id=None if label is None else str(label),
         format=layout,
         where=where,
-        unread=(*unread, *columns.rest(text, images)),
+        unread=tuple(dict.fromkeys((*unread, *columns.rest(text, images)))),
     )
 
 

@@ -41,7 +41,7 @@ class Tally:
         """
         if isinstance(item, Record):
             self.formats[item.format] += 1
-            self.unread.update(sorted({*item.unread}))
+            self.unread.update(item.unread)
             self.repairs.update(item.repairs)
             return
         if item.detail in self.seen:

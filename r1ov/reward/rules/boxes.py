@@ -26,7 +26,7 @@ _FOUR = re.compile(rf"[\[(]\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*
 _BARE = re.compile(rf"\A{_NUMBER}(?:[\s,]\s*{_NUMBER}){{3}}\Z")
 _POINT = rf"(?:(?<=<\|box_start\|>)|(?<=<box>)|(?<=point_2d[\"']:))\s*{_PAIR}"
 _PLACES = re.compile(f"{_PAIRS.pattern}|{_FOUR.pattern}|{_BARE.pattern}|{_POINT}")
-_TOKENS = re.compile(r"<\|box_(?:start|end)\|>|</?box>")
+TOKENS = re.compile(r"<\|box_(?:start|end)\|>|</?box>")
 _LABEL = re.compile(r"""["']label["']\s*:\s*["']([^"']*)["']""")
 
 
@@ -51,7 +51,7 @@ class Frame(NamedTuple):
     @classmethod
     def beside(cls, images: Sequence[Any], resized: Sequence[int], unit: Unit | None) -> "Frame":
         """Of the boxes in a text with these images. Args: resized: the first one's size to the model."""
-        return cls(images[0].size, tuple(resized), unit, len({image.size for image in images}) == 1)
+        return cls(images[0].size, resized, unit, len({image.size for image in images}) == 1)
 
     def size(self, unit: Unit) -> tuple[int, int]:
         """What a box that ends where its image does has as its corner."""
@@ -98,11 +98,7 @@ def recognised(found: Sequence[tuple[Corner, Frame]]) -> Unit | None:
 
 def is_marked(text: str) -> bool:
     """Whether the text says that its numbers are a box or point: by a key of JSON, or Qwen's tokens."""
-    return bool(re.search(r"""["'](?:bbox(?:_2d)?|point_2d)["']""", text) or has_tokens(text))
-
-
-def has_tokens(text: str) -> bool:
-    return bool(_TOKENS.search(text))
+    return bool(re.search(r"""["'](?:bbox(?:_2d)?|point_2d)["']""", text) or TOKENS.search(text))
 
 
 def read_boxes(text: str) -> list[Labelled] | None:
@@ -112,7 +108,7 @@ def read_boxes(text: str) -> list[Labelled] | None:
     Examples: "[1, 2, 30, 40]"; "(1, 2), (30, 40)"; "[[1, 2], [30, 40]]"; "1, 2, 30, 40" and nothing else;
         '[{"bbox_2d": [1, 2, 30, 40], "label": "cat"}]'; "<|box_start|>(1,2),(30,40)<|box_end|>"
     """
-    text = _TOKENS.sub(";", plain(text))
+    text = TOKENS.sub(";", plain(text))
     for pattern in (_BARE, _PAIRS):
         text = pattern.sub(lambda match: f"[{', '.join(re.findall(_NUMBER, match[0]))}]", text)
     found = []
@@ -169,13 +165,10 @@ def resized(text: str, frame: Frame) -> str:
     """
     found = corners(text)
     scale = frame.scale(found) if found else (1, 1)
-    if not scale and not frame.is_only:
-        raise UserError(SEVERAL)
     if not scale:
         size = " x ".join(map(str, frame.original))
-        raise UserError(
-            f"a box lies outside its image of {size}; give its box_unit, one of {', '.join(BOX_UNITS)}"
-        )
+        fault = f"a box lies outside its image of {size}; give its box_unit, one of {', '.join(BOX_UNITS)}"
+        raise UserError(fault if frame.is_only else SEVERAL)
     factors = cycle(scale)
 
     def moved(match: re.Match) -> str:

@@ -9,14 +9,9 @@ from typing import Literal, NamedTuple
 from r1ov.common.files import split_reply
 from r1ov.reward.format import MAX_REPLY
 
-
-def _table(text: str) -> list[tuple[str, str]]:
-    """(before, after) of each line; "␣" is a space."""
-    pairs = [line.split("->") for line in text.strip().splitlines()]
-    return [(before.strip(), after.strip().replace("␣", " ")) for before, after in pairs]
-
-
-_SPELLINGS = _table(r"""
+# What is read as what; "␣" is a space. 掳 is a degree sign read in the wrong encoding.
+_CHARACTERS = dict.fromkeys("\u00a0\u2006\u2009\u202f", r"\,")  # thin spaces, and those where no line breaks
+for _line in r"""
     ×   -> \times␣
     ÷   -> /
     π   -> \pi␣
@@ -38,13 +33,12 @@ _SPELLINGS = _table(r"""
     、  -> ,
     【  -> [
     】  -> ]
-""")  # 掳 is a degree sign read in the wrong encoding
-_CHARACTERS = {letter: spelling for letters, spelling in _SPELLINGS for letter in letters}
-# Thin spaces, and those where no line breaks.
-_CHARACTERS = str.maketrans(_CHARACTERS | dict.fromkeys("\u00a0\u2006\u2009\u202f", r"\,"))
-_LATEX = [  # in this order
-    (re.compile(pattern), spelling)
-    for pattern, spelling in _table(r"""
+""".strip().splitlines():
+    _before, _, _after = _line.partition("->")
+    _CHARACTERS |= dict.fromkeys(_before.strip(), _after.strip().replace("␣", " "))
+_CHARACTERS = str.maketrans(_CHARACTERS)
+_LATEX = []  # in this order
+for _line in r"""
     Â° -> °
     ⁄ -> /
     − -> -
@@ -69,8 +63,9 @@ _LATEX = [  # in this order
     \s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\{\s*°\s*\}|\\degree(?![A-Za-z])|\{\s*degrees?\s*\} -> °
     \\% -> %
     \\frac\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\}) -> \\frac{\1\2}{\3\4}
-    """)
-]
+""".strip().splitlines():
+    _before, _, _after = _line.partition("->")
+    _LATEX.append((re.compile(_before.strip()), _after.strip().replace("␣", " ")))
 _WRAPPERS = re.compile(
     r"\\(?:text(?:rm|bf|it|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt)|mbox|operatorname|rm|bf|bm|boldsymbol|num)"
     r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
