@@ -412,6 +412,11 @@ PROCESSES = {
         {"HF_HUB_OFFLINE": "1"},
         "HF_HUB_OFFLINE is set",
     ),
+    "a hub name, offline by another name": (
+        "{generate} --prompt x --model nobody/nothing",
+        {"TRANSFORMERS_OFFLINE": "1"},
+        "TRANSFORMERS_OFFLINE; unset it",
+    ),
 }
 
 

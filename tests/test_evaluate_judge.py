@@ -190,6 +190,9 @@ def test_the_key_comes_from_the_environment_and_no_other_token_is_ever_sent(serv
     assert [key for _, key, *_ in server.asked] == ["Bearer none", "Bearer sk-mine"]
 
 
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+
+
 def test_offline_is_about_the_hub_and_not_about_a_judge_on_this_machine(server, tmp_path):
     """In a process of its own: huggingface_hub reads HF_HUB_OFFLINE when it is imported."""
     (tmp_path / "q.jsonl").write_text('{"id": "0", "question": "How many?", "answer": "seven of them"}\n')
@@ -199,7 +202,7 @@ def test_offline_is_about_the_hub_and_not_about_a_judge_on_this_machine(server, 
     done = subprocess.run(
         [sys.executable, "-m", "r1ov.evaluate", *words, "--out", "o"],
         cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, **dict.fromkeys(OFFLINE, "1"), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )

@@ -85,7 +85,8 @@ def download(name: str, repo: str, revision: str | None, repo_type: str, **patte
     except errors.LocalEntryNotFoundError:
         if constants.HF_HUB_OFFLINE:
             message = (
-                f"{here} and not in the hub's cache, and HF_HUB_OFFLINE is set; unset it, or give a folder"
+                f"{here} and not in the hub's cache, and HF_HUB_OFFLINE is set, or TRANSFORMERS_OFFLINE; "
+                "unset it, or give a folder"
             )
         else:
             message = (
