@@ -18,7 +18,7 @@ from r1ov.common.stopping import shielded, stopping
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_the_first_signal_is_only_noted(number, capfd):
     before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     with stopping("stopping") as stop:
@@ -55,7 +55,7 @@ def test_workers_of_a_loader_never_see_signals_to_the_whole_group():
     with shielded():
         batches = iter(loader)
     (child,) = multiprocessing.active_children()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         os.kill(child.pid, number)  # at its first instructions, perhaps
     assert [int(batch) for batch in batches] == [child.pid] * 8
 
@@ -68,7 +68,7 @@ def test_a_helper_never_sees_signals_whatever_starts_it(method):
         child = context.Process(target=echo, args=(theirs,))
         child.start()
         program = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         os.kill(child.pid, number)
         program.send_signal(number)
     ours.send("still there")

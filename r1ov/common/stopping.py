@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the main process finishes what it is at, and its helpers do not notice."""
+"""SIGTERM, SIGUSR1 and Ctrl-C: the main process finishes what it is at, and its helpers do not notice."""
 
 import atexit
 import multiprocessing
@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is Slurm's warning, --signal=USR1@90
 
 
 @contextmanager
 def stopping(announcement: str = "") -> Iterator[threading.Event]:
-    """Yields an event that the first SIGTERM or SIGINT (Ctrl-C) sets; a SIGINT after that raises
-    KeyboardInterrupt.
+    """Yields an event that the first of SIGNALS sets; a SIGINT (Ctrl-C) after that raises KeyboardInterrupt.
 
     Under torchrun it does not, because torchrun passes on to its ranks what they may have got already; what
     is left to do must take less than its `--shutdown-timeout` (30 s): then it kills.
@@ -45,13 +44,14 @@ def stopping(announcement: str = "") -> Iterator[threading.Event]:
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """Processes that are started within it never see SIGTERM or SIGINT; they must end when their parent does.
+    """Processes that are started within it never see SIGNALS; they must end when their parent does.
 
     A scheduler signals every process of a job, but only the main one may decide what ends when. Signals that
     are blocked stay so in a child, from its first instruction on.
     """
-    resource_tracker.ensure_running()  # if multiprocessing started it later, it would unblock these signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    resource_tracker.ensure_running()  # multiprocessing's own, which then unblocks some signals here
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
