@@ -790,7 +790,7 @@ def test_what_is_not_read_is_said_by_the_look_and_at_the_start_of_training(tmp_p
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
     look(LookConfig(data=str(path), image_folder=str(DATA)))
-    assert "unread    level 2, image (empty) 1, source 1\n" in capsys.readouterr().out
+    assert "unread    level 2, source 1, image (empty) 1\n" in capsys.readouterr().out
     out = tmp_path / "run"
     options = {
         "data": str(path),
@@ -804,7 +804,7 @@ def test_what_is_not_read_is_said_by_the_look_and_at_the_start_of_training(tmp_p
     )
     train(config)
     told = capsys.readouterr().err
-    assert "of 2 rows 1 have images; not read: level 2, image (empty) 1, source 1" in told
+    assert "of 2 rows 1 have images; not read: level 2, source 1, image (empty) 1" in told
     shutil.rmtree(out / "final")
     path.write_text("\n".join(map(json.dumps, rows[:1])))
     with pytest.raises(UserError, match=r"the rows of --data .* have changed since the run"):
