@@ -84,6 +84,13 @@ def test_a_gold_that_only_its_letters_could_judge_is_found_before_training():
     assert unscorable([union._replace(kind="text")])[0]
 
 
+def test_a_point_which_no_answer_in_another_frame_can_equal_is_found_before_training():
+    for answer in ('{"point_2d": [100, 200]}', '[{"bbox_2d": [1, 2, 3]}]'):
+        assert unscorable([Gold("row", answer)])[0] == [
+            (Gold("row", answer), "is a point, or a box that cannot be read")
+        ]
+
+
 def test_a_box_outside_its_image_is_found_before_training():
     frame = Frame((640, 480), (644, 476))
     golds = [
