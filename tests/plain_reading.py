@@ -34,8 +34,8 @@ UNITS = {
     "cm": "centimeter centimeters centimetre centimetres cm", "m": "meter meters metre metres m",
     "km": "km kilometers", "kg": "kg",
     "": "degree degrees deg dollar dollars euro euros unit units C F", "s": "s sec second seconds",
-    "h": "h hour hours",
-    "mi": "mi mile miles", "in": "in inch inches",
+    "h": "h hour hours hr hrs",
+    "mi": "mi mile miles", "in": "in inch inches inche",
 }  # fmt: skip
 UNIT = {word: unit for unit, words in UNITS.items() for word in words.split()}
 CHINESE = {
@@ -66,6 +66,9 @@ ALIKE = {
     r"(?<=\d)\s*[和或及与與]\s*(?=[-\dx$])": " and ",
     "负": "-",
     "[【】「」]": " ",
+    r"\\(?=[¼-¾⅐-⅞])": "",
+    r"(?<=per)\$(?=cent)|(?<=frac)\$": " ",
+    r"\{,\}": ",",
     r"(?i)degrees? celsius": "C",
 }
 FRAME = ("the", "final", "correct", "best", "right", "answer", "answers", "option", "choice", "is", "are")
@@ -92,6 +95,8 @@ def may_be_right(completion: str, gold: str, kind: str) -> bool:
     body, gold = (unboxed(text) for text in (body, re.sub("</?answer>", "", gold)))
     if not body or squeezed(body) == squeezed(gold):
         return bool(body)
+    if squeezed(body.replace(" ", "")) == squeezed(gold.replace(" ", "")):  # \\in fty
+        return not re.search(r"\d\s+\d", body)
     body, gold = unspaced(body), unspaced(gold)
     if squeezed(body) == squeezed(gold):
         return True
@@ -490,6 +495,14 @@ def boxes_of(text: str) -> list[tuple[float, ...]]:
     )
     text = re.sub(r"<\|box_\w+\|>|</?box>", " ; ", text)
     number = r"\s*-?(?:\d+\.?\d*|\.\d+)\s*"
+    # Pairs in a row, as many as there may be, are boxes two by two.
+    pair = rf"[\[(]{number},{number}[\])]"
+    for run in re.findall(rf"{pair}(?:\s*,?\s*{pair}){{3,}}", text):
+        ends = re.findall(rf"{number},{number}", run)
+        if len(ends) % 2 == 0:
+            text = text.replace(
+                run, ";".join(f"[{a},{b}]" for a, b in zip(ends[::2], ends[1::2], strict=True))
+            )
     corners = rf"[\[(]({number},{number})[\])]\s*,?\s*[\[(]({number},{number})[\])]"
     if not re.search(rf"{corners}\s*,?\s*[\[(]{number},{number}[\])]", text):
         text = re.sub(corners, r"[\1,\2]", text)
