@@ -133,8 +133,8 @@ def wemath(row: Row, options: Sequence[str]) -> dict[str, Any]:
 def own_row(row: Row) -> dict[str, Any]:
     """Reads a row of any layout that training reads (see r1ov/data/formats/layouts.py), or of VLMEvalKit's.
 
-    A column `group` says which questions depend on each other; `unread` names every column that is not read;
-    a short one becomes a tag.
+    A column `group` says which questions depend on each other; short columns that are not read become tags,
+    `unread` names the others.
     """
     if (kind := row.get("kind") or None) not in (None, *KINDS):
         raise UserError(f"kind is {kind!r}, must be one of {', '.join(KINDS)}")
@@ -144,6 +144,7 @@ def own_row(row: Row) -> dict[str, Any]:
     content = record.prompt[-1]["content"]
     parts = [{"text": content}] if isinstance(content, str) else content
     options = take_options(Columns(row))
+    tags = tags_of(row, [name for name in row if name.lower() in {*record.unread} - {"group", *MEANING}])
     return {
         "id": record.id,
         "messages": record.prompt,
@@ -153,10 +154,8 @@ def own_row(row: Row) -> dict[str, Any]:
         "options": options,
         "box_unit": record.box_unit,
         "group": text(row.get("group")),
-        "tags": tags_of(
-            row, [name for name in row if name.lower() in {*record.unread} - {"group", *MEANING}]
-        ),
-        "unread": record.unread,
+        "tags": tags,
+        "unread": {*record.unread} - {"group", *map(str.lower, tags)},
         "sources": record.images,
     }
 
@@ -199,7 +198,7 @@ def items_of(bench: Benchmark, split: str, rows: Sequence[Row], folder: Path, in
             fields["error"] = SEVERAL
         items.append(Item(bench=bench.name, split=split, **fields))
     if unread:
-        print(f"{bench.name}: columns beside the questions: {counted(unread)}", file=sys.stderr)
+        print(f"{bench.name}: not read: {counted(unread)}", file=sys.stderr)
     return items
 
 
