@@ -68,7 +68,7 @@ WALKS = {
 # away than what was measured on 29 November 2026, after adapters, weights of 4 bits, the memory plan and
 # kernels for small operations had come in. (Which rules of the rewards a GRPO step enters depends on what was
 # sampled, and so a little on the CPU.)
-HOUSE_SO_FAR = 133_320
+HOUSE_SO_FAR = 133_400
 SO_FAR = dict(zip(WALKS, ((24, 132, 16_850), (30, 175, 20_100), (44, 246, 32_000)), strict=True))
 LAYOUT = {
     tokenize.COMMENT,
