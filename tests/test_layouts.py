@@ -698,6 +698,11 @@ def test_choices_come_in_many_forms_and_are_shown_once():
     assert shown(read_row({"question": COLOURS, "answer": "B", "options": ["red", "blue"]})) == [COLOURS]
     asked = read_row({"messages": said(user=ASKED), "options": ["red", "blue"], "answer": 1})
     assert (shown(asked), asked.solution) == ([COLOURS], "B")
+    for gold in ("AC", "A, C", "A、C", "A和C"):
+        row = {"question": ASKED, "options": ["red", "blue", "green"], "answer": gold}
+        assert read_row(row).solution == "AC"
+    with pytest.raises(BadRow, match="not one of the choices"):
+        read_row({"question": ASKED, "options": ["red", "blue"], "answer": "AC"})
     for name in ("answer_index", "correct_choice_idx", "cop", "label"):
         assert read_row({"question": ASKED, "options": ["red", "blue"], name: 1}).solution == "B"
 

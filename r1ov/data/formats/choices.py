@@ -7,7 +7,7 @@ from typing import Any
 
 from r1ov.data.formats.columns import Columns, media, unwritten
 from r1ov.data.formats.records import BadRow
-from r1ov.reward.rules.reading import read_choice, read_text
+from r1ov.reward.rules.reading import read_choice, read_letters, read_text
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -72,7 +72,8 @@ def take_options(columns: Columns) -> tuple[str, ...]:
 
 
 def gold_letter(answer: Any, options: Sequence[str]) -> str:
-    """The letter of the gold option, which rows give as a letter, as a number counted from 0, or as its text.
+    """The letter of the gold option, which rows give as a letter, as a number counted from 0, or as its text;
+    of several their letters.
 
     Raises:  BadRow for an answer that names none of the options, or may name two.
     """
@@ -80,7 +81,7 @@ def gold_letter(answer: Any, options: Sequence[str]) -> str:
     letters = {LETTERS[at] for at, option in enumerate(options) if read_text(option) == read_text(text)}
     if type(answer) is int and 0 <= answer < len(options):
         letters.add(LETTERS[answer])
-    letters.add(read_choice(text, options) or "")
+    letters |= {read_choice(text, options) or "", read_letters(text, len(options)) or ""}
     letters -= {""}
     if len(letters) != 1:
         raise BadRow(
