@@ -56,9 +56,12 @@ ALIKE = {
     r"\\hspace\*?\{[^{}]*\}": "",
     r"\\text\{,\}": "",
     r"\\(?:nice|s|x)frac": r"\\frac",
-    r"\{([^{}]*)\\over\b([^{}]*)\}": r"\\frac{\1}{\2}",
+    r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}": r"\\frac{\1}{\2}",
     r"\\(?:boldsymbol|mathbf|bm)\s*\{(\\frac.*)\}": r"\1",
     r"\\textrm": r"\\text",
+    r"\\text\{\}": "",
+    r"\$(?!\d)|(?<=[_{])\$": "",
+    r"_\{\s*(\w+)\s*\}": r"_{\1}",
     r"\\ne(?![a-z])|≠": r"\\neq",
     r"\\varnothing|∅": r"\\emptyset",
     r"(?<=\d)\s*万": "*10000",
@@ -172,6 +175,7 @@ def same_text(body: str, gold: str) -> bool:
 
 
 def same_yes_no(body: str, gold: str) -> bool:
+    body = re.sub(r"(?i)(?<=[a-z]) no (?!not)(?=[a-z])", " ", body)  # yes, there are no cats
     said = {"yes", "no"} & set(re.split(r"\W+", body.casefold()))
     return said == {"yes", "no"} & set(re.split(r"\W+", gold.casefold()))
 

@@ -271,8 +271,8 @@ def _without_lead(text: str) -> str:
 
 # A "no" that denies no question: no idea, no. 5, there are no cats.
 _NO_NO = re.compile(
-    r"\bno\s+(?:idea|clue|one|answers?|solutions?|matter|more|less|fewer|doubt|problem|longer)\b|\bno\.?\s*\d"
-    r"|(?<=[a-z])\s+no\s+(?!because|since|as\b|it|they|there|he|she|this|that|but)(?=[a-z])"
+    r"\bno\s+(?:idea|clue|one|answers?|solutions?|matter|more|less|fewer|doubt|problem|longer)\b|\bno\b\.?\s*\d"
+    r"|(?<=[a-z])\s+no\s+(?!not\b|because|since|as\b|it|they|there|he|she|this|that|but)(?=[a-z])"
 )
 _DENIED = re.compile(r"(?:\b(?:not|never|neither|nor|cannot)\b|n['’]t\b).*", re.DOTALL)
 
