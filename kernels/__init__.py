@@ -2,7 +2,7 @@
 Knows nothing of r1ov.
 """
 
-from kernels.attention import attention, decode_attention, decode_attention_shared, starts
+from kernels.attention import attention, decode_attention, starts
 from kernels.dispatch import IMPLEMENTATIONS, check_impl, default_impl, unavailable, use
 from kernels.logprobs import token_logprobs
 
@@ -11,7 +11,6 @@ __all__ = [
     "attention",
     "check_impl",
     "decode_attention",
-    "decode_attention_shared",
     "default_impl",
     "starts",
     "token_logprobs",

@@ -58,7 +58,6 @@ def all_cases() -> list[Case]:
                 attention_case("G4", windows, 16, 16, 80, False, mode, "60% of copy", unit="TB/s"),
             ]
     cases += [decode_case("G5", 64, context, "75% of copy") for context in (1024, 8192)]
-    cases += [decode_case("G6", 64, 1280, "twice as fast as without sharing", prompts=8, prefix=1024)]
     cases += [logprobs_case("G7", 8192, 3584, 152_064, False, "600 TFLOP/s, below 300 MB")]
     cases += [logprobs_case("G8", 8192, 3584, 152_064, True, "80% of the product's limit, below 300 MB")]
     return cases + small_cases(8192, 3584, 18_944, 28, 128)

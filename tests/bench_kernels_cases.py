@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import kernels
-from kernels.attention import decode_attention_shared, decode_attention_torch, decode_bias
+from kernels.attention import decode_attention_torch, decode_bias
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -296,83 +296,52 @@ def decode_bytes(keys: int, rows: int, heads: int, key_heads: int, dim: int) -> 
     return 2 * (2 * keys * key_heads * dim + 2 * rows * heads * dim)
 
 
-def decode_case(row: str, rows: int, context: int, goal: str, prompts: int = 0, prefix: int = 0) -> Case:
-    """`context` cached positions a row; with `prompts`, `prefix` of them shared by the rows of a prompt."""
+def decode_case(row: str, rows: int, context: int, goal: str) -> Case:
+    """`context` cached positions a row."""
     heads, key_heads, dim = 28, 4, 128
-    own = context - prefix
 
     def make(seed: int, device: str) -> Inputs:
         q = random(5 * seed, device, rows, heads, dim)
-        k, v = (random(5 * seed + i, device, rows, key_heads, own, dim) for i in (1, 2))
-        inputs = {"q": q, "k": k, "v": v, "lengths": torch.full((rows,), own, device=device)}
-        if not prompts:
-            return inputs
-        k_prefix, v_prefix = (random(5 * seed + i, device, prompts, key_heads, prefix, dim) for i in (3, 4))
-        return inputs | {
-            "k_prefix": k_prefix,
-            "v_prefix": v_prefix,
-            "prefix_lengths": torch.full((prompts,), prefix, device=device),
-        }
-
-    def whole(x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Every row with keys and values of its own, as who cannot share them needs them."""
-        if not prompts:
-            return x["k"], x["v"], x["lengths"]
-        k, v = (
-            torch.cat([x[f"{name}_prefix"].repeat_interleave(rows // prompts, 0), x[name]], 2)
-            for name in "kv"
-        )
-        return k, v, x["lengths"] + prefix
-
-    def shared(x: Inputs) -> Callable[[], Tensor]:
-        caches = [x[name] for name in ("k_prefix", "v_prefix", "prefix_lengths", "k", "v", "lengths")]
-        return lambda: decode_attention_shared(x["q"], *caches)
+        k, v = (random(5 * seed + i, device, rows, key_heads, context, dim) for i in (1, 2))
+        return {"q": q, "k": k, "v": v, "lengths": torch.full((rows,), context, device=device)}
 
     def ours(impl: str | None, x: Inputs) -> Callable[[], Tensor]:
-        k, v, lengths = whole(x)
         if impl == "torch":
-            bias = decode_bias(lengths, k)
-            return lambda: decode_attention_torch(x["q"], k, v, bias)
-        return lambda: kernels.decode_attention(x["q"], k, v, lengths, impl)
+            bias = decode_bias(x["lengths"], x["k"])
+            return lambda: decode_attention_torch(x["q"], x["k"], x["v"], bias)
+        return lambda: kernels.decode_attention(x["q"], x["k"], x["v"], x["lengths"], impl)
 
     def sdpa(x: Inputs) -> Callable[[], Tensor]:
-        k, v, _ = whole(x)  # all rows are full, so that it needs no mask
-        return lambda: F.scaled_dot_product_attention(x["q"][:, :, None], k, v, enable_gqa=True)
+        # all rows are full, so that it needs no mask
+        return lambda: F.scaled_dot_product_attention(x["q"][:, :, None], x["k"], x["v"], enable_gqa=True)
 
     def flex(x: Inputs) -> Callable[[], Tensor]:
-        k, v, _ = whole(x)
-        return lambda: _compiled_flex()(x["q"][:, :, None], k, v, enable_gqa=True)
+        return lambda: _compiled_flex()(x["q"][:, :, None], x["k"], x["v"], enable_gqa=True)
 
     def fa3(x: Inputs) -> Callable[[], Tensor]:
         from fa3_fwd_interface import flash_attn_with_kvcache
 
-        k, v, lengths = whole(x)
-        k, v, lengths = k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous(), lengths.int()
+        k, v = (x[name].transpose(1, 2).contiguous() for name in "kv")
+        lengths = x["lengths"].int()
         return lambda: _first(flash_attn_with_kvcache(x["q"][:, None], k, v, cache_seqlens=lengths))
 
     def proof(x: Inputs, outputs: tuple[Tensor, ...]) -> float:
-        k, v, _ = (y[[0, -1]].double() for y in whole(x))
+        k, v = (x[name][[0, -1]].double() for name in "kv")
         k, v = (y.repeat_interleave(heads // key_heads, 1) for y in (k, v))  # (2, H, S, D)
         weights = (k @ x["q"][[0, -1], :, :, None].double() * dim**-0.5).softmax(2)  # (2, H, S, 1)
         return largest_error([(outputs[0].reshape(rows, heads, dim)[[0, -1]], (weights * v).sum(2))])
 
-    contenders = (
-        {"r1ov": shared, "r1ov without sharing": partial(ours, None)}
-        if prompts
-        else {"r1ov": partial(ours, None)}
-    )
     return Case(
         group="decode",
         row=row,
-        name=f"decode attention, {rows} rows of {context}"
-        + (f", {prompts} prompts of {prefix} shared" if prompts else ""),
+        name=f"decode attention, {rows} rows of {context}",
         mode="forward",
-        work=decode_bytes(prompts * prefix + rows * own, rows, heads, key_heads, dim),
+        work=decode_bytes(rows * context, rows, heads, key_heads, dim),
         unit="TB/s",
         goal=goal,
         make=make,
-        contenders=contenders
-        | {
+        contenders={
+            "r1ov": partial(ours, None),
             "r1ov plain torch": partial(ours, "torch"),
             "sdpa": sdpa,
             "flex_attention": flex,

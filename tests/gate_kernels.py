@@ -242,14 +242,9 @@ def all_cases() -> list[CompileCase]:
         out = kernels.attention(q, k, v, cu_seqlens, causal, max_seqlen=longest, impl="triton")
         out.backward(zeros(*out.shape))
 
-    def decode(dim: int, group: int) -> None:
-        prompts, keys = zeros(2, 4, 64, dim), zeros(2 * group, 4, 32, dim)
-        lengths = torch.full((2,), 64), torch.full((2 * group,), 9)
-        q = zeros(2 * group, 28, dim)
-        kernels.decode_attention_shared(
-            q, prompts, prompts, lengths[0], keys, keys, lengths[1], impl="triton"
-        )
-        kernels.decode_attention(q, keys, keys, lengths[1], impl="triton")
+    def decode(dim: int) -> None:
+        q, keys = zeros(4, 28, dim), zeros(4, 4, 32, dim)
+        kernels.decode_attention(q, keys, keys, torch.full((4,), 9), impl="triton")
 
     def score(dtype: torch.dtype) -> None:
         hidden, weight = (zeros(rows, 128, dtype=dtype).requires_grad_() for rows in (64, 4096))
@@ -289,8 +284,7 @@ def all_cases() -> list[CompileCase]:
             how = "causal" if causal else "full"
             found += launches(f"attention d{dim} {how}", partial(attend, dim, 28, 4, causal, 128))
         found += launches(f"window d{dim}", partial(attend, dim, 16, 16, False, 64))
-        for group in (2, 16):  # 14 queries of a key head, and 112
-            found += launches(f"decode d{dim} G{group}", partial(decode, dim, group))
+        found += launches(f"decode d{dim}", partial(decode, dim))
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         found += launches(f"log-probs {str(dtype).removeprefix('torch.')}", partial(score, dtype))
     # A configuration that several calls launch is one case.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels import decode_attention
-from kernels.attention import decode_attention_shared, decode_attention_torch, decode_bias
+from kernels.attention import decode_attention_torch, decode_bias
 
 triton_decode = pytest.importorskip("kernels.triton.decode", reason="needs triton")
 
@@ -94,63 +94,6 @@ def test_half_precision_rounds_no_more_than_twice_what_torch_does(ratio, dim, dt
     assert error(actual, expected) < 2 * error(torch_form, expected)
 
 
-@pytest.mark.parametrize(
-    ("prefix_lengths", "lengths", "ratio", "dim", "number"),
-    [
-        ([100, 65], [0, 1, 64, 7, 0, 131], 2, 64, 3),
-        ([1, 257], [3, 0], 7, 80, 2),
-        ([63], [5, 0, 1], 7, 32, 1),  # 21 queries share a key head: two tiles
-    ],
-    ids=["three completions", "no sharing", "two tiles"],
-)
-def test_a_shared_prefix_counts_as_if_every_row_had_its_own(
-    prefix_lengths, lengths, ratio, dim, number, splits
-):
-    splits(number)
-    key_heads = 1 if ratio > 2 else 2
-    _, k_prefix, v_prefix, prefix = rows(prefix_lengths, ratio * key_heads, key_heads, dim, seed=1)
-    q, k, v, own = rows(lengths, ratio * key_heads, key_heads, dim, seed=2)
-    keys, values = (
-        [
-            torch.cat([front, back], 1)
-            for front, back in zip(
-                filled(first.repeat_interleave(group, 0), prefix.repeat_interleave(group)),
-                filled(second, own),
-                strict=True,
-            )
-        ]
-        for first, second, group in (
-            (k_prefix, k, len(lengths) // len(prefix_lengths)),
-            (v_prefix, v, len(lengths) // len(prefix_lengths)),
-        )
-    )
-    expected = definition(q, keys, values)
-    actual = decode_attention_shared(q, k_prefix, v_prefix, prefix, k, v, own, impl="triton")
-    assert error(actual, expected) < TOLERANCE
-    caches = (k_prefix.nan_to_num(), v_prefix.nan_to_num(), prefix, k.nan_to_num(), v.nan_to_num(), own)
-    assert error(decode_attention_shared(q, *caches, impl="torch"), expected) < TOLERANCE
-
-
-def test_the_larger_tile_of_half_precision_holds_all_completions(splits):
-    """66 queries share a key head: two tiles of up to 64, as every bfloat16 and float16 run on a GPU has
-    them.
-    """
-    splits(2)
-    lengths = [2] * 11
-    _, k_prefix, v_prefix, prefix = rows([131], 6, 1, 32, torch.float16, seed=1)
-    q, k, v, own = rows(lengths, 6, 1, 32, torch.float16, seed=2)
-    keys, values = (
-        [torch.cat([first[0, :, :131], row], 1) for row in filled(second, own)]
-        for first, second in ((k_prefix, k), (v_prefix, v))
-    )
-    expected = definition(q, keys, values)
-    caches = (k_prefix, v_prefix, prefix, k, v, own)
-    torch_form = decode_attention_shared(q, *(x.nan_to_num() for x in caches), impl="torch")
-    assert error(decode_attention_shared(q, *caches, impl="triton"), expected) < 2 * error(
-        torch_form, expected
-    )
-
-
 def test_scores_of_ten_thousand_stay_exact(splits):
     """The running maximum keeps every exponent at or below 0; the largest score's key takes all."""
     splits(3)
@@ -186,9 +129,6 @@ def test_torch_sees_each_as_one_operation_with_known_shapes():
     q, k, v, lengths = rows([9], 2, 1, 32)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(triton_decode.decode_attention_op, (q, k, v, lengths), test_utils=checks)
-    torch.library.opcheck(
-        triton_decode.decode_attention_shared_op, (q, k, v, lengths, k, v, lengths), test_utils=checks
-    )
 
 
 def test_the_splits_fill_the_gpu_and_are_worth_their_while():
@@ -208,8 +148,6 @@ def test_what_does_not_fit_is_refused():
         decode_attention(q[:, :3], k, v, lengths)
     with pytest.raises(ValueError, match="one each"):
         decode_attention(q, k, v, lengths[:1])
-    with pytest.raises(ValueError, match="as many rows as the others"):
-        decode_attention_shared(q[:1], k, v, lengths, k[:1], v[:1], lengths[:1])
     with pytest.raises(ValueError, match="head sizes 32"):
         decode_attention(q[..., :16], k[..., :16], v[..., :16], lengths, impl="triton")
     with pytest.raises(ValueError, match="of one dtype"):

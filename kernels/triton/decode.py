@@ -1,17 +1,13 @@
 """Decode attention in Triton, split over the keys so that few rows still fill the GPU.
 
 A first kernel goes over one stretch of one row's keys for all queries that share them, and leaves the
-softmax's running maximum, sum and weighted values in float32; a second one merges the stretches. The same
-first kernel serves the keys of a prompt that G completions share: up to 64 of their G*H/K queries of a key
-head lie in one tile (float32: 16), so that the prompt's keys are read once for all of them; more take several
-tiles side by side, which find the keys in the GPU's cache.
+softmax's running maximum, sum and weighted values in float32; a second one merges the stretches.
 
-Bound by the reading of keys and values: a tile of at least 16 queries (what a tensor core takes) costs no
-more than one of 7.
+Bound by the reading of keys and values: a tile of 16 queries (what a tensor core takes) costs no more than
+one of 7.
 
-Source: "Flash-Decoding for long-context inference" (Dao, Haziza, Massa, Sizov 2023) for the split; "Hydragen"
-(Juravsky et al. 2024, arXiv 2402.05099) for the shared prefix. Definitions and shape letters:
-kernels/attention.py.
+Source: "Flash-Decoding for long-context inference" (Dao, Haziza, Massa, Sizov 2023). Definition and shape
+letters: kernels/attention.py.
 """
 
 import math
@@ -33,9 +29,10 @@ from kernels.triton.tiles import (
     zero_pair,
 )
 
-# (queries in a tile, whether the keys are float32) -> keys a step, warps, stages. float32 uses no tensor
-# cores, and a larger tile of it would spill.
-CONFIGS = {(16, False): (64, 4, 3), (64, False): (64, 4, 3), (16, True): (16, 4, 2)}
+MIN_QUERIES = 16  # in a tile
+# Whether the keys are float32 -> keys a step, warps, stages. float32 uses no tensor cores, and a larger tile
+# of it would spill.
+CONFIGS = {False: (64, 4, 3), True: (16, 4, 2)}
 COMBINE_WARPS = 4
 
 PROGRAMS_PER_SM = 4  # two or three fit at a time; more even out rows of different lengths
@@ -66,44 +63,42 @@ def _load_pair(rows, is_row, MAIN: tl.constexpr, REST: tl.constexpr, UPCAST: tl.
 @triton.jit
 def partial_kernel(
     q_ptr,  # (B, H, D)
-    k_ptr,  # (N, K, S, D); N = B when nothing is shared
+    k_ptr,  # (B, K, S, D)
     v_ptr,
-    lengths_ptr,  # (N,)
+    lengths_ptr,  # (B,)
     out_ptr,  # (slots, B, H, D) float32, weighted values, not yet divided by the sum
     max_ptr,  # (slots, B, H) float32, of the scores in base 2
     sum_ptr,  # (slots, B, H) float32
     stride_qb, stride_qh, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
-    scale_log2, rows, heads, group, ratio, splits, first_slot,
+    scale_log2, rows, heads, ratio, splits,
     MAIN: tl.constexpr, REST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """One stretch of the keys of one prompt and key head, for up to BLOCK_M of the queries that share them.
+    """One stretch of the keys of one row and key head, for all queries that share them, at most BLOCK_M.
 
     The head's D columns are MAIN + REST of them, as in kernels/triton/tiles.py.
     """
-    tiles = tl.cdiv(group * ratio, BLOCK_M)
-    prompt = tl.program_id(0) // tiles
+    row = tl.program_id(0).to(tl.int64)
     key_head = tl.program_id(1)
     split = tl.program_id(2)
-    length = tl.load(lengths_ptr + prompt).to(tl.int32)
+    length = tl.load(lengths_ptr + row).to(tl.int32)
     keys_per_split = _keys_per_split(length, splits, BLOCK_N)
     begin = split * keys_per_split
     if begin >= length:  # the merging kernel does not read this slot
         return
     end = tl.minimum(begin + keys_per_split, length)
 
-    query = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-    is_query = query < group * ratio
-    row = (prompt * group + query // ratio).to(tl.int64)
-    head = key_head * ratio + query % ratio
+    query = tl.arange(0, BLOCK_M)
+    is_query = query < ratio
+    head = key_head * ratio + query
     q_rows = q_ptr + row * stride_qb + head * stride_qh
     q_main, q_rest = _load_pair(q_rows, is_query, MAIN, REST, UPCAST)  # (BLOCK_M, ...)
     acc_main, acc_rest = zero_pair(BLOCK_M, MAIN, REST)
     m_i = tl.full([BLOCK_M], -1e30, tl.float32)
     l_i = tl.zeros([BLOCK_M], tl.float32)
 
-    k_row = k_ptr + prompt.to(tl.int64) * stride_kb + key_head.to(tl.int64) * stride_kh
-    v_row = v_ptr + prompt.to(tl.int64) * stride_vb + key_head.to(tl.int64) * stride_vh
+    k_row = k_ptr + row * stride_kb + key_head.to(tl.int64) * stride_kh
+    v_row = v_ptr + row * stride_vb + key_head.to(tl.int64) * stride_vh
     for start in range(begin, end, BLOCK_N):
         offs_n = start + tl.arange(0, BLOCK_N)
         # Only a row's last tile needs it, but where the memory is the limit a comparison costs nothing.
@@ -120,7 +115,7 @@ def partial_kernel(
         acc_main, acc_rest = scale_pair(acc_main, acc_rest, rescale[:, None], REST)
         acc_main, acc_rest = add_dot(acc_main, acc_rest, weights.to(v_main.dtype), v_main, v_rest, REST)
 
-    slot = ((first_slot + split) * rows + row) * heads + head  # (BLOCK_M,)
+    slot = (split * rows + row) * heads + head  # (BLOCK_M,)
     tl.store(max_ptr + slot, m_i, mask=is_query)
     tl.store(sum_ptr + slot, l_i, mask=is_query)
     out_at = out_ptr + slot[:, None] * (MAIN + REST)
@@ -131,15 +126,13 @@ def partial_kernel(
 
 @triton.jit
 def combine_kernel(
-    out_ptr,  # (slots, B, H, D) float32: the prefix's slots, then the row's own
+    out_ptr,  # (slots, B, H, D) float32
     max_ptr,  # (slots, B, H) float32
     sum_ptr,  # (slots, B, H) float32
-    prefix_lengths_ptr,  # (N,); not read unless HAS_PREFIX
     lengths_ptr,  # (B,)
     result_ptr,  # (B, H, D)
-    rows, heads, group, prefix_splits, splits,
-    DIM: tl.constexpr, BLOCK_D: tl.constexpr, SLOTS: tl.constexpr,
-    BLOCK_N: tl.constexpr, PREFIX_BLOCK_N: tl.constexpr, HAS_PREFIX: tl.constexpr,
+    rows, heads, splits,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, SLOTS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The softmax over all slots of one row and head. A slot is filled if its stretch begins before the row's
     end.
@@ -148,12 +141,7 @@ def combine_kernel(
     head = tl.program_id(1)
     slot = tl.arange(0, SLOTS)
     length = tl.load(lengths_ptr + row).to(tl.int32)
-    own = slot - prefix_splits
-    is_filled = (own >= 0) & (own * _keys_per_split(length, splits, BLOCK_N) < length)
-    if HAS_PREFIX:
-        prefix_length = tl.load(prefix_lengths_ptr + row // group).to(tl.int32)
-        keys_per_split = _keys_per_split(prefix_length, prefix_splits, PREFIX_BLOCK_N)
-        is_filled = is_filled | ((own < 0) & (slot * keys_per_split < prefix_length))
+    is_filled = slot * _keys_per_split(length, splits, BLOCK_N) < length
     at = (slot.to(tl.int64) * rows + row) * heads + head  # (SLOTS,)
     maxima = tl.load(max_ptr + at, mask=is_filled, other=-1e30)
     weights = tl.where(is_filled, tl.exp2(maxima - tl.max(maxima, 0)), 0.0)
@@ -163,49 +151,21 @@ def combine_kernel(
     parts = tl.load(
         out_ptr + at[:, None] * DIM + offs_d[None, :], mask=is_filled[:, None] & is_dim[None, :], other=0.0
     )
-    result = tl.sum(parts * weights[:, None], 0) / tl.where(
-        total > 0, total, 1.0
-    )  # a row without keys gives zeros
+    result = tl.sum(parts * weights[:, None], 0) / total
     result_at = result_ptr + (row.to(tl.int64) * heads + head) * DIM + offs_d
     tl.store(result_at, result.to(result_ptr.dtype.element_ty), mask=is_dim)
 
 
 @torch.library.custom_op("r1ov::decode_attention", mutates_args=())
 def decode_attention_op(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
-    """`kernels.decode_attention` in Triton."""
-    return _launch(q, [(k_cache, v_cache, lengths)])
-
-
-@torch.library.custom_op("r1ov::decode_attention_shared", mutates_args=())
-def decode_attention_shared_op(
-    q: Tensor,
-    k_prefix: Tensor,
-    v_prefix: Tensor,
-    prefix_lengths: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    lengths: Tensor,
-) -> Tensor:
-    """`kernels.decode_attention_shared` in Triton."""
-    return _launch(q, [(k_prefix, v_prefix, prefix_lengths), (k_cache, v_cache, lengths)])
-
-
-@decode_attention_op.register_fake
-@decode_attention_shared_op.register_fake
-def _(q: Tensor, *_: Tensor) -> Tensor:
-    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
-
-
-def _launch(q: Tensor, caches: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """The first kernel over each of one or two caches (the prefix's first), then the merge; (B, H, D)."""
+    """`kernels.decode_attention` in Triton: the first kernel, then the merge."""
     rows, heads, dim = q.shape
     if dim not in HEAD_DIMS or q.dtype not in TRITON_TYPES:
         raise ValueError(
             f"q {tuple(q.shape)} {q.dtype}: the kernels take {', '.join(map(str, TRITON_TYPES))} "
             f"and head sizes {', '.join(map(str, HEAD_DIMS))}; use impl='torch'"
         )
-    tensors = [q, *(x for keys, values, _ in caches for x in (keys, values))]
-    if any(x.stride(-1) != 1 or x.dtype != q.dtype for x in tensors):
+    if any(x.stride(-1) != 1 or x.dtype != q.dtype for x in (q, k_cache, v_cache)):
         raise ValueError(
             "queries, keys and values must be of one dtype and contiguous in their last dimension"
         )
@@ -213,46 +173,36 @@ def _launch(q: Tensor, caches: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     if not rows:
         return result
 
-    ratio, is_float32 = heads // caches[0][0].shape[1], q.dtype == torch.float32
-    plans = []  # for each cache: rows that share it, queries in a tile, splits
-    for keys, _, _ in caches:
-        group = rows // len(keys)
-        block_m = (
-            16 if group * ratio <= 16 or is_float32 else 64
-        )  # the smallest tile that holds all, or the largest
-        programs = len(keys) * triton.cdiv(group * ratio, block_m) * keys.shape[1]
-        plans.append((group, block_m, _splits(programs, keys.shape[2], MAX_SPLITS // len(caches), q.device)))
-    slots = sum(splits for _, _, splits in plans)
-    out = torch.empty(slots, rows, heads, dim, dtype=torch.float32, device=q.device)
-    maxima = torch.empty(slots, rows, heads, dtype=torch.float32, device=q.device)
-    sums = torch.empty(slots, rows, heads, dtype=torch.float32, device=q.device)
-
-    first_slot = 0
-    for (keys, values, lengths), (group, block_m, splits) in zip(caches, plans, strict=True):
-        block_n, warps, stages = CONFIGS[block_m, is_float32]
-        partial_kernel[len(keys) * triton.cdiv(group * ratio, block_m), keys.shape[1], splits](
-            *(q, keys, values, lengths, out, maxima, sums),
-            *(*q.stride()[:2], *keys.stride()[:3], *values.stride()[:3]),
-            *(dim**-0.5 * math.log2(math.e), rows, heads, group, ratio, splits, first_slot),
-            **columns(dim), BLOCK_M=block_m, BLOCK_N=block_n, UPCAST=UPCAST,
-            num_warps=warps, num_stages=stages,
-        )  # fmt: skip
-        first_slot += splits
-
-    blocks = [CONFIGS[block_m, is_float32][0] for _, block_m, _ in plans]
-    own_splits = plans[-1][2]
+    _, key_heads, cached, _ = k_cache.shape
+    ratio, splits = heads // key_heads, _splits(rows * key_heads, cached, MAX_SPLITS, q.device)
+    out = torch.empty(splits, rows, heads, dim, dtype=torch.float32, device=q.device)
+    maxima, sums = torch.empty(2, splits, rows, heads, dtype=torch.float32, device=q.device)
+    block_n, warps, stages = CONFIGS[q.dtype == torch.float32]
+    partial_kernel[rows, key_heads, splits](
+        *(q, k_cache, v_cache, lengths, out, maxima, sums),
+        *(*q.stride()[:2], *k_cache.stride()[:3], *v_cache.stride()[:3]),
+        *(dim**-0.5 * math.log2(math.e), rows, heads, ratio, splits),
+        **columns(dim),
+        BLOCK_M=max(MIN_QUERIES, triton.next_power_of_2(ratio)),
+        BLOCK_N=block_n,
+        UPCAST=UPCAST,
+        num_warps=warps,
+        num_stages=stages,
+    )
     combine_kernel[rows, heads](
-        *(out, maxima, sums, caches[0][2], caches[-1][2], result),
-        *(rows, heads, plans[0][0], slots - own_splits, own_splits),
+        *(out, maxima, sums, lengths, result, rows, heads, splits),
         DIM=dim,
         BLOCK_D=triton.next_power_of_2(dim),
-        SLOTS=triton.next_power_of_2(slots),
-        BLOCK_N=blocks[-1],
-        PREFIX_BLOCK_N=blocks[0],
-        HAS_PREFIX=len(caches) > 1,
+        SLOTS=triton.next_power_of_2(splits),
+        BLOCK_N=block_n,
         num_warps=COMBINE_WARPS,
     )
     return result
+
+
+@decode_attention_op.register_fake
+def _(q: Tensor, *_: Tensor) -> Tensor:
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
 
 
 def _splits(programs: int, keys: int, most: int, device: torch.device) -> int:
