@@ -77,6 +77,10 @@ STEPS = [
              OURS + "engine tiny 2 8" if rows == 16 else None, family="decode")
         for rows in (1, 16, 128)
     ),
+    *(
+        Step("A", f"engine 7B {rows}", 50, OURS + f"engine 7B {rows} 64", None, family="decode")
+        for rows in (1, 16, 128)
+    ),
     Step("A", "sft", 75, SFT + SFT_3B + " --only selective", SFT + SFT_TINY + " --only selective",
          family="attention"),
     Step("A", "grpo", 75, GRPO + "--tokens 128 --only r1ov", GRPO + GRPO_TINY + " --only r1ov",
@@ -85,6 +89,11 @@ STEPS = [
          SFT + SFT_TINY + " --only transformers"),
     Step("B", "generate, transformers", 50, GRPO + "--tokens 64 --only transformers",
          GRPO + GRPO_TINY + " --only transformers"),
+    *(
+        Step("B", f"decode {release}, transformers", 60, OURS + f"peer {release} 64",
+             OURS + "peer tiny 8" if release == "3B" else None)
+        for release in ("3B", "7B")
+    ),
     Step("B", "out of bounds", 60, OURS + "sanitize attention", None),
 ]  # fmt: skip
 
@@ -175,52 +184,85 @@ def smoke(family: str) -> dict[str, float]:
     return {"largest error": worst}
 
 
+def shape(release: str) -> dict[str, Any]:
+    """config.json of a published release, or of r1ov-tiny."""
+    from r1ov.folder.pretrained import resolve
+    from tests.test_published_shapes import published_config
+
+    if release == "tiny":
+        return json.loads((resolve("r1ov-tiny") / "config.json").read_text())
+    return published_config(release)
+
+
 def engine(release: str, rows: int, tokens: int) -> dict[str, float]:
-    """Milliseconds of a decoding step of `rows` rows as the engine runs it; on a GPU also the time that its
-    kernels take on the device, how often something was launched, and the peak memory.
+    """Milliseconds of a decoding step of `rows` rows as the engine runs it; on a GPU, where it is recorded,
+    also as it is without; the time that its kernels take on the device, how often something was launched, and
+    the peak memory.
     """
     import torch
 
     from r1ov.common.processes import choose_kernels
-    from r1ov.engine import decode, prepare
+    from r1ov.engine import decode, graph, prepare
     from r1ov.folder.pretrained import config_from_dict, read_processor, resolve
     from r1ov.folder.weights import init_weights
     from r1ov.model.model import Qwen2_5_VL
     from tests.bench_grpo_gpu import never_ending, prompts_of
-    from tests.test_published_shapes import published_config
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     is_tiny = release == "tiny"
-    raw = (
-        json.loads((resolve("r1ov-tiny") / "config.json").read_text())
-        if is_tiny
-        else published_config(release)
-    )
-    config = config_from_dict(raw)
+    config = config_from_dict(shape(release))
     choose_kernels(None, device)
     with torch.device("meta"):
         model = Qwen2_5_VL(config).to(torch.float32 if is_tiny else torch.bfloat16)
-    model = model.to_empty(device=device)
+    model = model.to_empty(device=device).eval()
     init_weights(model, torch.Generator(device=device).manual_seed(0))
     processor = never_ending(read_processor(resolve("r1ov-tiny")), config)
     prompts = prompts_of(config, rows, *((48, 8) if is_tiny else (320, 32)), torch.Generator().manual_seed(0))
-    times = []
-    for repeat in range(3):
-        plan = prepare(processor, prompts, max_new_tokens=tokens, num_samples=1, seed=repeat, temperature=1.0)
-        timing = decode(model.eval(), processor, plan)[1]
-        times.append((timing.prefill_seconds, 1000 * timing.decode_seconds / (tokens - 1)))
-    found = {"prefill s": times[-1][0], "ms a step": min(ms for _, ms in times[1:])}
+
+    def answer(seed: int, tokens: int = tokens):
+        plan = prepare(processor, prompts, max_new_tokens=tokens, num_samples=1, seed=seed, temperature=1.0)
+        return decode(model, processor, plan)
+
+    def measured() -> tuple[float, float]:
+        times = [answer(repeat)[1] for repeat in range(3)]
+        return times[-1].prefill_seconds, min(1000 * time.decode_seconds / (tokens - 1) for time in times[1:])
+
+    found = dict(zip(("prefill s", "ms a step"), measured(), strict=True))
     if device.type == "cuda":
         from torch.profiler import ProfilerActivity, profile
 
+        found["peak GB"] = torch.cuda.max_memory_allocated() / 1e9
+        made = [row.token_ids for row in answer(0)[0]]
+        graph.RECORDED = "nothing"
+        found["ms a step, not recorded"] = measured()[1]
+        found["equal rows"] = sum(mine == row.token_ids for mine, row in zip(made, answer(0)[0], strict=True))
         with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as report:
-            decode(model, processor, prepare(processor, prompts, max_new_tokens=8, seed=0, temperature=1.0))
+            answer(0, 8)
         averages = report.key_averages()
         found["ms on the device, 8 tokens and prefill"] = (
             sum(a.self_device_time_total for a in averages) / 1000
         )
         found["launches"] = sum(a.count for a in averages if a.key == "cudaLaunchKernel")
-        found["peak GB"] = torch.cuda.max_memory_allocated() / 1e9
+    return found
+
+
+def peer(release: str, tokens: int) -> dict[str, float]:
+    """Milliseconds a token of transformers' `generate`, the prefill taken off, at each number of rows."""
+    import torch
+
+    from r1ov.folder.pretrained import config_from_dict
+    from tests.bench_grpo_gpu import prompts_of, theirs
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found, raw = {}, shape(release)
+    for rows in (2,) if release == "tiny" else (1, 16, 128):
+        sizes = (48, 8) if release == "tiny" else (320, 32)
+        prompts = prompts_of(config_from_dict(raw), rows, *sizes, torch.Generator().manual_seed(0))
+        one, all_ = (
+            theirs(raw, prompts, argparse.Namespace(tokens=most, generations=1, repeats=1), device)
+            for most in (1, tokens)
+        )
+        found[f"ms a step, {rows} rows"] = 1000 * (all_ - one) / (tokens - 1)
     return found
 
 
@@ -234,7 +276,13 @@ def sanitize(family: str) -> dict[str, Any]:
     return {"status": done.returncode, "told": done.stdout[-400:]}
 
 
-PARTS: dict[str, Callable] = {"facts": facts, "smoke": smoke, "engine": engine, "sanitize": sanitize}
+PARTS: dict[str, Callable] = {
+    "facts": facts,
+    "smoke": smoke,
+    "engine": engine,
+    "peer": peer,
+    "sanitize": sanitize,
+}
 
 
 def table() -> str:

@@ -195,6 +195,27 @@ def test_a_batch_refilled_as_rows_finish_gives_what_all_at_once_gives(trio, max_
     assert (same.prefill_tokens, same.decode_tokens) == (timing.prefill_tokens, timing.decode_tokens)
 
 
+@pytest.mark.parametrize("most", [1, 150, 400])
+def test_prompts_are_read_a_few_at_a_time_to_the_same_answers(trio, monkeypatch, most):
+    _, model, processor = trio
+    plan = prepare(processor, CONVERSATIONS[:9], max_new_tokens=16, num_samples=2, temperature=1.0)
+    (together, whole), read = decode(model, processor, plan), []
+
+    pack = type(processor).pack
+
+    def counted(self, prompts):
+        read.append(list(map(len, prompts)))
+        return pack(self, prompts)
+
+    monkeypatch.setattr(type(processor), "pack", counted)
+    few, timing = decode(model, processor, replace(plan, max_num_batched_tokens=most))
+    assert [row.token_ids for row in few] == [row.token_ids for row in together]
+    assert all(sum(lengths) <= most or len(lengths) == 1 for lengths in read)
+    assert [length for lengths in read for length in lengths] == list(map(len, plan.prompts))
+    assert len(read) < 9 or most == 1
+    assert timing.prefill_tokens == whole.prefill_tokens
+
+
 def test_conversations_encoded_already_give_the_same_answers(trio, greedy):
     _, model, processor = trio
     encoded = [processor.encode(messages, add_generation_prompt=True) for messages in CONVERSATIONS[:4]]

@@ -1,4 +1,4 @@
-"""Prompts to completions: admit, sample, retire, step.
+"""Prompts to completions: admit, step, retire.
 
 Each prompt is prefilled once, then all rows are decoded together, one token a step. The batch is refilled as
 it runs: a finished row leaves at once, and waiting prompts take the places of those that left.
@@ -7,13 +7,15 @@ it runs: a finished row leaves at once, and waiting prompts take the places of t
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from r1ov.common.files import split_reply
 from r1ov.data.processor import Encoded, Processor
-from r1ov.engine.cache import FlatStep, KVCache, make_step, prefill
+from r1ov.engine import graph
+from r1ov.engine.cache import FlatStep, KVCache, Step, make_step, prefill
 from r1ov.engine.sampling import SamplingParams, row_uniforms, sample
 from r1ov.errors import UserError
 from r1ov.model.model import Qwen2_5_VL
@@ -31,6 +33,7 @@ class Plan:
     max_num_seqs: int  # rows decoded at once, at most; the others wait
     stop_ids: frozenset[int]
     banned: Tensor  # (b,) ids that are never sampled
+    max_num_batched_tokens: int = 8192  # of the prompts that are prefilled together, if they are several
 
     def sizes(self) -> tuple[int, int, int, int]:
         """Rows, their most tokens, and the tokens and patches of the prompts that are prefilled first."""
@@ -103,6 +106,41 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
 
 
+@dataclass
+class Slots:
+    """What a step reads and writes, the cache apart: tensors that are made once and stay in their places."""
+
+    step: Step
+    params: SamplingParams
+    banned: Tensor  # (b,)
+    uniforms: Tensor | None  # (n,) float64, the random numbers of one row after another's; None when greedy
+    # (B,) int64 each: the newest tokens, their positions, the places of the next random numbers; and with a
+    # repetition penalty (B, V) bool: the ids in each row's prompt and answer.
+    by_row: list[Tensor]
+
+    def advance(self, rows: slice, logits: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One token more in each of these rows, on the device alone; (B,) tokens and (B,) log-probs.
+
+        Args: logits: (B, V) of the tokens to come; None: a step makes them, of the first rows.
+        """
+        tokens, positions, places, *seen = (each[rows] for each in self.by_row)
+        if logits is None:
+            logits = self.step(tokens, positions)
+        random = None if self.uniforms is None else self.uniforms[places]
+        chosen, logprobs = sample(logits, self.params, self.banned, seen[0] if seen else None, random)
+        for ids in seen:
+            ids.scatter_(1, chosen[:, None], True)
+        tokens.copy_(chosen)
+        positions += 1
+        places += 1
+        return chosen, logprobs
+
+    def remember(self, seen: Tensor, rows: "list[Row]") -> None:
+        """Notes in these rows (B, V) of `by_row` the ids of their prompts."""
+        for ids, row in zip(seen.zero_(), rows, strict=True):
+            ids[row.prompt.input_ids.to(seen.device)] = True
+
+
 @torch.inference_mode()
 def decode(
     model: Qwen2_5_VL,
@@ -121,11 +159,9 @@ def decode(
     if stream and len(plan.limits) > 1:
         raise UserError("stream follows one conversation and one sample; leave it out for more")
     started, prefill_seconds, prefill_tokens = time.perf_counter(), 0.0, 0
-    params, samples = plan.params, plan.num_samples
+    samples = plan.num_samples
     weight = model.model.embed_tokens.weight
-    device, dtype = weight.device, weight.dtype
-    banned = plan.banned.to(device)
-    uniforms = None if plan.seeds is None else row_uniforms(plan.seeds, max(plan.limits)).to(device)
+    device = weight.device
     text = TextStream(processor, stream) if stream else None
     if stream and plan.prompts[0].opened:
         stream(plan.prompts[0].opened)
@@ -134,81 +170,80 @@ def decode(
     ]
     done: dict[int, Completion] = {}
 
-    if begun is None:
-        capacity = max(len(row.prompt) + row.limit for row in waiting)
-        num_rows = min(plan.max_num_seqs, len(waiting))
-        cache = KVCache(model.config.text, num_rows, capacity, dtype, device)
-    else:
-        cache = begun[0]
-    step = make_step(model, cache)
-    # The rows that are being decoded, B of them, in the cache's order; of each its next token's position and
-    # logits, and with a repetition penalty the ids in its prompt and answer so far.
-    rows: list[Row] = []
-    positions = torch.zeros(0, dtype=torch.int64, device=device)  # (B,)
-    logits = no_logits = torch.zeros(0, model.config.text.vocab_size, dtype=dtype, device=device)  # (B, V)
-    seen = None if params.repetition_penalty == 1.0 else logits.bool()  # (B, V)
+    most, max_rows = max(plan.limits), min(plan.max_num_seqs, len(waiting))
+    capacity = max(len(row.prompt) + row.limit for row in waiting)
+    cache = begun[0] if begun else KVCache(model.config.text, max_rows, capacity, weight.dtype, device)
+    by_row = [*torch.zeros(3, max_rows, dtype=torch.int64, device=device)]
+    if plan.params.repetition_penalty != 1.0:
+        by_row.append(torch.zeros(max_rows, model.config.text.vocab_size, dtype=torch.bool, device=device))
+    uniforms = None if plan.seeds is None else row_uniforms(plan.seeds, most).flatten().to(device)
+    slots = Slots(make_step(model, cache), plan.params, plan.banned.to(device), uniforms, by_row)
+    recorded = None
+    if device.type == graph.RECORDED and graph.can_record(model):
+        recorded = graph.Recorded(slots.advance, by_row, cache)
+    rows: list[Row] = []  # that are being decoded, in the cache's order
     all_threads = torch.get_num_threads()
     try:
         while rows or waiting:
             # Whole prompts join, if they are enough to be worth a prefill.
-            count = min(plan.max_num_seqs - len(rows), len(waiting)) // samples * samples
+            count, places = min(plan.max_num_seqs - len(rows), len(waiting)), slice(len(rows))
+            count = count // samples * samples
             if count and (not rows or count >= plan.max_num_seqs // 4 or count == len(waiting)):
                 since = time.perf_counter()
+                totals = accumulate(len(row.prompt) for row in waiting[:count:samples])
+                fitting = sum(total <= plan.max_num_batched_tokens for total in totals)
+                count = samples * max(1, fitting)
                 new, waiting = waiting[:count], waiting[count:]
-                rows = rows + new
+                places, rows = slice(len(rows), len(rows) + count), rows + new
                 batch = processor.pack([begun[1]] if begun else [row.prompt for row in new[::samples]])
-                first = torch.tensor([int(row.prompt.position_ids.max()) + 1 for row in new])
-                positions = torch.cat((positions, first.to(device)))
                 torch.set_num_threads(all_threads)
-                logits = torch.cat((logits, prefill(model, batch.to(device), cache, samples)))
-                if seen is not None:
-                    ids = torch.zeros(len(new), logits.shape[1], dtype=torch.bool)
-                    for own, row in zip(ids, new, strict=True):
-                        own[row.prompt.input_ids] = True
-                    seen = torch.cat((seen, ids.to(device)))
+                logits = prefill(model, batch.to(device), cache, samples)
+                by_row[1][places] = torch.tensor([int(row.prompt.position_ids.max()) for row in new])
+                by_row[2][places] = torch.tensor([most * row.number for row in new])
+                if by_row[3:]:
+                    slots.remember(by_row[3][places], new)
+                made = [slots.advance(places, logits)]
                 prefill_tokens += len(batch["input_ids"])
                 prefill_seconds += time.perf_counter() - since
+            elif recorded:
+                made = recorded(len(rows), min(row.limit - len(row.token_ids) for row in rows))
+            else:
+                # In a small step of few rows, several threads wait for each other longer than they work.
+                is_short = isinstance(slots.step, FlatStep) and len(rows) < 8
+                torch.set_num_threads(1 if is_short else all_threads)
+                made = [slots.advance(places)]
 
-            random = None
-            if uniforms is not None:
-                random = uniforms[[row.number for row in rows], [len(row.token_ids) for row in rows]]
-            tokens, logprobs = sample(logits, params, banned, seen, random)
-            if seen is not None:
-                seen.scatter_(1, tokens[:, None], True)
-            going = []  # places of the rows that are not finished
-            # The one place in a step where the host waits for the device.
-            made = zip(rows, tokens.tolist(), logprobs.tolist(), strict=True)
-            for place, (row, token, logprob) in enumerate(made):
-                row.token_ids.append(token)
-                row.logprobs.append(logprob)
-                is_stop = token in plan.stop_ids
-                is_finished = is_stop or len(row.token_ids) == row.limit
-                text_ids = row.token_ids[:-1] if is_stop else row.token_ids
-                if text:
-                    text.update(text_ids, is_finished)
-                if not is_finished:
-                    going.append(place)
-                    continue
-                done[row.number] = Completion(
-                    text=row.prompt.opened + processor.decode(text_ids),
-                    token_ids=row.token_ids,
-                    logprobs=row.logprobs,
-                    finish_reason="stop" if is_stop else "length",
-                    prompt_tokens=len(row.prompt),
-                )
-                if on_done:
-                    on_done(row.number, done[row.number])
+            for tokens, logprobs in made:
+                # The one place where the host waits for the device.
+                both = tokens.tolist(), logprobs.tolist()
+                for row, token, logprob in zip(rows[places], *both, strict=False):
+                    if row.number in done:
+                        continue
+                    row.token_ids.append(token)
+                    row.logprobs.append(logprob)
+                    is_stop = token in plan.stop_ids
+                    is_finished = is_stop or len(row.token_ids) == row.limit
+                    text_ids = row.token_ids[:-1] if is_stop else row.token_ids
+                    if text:
+                        text.update(text_ids, is_finished)
+                    if not is_finished:
+                        continue
+                    done[row.number] = Completion(
+                        text=row.prompt.opened + processor.decode(text_ids),
+                        token_ids=row.token_ids,
+                        logprobs=row.logprobs,
+                        finish_reason="stop" if is_stop else "length",
+                        prompt_tokens=len(row.prompt),
+                    )
+                    if on_done:
+                        on_done(row.number, done[row.number])
 
+            going = [place for place, row in enumerate(rows) if row.number not in done]
             if len(going) < len(rows):
                 former = cache.keep(going)
                 rows = [rows[place] for place in former]
-                tokens, positions = tokens[former], positions[former]
-                seen = None if seen is None else seen[former]
-            # In a small step of few rows, several threads wait for each other longer than they work.
-            is_short = isinstance(step, FlatStep) and len(going) < 8
-            torch.set_num_threads(1 if is_short else all_threads)
-            logits = step(tokens, positions) if going else no_logits
-            positions = positions + 1
+                for kept in by_row:
+                    kept[: len(rows)] = kept[former]
     finally:
         torch.set_num_threads(all_threads)
 
