@@ -186,8 +186,8 @@ def decode(
     try:
         while rows or waiting:
             # Whole prompts join, if they are enough to be worth a prefill.
-            count, places = min(plan.max_num_seqs - len(rows), len(waiting)), slice(len(rows))
-            count = count // samples * samples
+            count = min(plan.max_num_seqs - len(rows), len(waiting)) // samples * samples
+            places = slice(len(rows))
             if count and (not rows or count >= plan.max_num_seqs // 4 or count == len(waiting)):
                 since = time.perf_counter()
                 totals = accumulate(len(row.prompt) for row in waiting[:count:samples])
