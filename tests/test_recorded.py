@@ -206,3 +206,15 @@ def test_what_looks_inside_a_model_is_not_recorded_but_an_adapter_is(pair):
     handle = linear.register_forward_hook(Lora(base="its base"))
     assert graph.can_record(model)
     handle.remove()
+
+
+def test_what_is_behind_the_rows_stays_within_bounds(pair, recorder, monkeypatch):
+    """A row with a long prompt leaves soon; the step stays as wide for the others, which go on for long."""
+    model, processor = pair
+    texts = ["One?", "Two?", "Three?", "red circle " * 30]
+    plan = prepare(processor, [[{"role": "user", "content": text}] for text in texts], max_new_tokens=60)
+    plan = replace(plan, limits=[60, 60, 60, 3], stop_ids=frozenset())
+    assert len(plan.prompts[3]) + 40 > max(map(len, plan.prompts[:3])) + 60
+    expected, _ = decode(model, processor, plan)
+    actual = recorded(monkeypatch, model, processor, plan)
+    assert [row.token_ids for row in actual] == [row.token_ids for row in expected]
