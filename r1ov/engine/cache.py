@@ -133,9 +133,8 @@ class KVCache:
         former = list(range(len(rows)))
         for hole, mover in zip(holes, movers, strict=True):
             former[hole] = mover
-        if holes:
-            for layer in self.layers:
-                layer[holes, :, : self.longest] = layer[movers, :, : self.longest]
+        for layer in self.layers if holes else ():
+            layer[holes, :, : self.longest] = layer[movers, :, : self.longest]
         lengths, self.live = self.lengths[former], len(former)
         self.lengths[: self.live] = lengths
         self.longest = max(lengths.tolist(), default=0)

@@ -135,10 +135,12 @@ class Slots:
         places += 1
         return chosen, logprobs
 
-    def remember(self, seen: Tensor, rows: "list[Row]") -> None:
-        """Notes in these rows (B, V) of `by_row` the ids of their prompts."""
-        for ids, row in zip(seen.zero_(), rows, strict=True):
-            ids[row.prompt.input_ids.to(seen.device)] = True
+    def remember(self, places: slice, rows: "list[Row]", logits: Tensor) -> None:
+        """Notes the ids of these rows' prompts. Args: logits: (B, V), for their shape and device."""
+        if not self.by_row[3:]:
+            self.by_row.append(logits.new_zeros(len(self.by_row[0]), logits.shape[1], dtype=torch.bool))
+        for ids, row in zip(self.by_row[3][places].zero_(), rows, strict=True):
+            ids[row.prompt.input_ids.to(ids.device)] = True
 
 
 @torch.inference_mode()
@@ -174,8 +176,6 @@ def decode(
     capacity = max(len(row.prompt) + row.limit for row in waiting)
     cache = begun[0] if begun else KVCache(model.config.text, max_rows, capacity, weight.dtype, device)
     by_row = [*torch.zeros(3, max_rows, dtype=torch.int64, device=device)]
-    if plan.params.repetition_penalty != 1.0:
-        by_row.append(torch.zeros(max_rows, model.config.text.vocab_size, dtype=torch.bool, device=device))
     uniforms = None if plan.seeds is None else row_uniforms(plan.seeds, most).flatten().to(device)
     slots = Slots(make_step(model, cache), plan.params, plan.banned.to(device), uniforms, by_row)
     recorded = None
@@ -200,8 +200,8 @@ def decode(
                 logits = prefill(model, batch.to(device), cache, samples)
                 by_row[1][places] = torch.tensor([int(row.prompt.position_ids.max()) for row in new])
                 by_row[2][places] = torch.tensor([most * row.number for row in new])
-                if by_row[3:]:
-                    slots.remember(by_row[3][places], new)
+                if plan.params.repetition_penalty != 1.0:
+                    slots.remember(places, new, logits)
                 made = [slots.advance(places, logits)]
                 prefill_tokens += len(batch["input_ids"])
                 prefill_seconds += time.perf_counter() - since

@@ -70,7 +70,7 @@ class Recorded:
         # The rows that fill it up begin anew each time, so that they stay within bounds.
         for kept in (*self.by_row[:3], cache.lengths):
             kept[rows:wide] = 0
-        key = wide, cache.columns, len(cache.layers[0][0, 0])
+        key = wide, cache.columns, len(cache.ramp)
         work = self.works.get(key)
         if work is None:
             work = partial(self.advance, slice(wide))
