@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from r1ov.data.playground import charts, counting, geometry, locate, pattern, spatial, text
-from r1ov.data.playground.scene import Canvas, Level, Scene
+from r1ov.data.playground.scene import Canvas, Scene
 
 FAMILIES = {
     "counting": counting.make,
@@ -28,7 +28,7 @@ FAMILIES = {
 }
 # The levels that take turns in each split, one sample of every family at a time. A few hard ones in "train":
 # reinforcement sharpens what a model does now and then, not what it never does.
-SPLITS: dict[str, tuple[Level, ...]] = {
+SPLITS = {
     "train": (*("normal",) * 9, "hard"),
     "rl": ("normal", "hard", "hard"),
     "test": ("normal",),

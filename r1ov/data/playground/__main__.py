@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from r1ov.cli import check_bounds, option, parse_cli, run
 from r1ov.data.playground import FAMILIES, SPLITS, Sample, sample
@@ -16,7 +16,7 @@ from r1ov.data.playground.scene import INK, SIZE, wordings
 from r1ov.errors import UserError
 
 _WIDTH, _GUTTER = 2 * SIZE, 18  # of a tile, and between tiles, in pixels
-_DESK, _QUIET, _ANSWER = (232, 235, 240), (110, 116, 128), (24, 110, 70)
+_DESK, _QUIET, _ANSWER = "#e8ebf0", "#6e7480", "#186e46"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,21 +54,13 @@ def main() -> None:
 def contact_sheet(samples: list[Sample]) -> Image.Image:
     """Returns a row for each family; in each tile the image, and below it question, thought and answer."""
     rows = [[_tile(each) for each in samples[family :: len(FAMILIES)]] for family in range(len(FAMILIES))]
-    sheet = _beside([_beside(row, (1, 0)) for row in rows], (0, 1))
-    return ImageOps.expand(sheet, (_GUTTER, _GUTTER, 0, 0), _DESK)
-
-
-def _beside(images: list[Image.Image], way: tuple[int, int]) -> Image.Image:
-    """Puts images side by side with gutters: (1, 0) from left to right, (0, 1) from top to bottom."""
-    right, down = way
-    width, height = (
-        sum(sides) + _GUTTER * len(sides) if along else max(sides)
-        for along, sides in zip(way, zip(*(image.size for image in images), strict=True), strict=True)
-    )
-    sheet, x, y = Image.new("RGB", (width, height), _DESK), 0, 0
-    for image in images:
-        sheet.paste(image, (x, y))
-        x, y = x + right * (image.width + _GUTTER), y + down * (image.height + _GUTTER)
+    heights = [max(tile.height for tile in row) for row in rows]
+    width, height = (_WIDTH + _GUTTER) * len(rows[0]) + _GUTTER, sum(heights) + _GUTTER * (len(rows) + 1)
+    sheet, y = Image.new("RGB", (width, height), _DESK), _GUTTER
+    for row, height in zip(rows, heights, strict=True):
+        for at, tile in enumerate(row):
+            sheet.paste(tile, (_GUTTER + (_WIDTH + _GUTTER) * at, y))
+        y += height + _GUTTER
     return sheet
 
 

@@ -1,84 +1,82 @@
 """Counting and comparing coloured shapes on a 4 x 4 grid."""
 
 from collections import Counter
-from collections.abc import Sequence
-from itertools import count
 from random import Random
 
-from r1ov.data.playground.grid import Thing, listing, plural, scatter, scene
-from r1ov.data.playground.scene import COLOURS, SHAPES, Level, Pair, Scene, ask, pairs
+from r1ov.data.playground.grid import listing, plural, scatter, scene
+from r1ov.data.playground.scene import COLOURS, SHAPES, Level, Pair, Scene, ask, by_level, pairs
 
-_TOTAL = {"normal": (2, 6), "hard": (4, 8), "beyond": (9, 11)}  # objects in an image
-_MOST = {"normal": 4, "hard": 5, "beyond": 6}  # largest count asked for
-# What a pair is made of: 0 its colour, 1 its shape.
-_ATTRIBUTES, _VALUES = ("colour", "shape"), (tuple(COLOURS), SHAPES)
+_TOTAL = by_level((2, 6), (4, 8), (9, 11))  # objects in an image
+_MOST = by_level(4, 5, 6)  # largest count asked for
+_VALUES = (tuple(COLOURS), SHAPES)  # what a pair is made of: 0 its colour, 1 its shape
+
+
+# What is drawn, the words under which `listing` counts, the question's topic, what fills its blanks, the end
+# of the thought, and the answer.
+Task = tuple[list[Pair], dict[Pair, str], str, dict[str, str], str, str]
 
 
 def make(rng: Random, level: Level) -> Scene:
-    topic = rng.choices((_count_pair, _count_alike, _count_all, _more, _most_common), (6, 5, 3, 3, 4))[0]
-    return topic(rng, level)
+    tasks = (_count_pair, _count_alike, _count_all, _more, _most_common)
+    chosen, words, topic, slots, conclusion, answer = rng.choices(tasks, (6, 5, 3, 3, 4))[0](rng, level)
+    things = scatter(rng, chosen)
+    asked = ask(rng, "counting", topic, **slots)
+    return scene(rng, things, asked, f"{listing(things, words)} {conclusion}", answer)
 
 
 def _several(which: int, value: str) -> str:
     return (f"{value} objects", plural(value))[which]
 
 
-def _count_pair(rng: Random, level: Level) -> Scene:
+def _count_pair(rng: Random, level: Level) -> Task:
     colour, shape = rng.choice(pairs(level))
     return _count_some(rng, level, f"{colour} {plural(shape)}", [(colour, shape)])
 
 
-def _count_alike(rng: Random, level: Level) -> Scene:
+def _count_alike(rng: Random, level: Level) -> Task:
     which = 0 if rng.random() < 0.5 else 1
     value = rng.choice(_VALUES[which])
     return _count_some(rng, level, _several(which, value), [p for p in pairs(level) if p[which] == value])
 
 
-def _count_some(rng: Random, level: Level, name: str, fitting: list[Pair]) -> Scene:
+def _count_some(rng: Random, level: Level, name: str, fitting: list[Pair]) -> Task:
     gold = rng.randint(0, _MOST[level])
     low, high = _TOTAL[level]
     total = rng.randint(max(low, gold), high)
     # Half of the others share a colour or a shape with what is counted, so that both must be looked at.
     others = [pair for pair in pairs(level) if pair not in fitting]
-    near = [pair for pair in others if any(pair[0] == fit[0] or pair[1] == fit[1] for fit in fitting)]
+    near = [pair for pair in others if any({*pair} & {*fit} for fit in fitting)]
     chosen = rng.choices(fitting, k=gold)
     chosen += [rng.choice(near if rng.random() < 0.5 else others) for _ in range(total - gold)]
-    return _how_many(rng, chosen, name, fitting)
+    return chosen, dict.fromkeys(fitting, ""), "how many", {"name": name}, f"That makes {gold}.", str(gold)
 
 
-def _count_all(rng: Random, level: Level) -> Scene:
-    chosen = rng.choices(pairs(level), k=rng.randint(*_TOTAL[level]))
-    return _how_many(rng, chosen, "objects", chosen)
+def _count_all(rng: Random, level: Level) -> Task:
+    total = rng.randint(*_TOTAL[level])
+    chosen = rng.choices(pairs(level), k=total)
+    words, slots = dict.fromkeys(chosen, ""), {"name": "objects"}
+    return chosen, words, "how many", slots, f"That makes {total}.", str(total)
 
 
-def _how_many(rng: Random, chosen: list[Pair], name: str, fitting: list[Pair]) -> Scene:
-    """Reasons: Row 1: a1 red circle (1), b1 blue star. Row 2: c2 red cross (2). ... That makes 2."""
-    things, number = scatter(rng, chosen), count(1)
-    seen = listing(things, lambda thing: f" ({next(number)})" if thing.pair in fitting else "")
-    answer = str(sum(pair in fitting for pair in chosen))
-    question = ask(rng, "counting", "how many", name=name)
-    return scene(rng, things, question, f"{seen} That makes {answer}.", answer, "number")
-
-
-def _more(rng: Random, level: Level) -> Scene:
+def _more(rng: Random, level: Level) -> Task:
     low, high = _TOTAL[level]
     gold = rng.randint(0, 3)
     fewer = rng.randint(0 if gold else 1, (high - gold) // 2)
-    total = rng.randint(max(low, 2 * fewer + gold), high)
+    more = fewer + gold
+    total = rng.randint(max(low, more + fewer), high)
     which = rng.randrange(2)
     first, second = rng.sample(_VALUES[which], 2)
     rest = [value for value in _VALUES[which] if value not in (first, second)]
-    chosen: list[Pair] = []
-    for values, number in (([first], fewer + gold), ([second], fewer), (rest, total - 2 * fewer - gold)):
+    chosen = []
+    for values, number in (([first], more), ([second], fewer), (rest, total - more - fewer)):
         chosen += rng.choices([pair for pair in pairs(level) if pair[which] in values], k=number)
-    things = scatter(rng, chosen)
-    seen = _counted_by_value(things, which, (first, second))
-    reasoning = f"{seen} So {first} {fewer + gold}, {second} {fewer}. {fewer + gold} - {fewer} = {gold}."
-    question = ask(rng, "counting", "more", first=_several(which, first), second=_several(which, second))
-    return scene(rng, things, question, reasoning, str(gold), "number")
+    slots = {"first": _several(which, first), "second": _several(which, second)}
+    conclusion = f"So {first} {more}, {second} {fewer}. {more} - {fewer} = {gold}."
+    words = {pair: f"{pair[which]} " for pair in chosen if pair[which] in (first, second)}
+    return chosen, words, "more", slots, conclusion, str(gold)
 
 
-def _most_common(rng: Random, level: Level) -> Scene:
+def _most_common(rng: Random, level: Level) -> Task:
     low, high = _TOTAL[level]
     which = rng.randrange(2)
     values = _VALUES[which]
@@ -91,19 +89,5 @@ def _most_common(rng: Random, level: Level) -> Scene:
     chosen = [
         rng.choice([pair for pair in pairs(level) if pair[which] == value]) for value in counts.elements()
     ]
-    things = scatter(rng, chosen)
-    reasoning = f"{_counted_by_value(things, which, values)} The most common is {winner}."
-    question = ask(rng, "counting", "most common", attribute=_ATTRIBUTES[which])
-    return scene(rng, things, question, reasoning, winner, "text")
-
-
-def _counted_by_value(things: list[Thing], which: int, values: Sequence[str]) -> str:
-    """Row 1: a1 red circle (red 1), b1 blue star (blue 1). Row 2: c2 red cross (red 2). ..."""
-    counts: Counter[str] = Counter()
-
-    def remark(thing: Thing) -> str:
-        value = thing.pair[which]
-        counts[value] += 1
-        return f" ({value} {counts[value]})" if value in values else ""
-
-    return listing(things, remark)
+    words, slots = {pair: f"{pair[which]} " for pair in chosen}, {"attribute": ("colour", "shape")[which]}
+    return chosen, words, "most common", slots, f"The most common is {winner}.", winner

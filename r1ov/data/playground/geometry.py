@@ -11,33 +11,46 @@ from random import Random
 from typing import Any
 
 from r1ov.data.playground.grid import CELL, CELLS, by_row, cell_name
-from r1ov.data.playground.scene import COLOURS, INK, PAPER, SIZE, Canvas, Level, Scene, ask, wordings
+from r1ov.data.playground.scene import (
+    COLOURS,
+    DARK,
+    INK,
+    PAPER,
+    SIZE,
+    Canvas,
+    Colour,
+    Level,
+    Scene,
+    ask,
+    by_level,
+    wordings,
+)
 
-SIDES = {"normal": range(2, 10), "hard": range(2, 13), "beyond": range(11, 16)}  # of a rectangle
-GRID_SIDE = {"normal": 4, "hard": 6, "beyond": 7}  # longest side of a shape on the grid
+SIDES = by_level(range(2, 10), range(2, 13), range(11, 16))  # of a rectangle
+GRID_SIDE = by_level(4, 6, 7)  # longest side of a shape on the grid
 UNIT = 14  # pixels; the grid has SIZE / UNIT squares a side
-CORNERS = {"normal": range(3, 9), "hard": range(3, 9), "beyond": range(9, 11)}
+CORNERS = by_level(range(3, 9), range(3, 9), range(9, 11))
 ANGLES = dict.fromkeys(("normal", "hard"), (30, 45, 60, 90, 120, 135, 150)) | {"beyond": (15, 75, 105, 165)}
-TRIANGLE_ANGLES = {
-    "normal": range(30, 101, 10),
-    "hard": range(25, 116, 5),
-    "beyond": [angle for angle in range(25, 116) if angle % 5],
-}
-DRAWABLE = tuple(colour for colour in COLOURS if colour != "yellow")  # thin yellow lines are hard to see
+FINE = range(25, 116)
+TRIANGLE_ANGLES = by_level(range(30, 101, 10), FINE[::5], [angle for angle in FINE if angle % 5])
 Point = tuple[float, float]
 # What a figure is: its measures, how it is drawn in a colour, the thought about it, and the answer.
-Figure = tuple[dict[str, Any], Callable[[Canvas, str], None], str, int]
+Figure = tuple[dict[str, Any], Callable[[Canvas, Colour], None], str, int]
 
 
 def make(rng: Random, level: Level) -> Scene:
     """Returns one figure with one question about it."""
     topic = rng.choice(list(wordings("geometry")))
     measures, draw, reasoning, answer = FIGURES[topic](rng, level)
-    colour, paper = rng.choice(DRAWABLE), rng.randrange(len(PAPER))
-    measures |= {"colour": colour, "paper": paper}
-    question = ask(rng, "geometry", topic, colour=colour)
-    draw = partial(draw, colour=colour)
-    return Scene(draw, PAPER[paper], question, json.dumps(measures), reasoning, str(answer), "number")
+    colour, paper = rng.choice(DARK), rng.randrange(len(PAPER))
+    return Scene(
+        partial(draw, fill=COLOURS[colour]),
+        PAPER[paper],
+        *ask(rng, "geometry", topic, colour=colour),
+        json.dumps(measures | {"colour": colour, "paper": paper}),
+        reasoning,
+        str(answer),
+    )
 
 
 def _rectangle(rng: Random, level: Level, topic: str) -> Figure:
@@ -50,8 +63,8 @@ def _rectangle(rng: Random, level: Level, topic: str) -> Figure:
     y = 31 if over == "above" else 81 - height
     box = [x, y, x + width, y + height]
 
-    def draw(canvas: Canvas, colour: str) -> None:
-        canvas.rectangle(box, _tint(colour), COLOURS[colour], 2)
+    def draw(canvas, fill):
+        canvas.rectangle(box, _tint(fill), fill, 2)
         canvas.text(*_centre(x + width // 2, 0 if over == "above" else SIZE - 1), str(w), 18)
         canvas.text(*_centre(0 if beside == "left" else SIZE - 1, y + height // 2), str(h), 18)
 
@@ -88,12 +101,12 @@ def _squares(rng: Random, level: Level) -> Figure:
     flush = rng.choice(("left", "right"))
     place = [rng.randrange(0, SIZE // UNIT - side + 1, 2) for side in (width, height)]
 
-    def draw(canvas: Canvas, colour: str) -> None:
+    def draw(canvas, fill):
         column, row = place
         for w, h in parts:
             start = column if flush == "left" else column + width - w
             box = (start, row, start + w, row + h)
-            canvas.rectangle([at * UNIT for at in box], COLOURS[colour])
+            canvas.rectangle([at * UNIT for at in box], fill)
             row += h
         canvas.grid(UNIT)
 
@@ -111,7 +124,7 @@ def _convex(number: int) -> list[list[tuple[int, int]]]:
     for corners in combinations(CELLS, number):
         x, y = (sum(axis) / number for axis in zip(*corners, strict=True))
         ring = sorted(corners, key=lambda corner: math.atan2(corner[1] - y, corner[0] - x))
-        triples = zip(ring, ring[1:] + ring[:1], ring[2:] + ring[:2], strict=True)
+        triples = zip(ring, ring[1:] + ring, ring[2:] + ring, strict=False)
         if all((b[0] - a[0]) * (c[1] - b[1]) > (b[1] - a[1]) * (c[0] - b[0]) for a, b, c in triples):
             found.append(ring)
     return found
@@ -131,14 +144,14 @@ def _polygon(rng: Random, level: Level) -> Figure:
             clockwise = turn + (corner + rng.uniform(-0.1, 0.1)) * 360 / number  # from the top
             corners.append([round(at) for at in _step(centre, 90 - clockwise, radius)])
 
-    def draw(canvas: Canvas, colour: str) -> None:
-        canvas.polygon(corners, _tint(colour))
-        canvas.line([*corners, corners[0]], COLOURS[colour], 2)
+    def draw(canvas, fill):
+        canvas.polygon(corners, _tint(fill))
+        canvas.line([*corners, corners[0]], fill, 2)
         for x, y in corners:
-            canvas.dot(x, y, 3.5, COLOURS[colour])
+            canvas.dot(x, y, 3.5, fill)
 
     cells = sorted((min(y // CELL, 3), min(x // CELL, 3)) for x, y in corners)
-    seen = by_row((row, f"{cell_name(column, row)} ({at})") for at, (row, column) in enumerate(cells, 1))
+    seen = by_row([(row, f"{cell_name(column, row)} ({at})") for at, (row, column) in enumerate(cells, 1)])
     return {"figure": "polygon", "corners": corners}, draw, f"{seen} That makes {number}.", number
 
 
@@ -154,12 +167,12 @@ def _rays(rng: Random, level: Level) -> Figure:
         for ends in zip((0, 0), *(_step((0, 0), *ray) for ray in rays), strict=True)
     ]
 
-    def draw(canvas: Canvas, colour: str) -> None:
+    def draw(canvas, fill):
         if angle == 90:  # the usual mark of a right angle
             mark = [(start, 12), (start + 45, 12 * math.sqrt(2)), (start + 90, 12)]
-            canvas.line([_step(vertex, *at) for at in mark], COLOURS[colour], 2)
+            canvas.line([_step(vertex, *at) for at in mark], fill, 2)
         else:
-            canvas.arc(*vertex, 16, 360 - start - angle, 360 - start, COLOURS[colour], 2)
+            canvas.arc(*vertex, 16, 360 - start - angle, 360 - start, fill, 2)
         for ray in rays:
             canvas.line([vertex, _step(vertex, *ray)], INK, 2.25)
         canvas.dot(*vertex, 2.5, INK)
@@ -181,7 +194,8 @@ def _triangle(rng: Random, level: Level) -> Figure:
     _, right, top = map(math.radians, angles)
     # From the lower left corner to the top, where the base is 1.
     x, y = _step((0, 0), angles[0], math.sin(right) / math.sin(top))
-    width, start = max(1, x) - min(0, x), min(0, x)
+    start = min(0, x)
+    width = max(1, x) - start
     scale = min(88 / width, 54 / -y)
     x0 = round((SIZE - width * scale) / 2 - start * scale) + rng.randint(-3, 3)
     y0 = 83 + rng.randint(-1, 1)  # the numbers below it fill the lowest row of cells
@@ -189,9 +203,9 @@ def _triangle(rng: Random, level: Level) -> Figure:
     corners = [[x0, y0], [x1, y0], [x2, y2]]
     angles[unknown] = None
 
-    def draw(canvas: Canvas, colour: str) -> None:
-        canvas.polygon(corners, _tint(colour))
-        canvas.line([*corners, *corners[:2]], COLOURS[colour], 2)
+    def draw(canvas, fill):
+        canvas.polygon(corners, _tint(fill))
+        canvas.line([*corners, *corners[:2]], fill, 2)
         beside = max(x1, x0 // CELL * CELL + CELL)  # never in the left one's cell
         places = ((x0, SIZE - 1), (beside, SIZE - 1), (x2, y2 - 24))
         for place, angle in zip(places, angles, strict=True):
@@ -201,7 +215,7 @@ def _triangle(rng: Random, level: Level) -> Figure:
     return {"figure": "triangle", "angles": angles, "corners": corners}, draw, reasoning, third
 
 
-FIGURES: dict[str, Callable[[Random, Level], Figure]] = {
+FIGURES = {
     "area": partial(_rectangle, topic="area"),
     "perimeter": partial(_rectangle, topic="perimeter"),
     "grid": _squares,
@@ -224,5 +238,5 @@ def _step(start: Point, direction: float, length: float) -> Point:
     return start[0] + length * math.cos(angle), start[1] - length * math.sin(angle)
 
 
-def _tint(colour: str) -> tuple[int, ...]:
-    return tuple((3 * 255 + channel) // 4 for channel in COLOURS[colour])
+def _tint(colour: Colour) -> Colour:
+    return tuple((3 * 255 + channel) // 4 for channel in colour)

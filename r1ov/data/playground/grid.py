@@ -5,11 +5,12 @@ third row. A cell is 28 x 28 pixels, the area of one merged vision token.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
-from r1ov.data.playground.scene import PAPER, Canvas, Colour, Pair, Scene
+from r1ov.data.playground.scene import PAPER, Colour, Pair, Scene
 
 CELL = 28
 CELLS = [(column, row) for row in range(4) for column in range(4)]  # in reading order
@@ -48,10 +49,9 @@ def scatter(rng: Random, chosen: list[Pair], places: Sequence[tuple[int, int]] =
     """Returns things of 18 to 24 pixels, each a little off the middle of its cell: the first ones in the
     given (column, row), the others anywhere else.
     """
-    places = list(places[: len(chosen)])
-    places += rng.sample([place for place in CELLS if place not in places], len(chosen) - len(places))
+    free = [cell for cell in CELLS if cell not in places]
     things = []
-    for pair, place in zip(chosen, places, strict=True):
+    for pair, place in zip(chosen, [*places, *rng.sample(free, len(chosen) - len(places))], strict=True):
         size = rng.choice((18, 20, 22, 24))
         slack = min(2, (CELL - size) // 2 - 1)
         x, y = (at * CELL + (CELL - size) // 2 + rng.randint(-slack, slack) for at in place)
@@ -59,49 +59,53 @@ def scatter(rng: Random, chosen: list[Pair], places: Sequence[tuple[int, int]] =
     return things
 
 
-def by_row(seen: Iterable[tuple[int, str]]) -> str:
+def by_row(seen: Sequence[tuple[int, str]]) -> str:
     """Joins the texts of each row, counted from 0; every row is named, also an empty one."""
-    rows: list[list[str]] = [[], [], [], []]
-    for row, text in seen:
-        rows[row].append(text)
-    return " ".join(f"Row {number}: {', '.join(row) or 'none'}." for number, row in enumerate(rows, 1))
+    rows = [", ".join(text for row, text in seen if row == at) for at in range(4)]
+    return " ".join(f"Row {number}: {row or 'none'}." for number, row in enumerate(rows, 1))
 
 
 def in_reading_order(things: list[Thing]) -> list[Thing]:
     return sorted(things, key=lambda thing: (thing.place, thing.box))
 
 
-def listing(things: list[Thing], remark: Callable[[Thing], str]) -> str:
-    """Tells the image row by row: "Row 1: a1 red circle, c1 blue star. Row 2: none. Row 3: none. Row 4: d4
-    red cross."
+def listing(things: list[Thing], words: dict[Pair, str]) -> str:
+    """Tells the image row by row, counting on the way: "Row 1: a1 red circle (1), c1 blue star. Row 2: none.
+    Row 3: none. Row 4: d4 red cross (2)."
 
     Every row is named. Without that, the next object had to be searched for in all that is left of the image,
-    and in that search a small model was still guessing after 30 thousand samples. `remark` is called in
-    reading order, and its text follows the thing at once: a count kept while looking is a small step, one
-    made afterwards from the list is a search.
+    and in that search a small model was still guessing after 30 thousand samples. `words` says what is
+    counted, and what is said before the number ("" above; "red " gives "(red 2)"). The number follows the
+    thing at once: a count kept while looking is a small step, one made afterwards from the list is a search.
     """
-    ordered = in_reading_order(things)
-    return by_row((thing.place[0], f"{thing.cell} {thing.name}{remark(thing)}") for thing in ordered)
+    seen, numbers = [], Counter()
+    for thing in in_reading_order(things):
+        text = f"{thing.cell} {thing.name}"
+        if thing.pair in words:
+            word = words[thing.pair]
+            numbers[word] += 1
+            text += f" ({word}{numbers[word]})"
+        seen.append((thing.place[0], text))
+    return by_row(seen)
 
 
 def scene(
     rng: Random,
     things: list[Thing],
-    question: str,
+    asked: tuple[str, str],
     reasoning: str,
     answer: str,
-    kind: str,
     paper: Colour | None = None,
 ) -> Scene:
-    """Returns the things on a faint 4 x 4 grid, with one question about them."""
+    """Returns the things on a faint 4 x 4 grid, with one question (and the kind of its answer) about them."""
     paper = paper or rng.choice(PAPER)
     things = in_reading_order(things)
     objects = [{"colour": t.pair[0], "shape": t.pair[1], "cell": t.cell, "box": t.box} for t in things]
     description = json.dumps({"paper": paper, "objects": objects}, separators=(",", ":"))
 
-    def draw(canvas: Canvas) -> None:
+    def draw(canvas):
         canvas.grid(CELL)
         for (colour, shape), box in things:
             canvas.shape(shape, colour, box)
 
-    return Scene(draw, paper, question, description, reasoning, answer, kind)
+    return Scene(draw, paper, *asked, description, reasoning, answer)

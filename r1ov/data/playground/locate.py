@@ -3,11 +3,11 @@
 from random import Random
 
 from r1ov.data.playground.grid import Box, Thing, scene
-from r1ov.data.playground.scene import PAPER, SIZE, Level, Scene, pairs, wordings
+from r1ov.data.playground.scene import PAPER, SIZE, Level, Scene, by_level, pairs, wordings
 
-_TOTAL = {"normal": (1, 3), "hard": (4, 4), "beyond": (5, 5)}  # objects in an image
-_SIDES = {"normal": (21, 42), "hard": (20, 44), "beyond": (16, 50)}  # pixels
-_STEP = {"normal": 7, "hard": 1, "beyond": 1}  # sides and corners are multiples of it (7: half a patch)
+_TOTAL = by_level((1, 3), (4, 4), (5, 5))  # objects in an image
+_SIDES = by_level((21, 42), (20, 44), (16, 50))  # pixels
+_STEP = by_level(7, 1, 1)  # sides and corners are multiples of it (7: half a patch)
 _GAP = 3  # pixels between two boxes, at least
 
 
@@ -23,7 +23,7 @@ def make(rng: Random, level: Level) -> Scene:
     reasoning = f"The {names[0]} at {things[0].cell} spans x {x1} to {x2} and y {y1} to {y2}."
     paper = rng.choice(PAPER)
     question = rng.choice(wordings("locate")["where"]).format(name=rng.choice(names))
-    return scene(rng, things, question, reasoning, f"[{x1}, {y1}, {x2}, {y2}]", "bbox", paper)
+    return scene(rng, things, (question, "bbox"), reasoning, f"[{x1}, {y1}, {x2}, {y2}]", paper)
 
 
 def _boxes(rng: Random, count: int, sides: tuple[int, int], step: int) -> list[Box]:

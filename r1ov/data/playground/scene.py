@@ -1,14 +1,14 @@
 """What a family returns (`Scene`), and the canvas it draws on: plain shapes and letters, anti-aliased."""
 
-import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cache
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Literal, NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 SIZE = 112  # side of an image in pixels: 8x8 patches of 14, 4x4 tokens after merging
 SUPERSAMPLE = 4  # images are drawn this many times larger, then averaged down
@@ -17,18 +17,23 @@ Level = Literal["normal", "hard", "beyond"]
 Colour = tuple[int, int, int]  # RGB
 Pair = tuple[str, str]  # (colour, shape)
 
-COLOURS = {
-    "red": (219, 55, 55),
-    "orange": (242, 145, 30),
-    "yellow": (242, 208, 60),
-    "green": (56, 158, 82),
-    "blue": (52, 108, 214),
-    "purple": (142, 72, 190),
-}
+
+def colours(codes: str) -> list[Colour]:
+    """Example: "#ff0000 #0000ff" -> [(255, 0, 0), (0, 0, 255)]."""
+    return [ImageColor.getrgb(code) for code in codes.split()]
+
+
+def by_level(normal, hard, beyond) -> dict:
+    """Returns level -> what holds at it."""
+    return {"normal": normal, "hard": hard, "beyond": beyond}
+
+
+_NAMES = ("red", "orange", "yellow", "green", "blue", "purple")
+COLOURS = dict(zip(_NAMES, colours("#db3737 #f2911e #f2d03c #389e52 #346cd6 #8e48be"), strict=True))
+DARK = [name for name in COLOURS if name != "yellow"]  # a thin yellow line is hard to see
 SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
-INK = (52, 58, 70)  # lines and letters
-GRID = (222, 226, 232)  # faint helper lines
-PAPER = ((255, 255, 255), (250, 247, 240), (243, 247, 252), (246, 250, 244))  # backgrounds
+INK, GRID = colours("#343a46 #dee2e8")  # of lines and letters; of faint helper lines
+PAPER = colours("#ffffff #faf7f0 #f3f7fc #f6faf4")  # backgrounds
 # These combinations appear only at the level "beyond" (the generalisation split): never in train, rl or test.
 UNSEEN = frozenset(zip(COLOURS, ("star", "diamond", "cross", "triangle", "square", "circle"), strict=True))
 
@@ -37,17 +42,20 @@ QUESTIONS = Path(__file__).parent / "questions.txt"
 
 def pairs(level: Level) -> list[Pair]:
     """Returns all pairs that may be drawn at this level."""
-    every = [(colour, shape) for colour in COLOURS for shape in SHAPES]
-    return every if level == "beyond" else [pair for pair in every if pair not in UNSEEN]
+    every = product(COLOURS, SHAPES)
+    return [pair for pair in every if level == "beyond" or pair not in UNSEEN]
 
 
 @cache
+def _topics(family: str) -> dict[str, tuple[str, list[str]]]:
+    """Returns topic -> the kind of its answers, and the ways in which a family asks about it."""
+    found = re.findall(rf"# {family}: (.+) \((.+)\)\n((?:.+\n)+)", QUESTIONS.read_text(encoding="utf-8"))
+    return {topic: (kind, lines.splitlines()) for topic, kind, lines in found}
+
+
 def wordings(family: str) -> dict[str, list[str]]:
     """Returns topic -> the ways in which a family asks about it, from questions.txt."""
-    blocks = QUESTIONS.read_text(encoding="utf-8").strip().split("\n\n")
-    titled = [block.split("\n") for block in blocks]
-    mark = f"# {family}: "
-    return {title.removeprefix(mark): lines for title, *lines in titled if title.startswith(mark)}
+    return {topic: lines for topic, (_, lines) in _topics(family).items()}
 
 
 def is_asked(question: str) -> bool:
@@ -56,9 +64,10 @@ def is_asked(question: str) -> bool:
     return any(re.fullmatch(re.sub(r"\\{\w+\\}", ".+", form), question.strip()) for form in forms)
 
 
-def ask(rng: Random, family: str, topic: str, **slots: object) -> str:
-    """Returns a question in one of its wordings, the blanks filled."""
-    return rng.choice(wordings(family)[topic]).format(**slots)
+def ask(rng: Random, family: str, topic: str, **slots: object) -> tuple[str, str]:
+    """Returns a question in one of its wordings, the blanks filled, and the kind of its answer."""
+    kind, lines = _topics(family)[topic]
+    return rng.choice(lines).format(**slots), kind
 
 
 class Scene(NamedTuple):
@@ -72,10 +81,10 @@ class Scene(NamedTuple):
     draw: Callable[["Canvas"], None]
     paper: Colour
     question: str
+    kind: str  # of the answer: mcq | yes_no | number | text | bbox
     description: str
     reasoning: str
     answer: str
-    kind: str  # mcq | yes_no | number | text | bbox
 
 
 @cache
@@ -144,17 +153,6 @@ def _around(x: float, y: float, radius: float) -> list[int]:
     return [round(at * SUPERSAMPLE) for at in (x - radius, y - radius, x + radius, y + radius)]
 
 
-def _star() -> Sequence[tuple[float, float]]:
-    points = []
-    for corner in range(10):
-        radius, angle = (1.0, 0.42)[corner % 2], math.pi * corner / 5
-        points.append((radius * math.sin(angle), -radius * math.cos(angle)))
-    (left, top), (right, bottom) = (
-        [reach(axis) for axis in zip(*points, strict=True)] for reach in (min, max)
-    )
-    return [((x - left) / (right - left), (y - top) / (bottom - top)) for x, y in points]
-
-
 # Corners in the unit square.
 # fmt: off
 _OUTLINES = {
@@ -164,6 +162,9 @@ _OUTLINES = {
         (0.33, 0), (0.67, 0), (0.67, 0.33), (1, 0.33), (1, 0.67), (0.67, 0.67),
         (0.67, 1), (0.33, 1), (0.33, 0.67), (0, 0.67), (0, 0.33), (0.33, 0.33),
     ],
-    "star": _star(),
+    "star": [
+        (0.5, 0), (0.6298, 0.3649), (1, 0.382), (0.71, 0.624), (0.809, 1),
+        (0.5, 0.7849), (0.191, 1), (0.2901, 0.624), (0, 0.382), (0.3702, 0.3649),
+    ],
 }
 # fmt: on
