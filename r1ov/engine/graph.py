@@ -27,7 +27,7 @@ class Copied:
         self.tensor, self.arrival = tensor.to("cpu", non_blocking=True), torch.cuda.Event()  # pinned
         self.arrival.record()
 
-    def tolist(self) -> list[Any]:
+    def tolist(self) -> list:
         self.arrival.synchronize()
         return self.tensor.tolist()
 

@@ -1,6 +1,7 @@
 """From a row of logits to its next token and the token's log-prob.
 
-Penalty, temperature, top-k and top-p come in this order, Hugging Face's.
+Penalty, temperature, top-k and top-p come in this order, Hugging Face's; the first two, which only multiply,
+may change places.
 """
 
 import hashlib
@@ -78,14 +79,14 @@ def sample(
         (B,) int64 tokens and (B,) float32 log-probs, in nats.
     """
     logits = logits.float()
+    if params.temperature not in (0.0, 1.0):
+        logits = logits / params.temperature
     scores = logits.index_fill(-1, banned, -math.inf)
     if params.repetition_penalty != 1.0:
         scores = penalise_repetition(scores, seen, params.repetition_penalty)
     if params.temperature == 0.0:
         tokens = scores.argmax(-1)
     else:
-        scores = scores / params.temperature
-        logits = logits / params.temperature
         if params.top_k:
             scores = keep_top_k(scores, params.top_k)
         if params.top_p < 1.0:
@@ -130,7 +131,7 @@ def draw(scores: Tensor, uniforms: Tensor) -> Tensor:
     the softmax.
     """
     # In float64: 150 thousand float32 additions would shift the boundaries by more than rare tokens are wide.
-    cumulative = scores.double().softmax(-1).cumsum(-1)
+    cumulative = scores.softmax(-1).cumsum(-1, dtype=torch.float64)
     # The first entry above the threshold, so never a token of probability 0.
     return torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
