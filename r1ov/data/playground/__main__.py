@@ -54,14 +54,13 @@ def main() -> None:
 def contact_sheet(samples: list[Sample]) -> Image.Image:
     """Returns a row for each family; in each tile the image, and below it question, thought and answer."""
     rows = [[_tile(each) for each in samples[family :: len(FAMILIES)]] for family in range(len(FAMILIES))]
-    heights = [max(tile.height for tile in row) for row in rows]
-    width, height = (_WIDTH + _GUTTER) * len(rows[0]) + _GUTTER, sum(heights) + _GUTTER * (len(rows) + 1)
-    sheet, y = Image.new("RGB", (width, height), _DESK), _GUTTER
-    for row, height in zip(rows, heights, strict=True):
+    step, y = _WIDTH + _GUTTER, _GUTTER
+    sheet = Image.new("RGB", (y + step * len(rows[0]), 5 * _WIDTH * len(rows)), _DESK)  # room enough
+    for row in rows:
         for at, tile in enumerate(row):
-            sheet.paste(tile, (_GUTTER + (_WIDTH + _GUTTER) * at, y))
-        y += height + _GUTTER
-    return sheet
+            sheet.paste(tile, (_GUTTER + step * at, y))
+        y += max(tile.height for tile in row) + _GUTTER
+    return sheet.crop((0, 0, sheet.width, y))
 
 
 def _tile(each: Sample) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from itertools import count
 from random import Random
-from typing import Any
 
 from r1ov.data.playground.scene import (
     COLOURS,
@@ -56,7 +55,7 @@ def make(rng: Random, level: Level) -> Scene:
     )
 
 
-def _task(rng: Random, topic: str, names: str) -> tuple[Values, dict[str, Any], str, str]:
+def _task(rng: Random, topic: str, names: str) -> tuple:
     """Returns the values, what fills the question's blanks, the last step of the thought, and the answer; the
     answer is drawn first.
     """
@@ -101,7 +100,7 @@ def _read_off(values: Values, limit: int) -> str:
     return f"{', '.join(read)}."
 
 
-def _draw(canvas: Canvas, values: Values, look: dict[str, Any]) -> None:
+def _draw(canvas: Canvas, values: Values, look: dict) -> None:
     palette = [COLOURS[name] for name in look["colours"].split()]
     left, bottom, sideways = look["left"], look["bottom"], look["chart"] == "horizontal bars"
     start, end = (5, bottom) if sideways else (left, SIZE - 5)  # of the axis of the categories
@@ -121,8 +120,8 @@ def _draw(canvas: Canvas, values: Values, look: dict[str, Any]) -> None:
         middle, fill = start + share * (k + 0.5), palette[k % len(palette)]
         dots.append(at(middle, value))
         if look["chart"] != "line":
-            ends = (0, value) if sideways else (value, 0)  # from top left to bottom right
-            canvas.rectangle((*at(middle - half, ends[0]), *at(middle + half, ends[1])), fill)
+            corners = at(middle - half, 0), at(middle + half, value)
+            canvas.rectangle((*map(min, *corners), *map(max, *corners)), fill)
         canvas.text(*((left - 8, middle) if sideways else (middle, bottom + 8)), name, 12)
     top, right = (0, TOP) if sideways else (TOP, 0)
     canvas.line([at(start, top), (left, bottom), at(end, right)], INK, 1.25)

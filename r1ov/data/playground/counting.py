@@ -13,7 +13,7 @@ _VALUES = (tuple(COLOURS), SHAPES)  # what a pair is made of: 0 its colour, 1 it
 
 # What is drawn, the words under which `listing` counts, the question's topic, what fills its blanks, the end
 # of the thought, and the answer.
-Task = tuple[list[Pair], dict[Pair, str], str, dict[str, str], str, str]
+Task = tuple
 
 
 def make(rng: Random, level: Level) -> Scene:
@@ -25,7 +25,7 @@ def make(rng: Random, level: Level) -> Scene:
 
 
 def _several(which: int, value: str) -> str:
-    return (f"{value} objects", plural(value))[which]
+    return plural(value) if which else f"{value} objects"
 
 
 def _count_pair(rng: Random, level: Level) -> Task:

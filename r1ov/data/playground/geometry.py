@@ -4,11 +4,9 @@ triangles. Each figure is drawn and solved from its measures, which are its desc
 
 import json
 import math
-from collections.abc import Callable
 from functools import cache, partial
 from itertools import combinations
 from random import Random
-from typing import Any
 
 from r1ov.data.playground.grid import CELL, CELLS, by_row, cell_name
 from r1ov.data.playground.scene import (
@@ -17,9 +15,9 @@ from r1ov.data.playground.scene import (
     INK,
     PAPER,
     SIZE,
-    Canvas,
     Colour,
     Level,
+    Point,
     Scene,
     ask,
     by_level,
@@ -33,9 +31,8 @@ CORNERS = by_level(range(3, 9), range(3, 9), range(9, 11))
 ANGLES = dict.fromkeys(("normal", "hard"), (30, 45, 60, 90, 120, 135, 150)) | {"beyond": (15, 75, 105, 165)}
 FINE = range(25, 116)
 TRIANGLE_ANGLES = by_level(range(30, 101, 10), FINE[::5], [angle for angle in FINE if angle % 5])
-Point = tuple[float, float]
 # What a figure is: its measures, how it is drawn in a colour, the thought about it, and the answer.
-Figure = tuple[dict[str, Any], Callable[[Canvas, Colour], None], str, int]
+Figure = tuple
 
 
 def make(rng: Random, level: Level) -> Scene:
@@ -83,8 +80,8 @@ def _squares(rng: Random, level: Level) -> Figure:
     least = most if level == "beyond" else 2  # beyond: every shape is as wide as no shape before
     if rng.random() < 0.5:
         w, h = rng.randint(least, most), rng.randint(2, most)
-        parts, area = [[w, h]], w * h
-        reasoning = f"The shape is {w} wide and {h} high. Area = {w} x {h} = {area}."
+        parts = [[w, h]]
+        reasoning = f"The shape is {w} wide and {h} high. Area = {w} x {h} = {w * h}."
     else:
         wide = rng.randint(least, most)
         widths = [wide, rng.randint(1, wide - 1)]
@@ -92,10 +89,10 @@ def _squares(rng: Random, level: Level) -> Figure:
         total = rng.randint(2, most)
         h = rng.randint(1, total - 1)
         (w, v), k = widths, total - h
-        parts, area = [[w, h], [v, k]], w * h + v * k
+        parts = [[w, h], [v, k]]
         reasoning = (
             f"The upper part is {w} wide and {h} high, the lower part {v} wide and {k} high. "
-            f"Area = {w} x {h} + {v} x {k} = {w * h} + {v * k} = {area}."
+            f"Area = {w} x {h} + {v} x {k} = {w * h} + {v * k} = {w * h + v * k}."
         )
     width, height = max(w for w, _ in parts), sum(h for _, h in parts)
     flush = rng.choice(("left", "right"))
@@ -112,7 +109,7 @@ def _squares(rng: Random, level: Level) -> Figure:
 
     # The parts from top to bottom: [width, height].
     measures = {"figure": "shape on a grid", "parts": parts, "flush": flush, "place": place}
-    return measures, draw, reasoning, area
+    return measures, draw, reasoning, sum(w * h for w, h in parts)
 
 
 @cache
@@ -125,7 +122,7 @@ def _convex(number: int) -> list[list[tuple[int, int]]]:
         x, y = (sum(axis) / number for axis in zip(*corners, strict=True))
         ring = sorted(corners, key=lambda corner: math.atan2(corner[1] - y, corner[0] - x))
         triples = zip(ring, ring[1:] + ring, ring[2:] + ring, strict=False)
-        if all((b[0] - a[0]) * (c[1] - b[1]) > (b[1] - a[1]) * (c[0] - b[0]) for a, b, c in triples):
+        if all((x2 - x1) * (y3 - y2) > (y2 - y1) * (x3 - x2) for (x1, y1), (x2, y2), (x3, y3) in triples):
             found.append(ring)
     return found
 
@@ -139,10 +136,9 @@ def _polygon(rng: Random, level: Level) -> Figure:
     else:
         centre = [SIZE // 2 + rng.randint(-5, 5) for _ in range(2)]
         radius, turn = rng.randint(36, 43), rng.randrange(360)
-        corners = []
-        for corner in range(number):
-            clockwise = turn + (corner + rng.uniform(-0.1, 0.1)) * 360 / number  # from the top
-            corners.append([round(at) for at in _step(centre, 90 - clockwise, radius)])
+        # Clockwise from the top.
+        angles = [turn + (corner + rng.uniform(-0.1, 0.1)) * 360 / number for corner in range(number)]
+        corners = [[round(at) for at in _step(centre, 90 - angle, radius)] for angle in angles]
 
     def draw(canvas, fill):
         canvas.polygon(corners, _tint(fill))
@@ -159,8 +155,7 @@ def _rays(rng: Random, level: Level) -> Figure:
     """Two rays with the angle between them."""
     angle = rng.choice(ANGLES[level])
     start = rng.choice(range(0, 181 - angle, 15) if level == "hard" else (0, 180 - angle))
-    directions, lengths = [start, start + angle], [rng.randint(42, 50), rng.randint(42, 50)]
-    rays = list(zip(directions, lengths, strict=True))
+    rays = [(direction, rng.randint(42, 50)) for direction in (start, start + angle)]
     # Near where the figure is centred.
     vertex = [
         round((SIZE - min(ends) - max(ends)) / 2) + rng.randint(-4, 4)
@@ -178,6 +173,7 @@ def _rays(rng: Random, level: Level) -> Figure:
         canvas.dot(*vertex, 2.5, INK)
 
     reasoning = f"The rays point to {start + angle} and {start} degrees. {start + angle} - {start} = {angle}."
+    directions, lengths = zip(*rays, strict=True)
     measures = {"figure": "two rays", "directions": directions, "lengths": lengths, "vertex": vertex}
     return measures, draw, reasoning, angle
 

@@ -53,8 +53,9 @@ def scatter(rng: Random, chosen: list[Pair], places: Sequence[tuple[int, int]] =
     things = []
     for pair, place in zip(chosen, [*places, *rng.sample(free, len(chosen) - len(places))], strict=True):
         size = rng.choice((18, 20, 22, 24))
-        slack = min(2, (CELL - size) // 2 - 1)
-        x, y = (at * CELL + (CELL - size) // 2 + rng.randint(-slack, slack) for at in place)
+        margin = (CELL - size) // 2
+        slack = min(2, margin - 1)
+        x, y = (at * CELL + margin + rng.randint(-slack, slack) for at in place)
         things.append(Thing(pair, (x, y, x + size, y + size)))
     return things
 

@@ -13,8 +13,7 @@ _GAP = 3  # pixels between two boxes, at least
 
 def make(rng: Random, level: Level) -> Scene:
     chosen = rng.sample(pairs(level), rng.randint(*_TOTAL[level]))
-    boxes = _boxes(rng, len(chosen), _SIDES[level], _STEP[level])
-    things = [Thing(pair, box) for pair, box in zip(chosen, boxes, strict=True)]
+    things = list(map(Thing, chosen, _boxes(rng, level, len(chosen))))
     (colour, shape), (x1, y1, x2, y2) = things[0]
     names = [things[0].name]
     for which, short in enumerate((f"{colour} object", shape)):
@@ -26,23 +25,20 @@ def make(rng: Random, level: Level) -> Scene:
     return scene(rng, things, (question, "bbox"), reasoning, f"[{x1}, {y1}, {x2}, {y2}]", paper)
 
 
-def _boxes(rng: Random, count: int, sides: tuple[int, int], step: int) -> list[Box]:
+def _boxes(rng: Random, level: Level, count: int) -> list[Box]:
     """Returns square boxes that keep their distance, in no order; the large ones are placed first, or they
     would rarely find room.
     """
+    (least, most), step = _SIDES[level], _STEP[level]
     while True:
-        boxes: list[Box] = []
-        for side in sorted((rng.randrange(sides[0], sides[1] + 1, step) for _ in range(count)), reverse=True):
+        boxes = []
+        for side in sorted((rng.randrange(least, most + 1, step) for _ in range(count)), reverse=True):
             for _ in range(10):
                 x, y = (rng.randrange(step, SIZE - side, step) for _ in range(2))
-                box = (x, y, x + side, y + side)
-                if all(_apart(box, other) for other in boxes):
-                    boxes.append(box)
+                # The largest is the gap between the two, on the side where they are furthest apart.
+                if all(max(x1 - x - side, x - x2, y1 - y - side, y - y2) >= _GAP for x1, y1, x2, y2 in boxes):
+                    boxes.append((x, y, x + side, y + side))
                     break
         if len(boxes) == count:
             rng.shuffle(boxes)
             return boxes
-
-
-def _apart(a: Box, b: Box) -> bool:
-    return a[2] + _GAP <= b[0] or b[2] + _GAP <= a[0] or a[3] + _GAP <= b[1] or b[3] + _GAP <= a[1]

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
 from itertools import accumulate, permutations, product
 from random import Random
 from typing import NamedTuple
@@ -18,13 +17,14 @@ from r1ov.data.playground.scene import (
     Scene,
     ask,
     by_level,
+    outline,
     pairs,
 )
 
 # An eighth of a turn each.
 _DIRECTIONS = ("up", "up right", "right", "down right", "down", "down left", "left", "up left")
 _TURNS = {1: "an eighth of a turn", 2: "a quarter turn", 3: "three eighths of a turn"}
-_ARROW = ((0, -0.5), (0.36, -0.08), (0.13, -0.08), (0.13, 0.5), (-0.13, 0.5), (-0.13, -0.08), (-0.36, -0.08))
+_ARROW = outline("0,-0.5 0.36,-0.08 0.13,-0.08 0.13,0.5 -0.13,0.5 -0.13,-0.08 -0.36,-0.08")
 # Number -> where its dots are on a 3 x 3 raster, as on dice.
 _DOTS = ("", "4", "26", "246", "0268", "02468", "023568", "0234568", "01235678", "012345678")
 # How an attribute of a matrix goes on, of three values: by how many a step down, and a step to the right.
@@ -86,7 +86,7 @@ def _repeating(rng: Random, level: Level) -> Scene:
     else:  # colours and shapes each have a period of their own
         a, b = rng.sample((2, 3) if level == "hard" else (3, 4), 2)
         length = rng.randint(max(a, b) + 2, 8)
-        cells = [("", "")]
+        cells = [("", "")]  # again until all are known at this level
         while not set(cells) <= set(known):
             colours, shapes = rng.sample(list(COLOURS), a), rng.sample(SHAPES, b)
             cells = [(colours[at % a], shapes[at % b]) for at in range(length)]
@@ -108,17 +108,16 @@ def _growing(rng: Random, level: Level) -> Scene:
         kinds = [[a, b, a, b] for a, b in permutations((-3, -2, -1, 1, 2, 3), 2)]
     else:
         choices = product((-1, 1), (1, 2), (3, 4))
-        kinds = [[sign * (first + more) for more in range(count)] for sign, first, count in choices]
+        kinds = [[sign * step for step in range(first, first + count)] for sign, first, count in choices]
     rows = [(kind, list(accumulate(kind, initial=start))) for kind in kinds for start in range(1, 10)]
     rows = [(kind, row) for kind, row in rows if 1 <= min(row) <= max(row) <= 9]
     gold = rng.choice(sorted({row[-1] for _, row in rows}))
     changes, row = rng.choice([each for each in rows if each[1][-1] == gold])
     colour = rng.choice(list(COLOURS))
     said = [f"{abs(change)} {'more' if change > 0 else 'fewer'}" for change in changes]
-    if len(set(said)) == 1:
+    rule = f"The changes: {', '.join(said[:-1])}, then {said[-1]}"
+    if level == "normal":
         rule = f"Each time {said[0]}"
-    else:
-        rule = f"The changes: {', '.join(said[:-1])}, then {said[-1]}"
     near = [number for number in range(max(1, gold - 3), min(9, gold + 3) + 1) if number != gold]
     tiles, others = ([Tile("dots", colour, number) for number in some] for some in (row, near))
     sign = "+" if changes[-1] > 0 else "-"
@@ -143,7 +142,7 @@ def _turning(rng: Random, level: Level) -> Scene:
     return _sequence(rng, level, tiles, others, steps, "arrow")
 
 
-def _names(tiles: Sequence[Tile]) -> str:
+def _names(tiles: list[Tile]) -> str:
     return ", ".join(tile.name for tile in tiles)
 
 
@@ -172,12 +171,11 @@ def _matrix(rng: Random, level: Level) -> Scene:
     and column.
     """
     straight = rng.choice(("row", "column"))
-    kinds = by_level(["row", "column"], ["each", straight], ["each", "each too"])[level]
-    kinds = rng.sample(kinds, 2)
-    cells = [("", "")]
+    kinds = rng.sample(by_level(("row", "column"), ("each", straight), ("each", "each too"))[level], 2)
+    (a, b), (c, d) = (_RULES[kind] for kind in kinds)
+    cells = [("", "")]  # again until all are known at this level
     while not set(cells) <= set(pairs(level)):
         colours, shapes = rng.sample(list(COLOURS), 3), rng.sample(SHAPES, 3)
-        (a, b), (c, d) = (_RULES[kind] for kind in kinds)
         cells = [
             (colours[(a * row + b * column) % 3], shapes[(c * row + d * column) % 3])
             for row, column in product(range(3), repeat=2)
@@ -228,6 +226,7 @@ def _scene(
 
     cells = [placed(tile, at % columns, first_row + at // columns) for at, tile in enumerate(tiles)]
     below = [placed(tile, at, 2, lower=1) for at, tile in enumerate(options)]
+    lettered = dict(zip("ABCD", below, strict=False))
 
     def draw(canvas):
         edge = margin - 1.5
@@ -235,12 +234,12 @@ def _scene(
             canvas.rectangle((left - edge, top - edge, right + edge, bottom + edge), None, GRID, radius=3)
         for tile, box in cells + below:
             tile.paint(canvas, box)
-        for letter, (_, box) in zip("ABCD", below, strict=False):
+        for letter, (_, box) in lettered.items():
             canvas.text((box[0] + box[2]) / 2, box[3] + 10, letter, 13)
 
     facts = {
         "paper": paper,
         "cells": [tile.facts(box) for tile, box in cells],
-        "options": {letter: tile.facts(box) for letter, (tile, box) in zip("ABCD", below, strict=False)},
+        "options": {letter: tile.facts(box) for letter, (tile, box) in lettered.items()},
     }
     return Scene(draw, paper, *asked, json.dumps(facts, separators=(",", ":")), steps, answer)

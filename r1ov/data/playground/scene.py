@@ -16,11 +16,17 @@ SUPERSAMPLE = 4  # images are drawn this many times larger, then averaged down
 Level = Literal["normal", "hard", "beyond"]
 Colour = tuple[int, int, int]  # RGB
 Pair = tuple[str, str]  # (colour, shape)
+Point = tuple[float, float]
 
 
 def colours(codes: str) -> list[Colour]:
     """Example: "#ff0000 #0000ff" -> [(255, 0, 0), (0, 0, 255)]."""
     return [ImageColor.getrgb(code) for code in codes.split()]
+
+
+def outline(points: str) -> list[Point]:
+    """Reads corners as SVG writes them. Example: "0,0.5 1,1" -> [(0.0, 0.5), (1.0, 1.0)]."""
+    return [tuple(map(float, point.split(","))) for point in points.split()]
 
 
 def by_level(normal, hard, beyond) -> dict:
@@ -49,7 +55,7 @@ def pairs(level: Level) -> list[Pair]:
 @cache
 def _topics(family: str) -> dict[str, tuple[str, list[str]]]:
     """Returns topic -> the kind of its answers, and the ways in which a family asks about it."""
-    found = re.findall(rf"# {family}: (.+) \((.+)\)\n((?:.+\n)+)", QUESTIONS.read_text(encoding="utf-8"))
+    found = re.findall(rf"# {family}: (.+) \((.+)\)\n((?:.+\n?)+)", QUESTIONS.read_text(encoding="utf-8"))
     return {topic: (kind, lines.splitlines()) for topic, kind, lines in found}
 
 
@@ -120,51 +126,43 @@ class Canvas:
         self._draw.rounded_rectangle(whole, radius * SUPERSAMPLE, fill, outline, round(width * SUPERSAMPLE))
 
     def dot(self, x, y, radius, fill):
-        self._draw.ellipse(_around(x, y, radius), fill)
+        self.rectangle((x - radius, y - radius, x + radius, y + radius), fill, radius=radius)
 
     def arc(self, x, y, radius, start, end, fill, width):
         """Degrees run clockwise from 3 o'clock, as in Pillow."""
-        self._draw.arc(_around(x, y, radius), start, end, fill, round(width * SUPERSAMPLE))
+        box = [round(at * SUPERSAMPLE) for at in (x - radius, y - radius, x + radius, y + radius)]
+        self._draw.arc(box, start, end, fill, round(width * SUPERSAMPLE))
 
     def text(self, x, y, text, size, fill=INK):
         """Writes it centred on (x, y)."""
         place = (x * SUPERSAMPLE, y * SUPERSAMPLE)
         self._draw.text(place, text, fill, _font(round(size * SUPERSAMPLE)), "mm")
 
-    def shape(self, name: str, colour: str, box: tuple[int, int, int, int]):
+    def shape(self, name, colour, box):
         """Draws one of SHAPES in one of COLOURS, touching all four sides of the square `box` = (x1, y1, x2,
         y2).
         """
         x, y, right, _ = box
         side, fill = right - x, COLOURS[colour]
-        if name == "circle":
-            self.dot(x + side / 2, y + side / 2, side / 2, fill)
+        if name in _OUTLINES:
+            self.polygon([(x + u * side, y + v * side) for u, v in _OUTLINES[name]], fill)
         elif name == "square":
             self.rectangle(box, fill, radius=1)
         else:
-            self.polygon([(x + u * side, y + v * side) for u, v in _OUTLINES[name]], fill)
+            self.dot(x + side / 2, y + side / 2, side / 2, fill)
 
 
-def _large(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+def _large(points: Iterable[Point]) -> list[Point]:
     return [(x * SUPERSAMPLE, y * SUPERSAMPLE) for x, y in points]
 
 
-def _around(x: float, y: float, radius: float) -> list[int]:
-    return [round(at * SUPERSAMPLE) for at in (x - radius, y - radius, x + radius, y + radius)]
-
-
-# Corners in the unit square.
-# fmt: off
-_OUTLINES = {
-    "triangle": [(0.5, 0), (1, 1), (0, 1)],
-    "diamond": [(0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)],
-    "cross": [
-        (0.33, 0), (0.67, 0), (0.67, 0.33), (1, 0.33), (1, 0.67), (0.67, 0.67),
-        (0.67, 1), (0.33, 1), (0.33, 0.67), (0, 0.67), (0, 0.33), (0.33, 0.33),
-    ],
-    "star": [
-        (0.5, 0), (0.6298, 0.3649), (1, 0.382), (0.71, 0.624), (0.809, 1),
-        (0.5, 0.7849), (0.191, 1), (0.2901, 0.624), (0, 0.382), (0.3702, 0.3649),
-    ],
+_OUTLINES = {  # in the unit square
+    "triangle": outline("0.5,0 1,1 0,1"),
+    "diamond": outline("0.5,0 1,0.5 0.5,1 0,0.5"),
+    "cross": outline(
+        "0.33,0 0.67,0 0.67,0.33 1,0.33 1,0.67 0.67,0.67 0.67,1 0.33,1 0.33,0.67 0,0.67 0,0.33 0.33,0.33"
+    ),
+    "star": outline(
+        "0.5,0 0.6298,0.3649 1,0.382 0.71,0.624 0.809,1 0.5,0.7849 0.191,1 0.2901,0.624 0,0.382 0.3702,0.3649"
+    ),
 }
-# fmt: on

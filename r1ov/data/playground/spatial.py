@@ -2,7 +2,7 @@
 
 from random import Random
 
-from r1ov.data.playground.grid import CELLS, Thing, cell_name, scatter, scene
+from r1ov.data.playground.grid import CELLS, cell_name, scatter, scene
 from r1ov.data.playground.scene import Level, Pair, Scene, ask, by_level, pairs
 
 _TOTAL = by_level((3, 5), (6, 7), (8, 9))  # objects in an image
@@ -11,15 +11,16 @@ _STEPS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0,
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _CORNERS = {"top left": (0, 0), "top right": (3, 0), "bottom left": (0, 3), "bottom right": (3, 3)}
 # The things (the question may name the first two), the side or corner it asks for, the thought, the answer.
-Task = tuple[list[Thing], str, str, str]
+Task = tuple
 
 
 def make(rng: Random, level: Level) -> Scene:
     topic = rng.choices(list(_TASKS), (6, 6, 4, 4))[0]
     chosen = rng.sample(pairs(level), rng.randint(*_TOTAL[level]))
     things, side, reasoning, answer = _TASKS[topic](rng, chosen)
-    names = {"first": things[0].name, "second": things[1].name}
-    return scene(rng, things, ask(rng, "spatial", topic, side=side, **names), reasoning, answer)
+    first, second = things[0].name, things[1].name
+    asked = ask(rng, "spatial", topic, first=first, second=second, side=side)
+    return scene(rng, things, asked, reasoning, answer)
 
 
 def _next_to(rng: Random, chosen: list[Pair]) -> Task:
@@ -63,7 +64,7 @@ def _is_it(rng: Random, chosen: list[Pair]) -> Task:
 _TASKS = {"next to": _next_to, "seen from": _seen_from, "in a corner": _in_corner, "is it": _is_it}
 
 
-def _compare(rng: Random, chosen: list[Pair], side: str, aligned: bool) -> tuple[list[Thing], str, str]:
+def _compare(rng: Random, chosen: list[Pair], side: str, aligned: bool) -> Task:
     """Returns things of which the first is on this side of the second (aligned: in the same row or column),
     where the two are, and the step from there: "column a is left of column c", "row 3 is below row 1".
     """

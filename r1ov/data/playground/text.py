@@ -5,7 +5,6 @@ as with lines of type.
 """
 
 import json
-from collections.abc import Sequence
 from random import Random
 
 from r1ov.data.playground.grid import CELL, cell_name
@@ -14,7 +13,7 @@ from r1ov.data.playground.scene import PAPER, Level, Scene, ask, by_level, colou
 LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ"  # as on number plates: without I, O and Q, which look like 1 and 0
 SIGN_LENGTH = by_level((2, 4), (5, 5), (6, 6))  # fewest and most letters
 HOW_MANY_NUMBERS = by_level((3, 4), (5, 5), (6, 6))
-# What each term (of a difference: the result and the second term) is drawn from.
+# From what to what the two terms (of a difference: the result and the second term) go; the others are digits.
 HARD_TERMS = {"+": ((10, 59), (2, 39)), "-": ((2, 59), (10, 39)), "x": ((10, 19), (2, 9))}
 STYLES = {  # a tile's face, its edge, and the ink on it
     "wood": colours("#f6e2b4 #ceac70 #543618"),
@@ -26,7 +25,7 @@ STYLES = {  # a tile's face, its edge, and the ink on it
 }
 [SHADOW] = colours("#d6d6d8")
 # What is written on the tiles, the (column, row) of the first one, the thought, and the answer.
-Writing = tuple[Sequence[str], tuple[int, int], str, str]
+Writing = tuple
 
 
 def make(rng: Random, level: Level) -> Scene:
@@ -89,7 +88,7 @@ def _numbers(rng: Random, level: Level, topic: str) -> Writing:
         numbers = [10 * tens + rng.randint(0, 9) for tens in rng.sample(range(1, 10), amount)]
     else:
         numbers = rng.sample(range(1, 100), amount)
-    row, column = rng.randrange(max(1, 5 - amount)), rng.randrange(4 if amount <= 4 else 3)
+    row, column = rng.randrange(max(1, 5 - amount)), rng.randrange(4 - amount // 5)
     answer = (max if topic == "largest" else min)(numbers)
     texts = [str(number) for number in numbers]
     return texts, (column, row), f"The numbers are {', '.join(texts)}. The {topic} is {answer}.", str(answer)
