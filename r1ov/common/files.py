@@ -5,7 +5,8 @@ time, runs that keep their options.
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from r1ov.errors import UserError
+
+
+def say(text: str) -> None:
+    """Tells people on stderr; stdout is for results."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def one_line(text: str) -> str:
@@ -70,6 +76,11 @@ def write_text(path: Path, text: str) -> None:
     """Replaces the file as a whole. A lone surrogate becomes its escape."""
     with replacing(path) as new:
         new.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Replaces the file as a whole: a line of JSON for each row."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def write_json(path: Path, value: Any) -> None:

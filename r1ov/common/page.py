@@ -16,6 +16,8 @@ from r1ov.errors import UserError
 SIDE = 360  # pixels of an image, wide or high: a page of hundreds of images must still open
 EXACT_SIDE = 200  # images up to this size are kept as they are
 ROOM = 30 << 20  # image budget of the page, in base64 characters
+# A float is a share in [0, 1], a pair of them an interval, None an empty cell.
+Cell = str | float | int | tuple[float, float] | None
 RIGHT = ("right", "done")  # statuses of a sample that nobody needs to look at
 
 
@@ -67,22 +69,34 @@ def base64_image(image: Image.Image, kind: str = "png", quality: int = 75) -> st
     return base64.b64encode(file.getvalue()).decode()
 
 
-def html_table(rows: Iterable[Iterable[str]]) -> str:
+def html_table(rows: Iterable[Iterable[Cell]]) -> str:
     """Returns a table; its first row is the head."""
-    lines = ("".join(f"<td>{html.escape(cell)}" for cell in row) for row in rows)
+    lines = ("".join(f"<td>{html.escape(_shown(cell))}" for cell in row) for row in rows)
     return f"<table><tr>{'<tr>'.join(lines)}</table>"
 
 
-def markdown_table(rows: Sequence[Sequence[str]], aligned: Sequence[str] | None = None) -> str:
-    """Returns a table in GitHub's Markdown; its cells are one line each, with nothing that would break it.
+def markdown_table(rows: Sequence[Sequence[Cell]]) -> str:
+    """Returns a table in GitHub's Markdown; its cells are one line each, with nothing that would break it,
+    text to the left and numbers to the right.
 
-    Args: rows: the head first. aligned: a column's "---" (left) or "---:" (right); None: the first column
-        left, the others right.
+    Args: rows: the head first.
     """
     head, *lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
-    aligned = aligned or ["---", *["---:"] * (len(rows[0]) - 1)]
+    columns = zip(*rows[1:], strict=True) if lines else rows[0]
+    aligned = ["---" if any(isinstance(cell, str) for cell in column) else "---:" for column in columns]
     return "\n".join([head, f"|{'|'.join(aligned)}|", *lines])
 
 
-def _cell(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+def _shown(cell: Cell) -> str:
+    match cell:
+        case low, high:
+            return f"{low:.1%} to {high:.1%}"
+        case float():
+            return f"{cell:.1%}"
+        case int():
+            return f"{cell:,}"
+    return cell or ""
+
+
+def _cell(cell: Cell) -> str:
+    return _shown(cell).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

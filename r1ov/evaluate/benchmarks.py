@@ -2,12 +2,11 @@
 
 import csv
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from r1ov.common.files import shown
+from r1ov.common.files import say, shown
 from r1ov.data.formats.records import BadRow
 from r1ov.data.formats.rows import open_rows
 from r1ov.data.image import LazyImage
@@ -123,7 +122,7 @@ def load_items(
                 raise UserError(f"{name}: two rows have the id {item.id!r}; every question needs its own")
     total, known = len(items), bench.counts[split]
     if known not in (None, total):
-        print(f"{name}: {total:,} items; {split} is known to have {known:,}", file=sys.stderr)
+        say(f"{name}: {total:,} items; {split} is known to have {known:,}")
     faults = {
         "have no gold answer and score 0": lambda item: not item.answer.strip(),
         "cannot be asked and score 0": lambda item: item.error,
@@ -133,9 +132,7 @@ def load_items(
     for fault, has_it in faults.items():
         if faulty := [item for item in items.values() if has_it(item)]:
             first = ": ".join(filter(None, (faulty[0].id, faulty[0].error)))
-            print(
-                f"{name}: {len(faulty)} of {total} questions {fault}; the first is {first}", file=sys.stderr
-            )
+            say(f"{name}: {len(faulty)} of {total} questions {fault}; the first is {first}")
     return [*items.values()][:limit]
 
 

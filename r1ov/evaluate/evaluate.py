@@ -1,20 +1,19 @@
 """From questions to a report: the whole way."""
 
-import hashlib
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from r1ov.cli import flag
-from r1ov.common.files import earlier_options, locked, write_text
+from r1ov.common.files import earlier_options, locked, say, write_lines
 from r1ov.common.processes import World, choose_kernels, dtype_name, joined
 from r1ov.data.formats.files import fingerprint
 from r1ov.data.steps import recognised_unit
@@ -25,7 +24,7 @@ from r1ov.evaluate.item import Item, Items, Prediction, Verdicts, by_question, r
 from r1ov.evaluate.judge import judge
 from r1ov.evaluate.page import write_page
 from r1ov.evaluate.prompts import swap_pictures
-from r1ov.evaluate.report import markdown, tables_of, write_report, write_verdicts
+from r1ov.evaluate.report import accuracy, markdown, tables_of, write_report, write_verdicts
 from r1ov.evaluate.runner import Asking, record_of, run
 from r1ov.evaluate.scoring import score
 from r1ov.folder.adapter import Folders
@@ -41,9 +40,8 @@ def evaluate(config: Any) -> None:
     `__main__`'s EvaluateConfig.
     """
     if config.predictions:
-        items, predictions = predicted(config)
-        folder, settings = config.out and Path(config.out), {"predictions": config.predictions}
-        write(config, items, predictions, folder, settings)
+        folder = Path(config.out) if config.out else None
+        write(config, *predicted(config), folder, {"predictions": config.predictions})
         return
     items = load_items(config.bench, config.data, config.split, config.limit)
     items = swap_pictures(items) if config.swap_pictures else items
@@ -77,7 +75,7 @@ def write(
             write_page(folder / "page.html", title, verdicts, settings.get("prompt", "none"))
             if config.keep:
                 keep(Path(config.bench), config.keep, verdicts, folder / "kept.jsonl")
-            print(f"{folder}/: page.html, report.md, report.json, predictions", file=sys.stderr)
+            say(f"{folder}/: page.html, report.md, report.json, predictions")
     if config.bench == PLAYGROUND:
         shown = shown[-1:]  # the families
     print("\n\n".join(map(markdown, shown)))
@@ -86,16 +84,11 @@ def write(
 def keep(path: Path, share: str, verdicts: Verdicts, out: Path) -> None:
     """Writes those rows of a file that teach in RL: right in this share of their answers."""
     low, high = map(float, share.split(":"))
-    rows, answers = read_rows(path), by_question(verdicts).values()
-    rates = [sum(one.score for one in group) / len(group) for group in answers]
-    kept = [
-        row for row, rate in zip(rows, rates, strict=False) if low <= rate <= high
-    ]  # --limit: the first ones
-    write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
-    print(
-        f"{out}: {len(kept)} of {len(rates)} rows; --image-folder {path.parent} says where images are",
-        file=sys.stderr,
-    )
+    rates = [accuracy(own) for own in by_question(verdicts).values()]
+    rows = zip(read_rows(path), rates, strict=False)  # with --limit the first ones
+    kept = [row for row, rate in rows if low <= rate <= high]
+    write_lines(out, kept)
+    say(f"{out}: {len(kept)} of {len(rates)} rows; --image-folder {path.parent} says where images are")
 
 
 def predicted(config: Any) -> tuple[list[Item], list[Prediction]]:
@@ -103,8 +96,10 @@ def predicted(config: Any) -> tuple[list[Item], list[Prediction]]:
     name, rows = config.predictions, read_predictions(Path(config.predictions))
     found = {(row.id, row.sample): row for row in rows}
     if twice := len(rows) - len(found):
-        more = "several samples of a question are told apart by `sample`, 0, 1 ..."
-        raise UserError(f"{name}: {twice} answers stand there twice; {more}")
+        raise UserError(
+            f"{name}: {twice} answers stand there twice; several samples of a question are told apart by "
+            "`sample`, 0, 1 ..."
+        )
     ids = dict.fromkeys(row.id for row in rows)
     if config.bench == PLAYGROUND:
         items = playground_by_id([*ids][: config.limit])
@@ -112,8 +107,10 @@ def predicted(config: Any) -> tuple[list[Item], list[Prediction]]:
         items = load_items(config.bench, config.data, config.split, config.limit)
     known = dict.fromkeys(item.id for item in items)
     if not known.keys() & ids:
-        example = f"{rows[0].id!r} is not, {items[0].id!r} would be" if rows else "there are none"
-        raise UserError(f"{name}: none of its {len(ids)} ids is one of the questions'; {example}")
+        raise UserError(
+            f"{name}: none of its {len(ids)} ids is one of the questions'; {rows[0].id!r} is not, "
+            f"{items[0].id!r} would be"
+        )
     samples = range(max(row.sample for row in rows) + 1)
     answers = [
         found.get((id, sample))
@@ -122,9 +119,9 @@ def predicted(config: Any) -> tuple[list[Item], list[Prediction]]:
         for sample in samples
     ]
     if lacking := len(answers) - sum(row.id in known for row in rows):
-        print(f"{lacking} answers are missing; they count as wrong and are listed", file=sys.stderr)
+        say(f"{lacking} answers are missing; they count as wrong and are listed")
     if (left := len(ids.keys() - known)) and not config.limit:
-        print(f"{left} ids are no question's; their answers are left out", file=sys.stderr)
+        say(f"{left} ids are no question's; their answers are left out")
     return items, answers
 
 
@@ -159,13 +156,13 @@ def asked(
         unit := recognised_unit([record_of(item, asking) for item in items[:100]], processor)
     ):
         items = [replace(item, box_unit=item.box_unit or unit) for item in items]
-        print(f"note    the boxes fill the frame {unit}: they are read so", file=sys.stderr)
+        say(f"note    the boxes fill the frame {unit}: they are read so")
     put = {"prompt": prompt, "min_pixels": images.min_pixels, "max_pixels": images.max_pixels}
     if world.is_main:
-        print(f"{device} | {kernels} kernels | {said}", file=sys.stderr)
-        print("asked with", _flags(put), file=sys.stderr)
+        say(f"{device} | {kernels} kernels | {said}")
+        say(f"asked with {_flags(put)}")
         if trained and (own := {name: trained.get(name, put[name]) for name in put}) != put:
-            print("note    the model was trained with", _flags(own), file=sys.stderr)
+            say(f"note    the model was trained with {_flags(own)}")
     settings = {
         "bench": config.bench,
         "split": items[0].split,
@@ -179,35 +176,31 @@ def asked(
         "run": {"data": config.data, "device": str(device), "kernels": kernels, "torch": torch.__version__},
     }
     folder = Path(config.out) if config.out else default_folder(settings)
-    rows = run(model, processor, items, asking, folder, settings, _is_right, config.max_num_seqs, world)
-    return None if rows is None else (rows, folder, settings)
+
+    def is_right(item: Item, row: Prediction) -> float:
+        return score(item, row).score
+
+    rows = run(model, processor, items, asking, folder, settings, is_right, config.max_num_seqs, world)
+    return rows and (rows, folder, settings)
 
 
 def _digest(folders: Folders) -> str:
     """Returns what tells one model's folder from another: training changes weights everywhere."""
     names = (".json", ".jinja", ".txt", ".safetensors")
-    paths = (
-        file
-        for folder in sorted({*filter(None, vars(folders).values())})
-        for file in sorted(folder.iterdir())
-    )
-    files = [fingerprint(file) for file in paths if file.suffix in names]
-    return hashlib.blake2b("".join(files).encode(), digest_size=8).hexdigest()
+    places = sorted({*filter(None, vars(folders).values())})
+    files = [file for place in places for file in sorted(place.iterdir()) if file.suffix in names]
+    return blake2b("".join(map(fingerprint, files)).encode(), digest_size=8).hexdigest()
 
 
 def _flags(options: Mapping[str, Any]) -> str:
     return " ".join(f"{flag(name)} {value}" for name, value in options.items())
 
 
-def _is_right(item: Item, row: Prediction) -> float:
-    return score(item, row).score
-
-
 def default_folder(settings: Mapping[str, Any]) -> Path:
     """Returns one for each benchmark, split, model and way of asking:
     runs/evaluate/playground-test-r1ov-tiny-3f9a2c1b.
     """
-    digest = hashlib.blake2b(json.dumps({**settings, "run": None}).encode(), digest_size=4).hexdigest()
+    digest = blake2b(json.dumps({**settings, "run": None}).encode(), digest_size=4).hexdigest()
     model = "-".join(Path(settings["model"]).parts[-2:])
     name = "-".join((Path(settings["bench"]).name, settings["split"], model, digest))
     return FOLDER / re.sub(r"[^\w.-]+", "-", name)

@@ -4,13 +4,13 @@ asked for twice.
 
 import os
 import re
-import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
+from r1ov.common.files import say
 from r1ov.common.journal import Journal
 from r1ov.common.remote import Remote, TryAgain, retried
 from r1ov.errors import UserError
@@ -45,22 +45,22 @@ def judge(verdicts: Verdicts, url: str, model: str, cache: Path) -> list[Verdict
     """
     key = os.environ.get("OPENAI_API_KEY")
     remote = Remote(url, model, key=key, timeout=SECONDS, max_tokens=1024, temperature=0.0)
-    prompts = [_prompt(one) if needs_judge(one) else None for one in verdicts]
+    names = [f"{model}\n{_prompt(one)}" if needs_judge(one) else "" for one in verdicts]
     failures = []
     with Journal(cache, "asked") as known, ThreadPoolExecutor(AT_ONCE) as pool:
-        left = {name: prompt for prompt in prompts if prompt and (name := f"{model}\n{prompt}") not in known}
-        asked = {pool.submit(_ask, remote, prompt): name for name, prompt in left.items()}
+        left = dict.fromkeys(name for name in names if name and name not in known)
+        asked = {pool.submit(_ask, remote, name.removeprefix(f"{model}\n")): name for name in left}
         for future in tqdm(as_completed(asked), total=len(asked), unit=" judged", disable=not asked):
             try:
                 known.append({"asked": asked[future], "score": future.result()})
             except UserError as error:
                 failures.append(str(error))
-        said = [known.get(f"{model}\n{prompt}") or {} for prompt in prompts]
+        said = [known.get(name) or {} for name in names]
     if failures:
         again = f"({failures[0]}); the next start asks again"
         if len(failures) == len(left):
             raise UserError(f"--judge: none of {len(left)} requests was answered {again}")
-        print(f"the judge left {len(failures)} of {len(left)} open {again}", file=sys.stderr)
+        say(f"the judge left {len(failures)} of {len(left)} open {again}")
     return [replace(one, judged=record.get("score")) for one, record in zip(verdicts, said, strict=True)]
 
 

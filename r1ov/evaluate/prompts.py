@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+from r1ov.common.files import say
 from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
 from r1ov.evaluate.item import Item, Items
@@ -77,9 +77,7 @@ def swap_pictures(items: Items) -> list[Item]:
     if left == len(items):
         raise UserError("--swap-pictures: no two of these questions have pictures that look different")
     if left:
-        print(
-            f"--swap-pictures: {left} of {len(items)} questions have no picture to exchange", file=sys.stderr
-        )
+        say(f"--swap-pictures: {left} of {len(items)} questions have no picture to exchange")
     return [replace(item, images=items[at].images) for item, at in zip(items, others, strict=True)]
 
 

@@ -2,7 +2,6 @@
 report.md and report.json.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,8 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from r1ov.common.files import write_json, write_text
-from r1ov.common.page import markdown_table
+from r1ov.common.files import write_json, write_lines, write_text
+from r1ov.common.page import Cell, markdown_table
 from r1ov.evaluate.item import UNREAD, Item, Verdict, Verdicts, by_question
 from r1ov.evaluate.metrics import interval, pass_at_k
 
@@ -24,8 +23,6 @@ VERSIONS = (  # of MathVerse; Text Only is an ablation
     "Vision Dominant",
     "Vision Only",
 )
-# A float is a share in [0, 1], a pair of them an interval, None an empty cell.
-Cell = str | float | int | tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -71,19 +68,18 @@ def by_value(verdicts: Verdicts, tag: str) -> dict[str, list[Verdict]]:
     return parts if tag == "family" else {value: parts[value] for value in in_order}
 
 
+def measures(verdicts: Verdicts) -> list[Cell]:
+    """Returns the number of questions, the share of right answers, its interval, the share of well-formed
+    answers, and their tokens.
+    """
+    tokens = round(fmean(one.prediction.completion_tokens for one in verdicts))
+    formed = fmean(one.well_formed for one in verdicts)
+    return [count(verdicts), accuracy(verdicts), interval_of(verdicts), formed, tokens]
+
+
 def grouped(title: str, name: str, parts: Mapping[str, Verdicts]) -> Table:
     """Returns a table with a line for each part. Args: name: of its first column."""
-    rows = [
-        (
-            value,
-            count(part),
-            accuracy(part),
-            interval_of(part),
-            fmean(one.well_formed for one in part),
-            round(fmean(one.prediction.completion_tokens for one in part)),
-        )
-        for value, part in parts.items()
-    ]
+    rows = [(value, *measures(part)) for value, part in parts.items()]
     return Table(title, (name, "questions", "right", "95% interval", "well-formed", "tokens"), rows)
 
 
@@ -181,16 +177,17 @@ def tables_of(metrics: Sequence[Metric], verdicts: Verdicts) -> tuple[list[Table
 
 
 def overall_table(verdicts: Verdicts) -> Table:
+    questions, right, interval, formed, tokens = measures(verdicts)
     whole = [one for one in verdicts if one.prediction.finish_reason != "length"]
     rows: list[tuple[str, Cell]] = [
-        ("questions", count(verdicts)),
-        ("accuracy", accuracy(verdicts)),
-        ("95% interval", interval_of(verdicts)),
+        ("questions", questions),
+        ("accuracy", right),
+        ("95% interval", interval),
         ("answer could be read", fmean(one.method not in UNREAD for one in verdicts)),
         ("cut off at the token limit", (len(verdicts) - len(whole)) / len(verdicts)),
         ("accuracy where not cut off", accuracy(whole) if whole else None),
-        ("well-formed (think and answer tags)", fmean(one.well_formed for one in verdicts)),
-        ("tokens, mean", round(fmean(one.prediction.completion_tokens for one in verdicts))),
+        ("well-formed (think and answer tags)", formed),
+        ("tokens, mean", tokens),
         ("errors, counted as wrong", sum(one.method == "error" for one in verdicts)),
     ]
     if asked := sum(one.judged is not None for one in verdicts):
@@ -227,19 +224,7 @@ def errors_table(verdicts: Verdicts) -> list[Table]:
 
 
 def markdown(table: Table) -> str:
-    """Returns the table in GitHub's Markdown, text to the left and numbers to the right."""
-    columns = zip(*table.rows, strict=True)
-    aligned = ["---" if any(isinstance(cell, str) for cell in column) else "---:" for column in columns]
-    return markdown_table([table.columns, *([_shown(cell) for cell in row] for row in table.rows)], aligned)
-
-
-def _shown(cell: Cell) -> str:
-    match cell:
-        case (low, high):
-            return f"{low:.1%} to {high:.1%}"
-        case float():
-            return f"{cell:.1%}"
-    return "" if cell is None else str(cell)
+    return markdown_table([table.columns, *table.rows])
 
 
 def write_report(folder: Path, title: str, tables: Sequence[Table], settings: Mapping[str, Any]) -> None:
@@ -255,10 +240,9 @@ def write_report(folder: Path, title: str, tables: Sequence[Table], settings: Ma
 
 def write_verdicts(path: Path, verdicts: Verdicts) -> None:
     """Writes a line for each answer: as it was read, how, and its score."""
-    names = ("score", "answer", "method", "well_formed", "judged")
-    lines = ""
+    rows = []
     for one in verdicts:
-        row = {"id": one.item.id, "sample": one.prediction.sample, "gold": one.item.answer}
-        row |= {"group": one.item.group} | {name: getattr(one, name) for name in names}
-        lines += json.dumps(row, ensure_ascii=False) + "\n"
-    write_text(path, lines)
+        told = {name: value for name, value in vars(one).items() if name not in ("item", "prediction")}
+        of = {"id": one.item.id, "sample": one.prediction.sample, "gold": one.item.answer}
+        rows.append({**of, "group": one.item.group, **told})
+    write_lines(path, rows)

@@ -6,13 +6,13 @@ Sources: the columns on the data sets' cards.
 import hashlib
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from r1ov.common.files import say
 from r1ov.data.formats.choices import LETTERS, listed, take_options, with_options
 from r1ov.data.formats.columns import MEANING, Columns, is_place
 from r1ov.data.formats.layouts import read_row
@@ -198,7 +198,7 @@ def items_of(bench: Benchmark, split: str, rows: Sequence[Row], folder: Path, in
             fields["error"] = SEVERAL
         items.append(Item(bench=bench.name, split=split, **fields))
     if unread:
-        print(f"{bench.name}: not read: {counted(unread)}", file=sys.stderr)
+        say(f"{bench.name}: not read: {counted(unread)}")
     return items
 
 

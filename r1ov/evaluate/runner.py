@@ -2,8 +2,6 @@
 where it stopped.
 """
 
-import json
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
@@ -12,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from r1ov.common.files import check_same_options, earlier_options, locked, write_json, write_text
+from r1ov.common.files import check_same_options, earlier_options, locked, say, write_json, write_lines
 from r1ov.common.journal import Journal
 from r1ov.common.processes import World
 from r1ov.data.formats.records import Record
@@ -226,9 +224,9 @@ def merge(folder: Path, order: Mapping[str, int], hashes: Mapping[str, str] = {}
             elif earlier is None or earlier.finish_reason == "error":
                 kept[row.id, row.sample] = row
     if mended:
-        print(f"{len(mended)} questions have changed since they were answered; asked again", file=sys.stderr)
+        say(f"{len(mended)} questions have changed since they were answered; asked again")
     rows = sorted(kept.values(), key=lambda row: (order.get(row.id, len(order)), row.id, row.sample))
-    write_text(merged, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+    write_lines(merged, map(asdict, rows))
     for path in parts:
         path.unlink()
     return rows

@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from r1ov.cli import check_bounds, marked, option, parse_cli, run
-from r1ov.common.files import check_same_options, earlier_options, write_json
+from r1ov.common.files import check_same_options, earlier_options, say, write_json
 from r1ov.common.journal import Journal
 from r1ov.common.remote import NoUse
 from r1ov.common.stopping import stopping
@@ -90,7 +90,7 @@ def formalize_all(config: FormalizeConfig) -> None:
     players = cast(config)
     facts = {"data": config.data, **{role: player.told for role, player in players.items()}}
     for name, fact in facts.items():
-        print(f"{name:<10}{fact}", file=sys.stderr)
+        say(f"{name:<10}{fact}")
     models = {role: player.model for role, player in players.items() if player.model}
     reasoner_looks = isinstance(models.get("reasoner"), Engine)
     settings = Settings(
@@ -111,7 +111,7 @@ def formalize_all(config: FormalizeConfig) -> None:
     ):
         write_json(folder / "config.json", options)
         if damaged := answers.unreadable + finished.unreadable:
-            print(f"note      {damaged} damaged lines in {folder}/*.journal are done again", file=sys.stderr)
+            say(f"note      {damaged} damaged lines in {folder}/*.journal are done again")
         with (
             stopping("stopping when what is under way has been answered") as stop,
             tqdm(total=len(rows), unit=" rows", desc="formalize") as bar,
@@ -150,7 +150,7 @@ def formalize_all(config: FormalizeConfig) -> None:
             why = (
                 "the budget is used up; a larger one" if asker.is_over else "asked to stop; the same command"
             )
-            print(f"stopped   {left} rows are left: {why} goes on", file=sys.stderr)
+            say(f"stopped   {left} rows are left: {why} goes on")
         if asker.is_over or not left:  # whoever asked it to stop does not wait for this
             write_outputs(folder, in_order(rows, finished), {**facts, "asked": asker.told()})
     print(f"rows      {told()}, {left} left\nasked     {asker.told()}\noutput    {folder}")

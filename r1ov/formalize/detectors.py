@@ -2,7 +2,6 @@
 RapidOCR. One that is missing or broken is noted once, and done without.
 """
 
-import sys
 from collections.abc import Callable
 from functools import cache
 from threading import Lock
@@ -10,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from r1ov.common.files import one_line
+from r1ov.common.files import one_line, say
 
 
 class Unavailable(Exception):
@@ -62,7 +61,7 @@ def _started(start: Callable, *name: str) -> Callable | str:
     except Exception as error:  # a package that does not fit this machine fails in any way, at import too
         cause = one_line(f"{type(error).__name__}: {error}")[:100]
         reason = f"{start.__name__.strip('_')} cannot be started ({cause})"
-        print(f"note      {reason}", file=sys.stderr)
+        say(f"note      {reason}")
         return reason
 
 

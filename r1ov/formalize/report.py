@@ -4,7 +4,7 @@ report.html: counts by stage and kind, reasons, and rows to look at.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow.parquet import ParquetWriter
 
 from r1ov.common.files import replacing, write_text
-from r1ov.common.page import html_table, markdown_table, write_page
+from r1ov.common.page import Cell, html_table, markdown_table, write_page
 from r1ov.formalize.rows import OUTCOMES, Row, row_to_dict
 from r1ov.formalize.stages import STAGES
 
@@ -23,7 +23,6 @@ ROWS_IN_A_GROUP = 100
 LOST = OUTCOMES[1:]
 SHOWN_OF_EACH = 20  # rows on the page with the same kind, outcome and reason
 SHOWN = 300  # rows on the page
-Tables = dict[str, list[list[str]]]  # title -> rows of cells, the head first
 
 
 def write_outputs(folder: Path, rows: Iterable[Row], facts: Mapping[str, str]) -> None:
@@ -70,7 +69,8 @@ def write_outputs(folder: Path, rows: Iterable[Row], facts: Mapping[str, str]) -
     write_page(folder / "report.html", "Formalization", map(_item, shown), ["kind"], head)
 
 
-def _tables(counts: Counter, facts: Mapping[str, str]) -> Tables:
+def _tables(counts: Counter, facts: Mapping[str, str]) -> dict[str, list[Sequence[Cell]]]:
+    """Returns title -> rows of cells, the head first."""
     reached, done = sum(counts["row", "", outcome] for outcome in OUTCOMES), counts["row", "", "done"]
     missed = counts["row", "", None]
     total = reached + missed
@@ -82,7 +82,7 @@ def _tables(counts: Counter, facts: Mapping[str, str]) -> Tables:
         reached -= sum(lost)
     kinds = sorted({name for what, name, _ in counts if what == "kind"})
     reasons = [(*key[1:], count) for key, count in counts.most_common() if key[0] == "why" and key[1]]
-    tables = {
+    return {
         "Run": [("fact", "value"), *{**numbers, **facts}.items()],
         "Stages": [("stage", "in", "out", *LOST), *stages],
         "Kinds": [
@@ -90,10 +90,6 @@ def _tables(counts: Counter, facts: Mapping[str, str]) -> Tables:
             *((kind, *(counts["kind", kind, one] for one in OUTCOMES)) for kind in kinds),
         ],
         "Reasons": [("why", "outcome", "rows"), *reasons],
-    }
-    return {
-        title: [[cell if isinstance(cell, str) else f"{cell:,}" for cell in row] for row in table]
-        for title, table in tables.items()
     }
 
 

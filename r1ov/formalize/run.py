@@ -1,12 +1,11 @@
 """Many rows at once: each ends exactly once, is on the disk as it ends, and need not be done again."""
 
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from r1ov.common.files import one_line
+from r1ov.common.files import one_line, say
 from r1ov.common.journal import Journal
 from r1ov.common.remote import NoUse
 from r1ov.errors import UserError
@@ -74,7 +73,7 @@ def _worked(work: Callable[[Row], Row], row: Row) -> Row:
     except (BudgetSpent, NoUse):
         raise
     except Exception as error:  # a defect of ours that one row in 100,000 meets must not cost the others
-        print(traceback.format_exc(), file=sys.stderr, flush=True)
+        say(traceback.format_exc())
         return replace(row, outcome="failed", reason=f"crashed: {one_line(repr(error))[:300]}")
 
 

@@ -94,13 +94,8 @@ def score(config: ScoreConfig) -> None:
     rows = table(*load(config.model), config.samples, config.split, config.seed)
     cells = [["method", "words", "peak on the object", "95% interval", "shuffled truth", "swapped image"]]
     for row in rows:
-        numbers = [
-            f"{row['hits']:.1%}",
-            f"{row['low']:.1%} to {row['high']:.1%}",
-            f"{row['shuffled']:.1%}",
-            f"{row['swapped']:.1%}",
-        ]
-        cells.append([row["method"], str(row["words"]), *numbers])
+        interval = row["low"], row["high"]
+        cells.append([row["method"], row["words"], row["hits"], interval, row["shuffled"], row["swapped"]])
     print(markdown_table(cells))
 
 

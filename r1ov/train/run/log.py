@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from r1ov.common.files import write_text
+from r1ov.common.files import say, write_text
 from r1ov.common.memory import plan
 from r1ov.common.processes import dtype_name
 from r1ov.errors import UserError
@@ -90,10 +89,6 @@ def duration(seconds: float) -> str:
     """Example: 4000 -> "1h07m", 75 -> "1m15s"."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{seconds:02d}s"
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def tell(text: str) -> None:
