@@ -20,9 +20,10 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from r1ov import load
+from r1ov.evaluate.__main__ import EvaluateConfig as Asking
 from r1ov.evaluate.benchmarks import playground_items
 from r1ov.evaluate.prompts import messages_of
-from r1ov.evaluate.runner import Asking, run
+from r1ov.evaluate.runner import run
 from r1ov.evaluate.scoring import score
 from r1ov.folder.pretrained import resolve
 from tests.bench_decode import reference_inputs

@@ -20,9 +20,10 @@ import torch
 
 from r1ov import load
 from r1ov.common.processes import joined
+from r1ov.evaluate.__main__ import EvaluateConfig as Asking
 from r1ov.evaluate.benchmarks import playground_items
 from r1ov.evaluate.item import Item, Prediction, read_predictions
-from r1ov.evaluate.runner import Asking, run
+from r1ov.evaluate.runner import run
 
 COUNT = 24
 ASKING = Asking(prompt="none", max_new_tokens=32, temperature=3.0, num_samples=2, seed=3)

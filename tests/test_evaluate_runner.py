@@ -14,10 +14,11 @@ from r1ov.data.image import LazyImage
 from r1ov.engine import generate
 from r1ov.errors import UserError
 from r1ov.evaluate import runner
+from r1ov.evaluate.__main__ import EvaluateConfig as Asking
 from r1ov.evaluate.benchmarks import playground_items
 from r1ov.evaluate.item import read_predictions
 from r1ov.evaluate.prompts import messages_of, swap_pictures
-from r1ov.evaluate.runner import Asking, answer, run
+from r1ov.evaluate.runner import answer, run
 
 ROOT = Path(__file__).parent.parent
 GREEDY = Asking(prompt="none", max_new_tokens=24)

@@ -11,9 +11,10 @@ from PIL import Image
 
 from r1ov.data.image import LazyImage
 from r1ov.data.steps import recognised_unit
+from r1ov.evaluate.__main__ import EvaluateConfig as Asking
 from r1ov.evaluate.benchmarks import load_items
 from r1ov.evaluate.item import Item, Prediction, Verdict
-from r1ov.evaluate.runner import Asking, _encode, record_of
+from r1ov.evaluate.runner import _encode, record_of
 from r1ov.evaluate.scoring import score
 from r1ov.folder.pretrained import read_processor, resolve
 

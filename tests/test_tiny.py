@@ -10,9 +10,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 import r1ov
 from r1ov.data.playground import messages, sample
 from r1ov.engine import decode, prepare
+from r1ov.evaluate.__main__ import EvaluateConfig as Asking
 from r1ov.evaluate.benchmarks import playground_items
 from r1ov.evaluate.prompts import swap_pictures
-from r1ov.evaluate.runner import Asking, answer
+from r1ov.evaluate.runner import answer
 from r1ov.evaluate.scoring import score
 from r1ov.folder.pretrained import resolve
 from tests.bench_decode import reference_inputs

@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,26 +202,21 @@ def _read_table(path: Path) -> list[dict[str, Any]]:
 
 def playground_items(split: str, limit: int) -> list[Item]:
     """Returns the first questions of a split; their images are painted when they are needed."""
-    return playground_by_id(f"{split}/{index}" for index in range(limit))
+    return [playground_item(f"{split}/{index}") for index in range(limit)]
 
 
-def playground_by_id(ids: Iterable[str]) -> list[Item]:
-    """Returns the questions with these ids ("test/12"), of any splits. Raises UserError."""
-    return [_playground_item(id) for id in ids]
-
-
-def _playground_item(id: str) -> Item:
+def playground_item(id: str) -> Item:
+    """Returns the question with this id ("test/12"), of any split. Raises UserError."""
     match = re.fullmatch(rf"({'|'.join(SPLITS)})/(\d{{1,9}})", id)
     if not match:
         raise UserError(f'the playground has no question {id!r:.60}; ids are such as "test/12"')
-    split, index = match[1], int(match[2])
-    family, scene = invent(split, index, 0)
+    family, scene = invent(match[1], int(match[2]), 0)
     return Item(
         bench=PLAYGROUND,
-        split=split,
-        id=f"{split}/{index}",
+        split=match[1],
+        id=id,
         question=scene.question,
-        images=(LazyImage((SIZE, SIZE), lambda: paint(invent(split, index, 0)[1])),),
+        images=(LazyImage((SIZE, SIZE), lambda: paint(scene)),),
         answer=scene.answer,
         kind=scene.kind,
         tags={"family": family},

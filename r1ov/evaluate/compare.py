@@ -4,6 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from r1ov.common.files import one_line
 from r1ov.errors import UserError
 from r1ov.evaluate.item import read_lines
 from r1ov.evaluate.metrics import paired
@@ -69,7 +70,7 @@ def compare(config: Any) -> str:
         left = f"{missing} of the first's and {added} of the second's are left out."
         parts.append(f"Only the questions that both have: {left}")
     changed = [
-        (*map(_short, (id, a.gold, a.answer, b.answer)), f"{b.score - a.score:+.2g}")
+        (*(one_line(text)[:60] for text in (id, a.gold, a.answer, b.answer)), f"{b.score - a.score:+.2g}")
         for id, (a, b) in pairs.items()
         if a.score != b.score
     ]
@@ -78,8 +79,3 @@ def compare(config: Any) -> str:
         parts += [f"{len(changed)} questions changed:", markdown(Table("", columns, shown))]
         parts += [f"... and {len(changed) - len(shown)} more"] * (len(changed) > len(shown))
     return "\n\n".join(parts)
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 60 else text[:57] + "..."

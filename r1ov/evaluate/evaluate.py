@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -19,13 +19,13 @@ from r1ov.data.formats.files import fingerprint
 from r1ov.data.steps import recognised_unit
 from r1ov.engine import needs
 from r1ov.errors import UserError
-from r1ov.evaluate.benchmarks import PLAYGROUND, benchmark, load_items, playground_by_id, read_rows
+from r1ov.evaluate.benchmarks import PLAYGROUND, benchmark, load_items, playground_item, read_rows
 from r1ov.evaluate.item import Item, Items, Prediction, Verdicts, by_question, read_predictions
 from r1ov.evaluate.judge import judge
 from r1ov.evaluate.page import write_page
 from r1ov.evaluate.prompts import swap_pictures
 from r1ov.evaluate.report import accuracy, markdown, tables_of, write_report, write_verdicts
-from r1ov.evaluate.runner import Asking, record_of, run
+from r1ov.evaluate.runner import ASKING, record_of, run
 from r1ov.evaluate.scoring import score
 from r1ov.folder.adapter import Folders
 from r1ov.folder.pretrained import find, read_model, read_processor
@@ -102,7 +102,7 @@ def predicted(config: Any) -> tuple[list[Item], list[Prediction]]:
         )
     ids = dict.fromkeys(row.id for row in rows)
     if config.bench == PLAYGROUND:
-        items = playground_by_id([*ids][: config.limit])
+        items = [playground_item(id) for id in [*ids][: config.limit]]
     else:
         items = load_items(config.bench, config.data, config.split, config.limit)
     known = dict.fromkeys(item.id for item in items)
@@ -147,10 +147,8 @@ def asked(
     rows = min(config.max_num_seqs, len(items) * config.num_samples)
     beside = partial(needs, processor.config, rows, most_tokens, 0, 0)
     model, said = read_model(folders, processor.config, device, config.dtype, config.quantize, beside)
-    least, most = config.min_pixels, config.max_pixels
-    if is_published:
-        least, most = least or MIN_PIXELS, most or MAX_PIXELS
-    processor = processor.with_pixel_limits(least, most)
+    least, most = (MIN_PIXELS, MAX_PIXELS) if is_published else (None, None)
+    processor = processor.with_pixel_limits(config.min_pixels or least, config.max_pixels or most)
     images = processor.image_processor
     if not at_play and (
         unit := recognised_unit([record_of(item, asking) for item in items[:100]], processor)
@@ -171,7 +169,7 @@ def asked(
         "swap_pictures": config.swap_pictures,
         "dtype": dtype_name(model.model.embed_tokens.weight.dtype),
         "quantize": config.quantize,
-        **{field.name: getattr(asking, field.name) for field in fields(Asking)},
+        **{name: getattr(asking, name) for name in ASKING},
         **put,
         "run": {"data": config.data, "device": str(device), "kernels": kernels, "torch": torch.__version__},
     }

@@ -1,7 +1,6 @@
 """How a question is put to the model: the images before it, and the words around it."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -48,12 +47,6 @@ def messages_of(item: Item, style: Style, system: str | None) -> list[dict[str, 
         return [part if "text" in part else {**part, "image": next(images)} for part in content]
 
     return [{**message, "content": filled(message["content"])} for message in asked]
-
-
-def prompt_hash(messages: Sequence[dict[str, Any]]) -> str:
-    """Tells one prompt from another by its text and the sizes of its images, without decoding them."""
-    text = json.dumps(messages, default=lambda image: image.size)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def swap_pictures(items: Items) -> list[Item]:

@@ -17,6 +17,7 @@ from r1ov.data.formats.choices import LETTERS, listed, take_options, with_option
 from r1ov.data.formats.columns import MEANING, Columns, is_place
 from r1ov.data.formats.layouts import read_row
 from r1ov.data.formats.pictures import lazy_picture
+from r1ov.data.formats.records import text_of
 from r1ov.data.formats.tally import counted
 from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
@@ -141,14 +142,12 @@ def own_row(row: Row) -> dict[str, Any]:
     record = read_row(row)
     if record.solution is None:
         raise UserError(f"there is no gold answer, only {', '.join(row)}")
-    content = record.prompt[-1]["content"]
-    parts = [{"text": content}] if isinstance(content, str) else content
     options = take_options(Columns(row))
     tags = tags_of(row, [name for name in row if name.lower() in {*record.unread} - {"group", *MEANING}])
     return {
         "id": record.id,
         "messages": record.prompt,
-        "question": "".join(part.get("text", "") for part in parts),
+        "question": text_of(record.prompt[-1]["content"]),
         "answer": record.solution,
         "kind": record.kind or ("mcq" if options else None),
         "options": options,

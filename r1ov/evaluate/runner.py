@@ -2,9 +2,11 @@
 where it stopped.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +21,22 @@ from r1ov.data.steps import encode_record
 from r1ov.engine import Completion, decode, prepare
 from r1ov.errors import UserError
 from r1ov.evaluate.item import Item, Items, Prediction, read_predictions
-from r1ov.evaluate.prompts import Style, messages_of, prompt_hash
+from r1ov.evaluate.prompts import messages_of
 from r1ov.model.model import Qwen2_5_VL
 
 MERGED = "predictions.jsonl"
 PATCH_BYTES = 4 << 30  # images that are enough to decode for, as patches in memory
 CHUNK = 8  # times max_num_seqs: rows prepared at once, so that the batch is seldom short of prompts
 ALONE = World()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asking:
-    """Everything that an answer depends on, except the model and the question; any object with these fields
-    will do.
-    """
-
-    prompt: Style = "r1ov"
-    system: str | None = None
-    max_new_tokens: int = 4096
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-    num_samples: int = 1
+SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "num_samples")
+ASKING = ("prompt", "system", *SAMPLING)  # options: all that an answer depends on, but model and question
 
 
 def run(
     model: Qwen2_5_VL,
     processor: Processor,
     items: Items,
-    asking: Asking,
+    asking: Any,
     folder: Path,
     settings: Mapping[str, Any],
     is_right: Callable[[Item, Prediction], float],
@@ -58,6 +45,7 @@ def run(
 ) -> list[Prediction] | None:
     """Answers what is not answered yet in the folder's predictions.jsonl. Collective: all ranks call this.
 
+    Args: asking: an object with the fields ASKING, such as `__main__`'s EvaluateConfig.
     Returns: on the main rank all rows of these items, in their order, samples of one together; None on the
         others.
     """
@@ -106,7 +94,7 @@ def answer(
     model: Qwen2_5_VL,
     processor: Processor,
     items: Items,
-    asking: Asking,
+    asking: Any,
     keep: Callable[[Item, Prediction], None],
     max_num_seqs: int,
 ) -> None:
@@ -116,8 +104,7 @@ def answer(
     An answer depends on its question and the seed, not on what else is asked.
     """
     samples = asking.num_samples
-    sampling = {one.name: getattr(asking, one.name) for one in fields(Asking)}
-    del sampling["prompt"], sampling["system"]
+    sampling = {name: getattr(asking, name) for name in SAMPLING}
 
     def decode_all(prompts: list[tuple[Item, Encoded]]) -> None:
         prompts.sort(key=lambda pair: -len(pair[1]))  # the longest first: the slowest do not begin last
@@ -162,7 +149,7 @@ def answer(
         decode_all(chunk)
 
 
-def _encode(processor: Processor, item: Item, asking: Asking) -> Encoded:
+def _encode(processor: Processor, item: Item, asking: Any) -> Encoded:
     """Returns the item's prompt with its images. Raises UserError if it cannot be asked."""
     if item.error:
         raise UserError(item.error)
@@ -174,18 +161,20 @@ def _encode(processor: Processor, item: Item, asking: Asking) -> Encoded:
     return processor.with_pixels(encoded)
 
 
-def record_of(item: Item, asking: Asking) -> Record:
+def record_of(item: Item, asking: Any) -> Record:
     """Returns the item as a row of training data: its boxes are read alike."""
     answer = {"solution": item.answer, "kind": item.kind, "box_unit": item.box_unit}
-    return Record(messages=[] if item.error else _messages(item, asking), format=item.bench, **answer)
+    messages = [] if item.error else messages_of(item, asking.prompt, asking.system)
+    return Record(messages=messages, format=item.bench, **answer)
 
 
-def _messages(item: Item, asking: Asking) -> list[dict[str, Any]]:
-    return messages_of(item, asking.prompt, asking.system)
-
-
-def _hash(item: Item, asking: Asking) -> str:
-    return "" if item.error else prompt_hash(_messages(item, asking))
+def _hash(item: Item, asking: Any) -> str:
+    """Tells one prompt from another by its text and the sizes of its images, without decoding them."""
+    if item.error:
+        return ""
+    messages = messages_of(item, asking.prompt, asking.system)
+    text = json.dumps(messages, default=lambda image: image.size)
+    return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 # The run's folder: a line for each answer, from any number of processes; merged, each answer once.

@@ -17,7 +17,7 @@ from r1ov.errors import UserError
 from r1ov.formalize.models import Engine, cast
 from r1ov.formalize.rows import OUTCOMES, Row, Rows
 
-_MODEL = "the model's name, where --{} is a URL"
+_MODEL = "the model's name there, where that is a URL"
 _KEY = "environment variable with the key (default: HF_TOKEN for Hugging Face, OPENAI_API_KEY for OpenAI)"
 _ENGINE = "a URL (OpenAI's protocol), a model folder or name, or playground, its own truth"
 
@@ -38,13 +38,13 @@ class FormalizeConfig:
     )
     limit: int | None = option(None, "only the first N rows", least=1, may_change=True)
     describer: str | None = option(None, _ENGINE)
-    describer_model: str | None = option(None, _MODEL.format("describer"))
+    describer_model: str | None = option(None, _MODEL)
     describer_key_env: str | None = _key()
     reasoner: str | None = option(None, "the same choices (default with the playground: r1ov-tiny)")
-    reasoner_model: str | None = option(None, _MODEL.format("reasoner"))
+    reasoner_model: str | None = option(None, _MODEL)
     reasoner_key_env: str | None = _key()
     judge: str | None = option(None, "a URL, a model, or rules: no judge (default: rules)")
-    judge_model: str | None = option(None, _MODEL.format("judge"))
+    judge_model: str | None = option(None, _MODEL)
     judge_key_env: str | None = _key()
     rounds: int = option(1, "times that the image is looked at again for what the thought lacks", least=0)
     detector: str = option(
@@ -72,12 +72,10 @@ class FormalizeConfig:
         None, "for r1ov's engine (default: cuda if there is one, else cpu)", may_change=True
     )
 
-    def __post_init__(self) -> None:
-        check_bounds(self)
-
 
 def formalize_all(config: FormalizeConfig) -> None:
     """Leaves the outputs in `config.out`, and prints a summary on stdout."""
+    check_bounds(config)
     # Some of these take a second to import.
     from r1ov.formalize.ask import Asker
     from r1ov.formalize.report import write_outputs
@@ -140,12 +138,10 @@ def formalize_all(config: FormalizeConfig) -> None:
                     retry_failed=config.retry_failed,
                     tell=tell,
                 )
-                mistake = None
             except NoUse as error:
-                mistake = error
+                left = len(rows) - ended.total()
+                raise UserError(f"{error}; {left} rows are left, and the same command goes on") from error
         left = len(rows) - ended.total()
-        if mistake:
-            raise UserError(f"{mistake}; {left} rows are left, and the same command goes on")
         if left:
             why = (
                 "the budget is used up; a larger one" if asker.is_over else "asked to stop; the same command"

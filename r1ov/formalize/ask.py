@@ -77,8 +77,8 @@ class Asker:
 
     def told(self) -> str:
         """Tells what has been asked and spent, on one line."""
-        requests, reused, tokens = (self.spent[name] for name in ("requests", "reused", "tokens"))
-        return f"{requests} answers, {reused} used again, {tokens:,} tokens of endpoints"
+        answers = f"{self.spent['requests']} answers, {self.spent['reused']} used again"
+        return f"{answers}, {self.spent['tokens']:,} tokens of endpoints"
 
     def _ask(self, role: str, key: str, question: tuple) -> Record:
         """Asks once. Returns the answer, which is on the disk."""

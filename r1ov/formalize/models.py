@@ -122,8 +122,7 @@ def cast(config: Any) -> dict[str, Player]:
 
     @cache
     def engine(name: str) -> Engine:
-        limits = {"max_new_tokens": config.max_tokens, "temperature": config.temperature}
-        return Engine(name, config.device, **limits)
+        return Engine(name, config.device, max_new_tokens=config.max_tokens, temperature=config.temperature)
 
     return {role: _player(config, role, engine) for role in ROLES}
 
@@ -157,7 +156,13 @@ def _player(config: Any, role: str, engine: Callable[[str], Engine]) -> Player:
     key = os.environ.get(key_env, "").strip() if key_env else None
     if key_env and not re.fullmatch("[!-~]+", key):  # printable ASCII
         raise UserError(f"--{role}-key-env: the environment variable {key_env} holds no key")
-    limits = {"max_tokens": config.max_tokens, "temperature": config.temperature}
-    remote = Remote(spec, model, key=key, timeout=config.timeout, **limits)
+    remote = Remote(
+        spec,
+        model,
+        key=key,
+        timeout=config.timeout,
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+    )
     told = f"{model} at {spec}, " + (f"key from ${key_env}" if key_env else "no key")
     return Player(told, endpoint(remote, config.max_pixels))

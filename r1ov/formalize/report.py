@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow.parquet import ParquetWriter
 
 from r1ov.common.files import replacing, write_text
-from r1ov.common.page import Cell, html_table, markdown_table, write_page
+from r1ov.common.page import Cell, base64_image, html_table, markdown_table, write_page
 from r1ov.formalize.rows import OUTCOMES, Row, row_to_dict
 from r1ov.formalize.stages import STAGES
 
@@ -56,7 +56,9 @@ def write_outputs(folder: Path, rows: Iterable[Row], facts: Mapping[str, str]) -
                 for key in (("row", ""), ("kind", row.kind or "not known"), ("stage", stage), ("why", why)):
                     counts[*key, row.outcome] += 1
                 if row.outcome == "done":
-                    yield row.published()
+                    # The image as base64 of a PNG: every pixel as the stages saw it.
+                    image = base64_image(row.image.load()) if row.image else None
+                    yield {"id": row.id, "image": image, "conversations": row.conversations}
 
         kept = done()
         while group := list(islice(kept, ROWS_IN_A_GROUP)):

@@ -10,11 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from r1ov.common.page import base64_image
 from r1ov.data.formats.files import find_files
 from r1ov.data.formats.onevision import clean
 from r1ov.data.formats.reader import Reader
-from r1ov.data.formats.records import BadRow
+from r1ov.data.formats.records import BadRow, text_of
 from r1ov.data.image import LazyImage
 from r1ov.data.playground import invent, paint
 from r1ov.data.playground.scene import SIZE
@@ -58,13 +57,6 @@ class Row:
         question = ("<image>\n" if self.image else "") + self.question
         reply = f"<think>{thought}</think>\n<answer>{answer}</answer>"
         return [{"from": "human", "value": question}, {"from": "assistant", "value": reply}]
-
-    def published(self) -> dict[str, Any]:
-        """Returns the row in R1-Onevision's columns. The image is base64 of a PNG: upright, RGB, every pixel
-        as the stages saw it.
-        """
-        image = base64_image(self.image.load()) if self.image else None
-        return {"id": self.id, "image": image, "conversations": self.conversations}
 
 
 def row_to_dict(row: Row) -> dict[str, Any]:
@@ -136,9 +128,7 @@ def _read(reader: Reader, number: int) -> Row:
         why = f"read: {item.reason}: {item.detail.replace(f': {item.reason}', '', 1)}"
         return Row(id=name, question="", tag=tag, outcome="failed", reason=why)
     users = [message["content"] for message in item.prompt if message["role"] == "user"]
-    question, images = users[0], item.images
-    if not isinstance(question, str):
-        question = "\n".join(part["text"] for part in question if part["type"] == "text")
+    question, images = text_of(users[0]).strip(), item.images
     try:
         gold = item.solution or clean(item).solution  # in which a reply of one of the published layouts ends
     except BadRow:
@@ -146,14 +136,14 @@ def _read(reader: Reader, number: int) -> Row:
     faults = {
         "more than one question": len(users) > 1,
         "more than one picture": len(images) > 1,
-        "the question is empty": not question.strip(),
+        "the question is empty": not question,
         "the picture is too large": any(math.prod(image.size) > MAX_PIXELS for image in images),
         "no gold answer to check against": gold is None,
     }
     why = next((f"read: {fault}: {item.where}" for fault, is_so in faults.items() if is_so), None)
     return Row(
         id=(item.id or name).encode("utf-8", "replace").decode(),
-        question=question.strip(),
+        question=question,
         image=images[0] if images else None,
         gold=gold,
         answer_kind=item.kind,

@@ -11,7 +11,7 @@ reason; nothing is made up: where no answer can be found, or two answers disagre
 import re
 from dataclasses import dataclass, replace
 
-from r1ov.data.formats.records import BadRow, Record
+from r1ov.data.formats.records import BadRow, Record, text_of
 from r1ov.reward import accuracy_reward
 from r1ov.reward.accuracy import kind_of
 from r1ov.reward.rules.reading import boxed, stated
@@ -53,9 +53,7 @@ def clean(record: Record) -> Record:
     """
     if record.reply is None:
         return record
-    content = record.prompt[-1]["content"]
-    question = content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content)
-    cleaned = clean_reply(question, record.reply)
+    cleaned = clean_reply(text_of(record.prompt[-1]["content"]), record.reply)
     messages = [*record.prompt, {**record.messages[-1], "content": cleaned.text}]
     return replace(record, messages=messages, solution=cleaned.answer, repairs=cleaned.repairs)
 

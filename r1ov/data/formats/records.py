@@ -29,6 +29,13 @@ class BadRow(UserError):
         return BadRow(self.reason, one_line(f"{where}: {self}")[:500], self.dropped)
 
 
+def text_of(content: Any) -> str:
+    """The text of a message's content, without its images."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] for part in content if "text" in part)
+
+
 def refused(where: str, error: UserError) -> BadRow:
     """The row as bad, whatever was wrong with it: its own fault, or that the processor refuses it."""
     if isinstance(error, BadRow):
