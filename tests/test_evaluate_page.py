@@ -11,8 +11,8 @@ from r1ov.data.formats.open_image import lazy_image
 from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
 from r1ov.evaluate.item import Item, Prediction, Verdict
-from r1ov.evaluate.page import write_page
 from r1ov.evaluate.prompts import AFTER
+from r1ov.evaluate.report import write_page
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!--<script>\u2028&amp;\"'`${1}<!--data--><!--title-->"
 

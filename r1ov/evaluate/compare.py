@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from r1ov.common.files import one_line
@@ -27,7 +28,7 @@ def read_verdicts(name: str) -> dict[str, Scored]:
     found: dict[str, list[Scored]] = defaultdict(list)
     for id, one in read_lines(path, _scored, expected):
         found[id].append(one)
-    return {id: own[0]._replace(score=sum(one.score for one in own) / len(own)) for id, own in found.items()}
+    return {id: own[0]._replace(score=fmean(one.score for one in own)) for id, own in found.items()}
 
 
 def _scored(row: Any) -> tuple[str, Scored]:
@@ -57,8 +58,8 @@ def compare(config: Any) -> str:
     result = paired(one, two, [a.group for a, _ in pairs.values()])
     rows = [
         ("questions", len(pairs)),
-        (config.first, sum(one) / len(one)),
-        (config.second, sum(two) / len(two)),
+        (config.first, fmean(one)),
+        (config.second, fmean(two)),
         ("difference", f"{100 * result.difference:+.1f} points"),
         ("95% interval of it", f"{100 * result.low:+.1f} to {100 * result.high:+.1f} points"),
         ("only the second right, or righter", result.better),

@@ -22,9 +22,8 @@ from r1ov.errors import UserError
 from r1ov.evaluate.benchmarks import PLAYGROUND, benchmark, load_items, playground_item, read_rows
 from r1ov.evaluate.item import Item, Items, Prediction, Verdicts, by_question, read_predictions
 from r1ov.evaluate.judge import judge
-from r1ov.evaluate.page import write_page
 from r1ov.evaluate.prompts import swap_pictures
-from r1ov.evaluate.report import accuracy, markdown, tables_of, write_report, write_verdicts
+from r1ov.evaluate.report import accuracy, markdown, tables_of, write_page, write_report, write_verdicts
 from r1ov.evaluate.runner import ASKING, record_of, run
 from r1ov.evaluate.scoring import score
 from r1ov.folder.adapter import Folders
@@ -68,8 +67,7 @@ def write(
             settings = {**settings, "judge": config.judge_model}
         shown, more = tables_of(benchmark(config.bench).metrics, verdicts)
         if folder:
-            name = config.predictions or config.model
-            title = f"{Path(config.bench).name} {items[0].split}: {name}"
+            title = f"{Path(config.bench).name} {items[0].split}: {config.predictions or config.model}"
             write_verdicts(folder / "verdicts.jsonl", verdicts)
             write_report(folder, title, [*shown, *more], settings)
             write_page(folder / "page.html", title, verdicts, settings.get("prompt", "none"))
@@ -200,5 +198,5 @@ def default_folder(settings: Mapping[str, Any]) -> Path:
     """
     digest = blake2b(json.dumps({**settings, "run": None}).encode(), digest_size=4).hexdigest()
     model = "-".join(Path(settings["model"]).parts[-2:])
-    name = "-".join((Path(settings["bench"]).name, settings["split"], model, digest))
+    name = f"{Path(settings['bench']).name}-{settings['split']}-{model}-{digest}"
     return FOLDER / re.sub(r"[^\w.-]+", "-", name)

@@ -1,5 +1,5 @@
 """What the answers are worth, as tables: in whole, by tag, by the benchmarks' own rules; printed, and kept as
-report.md and report.json.
+report.md and report.json, with the items as a page to look at.
 """
 
 from collections import defaultdict
@@ -9,13 +9,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from r1ov.common.files import write_json, write_lines, write_text
+from r1ov.common import page
+from r1ov.common.files import split_reply, write_json, write_lines, write_text
 from r1ov.common.page import Cell, markdown_table
 from r1ov.evaluate.item import UNREAD, Item, Verdict, Verdicts, by_question
 from r1ov.evaluate.metrics import interval, pass_at_k
+from r1ov.evaluate.prompts import Style, question_of
 
 MAX_VALUES = 40  # a tag with more gets no table
 SHOWN_ERRORS = 20
+MAX_TAGS = 8  # that get a filter
 VERSIONS = (  # of MathVerse; Text Only is an ablation
     "Text Dominant",
     "Text Lite",
@@ -246,3 +249,37 @@ def write_verdicts(path: Path, verdicts: Verdicts) -> None:
         of = {"id": one.item.id, "sample": one.prediction.sample, "gold": one.item.answer}
         rows.append({**of, "group": one.item.group, **told})
     write_lines(path, rows)
+
+
+# The page: images, question, thought, answer, gold and verdict of each item.
+
+
+def write_page(path: Path, title: str, verdicts: Verdicts, style: Style = "none") -> None:
+    """Writes one HTML file that needs no other and no network. If images would make it too large, wrong
+    answers keep theirs first.
+
+    Args: style: how the questions were put.
+    """
+    items = (_item(own, style) for own in by_question(verdicts).values())
+    page.write_page(path, title, items, dividing_tags(verdicts)[:MAX_TAGS])
+
+
+def _item(own: Verdicts, style: Style) -> dict[str, Any]:
+    item = own[0].item
+    return {
+        "id": item.id,
+        "question": question_of(item, style),
+        "gold": item.answer,
+        "images": item.images,
+        "tags": {name: values(item, name) for name in item.tags},
+        "samples": [_sample(one) for one in own],
+    }
+
+
+def _sample(one: Verdict) -> dict[str, Any]:
+    text = one.prediction.text
+    thinking, after = split_reply(text)[0], text.rpartition("</think>")[2].strip()
+    reply = text if thinking is None else after if "</think>" in text else ""
+    said = {"text": "", "thinking": thinking, "reply": reply}
+    names = ("status", "answer", "method", "judged")
+    return {**asdict(one.prediction), **said, **{name: getattr(one, name) for name in names}}

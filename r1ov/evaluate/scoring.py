@@ -87,7 +87,7 @@ def score(item: Item, prediction: Prediction) -> Verdict:
     )
 
 
-def read_answer(item: Item, found: str, resized: Sequence[int] | None = None) -> tuple[str, float]:
+def read_answer(item: Item, found: str, resized: Sequence[int] | None) -> tuple[str, float]:
     """Returns the answer in its shortest form (a letter, or the value without words) and its score.
 
     Args: resized: (width, height) of the image as the model saw it: its boxes are in these pixels, the gold

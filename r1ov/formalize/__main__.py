@@ -1,10 +1,10 @@
 """Makes training data of images and questions: `python -m r1ov.formalize --data playground --limit 200`."""
 
-import shlex
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 
 from tqdm import tqdm
 
@@ -98,10 +98,10 @@ def formalize_all(config: FormalizeConfig) -> None:
         detector=config.detector,
         ocr=config.ocr,
     )
-    ended = Counter(dict.fromkeys(OUTCOMES, 0))
+    ended: Counter[str] = Counter()
 
     def told() -> str:
-        return ", ".join(f"{count} {outcome}" for outcome, count in ended.items())
+        return ", ".join(f"{ended[outcome]} {outcome}" for outcome in OUTCOMES)
 
     with (
         Journal(folder / "answers.journal", "key") as answers,
@@ -152,8 +152,7 @@ def formalize_all(config: FormalizeConfig) -> None:
     print(f"rows      {told()}, {left} left\nasked     {asker.told()}\noutput    {folder}")
     if ended["done"] and not left:
         model = config.reasoner if reasoner_looks and config.reasoner else "r1ov-tiny"
-        words = ["train.py", "--stage", "sft", "--data", str(folder), "--model", model]
-        print(f"train     python {shlex.join(words)}")
+        print(f"train     python train.py --stage sft --data {quote(str(folder))} --model {quote(model)}")
 
 
 def main() -> None:

@@ -55,9 +55,7 @@ def json_object(reply: str, keys: Mapping[str, type]) -> dict[str, Any]:
         isinstance(value, dict)
         and value.keys() == keys.keys()
         and all(isinstance(value[key], kind) for key, kind in keys.items())
-        and all(
-            isinstance(item, str) for items in value.values() if isinstance(items, list) for item in items
-        )
+        and all(isinstance(item, str) for key in keys if keys[key] is list for item in value[key])
     ):
         names = {list: "a list of texts", bool: "true or false", str: "a text"}
         form = ", ".join(f"{key}: {names[kind]}" for key, kind in keys.items())

@@ -53,9 +53,8 @@ class Row:
     @property
     def conversations(self) -> list[dict[str, str]]:
         """The two turns as R1-Onevision's data has them, except that the answer is in `<answer>` tags."""
-        thought, answer = ((text or "").strip() for text in (self.thought, self.answer))
-        question = ("<image>\n" if self.image else "") + self.question
-        reply = f"<think>{thought}</think>\n<answer>{answer}</answer>"
+        question = f"<image>\n{self.question}" if self.image else self.question
+        reply = f"<think>{self.thought.strip()}</think>\n<answer>{self.answer.strip()}</answer>"
         return [{"from": "human", "value": question}, {"from": "assistant", "value": reply}]
 
 

@@ -20,8 +20,8 @@ def process(
     *,
     concurrency: int,
     stop: threading.Event,
-    retry_failed: bool = False,
-    tell: Callable[[Row], None] = lambda row: None,
+    retry_failed: bool,
+    tell: Callable[[Row], None],
 ) -> None:
     """Puts every row that `finished` does not hold through `work`, `concurrency` at a time, and appends what
     comes out there.
