@@ -112,7 +112,7 @@ def load_items(
         if data is not None:
             raise UserError("--data says where a named benchmark's data is; --bench FILE is read itself")
     files, inside = find(data or bench.hub or name, [pattern.format(split=split) for pattern in bench.files])
-    items: dict[str, Item] = {}
+    items = {}  # by their ids
     has_images = False
     for path in files:
         found = read_rows(path)

@@ -25,7 +25,7 @@ def read_verdicts(name: str) -> dict[str, Scored]:
     """Returns the questions by id. Raises UserError that names the line."""
     path = Path(name) / "verdicts.jsonl" if Path(name).is_dir() else Path(name)
     expected = "an object with id, score and gold, as `python -m r1ov.evaluate` writes it into --out"
-    found: dict[str, list[Scored]] = defaultdict(list)
+    found = defaultdict(list)  # id -> its samples
     for id, one in read_lines(path, _scored, expected):
         found[id].append(one)
     return {id: own[0]._replace(score=fmean(one.score for one in own)) for id, own in found.items()}

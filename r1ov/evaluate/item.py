@@ -80,7 +80,7 @@ Items, Verdicts = Sequence[Item], Sequence[Verdict]
 
 def by_question(verdicts: Verdicts) -> dict[str, list[Verdict]]:
     """Returns the answers to each question, by its id."""
-    found: dict[str, list[Verdict]] = defaultdict(list)
+    found = defaultdict(list)
     for one in verdicts:
         found[one.item.id].append(one)
     return found

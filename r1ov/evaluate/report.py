@@ -143,7 +143,7 @@ def wemath(verdicts: Verdicts) -> list[Table]:
 
 def whole_groups(verdicts: Verdicts) -> list[Group]:
     """Returns the groups that lack nothing: "2steps_multi" with "2steps_1" and "2steps_2", and so on."""
-    found: dict[tuple[str, int], dict[str, bool]] = defaultdict(dict)
+    found = defaultdict(dict)  # (ID, sample) -> key -> right
     for one in verdicts:
         found[one.item.group, one.prediction.sample][one.item.tags["key"]] = one.score >= 0.5
     groups = []
@@ -182,7 +182,7 @@ def tables_of(metrics: Sequence[Metric], verdicts: Verdicts) -> tuple[list[Table
 def overall_table(verdicts: Verdicts) -> Table:
     questions, right, interval, formed, tokens = measures(verdicts)
     whole = [one for one in verdicts if one.prediction.finish_reason != "length"]
-    rows: list[tuple[str, Cell]] = [
+    rows = [
         ("questions", questions),
         ("accuracy", right),
         ("95% interval", interval),

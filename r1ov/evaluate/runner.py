@@ -130,8 +130,7 @@ def answer(
         decode(model, processor, plan, on_done=on_done)
 
     # As many at a time as fit into memory.
-    chunk: list[tuple[Item, Encoded]] = []
-    size, most = 0, max(1, CHUNK * max_num_seqs // samples)
+    chunk, size, most = [], 0, max(1, CHUNK * max_num_seqs // samples)
     for item in items:
         try:
             encoded = _encode(processor, item, asking)
@@ -203,8 +202,7 @@ def merge(folder: Path, order: Mapping[str, int], hashes: Mapping[str, str] = {}
         that has another are dropped, which is said on stderr.
     """
     merged, parts = folder / MERGED, sorted(folder.glob("predictions.rank*.jsonl"))
-    kept: dict[tuple[str, int], Prediction] = {}
-    mended = set()
+    kept, mended = {}, set()  # (id, sample) -> row; ids
     for path in [merged, *parts] if merged.exists() else parts:
         for row in read_predictions(path, may_be_torn=True):
             earlier = kept.get((row.id, row.sample))

@@ -98,7 +98,7 @@ def formalize_all(config: FormalizeConfig) -> None:
         detector=config.detector,
         ocr=config.ocr,
     )
-    ended: Counter[str] = Counter()
+    ended = Counter()
 
     def told() -> str:
         return ", ".join(f"{ended[outcome]} {outcome}" for outcome in OUTCOMES)

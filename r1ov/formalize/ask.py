@@ -45,9 +45,9 @@ class Asker:
 
     def __post_init__(self) -> None:
         self.is_over = False  # the budget is used up
-        self.spent: Counter[str] = Counter()  # COUNTS, and "reused": answers that were there already
+        self.spent = Counter()  # COUNTS, and "reused": answers that were there already
         self._lock = threading.Lock()  # guards the counts
-        self._alone: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._alone = defaultdict(threading.Lock)  # by the questions' keys
         for record in self.answers:
             if not record.keys() >= {*COUNTS}:
                 raise UserError(f"{self.answers.path}: kept by another version of r1ov; choose another --out")

@@ -32,7 +32,7 @@ def find_boxes(image: Image.Image, phrases: list[str], model: str) -> dict[str, 
     labels = [phrase.strip().rstrip(".") + "." for phrase in phrases[:MAX_PHRASES] if phrase.strip()]
     if not labels:
         raise Unavailable("no objects were named")
-    boxes: dict[str, list[list[float]]] = {}
+    boxes = {}
     for one in _found(image, _grounding_dino, model, candidate_labels=labels):
         box = [round(float(one["box"][side]), 1) for side in ("xmin", "ymin", "xmax", "ymax")]
         boxes.setdefault(one["label"].rstrip("."), []).append(box)

@@ -77,11 +77,11 @@ class Engine:
 
         self.model, self.processor = load(name, device=device)
         self.limits = limits
-        self._waiting: list[tuple[list, Future[Reply]]] = []
+        self._waiting = []  # conversations, each with the future of its reply
         self._turn = threading.Lock()
 
     def __call__(self, prompt: str, system: str | None = None, image: Image.Image | None = None) -> Reply:
-        future: Future[Reply] = Future()
+        future = Future()
         part = image and {"type": "image", "image": image}
         self._waiting.append((conversation(prompt, system, part), future))
         with self._turn:

@@ -34,8 +34,7 @@ def write_outputs(folder: Path, rows: Iterable[Row], facts: Mapping[str, str]) -
         facts: lines for the report, such as {"data": "playground:rl", "tokens": "12,345"}.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    counts: Counter[tuple[str, str, str | None]] = Counter()  # ("stage", its name, outcome), ...
-    shown: list[Row] = []
+    counts, shown = Counter(), []  # of ("stage", its name, outcome), ...; rows
     turn = pa.struct([("from", pa.string()), ("value", pa.string())])
     columns = pa.schema([("id", pa.string()), ("image", pa.string()), ("conversations", pa.list_(turn))])
     with (

@@ -90,7 +90,7 @@ class Rows:
         return self._total
 
     def __iter__(self) -> Iterator[Row]:
-        seen: Counter[str] = Counter()
+        seen = Counter()
         for number in range(self._total):
             row = self._row(number)
             name = row.id

@@ -35,8 +35,7 @@ def process(
     Raises: NoUse; UserError if `finished` holds a row that is not the one in its place; what reading or
         writing raises.
     """
-    numbered, lock = enumerate(rows), threading.Lock()
-    problems: list[Exception] = []
+    numbered, lock, problems = enumerate(rows), threading.Lock(), []
 
     def run() -> None:
         try:

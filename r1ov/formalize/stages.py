@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from r1ov.common.files import one_line
 from r1ov.common.remote import AskFailed
@@ -103,7 +102,7 @@ def describe(row: Row, ask: Ask, settings: Settings) -> Row:
     reply = told(ask, "describer", f"describe_{row.kind}", row, ocr=text)
     if row.kind not in FIELDS:
         return replace(row, description=code_block(reply, LANGUAGES if row.kind == "chart" else ("text",)))
-    value: dict[str, Any] = json_object(reply, FIELDS[row.kind])
+    value = json_object(reply, FIELDS[row.kind])
     if "objects" in value:
         # The describer names the objects, the detector finds them; without a detector no box is made up.
         try:
