@@ -118,9 +118,7 @@ class CompareConfig:
 def comparison(words: list[str]) -> CompareConfig:
     """Reads the words after `compare`: A B, then flags."""
     names = [word for word in words[:2] if not word.startswith("-")]
-    flags = [
-        word for flag, name in zip(("--first", "--second"), names, strict=False) for word in (flag, name)
-    ]
+    flags = [f"--{side}={name}" for side, name in zip(("first", "second"), names, strict=False)]
     return parse_cli(
         CompareConfig,
         flags + words[len(names) :],

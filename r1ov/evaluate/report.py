@@ -2,7 +2,7 @@
 report.md and report.json, with the items as a page to look at.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -201,9 +201,9 @@ def overall_table(verdicts: Verdicts) -> Table:
 
 def methods_table(verdicts: Verdicts) -> Table:
     """Returns how the answers were found in the replies, and how often each way led to a right one."""
-    ways = {way: [one for one in verdicts if one.method == way] for way in {one.method for one in verdicts}}
-    often = sorted(ways.items(), key=lambda way: (-len(way[1]), way[0]))
-    return grouped("how answers were read", "method", dict(often))
+    often = Counter(one.method for one in verdicts).most_common()
+    ways = {way: [one for one in verdicts if one.method == way] for way, _ in often}
+    return grouped("how answers were read", "method", ways)
 
 
 def samples_table(verdicts: Verdicts) -> list[Table]:

@@ -155,8 +155,10 @@ def _encode(processor: Processor, item: Item, asking: Any) -> Encoded:
     encoded = encode_record(record_of(item, asking), processor, add_generation_prompt=True)
     positions = processor.config.text.max_position_embeddings
     if len(encoded) >= positions:
-        tokens = f"{len(encoded):,} tokens, which leaves no room for an answer in {positions:,} positions"
-        raise UserError(f"the prompt has {tokens}")
+        raise UserError(
+            f"the prompt has {len(encoded):,} tokens, which leaves no room for an answer in {positions:,} "
+            "positions"
+        )
     return processor.with_pixels(encoded)
 
 

@@ -2,14 +2,13 @@
 holds.
 """
 
-import hashlib
 import json
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from hashlib import sha256
 
 from r1ov.common.journal import Journal, Record
 from r1ov.common.remote import FIRST_WAIT, AskFailed, NoUse, retried
@@ -59,8 +58,11 @@ class Asker:
         """Raises: AskFailed for this question only; BudgetSpent when nothing more is asked; NoUse when
         nothing more can be.
         """
-        question = (prompt, system, image and image.load())
-        key = _digest(role, *question)
+        pixels = image and image.load()
+        question = (prompt, system, pixels)
+        seen = pixels and [pixels.size, sha256(pixels.tobytes()).hexdigest()]
+        # All else that an answer depends on are options, which are the same in all starts of a run.
+        key = sha256(json.dumps([role, prompt, system, seen]).encode()).hexdigest()
         with self._alone[key]:  # a row that asks the same waits, and gets the other's answer
             record = self.answers.get(key)
             if record and not (record["failure"] and self.retry_failed):
@@ -105,11 +107,3 @@ class Asker:
     def _wait(self, seconds: float) -> None:
         if self.stop.wait(seconds):
             raise BudgetSpent
-
-
-def _digest(role: str, prompt: str, system: str | None, image: Any) -> str:
-    """Returns what an answer is known by. All else that it depends on are options, which are the same in all
-    starts of a run.
-    """
-    seen = image and [image.size, hashlib.sha256(image.tobytes()).hexdigest()]
-    return hashlib.sha256(json.dumps([role, prompt, system, seen]).encode()).hexdigest()

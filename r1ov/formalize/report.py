@@ -72,11 +72,9 @@ def write_outputs(folder: Path, rows: Iterable[Row], facts: Mapping[str, str]) -
 
 def _tables(counts: Counter, facts: Mapping[str, str]) -> dict[str, list[Sequence[Cell]]]:
     """Returns title -> rows of cells, the head first."""
-    reached, done = sum(counts["row", "", outcome] for outcome in OUTCOMES), counts["row", "", "done"]
-    missed = counts["row", "", None]
-    total = reached + missed
-    numbers = {"rows in": total, "rows out": f"{done:,} ({done / max(total, 1):.1%})", "not reached": missed}
-    stages = []
+    done, *lost, missed = (counts["row", "", outcome] for outcome in (*OUTCOMES, None))
+    reached = done + sum(lost)
+    total, stages = reached + missed, []
     for stage in ("read", *STAGES):
         lost = [counts["stage", stage, outcome] for outcome in LOST]
         stages.append((stage, reached, reached - sum(lost), *lost))
@@ -84,7 +82,13 @@ def _tables(counts: Counter, facts: Mapping[str, str]) -> dict[str, list[Sequenc
     kinds = sorted({name for what, name, _ in counts if what == "kind"})
     reasons = [(*key[1:], count) for key, count in counts.most_common() if key[0] == "why" and key[1]]
     return {
-        "Run": [("fact", "value"), *{**numbers, **facts}.items()],
+        "Run": [
+            ("fact", "value"),
+            ("rows in", total),
+            ("rows out", f"{done:,} ({done / max(total, 1):.1%})"),
+            ("not reached", missed),
+            *facts.items(),
+        ],
         "Stages": [("stage", "in", "out", *LOST), *stages],
         "Kinds": [
             ("kind", *OUTCOMES),

@@ -140,9 +140,9 @@ def first_fault(question: str, reply: str, gold: str | None, kind: str | None = 
     return f"contradiction: {contradiction}" if contradiction else None
 
 
-def answer_fault(answer: str | None, gold: str | None, kind: str | None) -> str | None:
+def answer_fault(answer: str, gold: str | None, kind: str | None) -> str | None:
     """Returns None if the answer is the gold one, and nothing but an answer."""
-    answer, gold = answer or "", gold or ""
+    gold = gold or ""
     score = score_answer(answer, gold, kind) if gold.strip() else None
     if score is None:
         return f"no gold answer: {gold[:60]!r} cannot be read as {kind or 'an answer'}"
