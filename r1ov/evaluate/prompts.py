@@ -39,14 +39,13 @@ def messages_of(item: Item, style: Style, system: str | None) -> list[dict[str, 
         asked = [{"role": "user", "content": [*({"type": "image"} for _ in item.images), text]}]
     if system is not None:
         asked = [{"role": "system", "content": system}, *(one for one in asked if one["role"] != "system")]
-    images = iter(item.images)
-
-    def filled(content: Any) -> Any:
-        if isinstance(content, str):
-            return content
-        return [part if "text" in part else {**part, "image": next(images)} for part in content]
-
-    return [{**message, "content": filled(message["content"])} for message in asked]
+    images, filled = iter(item.images), []
+    for message in asked:
+        content = message["content"]
+        if not isinstance(content, str):
+            content = [part if "text" in part else {**part, "image": next(images)} for part in content]
+        filled.append({**message, "content": content})
+    return filled
 
 
 def swap_pictures(items: Items) -> list[Item]:

@@ -243,11 +243,12 @@ def write_report(folder: Path, title: str, tables: Sequence[Table], settings: Ma
 
 def write_verdicts(path: Path, verdicts: Verdicts) -> None:
     """Writes a line for each answer: as it was read, how, and its score."""
-    rows = []
-    for one in verdicts:
-        told = {name: value for name, value in vars(one).items() if name not in ("item", "prediction")}
-        of = {"id": one.item.id, "sample": one.prediction.sample, "gold": one.item.answer}
-        rows.append({**of, "group": one.item.group, **told})
+    names = ("score", "answer", "method", "well_formed", "judged")
+    rows = (
+        {"id": one.item.id, "sample": one.prediction.sample, "gold": one.item.answer, "group": one.item.group}
+        | {name: getattr(one, name) for name in names}
+        for one in verdicts
+    )
     write_lines(path, rows)
 
 
@@ -280,6 +281,13 @@ def _sample(one: Verdict) -> dict[str, Any]:
     text = one.prediction.text
     thinking, after = split_reply(text)[0], text.rpartition("</think>")[2].strip()
     reply = text if thinking is None else after if "</think>" in text else ""
-    said = {"text": "", "thinking": thinking, "reply": reply}
-    names = ("status", "answer", "method", "judged")
-    return {**asdict(one.prediction), **said, **{name: getattr(one, name) for name in names}}
+    return {
+        **asdict(one.prediction),
+        "text": "",
+        "thinking": thinking,
+        "reply": reply,
+        "status": one.status,
+        "answer": one.answer,
+        "method": one.method,
+        "judged": one.judged,
+    }

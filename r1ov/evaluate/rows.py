@@ -189,11 +189,8 @@ def items_of(bench: Benchmark, split: str, rows: Sequence[Row], folder: Path, in
             fields["images"] = tuple(_picture(source, folders, inside) for source in sources)
         except UserError as error:
             fields["error"] = str(error)
-        sizes, kind = (
-            {one.size for one in fields.get("images", ())},
-            fields["kind"] or kind_of(fields["answer"]),
-        )
-        if len(sizes) > 1 and kind in ("bbox", "boxes"):
+        sizes, kind = {one.size for one in fields.get("images", ())}, fields["kind"]
+        if len(sizes) > 1 and (kind or kind_of(fields["answer"])) in ("bbox", "boxes"):
             fields["error"] = SEVERAL
         items.append(Item(bench=bench.name, split=split, **fields))
     if unread:

@@ -124,8 +124,8 @@ def answer(
             )
             keep(item, row)
 
-        names = [item.id.encode(errors="backslashreplace") for item, _ in prompts]
-        encoded = [encoded for _, encoded in prompts]
+        asked, encoded = zip(*prompts, strict=True)
+        names = [item.id.encode(errors="backslashreplace") for item in asked]
         plan = prepare(processor, encoded, names=names, max_num_seqs=max_num_seqs, **sampling)
         decode(model, processor, plan, on_done=on_done)
 

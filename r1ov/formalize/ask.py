@@ -7,7 +7,6 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from hashlib import sha256
 
 from r1ov.common.journal import Journal, Record
@@ -50,7 +49,7 @@ class Asker:
         for record in self.answers:
             if not record.keys() >= {*COUNTS}:
                 raise UserError(f"{self.answers.path}: kept by another version of r1ov; choose another --out")
-            self._count(**{name: record[name] for name in COUNTS})
+            self.spent.update({name: record[name] for name in COUNTS})
 
     def __call__(
         self, role: str, prompt: str, image: LazyImage | None = None, system: str | None = None
@@ -66,11 +65,13 @@ class Asker:
         with self._alone[key]:  # a row that asks the same waits, and gets the other's answer
             record = self.answers.get(key)
             if record and not (record["failure"] and self.retry_failed):
-                self._count(reused=1)
+                with self._lock:
+                    self.spent["reused"] += 1
             else:
                 try:
-                    ask = partial(self._ask, role, key, question)
-                    record = retried(ask, self.attempts, self.first_wait, self._wait)
+                    record = retried(
+                        lambda: self._ask(role, key, question), self.attempts, self.first_wait, self._wait
+                    )
                 except AskFailed as error:
                     raise AskFailed(f"{role}: {error}") from error
         if record["failure"]:
@@ -97,12 +98,9 @@ class Asker:
             self.answers.append(record | {name: counts[name] + before[name] for name in COUNTS})
         except OSError as error:  # no disk, no run: every further answer would be paid for and lost
             raise NoUse(f"{self.answers.path}: {error.strerror}") from error
-        self._count(**counts)
-        return record
-
-    def _count(self, **counts: int) -> None:
         with self._lock:
             self.spent.update(counts)
+        return record
 
     def _wait(self, seconds: float) -> None:
         if self.stop.wait(seconds):

@@ -107,12 +107,18 @@ def _item(row: Row) -> dict[str, Any]:
         "verdict": ", ".join(f"{name}: {value}" for name, value in row.verdict.items()),
         "notes": "; ".join(row.notes),
     }
-    sample = {"status": row.outcome, "thinking": row.thought or row.draft, "reply": row.answer}
     return {
         "id": row.id,
         "question": row.question,
         "gold": row.gold,
         "images": [row.image] if row.image else [],
         "tags": {"kind": [row.kind or "not known"]},
-        "samples": [{**sample, "facts": {name: text for name, text in facts.items() if text}}],
+        "samples": [
+            {
+                "status": row.outcome,
+                "thinking": row.thought or row.draft,
+                "reply": row.answer,
+                "facts": {name: text for name, text in facts.items() if text},
+            }
+        ],
     }

@@ -14,9 +14,8 @@ from r1ov.formalize.prompt import code_block, json_object, malformed, one_word, 
 from r1ov.formalize.rows import Row
 from r1ov.formalize.rules import GIVE_AWAYS, answer_fault, first_fault
 
-KINDS = ("chart", "scene", "text", "mixed", "math")  # of images; "text_only" without one
-# Tags that need no question: the playground's families, and the sources of R1-Onevision's data, by their
-# folders' names.
+# The kinds of images ("text_only" is without one), with the tags that need no question: the playground's
+# families, and the sources of R1-Onevision's data, by their folders' names.
 TAGS = {
     "chart": "charts dvqa chart2text vistext robut_wtq chartqa figureqa plotqa",
     "scene": "counting spatial locate clevr visual7w vizwiz vsr llava_cot_100k_natural_scene",
@@ -24,6 +23,7 @@ TAGS = {
     "mixed": "ai2d infographicvqa infographic_vqa scienceqa",
     "math": "geometry pattern geo170k geomverse geometry3k intergps raven iconqa",
 }
+KINDS = tuple(TAGS)
 LANGUAGES = ("csv", "json", "mermaid", "plantuml", "spice", "html", "python")  # of a chart's fenced block
 FIELDS = {  # of the describer's JSON object, by kind
     "scene": {"caption": str, "objects": list},
