@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from r1ov.common.processes import World
+from r1ov.data.playground import FAMILIES
 from r1ov.train import grpo
-from r1ov.train.run import observe
+from r1ov.train.run import heldout, observe
 from r1ov.train.run.config import GRPOConfig
 from tests.test_grpo_run import SMALL
 
@@ -30,6 +31,28 @@ def test_twenty_rollouts_in_a_row_that_teach_little_are_worth_a_line_that_says_w
 def test_the_process_that_is_not_the_main_one_says_nothing(capsys):
     observe.note_flat(SimpleNamespace(extra={"flat_rollouts": 19}, world=World(1, 2)), 1.0)
     assert not capsys.readouterr().err
+
+
+def test_what_broke_is_said_at_the_end_though_the_whole_rose(capsys):
+    first = {"eval_accuracy": 0.7, "eval_accuracy/number": 0.6, "eval_accuracy/yes_no": 0.95}
+    last = {"eval_accuracy": 0.8, "eval_accuracy/number": 0.9, "eval_accuracy/yes_no": 0.5}
+    heldout.tell_parts([first, {"eval_accuracy": 0.1}, last])
+    told, note = capsys.readouterr().err.splitlines()
+    assert told == "parts   number 60% -> 90%, yes_no 95% -> 50%"
+    assert note.startswith("note    yes_no fell by more than 10%")
+    heldout.tell_parts([first])
+    assert not capsys.readouterr().err
+
+
+def test_held_out_answers_are_told_by_family_and_kind(tmp_path, capsys):
+    quick = {"max_steps": 1, "eval_steps": 1, "eval_samples": 14, "eval_max_new_tokens": 4}
+    grpo.train(GRPOConfig(out=str(tmp_path), **SMALL | quick | {"max_completion_length": 4}))
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    first, last = (row for row in rows if "eval_accuracy" in row)
+    parts = {name.partition("/")[2] for name in first if "y/" in name}
+    assert parts == {name.partition("/")[2] for name in last if "y/" in name}
+    assert {*FAMILIES, "number", "bbox"} <= parts
+    assert "parts   counting 0% -> 0%, number 0% -> 0%" in capsys.readouterr().err
 
 
 def test_a_rollouts_speed_and_the_samplers_weights_are_shown(tmp_path, capsys):

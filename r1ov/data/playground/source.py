@@ -19,7 +19,7 @@ class Playground:
     seed: int = 0
 
     def __getitem__(self, number: int) -> Record:
-        _, scene = invent(self.split, number, self.seed)
+        family, scene = invent(self.split, number, self.seed)
         image = LazyImage((SIZE, SIZE), partial(paint, scene))
         return Record(
             messages=conversation(
@@ -28,6 +28,6 @@ class Playground:
             solution=scene.answer,
             kind=scene.kind,
             id=str(number),
-            format="playground",
+            format=family,
             where=f"playground, {self.split}, sample {number}",
         )

@@ -1,8 +1,10 @@
 """How good the model is while it learns: held-out loss, and answers to held-out questions."""
 
 import time
+from collections import defaultdict
 from contextlib import suppress
 from functools import partial
+from statistics import fmean
 from typing import Literal
 
 import torch
@@ -17,11 +19,12 @@ from r1ov.reward import Rules, format_reward, grade
 from r1ov.train.loss import sft_loss_and_correct
 from r1ov.train.rollout import encode_prompt
 from r1ov.train.run.config import PLAYGROUND
-from r1ov.train.run.log import WIDTH, duration, interval, say
+from r1ov.train.run.log import WIDTH, duration, interval, say, tell
 from r1ov.train.run.open import Run
 from r1ov.train.run.samples import question_of, write_samples
 
 EVAL_SEED = 1_000_003  # of questions from the split that GRPO trains on; no run has it by chance
+FALL = 0.1  # of a part's score, that is worth a line
 RULES = Rules(answer_from="auto")  # as `python -m r1ov.evaluate` reads an answer
 
 
@@ -44,8 +47,22 @@ def evaluate(run: Run) -> None:
     if run.log and result:
         run.log.event({"step": run.step, **result})
         run.log.draw()
+        if run.step == config.max_steps:
+            tell_parts([row for row in run.log.rows if "eval_accuracy" in row])
     took = time.perf_counter() - started
     run.since, run.begun = run.since + took, run.begun + took  # no time of a step's
+
+
+def tell_parts(rows: list[dict]) -> None:
+    """Says how each part of the answers was at first and is at last: a whole that rises may hide one that
+    breaks.
+    """
+    if len(rows) < 2:
+        return
+    ends = {name.partition("/")[2]: (one, rows[-1][name]) for name, one in rows[0].items() if "y/" in name}
+    tell("parts   " + ", ".join(f"{part} {one:.0%} -> {two:.0%}" for part, (one, two) in ends.items()))
+    if fell := ", ".join(part for part, (one, two) in ends.items() if two < one - FALL):
+        tell(f"note    {fell} fell by more than {FALL:.0%}: read samples/, and lower --learning-rate")
 
 
 def held_out(run: Run, need: Literal["reply", "solution"]) -> tuple[Source, int]:
@@ -79,7 +96,8 @@ def held_out_loss(run: Run, data: StepData) -> dict[str, float]:
 
 def answer_questions(run: Run, source: Source, count: int) -> dict[str, float]:
     """Greedy answers to the first `count` questions: the shares that are right and well-formed, of those with
-    a gold that can be scored; nothing if there are none. All go to samples/.
+    a gold that can be scored, and that are right of each format (of the playground: family) and kind; nothing
+    if there are none. All go to samples/.
     """
     config, world, started = run.config, run.world, time.perf_counter()
     longest = run.processor.config.text.max_position_embeddings - config.eval_max_new_tokens
@@ -108,7 +126,12 @@ def answer_questions(run: Run, source: Source, count: int) -> dict[str, float]:
         show(run, source, answers, time.perf_counter() - started)
     count = len(answers)
     right, formed = (sum(answer[at] for answer in answers) / count for at in (2, 3))
-    return {"eval_accuracy": right, "eval_format": formed, "eval_samples": count}
+    by_part = defaultdict(list)
+    for number, _, own, _ in answers:
+        for part in filter(None, (source[number].format, source[number].kind)):
+            by_part[f"eval_accuracy/{part}"].append(own)
+    parts = {part: fmean(scores) for part, scores in by_part.items()}
+    return {"eval_accuracy": right, "eval_format": formed, "eval_samples": count, **parts}
 
 
 def show(run: Run, source: Source, answers: list[tuple[int, str, float, float]], seconds: float) -> None:
