@@ -24,13 +24,12 @@ from r1ov.data.playground.scene import (
     wordings,
 )
 
-SIDES = by_level(range(2, 10), range(2, 13), range(11, 16))  # of a rectangle
+SIDES = by_level(range(2, 10), range(2, 13), range(11, 16))  # of a rectangle; beyond of one of them
 GRID_SIDE = by_level(4, 6, 7)  # longest side of a shape on the grid
 UNIT = 14  # pixels; the grid has SIZE / UNIT squares a side
 CORNERS = by_level(range(3, 9), range(3, 9), range(9, 11))
-ANGLES = dict.fromkeys(("normal", "hard"), (30, 45, 60, 90, 120, 135, 150)) | {"beyond": (15, 75, 105, 165)}
-FINE = range(25, 116)
-TRIANGLE_ANGLES = by_level(range(30, 101, 10), FINE[::5], [angle for angle in FINE if angle % 5])
+ANGLES = (30, 45, 60, 90, 120, 135, 150)
+TURNED = (45, 90, 120)  # directions of the lower ray, beyond; there neither ray lies flat
 # What a figure is: its measures, how it is drawn in a colour, the thought about it, and the answer.
 Figure = tuple
 
@@ -52,7 +51,10 @@ def make(rng: Random, level: Level) -> Scene:
 
 def _rectangle(rng: Random, level: Level, topic: str) -> Figure:
     """A rectangle with its sides written beside it."""
-    w, h = rng.choice(SIDES[level]), rng.choice(SIDES[level])
+    if level == "beyond":
+        w, h = rng.sample((rng.choice(SIDES[level]), rng.choice(SIDES["normal"])), 2)
+    else:
+        w, h = rng.choice(SIDES[level]), rng.choice(SIDES[level])
     longest = rng.randint(60, 76)
     width, height = (max(28, round(longest * side / max(w, h))) for side in (w, h))
     over, beside = rng.choice(("above", "below")), rng.choice(("left", "right"))
@@ -113,32 +115,26 @@ def _squares(rng: Random, level: Level) -> Figure:
 
 
 @cache
-def _convex(number: int) -> list[list[tuple[int, int]]]:
-    """Returns all polygons of this many corners, in order around them, whose corners are cells of the 4 x 4
-    grid; no corner is flat.
+def _rings(number: int) -> list[list[tuple[int, int]]]:
+    """Returns all polygons of this many corners, in order around their middle, whose corners are cells of the
+    4 x 4 grid and none is flat; the convex ones, if there are any.
     """
-    found = []
+    found = {True: [], False: []}
     for corners in combinations(CELLS, number):
         x, y = (sum(axis) / number for axis in zip(*corners, strict=True))
         ring = sorted(corners, key=lambda corner: math.atan2(corner[1] - y, corner[0] - x))
         triples = zip(ring, ring[1:] + ring, ring[2:] + ring, strict=False)
-        if all((x2 - x1) * (y3 - y2) > (y2 - y1) * (x3 - x2) for (x1, y1), (x2, y2), (x3, y3) in triples):
-            found.append(ring)
-    return found
+        turns = [(x2 - x1) * (y3 - y2) - (y2 - y1) * (x3 - x2) for (x1, y1), (x2, y2), (x3, y3) in triples]
+        if all(turns):
+            found[min(turns) > 0].append(ring)
+    return found[True] or found[False]
 
 
 def _polygon(rng: Random, level: Level) -> Figure:
-    """A convex polygon."""
+    """A polygon with one corner to a cell, convex where there is room for that."""
     number = rng.choice(CORNERS[level])
-    if number <= 8:  # one corner to a cell
-        places = rng.choice(_convex(number))
-        corners = [[CELL * at + CELL // 2 + rng.randint(-2, 2) for at in place] for place in places]
-    else:
-        centre = [SIZE // 2 + rng.randint(-5, 5) for _ in range(2)]
-        radius, turn = rng.randint(36, 43), rng.randrange(360)
-        # Clockwise from the top.
-        angles = [turn + (corner + rng.uniform(-0.1, 0.1)) * 360 / number for corner in range(number)]
-        corners = [[round(at) for at in _step(centre, 90 - angle, radius)] for angle in angles]
+    places = rng.choice(_rings(number))
+    corners = [[CELL * at + CELL // 2 + rng.randint(-2, 2) for at in place] for place in places]
 
     def draw(canvas, fill):
         canvas.polygon(corners, _tint(fill))
@@ -146,15 +142,19 @@ def _polygon(rng: Random, level: Level) -> Figure:
         for x, y in corners:
             canvas.dot(x, y, 3.5, fill)
 
-    cells = sorted((min(y // CELL, 3), min(x // CELL, 3)) for x, y in corners)
-    seen = by_row([(row, f"{cell_name(column, row)} ({at})") for at, (row, column) in enumerate(cells, 1)])
+    cells = enumerate(sorted((row, column) for column, row in places), 1)
+    seen = by_row([(row, f"{cell_name(column, row)} ({at})") for at, (row, column) in cells])
     return {"figure": "polygon", "corners": corners}, draw, f"{seen} That makes {number}.", number
 
 
 def _rays(rng: Random, level: Level) -> Figure:
     """Two rays with the angle between them."""
-    angle = rng.choice(ANGLES[level])
-    start = rng.choice(range(0, 181 - angle, 15) if level == "hard" else (0, 180 - angle))
+    if level == "beyond":
+        start, angle = rng.choice([(at, by) for at in TURNED for by in ANGLES if at + by in ANGLES])
+    else:
+        angle = rng.choice(ANGLES)
+        turned = [at for at in range(0, 181 - angle, 15) if at not in TURNED]
+        start = rng.choice(turned if level == "hard" else (0, 180 - angle))
     rays = [(direction, rng.randint(42, 50)) for direction in (start, start + angle)]
     # Near where the figure is centred.
     vertex = [
@@ -180,8 +180,8 @@ def _rays(rng: Random, level: Level) -> Figure:
 
 def _triangle(rng: Random, level: Level) -> Figure:
     """A triangle with two of its angles written in it."""
-    allowed = TRIANGLE_ANGLES[level]
-    third = rng.choice(allowed)
+    allowed = range(30, 101, 10) if level == "normal" else range(25, 116, 5)
+    third = rng.choice([angle for angle in allowed if (angle % 10 > 0) == (level == "beyond")])
     a = rng.choice([angle for angle in allowed if 180 - third - angle in allowed])
     b = 180 - third - a
     angles = [a, b]

@@ -47,22 +47,21 @@ def evaluate(run: Run) -> None:
     if run.log and result:
         run.log.event({"step": run.step, **result})
         run.log.draw()
-        if run.step == config.max_steps:
-            tell_parts([row for row in run.log.rows if "eval_accuracy" in row])
+        answered = [row for row in run.log.rows if "eval_accuracy" in row]
+        if run.step == config.max_steps and len(answered) > 1:
+            tell_parts(answered[0], answered[-1])
     took = time.perf_counter() - started
     run.since, run.begun = run.since + took, run.begun + took  # no time of a step's
 
 
-def tell_parts(rows: list[dict]) -> None:
-    """Says how each part of the answers was at first and is at last: a whole that rises may hide one that
-    breaks.
-    """
-    if len(rows) < 2:
-        return
-    ends = {name.partition("/")[2]: (one, rows[-1][name]) for name, one in rows[0].items() if "y/" in name}
-    tell("parts   " + ", ".join(f"{part} {one:.0%} -> {two:.0%}" for part, (one, two) in ends.items()))
-    if fell := ", ".join(part for part, (one, two) in ends.items() if two < one - FALL):
-        tell(f"note    {fell} fell by more than {FALL:.0%}: read samples/, and lower --learning-rate")
+def tell_parts(first: dict[str, float], last: dict[str, float]) -> None:
+    """Says how right each part of the answers was and is: a whole that rises may hide one that breaks."""
+    said = [
+        f"{name.partition('/')[2]} {one:.0%} -> {last[name]:.0%}" + " (fell)" * (last[name] < one - FALL)
+        for name, one in first.items()
+        if "y/" in name
+    ]
+    tell(f"parts   {', '.join(said)}")
 
 
 def held_out(run: Run, need: Literal["reply", "solution"]) -> tuple[Source, int]:
