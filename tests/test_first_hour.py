@@ -136,7 +136,7 @@ def test_the_learning_rate_goes_with_the_size_of_the_model(here):
     assert settled(SFTConfig(model="r1ov-tiny"))[1].learning_rate == pytest.approx(5.6e-4)
     assert settled(GRPOConfig(data="x.json"))[1].learning_rate == pytest.approx(5.6e-5)
     assert settled(SFTConfig())[1].learning_rate == 2e-3
-    assert settled(GRPOConfig())[1].learning_rate == 2e-4
+    assert settled(GRPOConfig())[1].learning_rate == 1e-4
     assert settled(SFTConfig(model="r1ov-tiny", learning_rate=1.0))[1].learning_rate == 1
 
 

@@ -134,7 +134,7 @@ def test_a_run_leaves_a_model_a_log_with_trls_names_and_samples_to_look_at(tmp_p
         assert row["log_ratio/abs_max"] == row["clip_ratio/region_mean"] == 0  # one update a rollout
         assert row["sampling/sampling_logp_difference/max"] < 1e-4
     assert [row["learning_rate"] for row in rows] == pytest.approx(
-        [2e-4, 2e-4 * 2 / 3, 2e-4 / 3]
+        [1e-4, 1e-4 * 2 / 3, 1e-4 / 3]
     )  # of optimiser steps
     assert rows[0]["num_tokens"] < rows[1]["num_tokens"] < rows[2]["num_tokens"]
     before = load_file(resolve("r1ov-tiny-sft") / "model.safetensors")

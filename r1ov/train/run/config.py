@@ -105,7 +105,7 @@ class TrainConfig(LoraOptions):
     learning_rate: float | None = option(
         None,
         "peak of adamw; default: from a model 1e-5, in grpo 1e-6, at 7B and more the smaller it is (as 1 "
-        "over the root of its size), for LoRA ten times that; from scratch 2e-3; grpo on the playground 2e-4",
+        "over the root of its size), for LoRA ten times that; from scratch 2e-3; grpo on the playground 1e-4",
         above=0,
         overridable=True,
     )
@@ -294,7 +294,7 @@ class GRPOConfig(TrainConfig):
 
     def peak_learning_rate(self, parameters: int) -> float:
         return self.learning_rate or (
-            2e-4 if self.data == PLAYGROUND else by_size(1e-6, parameters, self.is_lora)
+            1e-4 if self.data == PLAYGROUND else by_size(1e-6, parameters, self.is_lora)
         )
 
     @property
