@@ -107,8 +107,10 @@ def load_items(
     if not bench.hub:
         path = Path(name).expanduser()
         if not path.is_file() or path.suffix.lower() not in DATA_SUFFIXES:
-            known = f"{', '.join(BENCHMARKS)}, or an existing file that ends in {', '.join(DATA_SUFFIXES)}"
-            raise UserError(f"--bench is {name!r}; expected {known}")
+            raise UserError(
+                f"--bench is {name!r}; expected {', '.join(BENCHMARKS)}, or an existing file that ends in "
+                f"{', '.join(DATA_SUFFIXES)}"
+            )
         if data is not None:
             raise UserError("--data says where a named benchmark's data is; --bench FILE is read itself")
     files, inside = find(data or bench.hub or name, [pattern.format(split=split) for pattern in bench.files])

@@ -68,8 +68,10 @@ def compare(config: Any) -> str:
     ]
     parts = [markdown(Table("", ("measure", "value"), rows))]
     if missing or added:
-        left = f"{missing} of the first's and {added} of the second's are left out."
-        parts.append(f"Only the questions that both have: {left}")
+        parts.append(
+            f"Only the questions that both have: {missing} of the first's and {added} of the second's are "
+            "left out."
+        )
     changed = [
         (*(one_line(text)[:60] for text in (id, a.gold, a.answer, b.answer)), f"{b.score - a.score:+.2g}")
         for id, (a, b) in pairs.items()

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from r1ov.data.formats.records import BadRow
 from r1ov.data.formats.rows import open_rows
@@ -12,7 +12,6 @@ from r1ov.data.image import LazyImage
 from r1ov.data.messages import Messages
 from r1ov.errors import UserError
 
-T = TypeVar("T")
 UNREAD = ("unparsed", "truncated", "error")  # methods without an answer; they score 0
 
 
@@ -100,7 +99,7 @@ def _prediction(row: Mapping[str, Any]) -> Prediction:
     return Prediction(**values)
 
 
-def read_lines(path: Path, parse: Callable[[Any], T], expected: str, may_be_torn: bool = False) -> list[T]:
+def read_lines(path: Path, parse: Callable[[Any], Any], expected: str, may_be_torn: bool = False) -> list:
     """Returns what `parse` makes of the JSON in each line.
 
     Args:    may_be_torn: drops a last line that was cut off, as when the writer was killed.

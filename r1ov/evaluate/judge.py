@@ -6,6 +6,7 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -49,19 +50,22 @@ def judge(verdicts: Verdicts, url: str, model: str, cache: Path) -> list[Verdict
     failures = []
     with Journal(cache, "asked") as known, ThreadPoolExecutor(AT_ONCE) as pool:
         left = dict.fromkeys(name for name in names if name and name not in known)
-        asked = {pool.submit(_ask, remote, name.removeprefix(f"{model}\n")): name for name in left}
+        asked = {
+            pool.submit(retried, partial(_ask, remote, name.removeprefix(f"{model}\n")), ATTEMPTS): name
+            for name in left
+        }
         for future in tqdm(as_completed(asked), total=len(asked), unit=" judged", disable=not asked):
             try:
                 known.append({"asked": asked[future], "score": future.result()})
             except UserError as error:
                 failures.append(str(error))
-        said = [known.get(name) or {} for name in names]
+        scores = [(known.get(name) or {}).get("score") for name in names]
     if failures:
         again = f"({failures[0]}); the next start asks again"
         if len(failures) == len(left):
             raise UserError(f"--judge: none of {len(left)} requests was answered {again}")
         say(f"the judge left {len(failures)} of {len(left)} open {again}")
-    return [replace(one, judged=record.get("score")) for one, record in zip(verdicts, said, strict=True)]
+    return [replace(one, judged=score) for one, score in zip(verdicts, scores, strict=True)]
 
 
 def _prompt(one: Verdict) -> str:
@@ -74,13 +78,9 @@ def _prompt(one: Verdict) -> str:
 
 
 def _ask(remote: Remote, prompt: str) -> float:
-    """Returns 1 or 0. Raises UserError without a verdict."""
+    """Returns 1 or 0. Raises TryAgain without a verdict."""
     messages = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": prompt}]
-
-    def attempt() -> float:
-        text = str(remote.send(messages).text).rsplit("</think>", 1)[-1]
-        if said := re.findall(r"\b(NOT CORRECT|INCORRECT|WRONG|CORRECT)\b", text.upper()):
-            return float(said[-1] == "CORRECT")
-        raise TryAgain(f"it said {text[:60]!r}")
-
-    return retried(attempt, ATTEMPTS)
+    text = str(remote.send(messages).text).rsplit("</think>", 1)[-1]
+    if said := re.findall(r"\b(NOT CORRECT|INCORRECT|WRONG|CORRECT)\b", text.upper()):
+        return float(said[-1] == "CORRECT")
+    raise TryAgain(f"it said {text[:60]!r}")

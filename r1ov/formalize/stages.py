@@ -120,8 +120,12 @@ def reason(row: Row, ask: Ask, settings: Settings) -> Row:
     if "reasoner" not in settings.models:
         if "reasoning" not in row.truth:
             raise AskFailed("there is no reasoner, and no reasoning is known")
-        note = "the thought is the data's own reasoning: there is no reasoner"
-        return noted(row, note, draft=row.truth["reasoning"], answer=row.gold)
+        return noted(
+            row,
+            "the thought is the data's own reasoning: there is no reasoner",
+            draft=row.truth["reasoning"],
+            answer=row.gold,
+        )
     if settings.reasoner_looks:
         reply = ask("reasoner", row.question, row.image)
     else:
