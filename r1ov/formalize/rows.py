@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from r1ov.data.formats.files import find_files
@@ -121,7 +120,7 @@ def _read(reader: Reader, number: int) -> Row:
     file = reader.files[which]
     # The source's name, as in R1-Onevision's data: the folder if there are several, else the file.
     folder = file.path.parent
-    tag = folder.name if folder != Path(file.inside) else file.path.stem
+    tag = folder.name if folder != file.inside else file.path.stem
     name = f"{file.path.stem}-{place + 1}"
     if isinstance(item, BadRow):
         why = f"read: {item.reason}: {item.detail.replace(f': {item.reason}', '', 1)}"

@@ -181,12 +181,11 @@ def filter_row(row: Row, ask: Ask, settings: Settings) -> Row:
         read_row({"id": row.id, "image": row.image and "its image", "conversations": row.conversations})
     except BadRow as error:
         fault = fault or f"malformed: {error}"
-    if fault:
-        return replace(row, outcome="rejected", reason=fault, verdict={"by": "rules"})
-    if "judge" not in settings.models:
-        return replace(row, outcome="done", verdict={"by": "rules"})
+    row = replace(row, outcome="rejected" if fault else "done", reason=fault, verdict={"by": "rules"})
+    if fault or "judge" not in settings.models:
+        return row
     verdict = json_object(told(ask, "judge", "judge", row), VERDICT)
-    row = replace(row, outcome="done", verdict={"by": "judge", **verdict})
+    row = replace(row, verdict={"by": "judge", **verdict})
     for point, holds in verdict.items():
         if holds is False:
             return replace(row, outcome="rejected", reason=f"judged not {point}: {verdict['reason'][:200]}")
