@@ -2,6 +2,7 @@
 time, runs that keep their options.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -33,6 +34,11 @@ def shown(address: str) -> str:
     address = re.sub(r"(?<=://)[^/@]*@", "", address)
     address = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in address)
     return address if len(address) <= 200 else address[:197] + "..."
+
+
+def digest(text: str, size: int = 8) -> str:
+    """What tells a text from others: so many bytes of its hash, in hexadecimal."""
+    return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()
 
 
 def split_reply(text: str) -> tuple[str | None, str | None]:

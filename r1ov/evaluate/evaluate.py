@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from r1ov.cli import flag
-from r1ov.common.files import earlier_options, locked, say, write_lines
+from r1ov.common.files import digest, earlier_options, locked, say, write_lines
 from r1ov.common.processes import World, choose_kernels, dtype_name, joined
 from r1ov.data.formats.files import fingerprint
 from r1ov.data.steps import recognised_unit
@@ -185,7 +184,7 @@ def _digest(folders: Folders) -> str:
     names = (".json", ".jinja", ".txt", ".safetensors")
     places = sorted({*filter(None, vars(folders).values())})
     files = [file for place in places for file in sorted(place.iterdir()) if file.suffix in names]
-    return blake2b("".join(map(fingerprint, files)).encode(), digest_size=8).hexdigest()
+    return digest("".join(map(fingerprint, files)))
 
 
 def _flags(options: Mapping[str, Any]) -> str:
@@ -196,7 +195,7 @@ def default_folder(settings: Mapping[str, Any]) -> Path:
     """Returns one for each benchmark, split, model and way of asking:
     runs/evaluate/playground-test-r1ov-tiny-3f9a2c1b.
     """
-    digest = blake2b(json.dumps({**settings, "run": None}).encode(), digest_size=4).hexdigest()
+    own = digest(json.dumps({**settings, "run": None}), 4)
     model = "-".join(Path(settings["model"]).parts[-2:])
-    name = f"{Path(settings['bench']).name}-{settings['split']}-{model}-{digest}"
+    name = f"{Path(settings['bench']).name}-{settings['split']}-{model}-{own}"
     return FOLDER / re.sub(r"[^\w.-]+", "-", name)

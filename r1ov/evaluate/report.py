@@ -121,7 +121,6 @@ def mathverse(verdicts: Verdicts) -> list[Table]:
 # We-Math: does a model that solves a composite problem also solve its steps?
 # Source: We-Math (Qiao et al. 2024), section 2.3, and its `four_dimensional_metrics.py`.
 
-Group = tuple[bool, tuple[bool, ...]]  # composite problem right, each of its one-step problems right
 DIMENSIONS = (
     "score",
     "insufficient knowledge (IK)",
@@ -141,8 +140,10 @@ def wemath(verdicts: Verdicts) -> list[Table]:
     return [Table("four-dimensional score", ("", "groups", *DIMENSIONS), rows)]
 
 
-def whole_groups(verdicts: Verdicts) -> list[Group]:
-    """Returns the groups that lack nothing: "2steps_multi" with "2steps_1" and "2steps_2", and so on."""
+def whole_groups(verdicts: Verdicts) -> list[tuple]:
+    """Returns the groups that lack nothing ("2steps_multi" with "2steps_1" and "2steps_2", and so on), each
+    as whether the composite problem is right, and whether each of its one-step problems is.
+    """
     found = defaultdict(dict)  # (ID, sample) -> key -> right
     for one in verdicts:
         found[one.item.group, one.prediction.sample][one.item.tags["key"]] = one.score >= 0.5
@@ -154,7 +155,7 @@ def whole_groups(verdicts: Verdicts) -> list[Group]:
     return groups
 
 
-def dimensions(groups: Sequence[Group], strict: bool) -> tuple[float | None, ...]:
+def dimensions(groups: Sequence[tuple], strict: bool) -> tuple[float | None, ...]:
     """Returns the shares in the order of DIMENSIONS. IK, IG and CM are shares of all groups; RM is a share of
     CM + RM, None if no composite problem is solved.
     """

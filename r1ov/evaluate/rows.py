@@ -3,7 +3,6 @@
 Sources: the columns on the data sets' cards.
 """
 
-import hashlib
 import os
 import re
 from collections import Counter
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r1ov.common.files import say
+from r1ov.common.files import digest, say
 from r1ov.data.formats.choices import LETTERS, listed, take_options, with_options
 from r1ov.data.formats.columns import MEANING, Columns, is_place
 from r1ov.data.formats.layouts import read_row
@@ -183,7 +182,7 @@ def items_of(bench: Benchmark, split: str, rows: Sequence[Row], folder: Path, in
         if fields["kind"] == "mcq":
             fields["choices"] = choices_of(options, fields["answer"].strip())
         if sources and not fields["group"]:  # questions about the same image
-            fields["group"] = hashlib.sha256(repr(sources).encode()).hexdigest()[:16]
+            fields["group"] = digest(repr(sources))
         fields["id"] = fields["id"] or str(number - 1)
         try:  # a missing or broken image is an error, never left out
             fields["images"] = tuple(_picture(source, folders, inside) for source in sources)

@@ -6,13 +6,20 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from r1ov.common.files import check_same_options, earlier_options, locked, say, write_json, write_lines
+from r1ov.common.files import (
+    check_same_options,
+    digest,
+    earlier_options,
+    locked,
+    say,
+    write_json,
+    write_lines,
+)
 from r1ov.common.journal import Journal
 from r1ov.common.processes import World
 from r1ov.data.formats.records import Record
@@ -171,11 +178,8 @@ def record_of(item: Item, asking: Any) -> Record:
 
 def _hash(item: Item, asking: Any) -> str:
     """Tells one prompt from another by its text and the sizes of its images, without decoding them."""
-    if item.error:
-        return ""
-    messages = messages_of(item, asking.prompt, asking.system)
-    text = json.dumps(messages, default=lambda image: image.size)
-    return blake2b(text.encode(), digest_size=8).hexdigest()
+    messages = record_of(item, asking).messages
+    return digest(json.dumps(messages, default=lambda image: image.size)) if messages else ""
 
 
 # The run's folder: a line for each answer, from any number of processes; merged, each answer once.

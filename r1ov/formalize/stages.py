@@ -165,9 +165,11 @@ def role_play(row: Row, ask: Ask, settings: Settings) -> Row:
         missing = json_object(told(ask, "describer", "look_again", row), {"missing": list})["missing"]
         if not missing:
             return noted(row, f"looked again: nothing was missing (round {number})")
-        seen = "\n".join(f"- {fact}" for fact in missing)
-        note = f"looked again: facts added from the picture, {len(missing)} (round {number})"
-        row = noted(row, note, thought=rewritten("add_seen", seen=seen))
+        row = noted(
+            row,
+            f"looked again: facts added from the picture, {len(missing)} (round {number})",
+            thought=rewritten("add_seen", seen="\n".join(f"- {fact}" for fact in missing)),
+        )
     return row
 
 
