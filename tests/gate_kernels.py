@@ -19,7 +19,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -28,7 +28,7 @@ from unittest.mock import patch
 
 import torch
 
-from kernels.triton.tiles import HEAD_DIMS
+from kernels.triton.tiles import HEAD_DIMS, LONG
 
 # Shared memory that one block may ask for, in bytes: CUDA C++ Programming Guide, "Technical Specifications
 # per Compute Capability".
@@ -66,6 +66,7 @@ class CompileCase:
         needs_tensor_cores: the kernel's products must come out as tensor-core instructions.
         warp_groups: on sm_90 those of whole warp groups; False where tiles have fewer than their 64 rows.
         multiples_of_16: integer arguments that are; Triton then reads rows in wider steps.
+        archs: the generations that launch it so.
     """
 
     name: str
@@ -77,6 +78,7 @@ class CompileCase:
     needs_tensor_cores: bool = False
     warp_groups: bool = True
     multiples_of_16: tuple[str, ...] = ()
+    archs: tuple[int, ...] = tuple(SHARED_LIMIT)
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class MachineCode:
     Attributes:
         spills: instructions that move registers to or from local memory. shared: bytes.
         waits: for the products of a warp group. counts: instructions by name.
+        widths: columns of the warp groups' products.
     """
 
     registers: int
@@ -93,6 +96,7 @@ class MachineCode:
     shared: int
     waits: int
     counts: Counter
+    widths: frozenset[int] = frozenset()
 
 
 def compile_case(case: CompileCase, arch: int) -> MachineCode:
@@ -134,7 +138,9 @@ def compile_case(case: CompileCase, arch: int) -> MachineCode:
     )
     registers = int(re.search(r"REG:(\d+)", listing)[1])
     waits = len(re.findall(r"WARPGROUP\.DEPBAR", listing))
-    return MachineCode(registers, counts["STL"] + counts["LDL"], compiled.metadata.shared, waits, counts)
+    widths = frozenset(map(int, re.findall(r"HGMMA\.\d+x(\d+)x", listing)))
+    spills = counts["STL"] + counts["LDL"]
+    return MachineCode(registers, spills, compiled.metadata.shared, waits, counts, widths)
 
 
 def faults(case: CompileCase, arch: int, code: MachineCode) -> list[str]:
@@ -150,6 +156,10 @@ def faults(case: CompileCase, arch: int, code: MachineCode) -> list[str]:
         wanted = ["HGMMA"] if arch == 90 and case.warp_groups else ["HMMA", "HGMMA"]
         if not sum(code.counts[name] for name in wanted):
             found.append(f"no {' or '.join(wanted)}")
+    # Below 64 columns the tensor cores wait for shared memory; a head may have no more.
+    narrow = code.widths - {case.constexprs.get(name) for name in ("MAIN", "REST")}
+    if narrow and min(narrow) < 64:
+        found.append(f"products of {min(narrow)} columns")
     if code.waits > code.counts["HGMMA"] // 2:
         found.append(f"serialised products: {code.waits} waits for {code.counts['HGMMA']}")
     return found
@@ -161,12 +171,12 @@ def judge(cases: Iterable[CompileCase], alternate: bool = False) -> int:
     Args: alternate: the head sizes of small models alone, 32 and 64, for one of the generations in turn.
     """
     print(
-        f"{'case':44} {'arch':>5} {'regs':>5} {'spills':>6} {'shared KiB':>10} "
+        f"{'case':48} {'arch':>5} {'regs':>5} {'spills':>6} {'shared KiB':>10} "
         + " ".join(f"{name:>7}" for name in COUNTED)
     )
     pairs = [
         (case, arch)
-        for number, (case, arch) in enumerate(product(cases, SHARED_LIMIT))
+        for number, (case, arch) in enumerate((case, arch) for case in cases for arch in case.archs)
         if not (alternate and re.search(r" d(32|64)\b", case.name) and (number + number // 2) % 2)
     ]
     wrong = 0
@@ -175,7 +185,7 @@ def judge(cases: Iterable[CompileCase], alternate: bool = False) -> int:
             found = faults(case, arch, code)
             wrong += bool(found)
             counts = " ".join(f"{code.counts[name]:7}" for name in COUNTED)
-            row = f"{case.name:44} sm_{arch} {code.registers:5} {code.spills:6} {code.shared / 1024:10.1f}"
+            row = f"{case.name:48} sm_{arch} {code.registers:5} {code.spills:6} {code.shared / 1024:10.1f}"
             print(row, counts, "ok" if not found else f"WRONG: {', '.join(found)}", flush=True)
     return wrong
 
@@ -211,7 +221,11 @@ def launches(name: str, call: Callable[[], Any]) -> list[CompileCase]:
                 and values[kernel.arg_names[0]].itemsize == 2,
                 warp_groups=not short,
                 multiples_of_16=tuple(
-                    key for key, value in values.items() if type(value) is int and value % 16 == 0
+                    param.name
+                    for param in kernel.params
+                    if type(value := values.get(param.name)) is int
+                    and value % 16 == 0
+                    and not param.do_not_specialize
                 ),
             )
         )
@@ -237,8 +251,9 @@ def all_cases() -> list[CompileCase]:
         return torch.zeros(shape, dtype=dtype)
 
     def attend(dim: int, heads: int, key_heads: int, causal: bool, longest: int) -> None:
-        q, k, v = (zeros(250, count, dim).requires_grad_() for count in (heads, key_heads, key_heads))
-        cu_seqlens = torch.tensor([*range(0, 250, longest), 250], dtype=torch.int32)
+        tokens = max(250, longest)
+        q, k, v = (zeros(tokens, count, dim).requires_grad_() for count in (heads, key_heads, key_heads))
+        cu_seqlens = torch.tensor([*range(0, tokens, longest), tokens], dtype=torch.int32)
         out = kernels.attention(q, k, v, cu_seqlens, causal, max_seqlen=longest, impl="triton")
         out.backward(zeros(*out.shape))
 
@@ -269,7 +284,7 @@ def all_cases() -> list[CompileCase]:
         angles = zeros(70, dim, dtype=torch.float32 if dim == 80 else dtype)
         pointwise.rotate(zeros(70, 4, dim, dtype=dtype), angles, angles, impl="triton")
 
-    found = []
+    found: list[CompileCase] = []
     for width in (2048, 8192):
         found += launches(f"norm of a sum {width}", partial(norm, width))
     found += launches("norm 64", partial(norm, 64, alone=True))
@@ -279,29 +294,31 @@ def all_cases() -> list[CompileCase]:
         found += launches(f"gate {name}", partial(gate, dtype))
         for dim in (80, 128):
             found += launches(f"turn d{dim} {name}", partial(rotate, dim, dtype))
-    for dim in HEAD_DIMS:
-        for causal in (True, False):
-            how = "causal" if causal else "full"
-            found += launches(f"attention d{dim} {how}", partial(attend, dim, 28, 4, causal, 128))
-        found += launches(f"window d{dim}", partial(attend, dim, 16, 16, False, 64))
+    for dim, arch in product(HEAD_DIMS, SHARED_LIMIT):
+        own: list[CompileCase] = []
+        with patch("kernels.triton.tiles.architecture", lambda _, arch=arch: f"sm_{arch}"):
+            for causal, longest in product((True, False), (128, LONG)):
+                how = f"{'causal' if causal else 'full'}{' long' if longest == LONG else ''}"
+                own += launches(f"attention d{dim} {how}", partial(attend, dim, 28, 4, causal, longest))
+            own += launches(f"window d{dim}", partial(attend, dim, 16, 16, False, 64))
+        found += [replace(case, archs=(arch,)) for case in own]
         found += launches(f"decode d{dim}", partial(decode, dim))
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         found += launches(f"log-probs {str(dtype).removeprefix('torch.')}", partial(score, dtype))
     # A configuration that several calls launch is one case.
-    cases = {
-        (
-            case.kernel.__name__,
-            *map(str, (case.signature, case.constexprs, case.num_warps, case.num_stages)),
-        ): case
-        for case in reversed(found)
-    }
+    cases: dict[tuple[str, ...], CompileCase] = {}
+    for case in found:
+        settings = case.signature, case.constexprs, case.num_warps, case.num_stages
+        key = (case.kernel.__name__, *map(str, settings))
+        known = cases.setdefault(key, case)
+        cases[key] = replace(known, archs=tuple(sorted({*known.archs, *case.archs})))
     launched = {case.kernel.__name__ for case in found}
     for path in sorted(Path(kernels.__file__).parent.glob("triton/*.py")):
         module = importlib.import_module(f"kernels.triton.{path.stem}")
         for name, value in vars(module).items():
             if isinstance(value, JITFunction) and name.endswith("_kernel") and name not in launched:
                 raise ValueError(f"{path.name}: no call of the gate launches {name}")
-    return list(reversed(cases.values()))
+    return list(cases.values())
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ pytest.importorskip("triton", reason="no Triton for this platform")
 
 from kernels import attention
 from kernels.attention import attention_torch
+from kernels.triton import tiles
 from kernels.triton.attention import attention_op
 from kernels.triton.tiles import UPCAST
 
@@ -240,3 +241,25 @@ def test_what_the_kernels_cannot_do_is_refused():
     q = torch.zeros(4, 2, 64, device=DEVICE)
     with pytest.raises(ValueError, match="one dtype of"):
         attention(q, q.half(), q.half(), starts([4]), impl="triton")
+
+
+def test_tiles_are_those_of_the_nearest_entry(monkeypatch):
+    general, causal, windows = [64, 32, 4, 2], [128, 32, 4, 2], [64, 64, 4, 3]
+    table = {"dq 64": general, "dq 64 causal long": causal, "dq 64 windows": windows}
+    monkeypatch.setattr(tiles, "_tables", lambda: {"sm_80": table, "sm_90": {"dq 64": windows}})
+    monkeypatch.setattr(tiles, "architecture", lambda device: "sm_80")
+    q, starts_of = torch.zeros(2 * tiles.LONG, 1, 64, dtype=torch.float16), torch.tensor
+
+    def taken(q, ends, causal=True, short=False):
+        tile = tiles.launch("dq", q, starts_of([0, *ends]), causal, short)
+        return [tile[name] for name in ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages")]
+
+    assert taken(q, [1, 2 * tiles.LONG]) == causal
+    assert taken(q, [1, 2, 2 * tiles.LONG]) == general  # too short, on average
+    assert taken(q, [2 * tiles.LONG], causal=False) == general
+    assert taken(q, [2 * tiles.LONG], short=True) == windows
+    assert taken(q.float(), [2 * tiles.LONG]) == [64, 32, 4, 2]  # half of each, but 32
+    monkeypatch.undo()
+    for arch in ("sm_80", "sm_90"):
+        for kernel in ("forward", "dq", "dkdv"):
+            assert all(f"{kernel} {dim}" in tiles._tables()[arch] for dim in tiles.HEAD_DIMS)

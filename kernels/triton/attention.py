@@ -22,12 +22,12 @@ from kernels.triton.tiles import (
     SHORT,
     TRITON_TYPES,
     UPCAST,
-    Config,
     add_dot,
     columns,
     dot_rows,
     find_tile,
     head_at,
+    launch,
     load_pair,
     num_slots,
     row_heads,
@@ -37,13 +37,6 @@ from kernels.triton.tiles import (
     visible_keys,
     zero_pair,
 )
-
-CONFIGS = {  # by head size
-    32: Config(128, 64, 4, 3),
-    64: Config(128, 64, 8, 3),
-    80: Config(128, 64, 8, 3),
-    128: Config(128, 64, 8, 3),
-}
 
 
 @triton.jit
@@ -109,11 +102,11 @@ def packed_forward(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
     if tokens:
-        launch = CONFIGS[dim].launch(q.dtype, short)
-        forward_kernel[(num_slots(tokens, cu_seqlens, launch["BLOCK_M"]) * heads,)](
+        tile = launch("forward", q, cu_seqlens, causal, short)
+        forward_kernel[(num_slots(tokens, cu_seqlens, tile["BLOCK_M"]) * heads,)](
             *(q, k, v, out, lse, cu_seqlens, cu_seqlens_k, row_heads(q), row_heads(k), row_heads(v)),
             *(heads, tokens, cu_seqlens.shape[0] - 1, dim**-0.5 * LOG2_E),
-            GROUP=heads // k.shape[1], CAUSAL=causal, UPCAST=UPCAST, **columns(dim), **launch,
+            GROUP=heads // k.shape[1], CAUSAL=causal, UPCAST=UPCAST, **columns(dim), **tile,
         )  # fmt: skip
     return out, lse
 
@@ -148,7 +141,7 @@ def attention_backward_op(
     """dq, dk, dv, each contiguous, in its tensor's dtype. Bitwise the same in every run: no sum is by
     atomics.
     """
-    grad, q, k, v = side_by_side(grad), side_by_side(q), side_by_side(k), side_by_side(v)
+    grad, q, k, v = grad.contiguous(), q.contiguous(), side_by_side(k), side_by_side(v)
     return packed_backward(grad, q, k, v, out, lse, cu_seqlens, cu_seqlens_k, causal, short)
 
 

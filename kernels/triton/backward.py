@@ -16,12 +16,12 @@ from torch import Tensor
 from kernels.triton.tiles import (
     LOG2_E,
     UPCAST,
-    Config,
     add_dot,
     columns,
     dot_rows,
     find_tile,
     head_at,
+    launch,
     load_pair,
     num_slots,
     row_heads,
@@ -31,25 +31,12 @@ from kernels.triton.tiles import (
     zero_pair,
 )
 
-# By head size. dk and dv: BLOCK_N keys are owned, BLOCK_M queries a step; dq: the other way round.
-DKDV_CONFIGS = {
-    32: Config(64, 128, 8, 2),
-    64: Config(64, 128, 8, 2),
-    80: Config(32, 64, 4, 2),
-    128: Config(64, 64, 8, 2),
-}
-DQ_CONFIGS = {
-    32: Config(128, 64, 8, 2),
-    64: Config(128, 64, 8, 2),
-    80: Config(128, 64, 8, 2),
-    128: Config(64, 64, 4, 2),
-}
 DELTA_ROWS = 64
 
 
 @triton.jit
 def delta_kernel(
-    grad, out, delta, grad_heads, heads, tokens,
+    grad, out, delta, heads, tokens,
     MAIN: tl.constexpr, REST: tl.constexpr, ROWS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """delta (H, T) = rowsum(grad * out), ROWS tokens of one head a program."""
@@ -57,7 +44,7 @@ def delta_kernel(
     first = tl.program_id(0) // heads * ROWS
     grad += head * (MAIN + REST)
     out += head * (MAIN + REST)
-    grad_main, grad_rest = load_pair(grad, first, grad_heads, tokens, ROWS, MAIN, REST, UPCAST)
+    grad_main, grad_rest = load_pair(grad, first, heads, tokens, ROWS, MAIN, REST, UPCAST)
     out_main, out_rest = load_pair(out, first, heads, tokens, ROWS, MAIN, REST, UPCAST)
     total = tl.sum(grad_main.to(tl.float32) * out_main.to(tl.float32), 1)
     if REST:
@@ -68,14 +55,16 @@ def delta_kernel(
 
 @triton.jit
 def dkdv_kernel(
-    q, k, v, grad, lse, delta, dk, dv, cu_seqlens, cu_seqlens_k, q_heads, k_heads, v_heads, grad_heads,
-    key_heads, tokens, sequences, scale, scale2,
+    q, k, v, grad, lse, delta, dk, dv, cu_seqlens, cu_seqlens_k, k_heads, v_heads, tokens, sequences, scale,
+    scale2, KEY_HEADS: tl.constexpr,
     GROUP: tl.constexpr, CAUSAL: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     DIM: tl.constexpr = MAIN + REST
-    key_head = tl.program_id(0) % key_heads
-    slot = tl.program_id(0) // key_heads
+    # Known to the compiler, a tile's addresses are one and constants beside it: every register counts.
+    HEADS: tl.constexpr = GROUP * KEY_HEADS
+    key_head = tl.program_id(0) % KEY_HEADS
+    slot = tl.program_id(0) // KEY_HEADS
     sequence, first, begin_k, length_k = find_tile(cu_seqlens_k, sequences, slot, BLOCK_N)
     if first >= length_k:
         return
@@ -83,10 +72,8 @@ def dkdv_kernel(
     length = tl.load(cu_seqlens + sequence + 1) - begin
     k = head_at(k, begin_k, k_heads, key_head, DIM)
     v = head_at(v, begin_k, v_heads, key_head, DIM)
-    dk = head_at(dk, begin_k, key_heads, key_head, DIM)
-    dv = head_at(dv, begin_k, key_heads, key_head, DIM)
-    q = head_at(q, begin, q_heads, key_head * GROUP, DIM)
-    grad = head_at(grad, begin, grad_heads, key_head * GROUP, DIM)
+    q = head_at(q, begin, HEADS, key_head * GROUP, DIM)
+    grad = head_at(grad, begin, HEADS, key_head * GROUP, DIM)
     lse += key_head.to(tl.int64) * GROUP * tokens + begin
     delta += key_head.to(tl.int64) * GROUP * tokens + begin
 
@@ -110,30 +97,33 @@ def dkdv_kernel(
         place = start + step % tiles * BLOCK_M
         head = step // tiles
         rows = place + tl.arange(0, BLOCK_M)
-        q_main, q_rest = load_pair(q + head * DIM, place, q_heads, length, BLOCK_M, MAIN, REST, UPCAST)
+        q_main, q_rest = load_pair(q + head * DIM, place, HEADS, length, BLOCK_M, MAIN, REST, UPCAST)
         scores = dot_rows(k_main, k_rest, q_main, q_rest, REST)  # (BLOCK_N, BLOCK_M)
         scores = scores * scale2 - tl.load(lse + head * tokens + rows, mask=rows < length, other=0.0)[None, :]
         if CAUSAL:
             scores = tl.where(rows[None, :] >= first_seeing[:, None], scores, -1e30)
         p = tl.math.exp2(scores)
-        grad_main, grad_rest = load_pair(
-            grad + head * DIM, place, grad_heads, length, BLOCK_M, MAIN, REST, UPCAST
-        )
+        grad_main, grad_rest = load_pair(grad + head * DIM, place, HEADS, length, BLOCK_M, MAIN, REST, UPCAST)
         dv_main, dv_rest = add_dot(dv_main, dv_rest, p.to(grad_main.dtype), grad_main, grad_rest, REST)
         dp = dot_rows(v_main, v_rest, grad_main, grad_rest, REST)
         row_delta = tl.load(delta + head * tokens + rows, mask=rows < length, other=0.0)
         ds = (p * (dp - row_delta[None, :])).to(q_main.dtype)
         dk_main, dk_rest = add_dot(dk_main, dk_rest, ds, q_main, q_rest, REST)
 
+    # Found again, as they are not worth registers within the loop.
+    begin_k = tl.load(cu_seqlens_k + sequence)
+    length_k = tl.load(cu_seqlens_k + sequence + 1) - begin_k
+    dk = head_at(dk, begin_k, KEY_HEADS, key_head, DIM)
+    dv = head_at(dv, begin_k, KEY_HEADS, key_head, DIM)
     dk_main, dk_rest = scale_pair(dk_main, dk_rest, scale, REST)
-    store_pair(dk, dk_main, dk_rest, first, key_heads, length_k, BLOCK_N, MAIN, REST)
-    store_pair(dv, dv_main, dv_rest, first, key_heads, length_k, BLOCK_N, MAIN, REST)
+    store_pair(dk, dk_main, dk_rest, first, KEY_HEADS, length_k, BLOCK_N, MAIN, REST)
+    store_pair(dv, dv_main, dv_rest, first, KEY_HEADS, length_k, BLOCK_N, MAIN, REST)
 
 
 @triton.jit
 def dq_kernel(
-    q, k, v, grad, lse, delta, dq, cu_seqlens, cu_seqlens_k, q_heads, k_heads, v_heads, grad_heads, heads,
-    tokens, sequences, scale, scale2,
+    q, k, v, grad, lse, delta, dq, cu_seqlens, cu_seqlens_k, k_heads, v_heads, heads, tokens, sequences,
+    scale, scale2,
     GROUP: tl.constexpr, CAUSAL: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -145,8 +135,8 @@ def dq_kernel(
         return
     begin_k = tl.load(cu_seqlens_k + sequence)
     length_k = tl.load(cu_seqlens_k + sequence + 1) - begin_k
-    q = head_at(q, begin, q_heads, head, DIM)
-    grad = head_at(grad, begin, grad_heads, head, DIM)
+    q = head_at(q, begin, heads, head, DIM)
+    grad = head_at(grad, begin, heads, head, DIM)
     dq = head_at(dq, begin, heads, head, DIM)
     k = head_at(k, begin_k, k_heads, head // GROUP, DIM)
     v = head_at(v, begin_k, v_heads, head // GROUP, DIM)
@@ -156,8 +146,8 @@ def dq_kernel(
     row_lse = tl.load(lse + at + rows, mask=rows < length, other=0.0)
     row_delta = tl.load(delta + at + rows, mask=rows < length, other=0.0)
     last_seen, full, end = visible_keys(first, length, length_k, CAUSAL, BLOCK_M, BLOCK_N)
-    q_main, q_rest = load_pair(q, first, q_heads, length, BLOCK_M, MAIN, REST, UPCAST)
-    grad_main, grad_rest = load_pair(grad, first, grad_heads, length, BLOCK_M, MAIN, REST, UPCAST)
+    q_main, q_rest = load_pair(q, first, heads, length, BLOCK_M, MAIN, REST, UPCAST)
+    grad_main, grad_rest = load_pair(grad, first, heads, length, BLOCK_M, MAIN, REST, UPCAST)
     dq_main, dq_rest = zero_pair(BLOCK_M, MAIN, REST)
     for start in range(0, tl.maximum(end, 1), BLOCK_N):  # one loop, as in the forward
         k_main, k_rest = load_pair(k, start, k_heads, length_k, BLOCK_N, MAIN, REST, UPCAST)
@@ -187,28 +177,31 @@ def packed_backward(
     causal: bool,
     short: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq (T, H, D), dk and dv (S, K, D), contiguous, in their dtypes. lse as `packed_forward` gave it."""
+    """dq (T, H, D), dk and dv (S, K, D), contiguous, in their dtypes.
+
+    Args: grad, q: contiguous. lse: as `packed_forward` gave it.
+    """
     tokens, heads, dim = q.shape
     tokens_k, key_heads = k.shape[:2]
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     delta = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
-    strides = row_heads(q), row_heads(k), row_heads(v), row_heads(grad)
+    strides = row_heads(k), row_heads(v)
     numbers = tokens, cu_seqlens.shape[0] - 1, dim**-0.5, dim**-0.5 * LOG2_E
     shared = {"GROUP": heads // key_heads, "CAUSAL": causal, "UPCAST": UPCAST, **columns(dim)}
     if tokens:
         delta_kernel[(triton.cdiv(tokens, DELTA_ROWS) * heads,)](
-            *(grad, out, delta, row_heads(grad), heads, tokens),
+            *(grad, out, delta, heads, tokens),
             **columns(dim), ROWS=DELTA_ROWS, UPCAST=UPCAST, num_warps=4,
         )  # fmt: skip
-        launch = DQ_CONFIGS[dim].launch(q.dtype, short)
-        dq_kernel[(num_slots(tokens, cu_seqlens, launch["BLOCK_M"]) * heads,)](
+        tile = launch("dq", q, cu_seqlens, causal, short)
+        dq_kernel[(num_slots(tokens, cu_seqlens, tile["BLOCK_M"]) * heads,)](
             *(q, k, v, grad, lse, delta, dq, cu_seqlens, cu_seqlens_k, *strides, heads, *numbers),
-            **shared, **launch,
+            **shared, **tile,
         )  # fmt: skip
     if tokens_k:
-        launch = DKDV_CONFIGS[dim].launch(q.dtype)
-        dkdv_kernel[(num_slots(tokens_k, cu_seqlens_k, launch["BLOCK_N"]) * key_heads,)](
-            *(q, k, v, grad, lse, delta, dk, dv, cu_seqlens, cu_seqlens_k, *strides, key_heads, *numbers),
-            **shared, **launch,
+        tile = launch("dkdv", q, cu_seqlens, causal, short)
+        dkdv_kernel[(num_slots(tokens_k, cu_seqlens_k, tile["BLOCK_N"]) * key_heads,)](
+            *(q, k, v, grad, lse, delta, dk, dv, cu_seqlens, cu_seqlens_k, *strides, *numbers),
+            KEY_HEADS=key_heads, **shared, **tile,
         )  # fmt: skip
     return dq, dk, dv

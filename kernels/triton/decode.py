@@ -38,6 +38,8 @@ COMBINE_WARPS = 4
 PROGRAMS_PER_SM = 4  # two or three fit at a time; more even out rows of different lengths
 MIN_KEYS_PER_SPLIT = 128  # below this the partial results, H/K * D floats each, weigh against the keys
 MAX_SPLITS = 64
+# What changes while a batch is decoded; the compiler looks at none of them, so that no step waits for it.
+CHANGING = ("rows", "splits")
 
 
 @triton.jit
@@ -60,7 +62,7 @@ def _load_pair(rows, is_row, MAIN: tl.constexpr, REST: tl.constexpr, UPCAST: tl.
     return main, rest
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def partial_kernel(
     q_ptr,  # (B, H, D)
     k_ptr,  # (B, K, S, D)
@@ -124,7 +126,7 @@ def partial_kernel(
         tl.store(out_at + MAIN + tl.arange(0, REST)[None, :], acc_rest, mask=is_query[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def combine_kernel(
     out_ptr,  # (slots, B, H, D) float32
     max_ptr,  # (slots, B, H) float32
@@ -193,7 +195,7 @@ def decode_attention_op(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Te
         *(out, maxima, sums, lengths, result, rows, heads, splits),
         DIM=dim,
         BLOCK_D=triton.next_power_of_2(dim),
-        SLOTS=triton.next_power_of_2(splits),
+        SLOTS=MAX_SPLITS,
         BLOCK_N=block_n,
         num_warps=COMBINE_WARPS,
     )

@@ -10,7 +10,9 @@ a pair of tiles, MAIN + REST columns: 64 + 16 for head size 80. Where REST is 0 
 read, and the compiler drops it.
 """
 
-from dataclasses import dataclass, replace
+import json
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 import triton
@@ -23,34 +25,34 @@ TRITON_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "b
 UPCAST = bool(triton.knobs.runtime.interpret)
 LOG2_E = 1.4426950408889634
 SHORT = 64  # tokens, such as the vision encoder's windows of 8x8 patches
+LONG = 2048  # tokens of a sequence, on average
 
 
-@dataclass(frozen=True)
-class Config:
-    """Rows of queries and of keys in a tile, and how the kernel is launched."""
+def launch(kernel: str, q: Tensor, cu_seqlens: Tensor, causal: bool, short: bool) -> dict[str, int]:
+    """A kernel's tiles and how it is launched, from tiles.json (`python -m kernels.tune` fills it): rows of
+    queries, rows of keys, warps, stages, by head size, and where they differ by causality and length.
 
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
+    Args: short: sequences have at most SHORT tokens, and more queries in a tile would be padding.
+    """
+    table, name = _tables()[architecture(q.device)], f"{kernel} {q.shape[2]}"
+    length = "windows" if short else "long" if len(q) >= LONG * (len(cu_seqlens) - 1) else "short"
+    names = f"{name} {'causal' if causal else 'full'} {length}", f"{name} {length}", name
+    block_m, block_n, warps, stages = next(table[name] for name in names if name in table)
+    if q.dtype == torch.float32:  # for comparing, not for speed
+        block_m, block_n, stages = max(32, block_m // 2), max(32, block_n // 2), 2
+    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": warps, "num_stages": stages}
 
-    def launch(self, dtype: torch.dtype, short: bool = False) -> dict[str, int]:
-        """A kernel's keyword arguments. float32 takes half the rows: it is for comparing, not for speed.
 
-        Args: short: sequences have at most SHORT tokens, and more queries in a tile would be padding.
-        """
-        if short and self.block_m > SHORT:
-            return replace(self, block_m=SHORT).launch(dtype)
-        if dtype == torch.float32:
-            return replace(
-                self, block_m=max(32, self.block_m // 2), block_n=max(32, self.block_n // 2)
-            ).launch(torch.bfloat16) | {"num_stages": 2}
-        return {
-            "BLOCK_M": self.block_m,
-            "BLOCK_N": self.block_n,
-            "num_warps": self.num_warps,
-            "num_stages": self.num_stages,
-        }
+@lru_cache
+def _tables() -> dict[str, dict[str, list[int]]]:
+    return json.loads(Path(__file__).with_name("tiles.json").read_text())
+
+
+@lru_cache
+def architecture(device: torch.device) -> str:
+    """Whose tiles are taken: without a GPU, interpreted, the newest's."""
+    newest = device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 9
+    return "sm_90" if newest else "sm_80"
 
 
 def columns(head_dim: int) -> dict[str, int]:
