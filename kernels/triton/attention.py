@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kernels.triton.backward import packed_backward
 from kernels.triton.tiles import (
+    CHANGING,
     HEAD_DIMS,
     LOG2_E,
     SHORT,
@@ -39,7 +40,7 @@ from kernels.triton.tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def forward_kernel(
     q, k, v, out, lse, cu_seqlens, cu_seqlens_k, q_heads, k_heads, v_heads, heads, tokens, sequences, scale2,
     GROUP: tl.constexpr, CAUSAL: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.triton.tiles import (
+    CHANGING,
     LOG2_E,
     UPCAST,
     add_dot,
@@ -34,7 +35,7 @@ from kernels.triton.tiles import (
 DELTA_ROWS = 64
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def delta_kernel(
     grad, out, delta, heads, tokens,
     MAIN: tl.constexpr, REST: tl.constexpr, ROWS: tl.constexpr, UPCAST: tl.constexpr,
@@ -53,7 +54,7 @@ def delta_kernel(
     tl.store(delta + head.to(tl.int64) * tokens + rows, total, mask=rows < tokens)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def dkdv_kernel(
     q, k, v, grad, lse, delta, dk, dv, cu_seqlens, cu_seqlens_k, k_heads, v_heads, tokens, sequences, scale,
     scale2, KEY_HEADS: tl.constexpr,
@@ -120,7 +121,7 @@ def dkdv_kernel(
     store_pair(dv, dv_main, dv_rest, first, KEY_HEADS, length_k, BLOCK_N, MAIN, REST)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def dq_kernel(
     q, k, v, grad, lse, delta, dq, cu_seqlens, cu_seqlens_k, k_heads, v_heads, heads, tokens, sequences,
     scale, scale2,

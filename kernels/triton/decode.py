@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.triton.tiles import (
+    CHANGING,
     HEAD_DIMS,
     TRITON_TYPES,
     UPCAST,
@@ -38,8 +39,6 @@ COMBINE_WARPS = 4
 PROGRAMS_PER_SM = 4  # two or three fit at a time; more even out rows of different lengths
 MIN_KEYS_PER_SPLIT = 128  # below this the partial results, H/K * D floats each, weigh against the keys
 MAX_SPLITS = 64
-# What changes while a batch is decoded; the compiler looks at none of them, so that no step waits for it.
-CHANGING = ("rows", "splits")
 
 
 @triton.jit

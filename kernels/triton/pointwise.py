@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton.tiles import row_heads, side_by_side
+from kernels.triton.tiles import CHANGING, row_heads, side_by_side
 
 BLOCK = 2048  # numbers of a tile
 PARTS = 512  # programs that share the rows of a norm's backward, each with a sum of its own for d weight
@@ -22,7 +22,7 @@ def _load(places, inside):
     return tl.load(places, mask=inside, other=0.0).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def norm_kernel(
     x, residual, weight, total, out, rows, width, eps,
     ADD: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -42,7 +42,7 @@ def norm_kernel(
     tl.store(out + places, value * scale * factor, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def norm_backward_kernel(
     grad, grad_total, total, weight, grad_x, parts, rows, width, eps,
     ADD: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -67,7 +67,7 @@ def norm_backward_kernel(
     tl.store(parts + tl.program_id(0) * width + column, share, mask=column < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def rotate_kernel(
     x, cos, sin, out, rows, heads, row_heads, sign,
     DIM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,

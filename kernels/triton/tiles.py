@@ -26,6 +26,8 @@ UPCAST = bool(triton.knobs.runtime.interpret)
 LOG2_E = 1.4426950408889634
 SHORT = 64  # tokens, such as the vision encoder's windows of 8x8 patches
 LONG = 2048  # tokens of a sequence, on average
+# What changes from call to call; the compiler looks at none of it, so that no call waits for it again.
+CHANGING = ("tokens", "sequences", "rows", "splits")
 
 
 def launch(kernel: str, q: Tensor, cu_seqlens: Tensor, causal: bool, short: bool) -> dict[str, int]:
