@@ -7,8 +7,9 @@ import pytest
 import r1ov
 from r1ov import cli
 from r1ov.data.playground import FAMILIES, invent
+from r1ov.evaluate.__main__ import EvaluateConfig as Asking
 from r1ov.evaluate.benchmarks import playground_items
-from r1ov.evaluate.runner import Asking, answer
+from r1ov.evaluate.runner import answer
 from r1ov.evaluate.scoring import score
 from tests import carry_over
 
