@@ -68,6 +68,8 @@ STEPS = [
     ),
     Step("A", "tests", 100, f"-m pytest -q -x -n 12 {KERNEL_TESTS}",
          "-m pytest -q -x tests/test_kernels_triton_decode.py -k refused"),
+    Step("A", "tune", 80, "-m tests.tune_kernels --out OUT",
+         "-m tests.tune_kernels --rehearse --only windows"),
     Step("A", "attention", 90, KERNELS + "attention --without flex", None),
     Step("A", "logprobs", 50, KERNELS + "logprobs", None),
     Step("A", "small", 30, KERNELS + "small", None),

@@ -28,6 +28,7 @@ CORE_FOLDERS = ("", "kernels", "r1ov", "r1ov/model", "r1ov/data", "r1ov/engine",
 DOORS = (
     "kernels/bench.py",
     "kernels/gate.py",
+    "kernels/tune.py",
     "r1ov/data/__main__.py",
     "r1ov/engine/chat.py",
     "r1ov/engine/terminal.py",
