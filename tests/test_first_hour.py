@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 import train as program
 from r1ov import cli
-from r1ov.common.files import new_folder
+from r1ov.common.files import locked
 from r1ov.common.processes import World
 from r1ov.errors import UserError
 from r1ov.folder.pretrained import resolve
@@ -92,10 +92,27 @@ def test_override_changes_what_can_be_changed_and_nothing_else(here):
         settled(SFTConfig(max_length=99, override=True, out="x"))
 
 
+def test_a_run_does_not_overwrite_a_model(here):
+    for name in ("model/config.json", "trained/final/config.json"):
+        (here / name).parent.mkdir(parents=True)
+        (here / name).write_text('{"model_type": "qwen2_5_vl"}')
+    for out in ("model", "trained"):
+        with pytest.raises(UserError, match=f"--out {out}: holds a model, and no run"):
+            settled(SFTConfig(out=out))
+
+
+def test_two_runs_never_share_a_folder(here):
+    drawings(here)
+    options = {"data": "sharegpt.json", "model": "r1ov-tiny", "out": "mine", "max_steps": 1, **QUICK}
+    with locked(here / "mine"), pytest.raises(UserError, match="another process is at work in this folder"):
+        sft.train(SFTConfig(**options))
+    assert not (here / "mine").exists()
+
+
 def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path):
     (tmp_path / "mine").mkdir()
     for out, left in (("mine", True), ("a/b", False)):
-        with pytest.raises(ZeroDivisionError), new_folder(tmp_path / out):
+        with pytest.raises(ZeroDivisionError), locked(tmp_path / out):
             raise ZeroDivisionError
         assert (tmp_path / out).exists() == left
     assert not (tmp_path / "a").exists()

@@ -112,43 +112,31 @@ def read_json(path: str | Path, missing: str = "") -> dict[str, Any]:
     return raw
 
 
-def _unusable(folder: Path, error: OSError) -> str:
-    return f"--out {folder}: cannot be used ({error.strerror}); choose another folder"
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[None]:
-    """Makes the folder and those above it; on leaving, those that are new and still empty go again."""
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(_unusable(folder, error)) from error
-    try:
-        yield
-    finally:
-        for path in new:
-            with suppress(OSError):
-                path.rmdir()
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of the folder. Raises: UserError if one is there, or it is read-only."""
+    """Makes the folder and those above it, and keeps other processes out; on leaving, those that are new and
+    still empty go again. Raises: UserError if a process is there, or it cannot be written to.
+    """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
         lock.acquire()
     except Timeout:
         raise UserError(
             f"{folder}: another process is at work in this folder; wait for it, or choose another --out"
         ) from None
     except OSError as error:
-        raise UserError(_unusable(folder, error)) from error
+        raise UserError(f"--out {folder}: cannot be used ({error.strerror}); choose another folder") from error
     try:
         yield
     finally:
         lock.release()
+        if new and not any(folder.glob("[!.]*")):
+            (folder / ".lock").unlink()
+        for path in new:
+            with suppress(OSError):
+                path.rmdir()
 
 
 def earlier_options(path: Path) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from r1ov.cli import flag, marked
-from r1ov.common.files import earlier_options, new_folder, write_json
+from r1ov.common.files import earlier_options, locked, write_json
 from r1ov.common.processes import World, choose_kernels, joined, share_cores
 from r1ov.common.stopping import stopping
 from r1ov.data.formats.reader import Endless, open_data
@@ -101,7 +101,10 @@ class Run:
             if world.is_main:
                 say(f"done    {self.out}/ holds this run, finished; model in {self.out}/final")
             raise SystemExit(0)
-        stack.enter_context(new_folder(self.out))
+        if world.is_main:
+            stack.enter_context(locked(self.out))
+            if not before and (self.out / "config.json").exists():
+                say(f"note    {self.out}/ holds a run without a checkpoint; it begins anew")
 
         self.kernels = choose_kernels(config.kernels, device)
         is_bf16 = device.type == "cuda" if config.bf16 is None else config.bf16
@@ -305,16 +308,14 @@ def settle(
         here = replace(config, out=str(out))
         settled = resolve(here, num_rows, world, device, before if goes_on else {}, parameters)
         try:
-            if is_finished(out) and not before:
-                raise UserError(f"{out}/final already holds a model; choose another --out")
+            if "stage" not in before and (before or is_finished(out)):
+                raise UserError(f"--out {out}: holds a model, and no run; choose another folder")
             if before and (goes_on or not config.out):
                 check_same_run(before, settled, files, is_finished(out))
         except UserError:
             if config.out:
                 raise
             continue
-        if before and not goes_on and world.is_main:
-            say(f"note    {out}/ holds a run without a checkpoint; it begins anew")
         return before if goes_on else {}, settled
 
 
