@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from r1ov.cli import check_bounds, option, parse_cli, run
+from r1ov.common.files import can_be_written
 from r1ov.errors import UserError
 
 DEFAULT_PROMPT = "How many objects are there?"
@@ -81,8 +82,8 @@ class Options:
         check_bounds(self)
         if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
             raise UserError(f"--min-pixels {self.min_pixels} is above --max-pixels {self.max_pixels}")
-        if self.look and Path(self.look).is_dir():
-            raise UserError(f"--look {self.look} is a folder; give the name of a file")
+        if self.look and not can_be_written(self.look):
+            raise UserError(f"--look {self.look}: not a file that can be written; its folder must be there")
         if self.chat and (self.json or self.look or self.num_samples > 1 or self.prompt == "-"):
             raise UserError("--chat goes with none of --json, --look, --num-samples and --prompt -")
         if not (self.prompt or self.image or self.chat):

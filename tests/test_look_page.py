@@ -14,9 +14,13 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import generate
 import r1ov
+from r1ov.cli import run
+from r1ov.errors import UserError
 from r1ov.folder.pretrained import config_from_dict
 from r1ov.look import blank
+from r1ov.look.__main__ import main
 from r1ov.look.cost import cache_bytes, parts
 from r1ov.look.page import from_patches, write_page
 from r1ov.model.model import Qwen2_5_VL
@@ -216,3 +220,17 @@ def test_the_command_writes_a_page_and_prints_the_answer(tmp_path):
     wrong = subprocess.run([*command[:3], "--image", "no.png"], cwd=ROOT, capture_output=True, text=True)
     assert wrong.returncode == 2
     assert len(wrong.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words", ["--prompt x --out {}", "--prompt x --out {}/none/look.html", "", "score --samples 0"]
+)
+def test_what_cannot_be_looked_at_or_written_is_said_before_a_model_is_loaded(
+    words, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("r1ov.folder.pretrained.load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(sys, "argv", ["look", *words.format(tmp_path).split()])
+    assert run(main) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    with pytest.raises(UserError, match="not a file that can be written"):
+        generate.Options(prompt="x", look=str(tmp_path / "none/look.html"))

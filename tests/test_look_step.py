@@ -161,6 +161,7 @@ def test_the_page_shows_every_token_and_a_step_that_was_not_kept_names_its_neare
         assert len(styles) == len(tokens)
         assert all(re.findall(r"--(\w+):", style) == list(NUMBERS) for style in styles)
     assert flat < 4
+    assert "no gradient" not in write_step(page, finished, 0)  # of itself it shows a group that teaches
     with pytest.raises(UserError, match=r"step 1 .* was not kept; the nearest: \[0, 2\]"):
         read_group(finished, 1, 1)
     with pytest.raises(UserError, match="--group is 9"):

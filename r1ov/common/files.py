@@ -78,6 +78,11 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def can_be_written(path: str) -> bool:
+    """Whether a file of this name can be made or replaced."""
+    return not os.path.isdir(path) and os.access(os.path.dirname(path) or ".", os.W_OK)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replaces the file as a whole. A lone surrogate becomes its escape."""
     with replacing(path) as new:
@@ -127,7 +132,9 @@ def locked(folder: Path) -> Iterator[None]:
             f"{folder}: another process is at work in this folder; wait for it, or choose another --out"
         ) from None
     except OSError as error:
-        raise UserError(f"--out {folder}: cannot be used ({error.strerror}); choose another folder") from error
+        raise UserError(
+            f"--out {folder}: cannot be used ({error.strerror}); choose another folder"
+        ) from error
     try:
         yield
     finally:

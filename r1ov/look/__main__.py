@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Literal
 
 from r1ov.cli import check_bounds, option, parse_cli, run
+from r1ov.common.files import can_be_written
 from r1ov.errors import UserError
+
+DEFAULT_PROMPT = "How many objects are there?"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PageConfig:
     image: tuple[str, ...] = option((), "an image: a path or an http(s) URL; may be given several times")
-    prompt: str = option("How many objects are there?", "the question")
+    prompt: str | None = option(None, f"the question (default with an image: {DEFAULT_PROMPT!r})")
     system: str | None = option(None, "the system prompt; default: the chat template's own")
     model: str = option("r1ov-tiny", "model folder, hub name or r1ov-tiny")
     versus: str | None = option(None, "another model, asked about the same words")
@@ -27,14 +30,20 @@ class PageConfig:
         None, "default: the checkpoint's; on a CPU without instructions for bfloat16 float32 if it fits"
     )
 
+    def __post_init__(self):
+        if not (self.prompt or self.image):
+            raise UserError("nothing to look at: give --image, --prompt or both")
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepConfig:
     run: str = option(help="the folder of a GRPO run; the first word of the command")
     step: int = option(help="the step; kept are those that --sample-steps of the run divides", least=0)
-    group: int = option(1, "which of the kept groups", least=1)
-    model: str = option("", "the learner; default: the run's final/")
-    reference: str = option("", "default: the model that the run started from")
+    group: int | None = option(
+        None, "which of the kept groups; default: the first whose rewards differ", least=1
+    )
+    model: str | None = option(None, "the learner; default: the run's final/")
+    reference: str | None = option(None, "default: the model that the run started from")
     out: str = option("step.html", "the page")
 
     def __post_init__(self):
@@ -48,18 +57,21 @@ class ScoreConfig:
     seed: int = option(0, "of the scenes; the best head is chosen on those of the next seed")
     model: str = option("r1ov-tiny", "model folder, hub name or r1ov-tiny")
 
+    def __post_init__(self):
+        check_bounds(self)
+
 
 def page(config: PageConfig) -> None:
     from r1ov.folder.pretrained import load
     from r1ov.look.page import write_page
 
+    path = page_path(config.out)
     model, processor = load(config.model, config.device, config.dtype)
     system = [] if config.system is None else [{"role": "system", "content": config.system}]
     parts = [
         *({"type": "image", "image": image} for image in config.image),
-        {"type": "text", "text": config.prompt},
+        {"type": "text", "text": config.prompt or DEFAULT_PROMPT},
     ]
-    path = page_path(config.out)
     messages = [*system, {"role": "user", "content": parts}]
     traced = write_page(path, model, processor, messages, config.model, config.versus, config.completion)
     print(processor.decode(traced.token_ids[traced.prompt_length :]))
@@ -76,10 +88,9 @@ def step(config: StepConfig) -> None:
 
 
 def page_path(out: str) -> Path:
-    path = Path(out)
-    if path.is_dir():
-        raise UserError(f"--out {path} is a folder; give the name of a file, such as {path / 'look.html'}")
-    return path
+    if not can_be_written(out):
+        raise UserError(f"--out {out}: not a file that can be written; its folder must be there")
+    return Path(out)
 
 
 def announce(path: Path) -> None:

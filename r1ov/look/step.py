@@ -76,8 +76,10 @@ def prefix_tree(ids: Sequence[Sequence[int]], members: Sequence[int], begin: int
     )
 
 
-def read_group(folder: Path, step: int, number: int) -> tuple[GRPOConfig, dict[str, Any]]:
-    """The run's options, and the group of a step as it was kept. Raises: UserError."""
+def read_group(folder: Path, step: int, number: int | None) -> tuple[GRPOConfig, dict[str, Any]]:
+    """The run's options, and the group of a step as it was kept; of None the first that has a gradient.
+    Raises: UserError.
+    """
     options = read_json(folder / "config.json", "give the folder of a GRPO run")
     if options.pop("stage") != "grpo":
         raise UserError(f"{folder} is no run of GRPO; for a reply of SFT: --image, --prompt and --completion")
@@ -91,9 +93,13 @@ def read_group(folder: Path, step: int, number: int) -> tuple[GRPOConfig, dict[s
     if step not in kept:
         nearest = sorted(kept, key=lambda one: abs(one - step))[:2]
         raise UserError(f"step {step} of {folder} was not kept; the nearest: {sorted(nearest) or 'none'}")
-    if number > len(kept[step]):
-        raise UserError(f"--group is {number}; of step {step} {len(kept[step])} groups were kept")
-    return config, json.loads(kept[step][number - 1])
+    groups = [json.loads(line) for line in kept[step]]
+    teaching = (group for group in groups if any(one["advantage"] for one in group["completions"]))
+    if number is None:
+        return config, next(teaching, groups[0])
+    if number > len(groups):
+        raise UserError(f"--group is {number}; of step {step} {len(groups)} groups were kept")
+    return config, groups[number - 1]
 
 
 @torch.no_grad()
@@ -118,9 +124,14 @@ def measured(
 
 
 def write_step(
-    path: Path, folder: Path, step: int, number: int = 1, learner: str = "", reference: str = ""
+    path: Path,
+    folder: Path,
+    step: int,
+    number: int | None = None,
+    learner: str | None = None,
+    reference: str | None = None,
 ) -> str:
-    """Writes the page of a kept group, number 1 the first. Returns a line about it. Raises: UserError.
+    """Writes the page of a kept group as of `read_group`. Returns a line about it. Raises: UserError.
 
     Args: learner, reference: models; by default the one that the run made, and the one that it started from.
     """
