@@ -28,6 +28,7 @@ FAR_NOTE = (
     "it was not taught to answer this: it knows single questions, the ones that "
     "python -m r1ov.data.playground --questions prints"
 )
+TURN_NOTE = "if this model was trained on single questions, a second turn is new to it; /reset starts again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,7 @@ def main() -> None:
     beside = partial(needs, processor.config, *plan.sizes())
     model, said = read_model(folders, processor.config, device, options.dtype, options.quantize, beside)
     say(f"{options.model} | {device} | {kernels} kernels | {said}")
-    if is_tiny := options.model in SHIPPED:
+    if is_tiny := options.model in SHIPPED and not folders.adapter:
         say(TINY_NOTE)
     show = painted if sys.stdout.isatty() else plain
     if options.chat:
@@ -131,10 +132,10 @@ def main() -> None:
 
         del settings["num_samples"]
         chat = Chat(model, processor, options.system, options.image, **settings)
-        notes = [FAR_NOTE] * is_tiny  # said once
+        notes = [FAR_NOTE] if is_tiny else [TURN_NOTE] * (folders.settings / "r1ov.json").exists()
 
         def answer(question: str) -> None:
-            if notes and (len(chat.messages) > 1 or not is_asked(question)):
+            if notes and (len(chat.messages) > 1 or (is_tiny and not is_asked(question))):
                 say(notes.pop())
             with show() as stream:
                 completion, timing = chat.ask(question, stream)
@@ -151,9 +152,8 @@ def main() -> None:
         completions, timing = decode(model, processor, plan)
         for number, completion in enumerate(completions, 1):
             if options.json:
+                tokens = [processor.decode([id], skip_special_tokens=False) for id in completion.token_ids]
                 more = ("completion_tokens", "thinking", "answer")
-                ids = completion.token_ids
-                tokens = [processor.decode([id], skip_special_tokens=False) for id in ids]
                 sample = vars(completion) | {name: getattr(completion, name) for name in more}
                 print(json.dumps(sample | {"tokens": tokens}, ensure_ascii=False))
             else:

@@ -1,4 +1,4 @@
-"""Trains a model: `torchrun train.py --stage sft` or `--stage grpo`; `python train.py ...` is one process.
+"""Trains a model: `python train.py --stage sft` or `--stage grpo`; by torchrun on several GPUs or nodes.
 
 With no other flag, sft draws r1ov-tiny's architecture afresh and teaches it the playground, and grpo improves
 r1ov-tiny-sft by reinforcement learning, on a laptop's CPU in minutes. `--stage grpo --help` lists that

@@ -51,6 +51,19 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def placed(words: list[str], *names: str) -> list[str]:
+    """The words, with their flags before the first ones where these have none.
+
+    Example: (["A", "B", "--x"], "first", "second") -> ["--first", "A", "--second", "B", "--x"]
+    """
+    for place, name in enumerate(names):
+        rest = words[2 * place :]
+        if not rest or rest[0].startswith("-"):
+            break
+        words = [*words[: 2 * place], flag(name), *rest]
+    return words
+
+
 def parse_cli(
     cls: type[C],
     argv: list[str] | None = None,
@@ -137,6 +150,8 @@ def run(main: Callable[[], None]) -> int:
 def _hint(word: str, flags: Collection[str], elsewhere: Mapping[str, type]) -> str:
     """What a flag that is not known may have meant."""
     name = word.partition("=")[0]
+    if not name.startswith("-"):
+        return "; a value stands behind its flag"
     for place, options in elsewhere.items():
         if name in {flag(field.name) for field in dataclasses.fields(options)}:
             return f"; {name} belongs to {place}"

@@ -1,6 +1,7 @@
 """A conversation turn by turn, against the same conversation decoded at once."""
 
 import json
+import shutil
 from dataclasses import replace
 from io import StringIO
 
@@ -14,7 +15,7 @@ from r1ov.data.playground.scene import is_asked
 from r1ov.engine import generate
 from r1ov.engine.chat import Chat, talk, unread
 from r1ov.errors import UserError
-from r1ov.folder.pretrained import load
+from r1ov.folder.pretrained import load, resolve
 from tests.checkpoint import write_checkpoint
 
 QUESTIONS = [
@@ -189,6 +190,22 @@ def test_lines_are_questions_or_commands_until_the_input_ends(tiny, pictures, tm
     assert "nowhere.png: no such file" in told[2]
     assert told[3] == ""
     assert told[4].startswith("error: ")
+    assert told[5:] == ["saved: c.json", "a new conversation"]
+
+
+def test_a_second_turn_is_noted_once_where_the_model_is_of_our_training(tmp_path, monkeypatch, capsys):
+    own = shutil.copytree(resolve("r1ov-tiny"), tmp_path / "own")
+    for times in (1, 0):
+        monkeypatch.setattr(
+            "sys.argv", ["generate.py", "--chat", "--max-new-tokens", "2", "--model", str(own)]
+        )
+        monkeypatch.setattr("sys.stdin", StringIO("What is it?\n" * 3))
+        program.main()
+        told = capsys.readouterr().err.splitlines()
+        assert told.count(program.TURN_NOTE) == times
+        if times:  # after the first answer
+            assert told[told.index(program.TURN_NOTE) - 1].startswith("prefill")
+        (own / "r1ov.json").unlink(missing_ok=True)
 
 
 def test_what_the_tiny_model_was_not_taught_is_said_once(monkeypatch, capsys):

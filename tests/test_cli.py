@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import generate
-from r1ov.cli import check_bounds, marked, option, parse_cli, run
+from r1ov.cli import check_bounds, marked, option, parse_cli, placed, run
 from r1ov.engine.terminal import BOLD, DIM, RESET, Painter
 from r1ov.errors import UserError
 from tests.checkpoint import write_checkpoint
@@ -59,6 +59,22 @@ def test_a_field_without_a_default_is_required(capsys):
         parse_cli(Required, [], prog="p", description="d")
     assert stop.value.code == 2
     assert "--out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        ("", ""),
+        ("A", "--first A"),
+        ("A B", "--first A --second B"),
+        ("A B --x 3", "--first A --second B --x 3"),
+        ("A --x 3", "--first A --x 3"),
+        ("--x A B", "--x A B"),
+        ("A B C", "--first A --second B C"),
+    ],
+)
+def test_leading_words_get_their_flags(words, flags):
+    assert placed(words.split(), "first", "second") == flags.split()
 
 
 @pytest.mark.parametrize(

@@ -583,3 +583,11 @@ def test_the_playground_is_painted_when_it_is_looked_at(monkeypatch):
     swapped = swap_pictures(playground.playground_items("test", 14))[0]
     assert swapped.images[0].load().tobytes() == sample("test", 7).image.tobytes()
     assert swapped.question == sample("test", 0).question
+
+
+def test_a_line_that_is_not_json_is_named_by_its_row(tmp_path):
+    lines = [json.dumps({"question": f"{number}?", "answer": "1"}) for number in range(9)]
+    lines[6] = lines[6][:20]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"mine\.jsonl, row 7: the line is not JSON"):
+        load_items(str(tmp_path / "mine.jsonl"))

@@ -78,6 +78,14 @@ def test_the_interval_of_a_difference_is_clustered_by_group():
     )  # four times as many, no more known
 
 
+def test_groups_that_agree_by_chance_make_no_difference_surer():
+    """Three pictures of three questions: 2, 1 and 2 more are right. The groups' means hardly differ."""
+    second = [1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0]
+    few, alone = (paired([0.0] * 9, second, groups) for groups in ([0, 0, 0, 1, 1, 1, 2, 2, 2], range(9)))
+    assert few == alone
+    assert alone.low == pytest.approx(5 / 9 - 1.96 * (5 / 9 * 4 / 9 / 9) ** 0.5)
+
+
 def test_pass_at_k_is_the_share_of_all_subsets_with_a_right_one():
     for count in (1, 4, 6):
         for right, k in product(range(count + 1), range(1, count + 1)):

@@ -13,13 +13,14 @@ import train as program
 from r1ov import cli
 from r1ov.common.files import locked
 from r1ov.common.processes import World
+from r1ov.common.shares import wilson
 from r1ov.errors import UserError
 from r1ov.folder.pretrained import resolve
 from r1ov.reward.rules.workers import one_at_a_time
 from r1ov.train import grpo, sft
 from r1ov.train.export import export
 from r1ov.train.run.config import GRPOConfig, SFTConfig, by_size
-from r1ov.train.run.log import COLUMNS, WIDTH, Log, interval, smoothed
+from r1ov.train.run.log import COLUMNS, WIDTH, Log, smoothed
 from r1ov.train.run.open import settle
 
 QUICK = {"eval_max_new_tokens": 24, "dataloader_num_workers": 0, "num_threads": 1, "device": "cpu"}
@@ -28,6 +29,7 @@ QUICK = {"eval_max_new_tokens": 24, "dataloader_num_workers": 0, "num_threads": 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     return tmp_path
 
 
@@ -124,6 +126,7 @@ def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path):
         ({"data": "nowhere.json"}, "nowhere.json"),
         ({"model": "nowhere"}, "nowhere: not a model"),
         ({"eval_data": "none.json"}, "none.json: no such file"),
+        ({"report_to": "wandb"}, "pip install wandb"),
         ({"eval_data": "bad.json"}, "--eval-data bad.json: none of its rows can be used"),
         ({"data": "bad.json"}, "2 of 2 rows cannot be read, more than 5.0%; .* raise --max-bad-share"),
         ({"max_length": 20}, "none of 12 rows can be used; 12: .* more than the limit of 20"),
@@ -210,6 +213,12 @@ def test_grpo_answers_own_held_out_questions_and_its_pages_stay(here, capsys):
     assert names == {f"{kind}-000000.{end}" for kind in ("eval", "step") for end in ("html", "jsonl")}
 
 
+def test_what_is_no_checkpoint_is_not_exported(here):
+    for name in ("nowhere", "runs/x/checkpoints/step-9"):
+        with pytest.raises(UserError, match=f"^{name}: neither a checkpoint nor a run with one"):
+            export(Path(name), here / "model")
+
+
 # -- rewards of one's own
 
 
@@ -272,10 +281,11 @@ def test_a_smoothed_line_has_whole_windows_only():
     assert all(value in (pytest.approx(5 / 11), pytest.approx(6 / 11)) for value in values)
 
 
-def test_the_interval_is_wilsons():
-    assert interval(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
-    assert interval(0.0, 12)[0] == pytest.approx(0, abs=1e-12)
-    assert interval(1.0, 12) == pytest.approx((0.7575, 1), abs=1e-4)
+def test_the_interval_is_wilsons_and_never_leaves_its_share_outside():
+    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert wilson(12, 12) == pytest.approx((0.7575, 1), abs=1e-4)
+    for number in range(1, 300):
+        assert (wilson(0, number)[0], wilson(number, number)[1]) == (0, 1)
 
 
 def test_panels_are_those_of_the_stage_each_once(tmp_path):

@@ -375,6 +375,14 @@ def test_the_look_at_a_file_shows_counts_lengths_and_what_is_trained(capsys):
     assert re.search(r"^of them picture +6 +6 +6 +6 +6$", shown, re.MULTILINE)
 
 
+def test_the_look_says_which_stage_has_nothing_to_learn(tmp_path, capsys):
+    path = write_lines(tmp_path / "a.jsonl", [{"question": "How many?", "answer": "4"}])
+    look(LookConfig(data=str(path)))
+    shown = capsys.readouterr().out
+    assert "--stage sft cannot use it: there is no row with a reply" in shown
+    assert "--stage grpo cannot" not in shown
+
+
 def test_the_look_ends_with_an_error_where_too_much_is_bad(tmp_path, capsys):
     path = write_lines(tmp_path / "a.jsonl", [row(0), {"foo": 1}])
     with pytest.raises(UserError, match="1 of 2 rows cannot be read"):

@@ -22,17 +22,20 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def printable(text: str) -> str:
+    """The text, safe on a terminal: control characters escaped, newlines too."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 def one_line(text: str) -> str:
-    """The text on one line, safe on a terminal: control characters escaped, at most 2,000 characters."""
-    text = " ".join(text[:10_000].split())
-    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    """The text on one line, safe on a terminal, at most 2,000 characters."""
+    text = printable(" ".join(text[:10_000].split()))
     return text if len(text) <= 2000 else text[:1997] + "..."
 
 
 def shown(address: str) -> str:
     """A URL or path as errors show it: on one line, not too long, without a password."""
-    address = re.sub(r"(?<=://)[^/@]*@", "", address)
-    address = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in address)
+    address = printable(re.sub(r"(?<=://)[^/@]*@", "", address))
     return address if len(address) <= 200 else address[:197] + "..."
 
 
@@ -139,10 +142,10 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        if new and not any(folder.glob("[!.]*")):
-            (folder / ".lock").unlink()
-        for path in new:
-            with suppress(OSError):
+        with suppress(OSError):  # ends at the first that is not empty
+            if os.listdir(folder) == [".lock"]:  # else it stays: who waits for it must find the same file
+                (folder / ".lock").unlink()
+            for path in new:
                 path.rmdir()
 
 

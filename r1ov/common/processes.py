@@ -33,7 +33,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     """A device that holds tensors here; None: the GPU if there is one. Raises UserError."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    reason = "by this torch on this machine"
+    reason = "torch knows or finds none"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about devices that torch no longer knows, before its error

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from r1ov.cli import check_bounds, option, parse_cli, run
-from r1ov.common.files import one_line
+from r1ov.cli import check_bounds, option, parse_cli, placed, run
+from r1ov.common.files import one_line, printable
 from r1ov.data.formats.reader import open_data
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.formats.tally import Tally, counted
@@ -19,6 +19,8 @@ from r1ov.reward.rules.boxes import Unit
 
 if TYPE_CHECKING:
     from r1ov.data.processor import Batch, Processor
+
+KINDS = {"with pictures": "images", "with a reply": "reply", "with a solution": "solution"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ def look(config: LookConfig) -> None:
         return processor.pack([encode_record(record, processor, return_labels=record.reply is not None)])
 
     tally, example = Tally(1.0), None
-    kinds: Counter[str] = Counter({"with pictures": 0, "with a reply": 0, "with a solution": 0})
+    kinds = Counter(dict.fromkeys(KINDS, 0))
     lengths: dict[str, list[int]] = {"tokens": [], "of them trained": [], "of them picture": []}
     for item, batch in data.survey(encode, config.limit):
         tally.add(item)
@@ -82,13 +84,15 @@ def look(config: LookConfig) -> None:
         lengths["tokens"].append(len(ids))
         lengths["of them trained"].append(sum(trained(batch)))
         lengths["of them picture"].append(int((ids == processor.config.image_token_id).sum()))
-        has = {"with pictures": item.images, "with a reply": item.reply, "with a solution": item.solution}
-        kinds.update(name for name, value in has.items() if value)
+        kinds.update(name for name, field in KINDS.items() if getattr(item, field))
         if example is None or (example[0].reply is None and item.reply is not None):
             example = item, batch
     print(f"rows      {len(data):,}, looked at {tally.rows:,}")
     print(f"format    {counted(tally.formats) or 'none'}")
     print(f"records   {', '.join(f'{count:,} {name}' for name, count in kinds.items())}")
+    for stage, kind in (("sft", "with a reply"), ("grpo", "with a solution")):
+        if not kinds[kind]:
+            print(f"note      --stage {stage} cannot use it: there is no row {kind}")
     if tally.unread:
         print(f"unread    {one_line(counted(tally.unread))}")
     for title, counts in (("repairs", tally.repairs), ("dropped", tally.dropped), ("bad rows", tally.bad)):
@@ -120,17 +124,13 @@ def rendered(processor: "Processor", batch: "Batch") -> str:
     for (is_trained, is_picture), span in groupby(tokens, key=lambda token: (token[1], token[0] == picture)):
         ids = [id for id, _ in span]
         text = processor.decode(ids[:1] if is_picture else ids, skip_special_tokens=False)
-        text = "".join(
-            letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text
-        )
-        text += f" x {len(ids)}" if is_picture else ""
+        text = "\n".join(map(printable, text.split("\n"))) + (f" x {len(ids)}" if is_picture else "")
         spans.append(f"[[{text}]]" if is_trained else text)
     return "".join(spans)
 
 
 def main() -> None:
-    words = sys.argv[1:]
-    words = ["--data", *words] if words and not words[0].startswith("-") else words
+    words = placed(sys.argv[1:], "data")
     look(parse_cli(LookConfig, words, prog="python -m r1ov.data", description=__doc__))
 
 

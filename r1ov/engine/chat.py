@@ -79,7 +79,9 @@ class Chat:
         try:
             write_text(Path(path), json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n")
         except (OSError, ValueError) as error:
-            raise UserError(f"{path!r}: the conversation cannot be written there ({error})") from error
+            raise UserError(
+                f"{path!r}: the conversation cannot be written there ({getattr(error, 'strerror', error)})"
+            ) from error
 
 
 def unread(prompt: Encoded, held: list[int], config: Config) -> tuple[Encoded, list[int]]:
@@ -132,8 +134,10 @@ def talk(chat: Chat, question: str | None, answer: Callable[[str], None], say: C
                 chat.images.append(word.strip())
             elif command == "/reset":
                 chat.reset()
+                say(f"a new conversation{''.join(f', with {image}' for image in chat.images)}")
             elif command == "/save":
                 chat.save(word.strip())
+                say(f"saved: {word.strip()}")
             elif command.startswith("/"):
                 say(HELP)
             elif line:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from r1ov.cli import check_bounds, option, parse_cli, run
+from r1ov.cli import check_bounds, option, parse_cli, placed, run
 from r1ov.errors import UserError
 
 
@@ -117,11 +117,9 @@ class CompareConfig:
 
 def comparison(words: list[str]) -> CompareConfig:
     """Reads the words after `compare`: A B, then flags."""
-    names = [word for word in words[:2] if not word.startswith("-")]
-    flags = [f"--{side}={name}" for side, name in zip(("first", "second"), names, strict=False)]
     return parse_cli(
         CompareConfig,
-        flags + words[len(names) :],
+        placed(words, "first", "second"),
         prog="python -m r1ov.evaluate compare A B",
         description="compares A and B",
     )

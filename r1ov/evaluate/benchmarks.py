@@ -169,13 +169,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
     Raises: UserError, also for a single row that cannot be read: a benchmark is read whole or not at all.
     """
+    if path.suffix.lower() in (".tsv", ".csv"):
+        return _read_table(path)
+    opened, found = open_rows(path), []
     try:
-        if path.suffix.lower() in (".tsv", ".csv"):
-            return _read_table(path)
-        opened = open_rows(path)
-        found = [opened[number] for number in range(len(opened))]
+        found.extend(opened[number] for number in range(len(opened)))
     except BadRow as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}, row {len(found) + 1}: {error}") from error
     if not all(isinstance(row, dict) for row in found):
         raise UserError(f"{path}: expected rows with named columns, found something else")
     return found

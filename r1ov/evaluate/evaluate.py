@@ -69,7 +69,8 @@ def write(
             title = f"{Path(config.bench).name} {items[0].split}: {config.predictions or config.model}"
             write_verdicts(folder / "verdicts.jsonl", verdicts)
             write_report(folder, title, [*shown, *more], settings)
-            write_page(folder / "page.html", title, verdicts, settings.get("prompt", "none"))
+            scored = f"{title}, {accuracy(verdicts):.1%} right"
+            write_page(folder / "page.html", scored, verdicts, settings.get("prompt", "none"))
             if config.keep:
                 keep(Path(config.bench), config.keep, verdicts, folder / "kept.jsonl")
             say(f"{folder}/: page.html, report.md, report.json, predictions")

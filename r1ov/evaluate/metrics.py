@@ -6,19 +6,7 @@ from collections.abc import Hashable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-Z = 1.96  # of 95%
-
-
-def wilson(right: float, count: float) -> tuple[float, float]:
-    """Returns the 95% confidence interval of a share, by Wilson's score (1927).
-
-    Example: (90, 100) -> (0.826, 0.945)
-    """
-    share, z2 = right / count, Z * Z
-    middle = share + z2 / (2 * count)
-    spread = Z * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
-    low, high = ((middle + side) / (1 + z2 / count) for side in (-spread, spread))
-    return max(0.0, low), min(1.0, high)
+from r1ov.common.shares import Z, wilson
 
 
 def variance_of_mean(values: Sequence[float], groups: Sequence[Hashable]) -> float:
@@ -58,9 +46,12 @@ class Paired(NamedTuple):
 
 
 def paired(first: Sequence[float], second: Sequence[float], groups: Sequence[Hashable]) -> Paired:
-    """Returns the mean difference, its 95% interval and McNemar's exact p."""
+    """Returns the mean difference, its 95% interval and McNemar's exact p. A few groups that happen to agree
+    never make the interval narrower than that of independent questions.
+    """
     differences = [b - a for a, b in zip(first, second, strict=True)]
-    mean, spread = fmean(differences), Z * math.sqrt(variance_of_mean(differences, groups))
+    variances = (variance_of_mean(differences, each) for each in (groups, range(len(differences))))
+    mean, spread = fmean(differences), Z * math.sqrt(max(variances))
     better, worse = sum(one > 0 for one in differences), sum(one < 0 for one in differences)
     return Paired(mean, mean - spread, mean + spread, better, worse, mcnemar(better, worse))
 

@@ -68,7 +68,7 @@ def is_adapter(folder: Path) -> bool:
 def read_settings(folder: Path) -> Lora:
     """The settings of an adapter. Raises: UserError that names the one that r1ov does not honour."""
     path = folder / SETTINGS
-    raw = read_json(path)
+    raw = read_json(path, "a LoRA adapter has one; a whole model is given as --model")
     for name, value in raw.items():
         if value and name not in KNOWN and value not in MUST_BE.get(name, ()):
             raise UserError(f"{path}: {name} is {value!r:.100}; r1ov computes plain LoRA only")
@@ -87,7 +87,7 @@ def read_adapter(
     folder: Path, model: Qwen2_5_VL, device: torch.device | str
 ) -> tuple[dict[str, Tensor], Lora]:
     """An adapter's matrices and settings, for `attach`. Args: model: its base, for names and shapes."""
-    path = folder / WEIGHTS
+    settings, path = read_settings(folder), folder / WEIGHTS
     try:
         with safe_open(path, framework="pt", device=str(device)) as reader:
             values = {_ours(name): reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118 no mapping
@@ -105,7 +105,7 @@ def read_adapter(
         raise UserError(
             f"{path}: not an adapter of this model: {few(other)} missing, unexpected or of another shape"
         )
-    return {name: values[name] for name in expected}, read_settings(folder)
+    return {name: values[name] for name in expected}, settings
 
 
 @torch.no_grad()

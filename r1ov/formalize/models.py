@@ -164,5 +164,5 @@ def _player(config: Any, role: str, engine: Callable[[str], Engine]) -> Player:
         max_tokens=config.max_tokens,
         temperature=config.temperature,
     )
-    told = f"{model} at {spec}, " + (f"key from ${key_env}" if key_env else "no key")
+    told = f"{model} at {spec}, {f'key from ${key_env}' if key_env else 'no key'}"
     return Player(told, endpoint(remote, config.max_pixels))

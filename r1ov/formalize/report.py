@@ -67,7 +67,8 @@ def write_outputs(folder: Path, rows: Iterable[Row], facts: Mapping[str, str]) -
     write_text(folder / "report.md", "\n\n".join(["# Formalization", *parts]) + "\n")
     head = "".join(f"<h2>{title}</h2>{html_table(table)}" for title, table in tables.items())
     shown.sort(key=lambda row: row.outcome == "done")  # what was rejected comes first
-    write_page(folder / "report.html", "Formalization", map(_item, shown), ["kind"], head)
+    title = f"Formalization: {len(shown)} rows of all, the rejected first"
+    write_page(folder / "report.html", title, map(_item, shown), ["kind"], head)
 
 
 def _tables(counts: Counter, facts: Mapping[str, str]) -> dict[str, list[Sequence[Cell]]]:
@@ -103,7 +104,7 @@ def _item(row: Row) -> dict[str, Any]:
     facts = {
         "why": row.reason,
         "description": row.description,
-        "thought before role-play": row.draft,
+        "thought before role-play": row.thought and row.draft,
         "verdict": ", ".join(f"{name}: {value}" for name, value in row.verdict.items()),
         "notes": "; ".join(row.notes),
     }

@@ -82,8 +82,7 @@ def step(config: StepConfig) -> None:
     from r1ov.look.step import write_step
 
     path = page_path(config.out)
-    folder = Path(config.run)
-    print(write_step(path, folder, config.step, config.group, config.model, config.reference))
+    print(write_step(path, Path(config.run), config.step, config.group, config.model, config.reference))
     announce(path)
 
 

@@ -41,6 +41,7 @@ from r1ov.look.score import blanked
 from r1ov.look.trace import CHUNK, Trace, looked_at, resumed, trace
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.vision import layout
+from r1ov.train.run.samples import question_of
 
 PASSES = 64  # at most: regions that are blanked, heads that are silenced
 ROOM = 3_000_000  # numbers of attention maps in the page, one byte each; of means, and of single heads
@@ -68,7 +69,7 @@ def write_page(
     written = traced.token_ids[traced.prompt_length :]
     if not len(written):
         raise UserError("the completion is empty: there is no word to look at")
-    question = " ".join(part["text"] for part in texts(messages))
+    question = question_of(messages)
     data = {"model": name, "question": question, **gather(processor, traced)}
     if versus:
         other = load(versus, model.model.embed_tokens.weight.device, model.model.embed_tokens.weight.dtype)
@@ -93,13 +94,6 @@ def filled(template: str, parts: Mapping[str, str]) -> str:
     """A page of this folder with HTML in the place of its <!--names-->."""
     page = (Path(__file__).parent / template).read_text(encoding="utf-8")
     return re.sub("<!--([a-z]+)-->", lambda place: parts[place[1]], page)
-
-
-def texts(messages: Messages) -> list[dict]:
-    """The parts of a conversation that are text."""
-    contents = [message["content"] for message in messages]
-    lists = [[{"text": content}] if isinstance(content, str) else content for content in contents]
-    return [part for content in lists for part in content if "text" in part]
 
 
 def gather(processor: Processor, traced: Trace) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -189,10 +190,6 @@ def table(
         wrong = [one[name] in cells for one, cells in zip(peaks, shuffled, strict=True)]
         swapped = [one[name] in cells for one, cells in zip(others, truth, strict=True) if one]
         low, high = interval(right, number)
-        row = {"method": name, "words": len(right), "hits": mean(right), "low": low, "high": high}
-        rows.append({**row, "shuffled": mean(wrong), "swapped": mean(swapped)})
+        row = {"method": name, "words": len(right), "hits": fmean(right), "low": low, "high": high}
+        rows.append({**row, "shuffled": fmean(wrong), "swapped": fmean(swapped or [math.nan])})
     return rows
-
-
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan

@@ -94,12 +94,15 @@ def read_group(folder: Path, step: int, number: int | None) -> tuple[GRPOConfig,
         nearest = sorted(kept, key=lambda one: abs(one - step))[:2]
         raise UserError(f"step {step} of {folder} was not kept; the nearest: {sorted(nearest) or 'none'}")
     groups = [json.loads(line) for line in kept[step]]
-    teaching = (group for group in groups if any(one["advantage"] for one in group["completions"]))
     if number is None:
-        return config, next(teaching, groups[0])
+        return config, next(filter(has_gradient, groups), groups[0])
     if number > len(groups):
         raise UserError(f"--group is {number}; of step {step} {len(groups)} groups were kept")
     return config, groups[number - 1]
+
+
+def has_gradient(group: dict) -> bool:
+    return any(one["advantage"] for one in group["completions"])
 
 
 @torch.no_grad()
@@ -155,7 +158,7 @@ def write_step(
         )
         numbers.append(torch.stack((sampler, now, start, entropy, weights)))
     said = f"{len(completions)} completions, mean reward {mean_reward(completions):.3g}"
-    if not any(one["advantage"] for one in completions):
+    if not has_gradient(group):
         said += ": no gradient, the rewards are equal" + ("; the KL term has one" if config.beta else "")
     tree = prefix_tree([one["token_ids"] for one in completions], range(len(completions)))
     processor = read_processor(resolve(learner))

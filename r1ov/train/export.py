@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-from r1ov.cli import option, parse_cli, run
+from r1ov.cli import option, parse_cli, placed, run
 from r1ov.common.files import read_json
 from r1ov.errors import UserError
 
@@ -35,7 +35,7 @@ def export(checkpoint: Path, out: Path, merged: bool = False) -> None:
     from r1ov.folder.adapter import SETTINGS, merge
     from r1ov.train.run.sharding import build_adapted
     from r1ov.train.run.state import restore
-    from r1ov.train.run.storage import open_tensors, read_record, verify
+    from r1ov.train.run.storage import RECORD, open_tensors, read_record, verify
 
     if merged and any((folder / SETTINGS).is_file() for folder in (checkpoint, checkpoint / "final")):
         model, processor = pretrained.load(checkpoint)
@@ -43,7 +43,11 @@ def export(checkpoint: Path, out: Path, merged: bool = False) -> None:
         return
     steps = sorted(checkpoint.glob("checkpoints/step-*"), key=lambda path: int(path.name.partition("-")[2]))
     checkpoint = steps[-1] if steps else checkpoint
-    options = read_json(checkpoint.parent.parent / "config.json", "expected a run or one of its checkpoints")
+    if not (checkpoint / RECORD).exists():
+        raise UserError(
+            f"{checkpoint}: neither a checkpoint nor a run with one; of a finished run final/ is the model"
+        )
+    options = read_json(checkpoint.parent.parent / "config.json")
     try:
         files = read_record(checkpoint)["files"]
         verify(checkpoint, files)
@@ -62,15 +66,13 @@ def export(checkpoint: Path, out: Path, merged: bool = False) -> None:
     restore(model, [], {name: tensor for name, tensor in stored.items() if name.startswith("model.")})
     pretrained.save(merge(model) if merged else model, processor, out, torch.float32)
     pretrained.write_asked(out, options["stage"], processor)
-    print(f"{checkpoint} -> {out}", file=sys.stderr)
 
 
 def main() -> None:
-    words = sys.argv[1:]
-    if len(words) >= 2 and not any(word.startswith("-") for word in words[:2]):
-        words = ["--checkpoint", words[0], "--out", *words[1:]]
+    words = placed(sys.argv[1:], "checkpoint", "out")
     config = parse_cli(ExportConfig, words, prog="python -m r1ov.train.export", description=__doc__)
     export(Path(config.checkpoint), Path(config.out), config.merge)
+    print(f"{config.checkpoint} -> {config.out}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,10 @@ def _layout(columns: Columns) -> str:
             if isinstance(value, list) and value and isinstance(value[0], Mapping):
                 raise BadRow("the row is a list of rows", f"in its {name}; write one row a line")
         keys = ", ".join(sorted(columns))[:200]
-        raise BadRow("the format is not known", f"keys {keys}; expected one of {', '.join(LAYOUTS)}")
+        raise BadRow(
+            "the format is not known",
+            f"keys {keys}; expected one of {', '.join(LAYOUTS)} (the last: image, question, answer)",
+        )
     turns = columns.get("conversations")
     turns = [turn for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
     speakers = [turn.get("from") for turn in turns if "image" in columns or "accu_reward_method" in columns]

@@ -39,6 +39,7 @@ def main() -> None:
         for family in FAMILIES:
             for topic, questions in wordings(family).items():
                 print(f"{family}: {topic}", *questions, sep="\n    ", end="\n\n")
+        print('What is in {} is of the picture: {name} "yellow triangles", {x} the "B" of a chart, say.')
     if not config.show:
         return
     begin = time.perf_counter()

@@ -21,11 +21,10 @@ SIZE_7B = 8.3e9  # parameters of Qwen2.5-VL-7B
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(LoraOptions):
+class TrainConfig:
     """Options of both stages."""
 
     endless_steps = 200  # on endless data, unless --max-steps is given
-
     stage: Literal["sft", "grpo"] = option("sft", STAGES)
     preset: str | None = option(None, "a recipe, which the other flags override: r1-onevision, lora-24gb")
     model: str | None = option(None, "model folder, hub name or r1ov-tiny to begin with; default: none")
@@ -182,12 +181,13 @@ class TrainConfig(LoraOptions):
         return {name: getattr(self, name) for name in ("clean", "image_folder", "box_unit")}
 
 
-class SFTConfig(TrainConfig):
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig(LoraOptions, TrainConfig):  # --help lists those of the last first
     """Options of supervised fine-tuning."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPOConfig(TrainConfig):
+class GRPOConfig(LoraOptions, TrainConfig):
     """Options of reinforcement learning."""
 
     endless_steps = 300

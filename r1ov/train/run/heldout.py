@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from r1ov.common.shares import wilson
 from r1ov.data.formats.reader import open_data
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.pack import num_trained
@@ -19,7 +20,7 @@ from r1ov.reward import Rules, format_reward, grade
 from r1ov.train.loss import sft_loss_and_correct
 from r1ov.train.rollout import encode_prompt
 from r1ov.train.run.config import PLAYGROUND
-from r1ov.train.run.log import WIDTH, duration, interval, say, tell
+from r1ov.train.run.log import WIDTH, duration, say, tell
 from r1ov.train.run.open import Run
 from r1ov.train.run.samples import question_of, write_samples
 
@@ -121,27 +122,39 @@ def answer_questions(run: Run, source: Source, count: int) -> dict[str, float]:
     answers = sorted(answer for part in world.gather(own) for answer in part)
     if not answers:
         return {}
-    if world.is_main:
-        show(run, source, answers, time.perf_counter() - started)
     count = len(answers)
-    right, formed = (sum(answer[at] for answer in answers) / count for at in (2, 3))
+    right, formed = (sum(answer[at] for answer in answers) for at in (2, 3))
+    if world.is_main:
+        show(run, source, answers, right, formed, time.perf_counter() - started)
     by_part = defaultdict(list)
     for number, _, own, _ in answers:
         for part in filter(None, (source[number].format, source[number].kind)):
             by_part[f"eval_accuracy/{part}"].append(own)
     parts = {part: fmean(scores) for part, scores in by_part.items()}
-    return {"eval_accuracy": right, "eval_format": formed, "eval_samples": count, **parts}
+    return {
+        "eval_accuracy": right / count,
+        "eval_format": formed / count,
+        "eval_samples": count,
+        **parts,
+    }
 
 
-def show(run: Run, source: Source, answers: list[tuple[int, str, float, float]], seconds: float) -> None:
+def show(
+    run: Run,
+    source: Source,
+    answers: list[tuple[int, str, float, float]],
+    right: float,
+    formed: float,
+    seconds: float,
+) -> None:
     """Writes all answers to samples/, and says the score and one of the sound answers, each time another.
 
-    Args: answers: number of the row, text, and the scores of the answer and of the form.
+    Args: answers: number of the row, text, and the scores of the answer and of the form. right, formed: their
+        sums.
     """
     config = run.config
     where = config.eval_data or config.eval_split
-    right, formed = (sum(answer[at] for answer in answers) for at in (2, 3))
-    low, high = interval(right / len(answers), len(answers))
+    low, high = wilson(right, len(answers))
     score = f"{right:.0f} of {len(answers)} right"
     samples, lines = [], []
     for number, text, own_right, own_form in answers:

@@ -5,7 +5,7 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from operator import sub
+from operator import mul, sub
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ import torch
 from r1ov.common.files import say, write_text
 from r1ov.common.memory import plan
 from r1ov.common.processes import dtype_name
+from r1ov.common.shares import wilson
 from r1ov.errors import UserError
 from r1ov.folder.weights import is_sharded
 from r1ov.train.run.config import PLAYGROUND
@@ -78,13 +79,6 @@ def smoothed(steps: Sequence[int], values: Sequence[float]) -> tuple[Sequence[in
     return steps[reach:-reach], [fmean(values[at - reach : at + reach + 1]) for at in middles]
 
 
-def interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share that was seen in `count` trials."""
-    spread = 1.96**2 / count
-    middle, half = share + spread / 2, math.sqrt(spread * (share * (1 - share) + spread / 4))
-    return min(share, (middle - half) / (1 + spread)), max(share, (middle + half) / (1 + spread))
-
-
 def duration(seconds: float) -> str:
     """Example: 4000 -> "1h07m", 75 -> "1m15s"."""
     minutes, seconds = divmod(round(seconds), 60)
@@ -144,11 +138,11 @@ def introduction(run: "Run", rows: str) -> list[str]:
     lines = [
         f"{config.stage:<8}{name}, {total / 1e6:,.2f} M parameters{learn}, on {config.data}{rows} "
         f"-> {run.out}/",
-        f"run     {run.device}, {dtype_name(run.dtype)}, {run.kernels} kernels, {size} process(es) of "
-        f"{torch.get_num_threads()} thread(s), model {sharding}, seed {config.seed}",
+        f"run     {run.device}, {dtype_name(run.dtype)}, {run.kernels} kernels, processes: {size}, "
+        f"threads of each: {torch.get_num_threads()}, model {sharding}, seed {config.seed}",
         f"memory  {memory / 1e9:.2f} GB a process for {held}; activations on top: {taken}",
         f"step    {config.train_batch_size} {unit} in packs of up to {config.max_length:,} tokens, "
-        f"{config.optim}, peak learning rate {config.learning_rate:g}, {config.max_steps:,} steps",
+        f"{config.optim}, peak learning rate {config.learning_rate:g}, steps: {config.max_steps:,}",
     ]
     if is_grpo:
         lines += rollout_lines(run)
@@ -180,13 +174,13 @@ class Log:
     def __init__(self, folder: Path, title: str, max_steps: int, step: int = 0, report_to: str = "none"):
         """Args: step: where the run goes on; rows after this step are dropped: those steps are repeated."""
         self.folder, self.title, self.max_steps = folder, title, max_steps
+        self._report = _reporter(report_to, folder)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
         earlier = path.read_text(encoding="utf-8").splitlines() if step and path.exists() else []
         self.rows = [row for line in earlier if (row := _row(line)) and row["step"] <= step]
         write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self._file = path.open("a", encoding="utf-8")
-        self._report = _reporter(report_to, folder)
 
     def step(self, metrics: dict[str, float], seconds_left: float) -> None:
         """`metrics` holds `step` and any of TRL's names; those of COLUMNS are shown."""
@@ -222,7 +216,7 @@ class Log:
 
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
-        from matplotlib.ticker import MaxNLocator
+        from matplotlib.ticker import LogLocator, MaxNLocator
 
         panels = self.panels()
         if not panels:
@@ -239,7 +233,8 @@ class Log:
                 style = {"color": f"C{number}", "label": name}
                 if all(counts):
                     steps = [step + number * self.max_steps / 80 for step in steps]  # beside each other
-                    lows, highs = zip(*map(interval, values, counts), strict=True)
+                    right = map(mul, values, counts)
+                    lows, highs = zip(*map(wilson, right, counts), strict=True)
                     bars = [list(map(sub, values, lows)), list(map(sub, highs, values))]
                     axis.errorbar(steps, values, bars, marker="o", ms=4, lw=1.4, capsize=3, **style)
                 elif len(values) < FEW:
@@ -252,12 +247,14 @@ class Log:
             axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axis.grid(alpha=0.25)
             axis.spines[["top", "right"]].set_visible(False)
-            if len(curves) > 1:
+            if any(curves):
                 axis.legend(frameon=False, fontsize=8)
             everything = [value for _, values, _ in curves.values() for value in values]
             if title == LOSS and max(everything) > 5 * min(everything) > 0:
                 axis.set_yscale("log")
+                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axis.yaxis.set_major_formatter("{x:g}")
+                axis.yaxis.set_minor_formatter("")
             elif title in SHARES:
                 axis.set_ylim(-0.03, 1.03)
         figure.supxlabel("step", fontsize=10)

@@ -48,9 +48,8 @@ SURVEYED = 1000  # rows of each file that are read before training
 
 
 def open_source(config: TrainConfig, need: Literal["reply", "solution"]) -> tuple[Source, int | None]:
-    """The training data, and its number of rows; None if it has no end.
-
-    Args: need: what a row must have, a reply to imitate or a solution to be scored against.
+    """The training data, and its number of rows; None if it has no end. Args: need: what a row must have, a
+    reply to imitate or a solution to be scored against.
     """
     if config.data == PLAYGROUND:
         return Playground("train" if need == "reply" else "rl", config.seed), None
@@ -96,8 +95,9 @@ class Run:
         files = source.fingerprint if isinstance(source, Endless) else ()
         before, config = settle(config, num_rows, files, world, device)
         self.config, self.out, self.log = config, Path(config.out), None
-        is_longer = is_finished(self.out) and before["max_steps"] != config.max_steps
-        if is_finished(self.out) and not is_longer:
+        finished = is_finished(self.out)
+        is_longer = finished and before["max_steps"] != config.max_steps
+        if finished and not is_longer:
             if world.is_main:
                 say(f"done    {self.out}/ holds this run, finished; model in {self.out}/final")
             raise SystemExit(0)
@@ -105,7 +105,6 @@ class Run:
             stack.enter_context(locked(self.out))
             if not before and (self.out / "config.json").exists():
                 say(f"note    {self.out}/ holds a run without a checkpoint; it begins anew")
-
         self.kernels = choose_kernels(config.kernels, device)
         is_bf16 = device.type == "cuda" if config.bf16 is None else config.bf16
         self.dtype = torch.bfloat16 if is_bf16 else torch.float32  # of the arithmetic
@@ -178,8 +177,9 @@ class Run:
         """
         config = self.config
         if config.eval_data:
-            rows = open_data(config.eval_data, split="test", **config.reading)
-            rows.check_some(config.eval_samples, f"--eval-data {config.eval_data}")
+            open_data(config.eval_data, split="test", **config.reading).check_some(
+                config.eval_samples, f"--eval-data {config.eval_data}"
+            )
         tell_main = tell if self.world.is_main else None
         self.tally = Tally(config.max_bad_share, tell_main)
         if not self.step and isinstance(self.source, Endless):
@@ -202,16 +202,17 @@ class Run:
     def begin(self) -> None:
         """Makes the folder this run's, says what is about to be done, and starts the clocks."""
         if self.world.is_main:
-            rows = f", {len(self.source):,} rows" if isinstance(self.source, Endless) else ""
-            lines = introduction(self, rows)
+            lines = introduction(
+                self, f", {len(self.source):,} rows" if isinstance(self.source, Endless) else ""
+            )
+            title = f"{self.out}: {' '.join(lines[0].partition(' -> ')[0].split())}"
+            self.log = Log(self.out, title, self.config.max_steps, self.step, self.config.report_to)
+            self.stack.callback(self.log.close)
             for line in lines:
                 tell(line)
             if is_finished(self.out):
                 os.replace(self.out / "final", self.out / f"final-step-{self.step}")
             write_json(self.out / "config.json", self.options)
-            title = f"{self.out}: {' '.join(lines[0].partition(' -> ')[0].split())}"
-            self.log = Log(self.out, title, self.config.max_steps, self.step, self.config.report_to)
-            self.stack.callback(self.log.close)
         self.started = self.begun = self.since = time.perf_counter()
 
     def is_due(self, every: int, step: int) -> bool:
@@ -279,9 +280,8 @@ class Run:
             pretrained.write_asked(self.out / "final", self.config.stage, self.processor)
             if self.tally.bad or self.tally.dropped:
                 tell(f"data    left out: {self.tally.summary()}")
-            took = duration(time.perf_counter() - self.started)
-            curves = f", curves in {self.out}/curves.png" if len(self.log.rows) > 1 else ""
-            say(f"done    {took}; model in {self.out}/final{curves}")
+            curves = f", curves in {self.out}/curves.png" if self.log.rows[1:] else ""
+            say(f"done    {duration(time.perf_counter() - self.started)}; model in {self.out}/final{curves}")
             say(f"try it  python generate.py --model {self.out} --image PICTURE")
 
 
@@ -304,19 +304,18 @@ def settle(
     numbered = (Path("runs", f"{config.stage}-{number}") for number in count(2))
     for out in [Path(config.out)] if config.out else chain([Path("runs", config.stage)], numbered):
         before = earlier_options(out / "config.json") or {}
-        goes_on = is_finished(out) or any(out.glob("checkpoints/step-*"))
-        here = replace(config, out=str(out))
-        settled = resolve(here, num_rows, world, device, before if goes_on else {}, parameters)
+        resumed = before if is_finished(out) or any(out.glob("checkpoints/step-*")) else {}
+        settled = resolve(replace(config, out=str(out)), num_rows, world, device, resumed, parameters)
         try:
             if "stage" not in before and (before or is_finished(out)):
                 raise UserError(f"--out {out}: holds a model, and no run; choose another folder")
-            if before and (goes_on or not config.out):
+            if before and (resumed or not config.out):
                 check_same_run(before, settled, files, is_finished(out))
         except UserError:
             if config.out:
                 raise
             continue
-        return before if goes_on else {}, settled
+        return resumed, settled
 
 
 def resolve(
@@ -330,19 +329,22 @@ def resolve(
     """Every option resolved; a step never takes more rows than there are. Args: before: options of the run to
     be resumed, which keeps a step's rows. parameters: of the model.
     """
-    per_rank = config.per_device_train_batch_size * config.gradient_accumulation_steps
     of_batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
     is_as_before = before and all(before.get(name) == getattr(config, name) for name in of_batch)
-    batch_size = config.train_batch_size or (
-        before["train_batch_size"] if is_as_before else per_rank * world.size
-    )
+    fresh = config.per_device_train_batch_size * config.gradient_accumulation_steps * world.size
+    batch_size = config.train_batch_size or (before["train_batch_size"] if is_as_before else fresh)
     if num_rows and not before:
         batch_size = min(batch_size, max(1, num_rows // config.steps_per_row))
     max_steps = config.max_steps
     if max_steps is None:
         epochs = config.num_train_epochs
         max_steps = config.endless_steps if num_rows is None else math.ceil(epochs * num_rows / batch_size)
-    recomputed = config.activation_checkpointing or ("selective" if device.type == "cuda" else "off")
-    learning_rate = config.peak_learning_rate(parameters)
-    settled = {"train_batch_size": batch_size, "max_steps": max_steps, "activation_checkpointing": recomputed}
-    return replace(config, device=str(device), learning_rate=learning_rate, **settled)
+    return replace(
+        config,
+        device=str(device),
+        learning_rate=config.peak_learning_rate(parameters),
+        train_batch_size=batch_size,
+        max_steps=max_steps,
+        activation_checkpointing=config.activation_checkpointing
+        or ("selective" if device.type == "cuda" else "off"),
+    )

@@ -28,10 +28,9 @@ def write_samples(
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{kind}-{step:06d}"
     rows = [{**sample, "step": step} for sample in samples]
-    lines = [
-        json.dumps({key: value for key, value in row.items() if key != "images"}, ensure_ascii=False)
-        for row in rows
-    ]
+    for row in rows:
+        del row["images"]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_page(folder / f"{name}.html", title, map(_item, samples))
 
