@@ -82,6 +82,10 @@ def test_without_out_a_run_takes_the_first_folder_that_is_free_or_its_own(here):
     assert settled(GRPOConfig())[1].out == "runs/grpo"
     with pytest.raises(UserError, match="begun with other options: --seed was 1 and is 3"):
         settled(SFTConfig(seed=3, out="runs/sft"))
+    with pytest.raises(UserError) as told:
+        settled(GRPOConfig(out="runs/sft"))
+    assert "begun with other options: --stage was 'sft' and is 'grpo', " in str(told.value)
+    assert str(told.value).count(" was ") == 6  # it was begun with five others, and so on
 
 
 def test_override_changes_what_can_be_changed_and_nothing_else(here):
@@ -186,7 +190,7 @@ def test_own_drawings_with_a_bad_row_are_learned_evaluated_exported_and_told_in_
     assert sorted(path.name for path in (out / "samples").glob("*.html")) == [
         f"eval-00000{step}.html" for step in (0, 2, 3)
     ]
-    export(out, here / "exported")
+    assert export(out, here / "exported") == out / "checkpoints/step-3"
     final = resolve("runs/sft")
     assert final == here.relative_to(here) / "runs/sft/final"
     for name in ("model.safetensors", "r1ov.json", "config.json"):

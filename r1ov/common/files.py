@@ -180,5 +180,6 @@ def check_same_options(
     ]
     if changed:
         raise UserError(
-            f"{where} was begun with other options: {', '.join(changed)}; {remedy}, or choose another --out"
+            f"{where} was begun with other options: {', '.join(changed[:5])}{', ...' * (len(changed) > 5)}; "
+            f"{remedy}, or choose another --out"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from r1ov.cli import option, parse_cli, placed, run
-from r1ov.common.files import read_json
+from r1ov.common.files import read_json, say
 from r1ov.errors import UserError
 
 
@@ -22,8 +22,9 @@ class ExportConfig:
     )
 
 
-def export(checkpoint: Path, out: Path, merged: bool = False) -> None:
-    """Writes the weights of a checkpoint, or of a run's newest, as a model that every command reads.
+def export(checkpoint: Path, out: Path, merged: bool = False) -> Path:
+    """Writes the weights of a checkpoint, or of a run's newest, as a model that every command reads. Returns
+    which.
 
     Args: merged: a LoRA adapter, of a checkpoint or a folder of its own, becomes part of its base.
     Raises: UserError if there is none, or it is damaged.
@@ -40,7 +41,7 @@ def export(checkpoint: Path, out: Path, merged: bool = False) -> None:
     if merged and any((folder / SETTINGS).is_file() for folder in (checkpoint, checkpoint / "final")):
         model, processor = pretrained.load(checkpoint)
         pretrained.save(merge(model), processor, out, torch.float32)
-        return
+        return checkpoint
     steps = sorted(checkpoint.glob("checkpoints/step-*"), key=lambda path: int(path.name.partition("-")[2]))
     checkpoint = steps[-1] if steps else checkpoint
     if not (checkpoint / RECORD).exists():
@@ -66,13 +67,14 @@ def export(checkpoint: Path, out: Path, merged: bool = False) -> None:
     restore(model, [], {name: tensor for name, tensor in stored.items() if name.startswith("model.")})
     pretrained.save(merge(model) if merged else model, processor, out, torch.float32)
     pretrained.write_asked(out, options["stage"], processor)
+    return checkpoint
 
 
 def main() -> None:
     words = placed(sys.argv[1:], "checkpoint", "out")
     config = parse_cli(ExportConfig, words, prog="python -m r1ov.train.export", description=__doc__)
-    export(Path(config.checkpoint), Path(config.out), config.merge)
-    print(f"{config.checkpoint} -> {config.out}", file=sys.stderr)
+    written = export(Path(config.checkpoint), Path(config.out), config.merge)
+    say(f"{written} -> {config.out}")
 
 
 if __name__ == "__main__":
