@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from r1ov.cli import check_bounds, option, parse_cli, run
-from r1ov.common.files import can_be_written
+from r1ov.cli import AskingOptions, check_bounds, option, parse_cli, run
+from r1ov.common.files import can_be_written, say
 from r1ov.errors import UserError
 
 DEFAULT_PROMPT = "How many objects are there?"
@@ -32,17 +32,11 @@ TURN_NOTE = "if this model was trained on single questions, a second turn is new
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(AskingOptions):
     image: tuple[str, ...] = option((), "an image: a path or an http(s) URL; may be given several times")
     prompt: str | None = option(
         None, f"the question; - reads it from stdin (default with an image: {DEFAULT_PROMPT!r})"
     )
-    system: str | None = option(None, "the system prompt (default: the chat template's own)")
-    model: str = option(
-        "r1ov-tiny",
-        "a folder, a Hugging Face name such as Fancy-MLLM/R1-Onevision-7B, or r1ov-tiny, which is shipped",
-    )
-    adapter: str | None = option(None, "a LoRA adapter on the model; one given as --model finds its base")
     max_new_tokens: int | None = option(
         None, "the most tokens of an answer (default: the checkpoint's, or 2048)", least=1
     )
@@ -56,24 +50,7 @@ class Options:
     top_k: int | None = option(
         None, "sample from this many likeliest tokens, 0 for all (default: the checkpoint's)", least=0
     )
-    seed: int = option(0, "the same seed gives the same samples", least=0)
     num_samples: int = option(1, "how many answers", least=1, most=MAX_SAMPLES)
-    min_pixels: int | None = option(
-        None, "smaller images are enlarged to this many pixels (default: the checkpoint's)", least=1
-    )
-    max_pixels: int | None = option(
-        None, "larger images are shrunk to this many pixels (default: the checkpoint's)", least=1
-    )
-    device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda where there is one)")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = option(
-        None, "default: the checkpoint's; on a CPU float32 if small or without bfloat16 instructions"
-    )
-    quantize: Literal["int4", "int8"] | None = option(
-        None, "keep the weights of linear layers in 4 or 8 bits"
-    )
-    kernels: Literal["torch", "triton"] | None = option(
-        None, "attention and log-probs (default: triton on a GPU, torch elsewhere)"
-    )
     json: bool = option(False, "print one JSON object a sample")
     chat: bool = option(False, "a conversation: questions are read line by line until the input ends")
     look: str | None = option(None, "also write this page: what the model did, word by word (r1ov/look)")
@@ -87,6 +64,8 @@ class Options:
             raise UserError(f"--look {self.look}: not a file that can be written; its folder must be there")
         if self.chat and (self.json or self.look or self.num_samples > 1 or self.prompt == "-"):
             raise UserError("--chat goes with none of --json, --look, --num-samples and --prompt -")
+        if self.tensor_parallel > 1 and (self.chat or self.look or self.prompt == "-"):
+            raise UserError("--tensor-parallel goes with none of --chat, --look and --prompt -")
         if not (self.prompt or self.image or self.chat):
             raise UserError("nothing to answer: give --image, --prompt or both")
         if self.prompt is None and not self.chat:
@@ -98,23 +77,31 @@ class Options:
             raise UserError("--prompt is empty")
 
 
-def main() -> None:
+def main(device: Any = None) -> None:
+    """Args: device: this process's, where several have joined."""
     options = parse_cli(Options, prog="generate.py", description=__doc__.splitlines()[0])
     # torch takes seconds to import: not before the command line is known to be right, and never for --help.
     from r1ov.common.processes import choose_device, choose_dtype, choose_kernels
+    from r1ov.data.messages import conversation
     from r1ov.data.playground.scene import is_asked
     from r1ov.engine import decode, needs, prepare
     from r1ov.engine.terminal import painted
     from r1ov.folder.pretrained import SHIPPED, find, read_model, read_processor
 
-    device = choose_device(options.device)
+    if options.tensor_parallel > 1 and not device:
+        from r1ov.engine.parallel import together
+
+        return together(main, options.device)
+    device = device or choose_device(options.device)
     choose_dtype(options.dtype, device)
     kernels = choose_kernels(options.kernels, device)
     folders = find(options.model, options.adapter)
     processor = read_processor(folders.settings).with_pixel_limits(options.min_pixels, options.max_pixels)
     names = ("temperature", "top_p", "top_k", "max_new_tokens", "seed", "num_samples")
     settings = {name: getattr(options, name) for name in names}
-    plan = prepare(processor, [conversation(options)], **settings)
+    images = [{"type": "image", "image": image} for image in options.image]
+    messages = conversation(options.prompt or "", images, options.system)
+    plan = prepare(processor, [messages], **settings)
     if plan.params.temperature == 0 and options.num_samples > 1:
         raise UserError(
             f"greedy decoding gives {options.num_samples} times the same answer; give a --temperature above 0"
@@ -122,7 +109,9 @@ def main() -> None:
 
     # Only now: every mistake above is reported before anything large is loaded.
     beside = partial(needs, processor.config, *plan.sizes())
-    model, said = read_model(folders, processor.config, device, options.dtype, options.quantize, beside)
+    model, said = read_model(
+        folders, processor.config, device, options.dtype, options.quantize, beside, options.tensor_parallel
+    )
     say(f"{options.model} | {device} | {kernels} kernels | {said}")
     if is_tiny := options.model in SHIPPED and not folders.adapter:
         say(TINY_NOTE)
@@ -166,17 +155,8 @@ def main() -> None:
         from r1ov.look.page import write_page
 
         answer_ids = completions[0].token_ids
-        write_page(
-            Path(options.look), model, processor, conversation(options), options.model, completion=answer_ids
-        )
+        write_page(Path(options.look), model, processor, messages, options.model, completion=answer_ids)
         say(f"{options.look}: open it in a browser")
-
-
-def conversation(options: Options) -> list[dict[str, Any]]:
-    system = [] if options.system is None else [{"role": "system", "content": options.system}]
-    content = [{"type": "image", "image": image} for image in options.image]
-    text = {"type": "text", "text": options.prompt or ""}
-    return [*system, {"role": "user", "content": [*content, text]}]
 
 
 @contextmanager
@@ -199,10 +179,6 @@ def report(completions: Sequence[Any], timing: Any) -> None:
         for name, tokens, seconds in parts
     )
     say(" | ".join(rates))
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,46 @@ def option(default: Any = dataclasses.MISSING, help: str = "", **more: Any) -> A
     return dataclasses.field(default=default, metadata={"help": help, **more})
 
 
-def check_bounds(options: Any) -> None:
-    """Raises UserError for the first number that is outside the bounds of its declaration."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AskingOptions:
+    """Of the commands that ask a model."""
+
+    model: str = option(
+        "r1ov-tiny",
+        "a folder, a Hugging Face name such as Fancy-MLLM/R1-Onevision-7B, or r1ov-tiny, which is shipped",
+    )
+    adapter: str | None = option(None, "a LoRA adapter on the model; one given as --model finds its base")
+    system: str | None = option(None, "the system prompt (default: the chat template's own)")
+    seed: int = option(0, "the same seed gives the same samples", least=0)
+    min_pixels: int | None = option(
+        None,
+        "smaller images are enlarged to this many pixels (default: the checkpoint's; 200704 on published "
+        "benchmarks)",
+        least=1,
+    )
+    max_pixels: int | None = option(
+        None,
+        "larger images are shrunk to this many pixels (default: the checkpoint's; 1003520 on published "
+        "benchmarks)",
+        least=1,
+    )
+    device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda where there is one)")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = option(
+        None, "default: the checkpoint's; on a CPU float32 if small or without bfloat16 instructions"
+    )
+    quantize: Literal["int4", "int8"] | None = option(
+        None, "keep the weights of linear layers in 4 or 8 bits"
+    )
+    tensor_parallel: int = option(
+        1, "processes that hold the model together: those of torchrun --nproc-per-node N", least=1
+    )
+    kernels: Literal["torch", "triton"] | None = option(
+        None, "attention and log-probs (default: triton on a GPU, torch elsewhere)"
+    )
+
+
+def check_bounds(options: C) -> C:
+    """The same. Raises UserError for the first number that is outside the bounds of its declaration."""
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         for name, holds in BOUNDS.items():
@@ -38,6 +76,7 @@ def check_bounds(options: Any) -> None:
             if None not in (value, bound) and not holds(value, bound):
                 words = f"at {name}" if name in ("least", "most") else name
                 raise UserError(f"{flag(field.name)} is {value}; it must be {words} {bound}")
+    return options
 
 
 def marked(options: Any, mark: str) -> dict[str, Any]:
@@ -109,7 +148,8 @@ def parse_cli(
         if preset not in presets:
             parser.error(f"--preset is {preset!r}; there are {', '.join(presets) or 'none'}")
         given = {**presets[preset], **given}
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return check_bounds(cls(**options))
 
 
 def run(main: Callable[[], None]) -> int:

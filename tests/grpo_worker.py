@@ -26,6 +26,7 @@ from r1ov.engine import Completion
 from r1ov.folder.pretrained import build, read_config, read_processor, resolve
 from r1ov.folder.weights import load_weights, whole
 from r1ov.model.model import Qwen2_5_VL
+from r1ov.model.parallel import Context
 from r1ov.train.grpo import accumulate_gradients, add_logprobs, deal, make_minibatch
 from r1ov.train.loss import group_advantages
 from r1ov.train.rollout import Group, encode_prompt, gather_outcomes
@@ -78,6 +79,11 @@ class Bare:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     extra: dict = field(default_factory=dict)
     step: int = 0
+    trainers: World | None = None
+    context: Context | None = None
+
+    def __post_init__(self):
+        self.trainers = self.trainers or self.world
 
 
 def prompt(processor: Processor, number: int) -> tuple[Record, Encoded]:

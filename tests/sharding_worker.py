@@ -225,7 +225,8 @@ class Largest(TorchDispatchMode):
 
 
 def _is_held(leaf: object) -> bool:
-    return isinstance(leaf, Tensor) and not is_sharded(leaf) and leaf.device.type != "meta"
+    """True for a tensor with memory of its own, which a sharded one, or one on its way, only wraps."""
+    return type(leaf) in (Tensor, torch.nn.Parameter) and leaf.device.type != "meta"
 
 
 def loaded(folder: Path, world: World, replicate: int) -> tuple[Qwen2_5_VL, dict]:

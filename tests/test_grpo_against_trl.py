@@ -29,7 +29,7 @@ from r1ov.data.processor import IGNORED, Encoded
 from r1ov.engine import Completion
 from r1ov.reward.combine import total_reward
 from r1ov.train import grpo
-from r1ov.train.grpo import COUNTS, policy_loss
+from r1ov.train.grpo import COUNTS, completion_logprobs, policy_loss
 from r1ov.train.loss import group_advantages
 from r1ov.train.rollout import Group
 from r1ov.train.run.config import GRPOConfig
@@ -251,7 +251,8 @@ def ours(batch, config, processor):
         if config.beta:
             pack["ref_logprobs"] = known(batch.ref, pack)
         hidden = batch.policy.states[pack["input_ids"]]
-        loss, share = policy_loss(hidden, batch.policy.head, pack, counts, config)
+        scored = completion_logprobs(hidden, batch.policy.head, pack["labels"], config.temperature)
+        loss, share = policy_loss(*scored, pack, counts, config)
         losses.append(loss)
         shares.append(share)
     gradients = torch.autograd.grad(sum(losses), [batch.policy.states, batch.policy.head])

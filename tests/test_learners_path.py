@@ -31,7 +31,9 @@ DOORS = (
     "kernels/tune.py",
     "r1ov/data/__main__.py",
     "r1ov/engine/chat.py",
+    "r1ov/engine/parallel.py",
     "r1ov/engine/terminal.py",
+    "r1ov/model/parallel.py",
     "r1ov/train/export.py",
 )
 CORE_TOKENS, CORE_FILES = 34_000, 34  # files: beside the __init__.py
@@ -47,6 +49,7 @@ BUILT_ON = (
     "kernels/pointwise.py",
     "kernels/triton/pointwise.py",
     "r1ov/model/parallel.py",
+    "r1ov/engine/parallel.py",
 )
 # The budgets, which are never raised: without and with the rooms built on; and for each walk the files with a
 # function entered, the functions, their tokens of code.
@@ -70,7 +73,7 @@ WALKS = {
 # kernels for small operations had come in. (Which rules of the rewards a GRPO step enters depends on what was
 # sampled, and so a little on the CPU.)
 HOUSE_SO_FAR = 133_400
-SO_FAR = dict(zip(WALKS, ((24, 132, 16_850), (30, 175, 20_100), (44, 246, 32_000)), strict=True))
+SO_FAR = dict(zip(WALKS, ((24, 134, 16_960), (30, 175, 20_150), (44, 246, 32_000)), strict=True))
 LAYOUT = {
     tokenize.COMMENT,
     tokenize.NL,

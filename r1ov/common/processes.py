@@ -199,6 +199,10 @@ def joined(device: str | None) -> Iterator[tuple[World, torch.device]]:
     try:
         yield World(dist.get_rank(), dist.get_world_size()), chosen
         dist.barrier()  # a process that left early would cut off the others' last exchange
+    except RuntimeError as error:
+        if "gloo" not in str(error):
+            raise  # torchrun sees to NCCL
+        raise SystemExit(f"error: another process has ended: {one_line(str(error))[:200]}") from None
     finally:
         dist.destroy_process_group()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from r1ov.cli import check_bounds, option, parse_cli, placed, run
+from r1ov.cli import option, parse_cli, placed, run
 from r1ov.common.files import one_line, printable
 from r1ov.data.formats.reader import open_data
 from r1ov.data.formats.records import BadRow, Record
@@ -43,9 +43,6 @@ class LookConfig:
     )
     box_unit: Unit | None = option(None, "what boxes are measured in, as for train.py")
     max_bad_share: float = option(0.05, "more bad rows than this share are an error", least=0, most=1)
-
-    def __post_init__(self):
-        check_bounds(self)
 
 
 def look(config: LookConfig) -> None:

@@ -32,6 +32,14 @@ SOURCES = (
 LIMITS = ("min_pixels", "max_pixels", "resized_height", "resized_width")  # of one image, in Qwen's messages
 
 
+def conversation(text: str, images: Sequence[Any], system: str | None) -> list[dict[str, Any]]:
+    """A question. Args: images: as parts of it."""
+    # Without an image a plain text: servers of text models often know nothing else.
+    content = [*images, {"type": "text", "text": text}] if images else text
+    before = [] if system is None else [{"role": "system", "content": system}]
+    return [*before, {"role": "user", "content": content}]
+
+
 def read_part(part: Any, where: str = "") -> dict[str, Any]:
     """Reads a part of a message's content, in Hugging Face's, OpenAI's or Qwen's form.
 

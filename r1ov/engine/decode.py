@@ -7,6 +7,7 @@ it runs: a finished row leaves at once, and waiting prompts take the places of t
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -16,6 +17,7 @@ from r1ov.common.files import split_reply
 from r1ov.data.processor import Encoded, Processor
 from r1ov.engine import graph
 from r1ov.engine.cache import FlatStep, KVCache, Step, make_step, prefill
+from r1ov.engine.parallel import sample_together
 from r1ov.engine.sampling import SamplingParams, row_uniforms, sample
 from r1ov.errors import UserError
 from r1ov.model.model import Qwen2_5_VL
@@ -117,6 +119,7 @@ class Slots:
     # (B,) int64 each: the newest tokens, their positions, the places of the next random numbers; and with a
     # repetition penalty (B, V) bool: the ids in each row's prompt and answer.
     by_row: list[Tensor]
+    choose: Callable  # `sample`, or several processes' form of it
 
     def advance(self, rows: slice, logits: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One token more in each of these rows, on the device alone; (B,) tokens and (B,) log-probs.
@@ -127,7 +130,7 @@ class Slots:
         if logits is None:
             logits = self.step(tokens, positions)
         random = None if self.uniforms is None else self.uniforms[places]
-        chosen, logprobs = sample(logits, self.params, self.banned, seen[0] if seen else None, random)
+        chosen, logprobs = self.choose(logits, self.params, self.banned, seen[0] if seen else None, random)
         for ids in seen:
             ids.scatter_(1, chosen[:, None], True)
         tokens.copy_(chosen)
@@ -135,10 +138,10 @@ class Slots:
         places += 1
         return chosen, logprobs
 
-    def remember(self, places: slice, rows: "list[Row]", logits: Tensor) -> None:
-        """Notes the ids of these rows' prompts. Args: logits: (B, V), for their shape and device."""
+    def remember(self, places: slice, rows: list[Row], vocab_size: int) -> None:
+        """Notes the ids of these rows' prompts."""
         if not self.by_row[3:]:
-            self.by_row.append(logits.new_zeros(len(self.by_row[0]), logits.shape[1], dtype=torch.bool))
+            self.by_row.append(self.banned.new_zeros(len(self.by_row[0]), vocab_size, dtype=torch.bool))
         for ids, row in zip(self.by_row[3][places].zero_(), rows, strict=True):
             ids[row.prompt.input_ids.to(ids.device)] = True
 
@@ -174,10 +177,11 @@ def decode(
 
     most, max_rows = max(plan.limits), min(plan.max_num_seqs, len(waiting))
     capacity = max(len(row.prompt) + row.limit for row in waiting)
-    cache = begun[0] if begun else KVCache(model.config.text, max_rows, capacity, weight.dtype, device)
+    cache = begun[0] if begun else KVCache(model.model.config, max_rows, capacity, weight.dtype, device)
     by_row = [*torch.zeros(3, max_rows, dtype=torch.int64, device=device)]
     uniforms = None if plan.seeds is None else row_uniforms(plan.seeds, most).flatten().to(device)
-    slots = Slots(make_step(model, cache), plan.params, plan.banned.to(device), uniforms, by_row)
+    choose = partial(sample_together, model.split) if model.split else sample
+    slots = Slots(make_step(model, cache), plan.params, plan.banned.to(device), uniforms, by_row, choose)
     recorded = None
     if device.type == graph.RECORDED and graph.can_record(model):
         recorded = graph.Recorded(slots.advance, by_row, cache)
@@ -201,7 +205,7 @@ def decode(
                 by_row[1][places] = torch.tensor([int(row.prompt.position_ids.max()) for row in new])
                 by_row[2][places] = torch.tensor([most * row.number for row in new])
                 if plan.params.repetition_penalty != 1.0:
-                    slots.remember(places, new, logits)
+                    slots.remember(places, new, model.config.text.vocab_size)
                 made = [slots.advance(places, logits)]
                 prefill_tokens += len(batch["input_ids"])
                 prefill_seconds += time.perf_counter() - since

@@ -13,7 +13,7 @@ from r1ov.data.processor import Encoded, Processor
 from r1ov.engine.decode import Completion, Plan, decode
 from r1ov.engine.sampling import SamplingParams, row_seeds
 from r1ov.errors import UserError
-from r1ov.model.config import Config
+from r1ov.model.config import Config, TextConfig
 from r1ov.model.model import Qwen2_5_VL
 
 DEFAULT_MAX_NEW_TOKENS = 2048
@@ -84,14 +84,15 @@ def prepare(
 
 
 def needs(
-    config: Config, rows: int, columns: int, tokens: int, patches: int, itemsize: int
+    config: Config, rows: int, columns: int, tokens: int, patches: int, text: TextConfig, itemsize: int
 ) -> dict[str, float]:
     """Bytes of memory beside the weights, by what they are for.
 
     Args: rows and columns of the cache, if every answer is as long as it may be. tokens, patches: of the
-        prompts that are prefilled together. itemsize: bytes of a number.
+        prompts that are prefilled together. text: the sizes of what this process holds. itemsize: bytes of a
+        number.
     """
-    text, vision = config.text, config.vision
+    vision = config.vision
     cached = 2 * rows * columns * text.num_key_value_heads * text.head_dim * text.num_hidden_layers
     read = tokens * (3 * text.intermediate_size + 4 * text.hidden_size)
     seen = patches * (3 * vision.intermediate_size + 6 * vision.hidden_size + 2 * vision.patch_dim)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from r1ov.cli import check_bounds, option, parse_cli, placed, run
+from r1ov.cli import AskingOptions, check_bounds, option, parse_cli, placed, run
 from r1ov.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(AskingOptions):
     bench: str = option(
         "playground",
         "playground, mathvista, mathvision, mathverse, wemath, r1-onevision-bench, or a file of questions",
@@ -23,8 +23,6 @@ class EvaluateConfig:
     split: str | None = option(
         None, "default: the benchmark's own; of the playground test, or train, rl, generalisation"
     )
-    model: str = option("r1ov-tiny", "model folder, hub name or r1ov-tiny")
-    adapter: str | None = option(None, "a LoRA adapter on the model; one given as --model finds its base")
     limit: int | None = option(
         None, "only the first questions (default: all; of the playground, which has no end, 1000)", least=1
     )
@@ -41,7 +39,6 @@ class EvaluateConfig:
         "r1ov: think, then answer in tags; official: the data's own; direct: the answer alone; "
         "none: the question (default: r1ov; on the playground, and of our own models on own files, none)",
     )
-    system: str | None = option(None, "the system prompt (default: the chat template's own)")
     num_samples: int = option(1, "answers a question, for mean@k and pass@k; needs a temperature", least=1)
     max_new_tokens: int | None = option(
         None, "longest answer (default: 4096; on the playground 256)", least=1
@@ -52,31 +49,12 @@ class EvaluateConfig:
     )
     top_k: int = option(0, "sample from this many likeliest tokens, 0 for all", least=0)
     repetition_penalty: float = option(1.0, "above 1, tokens that were there become less likely", above=0)
-    seed: int = option(0, "the same seed gives the same samples", least=0)
-    min_pixels: int | None = option(
-        None,
-        "smaller images are enlarged to it (default: 200704 on published benchmarks, else the checkpoint's)",
-        least=1,
-    )
-    max_pixels: int | None = option(
-        None,
-        "larger images are shrunk to it (default: 1003520 on published benchmarks, else the checkpoint's)",
-        least=1,
-    )
     max_num_seqs: int = option(64, "answers decoded together", least=1)
     swap_pictures: bool = option(False, "control: every question with another question's image")
     judge: str | None = option(
         None, "URL of an OpenAI-compatible endpoint, asked if rules cannot decide; key from OPENAI_API_KEY"
     )
     judge_model: str | None = option(None, "the judge's name there")
-    device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda if there is one)")
-    dtype: Literal["float32", "bfloat16"] | None = option(
-        None, "default: the checkpoint's; on a CPU float32 if small or without bfloat16 instructions"
-    )
-    quantize: Literal["int4", "int8"] | None = option(
-        None, "keep the weights of linear layers in 4 or 8 bits"
-    )
-    kernels: Literal["torch", "triton"] | None = option(None, "default: triton on a GPU, torch elsewhere")
     num_threads: int | None = option(None, "CPU threads (default: torch's own choice)", least=1)
 
     def __post_init__(self) -> None:

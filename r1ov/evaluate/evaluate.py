@@ -144,7 +144,9 @@ def asked(
     processor = read_processor(folders.settings)
     rows = min(config.max_num_seqs, len(items) * config.num_samples)
     beside = partial(needs, processor.config, rows, most_tokens, 0, 0)
-    model, said = read_model(folders, processor.config, device, config.dtype, config.quantize, beside)
+    model, said = read_model(
+        folders, processor.config, device, config.dtype, config.quantize, beside, config.tensor_parallel
+    )
     least, most = (MIN_PIXELS, MAX_PIXELS) if is_published else (None, None)
     processor = processor.with_pixel_limits(config.min_pixels or least, config.max_pixels or most)
     images = processor.image_processor

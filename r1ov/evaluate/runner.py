@@ -72,17 +72,20 @@ def run(
         done = {(row.id, row.sample) for row in rows if row.finish_reason != "error"}
         left = {(item.id, sample) for item in items for sample in range(asking.num_samples)} - done
         ids = {id for id, _ in left}
-        mine = [item for item in items if item.id in ids][world.rank :: world.size]
+        # Processes that hold a model together answer the same questions, and the first one writes.
+        size = model.split.world.size if model.split else 1
+        groups = world.size // size
+        mine = [item for item in items if item.id in ids][world.rank // size :: groups]
         right = count = 0
         # Closed before the ranks meet: after that, the main rank removes the file.
         with (
             Journal(folder / f"predictions.rank{world.rank}.jsonl", "id", sync=False) as journal,
-            tqdm(total=len(left) // world.size, unit=" answers", disable=not world.is_main) as progress,
+            tqdm(total=len(left) // groups, unit=" answers", disable=not world.is_main) as progress,
         ):
 
             def keep(item: Item, row: Prediction) -> None:
                 nonlocal right, count
-                if (row.id, row.sample) not in left:
+                if (row.id, row.sample) not in left or world.rank % size:
                     return  # the item lacked another sample
                 journal.append(asdict(row))
                 right, count = right + is_right(item, row), count + 1

@@ -10,7 +10,7 @@ from r1ov.common.files import one_line, read_json
 from r1ov.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-HEAD = "lm_head.weight"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 READABLE = ("F32", "BF16", "F16")
 AGAIN = "; download it again"
 

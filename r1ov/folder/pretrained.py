@@ -33,6 +33,7 @@ from r1ov.folder.weights import load_weights, save_weights, world_of
 from r1ov.model.config import Config, TextConfig, VisionConfig
 from r1ov.model.lora import attach
 from r1ov.model.model import Qwen2_5_VL
+from r1ov.model.parallel import split
 
 SHIPPED = ("r1ov-tiny", "r1ov-tiny-sft")  # with reinforcement learning, and as it was before
 PARSED = ("tokenizer_config.json", "processor_config.json", "chat_template.json", "generation_config.json")
@@ -153,9 +154,8 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 
 def read_processor(folder: str | Path) -> Processor:
-    """Reads the processor of a folder in Hugging Face's layout, of any transformers from 4.49 to 5.
-
-    Raises:  UserError that names the file at fault.
+    """Reads the processor of a folder in Hugging Face's layout, of any transformers from 4.49 to 5. Raises:
+    UserError that names the file at fault.
     """
     folder = Path(folder)
     config = read_config(folder / "config.json")
@@ -212,9 +212,7 @@ def _tokenizer(path: Path, config: Config) -> Tokenizer:
 
 def image_processor_from_dict(settings: Mapping[str, Any]) -> ImageProcessor:
     """Reads the object in a preprocessor_config.json, or `image_processor` in a processor_config.json of
-    transformers 5.
-
-    Raises: UserError that names the field: settings that would give other images are refused.
+    transformers 5. Raises: UserError that names the field; settings that would give other images are refused.
     """
     _check({"image_processor": settings})
     size = settings.get("size") or {}
@@ -250,10 +248,8 @@ def write_processor(processor: Processor, folder: str | Path) -> None:
         if settings:
             before = image_processor_from_dict(settings)
             if (before.min_pixels, before.max_pixels) != (least, most):
-                size = (
-                    {"size": {"shortest_edge": least, "longest_edge": most}} if settings.get("size") else {}
-                )
-                settings |= {"min_pixels": least, "max_pixels": most} | size
+                new = {"size": {"shortest_edge": least, "longest_edge": most}} if settings.get("size") else {}
+                settings |= {"min_pixels": least, "max_pixels": most} | new
                 data = json.dumps(raw, indent=2).encode()
         (Path(folder) / name).write_bytes(data)
 
@@ -270,19 +266,23 @@ def read_model(
     device: torch.device,
     dtype: str | torch.dtype | None,
     quantize: str | None = None,
-    needs: Callable[[int], dict[str, float]] = lambda itemsize: {},
+    needs: Callable[[TextConfig, int], dict[str, float]] = lambda text, itemsize: {},
+    tensor_parallel: int = 1,
 ) -> tuple[Qwen2_5_VL, str]:
     """The model in folders whose config is known already, and what there is to say of its dtype and memory.
 
     Args: needs: bytes beside the weights, by what they are for, of numbers of so many bytes.
+        tensor_parallel: how many processes hold the model together.
     """
     if quantize not in (None, *BITS):
         raise UserError(f"quantize is {quantize!r}; there are {', '.join(BITS)}")
     model = build(config)
+    adapter = read_adapter(folders.adapter, model, device) if folders.adapter else None
+    if tensor_parallel > 1:
+        split(model, tensor_parallel, quantize)
     dtype, reason = choose_dtype(dtype, device, config.torch_dtype, weight_bytes(model, 1, quantize))
     weights = weight_bytes(model, dtype.itemsize, quantize, folders.weights)
-    line = plan({"weights": weights, **needs(dtype.itemsize)}, device)
-    adapter = read_adapter(folders.adapter, model, device) if folders.adapter else None
+    line = plan({"weights": weights, **needs(model.model.config, dtype.itemsize)}, device)
     load_weights(model, folders.weights, device, dtype, quantize)
     if adapter:
         attach(model, *adapter)

@@ -7,7 +7,7 @@ Of 8 bits: w = q * scale, for each row. What is quantised is frozen, but gradien
 Shape letters: T tokens, N outputs, K inputs, g inputs in a group.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from r1ov.common.processes import computes_bfloat16
 from r1ov.errors import UserError
+from r1ov.folder.faults import EMBEDDING, HEAD, Stored
 from r1ov.model.model import Qwen2_5_VL
 
 BITS = {"int4": 4, "int8": 8}
@@ -149,20 +150,36 @@ def from_awq(qweight: Tensor, qzeros: Tensor, scales: Tensor, bias: nn.Parameter
     return QuantizedLinear(pack(q.t()), torch.stack((scale, (8 - z) * scale), dim=-1), outputs, bias)
 
 
+def place(model: Qwen2_5_VL, name: str, weight: Tensor, quantize: str, quantizes_head: bool) -> bool:
+    """Puts the layer of a weight that is to be quantised into the model. True if that was its only use."""
+    is_head = quantizes_head and name == (EMBEDDING if model.config.tie_word_embeddings else HEAD)
+    if not (is_head or is_quantizable(name)):
+        return False
+    owner = "lm_head" if is_head else name.removesuffix(".weight")
+    bias = None if is_head else model.get_submodule(owner).bias
+    model.set_submodule(owner, quantized(weight, bias, 8 if is_head else BITS[quantize], name))
+    return name != EMBEDDING
+
+
 def is_quantizable(name: str) -> bool:
     """True for the weights of the language model's linear layers."""
     return name.startswith("model.layers.") and name.endswith("_proj.weight")
 
 
-def awq_shapes(name: str, shape: tuple[int, ...], groups: int) -> dict[str, tuple[int, ...]]:
-    """The tensors in place of the weight `name` (N, K)."""
-    outputs, inputs = shape
-    stem = name.removesuffix("weight")
-    return {
-        f"{stem}qweight": (inputs, outputs // 8),
-        f"{stem}qzeros": (groups, outputs // 8),
-        f"{stem}scales": (groups, outputs),
-    }
+def awq_shapes(
+    shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, Stored], is_split: bool
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's tensors as AWQ stores them: three in the place of a layer's weight (N, K)."""
+    if is_split:
+        raise UserError("AWQ's weights are not split between processes; leave --tensor-parallel out")
+    found = {name: shape for name, shape in shapes.items() if not is_quantizable(name)}
+    for name in shapes.keys() - found.keys():
+        (outputs, inputs), stem = shapes[name], name.removesuffix("weight")
+        groups = stored[f"{stem}scales"].shape[0] if f"{stem}scales" in stored else 1
+        found[f"{stem}qweight"] = (inputs, outputs // 8)
+        found[f"{stem}qzeros"] = (groups, outputs // 8)
+        found[f"{stem}scales"] = (groups, outputs)
+    return found
 
 
 def weight_bytes(model: Qwen2_5_VL, itemsize: int, quantize: str | None, folder: Path | None = None) -> float:

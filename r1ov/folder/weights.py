@@ -29,11 +29,10 @@ from r1ov.common.files import read_json, write_json
 from r1ov.common.processes import World
 from r1ov.errors import UserError
 from r1ov.folder import faults
-from r1ov.folder.faults import AGAIN, HEAD, INDEX, SINGLE, Stored
-from r1ov.folder.quantized import BITS, QuantizedLinear, awq_shapes, from_awq, is_quantizable, quantized
+from r1ov.folder.faults import AGAIN, EMBEDDING, HEAD, INDEX, SINGLE, Stored
+from r1ov.folder.quantized import QuantizedLinear, awq_shapes, from_awq, place
 from r1ov.model.model import Qwen2_5_VL
 
-EMBEDDING = "model.embed_tokens.weight"
 _OURS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?(\.tmp)?")
 
 
@@ -130,16 +129,11 @@ def load_weights(
             if is_sharded(parameter):
                 local(parameter).copy_(read(tensor, local_rows(parameter)))
                 continue
-            value = read(tensor)
-            is_head = quantizes_head and name == (EMBEDDING if model.config.tie_word_embeddings else HEAD)
-            if quantize and (is_head or is_quantizable(name)):
-                bits = 8 if is_head else BITS[quantize]
-                layer = quantized(value.to(device), getattr(module, "bias", None), bits, name)
-                model.set_submodule("lm_head" if is_head else owner, layer)
-                if name != EMBEDDING:
-                    continue
+            value = read(tensor, model.split and model.split.own(name))
+            if quantize and place(model, name, value.to(device), quantize, quantizes_head):
+                continue
             # A tensor that is the file would keep all that was read beside it in memory.
-            value = _placed(value, device, dtype, maps=not quantize)
+            value = _placed(value, device, dtype, maps=not (quantize or model.split))
             setattr(module, leaf, nn.Parameter(value, parameter.requires_grad))
 
 
@@ -164,15 +158,15 @@ class _Reader(ExitStack):
 
     file, left = None, 0
 
-    def __call__(self, tensor: Stored, rows: slice | None = None) -> Tensor:
+    def __call__(self, tensor: Stored, part: slice | tuple[slice, ...] | None = None) -> Tensor:
         if tensor.file != self.file or self.left < 0:
             self.close()
             self.reader = self.enter_context(_opened(tensor.file))
             self.file, self.left = tensor.file, 2**28
         self.left -= 2 * math.prod(tensor.shape)
-        if rows is None:
+        if part is None:
             return self.reader.get_tensor(tensor.name)
-        return self.reader.get_slice(tensor.name)[rows]
+        return self.reader.get_slice(tensor.name)[part]
 
 
 def _contents(folder: Path, model: Qwen2_5_VL) -> dict[str, Stored]:
@@ -189,11 +183,10 @@ def _contents(folder: Path, model: Qwen2_5_VL) -> dict[str, Stored]:
     if weight_map not in (None, {tensor.name: tensor.file.name for tensor in tensors}):
         raise faults.misplaced(folder, tensors, weight_map)
     stored = {tensor.parameter: tensor for tensor in tensors}
-    shapes = {name: tuple(one.shape) for name, one in model.named_parameters() if "lora_" not in name}
+    parameters = (model.split or model).named_parameters()
+    shapes = {name: tuple(one.shape) for name, one in parameters if "lora_" not in name}
     if any(name.endswith(".qweight") for name in stored):  # config.json says that it is AWQ's
-        for name in filter(is_quantizable, list(shapes)):
-            groups = stored.get(name.replace("weight", "scales"))
-            shapes |= awq_shapes(name, shapes.pop(name), groups.shape[0] if groups else 1)
+        shapes = awq_shapes(shapes, stored, bool(model.split))
     is_readable = len(stored) == len(tensors) and all(tensor.is_readable for tensor in tensors)
     if model.config.tie_word_embeddings and HEAD in stored:
         _refuse_another_head(stored.pop(HEAD), stored.get(EMBEDDING))

@@ -8,7 +8,7 @@ from shlex import quote
 
 from tqdm import tqdm
 
-from r1ov.cli import check_bounds, marked, option, parse_cli, run
+from r1ov.cli import marked, option, parse_cli, run
 from r1ov.common.files import check_same_options, earlier_options, say, write_json
 from r1ov.common.journal import Journal
 from r1ov.common.remote import NoUse
@@ -75,7 +75,6 @@ class FormalizeConfig:
 
 def formalize_all(config: FormalizeConfig) -> None:
     """Leaves the outputs in `config.out`, and prints a summary on stdout."""
-    check_bounds(config)
     # Some of these take a second to import.
     from r1ov.formalize.ask import Asker
     from r1ov.formalize.report import write_outputs

@@ -16,6 +16,7 @@ from PIL import Image
 from r1ov.common.files import shown
 from r1ov.common.page import base64_image
 from r1ov.common.remote import Remote, Reply
+from r1ov.data.messages import conversation
 from r1ov.errors import UserError
 
 ROLES = ("describer", "judge", "reasoner")
@@ -37,20 +38,12 @@ class Player(NamedTuple):
     model: Model | None = None
 
 
-def conversation(prompt: str, system: str | None, image: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Args: image: as a part of the message."""
-    # Without an image a plain text: servers of text models often know nothing else.
-    content = [image, {"type": "text", "text": prompt}] if image else prompt
-    before = [{"role": "system", "content": system}] if system else []
-    return [*before, {"role": "user", "content": content}]
-
-
 def endpoint(remote: Remote, max_pixels: int) -> Model:
     """The model behind a URL; larger images are scaled down to `max_pixels` for it."""
 
     def ask(prompt: str, system: str | None = None, image: Image.Image | None = None) -> Reply:
         part = image and {"type": "image_url", "image_url": {"url": data_url(image, max_pixels)}}
-        return remote.send(conversation(prompt, system, part))
+        return remote.send(conversation(prompt, [part] if part else [], system))
 
     return ask
 
@@ -83,7 +76,7 @@ class Engine:
     def __call__(self, prompt: str, system: str | None = None, image: Image.Image | None = None) -> Reply:
         future = Future()
         part = image and {"type": "image", "image": image}
-        self._waiting.append((conversation(prompt, system, part), future))
+        self._waiting.append((conversation(prompt, [part] if part else [], system), future))
         with self._turn:
             if not future.done():  # the first in a batch answers for all
                 jobs = self._waiting[:]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from r1ov.cli import check_bounds, option, parse_cli, run
-from r1ov.common.files import can_be_written
+from r1ov.cli import option, parse_cli, run
+from r1ov.common.files import can_be_written, say
 from r1ov.errors import UserError
 
 DEFAULT_PROMPT = "How many objects are there?"
@@ -46,9 +46,6 @@ class StepConfig:
     reference: str | None = option(None, "default: the model that the run started from")
     out: str = option("step.html", "the page")
 
-    def __post_init__(self):
-        check_bounds(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
@@ -57,22 +54,16 @@ class ScoreConfig:
     seed: int = option(0, "of the scenes; the best head is chosen on those of the next seed")
     model: str = option("r1ov-tiny", "model folder, hub name or r1ov-tiny")
 
-    def __post_init__(self):
-        check_bounds(self)
-
 
 def page(config: PageConfig) -> None:
+    from r1ov.data.messages import conversation
     from r1ov.folder.pretrained import load
     from r1ov.look.page import write_page
 
     path = page_path(config.out)
     model, processor = load(config.model, config.device, config.dtype)
-    system = [] if config.system is None else [{"role": "system", "content": config.system}]
-    parts = [
-        *({"type": "image", "image": image} for image in config.image),
-        {"type": "text", "text": config.prompt or DEFAULT_PROMPT},
-    ]
-    messages = [*system, {"role": "user", "content": parts}]
+    images = [{"type": "image", "image": image} for image in config.image]
+    messages = conversation(config.prompt or DEFAULT_PROMPT, images, config.system)
     traced = write_page(path, model, processor, messages, config.model, config.versus, config.completion)
     print(processor.decode(traced.token_ids[traced.prompt_length :]))
     announce(path)
@@ -93,7 +84,7 @@ def page_path(out: str) -> Path:
 
 
 def announce(path: Path) -> None:
-    print(f"{path}: open it in a browser ({path.stat().st_size / 1e6:.1f} MB)", file=sys.stderr)
+    say(f"{path}: open it in a browser ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 def score(config: ScoreConfig) -> None:

@@ -93,7 +93,8 @@ def attach(model: Qwen2_5_VL, values: Mapping[str, Tensor], lora: Lora) -> None:
     for name, value in values.items():
         layer, _, matrix = name.rpartition(".")
         linear = model.get_submodule(layer)
-        setattr(linear, matrix, nn.Parameter(value.float()))
+        own = value[model.split.own(name)] if model.split else value
+        setattr(linear, matrix, nn.Parameter(own.float()))
         if matrix == "lora_A":
             linear.register_forward_hook(lora)
 

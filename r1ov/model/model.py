@@ -18,12 +18,14 @@ from r1ov.model.vision import VisionEncoder
 
 if TYPE_CHECKING:
     from r1ov.model.lora import Lora
+    from r1ov.model.parallel import Split
 
 T = TypeVar("T")
 
 
 class Qwen2_5_VL(nn.Module):
     lora: "Lora | None" = None  # of the adapter that lora.attach has put on it
+    split: "Split | None" = None  # between the processes that hold it together, by parallel.split
 
     def __init__(self, config: Config):
         super().__init__()

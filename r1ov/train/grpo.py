@@ -93,13 +93,15 @@ def make_minibatch(run: Run, part: Part) -> tuple[list[Batch], dict[str, float]]
     Without a KL term, completions of advantage 0 give no gradient and stay out; they still count in what the
     loss is a mean over. If every completion on every rank has advantage 0, all are kept.
     """
-    config, world, everything = run.config, run.world, [one for _, own in part for one in own]
+    if run.context:
+        part = run.context.join(part)
+    config, world, everything = run.config, run.trainers, [one for _, own in part for one in own]
     num_items = sum(num_trained(one.labels) for one in everything)
     if not config.beta and any(world.gather(any(one.teaches for one in everything))):
         part = [(prompt, [one for one in own if one.teaches]) for prompt, own in part]
     packs = make_packs(part, run.processor, config.max_length, world)
     num_read = sum(num_trained(batch["labels"]) for batch in packs)
-    counts = world.sum(float(num_items), float(len(everything)), float(num_read))
+    counts = world.sum(num_items, len(everything), num_read)
     return packs, dict(zip(COUNTS, counts, strict=True))
 
 
@@ -124,10 +126,9 @@ def add_logprobs(run: Run, packs: Sequence[Batch], name: str, model: Qwen2_5_VL)
 
 
 def policy_loss(
-    hidden: Tensor, weight: Tensor, pack: Batch, counts: Mapping[str, float], config: GRPOConfig
+    logprobs: Tensor, entropies: Tensor, pack: Batch, counts: Mapping[str, float], config: GRPOConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """One pack's share of the step's loss and metrics. Args: hidden: (T, C). weight: (V, C)."""
-    logprobs, entropies = completion_logprobs(hidden, weight, pack["labels"], config.temperature)
+    """One pack's share of the step's loss and metrics. Args: logprobs, entropies: `completion_logprobs`."""
     old, sampler = pack.get("old_logprobs", logprobs.detach()), pack["sampler_logprobs"]
     mask, correction = pack["labels"] != IGNORED, None
     if config.importance_sampling_correction:
@@ -149,13 +150,14 @@ def policy_loss(
 
 def accumulate_gradients(run: Run, packs: Sequence[Batch], counts: Mapping[str, float]) -> dict[str, float]:
     """Adds up the gradients of the step's packs; its loss and metrics. Collective: all ranks call this."""
-    shares: list[dict[str, Tensor | float]] = [{"loss": 0.0}]
+    shares = [{"loss": 0.0}]
     for pack in each_pack(packs, run):
-        then = partial(policy_loss, pack=pack, counts=counts, config=run.config)
-        loss, metrics = run.model(**pack.inputs, then=then)
+        then = partial(completion_logprobs, labels=pack["labels"], temperature=run.config.temperature)
+        scored = run.model(**pack.inputs, then=then)
+        loss, metrics = policy_loss(*scored, pack, counts, run.config)
         loss.backward()
         shares.append({"loss": loss.detach(), **metrics})
-    return combine_metrics(run.world.gather(combine_metrics(shares)))
+    return combine_metrics(run.trainers.gather(combine_metrics(shares)))
 
 
 def train(config: GRPOConfig) -> None:
@@ -185,7 +187,7 @@ def train(config: GRPOConfig) -> None:
             begun, policy, num_sampled = time.perf_counter(), run.answering_model(), 0
             groups: list[Group] = []
             for prompts, seed in until_enough(groups, run, encode, count):
-                sampled = sample(policy, run.processor, prompts, config, seed)
+                sampled = sample(policy, run.processor, prompts, config, seed)[run.shared]
                 num_sampled += sum(one.completion_tokens for group in sampled for one in group.completions)
                 groups += [score(group) for group in sampled]
             rate = world.sum(num_sampled)[0] / (seconds := time.perf_counter() - begun)

@@ -162,7 +162,7 @@ def next_prompts(run: Run, encode: Encode, count: int) -> list[Group]:
     """This rank's share of the data's next `count` prompts; the unusable ones are counted and left out.
     Collective.
     """
-    world, first = run.world, run.extra.get("next_prompt", 0)
+    world, first = run.askers, run.extra.get("next_prompt", 0)
     items: list[Record | BadRow] = []
     prompts = []
     for number in range(first + world.rank, first + count, world.size):

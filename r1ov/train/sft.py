@@ -19,7 +19,7 @@ def train(config: SFTConfig) -> None:
     """Trains until `max_steps`, and leaves the model in `out`/final."""
     source, num_rows = open_source(config, need="reply")
     with open_run(config, source, num_rows) as run:
-        config, world, rows_per_step = run.config, run.world, run.config.train_batch_size
+        config, world, rows_per_step = run.config, run.trainers, run.config.train_batch_size
         steps = Steps(
             source, run.processor, rows_per_step, config.max_length, world.rank, world.size, config.overlong
         )
@@ -59,7 +59,7 @@ def train(config: SFTConfig) -> None:
                 loss, correct = loss + own_loss.detach(), correct + own_correct
             metrics = update(run)
 
-            metrics["loss"], correct = world.sum(loss.item(), correct.item())
+            metrics["loss"], correct = run.world.sum(loss.item(), correct.item())
             metrics["mean_token_accuracy"] = correct / num_items
             metrics["num_tokens"] = run.extra["num_tokens"] = run.extra.get("num_tokens", 0) + int(num_tokens)
             if num_rows:

@@ -135,11 +135,10 @@ class TrainConfig:
     replicate: int = option(
         1, "groups that each hold the whole model (hybrid sharding): one a node", least=1, resumable=True
     )
+    tensor_parallel: int = option(1, "processes that answer with one model together", least=1, resumable=True)
+    context_parallel: int = option(1, "processes that share the tokens of a pack", least=1, resumable=True)
     num_threads: int | None = option(
-        None,
-        "CPU threads per process; default: torch's own choice, divided among the processes",
-        least=1,
-        resumable=True,
+        None, "CPU threads of a process; default: torch's own choice divided", least=1, resumable=True
     )
 
     logging_steps: int = option(1, "a line every N steps", least=1, resumable=True)

@@ -41,7 +41,8 @@ def evaluate(run: Run) -> None:
     result: dict[str, float] = {}
     if config.eval_data or (config.stage == "sft" and config.data == PLAYGROUND):
         source, count = held_out(run, "reply")
-        steps = Steps(source, run.processor, count, config.max_length, run.world.rank, run.world.size)
+        trainers = run.trainers
+        steps = Steps(source, run.processor, count, config.max_length, trainers.rank, trainers.size)
         result |= held_out_loss(run, steps[0])
     if config.eval_data or config.data == PLAYGROUND:
         result |= answer_questions(run, *held_out(run, "solution"))
@@ -85,7 +86,7 @@ def held_out_loss(run: Run, data: StepData) -> dict[str, float]:
         own_loss, own_correct = run.model(**batch.inputs, then=then)
         loss, correct = loss + own_loss.item(), correct + own_correct.item()
         num_items += num_trained(batch["labels"])
-    loss, correct, num_items = run.world.sum(loss, correct, num_items)
+    (loss, correct), (num_items,) = run.world.sum(loss, correct), run.trainers.sum(num_items)
     if not num_items:
         return {}
     loss, accuracy = loss / num_items, correct / num_items
@@ -99,7 +100,7 @@ def answer_questions(run: Run, source: Source, count: int) -> dict[str, float]:
     a gold that can be scored, and that are right of each format (of the playground: family) and kind; nothing
     if there are none. All go to samples/.
     """
-    config, world, started = run.config, run.world, time.perf_counter()
+    config, world, started = run.config, run.askers, time.perf_counter()
     longest = run.processor.config.text.max_position_embeddings - config.eval_max_new_tokens
     asked: list[tuple[int, Record]] = []
     prompts = []
@@ -124,7 +125,7 @@ def answer_questions(run: Run, source: Source, count: int) -> dict[str, float]:
         return {}
     count = len(answers)
     right, formed = (sum(answer[at] for answer in answers) for at in (2, 3))
-    if world.is_main:
+    if run.world.is_main:
         show(run, source, answers, right, formed, time.perf_counter() - started)
     by_part = defaultdict(list)
     for number, _, own, _ in answers:

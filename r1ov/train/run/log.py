@@ -127,7 +127,8 @@ def introduction(run: "Run", rows: str) -> list[str]:
     if is_sharded(run.model) and (
         is_grpo or (config.eval_steps and (config.eval_data or config.data == PLAYGROUND))
     ):
-        memory, held = memory + run.dtype.itemsize * total, f"{held}, a whole copy that answers"
+        memory += run.dtype.itemsize * total / config.tensor_parallel
+        held += ", a copy that answers"
     fitting = "--lora-r 16, more processes (--nproc-per-node) or --beta 0 takes less"
     taken = plan({held: memory}, torch.device(run.device), fitting, present=weights / size)
     learn = "" if trained == total else f", {trained / 1e6:,.2f} M of them learn"

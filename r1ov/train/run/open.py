@@ -29,6 +29,7 @@ from r1ov.folder.adapter import merge
 from r1ov.folder.pretrained import read_config, read_processor
 from r1ov.folder.weights import init_weights, is_sharded, load_weights
 from r1ov.model.model import Qwen2_5_VL
+from r1ov.model.parallel import form_teams
 from r1ov.train.optim import build_optimizers
 from r1ov.train.run.checkpoint import Checkpoints
 from r1ov.train.run.config import PLAYGROUND, TrainConfig
@@ -60,9 +61,8 @@ def open_source(config: TrainConfig, need: Literal["reply", "solution"]) -> tupl
 @contextmanager
 def open_run(config: TrainConfig, source: Source, num_rows: int | None) -> Iterator["Run"]:
     """The run that these options describe, at its beginning or where its last checkpoint left it; SystemExit
-    of status 0 if it was finished earlier.
-
-    Args: num_rows: conversations or completions that `source` has for an epoch; None if it has no end.
+    of status 0 if it was finished earlier. Args: num_rows: conversations or completions that `source` has
+    for an epoch; None if it has no end.
     """
     torch.set_flush_denormal(True)  # gradients of a peaked softmax are full of them: ten times slower
     with ExitStack() as stack:
@@ -81,6 +81,8 @@ class Run:
         tally: of the data's rows. log: the main process's, else None. stop: set when asked to stop.
     """
 
+    context, shared = None, slice(None)  # of ranks that learn together, of what they answer together
+
     def __init__(
         self,
         config: TrainConfig,
@@ -90,7 +92,8 @@ class Run:
         device: torch.device,
         stack: ExitStack,
     ):
-        self.world, self.device, self.stack = world, device, stack
+        self.world = self.askers = self.trainers = world  # to which questions and packs are dealt
+        self.device, self.stack = device, stack
         self.source, self.num_rows = source, num_rows
         files = source.fingerprint if isinstance(source, Endless) else ()
         before, config = settle(config, num_rows, files, world, device)
@@ -109,6 +112,8 @@ class Run:
         is_bf16 = device.type == "cuda" if config.bf16 is None else config.bf16
         self.dtype = torch.bfloat16 if is_bf16 else torch.float32  # of the arithmetic
         self.model, self.processor = self.build()
+        if config.tensor_parallel * config.context_parallel > 1:
+            form_teams(self)
         if isinstance(source, Endless):
             recognise_boxes(source.reader, self.processor)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -119,8 +124,9 @@ class Run:
             self._resume(before, is_longer)
         self.first_step, self.skipped_in_a_row, self.is_save_due = self.step, 0, False
         self.options = {**asdict(config), "world_size": world.size, "fingerprint": files}
-        announcement = "stopping after this step, with a checkpoint" if world.is_main else ""
-        self.stop = stack.enter_context(stopping(announcement))
+        self.stop = stack.enter_context(
+            stopping("stopping after this step, with a checkpoint" * world.is_main)
+        )
 
     def build(self) -> tuple[Qwen2_5_VL, Processor]:
         """The model to train, in float32, and its processor: loaded, or drawn as `config_name` is. Sharded
@@ -171,9 +177,7 @@ class Run:
 
     def check_data(self, encode: Callable[[Record], Any]) -> None:
         """Begins the account of the data's rows, in a new run with some that are read as training will.
-
-        Args: encode: raises UserError for a row that cannot be used.
-        Raises: UserError where `python -m r1ov.data` refuses the data.
+        Raises: UserError where `python -m r1ov.data` refuses the data. Args: encode: raises it for a row.
         """
         config = self.config
         if config.eval_data:
@@ -223,10 +227,11 @@ class Run:
         """The policy as it began, for the KL term; with LoRA the model itself, its adapter to be disabled."""
         if self.config.adapter:
             raise UserError("--beta: the reference would be the model without its adapter; merge that first")
-        return self.model if self.model.lora else self.build()[0].requires_grad_(False)
+        reference = self.model if self.model.lora else self.build()[0].requires_grad_(False)
+        return self.context.share(reference) if self.context else reference
 
     def answering_model(self) -> Qwen2_5_VL:
-        """The model as it is now, whole on every rank, for decoding: itself, or a copy of a sharded one."""
+        """The model as it is now, for decoding: itself, or a copy of a sharded one, whole or split."""
         if not is_sharded(self.model):
             return self.model
         refresh(self._replica, self.model)
@@ -234,7 +239,7 @@ class Run:
 
     @cached_property
     def _replica(self) -> Qwen2_5_VL:
-        return replica(self.model, self.dtype)
+        return replica(self.model, self.dtype, self.config.tensor_parallel)
 
     def end_step(
         self,
@@ -245,10 +250,8 @@ class Run:
     ) -> bool:
         """Counts the step, writes the line and checkpoint that are due; returns whether the run goes on.
 
-        Args:
-            counts: tokens, say, of the step, over all ranks: their rates are logged.
-            flops: floating-point operations of the step, over all ranks.
-            may_stop: False inside a rollout, where saving is postponed.
+        Args: counts: tokens, say, of the step, over all ranks: their rates are logged. flops: floating-point
+            operations of the step, over all ranks. may_stop: False inside a rollout: saving is postponed.
         """
         config, now = self.config, time.perf_counter()
         self.step, seconds, self.since = self.step + 1, now - self.since, now
@@ -293,9 +296,8 @@ def settle(
     config: TrainConfig, num_rows: int | None, files: Sequence[str], world: World, device: torch.device
 ) -> tuple[dict[str, Any], TrainConfig]:
     """The options of the run to go on with, {} if there is none, and those of this one, all resolved. Without
-    --out its folder is the first of runs/sft, runs/sft-2, ... that is free or holds this very run.
-
-    Raises: UserError if the folder given holds another.
+    --out its folder is the first of runs/sft, runs/sft-2, ... that is free or holds this very run. Raises:
+    UserError if the folder given holds another.
     """
     folders = pretrained.find(config.model or config.config_name, config.adapter)
     config = replace(config, adapter=folders.adapter and str(folders.adapter))
@@ -326,14 +328,12 @@ def resolve(
     before: Mapping[str, Any],
     parameters: int,
 ) -> TrainConfig:
-    """Every option resolved; a step never takes more rows than there are. Args: before: options of the run to
-    be resumed, which keeps a step's rows. parameters: of the model.
-    """
+    """Every option resolved. Args: before: options of the run to be resumed. parameters: of the model."""
     of_batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
     is_as_before = before and all(before.get(name) == getattr(config, name) for name in of_batch)
     fresh = config.per_device_train_batch_size * config.gradient_accumulation_steps * world.size
     batch_size = config.train_batch_size or (before["train_batch_size"] if is_as_before else fresh)
-    if num_rows and not before:
+    if num_rows and not before:  # a resumed run keeps a step's rows
         batch_size = min(batch_size, max(1, num_rows // config.steps_per_row))
     max_steps = config.max_steps
     if max_steps is None:

@@ -25,6 +25,7 @@ from r1ov.folder.weights import load_weights, local, local_rows, whole
 from r1ov.model.config import Config
 from r1ov.model.lora import Lora, attach, drawn, targets
 from r1ov.model.model import Qwen2_5_VL
+from r1ov.model.parallel import split
 
 if TYPE_CHECKING:
     from r1ov.train.run.open import Run
@@ -136,12 +137,14 @@ def shard(
         this.set_modules_to_backward_prefetch([previous])
 
 
-def replica(model: Qwen2_5_VL, dtype: torch.dtype) -> Qwen2_5_VL:
-    """An ordinary copy of the model, whole in every process, for answering questions. All processes call this
-    together.
+def replica(model: Qwen2_5_VL, dtype: torch.dtype, tensor_parallel: int = 1) -> Qwen2_5_VL:
+    """An ordinary copy of the model, for answering questions: whole in every process, or split between so
+    many. All processes call this together.
     """
     with torch.device("meta"):
         copy = Qwen2_5_VL(model.config)
+        if tensor_parallel > 1:
+            split(copy, tensor_parallel)
         if model.lora:
             own = {name: torch.empty(one.shape) for name, one in model.named_parameters() if "lora_" in name}
             attach(copy, own, model.lora)
@@ -159,7 +162,8 @@ def refresh(copy: Qwen2_5_VL, model: Qwen2_5_VL, everything: bool = False) -> No
     parameters = dict(model.named_parameters())
     for name, parameter in copy.named_parameters():
         if everything or not model.lora or "lora_" in name:
-            parameter.copy_(whole(parameters[name]))
+            value = whole(parameters[name])
+            parameter.copy_(value[copy.split.own(name)] if copy.split else value)
 
 
 @torch.no_grad()

@@ -1,0 +1,225 @@
+"""One model in several processes: its weights split between them for answering, tensor parallelism, or the
+tokens of a pack for training, context parallelism.
+
+Of a model that is split each process holds some heads of every attention, with their cache, some columns of
+every MLP, and some words of the vocabulary. In each layer two sums over the processes make the whole. Like an
+adapter, this hangs on the model's own layers, and parameters keep the names of their files. Norms and the
+vision encoder are whole in each process: all of them read all images.
+
+In training each process has some of a pack's tokens, all its way but for attention: before it the tokens are
+exchanged for heads, so that each has all tokens of its heads, and after it back.
+
+Source: Shoeybi et al. 2019 (Megatron-LM, arXiv 1909.08053); Jacobs et al. 2023 (Ulysses, 2309.14509).
+Shape letters: N processes, W words of the vocabulary that one of them holds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.logprobs import IGNORED
+from r1ov.common.processes import World
+from r1ov.errors import UserError
+from r1ov.model.config import TextConfig
+from r1ov.model.language import ALL, Attend, LanguageModel
+from r1ov.model.model import Qwen2_5_VL
+
+
+def share(count: int, rank: int, size: int) -> slice:
+    """Which of so many things are this process's; what two hold differs by at most one."""
+    return slice(count * rank // size, count * (rank + 1) // size)
+
+
+def heads(config: TextConfig, rank: int, size: int) -> tuple[slice, slice]:
+    """A process's rows of the weights of queries and of keys: whole groups of heads, or where there are more
+    processes than key heads a part of one group, with a copy of its key head.
+    """
+    keys, dim = config.num_key_value_heads, config.head_dim
+    group = config.num_attention_heads // keys
+    if size <= keys:
+        own = share(keys, rank, size)
+        begin, end = dim * own.start, dim * own.stop
+        return slice(begin * group, end * group), slice(begin, end)
+    key = rank * keys // size
+    owners = [other for other in range(size) if other * keys // size == key]
+    own = share(group, rank - owners[0], len(owners))
+    first = key * group
+    return slice(dim * (first + own.start), dim * (first + own.stop)), slice(dim * key, dim * (key + 1))
+
+
+class Split:
+    """What is one process's of a model that N hold together, and what it exchanges with the others."""
+
+    def __init__(self, model: Qwen2_5_VL, world: World):
+        """Args: world: the N processes."""
+        config, rank, size = model.config.text, world.rank, world.size
+        self.world, self.vocab_size = world, config.vocab_size
+        self.named_parameters = dict(model.named_parameters()).items  # of the whole
+        queries, keys = heads(config, rank, size)
+        self.words, columns = share(self.vocab_size, rank, size), share(config.intermediate_size, rank, size)
+        own = {"num_key_value_heads": (keys.stop - keys.start) // config.head_dim}
+        self.config = replace(config, vocab_size=self.words.stop - self.words.start, **own)
+        self.parts = {  # of a layer's weight, along which of its dimensions
+            "q_proj": (0, queries),
+            "k_proj": (0, keys),
+            "v_proj": (0, keys),
+            "o_proj": (1, queries),
+            "gate_proj": (0, columns),
+            "up_proj": (0, columns),
+            "down_proj": (1, columns),
+            "embed_tokens": (0, self.words),
+            "lm_head": (0, self.words),
+        }
+
+    def own(self, name: str) -> tuple[slice, ...]:
+        """Which part of a parameter is this process's, an adapter's matrices included."""
+        layer, leaf = name.split(".")[-2:]
+        dim, part = self.parts.get(layer, (0, ALL))
+        if name.startswith("visual.") or leaf == ("lora_A", "lora_B")[dim]:
+            return (ALL,)
+        return (ALL,) * dim + (part,)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Over the processes, in place."""
+        dist.all_reduce(x, group=self.world.group)
+        return x
+
+    def inside(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Where ids (B,) are among this process's words, and which of them are."""
+        is_own = (ids >= self.words.start) & (ids < self.words.stop)
+        return (ids - self.words.start) * is_own, is_own
+
+    def embed(self, embedding: nn.Embedding, ids: Tensor) -> Tensor:
+        rows, is_own = self.inside(ids)
+        return self.sum(F.embedding(rows, embedding.weight) * is_own[:, None])
+
+
+def split(model: Qwen2_5_VL, size: int, quantize: str | None = None) -> None:
+    """Makes of a model on the meta device this process's part, in place. Collective: all processes call this;
+    those whose ranks follow each other hold one together.
+    """
+    count, most = dist.get_world_size() if dist.is_initialized() else 1, model.config.text.num_attention_heads
+    if quantize or count % size or size > most:
+        raise UserError(
+            f"--tensor-parallel is {size}; it must divide the number of processes (torchrun's "
+            f"--nproc-per-node), {count}, and be at most the model's {most} heads; it goes without --quantize"
+        )
+    group = dist.new_subgroups(size)[0]
+    own = model.split = Split(model, World(dist.get_rank(group), size, group))
+    for name, parameter in list(model.named_parameters()):
+        layer, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(layer), leaf, nn.Parameter(parameter[own.own(name)]))
+    for layer in model.model.layers:
+        for module in (layer.self_attn, layer.mlp):
+            module.register_forward_hook(lambda _module, _inputs, y: own.sum(y))
+    model.model.config = own.config
+    model.model.embed_tokens.forward = partial(own.embed, model.model.embed_tokens)
+
+
+# -- training
+
+
+def teams(world: World, size: int, flag: str) -> World:
+    """The teams of `size` consecutive ranks, each as if it were one: of each the rank in this one's place."""
+    if world.size % size:
+        raise UserError(f"{flag} is {size}; it must divide the number of processes, {world.size}")
+    places = [list(range(place, world.size, size)) for place in range(size)]
+    group = dist.new_subgroups_by_enumeration(places)[0]
+    return World(world.rank // size, world.size // size, group)
+
+
+def form_teams(run: Any) -> None:
+    """Tells a run who samples together, and who learns from a pack together."""
+    answering, training = run.config.tensor_parallel, run.config.context_parallel
+    run.askers = teams(run.world, answering, "--tensor-parallel")
+    run.trainers = teams(run.world, training, "--context-parallel")
+    run.shared = slice(run.world.rank % answering, None, answering)
+    run.context = Context(run.model, training) if training > 1 else None
+
+
+class Context:
+    """What a process has of each pack, whose tokens it shares with the others of its team."""
+
+    def __init__(self, model: Qwen2_5_VL, size: int):
+        config = model.config.text
+        queries, keys = config.num_attention_heads, config.num_key_value_heads
+        if queries % size or (keys % size and size % keys):
+            raise UserError(
+                f"--context-parallel is {size}; it must divide the model's {queries} heads, and divide its "
+                f"{keys} key heads or be a multiple of them"
+            )
+        group = dist.new_subgroups(size)[0]
+        self.world, self.copies = World(dist.get_rank(group), size, group), max(1, size // keys)
+        self.share(model)
+
+    def own(self, labels: Tensor) -> Tensor:
+        """(T,) labels, those left that this process's tokens predict."""
+        each = -(-len(labels) // self.world.size)
+        predicting = torch.arange(-1, len(labels) - 1, device=labels.device)
+        return labels.where(predicting // each == self.world.rank, IGNORED)
+
+    def whole(self, values: Tensor, labels: Tensor) -> Tensor:
+        """(n, T) values of all labels; they have gradients where they are this process's.
+
+        Args: values: 0 where they are not its own. labels: `own`.
+        """
+        total = values.detach().clone()
+        dist.all_reduce(total, group=self.world.group)
+        return values.where(labels != IGNORED, total)
+
+    def share(self, model: Qwen2_5_VL) -> Qwen2_5_VL:
+        """The same model, of which from now on this process computes its own tokens alone."""
+        model.forward, model.model.forward = partial(self.forward, model), partial(self.states, model.model)
+        return model
+
+    def join(self, part: Sequence[Any]) -> list[Any]:
+        """The prompts, each with completions, of the whole team; of their images the pixels alone."""
+        own = [(replace(prompt, pictures=()), completions) for prompt, completions in part]
+        return list(chain(*self.world.gather(own)))
+
+    def forward(self, model: Qwen2_5_VL, then: partial, **inputs: Tensor) -> tuple[Tensor, ...]:
+        """What `then` gives of this process's labels, if that are sums, else (T,) values of all."""
+        labels = self.own(then.keywords["labels"])
+        values = Qwen2_5_VL.forward(model, then=partial(then, labels=labels), **inputs)
+        return self.whole(torch.stack(values), labels).unbind() if values[0].ndim else values
+
+    def states(
+        self, language: LanguageModel, x: Tensor, position_ids: Tensor, attend: Attend, only: slice = ALL
+    ) -> Tensor:
+        """(T, C), 0 where the tokens are not this process's. Args: as `LanguageModel.forward`'s."""
+        count, size, group = len(x), self.world.size, self.world.group
+        each = -(-count // size)
+        begin, pad = each * self.world.rank, each * size - count
+
+        def exchanged(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            copied = (one.repeat_interleave(self.copies, 1) for one in (k, v))
+            parts = (one.unflatten(1, (size, -1)).transpose(0, 1) for one in (q, *copied))  # (N, t, h, D)
+            q, k, v = (Exchange.apply(one, group).flatten(0, 1)[:count] for one in parts)  # (T, h, D)
+            out = F.pad(attend(layer, q, k, v), (0, 0, 0, 0, 0, pad)).unflatten(0, (size, -1))
+            return Exchange.apply(out, group).transpose(0, 1).flatten(1, 2)  # (t, H, D)
+
+        x, position_ids = F.pad(x, (0, 0, 0, pad)), F.pad(position_ids, (0, pad))
+        x, position_ids = x[begin : begin + each], position_ids[:, begin : begin + each]
+        hidden = LanguageModel.forward(language, x, position_ids, exchanged)
+        return F.pad(hidden, (0, 0, begin, count + pad - begin - each))[:count]
+
+
+class Exchange(torch.autograd.Function):
+    """(N, ...) -> (N, ...): the r-th part of what a process has goes to the r-th process."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group, y = group, torch.empty_like(x, memory_format=torch.contiguous_format)
+        dist.all_to_all_single(y, x.contiguous(), group=group)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return Exchange.apply(grad, ctx.group), None
