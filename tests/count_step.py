@@ -10,18 +10,22 @@ it launches. It moves its inputs and its outputs, each once. The optimizer is le
 
 import argparse
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import CheckpointPolicy
 
 import kernels
 from r1ov.folder.pretrained import config_from_dict
 from r1ov.model.model import Qwen2_5_VL
-from r1ov.train.run.sharding import KEPT, checkpoint_activations
+from r1ov.train.run import sharding
 from tests.test_published_shapes import published_config
 
 # Products and attention: what is not elementwise.
@@ -44,6 +48,7 @@ class Pass:
 
     kernels: Counter = field(default_factory=Counter)
     moved: Counter = field(default_factory=Counter)
+    made: int = 0  # bytes of all results
     kept: int = 0  # bytes of the results that selective checkpointing keeps
 
     def elementwise(self) -> tuple[int, int]:
@@ -57,6 +62,16 @@ class Counting(TorchDispatchMode):
     """Counts into `into` whatever runs within it."""
 
     into: Pass
+
+    def noting(self, policy: Callable, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """Selective checkpointing's policy; what it keeps is made once more, and counted apart."""
+        found = policy(context, function, *args, **kwargs)
+        if found is CheckpointPolicy.MUST_SAVE:
+            into, self.into = self.into, Pass()
+            function(*args)
+            into.kept += self.into.made
+            self.into = into
+        return found
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -75,8 +90,7 @@ class Counting(TorchDispatchMode):
             return out
         self.into.kernels[name] += LAUNCHES.get(name, 1)
         self.into.moved[name] += sum(x.nbytes for x in (*given, *made))
-        if f"{namespace}::{name}" in KEPT:
-            self.into.kept += sum(x.nbytes for x in made)
+        self.into.made += sum(x.nbytes for x in made)
         return out
 
 
@@ -96,7 +110,9 @@ def count(
         input_ids, labels = torch.zeros(2, tokens, dtype=torch.int64)
         pixels = torch.zeros(pictures * patches, config.vision.patch_dim, dtype=torch.bfloat16)
         cu_seqlens = torch.zeros(pictures + 1, dtype=torch.int32)
-    checkpoint_activations(model, activation_checkpointing)
+    forward, backward, counting, alive = Pass(), Pass(), Counting(), []
+    with patch("r1ov.train.run.sharding._policy", partial(counting.noting, sharding._policy)):
+        sharding.checkpoint_activations(model, activation_checkpointing)
     side = round(patches**0.5)
     grids = torch.tensor([[1, side, side]] * pictures)
     parameters = {x.untyped_storage()._cdata for x in model.parameters()}
@@ -111,7 +127,6 @@ def count(
     def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return kernels.attention(q, k, v, cu_seqlens)
 
-    forward, backward, counting, alive = Pass(), Pass(), Counting(), []
     kernels.use("triton")
     try:
         with counting, torch.autograd.graph.saved_tensors_hooks(hold, lambda x: x):
@@ -125,8 +140,7 @@ def count(
             loss.backward()
     finally:
         kernels.use(None)
-    kept = forward.kept if activation_checkpointing == "selective" else 0
-    return {"forward": forward, "backward": backward, "kept": kept, "held": sum(held.values())}
+    return {"forward": forward, "backward": backward, "kept": forward.kept, "held": sum(held.values())}
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ def test_the_ruler():
     assert counting.into.kernels == {"add": 1, "mm": 1}
     assert counting.into.moved == {"add": 72, "mm": 64}
     assert counting.into.elementwise() == (1, 72)
-    assert counting.into.kept == 16
 
 
 def test_a_step_of_3b_launches_moves_and_keeps_what_it_may():
@@ -25,5 +24,5 @@ def test_a_step_of_3b_launches_moves_and_keeps_what_it_may():
     passes = found["forward"], found["backward"]
     assert sum(one.kernels.total() for one in passes) <= 7500 / 2
     assert sum(one.elementwise()[1] for one in passes) <= 0.45 * 500e9
-    assert found["kept"] <= 26e9
-    assert found["held"] <= 2.2e9  # the blocks' inputs, and the last states
+    assert found["kept"] <= 24e9  # all products but the last of each block
+    assert found["held"] <= 4.6e9  # the blocks' inputs, the last states, and the loss's logits, 2.5 GB of it

@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -71,9 +72,10 @@ def checkpoint_activations(model: Qwen2_5_VL, mode: str) -> None:
         # nothing else in the model is random
         "preserve_rng_state": bool(model.lora and model.lora.dropout),
     }
-    if mode == "selective":
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     for block in [*model.visual.blocks, *model.model.layers]:
+        if mode == "selective":
+            policy = partial(_policy, last=None if model.lora else block.mlp.down_proj)
+            options["context_fn"] = partial(create_selective_checkpoint_contexts, policy)
         block.forward = partial(checkpoint, block.forward, **options)
 
 
@@ -210,5 +212,9 @@ def _part(name: str) -> str:
     return "vision" if name.startswith("visual.") else "language"
 
 
-def _policy(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation.name() in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+def _policy(
+    _context: Any, operation: Any, *args: Any, last: nn.Linear | None = None, **_kwargs: Any
+) -> CheckpointPolicy:
+    """Args: last: what ends the block: no gradient needs its result, and recomputing stops before it."""
+    keeps = operation.name() in KEPT and not (last and getattr(args[-1], "_base", None) is last.weight)
+    return CheckpointPolicy.MUST_SAVE if keeps else CheckpointPolicy.PREFER_RECOMPUTE
