@@ -72,8 +72,8 @@ def choose_dtype(
 
 def computes_bfloat16(device: torch.device) -> bool:
     """True where bfloat16 is at least as fast as float32: on GPUs, and CPUs with instructions for it."""
-    known = torch.cpu.get_capabilities()
-    return device.type != "cpu" or any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    known = torch.cpu.get_capabilities().get
+    return device.type != "cpu" or any(map(known, ("avx512_bf16", "amx_bf16", "bf16")))
 
 
 def choose_kernels(impl: str | None, device: torch.device) -> str:

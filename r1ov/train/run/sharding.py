@@ -14,7 +14,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -212,9 +211,7 @@ def _part(name: str) -> str:
     return "vision" if name.startswith("visual.") else "language"
 
 
-def _policy(
-    _context: Any, operation: Any, *args: Any, last: nn.Linear | None = None, **_kwargs: Any
-) -> CheckpointPolicy:
-    """Args: last: what ends the block: no gradient needs its result, and recomputing stops before it."""
+def _policy(_context: Any, operation: Any, *args: Any, last: Any = None, **_kwargs: Any) -> CheckpointPolicy:
+    """Args: last: ends the block: no gradient needs its result, and recomputing stops before it."""
     keeps = operation.name() in KEPT and not (last and getattr(args[-1], "_base", None) is last.weight)
     return CheckpointPolicy.MUST_SAVE if keeps else CheckpointPolicy.PREFER_RECOMPUTE
