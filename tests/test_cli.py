@@ -216,7 +216,7 @@ def test_text_goes_to_stdout_and_all_else_to_stderr(folder, monkeypatch, capsys)
     first, cut, last = err.splitlines()
     assert cut.startswith("cut off after 6 tokens")
     assert re.search(
-        r"cpu \| torch kernels \| float32 \(as the checkpoint\) \| 0\.\d+ GB of .* free \(program ", first
+        r"cpu \| torch kernels \| float32 \(as the checkpoint\) \| \d\.\d+ GB of .* free \(program ", first
     )
     assert re.search(r"prefill \d+ tokens in .* tokens/s\) \| decode 5 tokens in .* tokens/s", last)
 

@@ -458,7 +458,9 @@ def test_drawing_never_holds_training_back():
 def test_all_questions_are_listed_for_whoever_wants_to_ask_them(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["playground", "--questions"])
     assert cli.run(main) == 0
-    blocks = [block.splitlines() for block in capsys.readouterr().out.strip().split("\n\n")]
+    *blocks, said = capsys.readouterr().out.strip().split("\n\n")
+    assert said.startswith("What is in {} is of the picture")
+    blocks = [block.splitlines() for block in blocks]
     listed = {title: [line.strip() for line in lines] for title, *lines in blocks}
     assert listed == {
         f"{family}: {topic}": questions
