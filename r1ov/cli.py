@@ -42,14 +42,14 @@ class AskingOptions:
     seed: int = option(0, "the same seed gives the same samples", least=0)
     min_pixels: int | None = option(
         None,
-        "smaller images are enlarged to this many pixels (default: the checkpoint's; 200704 on published "
-        "benchmarks)",
+        "smaller images are enlarged to this many pixels (default: the checkpoint's; 200704 where "
+        "r1ov.evaluate asks a published benchmark)",
         least=1,
     )
     max_pixels: int | None = option(
         None,
-        "larger images are shrunk to this many pixels (default: the checkpoint's; 1003520 on published "
-        "benchmarks)",
+        "larger images are shrunk to this many pixels (default: the checkpoint's; 1003520 where "
+        "r1ov.evaluate asks a published benchmark)",
         least=1,
     )
     device: str | None = option(None, "cpu, cuda or cuda:N (default: cuda where there is one)")
