@@ -6,7 +6,7 @@ are those of the published checkpoint files.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,13 @@ from r1ov.model.config import Config
 from r1ov.model.language import ALL, Attend, LanguageModel
 from r1ov.model.vision import VisionEncoder
 
-if TYPE_CHECKING:
-    from r1ov.model.lora import Lora
-    from r1ov.model.parallel import Split
-
 T = TypeVar("T")
 
 
 class Qwen2_5_VL(nn.Module):
-    lora: "Lora | None" = None  # of the adapter that lora.attach has put on it
-    split: "Split | None" = None  # between the processes that hold it together, by parallel.split
+    # What may be put on it from outside: an adapter (lora.py's `Lora`), and how several processes hold it
+    # together (parallel.py's `Split`).
+    lora = split = None
 
     def __init__(self, config: Config):
         super().__init__()

@@ -14,10 +14,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from r1ov.common.files import say
 from r1ov.data.processor import Batch
 from r1ov.errors import UserError
 from r1ov.folder.weights import is_sharded, local, rows_of_each
-from r1ov.train.run.log import say
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

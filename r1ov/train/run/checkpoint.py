@@ -20,10 +20,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from r1ov.common.files import say
 from r1ov.common.processes import PATIENCE, World
 from r1ov.errors import UserError
 from r1ov.train.run import storage
-from r1ov.train.run.log import say
 from r1ov.train.run.state import copy_of_share, random_state, restore, set_random_state, state_tensors
 
 MAX_FAILURES = 3  # failed saves in a row that stop the run
