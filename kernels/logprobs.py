@@ -25,7 +25,8 @@ def token_logprobs(
     temperature: float = 1.0,
     return_entropy: bool = False,
     impl: str | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+    return_hits: bool = False,
+) -> Tensor | tuple[Tensor, ...]:
     """log softmax(hidden weight^T / temperature) at each row's target; (T,) float32, in nats.
 
     The (T, V) logits come and go in chunks. Few enough stay for the backward, more come once more in it.
@@ -36,6 +37,7 @@ def token_logprobs(
         temperature: divides the logits; the sampling temperature when scoring samples.
         return_entropy: also give each row's entropy in nats, (T,) float32, 0 where there is no target.
         impl: "torch" or "triton"; None: by device.
+        return_hits: also give 1 for each row whose target is the likeliest token, else 0, (T,) float32.
     """
     impl = check_impl(impl, hidden.device)
     if hidden.shape[0] != targets.shape[0]:
@@ -44,23 +46,24 @@ def token_logprobs(
         )
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}, must be above 0")
+    wanted = return_entropy, return_hits
     if impl == "triton":
         from kernels.triton import logprobs as triton_logprobs
 
-        logprobs, entropy = triton_logprobs.score(hidden, weight, targets, temperature)
-        return (logprobs, entropy) if return_entropy else logprobs
+        found = triton_logprobs.score(hidden, weight, targets, temperature, *wanted)
+        return found if found[1:] else found[0]
 
     def score(hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-        return definition(hidden @ weight.mT, targets, temperature, return_entropy)
+        return definition(hidden @ weight.mT, targets, temperature, *wanted)
 
     rows = (targets != IGNORED).nonzero().squeeze(1)  # (R,)
     chunks = rows.split(max(1, CHUNK // weight.shape[0]))
     if len(chunks) > 1:
         score = partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
     scored = [score(hidden[chunk], targets[chunk]) for chunk in chunks]
-    zeros = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
+    zeros = torch.zeros_like(targets, dtype=torch.float32)
     placed = tuple(zeros.index_put((rows,), torch.cat(parts)) for parts in zip(*scored, strict=True))
-    return placed if return_entropy else placed[0]
+    return placed if placed[1:] else placed[0]
 
 
 def definition(
@@ -68,13 +71,14 @@ def definition(
     targets: Tensor,
     temperature: float,
     return_entropy: bool,
+    return_hits: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, ...]:
-    """(R, V), (R,) -> log-prob of each row's target (R,) and, if asked for, the row's entropy (R,), computed
-    in `dtype`.
+    """(R, V), (R,) -> log-prob of each row's target (R,) and, if asked for, the row's entropy (R,), and 1
+    where no log-prob is larger than the target's, else 0 (R,), computed in `dtype`.
     """
     logprobs = (logits.to(dtype) / temperature).log_softmax(-1)  # (R, V)
-    chosen = logprobs.gather(1, targets[:, None]).squeeze(1)
-    if not return_entropy:
-        return (chosen,)
-    return chosen, -(logprobs.exp() * logprobs.clamp(min=-1e30)).sum(-1)  # clamped, for 0 log 0 is 0
+    found = (logprobs.gather(1, targets[:, None]).squeeze(1),)
+    if return_entropy:
+        found += (-(logprobs.exp() * logprobs.clamp(min=-1e30)).sum(-1),)  # clamped, for 0 log 0 is 0
+    return (*found, (found[0] == logprobs.amax(-1)).to(dtype)) if return_hits else found

@@ -39,8 +39,7 @@ from r1ov.model.rope import mrope_positions
 from r1ov.train.grpo import accumulate_gradients, add_logprobs, make_minibatch
 from r1ov.train.optim import build_optimizers, clip_grad_norm
 from r1ov.train.run.config import GRPOConfig
-from r1ov.train.run.sharding import make_mesh, refresh, replica, shard
-from tests.bench_train_gpu import needs_gpu
+from tests.bench_train_gpu import copy_of, needs_gpu
 from tests.grpo_worker import Bare
 from tests.test_published_shapes import published_config
 
@@ -103,10 +102,14 @@ def bound(config: Config, rows: int, prompt: int, tokens: int, width: int, devic
 
 
 def update(
-    run: Bare, optimizers: list[torch.optim.Optimizer], packs: list[Batch], counts: dict[str, float]
+    run: Bare,
+    masters: Qwen2_5_VL,
+    optimizers: list[torch.optim.Optimizer],
+    packs: list[Batch],
+    counts: dict[str, float],
 ) -> None:
     accumulate_gradients(run, packs, counts)
-    clip_grad_norm(run.model.parameters(), 1.0)
+    clip_grad_norm(masters.parameters(), 1.0)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
@@ -124,11 +127,11 @@ def ours(
     each, tokens = options.generations, options.tokens
     with torch.device("meta"):
         model = Qwen2_5_VL(config)
-    is_sharded = device.type == "cuda"
-    if is_sharded:
-        shard(model, make_mesh(world, device), torch.bfloat16)
-    model = model.to_empty(device=device)
-    init_weights(model, torch.Generator(device=device).manual_seed(0))
+    masters = model = model.to_empty(device=device)
+    init_weights(masters, torch.Generator(device=device).manual_seed(0))
+    optimizers = build_optimizers(masters, "adamw", 1e-6, 0.0, (0.9, 0.999), 0.0)
+    if device.type == "cuda":
+        model = copy_of(masters, optimizers, "selective")
     learning = GRPOConfig(
         num_generations=each,
         max_completion_length=tokens,
@@ -136,8 +139,6 @@ def ours(
         loss_type="grpo",
     )
     run = Bare(model, processor, world, learning, device)
-    optimizers = build_optimizers(model, "adamw", 1e-6, 0.0, (0.9, 0.999), 0.0)
-    sampler = replica(model, torch.bfloat16) if is_sharded else model
     names = [str(number).encode() for number in range(len(prompts))]
 
     def roll_out(seed: int):
@@ -146,7 +147,7 @@ def ours(
             temperature=1.0,
             top_p=1.0, top_k=0, repetition_penalty=1.0,
         )  # fmt: skip
-        return decode(sampler, processor, plan)
+        return decode(model, processor, plan)
 
     def packed(completions: list[Completion]) -> tuple[list[Batch], dict[str, float]]:
         rows = []
@@ -160,8 +161,6 @@ def ours(
     phases: dict[str, list[float]] = {}
     for repeat in range(options.repeats + 1):
         seconds = {}
-        if is_sharded:
-            seconds["weights to the sampler"], _ = timed(lambda: refresh(sampler, model), device)
         seconds["rollout"], (completions, timing) = timed(lambda seed=repeat: roll_out(seed), device)
         assert all(completion.completion_tokens == tokens for completion in completions)
         seconds |= {"rollout: prefill": timing.prefill_seconds, "rollout: decode": timing.decode_seconds}
@@ -170,7 +169,7 @@ def ours(
             lambda packs=packs: add_logprobs(run, packs, "old_logprobs", model), device
         )
         seconds["update"], _ = timed(
-            lambda packs=packs, counts=counts: update(run, optimizers, packs, counts), device
+            lambda packs=packs, counts=counts: update(run, masters, optimizers, packs, counts), device
         )
         if repeat:  # the first one compiles and fills caches
             for name, value in seconds.items():

@@ -6,9 +6,9 @@ transformers' model.
     python -m tests.bench_train_gpu --release tiny --tokens 512 --device cpu    # that it runs at all
 
 Rows of equal length, each with one picture, so that padding costs transformers nothing. Both keep float32
-weights and AdamW moments and compute in bfloat16 (r1ov by FSDP2's mixed precision on a mesh of one,
-transformers by autocast); on a CPU both compute in float32. r1ov is measured with activation checkpointing
-off and selective, transformers (SDPA) without.
+weights and AdamW moments and compute in bfloat16 (r1ov in a copy of the weights, transformers by autocast);
+on a CPU both compute in float32. r1ov is measured with activation checkpointing off and selective,
+transformers (SDPA) without.
 """
 
 import argparse
@@ -21,12 +21,13 @@ from contextlib import nullcontext
 from datetime import date
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from r1ov.cli import run
-from r1ov.common.processes import World, choose_kernels, joined
+from r1ov.common.processes import choose_kernels, joined
 from r1ov.data.pack import sequence_cost
 from r1ov.data.processor import Batch
 from r1ov.errors import UserError
@@ -38,7 +39,7 @@ from r1ov.model.rope import mrope_positions
 from r1ov.train.loss import sft_loss
 from r1ov.train.optim import build_optimizers, clip_grad_norm
 from r1ov.train.run.log import PEAK_FLOPS
-from r1ov.train.run.sharding import checkpoint_activations, make_mesh, shard
+from r1ov.train.run.sharding import checkpoint_activations, computing_copy
 from tests.test_published_shapes import published_config
 
 
@@ -93,22 +94,29 @@ def measured(step, repeats: int, device: torch.device) -> tuple[float, float | N
     ), torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
 
 
-def ours(config: Config, batch: Batch, mode: str, world: World, device: torch.device):
+def copy_of(masters: Qwen2_5_VL, optimizers: list[torch.optim.Optimizer], mode: str) -> Qwen2_5_VL:
+    """What computes in a run on one GPU."""
+    config = SimpleNamespace(activation_checkpointing=mode)
+    run = SimpleNamespace(masters=masters, dtype=torch.bfloat16, config=config, optimizers=optimizers)
+    return computing_copy(run)
+
+
+def ours(config: Config, batch: Batch, mode: str, device: torch.device):
     with torch.device("meta"):
         model = Qwen2_5_VL(config)
     checkpoint_activations(model, mode)
-    if device.type == "cuda":
-        shard(model, make_mesh(world, device), torch.bfloat16)
-    model = model.to_empty(device=device)
+    masters = model = model.to_empty(device=device)
     init_weights(model, torch.Generator(device=device).manual_seed(0))
     optimizers = build_optimizers(model, "adamw", 1e-5, 0.0, (0.9, 0.999), 0.0)
+    if device.type == "cuda":
+        model = copy_of(masters, optimizers, mode)
     batch = batch.to(device)
     labels = batch.pop("labels")
     num_items = int((labels != -100).sum())
 
     def step() -> None:
         model(**batch, then=partial(sft_loss, labels=labels, num_items_in_batch=num_items)).backward()
-        clip_grad_norm(model.parameters(), 1.0)
+        clip_grad_norm(masters.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -170,14 +178,14 @@ def main() -> None:
     packed, padded = rows_of(config, options.rows, options.tokens // options.rows, (1, side, side), generator)
     trained = int((packed["labels"] != -100).sum()) // options.rows
     cost = options.rows * sequence_cost(config, options.tokens // options.rows, trained, [(1, side, side)])
-    with joined(options.device) as (world, device):
+    with joined(options.device) as (_, device):
         kernels = choose_kernels(options.kernels, device)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         shape = f"{options.rows} rows of {options.tokens // options.rows} tokens"
         print(f"{name}, torch {torch.__version__}, {options.release}, {shape}, {kernels} kernels")
         print("| step | ms | tokens/s | MFU | peak GB |\n|---|---:|---:|---:|---:|")
         cases = {
-            f"r1ov, checkpointing {mode}": partial(ours, config, packed, mode, world, device)
+            f"r1ov, checkpointing {mode}": partial(ours, config, packed, mode, device)
             for mode in ("off", "selective")
         }
         cases["transformers, SDPA"] = partial(theirs, raw, padded, device)

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from kernels import token_logprobs
+from kernels import logprobs, token_logprobs
 from kernels.logprobs import definition
 
 pytest.importorskip("triton")  # there is none for macOS and Windows
@@ -219,6 +219,22 @@ def test_either_side_may_be_frozen(frozen):
     loss = (logprobs * torch.linspace(0.5, 1, 9)).sum() + (entropy * torch.linspace(-1, 1, 9)).sum()
     (grad,) = torch.autograd.grad(loss, leaf)
     assert torch.equal(grad.double(), expected[3 if frozen == "hidden" else 2])
+
+
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+def test_hits_are_the_targets_that_are_likeliest(monkeypatch, impl):
+    monkeypatch.setattr(logprobs, "CHUNK", 4 * 150)
+    monkeypatch.setattr(triton_logprobs, "TILES", {"forward": (4, 64), "backward": (8, 64)})
+    hidden, weight, targets = inputs(19, 150)
+    first = (hidden @ weight.mT).argmax(1)
+    targets[::2] = first[::2].where(targets[::2] != -100, -100)
+    plain = token_logprobs(hidden, weight, targets, 0.7, impl=impl)
+    values, hits = token_logprobs(hidden, weight.requires_grad_(), targets, 0.7, impl=impl, return_hits=True)
+    assert torch.equal(hits, (first == targets).float())
+    assert 0 < hits.sum() < (targets != -100).sum()
+    assert torch.equal(values.detach(), plain)
+    assert not hits.requires_grad
+    assert len(token_logprobs(hidden, weight, targets, 0.7, True, impl, True)) == 3
 
 
 class Largest(TorchDispatchMode):

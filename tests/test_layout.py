@@ -146,6 +146,7 @@ def test_public_python_names_are_frozen():
         "temperature",
         "return_entropy",
         "impl",
+        "return_hits",
     ]
     assert parameters(accuracy_reward) == ["completion", "gold", "kind"]
     assert parameters(format_reward) == ["completion", "mode"]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -247,24 +248,29 @@ def test_an_evaluation_that_a_stop_left_out_is_made_on_resume_and_none_twice(tmp
     ]
 
 
-@pytest.mark.parametrize(("beta", "size", "held"), [(0.0, 1, 16), (0.1, 1, 20), (0.0, 4, 8), (0.1, 4, 9)])
+@pytest.mark.parametrize(
+    ("beta", "size", "held", "is_copied"),
+    [(0.0, 1, 16, 0), (0.1, 1, 20, 0), (0.0, 4, 8, 0), (0.1, 4, 9, 0), (0.0, 1, 18, 1), (0.1, 1, 20, 1)],
+)
 def test_the_memory_that_is_announced_counts_reference_and_the_copy_that_answers(
-    beta, size, held, monkeypatch, processor
+    beta, size, held, is_copied, monkeypatch, processor
 ):
     """Bytes a parameter: 16 for weights, gradients and moments and 4 for a reference, of which each of
-    several processes holds its share; and a copy of its own to answer with.
+    several processes holds its share; and a copy of its own to answer with. Where one process computes in
+    bfloat16, 2 for that copy and 2 for the reference.
     """
     monkeypatch.setattr(log, "is_sharded", lambda _: size > 1)
     model = torch.nn.Linear(10_000, 1_000, bias=False, device="meta")  # 10 M parameters
     run = SimpleNamespace(
         config=GRPOConfig(beta=beta, train_batch_size=8, max_steps=1, learning_rate=1e-6),
         world=World(0, size),
-        model=model,
+        masters=model,
+        model=deepcopy(model) if is_copied else model,
         parameters=list(model.parameters()),
         processor=processor,
         out=Path("runs"),
         device="cpu",
-        dtype=torch.float32,
+        dtype=torch.bfloat16 if is_copied else torch.float32,
         kernels="torch",
         num_rows=None,
         changed=[],
@@ -272,7 +278,7 @@ def test_the_memory_that_is_announced_counts_reference_and_the_copy_that_answers
     )
     (line,) = [line for line in log.introduction(run, "") if line.startswith("memory")]
     assert line.startswith(f"memory  {held / 100:.2f} GB a process")
-    assert ("reference" in line, "copy" in line) == (beta > 0, size > 1)
+    assert ("reference" in line, "copy" in line) == (beta > 0, size > 1 or is_copied == 1)
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ before they are scaled: logits of 1e4 lose nothing. -inf counts as probability 0
 vocabulary gives nan.
 
 Memory beyond inputs, outputs and gradients: what is kept, one tile (34 MB forward, 67 MB backward in bf16),
-the rows that have a target, gathered once where others have none, and in the backward R*C floats of d hidden
-and 4096*C of d weight. Gradients made in the forward instead, a chunk of rows at a time, would hold the
-chunk's logits and d weight in float32 at the same moment, which is no less for a chunk that is worth it.
+the rows that have a target, and in the backward R*C floats of d hidden and 4096*C of d weight. Gradients made
+in the forward instead, a chunk of rows at a time, would hold the chunk's logits and d weight in float32 at
+the same moment, which is no less for a chunk that is worth it.
 
 Shape letters: T rows, C hidden size, V vocabulary, R rows that have a target.
 """
@@ -220,14 +220,11 @@ def backward(
     rows = (targets != IGNORED.value).nonzero().squeeze(1)  # (R,)
     if not len(rows):
         return grad_hidden, grad_weight
-    if len(rows) < len(targets):
-        hidden, targets, state = hidden[rows], targets[rows], state[:, rows]
+    hidden, targets, state = hidden[rows], targets[rows], state[:, rows]
     height, width = (min(pair) for pair in zip(TILES["backward"], (len(rows), len(weight)), strict=True))
     buffer = hidden.new_empty(height, width)
-    sum_hidden = torch.empty(hidden.shape if need_hidden else 0, dtype=torch.float32, device=hidden.device)
-    sum_weight = torch.empty(
-        (width, weight.shape[1]) if need_weight else 0, dtype=torch.float32, device=hidden.device
-    )
+    sum_hidden = hidden.new_empty(hidden.shape, dtype=torch.float32)
+    sum_weight = hidden.new_empty(width, hidden.shape[1], dtype=torch.float32)
     for part in _slices(len(weight), width):
         for block in _slices(len(rows), height, len(kept)):
             x, w = hidden[block], weight[part]
@@ -281,10 +278,18 @@ def _token_logprobs_autograd(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | 
 token_logprobs.register_autograd(_token_logprobs_autograd, setup_context=_keep)
 
 
-def score(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies, (T,) each; logits are kept only if gradients may be asked for."""
+def score(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    temperature: float,
+    return_entropy: bool,
+    return_hits: bool,
+) -> tuple[Tensor, ...]:
+    """What `kernels.token_logprobs` gives; logits are kept only if gradients may be asked for."""
     is_learning = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     most_kept = is_learning * KEPT // len(weight)  # rows
     with torch.cuda.device_of(hidden):
         results, _ = token_logprobs(hidden, weight, targets, temperature, most_kept)
-    return results[0], results[3]
+    hits = (results[0] == -results[2]) & (targets != IGNORED.value)  # the peak's is -log sum
+    return results[0], *[results[3]] * return_entropy, *[hits.float()] * return_hits

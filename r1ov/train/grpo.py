@@ -112,8 +112,8 @@ def completion_logprobs(
 
     What precedes a token in the pack predicts it: each completion begins with the prompt's last token.
     """
-    logprobs, entropies = token_logprobs(hidden[:-1], weight, labels[1:], temperature, return_entropy=True)
-    return F.pad(logprobs, (1, 0)), F.pad(entropies, (1, 0))
+    found = token_logprobs(hidden[:-1], weight, labels[1:], temperature, return_entropy=True)
+    return tuple(F.pad(one, (1, 0)) for one in found)
 
 
 @torch.no_grad()
@@ -185,7 +185,7 @@ def train(config: GRPOConfig) -> None:
         while run.step < config.max_steps:
             # 1. sample G completions of each prompt, and 2. score them
             begun, policy, num_sampled = time.perf_counter(), run.answering_model(), 0
-            groups: list[Group] = []
+            groups = []
             for prompts, seed in until_enough(groups, run, encode, count):
                 sampled = sample(policy, run.processor, prompts, config, seed)[run.shared]
                 num_sampled += sum(one.completion_tokens for group in sampled for one in group.completions)

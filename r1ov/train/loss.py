@@ -17,13 +17,11 @@ import torch
 from torch import Tensor
 
 from kernels import token_logprobs
-from r1ov.data.processor import IGNORED
 from r1ov.errors import UserError
 from r1ov.train.run.config import ImportanceSamplingLevel, LossType, ScaleRewards, check_loss_options
 
 EPS = 1e-4  # added to the standard deviation, as in TRL
 MIN_STD = 1e-6  # a smaller spread is rounding, which division by the standard deviation would blow up
-CHUNK = 2048  # tokens whose logits are held at once to see which are right
 MAX_LOG_RATIO = 20.0  # e^20 = 5e8; verl's bound
 
 
@@ -42,19 +40,15 @@ def sft_loss(hidden: Tensor, weight: Tensor, labels: Tensor, num_items_in_batch:
         num_items_in_batch: N.
     Source: transformers' `ForCausalLMLoss` with `num_items_in_batch`; here over a packed batch.
     """
-    return -token_logprobs(hidden[:-1], weight, labels[1:]).sum() / num_items_in_batch
+    return sft_loss_and_correct(hidden, weight, labels, num_items_in_batch)[0]
 
 
 def sft_loss_and_correct(
-    hidden: Tensor, weight: Tensor, labels: Tensor, num_items_in_batch: float, is_counted: bool = True
+    hidden: Tensor, weight: Tensor, labels: Tensor, num_items_in_batch: float
 ) -> tuple[Tensor, Tensor]:
-    """`sft_loss`, and how many trained tokens are the model's own first choice; 0 if that is not counted."""
-    correct = torch.zeros((), device=hidden.device)
-    with torch.no_grad():
-        trained = (labels[1:] != IGNORED).nonzero().squeeze(1)
-        for some in trained.split(CHUNK) if is_counted else ():
-            correct += ((hidden[some] @ weight.mT).argmax(-1) == labels[some + 1]).sum()
-    return sft_loss(hidden, weight, labels, num_items_in_batch), correct
+    """`sft_loss`, and how many trained tokens are a first choice of the model's own."""
+    logprobs, hits = token_logprobs(hidden[:-1], weight, labels[1:], return_hits=True)
+    return -logprobs.sum() / num_items_in_batch, hits.sum()
 
 
 # -- from rewards to advantages
@@ -210,9 +204,8 @@ def grpo_loss(
     assert len(index) <= num_items_in_batch, (
         f"{len(index)} trained tokens here, {num_items_in_batch} in the whole step"
     )
-    members = torch.arange(len(cu_seqlens) - 1, device=index.device)  # (B,)
-    sequence = members.repeat_interleave(cu_seqlens.diff())[index]  # (N,) whose each token is
-    lengths = sequence.bincount(minlength=len(members))  # (B,)
+    sequence = torch.searchsorted(cu_seqlens.long(), index, right=True) - 1  # (N,) whose each token is
+    lengths = sequence.bincount(minlength=len(cu_seqlens) - 1)  # (B,)
     num_items, num_sequences = max(num_items_in_batch, 1), max(num_sequences_in_batch, 1)
 
     packed = (logprobs, old_logprobs, ref_logprobs, entropies, importance_sampling_ratio)

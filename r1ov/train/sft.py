@@ -44,16 +44,9 @@ def train(config: SFTConfig) -> None:
                     f"{run.tally.summary()}"
                 )
 
-            is_logged = run.is_due(config.logging_steps, run.step + 1)
             loss = correct = torch.zeros((), device=run.device)  # read once, after the step
             for pack in each_pack(data.batches, run):
-                labels = pack["labels"]
-                then = partial(
-                    sft_loss_and_correct,
-                    labels=labels,
-                    num_items_in_batch=num_items,
-                    is_counted=is_logged,
-                )
+                then = partial(sft_loss_and_correct, labels=pack["labels"], num_items_in_batch=num_items)
                 own_loss, own_correct = run.model(**pack.inputs, then=then)
                 own_loss.backward()
                 loss, correct = loss + own_loss.detach(), correct + own_correct

@@ -127,7 +127,7 @@ class TrainConfig:
         None, "attention and log-probs; default: triton on a GPU, torch elsewhere", resumable=True
     )
     bf16: bool | None = option(
-        None, "compute in bfloat16, with float32 weights and gradients; default: on a GPU"
+        None, "compute in bfloat16, learn in float32; default: on a GPU", overridable=True
     )
     activation_checkpointing: Literal["off", "selective", "full"] | None = option(
         None, "recompute activations, to save memory; default: selective on a GPU, else off", resumable=True

@@ -119,23 +119,24 @@ def introduction(run: "Run", rows: str) -> list[str]:
     total = sum(parameter.numel() for parameter in run.model.parameters())
     trained = sum(parameter.numel() for parameter in run.parameters)
     # weights, gradients and AdamW's two moments; of what does not learn weights alone, so of a reference
-    weights = sum(tensor.nbytes for tensor in run.model.state_dict().values())
+    weights = sum(tensor.nbytes for tensor in run.masters.state_dict().values())
     memory, held = (weights + 12 * trained) * copies / size, "weights, gradients and optimizer"
+    copy, is_copied = run.dtype.itemsize * total, run.model is not run.masters
     is_grpo = config.stage == "grpo"
     if is_grpo and config.beta and not config.is_lora:
-        memory, held = memory + 4 * total * copies / size, f"{held}, reference"
-    if is_sharded(run.model) and (
-        is_grpo or (config.eval_steps and (config.eval_data or config.data == PLAYGROUND))
-    ):
-        memory += run.dtype.itemsize * total / config.tensor_parallel
+        memory += copy if is_copied else 4 * total * copies / size
+        held += ", reference"
+    answers = is_grpo or (config.eval_steps and (config.eval_data or config.data == PLAYGROUND))
+    if is_copied or (is_sharded(run.model) and answers):
+        memory += copy / config.tensor_parallel
         held += ", a copy that answers"
     fitting = "--lora-r 16, more processes (--nproc-per-node) or --beta 0 takes less"
-    taken = plan({held: memory}, torch.device(run.device), fitting, present=weights / size)
+    taken = plan({held: memory}, torch.device(run.device), fitting, present=weights / size + copy * is_copied)
     learn = "" if trained == total else f", {trained / 1e6:,.2f} M of them learn"
     name = config.model or f"from scratch, as {config.config_name}"
     sharding = "whole in each" if size == 1 else f"sharded over {size // copies}"
     sharding += f", {copies} times" if copies > 1 else ""
-    unit = "conversations" if config.stage == "sft" else "completions"
+    unit = "completions" if is_grpo else "conversations"
     lines = [
         f"{config.stage:<8}{name}, {total / 1e6:,.2f} M parameters{learn}, on {config.data}{rows} "
         f"-> {run.out}/",

@@ -37,6 +37,7 @@ from r1ov.train.run.log import Log, duration, gpu_metrics, introduction, say, te
 from r1ov.train.run.sharding import (
     build_adapted,
     checkpoint_activations,
+    computing_copy,
     freeze,
     make_mesh,
     refresh,
@@ -77,8 +78,9 @@ def open_run(config: TrainConfig, source: Source, num_rows: int | None) -> Itera
 class Run:
     """The state of a run. Collective: all ranks call its methods at the same steps.
 
-    Attributes: config: with nothing left open. step: finished steps. extra: what else a checkpoint keeps.
-        tally: of the data's rows. log: the main process's, else None. stop: set when asked to stop.
+    Attributes: masters: what learns, in float32. model: what computes, the same or a bfloat16 copy. config:
+        with nothing left open. step: finished steps. extra: what else a checkpoint keeps. tally: of the
+        data's rows. log: the main process's, else None. stop: set when asked to stop.
     """
 
     context, shared = None, slice(None)  # of ranks that learn together, of what they answer together
@@ -111,31 +113,29 @@ class Run:
         self.kernels = choose_kernels(config.kernels, device)
         is_bf16 = device.type == "cuda" if config.bf16 is None else config.bf16
         self.dtype = torch.bfloat16 if is_bf16 else torch.float32  # of the arithmetic
-        self.model, self.processor = self.build()
-        if config.tensor_parallel * config.context_parallel > 1:
-            form_teams(self)
+        self.masters, self.processor = self.build()
         if isinstance(source, Endless):
             recognise_boxes(source.reader, self.processor)
-        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.parameters = [parameter for parameter in self.masters.parameters() if parameter.requires_grad]
         rates = config.learning_rate, config.muon_learning_rate, (config.adam_beta1, config.adam_beta2)
-        self.optimizers = build_optimizers(self.model, config.optim, *rates, config.weight_decay)
+        self.optimizers = build_optimizers(self.masters, config.optim, *rates, config.weight_decay)
         self.step, self.extra, self.changed = 0, {}, []
         if before:
             self._resume(before, is_longer)
+        is_copied = is_bf16 and world.size == 1 and not self.masters.lora
+        self.model = computing_copy(self) if is_copied else self.masters
+        if config.tensor_parallel * config.context_parallel > 1:
+            form_teams(self)
         self.first_step, self.skipped_in_a_row, self.is_save_due = self.step, 0, False
         self.options = {**asdict(config), "world_size": world.size, "fingerprint": files}
-        self.stop = stack.enter_context(
-            stopping("stopping after this step, with a checkpoint" * world.is_main)
-        )
+        announced = "stopping after this step, with a checkpoint" * world.is_main
+        self.stop = stack.enter_context(stopping(announced))
 
     def build(self) -> tuple[Qwen2_5_VL, Processor]:
-        """The model to train, in float32, and its processor: loaded, or drawn as `config_name` is. Sharded
-        wherever there is more than one process, or a GPU; no process then ever holds the whole of it.
+        """The model to train, in float32, and its processor: loaded, or drawn as `config_name` is. Of several
+        processes none ever holds the whole of it.
         """
         config, world, device = self.config, self.world, self.device
-        is_to_be_sharded = world.size > 1 or device.type == "cuda"
-        if self.dtype == torch.bfloat16 and not is_to_be_sharded:
-            raise UserError("--bf16 needs a GPU or several processes; one on a CPU is faster in float32")
         folders = pretrained.find(config.model or config.config_name, config.adapter)
         processor = read_processor(folders.settings).with_pixel_limits(config.min_pixels, config.max_pixels)
         if config.lora_r or config.adapter or config.quantize:
@@ -145,7 +145,7 @@ class Run:
             freeze(model, config.frozen_parts)
         if config.activation_checkpointing != "off":
             checkpoint_activations(model, config.activation_checkpointing)
-        if is_to_be_sharded:
+        if world.size > 1:
             # CPUs have memory to spare, and gathering twice takes their time.
             shard(model, make_mesh(world, device, config.replicate), self.dtype, device.type != "cpu")
         if config.model:
@@ -156,7 +156,7 @@ class Run:
         return model, processor
 
     def _resume(self, before: Mapping[str, Any], is_longer: bool) -> None:
-        self.step, self.extra = self.checkpoints.load_latest(self.model, self.optimizers) or (0, {})
+        self.step, self.extra = self.checkpoints.load_latest(self.masters, self.optimizers) or (0, {})
         if (is_longer and not self.step) or self.step > self.config.max_steps:
             raise UserError(
                 f"--max-steps is {self.config.max_steps}, but the run in {self.out} is "
@@ -227,8 +227,10 @@ class Run:
         """The policy as it began, for the KL term; with LoRA the model itself, its adapter to be disabled."""
         if self.config.adapter:
             raise UserError("--beta: the reference would be the model without its adapter; merge that first")
-        reference = self.model if self.model.lora else self.build()[0].requires_grad_(False)
-        return self.context.share(reference) if self.context else reference
+        model = self.model if self.model.lora else self.build()[0].requires_grad_(False)
+        if self.context:
+            return self.context.share(model)
+        return model if is_sharded(model) or model.lora else model.to(self.dtype)
 
     def answering_model(self) -> Qwen2_5_VL:
         """The model as it is now, for decoding: itself, or a copy of a sharded one, whole or split."""
@@ -268,7 +270,7 @@ class Run:
         is_stopped = self.world.sum(self.stop.is_set())[0] > 0 and self.step < config.max_steps
         self.is_save_due |= config.save_steps > 0 and self.step % config.save_steps == 0
         if may_stop and (self.is_save_due or is_stopped):
-            self.checkpoints.save(self.step, self.model, self.optimizers, self.extra)
+            self.checkpoints.save(self.step, self.masters, self.optimizers, self.extra)
             self.is_save_due = False
         if may_stop and is_stopped and self.world.is_main:
             say(f"stop    after step {self.step}, saved; the same command goes on")
@@ -277,8 +279,8 @@ class Run:
     def finish(self) -> None:
         """Leaves the trained model in `out`/final."""
         if self.config.merge:
-            merge(self.model)
-        pretrained.save(self.model, self.processor, self.out / "final", dtype=torch.float32)
+            merge(self.masters)
+        pretrained.save(self.masters, self.processor, self.out / "final", dtype=torch.float32)
         if self.log:
             pretrained.write_asked(self.out / "final", self.config.stage, self.processor)
             if self.tally.bad or self.tally.dropped:

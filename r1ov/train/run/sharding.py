@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -87,11 +88,8 @@ def make_mesh(world: World, device: torch.device, replicate: int = 1) -> DeviceM
     """
     if replicate < 1 or world.size % replicate:
         raise UserError(f"--replicate is {replicate}; it must divide the number of processes, {world.size}")
-    if replicate == 1:
-        return init_device_mesh(device.type, (world.size,), mesh_dim_names=("shard",))
-    return init_device_mesh(
-        device.type, (replicate, world.size // replicate), mesh_dim_names=("replicate", "shard")
-    )
+    sizes = (world.size,) if replicate == 1 else (replicate, world.size // replicate)
+    return init_device_mesh(device.type, sizes, mesh_dim_names=("replicate", "shard")[-len(sizes) :])
 
 
 def shard(
@@ -109,11 +107,8 @@ def shard(
         reshard_after_forward: False keeps the gathered parameters until the backward pass: no second
             gathering, more memory.
     """
-    from torch.distributed.fsdp import (
-        FSDPModule,
-        MixedPrecisionPolicy,
-        fully_shard,
-    )  # not on the way of a run that is not sharded
+    # not on the way of a run that is not sharded
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     layers = list(model.model.layers)
@@ -125,12 +120,9 @@ def shard(
             mp_policy=policy,
             reshard_after_forward=reshard_after_forward and unit is not model,
         )
-    for unit in model.modules():
-        if isinstance(unit, FSDPModule):
-            unit.set_gradient_divide_factor(1.0)
-            unit.set_force_sum_reduction_for_comms(
-                True
-            )  # else a factor of 1 is NCCL's own scaled sum, which gloo has not
+        unit.set_gradient_divide_factor(1.0)
+        # else a factor of 1 is NCCL's own scaled sum, which gloo has not
+        unit.set_force_sum_reduction_for_comms(True)
     # The vision encoder is no one's next in these lists: a batch without pictures never asks for it.
     for this, following in pairwise([model.visual, *layers]):
         this.set_modules_to_forward_prefetch([following])
@@ -165,6 +157,25 @@ def refresh(copy: Qwen2_5_VL, model: Qwen2_5_VL, everything: bool = False) -> No
         if everything or not model.lora or "lora_" in name:
             value = whole(parameters[name])
             parameter.copy_(value[copy.split.own(name)] if copy.split else value)
+
+
+def computing_copy(run: "Run") -> Qwen2_5_VL:
+    """A copy of a run's weights in the dtype of the arithmetic, to compute in their place. Its gradients
+    become theirs, in float32, one by one as they are made, and a step of the optimizers renews it.
+    """
+    copy = replica(run.masters, run.dtype)
+    checkpoint_activations(copy, run.config.activation_checkpointing)
+    for parameter, master in zip(copy.parameters(), run.masters.parameters(), strict=True):
+        if master.requires_grad:
+            parameter.requires_grad_().register_post_accumulate_grad_hook(partial(_hand_over, master))
+    for optimizer in run.optimizers:
+        optimizer.register_step_post_hook(lambda *_: refresh(copy, run.masters))
+    return copy
+
+
+def _hand_over(master: Tensor, parameter: Tensor) -> None:
+    gradient, parameter.grad = parameter.grad.float(), None
+    master.grad = gradient if master.grad is None else master.grad + gradient
 
 
 @torch.no_grad()
