@@ -78,7 +78,9 @@ def definition(
     where no log-prob is larger than the target's, else 0 (R,), computed in `dtype`.
     """
     logprobs = (logits.to(dtype) / temperature).log_softmax(-1)  # (R, V)
-    found = (logprobs.gather(1, targets[:, None]).squeeze(1),)
+    found = [logprobs.gather(1, targets[:, None]).squeeze(1)]
     if return_entropy:
-        found += (-(logprobs.exp() * logprobs.clamp(min=-1e30)).sum(-1),)  # clamped, for 0 log 0 is 0
-    return (*found, (found[0] == logprobs.amax(-1)).to(dtype)) if return_hits else found
+        found.append(-(logprobs.exp() * logprobs.clamp(min=-1e30)).sum(-1))  # clamped, for 0 log 0 is 0
+    if return_hits:
+        found.append((found[0] == logprobs.amax(-1)).to(dtype))
+    return tuple(found)

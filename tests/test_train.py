@@ -269,7 +269,7 @@ def test_the_memory_that_is_announced_counts_reference_and_the_copy_that_answers
         parameters=list(model.parameters()),
         processor=processor,
         out=Path("runs"),
-        device="cpu",
+        device=torch.device("cpu"),
         dtype=torch.bfloat16 if is_copied else torch.float32,
         kernels="torch",
         num_rows=None,

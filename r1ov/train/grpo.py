@@ -79,8 +79,9 @@ def deal(run: Run, groups: Sequence[Group], outcomes: Sequence[Outcome], advanta
             is_trained = completion.finish_reason == "stop" or not config.mask_truncated_completions
             labels = ids if is_trained else torch.full_like(ids, IGNORED)
             logprobs = torch.tensor(completion.logprobs)
-            one = Continuation(input_ids=ids, labels=labels, logprobs=logprobs, advantage=advantage)
-            own[number % parts].append(one)
+            own[number % parts].append(
+                Continuation(input_ids=ids, labels=labels, logprobs=logprobs, advantage=advantage)
+            )
         for part, some in zip(dealt, own, strict=True):
             part.append((group.prompt, some))
     return dealt

@@ -208,10 +208,9 @@ def grpo_loss(
     lengths = sequence.bincount(minlength=len(cu_seqlens) - 1)  # (B,)
     num_items, num_sequences = max(num_items_in_batch, 1), max(num_sequences_in_batch, 1)
 
-    packed = (logprobs, old_logprobs, ref_logprobs, entropies, importance_sampling_ratio)
     logprobs, old, ref, entropy, weight = (  # (N,) each from here on, in float32 or more
         None if one is None else one[index].to(torch.promote_types(one.dtype, torch.float32))
-        for one in packed
+        for one in (logprobs, old_logprobs, ref_logprobs, entropies, importance_sampling_ratio)
     )
     advantage = advantages[sequence]
 
@@ -254,15 +253,15 @@ def grpo_loss(
         is_low = ((ratio < low) & (advantage < 0)).to(ratio.dtype)
         is_high = ((ratio > high) & (advantage > 0)).to(ratio.dtype)
         size, count = (1, num_items) if ratio is token_ratio else (lengths[sequence], num_sequences)
-        clipped_high = (is_high / size).sum() / count
+        low_mean, high_mean = ((flags / size).sum() / count for flags in (is_low, is_high))
         if loss_type == "cispo":
-            return total, metrics | {"cispo_clip_ratio": clipped_high}
+            return total, metrics | {"cispo_clip_ratio": high_mean}
         lows, highs = (means(flags)[lengths > 0] for flags in (is_low, is_high))  # of each completion
         is_all_read = num_read >= num_items  # what is not read has advantage 0, and is not clipped
         return total, metrics | {
-            "clip_ratio/low_mean": (is_low / size).sum() / count,
+            "clip_ratio/low_mean": low_mean,
             "clip_ratio/low_min": -largest(-lows) * is_all_read,
-            "clip_ratio/high_mean": clipped_high,
+            "clip_ratio/high_mean": high_mean,
             "clip_ratio/high_max": largest(highs),
-            "clip_ratio/region_mean": ((is_low + is_high) / size).sum() / count,
+            "clip_ratio/region_mean": low_mean + high_mean,
         }

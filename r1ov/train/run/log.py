@@ -126,12 +126,12 @@ def introduction(run: "Run", rows: str) -> list[str]:
     if is_grpo and config.beta and not config.is_lora:
         memory += copy if is_copied else 4 * total * copies / size
         held += ", reference"
-    answers = is_grpo or (config.eval_steps and (config.eval_data or config.data == PLAYGROUND))
-    if is_copied or (is_sharded(run.model) and answers):
+    is_asked = config.eval_data or config.data == PLAYGROUND
+    if is_copied or (is_sharded(run.model) and (is_grpo or (config.eval_steps and is_asked))):
         memory += copy / config.tensor_parallel
         held += ", a copy that answers"
     fitting = "--lora-r 16, more processes (--nproc-per-node) or --beta 0 takes less"
-    taken = plan({held: memory}, torch.device(run.device), fitting, present=weights / size + copy * is_copied)
+    taken = plan({held: memory}, run.device, fitting, present=weights / size + copy * is_copied)
     learn = "" if trained == total else f", {trained / 1e6:,.2f} M of them learn"
     name = config.model or f"from scratch, as {config.config_name}"
     sharding = "whole in each" if size == 1 else f"sharded over {size // copies}"

@@ -168,14 +168,13 @@ def computing_copy(run: "Run") -> Qwen2_5_VL:
     for parameter, master in zip(copy.parameters(), run.masters.parameters(), strict=True):
         if master.requires_grad:
             parameter.requires_grad_().register_post_accumulate_grad_hook(partial(_hand_over, master))
-    for optimizer in run.optimizers:
-        optimizer.register_step_post_hook(lambda *_: refresh(copy, run.masters))
+    run.optimizers[-1].register_step_post_hook(lambda *_: refresh(copy, run.masters))
     return copy
 
 
 def _hand_over(master: Tensor, parameter: Tensor) -> None:
-    gradient, parameter.grad = parameter.grad.float(), None
-    master.grad = gradient if master.grad is None else master.grad + gradient
+    gradient, parameter.grad = parameter.grad, None
+    master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
 
 
 @torch.no_grad()
