@@ -86,10 +86,9 @@ class OneTile(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, targets, temperature):
         state = triton_logprobs._new_state(len(targets), logits.device)
-        given = {"first_column": 0, "temperature": temperature}
-        triton_logprobs._over_rows(triton_logprobs.fold_kernel, logits, targets, state, **given)
+        triton_logprobs._over_rows(triton_logprobs.fold_kernel, 0, temperature, logits, targets, state)
         finished = triton_logprobs._finish(state, temperature).masked_fill(targets == -100, 0.0)
-        ctx.given = given
+        ctx.given = 0, temperature
         ctx.save_for_backward(logits, targets, finished)
         return finished[0].clone(), finished[3].clone()
 
@@ -98,7 +97,7 @@ class OneTile(torch.autograd.Function):
         logits, targets, finished = ctx.saved_tensors
         out = torch.empty_like(logits)
         state = torch.stack([*finished[1:], grad, grad_entropy])
-        triton_logprobs._over_rows(triton_logprobs.gradient_kernel, logits, out, targets, state, **ctx.given)
+        triton_logprobs._over_rows(triton_logprobs.gradient_kernel, *ctx.given, logits, out, targets, state)
         return out, None, None
 
 

@@ -84,7 +84,7 @@ def results(folder):
 
     def of(size):
         if size not in done and size == 1:
-            # `joined` leaves one process on a CPU alone; on a GPU it is a group of one like this
+            # a mesh needs a group; `joined` leaves one process alone
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
             done[1] = [worker.check(folder, World())]
             dist.destroy_process_group()

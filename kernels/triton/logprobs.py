@@ -138,7 +138,7 @@ def gradient_kernel(
         tl.store(grad_logits + columns, grad.to(grad_logits.dtype.element_ty), mask=inside & real)
 
 
-def _over_rows(kernel: Any, *tensors: Tensor, first_column: int, temperature: float) -> None:
+def _over_rows(kernel: Any, first_column: int, temperature: float, *tensors: Tensor) -> None:
     """Runs a kernel, in place, on the rows of a tile (R, columns), the first of the tensors."""
     rows, columns = tensors[0].shape
     strides = (x.stride(0) for x in tensors if x.ndim == 2)
@@ -198,8 +198,8 @@ def forward(
                 w = weight[part]
                 tile = kept[block, part] if block.stop <= len(kept) else buffer[: len(x), : len(w)]
                 torch.mm(x, w.mT, out=tile)
-                own = tile, chosen, state[:, block]
-                _over_rows(fold_kernel, *own, first_column=part.start, temperature=temperature)
+                own = part.start, temperature, tile, chosen, state[:, block]
+                _over_rows(fold_kernel, *own)
         results.index_copy_(1, rows, _finish(state, temperature))
     return results, kept
 
@@ -231,8 +231,8 @@ def backward(
             tile = buffer[: len(x), : len(w)]
             is_kept = block.stop <= len(kept)
             logits = kept[block, part] if is_kept else torch.mm(x, w.mT, out=tile)
-            own = logits, tile, targets[block], state[:, block]
-            _over_rows(gradient_kernel, *own, first_column=part.start, temperature=temperature)
+            own = part.start, temperature, logits, tile, targets[block], state[:, block]
+            _over_rows(gradient_kernel, *own)
             if need_hidden:
                 _accumulate(sum_hidden[block], tile, w, first=part.start == 0)
             if need_weight:
@@ -269,10 +269,9 @@ def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 def _token_logprobs_autograd(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     hidden, weight, targets, results, kept = ctx.saved_tensors
-    needed = ctx.needs_input_grad[:2]
     state = torch.cat([results[1:], grad[:1], grad[3:]])
-    grads = token_logprobs_backward(hidden, weight, targets, state, kept, ctx.temperature, *needed)
-    return *(x if need else None for x, need in zip(grads, needed, strict=True)), None, None, None
+    others = kept, ctx.temperature, *ctx.needs_input_grad[:2]
+    return *token_logprobs_backward(hidden, weight, targets, state, *others), None, None, None
 
 
 token_logprobs.register_autograd(_token_logprobs_autograd, setup_context=_keep)

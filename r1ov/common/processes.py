@@ -183,19 +183,15 @@ def joined(device: str | None) -> Iterator[tuple[World, torch.device]]:
     """The processes that torchrun started, or this one alone, and the device of this one; gloo on CPUs, NCCL
     on GPUs.
 
-    One process with a GPU is a group of one, because a sharded model needs a group.
-
     Args: device: cpu, cuda, or with one process cuda:N; None: cuda if there is one.
     """
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if alone and (chosen := choose_device(device)).type == "cpu":
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        chosen = choose_device(device)
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen.index or 0)
         yield World(), chosen
         return
-    if alone:
-        torch.cuda.set_device(chosen.index or 0)
-        dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1)
-    else:
-        chosen = _join(device)
+    chosen = _join(device)
     try:
         yield World(dist.get_rank(), dist.get_world_size()), chosen
         dist.barrier()  # a process that left early would cut off the others' last exchange

@@ -53,7 +53,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None) -> None:
         for group in self.param_groups:
-            by_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}
+            by_shape = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     by_shape.setdefault(tuple(parameter.shape), []).append(parameter)
@@ -139,7 +139,7 @@ def build_optimizers(
         for params, decay in ((outer, weight_decay), (vectors, 0.0))
         if params
     ]
-    optimizers: list[torch.optim.Optimizer] = []
+    optimizers = []
     if groups:
         optimizers.append(torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=1e-8, fused=True))
     if inner:

@@ -67,7 +67,7 @@ def checkpoint_activations(model: Qwen2_5_VL, mode: str) -> None:
         raise ValueError(f"mode is {mode!r}, must be off, selective or full")
     if mode == "off":
         return
-    options: dict[str, Any] = {
+    options = {
         "use_reentrant": False,
         # nothing else in the model is random
         "preserve_rng_state": bool(model.lora and model.lora.dropout),
