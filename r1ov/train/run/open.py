@@ -132,9 +132,7 @@ class Run:
         self.stop = stack.enter_context(stopping(announced))
 
     def build(self) -> tuple[Qwen2_5_VL, Processor]:
-        """The model to train, in float32, and its processor: loaded, or drawn as `config_name` is. Of several
-        processes none ever holds the whole of it.
-        """
+        """The model to train, in float32 and sharded over all processes, loaded or drawn; its processor."""
         config, world, device = self.config, self.world, self.device
         folders = pretrained.find(config.model or config.config_name, config.adapter)
         processor = read_processor(folders.settings).with_pixel_limits(config.min_pixels, config.max_pixels)
@@ -228,9 +226,8 @@ class Run:
         if self.config.adapter:
             raise UserError("--beta: the reference would be the model without its adapter; merge that first")
         model = self.model if self.model.lora else self.build()[0].requires_grad_(False)
-        if self.context:
-            return self.context.share(model)
-        return model if is_sharded(model) or model.lora else model.to(self.dtype)
+        model = model if is_sharded(model) or model.lora else model.to(self.dtype)
+        return self.context.share(model) if self.context else model
 
     def answering_model(self) -> Qwen2_5_VL:
         """The model as it is now, for decoding: itself, or a copy of a sharded one, whole or split."""
