@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -60,8 +60,8 @@ def freeze(model: Qwen2_5_VL, parts: Collection[str]) -> None:
 
 def checkpoint_activations(model: Qwen2_5_VL, mode: str) -> None:
     """What the blocks of both stacks keep of their forward pass: "off" everything, "selective" the results of
-    matrix products and attention, "full" their input alone; the rest is computed again when the backward pass
-    needs it. Names of parameters do not change.
+    attention and matrix products, but for those of the encoder's MLPs, "full" their input alone; the rest is
+    computed again when the backward pass needs it. Names of parameters do not change.
     """
     if mode not in ("off", "selective", "full"):
         raise ValueError(f"mode is {mode!r}, must be off, selective or full")
@@ -72,9 +72,11 @@ def checkpoint_activations(model: Qwen2_5_VL, mode: str) -> None:
         # nothing else in the model is random
         "preserve_rng_state": bool(model.lora and model.lora.dropout),
     }
-    for block in [*model.visual.blocks, *model.model.layers]:
+    # of an MLP's three products the first that comes again; per byte, the encoder's cost least to compute
+    firsts = dict.fromkeys(model.visual.blocks, 0) | dict.fromkeys(model.model.layers, 2)
+    for block, first in firsts.items():
         if mode == "selective":
-            policy = partial(_policy, last=None if model.lora else block.mlp.down_proj)
+            policy = partial(_policy, again=() if model.lora else [*block.mlp.children()][first:])
             options["context_fn"] = partial(create_selective_checkpoint_contexts, policy)
         block.forward = partial(checkpoint, block.forward, **options)
 
@@ -221,7 +223,13 @@ def _part(name: str) -> str:
     return "vision" if name.startswith("visual.") else "language"
 
 
-def _policy(_context: Any, operation: Any, *args: Any, last: Any = None, **_kwargs: Any) -> CheckpointPolicy:
-    """Args: last: ends the block: no gradient needs its result, and recomputing stops before it."""
-    keeps = operation.name() in KEPT and not (last and getattr(args[-1], "_base", None) is last.weight)
+def _policy(
+    _context: Any, operation: Any, *args: Any, again: Collection[nn.Module], **_kwargs: Any
+) -> CheckpointPolicy:
+    """Args: again: whose results are not kept. Of one that ends the block no gradient needs it, and
+    recomputing stops before it.
+    """
+    keeps = operation.name() in KEPT and all(
+        getattr(args[-1], "_base", None) is not one.weight for one in again
+    )
     return CheckpointPolicy.MUST_SAVE if keeps else CheckpointPolicy.PREFER_RECOMPUTE
