@@ -9,7 +9,6 @@ model: what must come out.
 
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -134,7 +133,7 @@ def backward(
         if has_blank and world.size > 1 and not any(len(one["image_grid_thw"]) for one in mine):
             mine = [*mine, blank(model.config)]
         batches.append(Batch(pack(mine)))
-    for batch in each_pack(batches, SimpleNamespace(model=model, device="cpu")):
+    for batch in each_pack(batches, model, "cpu"):
         labels = batch.pop("labels")
         loss = model(**batch, then=partial(sft_loss, labels=labels, num_items_in_batch=count))
         loss.backward()

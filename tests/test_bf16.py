@@ -6,7 +6,6 @@ import json
 import shutil
 from copy import deepcopy
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -56,13 +55,8 @@ def test_gradients_are_made_in_bfloat16_and_summed_in_float32(small, mode):
     init_weights(masters, torch.Generator().manual_seed(0))
     freeze(masters, ("merger",))
     plain, before = deepcopy(masters).bfloat16(), deepcopy(masters)
-    run = SimpleNamespace(
-        masters=masters,
-        dtype=torch.bfloat16,
-        config=SimpleNamespace(activation_checkpointing=mode),
-        optimizers=build_optimizers(masters, "muon", 1e-3, 1e-3, (0.9, 0.99), 0.0),
-    )
-    copy = computing_copy(run)
+    optimizers = build_optimizers(masters, "muon", 1e-3, 1e-3, (0.9, 0.99), 0.0)
+    copy = computing_copy(masters, torch.bfloat16, mode, optimizers[-1])
     expected: dict[str, torch.Tensor] = {}
     for pack in packs:
         plain.zero_grad()
@@ -76,7 +70,7 @@ def test_gradients_are_made_in_bfloat16_and_summed_in_float32(small, mode):
         assert copy.get_parameter(name).grad is None, name  # handed over
         assert (master.grad is None) == ("merger" in name)
         assert master.grad is None or torch.equal(master.grad, expected[name]), name
-    for optimizer in run.optimizers:
+    for optimizer in optimizers:
         optimizer.step()
     for name, master in masters.named_parameters():
         assert torch.equal(master, before.get_parameter(name)) == ("merger" in name), name

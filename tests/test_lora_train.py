@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import peft
 import pytest
@@ -198,17 +197,13 @@ def test_the_reference_of_grpo_is_the_model_without_its_adapter(base, tmp_path, 
 
 @pytest.mark.parametrize("bits", ["int4", "int8"])
 def test_qlora_learns_as_lora_does_on_the_weights_that_the_bits_mean(base, tmp_path, bits):
-    run = SimpleNamespace(
-        config=SFTConfig(
-            model=str(base), quantize=bits, lora_r=4, lora_vision=True, activation_checkpointing="off"
-        ),
-        **{"world": World(), "device": torch.device("cpu"), "dtype": torch.float32},
+    config = SFTConfig(
+        model=str(base), quantize=bits, lora_r=4, lora_vision=True, activation_checkpointing="off"
     )
-    folders = pretrained.find(base)
-    sizes = pretrained.read_config(base / "config.json")
-    ours = build_adapted(run, folders, sizes)
-    run.config = replace(run.config, quantize=None)
-    judge = build_adapted(run, folders, sizes)
+    rest = pretrained.find(base), pretrained.read_config(base / "config.json")
+    rest += World(), torch.device("cpu"), torch.float32
+    ours = build_adapted(config, *rest)
+    judge = build_adapted(replace(config, quantize=None), *rest)
     quantised = {name: module for name, module in ours.named_modules() if isinstance(module, QuantizedLinear)}
     assert sorted(quantised) == sorted(name for name in targets(judge, "all-linear", with_vision=False))
     processor = pretrained.read_processor(base)

@@ -3,6 +3,7 @@ end to end.
 """
 
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -149,13 +150,13 @@ def test_every_parameter_has_one_optimizer():
 
 
 def test_the_learning_rate_climbs_then_falls():
-    factors = [learning_rate_factor(step, 100, 10) for step in range(100)]
+    factors = [learning_rate_factor(step, 100, 10, "cosine", 0.0) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert max(factors) == factors[9] == factors[10] == 1.0
     assert factors[10:] == sorted(factors[10:], reverse=True)
-    assert learning_rate_factor(100, 100, 10, floor=0.1) == pytest.approx(0.1)
-    assert learning_rate_factor(55, 100, 10, "linear") == pytest.approx(0.5)
-    assert learning_rate_factor(99, 100, 10, "constant") == 1.0
+    assert learning_rate_factor(100, 100, 10, "cosine", 0.1) == pytest.approx(0.1)
+    assert learning_rate_factor(55, 100, 10, "linear", 0.0) == pytest.approx(0.5)
+    assert learning_rate_factor(99, 100, 10, "constant", 0.0) == 1.0
 
 
 def test_a_fresh_model_learns_one_batch_by_heart(processor):
@@ -320,3 +321,16 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
             assert b[name] == pytest.approx(a[name], rel=1e-4), (
                 name
             )  # float32 sums in another order, over three steps
+
+
+def test_a_run_ends_at_the_eleventh_skipped_step_in_a_row(capsys):
+    run = SimpleNamespace(step=0, extra={"skipped": [1, 2]}, world=World())
+    for run.step in range(5, 15):
+        run_open.Run._note_skipped(run, math.nan)
+    assert capsys.readouterr().err.count("is skipped: the gradient's length is nan") == 10
+    run.step = 15
+    with pytest.raises(UserError, match=r"step 15 is skipped: .* nan, as 10 before; lower the learning rate"):
+        run_open.Run._note_skipped(run, math.nan)
+    run.step = 17
+    run_open.Run._note_skipped(run, math.inf)
+    assert run.extra["skipped"] == [1, 2, *range(5, 16), 17]

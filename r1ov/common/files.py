@@ -159,6 +159,11 @@ def earlier_options(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{error}; choose another --out, or remove the folder") from None
 
 
+def is_finished(out: Path) -> bool:
+    """Whether a run has left its model in its folder."""
+    return (out / "final" / "config.json").exists()
+
+
 def check_same_options(
     before: Mapping[str, Any],
     now: Mapping[str, Any],

@@ -35,9 +35,8 @@ def sequence_cost(
 
     Counted are the matrix products: per token or patch two for each weight it meets, and attention, which
     grows with the square of the text's length (halved, as it is causal) and of each picture's patches, or
-    with patches x window in the windowed blocks. The backward
-    pass costs twice the forward one. Left out: norms, rotations, activations, and what checkpointing computes
-        a second time.
+    with patches x window in the windowed blocks. The backward pass costs twice the forward one. Left out:
+    norms, rotations, activations, and what checkpointing computes a second time.
 
     Args:
         num_tokens: the pictures' merged tokens among them. num_trained: only these meet the output head.

@@ -1,4 +1,5 @@
-"""The data of supervised fine-tuning, step by step: its rows, their packs, and which of these a rank trains.
+"""What both stages make of a record; and the data of supervised fine-tuning, step by step: its rows, their
+packs, and which of these a rank trains.
 
 A step is a function of its number alone: step s takes rows [s * B, (s + 1) * B) of a source without end, B
 being the same for any number of ranks. So a run goes on from any step, on any number of ranks, and the
@@ -45,7 +46,7 @@ class Steps:
     packs without talking; only the rank that trains a pack decodes its images and cuts them into patches.
 
     Args:
-        rows_per_step: B, over all ranks and micro-batches.
+        rows_per_step: B, over all ranks and packs.
         max_length: most tokens of a sequence, and of a pack (a pack of text alone may exceed it by those of
             the blank sequence).
         overlong: "drop" makes longer sequences a BadRow that counts as dropped, "error" raises UserError.

@@ -43,7 +43,7 @@ NUMBERS = (
 def gradient_weights(logprobs: Tensor, *args: Tensor, **options: Any) -> Tensor:
     """(T,) d loss / d log-prob: the step's gradient is the sum of each token's weight x grad log-prob.
 
-    Args: those of `grpo_loss`. Its micro-batches add up, so one completion can be asked about alone.
+    Args: those of `grpo_loss`. Its packs add up, so one completion can be asked about alone.
     """
     with torch.enable_grad():
         leaf = logprobs.detach().requires_grad_()

@@ -12,8 +12,7 @@ def total_reward(
     group's baseline.
 
     It is None if the accuracy is (the gold cannot be read), or if no score says anything. Another score that
-    is None is left out,
-    as TRL does it: that reward does not apply to this sample.
+    is None is left out, as TRL does it: that reward does not apply to this sample.
 
     Args: wrong_reward: what an accuracy of 0 is worth instead of 0, such as -1.
     Source: TRL GRPOTrainer `_generate_and_score_completions`, `(rewards_per_func *

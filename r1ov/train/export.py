@@ -59,9 +59,8 @@ def export(checkpoint: Path, out: Path, merged: bool = False) -> Path:
     processor = pretrained.read_processor(folders.settings)
     processor = processor.with_pixel_limits(options["min_pixels"], options["max_pixels"])
     if options.get("lora_r") or folders.adapter:
-        alone = {"world": World(), "device": torch.device("cpu"), "dtype": torch.float32}
-        of = SimpleNamespace(config=SimpleNamespace(**options | {"quantize": None}), **alone)
-        model = build_adapted(of, folders, processor.config)
+        config, alone = SimpleNamespace(**options | {"quantize": None}), (World(), torch.device("cpu"))
+        model = build_adapted(config, folders, processor.config, *alone, torch.float32)
     else:
         model = pretrained.build(processor.config).to_empty(device="cpu")
     restore(model, [], {name: tensor for name, tensor in stored.items() if name.startswith("model.")})

@@ -1,19 +1,21 @@
 """Group relative policy optimisation: answer each question several times, learn from how the answers compare.
 
 How the defaults differ from the GRPO of the paper (DeepSeekMath):
-1. An advantage is (reward - mean) / std of its group of G answers, as there. There is no value network.
+1. An advantage is (reward - mean) / (std + 1e-4) in its group of G answers, almost as there; where all have
+   one reward it is 0. There is no value network.
 2. There is no trust region: no KL term, and so no reference model, unless --beta is above 0.
 3. It is on policy, one update a rollout: the ratio is 1 and its clip never binds, unless --num-iterations or
    --steps-per-generation is above 1.
-4. The loss is a mean over all tokens of the step, as in DAPO, not over answers: --loss-type grpo is the
-paper's.
+4. The loss is a mean over all trained tokens of the step, on all ranks, as in DAPO, not over answers:
+   --loss-type grpo is the paper's.
 
 So without flags the gradient of a step is -1/N sum_it A_i grad log p(o_it), over its N trained tokens. The
 sampler's own log-probs are only compared with the trainer's, unless --importance-sampling-correction.
 
-In a rollout, each prompt has G completions. They are dealt to as many minibatches as the rollout has
-optimiser steps; a minibatch is packed, prompts and completions end to end, and each pack is one forward and
-backward pass.
+In a rollout, each prompt has G completions. They are dealt to --steps-per-generation parts, each for one
+optimiser step (and again in each of --num-iterations passes). A part is packed, prompts and completions end
+to end, and each pack is one forward and backward pass. What a run is, its checkpoints and ranks, is in
+run/open.py; the loop is `train`, at the end.
 """
 
 import time
@@ -61,10 +63,10 @@ COUNTS = ("num_items_in_batch", "num_sequences_in_batch", "num_read_in_batch")
 
 
 def deal(run: Run, groups: Sequence[Group], outcomes: Sequence[Outcome], advantages: Tensor) -> list[Part]:
-    """This rank's completions, split into one part per optimiser step of the rollout.
+    """This rank's completions in as many parts as a pass over the rollout has optimiser steps.
 
-    Each group is spread over all parts, so that every step sees every prompt. The part of a completion
-    depends on its place in the rollout, not on the number of ranks.
+    Each group is spread over the parts, so that every step sees every prompt (if there are no more parts than
+    completions). The part of a completion depends on its place in the rollout, not on the number of ranks.
 
     Args: outcomes: of all ranks' groups. advantages: (prompts, G), in their order.
     """
@@ -92,7 +94,7 @@ def make_minibatch(run: Run, part: Part) -> tuple[list[Batch], dict[str, float]]
     ranks call this.
 
     Without a KL term, completions of advantage 0 give no gradient and stay out; they still count in what the
-    loss is a mean over. If every completion on every rank has advantage 0, all are kept.
+    loss is a mean over. If every completion on every rank has advantage 0, all are kept, to be measured.
     """
     if run.context:
         part = run.context.join(part)
@@ -152,7 +154,7 @@ def policy_loss(
 def accumulate_gradients(run: Run, packs: Sequence[Batch], counts: Mapping[str, float]) -> dict[str, float]:
     """Adds up the gradients of the step's packs; its loss and metrics. Collective: all ranks call this."""
     shares = [{"loss": 0.0}]
-    for pack in each_pack(packs, run):
+    for pack in each_pack(packs, run.model, run.device):
         then = partial(completion_logprobs, labels=pack["labels"], temperature=run.config.temperature)
         scored = run.model(**pack.inputs, then=then)
         loss, metrics = policy_loss(*scored, pack, counts, run.config)
@@ -212,7 +214,10 @@ def train(config: GRPOConfig) -> None:
             steps = (minibatches * config.num_iterations)[: config.max_steps - run.step]
             for left, (packs, counts) in zip(reversed(range(len(steps))), steps, strict=True):
                 begun = time.perf_counter()
-                learned = {**accumulate_gradients(run, packs, counts), **update(run)}
+                learned = {
+                    **accumulate_gradients(run, packs, counts),
+                    **update(run.optimizers, run.parameters, config, run.step),
+                }
                 learned["update_seconds"] = time.perf_counter() - begun
                 if not run.end_step({**observed, **learned}, may_stop=not left):
                     return

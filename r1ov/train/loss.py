@@ -7,7 +7,7 @@ term alone.
 
 Names of options and metrics, and defaults, are TRL's. Notation: G completions o_i of one prompt, |o_i|
 trained tokens each, stop token included; B completions and N trained tokens in the whole optimiser step, over
-all its micro-batches and ranks.
+all its packs and ranks.
 """
 
 import math
@@ -29,8 +29,8 @@ def sft_loss(hidden: Tensor, weight: Tensor, labels: Tensor, num_items_in_batch:
     """Mean negative log-likelihood of the trained tokens, in nats: -1/N sum_t log p(labels[t+1] | tokens to
     t).
 
-    N counts the trained tokens of the whole optimiser step, over all its micro-batches and ranks, so the loss
-    and its gradients do not depend on how the step is cut up.
+    N counts the trained tokens of the whole optimiser step, over all its packs and ranks, so the loss and its
+    gradients do not depend on how the step is cut up.
 
     Args:
         hidden: (T, C) states of packed sequences. weight: (V, C), the output head.
@@ -156,7 +156,7 @@ def grpo_loss(
     importance_sampling_level: ImportanceSamplingLevel = "token",
     max_completion_length: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """One micro-batch's share of the step's loss and metrics; shares add up over micro-batches and ranks.
+    """One pack's share of the step's loss and metrics; shares add up over packs and ranks.
 
     With the ratio rho = policy / sampling policy of a token, the loss of a token is
 
@@ -176,12 +176,12 @@ def grpo_loss(
     Args:
         logprobs: (T,) of the packed tokens, any float dtype, at the sampling temperature, aligned as
             completion_mask is.
-        advantages: (B,) of the sequences here. cu_seqlens: (B + 1,) int.
+        advantages: (b,) of the sequences here. cu_seqlens: (b + 1,) int.
         completion_mask: (T,) bool, aligned with logprobs: what is trained, of each completion up to and
             including its stop token. Elsewhere nothing is read. A sequence without any (a truncated
             completion) still counts.
         num_items_in_batch: N. num_sequences_in_batch: B of the whole step.
-        num_read_in_batch: how many of the N tokens any micro-batch sees; default: all. Without a KL term,
+        num_read_in_batch: how many of the N tokens any pack sees; default: all. Without a KL term,
             completions of advantage 0 may stay away: loss, gradients and clip ratios are the same, the other
             means are over the tokens seen.
         old_logprobs: (T,); None: the sample is the policy's own and rho is 1, though its gradient is not 0.

@@ -7,24 +7,15 @@ already.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from r1ov.common.files import say
 from r1ov.data.processor import Batch
-from r1ov.errors import UserError
 from r1ov.folder.weights import is_sharded, local, rows_of_each
-
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
-
-    from r1ov.train.run.open import Run
-
-MAX_SKIPPED = 10  # steps in a row
+from r1ov.train.run.config import TrainConfig
 
 
 class Muon(torch.optim.Optimizer):
@@ -147,9 +138,7 @@ def build_optimizers(
     return optimizers
 
 
-def learning_rate_factor(
-    step: int, max_steps: int, warmup_steps: int, kind: str = "cosine", floor: float = 0.0
-) -> float:
+def learning_rate_factor(step: int, max_steps: int, warmup_steps: int, kind: str, floor: float) -> float:
     """What the peak learning rate is multiplied by at `step` (from 0): linear warm-up, then "cosine",
     "linear" or "constant" to `floor`.
     """
@@ -165,16 +154,16 @@ def learning_rate_factor(
 # -- one step of them
 
 
-def each_pack(packs: Sequence[Batch], run: "Run") -> Iterator[Batch]:
-    """The packs of a step, one by one, on the run's device, for a forward and a backward pass each.
+def each_pack(packs: Sequence[Batch], model: nn.Module, device: torch.device) -> Iterator[Batch]:
+    """The packs of a step, one by one, on the device, for a forward and a backward pass each.
 
     Groups of ranks that each hold the whole model exchange gradients only on the last pack. Within a group
     gradients are summed after every pack, so that no rank holds all of them.
     """
     for number, pack in enumerate(packs, 1):
-        if is_sharded(run.model):
-            run.model.set_requires_all_reduce(number == len(packs))
-        yield pack.to(run.device)
+        if is_sharded(model):
+            model.set_requires_all_reduce(number == len(packs))
+        yield pack.to(device)
 
 
 @torch.no_grad()
@@ -190,50 +179,38 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> float
     shares = [local(gradient) for gradient in gradients]
     squares = torch.nn.utils.get_total_norm(shares).double().square()
     if is_sharded(gradients[0]):
-        squares = over_all_ranks(squares, gradients[0].device_mesh)
+        squares = over_all_ranks(squares, gradients[0])
     norm = squares.sqrt().item()
     if norm > max_norm and math.isfinite(norm):
         torch._foreach_mul_(shares, max_norm / norm)
     return norm
 
 
-def over_all_ranks(squares: Tensor, mesh: "DeviceMesh") -> Tensor:
+def over_all_ranks(squares: Tensor, sharded: Tensor) -> Tensor:
     """The sum over all ranks, so that all have one number; of groups that each hold the whole, one counts."""
     dist.all_reduce(squares)
+    mesh = sharded.device_mesh
     return squares / (dist.get_world_size() / mesh.size(mesh.ndim - 1))
 
 
-def note_skipped(run: "Run", grad_norm: float) -> None:
-    run.extra["skipped_steps"] = run.extra.get("skipped_steps", 0) + 1
-    if run.world.is_main:
-        say(f"note    step {run.step + 1} is skipped: the gradient's length is {grad_norm}")
-    if run.skipped_in_a_row >= MAX_SKIPPED:
-        raise UserError(
-            f"step {run.step + 1}: the gradient's length is {grad_norm}, {run.skipped_in_a_row} times in a "
-            f"row; "
-            "lower the learning rate, or warm up longer"
-        )
-
-
-def update(run: "Run") -> dict[str, float]:
-    """One step of the optimizers on the accumulated gradients, which are cleared.
-
-    A non-finite value on any rank skips the step on all. Raises: UserError after MAX_SKIPPED in a row.
+def update(
+    optimizers: Iterable[torch.optim.Optimizer],
+    parameters: Iterable[nn.Parameter],
+    config: TrainConfig,
+    step: int,
+) -> dict[str, float]:
+    """One step of the optimizers, number `step` (from 0), on the gradients of their parameters, which are
+    cleared. One value that is not finite on any rank makes all skip it; their length is then not finite.
     """
-    config = run.config
-    grad_norm = clip_grad_norm(run.parameters, config.max_grad_norm)
+    grad_norm = clip_grad_norm(parameters, config.max_grad_norm)
     warmup_steps = round(config.warmup_ratio * config.max_steps)
     factor = learning_rate_factor(
-        run.step, config.max_steps, warmup_steps, config.lr_scheduler_type, config.min_lr_rate
+        step, config.max_steps, warmup_steps, config.lr_scheduler_type, config.min_lr_rate
     )
-    is_finite = math.isfinite(grad_norm)  # the same on all ranks
-    for optimizer in run.optimizers:
+    for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
-        if is_finite:
+        if math.isfinite(grad_norm):
             optimizer.step()
         optimizer.zero_grad()
-    run.skipped_in_a_row = 0 if is_finite else run.skipped_in_a_row + 1
-    if not is_finite:
-        note_skipped(run, grad_norm)
     return {"grad_norm": grad_norm, "learning_rate": factor * config.learning_rate}

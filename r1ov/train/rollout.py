@@ -39,7 +39,7 @@ class Group:
 
     @property
     def has_spread(self) -> bool:
-        """Whether the group teaches anything."""
+        """Whether its rewards differ: without a KL term it teaches nothing else."""
         return bool(mean_and_std(self.rewards)[1] >= MIN_STD)
 
 
@@ -191,7 +191,7 @@ def until_enough(
 
     Prompts that cannot be used, and under dynamic sampling groups without spread, which are taken out again,
     are replaced by the data's next, --max-resamplings times; after that a rollout is smaller. Where no group
-    has spread the first `count` stay: they teach the KL term alone, and the run goes on.
+    has spread the first `count` stay, though nothing but a KL term learns from them, and the run goes on.
 
     Args: groups: of this rank, empty at first.
     """

@@ -45,12 +45,12 @@ def train(config: SFTConfig) -> None:
                 )
 
             loss = correct = torch.zeros((), device=run.device)  # read once, after the step
-            for pack in each_pack(data.batches, run):
+            for pack in each_pack(data.batches, run.model, run.device):
                 then = partial(sft_loss_and_correct, labels=pack["labels"], num_items_in_batch=num_items)
                 own_loss, own_correct = run.model(**pack.inputs, then=then)
                 own_loss.backward()
                 loss, correct = loss + own_loss.detach(), correct + own_correct
-            metrics = update(run)
+            metrics = update(run.optimizers, run.parameters, config, run.step)
 
             metrics["loss"], correct = run.world.sum(loss.item(), correct.item())
             metrics["mean_token_accuracy"] = correct / num_items

@@ -151,8 +151,9 @@ def extract_answer(reply: str, answer_from: AnswerFrom = "tag", finished: bool =
     that is not blank; else the later of the last `\\boxed{}` and the last phrase such as "the answer is";
     else a short reply as a whole.
 
-    Args: finished: the reply ended by itself; only then may a last `<answer>` lack its closing tag, or a
-        phrase run to the very end.
+    Args: finished: the reply ended by itself; only then, with "auto", may a last `<answer>` lack its closing
+        tag, or a phrase run to the very end. "tag" and "boxed" need what closes the answer anyhow: it counts,
+        though the reply was cut off after it.
     """
     if answer_from not in ("tag", "boxed", "auto"):
         raise ValueError(f"answer_from is {answer_from!r}, must be 'tag', 'boxed' or 'auto'")

@@ -70,7 +70,7 @@ class TrainConfig:
     max_pixels: int | None = option(
         None, "shrink larger images to this many pixels; default: the checkpoint's", least=1
     )
-    max_length: int = option(8192, "most tokens of a conversation, and of a packed micro-batch", least=8)
+    max_length: int = option(8192, "most tokens of a conversation, and of a pack", least=8)
     overlong: Literal["drop", "error"] = option(
         "drop", "longer conversations: drop and count them, or stop the run"
     )
@@ -246,7 +246,7 @@ class GRPOConfig(LoraOptions, TrainConfig):
     use_bias_correction_kl: bool = option(True, "multiply the KL term by the ratio", of_loss=True)
     mask_truncated_completions: bool = option(False, "do not train on completions cut off at the limit")
     dynamic_sampling: bool = option(False, "replace groups whose rewards are all equal")
-    max_resamplings: int = option(3, "most replacements per rollout", least=0)
+    max_resamplings: int = option(3, "most rounds of replacement per rollout, of bad prompts too", least=0)
     importance_sampling_correction: bool = option(False, "weight tokens by trainer / sampler probability")
     importance_sampling_cap: float = option(2.0, "of that weight")
 

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from operator import mul, sub
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -19,9 +19,6 @@ from r1ov.common.shares import wilson
 from r1ov.errors import UserError
 from r1ov.folder.weights import is_sharded
 from r1ov.train.run.config import PLAYGROUND
-
-if TYPE_CHECKING:
-    from r1ov.train.run.open import Run
 
 WIDTH = 120  # columns of the console
 COLUMNS = {  # metric -> how its step shows it; where a line is full, the last are left out
@@ -45,7 +42,7 @@ LOSS, ANSWERS = "loss (nats per token)", "held-out answers"
 TOKENS, FLAT, CUT = "tokens predicted right", "groups that teach nothing", "completions cut off"
 SHARES = (TOKENS, ANSWERS, FLAT, CUT)
 CURVES = {  # metric -> its panel, and its name where a panel has several curves; the rewards come first
-    "loss": (LOSS, "trained"),  # of GRPO it is minus the mean advantage: 0, which says nothing
+    "loss": (LOSS, "trained"),  # not GRPO's, which is about minus the mean advantage and says nothing
     "eval_loss": (LOSS, "held out"),
     "mean_token_accuracy": (TOKENS, "trained"),
     "eval_mean_token_accuracy": (TOKENS, "held out"),
@@ -93,8 +90,8 @@ def tell(text: str) -> None:
     say("\n".join(lines))
 
 
-def rollout_lines(run: "Run") -> list[str]:
-    """What GRPO adds to it."""
+def rollout_lines(run: Any) -> list[str]:
+    """What GRPO adds to `introduction`."""
     config = run.config
     count = config.train_batch_size * config.steps_per_generation // config.num_generations
     rewards = ", ".join([*config.reward_funcs, *filter(None, [config.reward])])
@@ -113,8 +110,8 @@ def rollout_lines(run: "Run") -> list[str]:
     return lines
 
 
-def introduction(run: "Run", rows: str) -> list[str]:
-    """What a run is about to do. Args: rows: how many the data has, for people."""
+def introduction(run: Any, rows: str) -> list[str]:
+    """What a run is about to do. Args: run: open.py's `Run`. rows: how many the data has, for people."""
     config, size, copies = run.config, run.world.size, run.config.replicate
     total = sum(parameter.numel() for parameter in run.model.parameters())
     trained = sum(parameter.numel() for parameter in run.parameters)

@@ -55,7 +55,9 @@ def check_rewards(run: Run, num_prompts: int, score: Scorer) -> None:
 def observe(
     run: Run, groups: Sequence[Group], outcomes: Sequence[Outcome], advantages: Tensor
 ) -> dict[str, float]:
-    """What to log of a rollout, under TRL's names; the same on every rank."""
+    """What to log of a rollout, under TRL's names; the same on every rank. Counts tokens and flat rollouts in
+    `run.extra`, and writes the samples that are due.
+    """
     rewards = torch.stack([one.rewards for one in outcomes])
     metrics = reward_metrics(rewards)
     scores = [score for one in outcomes for score in one.scores]
@@ -75,15 +77,8 @@ def observe(
     metrics["num_tokens"] = run.extra["num_tokens"] = run.extra.get("num_tokens", 0) + read
     note_flat(run, metrics["frac_reward_zero_std"])
     if run.world.is_main and run.config.sample_steps and run.step % run.config.sample_steps == 0:
-        places = {one.number: place for place, one in enumerate(outcomes)}
-        # A completion's step is the `part` that `deal` puts it in; its loss is a mean over all of that step.
-        trained = (lengths * (finished | (not run.config.mask_truncated_completions))).flatten()
-        part = torch.arange(len(trained)) % run.config.steps_per_generation
-        counts = torch.stack((part.bincount(trained)[part], part.bincount()[part]), -1).view(
-            *lengths.shape, 2
-        )
-        shown = [places[group.number] for group in groups[:GROUPS_SHOWN]]
-        show(run, groups, advantages[shown], counts[shown])
+        lengths *= finished | (not run.config.mask_truncated_completions)  # those that are trained
+        show(run, groups, [one.number for one in outcomes], advantages, lengths)
     return metrics
 
 
@@ -144,23 +139,29 @@ def note_flat(run: Run, share: float) -> None:
         )
 
 
-def show(run: Run, groups: Sequence[Group], advantages: Tensor, counts: Tensor) -> None:
+def show(
+    run: Run, groups: Sequence[Group], numbers: Sequence[int], advantages: Tensor, trained: Tensor
+) -> None:
     """Writes the first groups to samples/, with all that `python -m r1ov.look` needs. Main process only.
 
-    Args: advantages: (n, G). counts: (n, G, 2) trained tokens and completions of the step that each is part
-        of.
+    Args: numbers: of all prompts of the rollout, in the order of advantages and trained tokens, (prompts, G).
     """
     samples, folder, images = [], run.out / "samples", run.processor.image_processor
     folder.mkdir(parents=True, exist_ok=True)
-    for group, own, of_step in zip(groups, advantages.tolist(), counts.tolist(), strict=False):
+    # A completion's step is the `part` that `deal` puts it in; its loss is a mean over all of that step.
+    part = torch.arange(trained.numel()) % run.config.steps_per_generation
+    counts = torch.stack((part.bincount(trained.flatten()), part.bincount()), -1)  # of each part
+    counts = counts[part].view(*trained.shape, 2)
+    for group in groups[:GROUPS_SHOWN]:
+        own, of_step = (one[numbers.index(group.number)].tolist() for one in (advantages, counts))
         prompt = texts_of(group.record.prompt)
-        numbers = zip(group.completions, group.scores, group.rewards.tolist(), own, of_step, strict=True)
+        told = zip(group.completions, group.scores, group.rewards.tolist(), own, of_step, strict=True)
         completions = [
             {"text": completion.text, "scores": scores, "advantage": advantage}
             | ({} if math.isnan(reward) else {"reward": reward})
             | {"finish_reason": completion.finish_reason, "num_items": items, "num_sequences": sequences}
             | {"token_ids": completion.token_ids, "logprobs": [round(one, 6) for one in completion.logprobs]}
-            for completion, scores, reward, advantage, (items, sequences) in numbers
+            for completion, scores, reward, advantage, (items, sequences) in told
         ]
         files = []  # of the images, as large as the model gets them
         for place, image in enumerate(group.prompt.pictures):

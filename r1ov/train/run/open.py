@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from r1ov.cli import flag, marked
-from r1ov.common.files import earlier_options, locked, write_json
+from r1ov.common.files import earlier_options, is_finished, locked, say, write_json
 from r1ov.common.processes import World, choose_kernels, joined, share_cores
 from r1ov.common.stopping import stopping
 from r1ov.data.formats.reader import Endless, open_data
@@ -31,22 +31,13 @@ from r1ov.folder.weights import init_weights, is_sharded, load_weights
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.parallel import form_teams
 from r1ov.train.optim import build_optimizers
+from r1ov.train.run import sharding
 from r1ov.train.run.checkpoint import Checkpoints
 from r1ov.train.run.config import PLAYGROUND, TrainConfig
-from r1ov.train.run.log import Log, duration, gpu_metrics, introduction, say, tell
-from r1ov.train.run.sharding import (
-    build_adapted,
-    checkpoint_activations,
-    computing_copy,
-    freeze,
-    make_mesh,
-    refresh,
-    replica,
-    shard,
-)
+from r1ov.train.run.log import Log, duration, gpu_metrics, introduction, tell
 from r1ov.train.run.state import check_same_run
 
-SURVEYED = 1000  # rows of each file that are read before training
+SURVEYED, MAX_SKIPPED = 1000, 10  # rows of each file that are read before training; steps in a row
 
 
 def open_source(config: TrainConfig, need: Literal["reply", "solution"]) -> tuple[Source, int | None]:
@@ -83,7 +74,7 @@ class Run:
         data's rows. log: the main process's, else None. stop: set when asked to stop.
     """
 
-    context, shared = None, slice(None)  # of ranks that learn together, of what they answer together
+    context, shared = None, slice(None)  # how ranks share a pack's tokens; own of groups sampled together
 
     def __init__(
         self,
@@ -94,7 +85,7 @@ class Run:
         device: torch.device,
         stack: ExitStack,
     ):
-        self.world = self.askers = self.trainers = world  # to which questions and packs are dealt
+        self.world = self.askers = self.trainers = world  # all; to whom prompts, and to whom packs are dealt
         self.device, self.stack = device, stack
         self.source, self.num_rows = source, num_rows
         files = source.fingerprint if isinstance(source, Endless) else ()
@@ -122,14 +113,16 @@ class Run:
         self.step, self.extra, self.changed = 0, {}, []
         if before:
             self._resume(before, is_longer)
-        is_copied = is_bf16 and world.size == 1 and not self.masters.lora
-        self.model = computing_copy(self) if is_copied else self.masters
+        self.model = self.masters
+        if is_bf16 and world.size == 1 and not self.model.lora:
+            mode, last = config.activation_checkpointing, self.optimizers[-1]
+            self.model = sharding.computing_copy(self.model, self.dtype, mode, last)
         if config.tensor_parallel * config.context_parallel > 1:
             form_teams(self)
-        self.first_step, self.skipped_in_a_row, self.is_save_due = self.step, 0, False
+        self.first_step, self.is_save_due = self.step, False
         self.options = {**asdict(config), "world_size": world.size, "fingerprint": files}
-        announced = "stopping after this step, with a checkpoint" * world.is_main
-        self.stop = stack.enter_context(stopping(announced))
+        note = "stopping after this step, or rollout, with a checkpoint" * world.is_main
+        self.stop = stack.enter_context(stopping(note))
 
     def build(self) -> tuple[Qwen2_5_VL, Processor]:
         """The model to train, in float32 and sharded over all processes, loaded or drawn; its processor."""
@@ -137,15 +130,17 @@ class Run:
         folders = pretrained.find(config.model or config.config_name, config.adapter)
         processor = read_processor(folders.settings).with_pixel_limits(config.min_pixels, config.max_pixels)
         if config.lora_r or config.adapter or config.quantize:
-            return build_adapted(self, folders, processor.config), processor
+            where = world, device, self.dtype
+            return sharding.build_adapted(config, folders, processor.config, *where), processor
         model = pretrained.build(processor.config)
         if config.freeze:
-            freeze(model, config.frozen_parts)
+            sharding.freeze(model, config.frozen_parts)
         if config.activation_checkpointing != "off":
-            checkpoint_activations(model, config.activation_checkpointing)
+            sharding.checkpoint_activations(model, config.activation_checkpointing)
         if world.size > 1:
             # CPUs have memory to spare, and gathering twice takes their time.
-            shard(model, make_mesh(world, device, config.replicate), self.dtype, device.type != "cpu")
+            mesh = sharding.make_mesh(world, device, config.replicate)
+            sharding.shard(model, mesh, self.dtype, device.type != "cpu")
         if config.model:
             load_weights(model, folders.weights, device, torch.float32)
         else:
@@ -204,9 +199,8 @@ class Run:
     def begin(self) -> None:
         """Makes the folder this run's, says what is about to be done, and starts the clocks."""
         if self.world.is_main:
-            lines = introduction(
-                self, f", {len(self.source):,} rows" if isinstance(self.source, Endless) else ""
-            )
+            rows = f", {len(self.source):,} rows" if isinstance(self.source, Endless) else ""
+            lines = introduction(self, rows)
             title = f"{self.out}: {' '.join(lines[0].partition(' -> ')[0].split())}"
             self.log = Log(self.out, title, self.config.max_steps, self.step, self.config.report_to)
             self.stack.callback(self.log.close)
@@ -233,18 +227,18 @@ class Run:
         """The model as it is now, for decoding: itself, or a copy of a sharded one, whole or split."""
         if not is_sharded(self.model):
             return self.model
-        refresh(self._replica, self.model)
+        sharding.refresh(self._replica, self.model)
         return self._replica
 
     @cached_property
     def _replica(self) -> Qwen2_5_VL:
-        return replica(self.model, self.dtype, self.config.tensor_parallel)
+        return sharding.replica(self.model, self.dtype, self.config.tensor_parallel)
 
     def end_step(
         self,
         metrics: dict[str, float],
-        counts: Mapping[str, float] | None = None,
-        flops: float = 0.0,
+        counts: Mapping[str, float] = {},
+        flops: float = 0,
         may_stop: bool = True,
     ) -> bool:
         """Counts the step, writes the line and checkpoint that are due; returns whether the run goes on.
@@ -254,9 +248,11 @@ class Run:
         """
         config, now = self.config, time.perf_counter()
         self.step, seconds, self.since = self.step + 1, now - self.since, now
+        if not math.isfinite(metrics["grad_norm"]):  # the same on all ranks
+            self._note_skipped(metrics["grad_norm"])
         if self.log and self.is_due(config.logging_steps, self.step):
             metrics = {"step": self.step, **metrics, "step_ms": 1000 * seconds}
-            metrics |= {f"{name}_per_second": count / seconds for name, count in (counts or {}).items()}
+            metrics |= {f"{name}_per_second": count / seconds for name, count in counts.items()}
             if self.device.type == "cuda":
                 metrics |= gpu_metrics(self.device, self.dtype, flops / seconds / self.world.size)
             timed = self.step - self.first_step - 1  # the first step also waited for the data's workers
@@ -273,6 +269,15 @@ class Run:
             say(f"stop    after step {self.step}, saved; the same command goes on")
         return not (may_stop and is_stopped)
 
+    def _note_skipped(self, grad_norm: float) -> None:
+        skipped = self.extra.setdefault("skipped", [])
+        skipped.append(self.step)
+        fault = f"step {self.step} is skipped: the gradient's length is {grad_norm}"
+        if {*range(self.step - MAX_SKIPPED, self.step)} < {*skipped}:
+            raise UserError(f"{fault}, as {MAX_SKIPPED} before; lower the learning rate, or warm up longer")
+        if self.world.is_main:
+            say(f"note    {fault}")
+
     def finish(self) -> None:
         """Leaves the trained model in `out`/final."""
         if self.config.merge:
@@ -285,10 +290,6 @@ class Run:
             curves = f", curves in {self.out}/curves.png" if self.log.rows[1:] else ""
             say(f"done    {duration(time.perf_counter() - self.started)}; model in {self.out}/final{curves}")
             say(f"try it  python generate.py --model {self.out} --image PICTURE")
-
-
-def is_finished(out: Path) -> bool:
-    return (out / "final" / "config.json").exists()
 
 
 def settle(

@@ -11,7 +11,7 @@ import os
 from collections.abc import Collection
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,6 @@ from r1ov.model.config import Config
 from r1ov.model.lora import Lora, attach, drawn, targets
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.parallel import split
-
-if TYPE_CHECKING:
-    from r1ov.train.run.open import Run
 
 PARTS = ("vision", "merger", "language")
 # Operations whose results selective checkpointing keeps; bmm is not among them: here it only makes
@@ -161,16 +158,20 @@ def refresh(copy: Qwen2_5_VL, model: Qwen2_5_VL, everything: bool = False) -> No
             parameter.copy_(value[copy.split.own(name)] if copy.split else value)
 
 
-def computing_copy(run: "Run") -> Qwen2_5_VL:
+def computing_copy(
+    masters: Qwen2_5_VL, dtype: torch.dtype, mode: str, last: torch.optim.Optimizer
+) -> Qwen2_5_VL:
     """A copy of a run's weights in the dtype of the arithmetic, to compute in their place. Its gradients
-    become theirs, in float32, one by one as they are made, and a step of the optimizers renews it.
+    become theirs, in float32, one by one as they are made.
+
+    Args: mode: as of `checkpoint_activations`. last: of the optimizers: its step renews the copy.
     """
-    copy = replica(run.masters, run.dtype)
-    checkpoint_activations(copy, run.config.activation_checkpointing)
-    for parameter, master in zip(copy.parameters(), run.masters.parameters(), strict=True):
+    copy = replica(masters, dtype)
+    checkpoint_activations(copy, mode)
+    for parameter, master in zip(copy.parameters(), masters.parameters(), strict=True):
         if master.requires_grad:
             parameter.requires_grad_().register_post_accumulate_grad_hook(partial(_hand_over, master))
-    run.optimizers[-1].register_step_post_hook(lambda *_: refresh(copy, run.masters))
+    last.register_step_post_hook(lambda *_: refresh(copy, masters))
     return copy
 
 
@@ -180,12 +181,15 @@ def _hand_over(master: Tensor, parameter: Tensor) -> None:
 
 
 @torch.no_grad()
-def build_adapted(run: "Run", folders: Folders, sizes: Config) -> Qwen2_5_VL:
-    """A run's model, frozen, with the LoRA adapter that learns: the one in `folders`, or a new one.
+def build_adapted(
+    config: Any, folders: Folders, sizes: Config, world: World, device: torch.device, dtype: torch.dtype
+) -> Qwen2_5_VL:
+    """A model, frozen, with the LoRA adapter that learns: the one in `folders`, or a new one. Sharded over
+    several processes.
 
-    The base is held in the dtype of the arithmetic, the adapter in float32. Sharded over several processes.
+    Args: config: the options of a run. dtype: of the arithmetic, in which the base is held; the adapter is
+        float32.
     """
-    config, world, device, dtype = run.config, run.world, run.device, run.dtype
     if config.quantize and (world.size > 1 or config.merge):
         raise UserError(
             "--quantize is for one process, without --merge (python -m r1ov.train.export merges later)"
