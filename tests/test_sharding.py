@@ -274,8 +274,8 @@ def test_selective_checkpointing_knows_the_operations_of_both_attentions():
     for name in KEPT:
         room, operation = name.split("::")
         overload = getattr(getattr(torch.ops, room), operation).default
-        assert _policy(None, overload) == CheckpointPolicy.MUST_SAVE
-    assert _policy(None, torch.ops.aten.mul.Tensor) == CheckpointPolicy.PREFER_RECOMPUTE
+        assert _policy(None, overload, again=()) == CheckpointPolicy.MUST_SAVE
+    assert _policy(None, torch.ops.aten.mul.Tensor, again=()) == CheckpointPolicy.PREFER_RECOMPUTE
 
 
 class Products(TorchDispatchMode):
@@ -312,7 +312,8 @@ def test_the_modes_differ_in_what_they_keep_and_in_what_they_compute_again(plain
         kept[mode], products[mode] = sum(storages.values()), counter.count
         assert names == [name for name, _ in model.named_parameters()]
     assert kept["full"] < kept["off"]
-    assert products["off"] == products["selective"] < products["full"]
+    again = 2 * len(model.visual.blocks)  # gate and up of the encoder's MLPs
+    assert products["off"] + again == products["selective"] < products["full"]
 
 
 def test_wrong_parts_and_groups_are_refused_in_one_line(plain):
