@@ -33,10 +33,11 @@ from r1ov.folder.weights import load_weights, whole
 from r1ov.model.config import TextConfig
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.parallel import Context, teams
+from r1ov.train import sft
 from r1ov.train.grpo import deal
 from r1ov.train.loss import sft_loss_and_correct
 from r1ov.train.rollout import Group, sample
-from r1ov.train.run.config import GRPOConfig
+from r1ov.train.run.config import GRPOConfig, SFTConfig
 from r1ov.train.run.sharding import checkpoint_activations, make_mesh, refresh, replica, shard
 from tests import grpo_worker as grpo
 from tests.checkpoint_worker import ended, forked
@@ -238,7 +239,13 @@ def train(folder: Path, name: str) -> None:
     torch.save(results, folder / f"train {name}")
 
 
-WORK = {"2": [check, run_generate, kill, train], "4": [check, run_evaluate, train]}
+def run_sft(folder: Path, name: str) -> None:
+    """The whole way: held-out loss and answers before the first step, two steps, a model."""
+    with (folder / f"sft {name}").open("w") as out, redirect_stdout(out), redirect_stderr(out):
+        sft.train(replace(learning(folder, folder / "learned"), tensor_parallel=2, context_parallel=2))
+
+
+WORK = {"2": [check, run_generate, kill, train, run_sft], "4": [check, run_evaluate, train]}
 
 
 def main(folder: Path) -> None:
@@ -258,6 +265,21 @@ def evaluation(folder: Path, out: Path, tensor_parallel: int) -> EvaluateConfig:
         device="cpu",
         out=str(out),
         tensor_parallel=tensor_parallel,
+    )
+
+
+def learning(folder: Path, out: Path) -> SFTConfig:
+    return SFTConfig(
+        model=str(folder / "few"),
+        out=str(out),
+        max_steps=2,
+        train_batch_size=3,
+        eval_samples=3,
+        eval_max_new_tokens=8,
+        learning_rate=1e-3,
+        dataloader_num_workers=0,
+        num_threads=1,
+        device="cpu",
     )
 
 

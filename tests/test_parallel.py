@@ -24,6 +24,7 @@ from r1ov.model.config import TextConfig
 from r1ov.model.lora import Lora, attach, drawn, targets
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.parallel import heads
+from r1ov.train import sft
 from tests import grpo_worker as grpo
 from tests import parallel_worker as worker
 
@@ -183,6 +184,22 @@ def test_a_pack_shared_by_processes_has_the_loss_and_gradients_of_one(results, f
             assert_same(step["gradients"], expected["gradients"])
     if size == 2:
         assert "must divide the model's 7 heads" in results[2][0]["heads"]
+
+
+def test_a_run_shared_by_processes_logs_what_one_process_does(results, folder, tmp_path):
+    sft.train(worker.learning(folder, tmp_path / "learned"))
+    alone, together = (
+        [json.loads(line) for line in (path / "learned" / "log.jsonl").read_text().splitlines()]
+        for path in (tmp_path, folder)
+    )
+    assert len(alone) == len(together) == 4  # two steps, and two evaluations
+    for one, other in zip(alone, together, strict=True):
+        assert one.keys() == other.keys()
+        for name in one.keys() - {"step_ms", "tokens_per_second", "samples_per_second"}:
+            assert other[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
+    lines, nothing = ((folder / f"sft {rank} of 2").read_text() for rank in (0, 1))
+    assert sum(line.startswith("sft ") for line in lines.splitlines()) == 1
+    assert nothing == ""
 
 
 @pytest.fixture(scope="module")

@@ -37,9 +37,9 @@ _OURS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?(\.tmp)?")
 
 
 def is_sharded(what: Tensor | nn.Module) -> bool:
-    """True for a DTensor, or a model whose parameters are DTensors."""
-    tensor = next(what.parameters()) if isinstance(what, nn.Module) else what
-    return hasattr(tensor, "device_mesh")
+    """True for a DTensor, or a model of FSDP's."""
+    # Between a forward pass without gradients and the next one FSDP's parameters may be plain and whole.
+    return hasattr(what, "reshard" if isinstance(what, nn.Module) else "device_mesh")
 
 
 @torch.no_grad()

@@ -130,6 +130,8 @@ def teams(world: World, size: int, flag: str) -> World:
     """The teams of `size` consecutive ranks, each as if it were one: of each the rank in this one's place."""
     if world.size % size:
         raise UserError(f"{flag} is {size}; it must divide the number of processes, {world.size}")
+    if size == 1:
+        return world
     places = [list(range(place, world.size, size)) for place in range(size)]
     group = dist.new_subgroups_by_enumeration(places)[0]
     return World(world.rank // size, world.size // size, group)
@@ -194,6 +196,8 @@ class Context:
         self, language: LanguageModel, x: Tensor, position_ids: Tensor, attend: Attend, only: slice = ALL
     ) -> Tensor:
         """(T, C), 0 where the tokens are not this process's. Args: as `LanguageModel.forward`'s."""
+        from torch.distributed._functional_collectives import all_to_all_single_autograd as exchange
+
         count, size, group = len(x), self.world.size, self.world.group
         each = -(-count // size)
         begin, pad = each * self.world.rank, each * size - count
@@ -201,25 +205,11 @@ class Context:
         def exchanged(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             copied = (one.repeat_interleave(self.copies, 1) for one in (k, v))
             parts = (one.unflatten(1, (size, -1)).transpose(0, 1) for one in (q, *copied))  # (N, t, h, D)
-            q, k, v = (Exchange.apply(one, group).flatten(0, 1)[:count] for one in parts)  # (T, h, D)
+            q, k, v = (exchange(one, None, None, group).flatten(0, 1)[:count] for one in parts)  # (T, h, D)
             out = F.pad(attend(layer, q, k, v), (0, 0, 0, 0, 0, pad)).unflatten(0, (size, -1))
-            return Exchange.apply(out, group).transpose(0, 1).flatten(1, 2)  # (t, H, D)
+            return exchange(out, None, None, group).transpose(0, 1).flatten(1, 2)  # (t, H, D)
 
         x, position_ids = F.pad(x, (0, 0, 0, pad)), F.pad(position_ids, (0, pad))
         x, position_ids = x[begin : begin + each], position_ids[:, begin : begin + each]
         hidden = LanguageModel.forward(language, x, position_ids, exchanged)
         return F.pad(hidden, (0, 0, begin, count + pad - begin - each))[:count]
-
-
-class Exchange(torch.autograd.Function):
-    """(N, ...) -> (N, ...): the r-th part of what a process has goes to the r-th process."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group, y = group, torch.empty_like(x, memory_format=torch.contiguous_format)
-        dist.all_to_all_single(y, x.contiguous(), group=group)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return Exchange.apply(grad, ctx.group), None

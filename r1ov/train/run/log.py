@@ -17,7 +17,6 @@ from r1ov.common.memory import plan
 from r1ov.common.processes import dtype_name
 from r1ov.common.shares import wilson
 from r1ov.errors import UserError
-from r1ov.folder.weights import is_sharded
 from r1ov.train.run.config import PLAYGROUND
 
 WIDTH = 120  # columns of the console
@@ -113,8 +112,8 @@ def rollout_lines(run: Any) -> list[str]:
 def introduction(run: Any, rows: str) -> list[str]:
     """What a run is about to do. Args: run: open.py's `Run`. rows: how many the data has, for people."""
     config, size, copies = run.config, run.world.size, run.config.replicate
-    total = sum(parameter.numel() for parameter in run.model.parameters())
-    trained = sum(parameter.numel() for parameter in run.parameters)
+    counted = run.model.parameters(), run.parameters, run.model.visual.parameters()
+    total, trained, vision = (sum(map(torch.numel, parameters)) for parameters in counted)
     # weights, gradients and AdamW's two moments; of what does not learn weights alone, so of a reference
     weights = sum(tensor.nbytes for tensor in run.masters.state_dict().values())
     memory, held = (weights + 12 * trained) * copies / size, "weights, gradients and optimizer"
@@ -124,8 +123,8 @@ def introduction(run: Any, rows: str) -> list[str]:
         memory += copy if is_copied else 4 * total * copies / size
         held += ", reference"
     is_asked = config.eval_data or config.data == PLAYGROUND
-    if is_copied or (is_sharded(run.model) and (is_grpo or (config.eval_steps and is_asked))):
-        memory += copy / config.tensor_parallel
+    if is_copied or (size > 1 and (is_grpo or (config.eval_steps and is_asked))):
+        memory += run.dtype.itemsize * (vision + (total - vision) / config.tensor_parallel)
         held += ", a copy that answers"
     fitting = "--lora-r 16, more processes (--nproc-per-node) or --beta 0 takes less"
     taken = plan({held: memory}, run.device, fitting, present=weights / size + copy * is_copied)

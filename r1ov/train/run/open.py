@@ -91,9 +91,8 @@ class Run:
         files = source.fingerprint if isinstance(source, Endless) else ()
         before, config = settle(config, num_rows, files, world, device)
         self.config, self.out, self.log = config, Path(config.out), None
-        finished = is_finished(self.out)
-        is_longer = finished and before["max_steps"] != config.max_steps
-        if finished and not is_longer:
+        is_longer = is_finished(self.out)
+        if is_longer and before["max_steps"] == config.max_steps:
             if world.is_main:
                 say(f"done    {self.out}/ holds this run, finished; model in {self.out}/final")
             raise SystemExit(0)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-# One card of 24 GB: 4-bit weights under an adapter; what that takes is counted in tests/test_lora.py.
+# What these take is counted in tests/test_fits.py. One card of 24 GB: 4-bit weights under an adapter.
 CARD: dict[str, Any] = {
     "model": "Qwen/Qwen2.5-VL-7B-Instruct",
     "lora_r": 16,
@@ -11,8 +11,16 @@ CARD: dict[str, Any] = {
     "max_length": 4096,
     "max_pixels": 512 * 512,
 }
+# Four nodes of eight cards of 80 GB: the cards of a node answer, and read each pack, together.
+NODES: dict[str, Any] = {
+    "model": "Qwen/Qwen2.5-VL-72B-Instruct",
+    "activation_checkpointing": "full",
+    "tensor_parallel": 8,
+    "context_parallel": 8,
+}
 SFT: dict[str, dict[str, Any]] = {
     "lora-24gb": {**CARD, "train_batch_size": 32},
+    "72b-4-nodes": NODES,
     # The paper's recipe; its configuration files agree but for the pictures. "512" stands in the model card
     # as image_resolution, which in LLaMA-Factory was first the longer side and then a number of pixels; a
     # literal 512 makes sense as a side alone, hence a square of it.
@@ -33,6 +41,7 @@ SFT: dict[str, dict[str, Any]] = {
 # them.
 GRPO: dict[str, dict[str, Any]] = {
     "lora-24gb": {**CARD, "train_batch_size": 64, "max_completion_length": 512, "max_num_seqs": 16},
+    "72b-4-nodes": NODES,
     # The authors' grpo_config.py and grpo_trainer.py (VLM-R1's) at the defaults that their run_grpo.sh leaves
     # in force. They sum the rewards, take the KL term without the ratio, and update once per rollout, so that
     # the clip never binds.
