@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-import r1ov.folder.hub
+import r1ov.common.hub
 from r1ov.errors import UserError
 from r1ov.folder.pretrained import resolve
 
@@ -94,7 +94,7 @@ def resolved(names, cache, **environment):
     at import (and without torch, which takes seconds): for each a path or an error.
     """
     code = (
-        "import json, sys\nfrom r1ov.errors import UserError\nfrom r1ov.folder.hub import from_hub\n"
+        "import json, sys\nfrom r1ov.errors import UserError\nfrom r1ov.common.hub import from_hub\n"
         "for name in sys.argv[1:]:\n"
         "    try:\n        result = [str(from_hub(name)), None]\n"
         "    except UserError as error:\n        result = [None, str(error)]\n"

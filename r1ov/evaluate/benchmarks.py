@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from r1ov.common.files import say, shown
+from r1ov.common.hub import HUB_NAME, download
 from r1ov.data.formats.records import BadRow
 from r1ov.data.formats.rows import open_rows
 from r1ov.data.image import LazyImage
@@ -16,7 +17,6 @@ from r1ov.errors import UserError
 from r1ov.evaluate import report, rows
 from r1ov.evaluate.item import Item
 from r1ov.evaluate.rows import Benchmark
-from r1ov.folder.hub import HUB_NAME, download
 
 PLAYGROUND, PLAYGROUND_LIMIT = "playground", 1000  # it has no end
 MAX_CELL = 2**30  # characters of a TSV's cell: base64 images

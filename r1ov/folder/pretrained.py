@@ -18,6 +18,7 @@ import torch
 from tokenizers import Tokenizer
 
 from r1ov.common.files import one_line, read_json, write_json
+from r1ov.common.hub import folder_of
 from r1ov.common.memory import plan
 from r1ov.common.processes import choose_device, choose_dtype, dtype_name
 from r1ov.data.image import ImageProcessor
@@ -27,7 +28,6 @@ from r1ov.errors import UserError
 from r1ov.folder.adapter import Folders, is_adapter, read_adapter, read_settings, save_adapter
 from r1ov.folder.allowed import FITS, RULES
 from r1ov.folder.faults import no_config
-from r1ov.folder.hub import folder_of
 from r1ov.folder.quantized import BITS, weight_bytes
 from r1ov.folder.weights import load_weights, save_weights, world_of
 from r1ov.model.config import Config, TextConfig, VisionConfig

@@ -8,8 +8,8 @@ from glob import escape
 from pathlib import Path
 
 from r1ov.common.files import shown
+from r1ov.common.hub import download
 from r1ov.errors import UserError
-from r1ov.folder.hub import download
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
