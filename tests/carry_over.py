@@ -150,15 +150,15 @@ def samples_table(answered: Sequence[Answered], samples: int) -> str:
 
 
 def thoughts_table(answered: Sequence[Answered]) -> str:
-    """What is true of the first sample's thought to each question, by family."""
+    """What is true of the first sample's thought to each question, by family and of all."""
     rows = []
-    for family in FAMILIES:
-        own = [(one.scene, one.texts[0], one.scores[0]) for one in answered if one.family == family]
-        faults = [(score >= 0.5, first_fault(scene, text)) for scene, text, score in own]
+    for name in (*FAMILIES, "all"):
+        own = [one for one in answered if name in (one.family, "all")]
+        faults = [(one.scores[0] >= 0.5, first_fault(one.scene, one.texts[0])) for one in own]
         true = [not fault for right, fault in faults if right]
         missed = Counter(fault or "answer" for right, fault in faults if not right)
         causes = ", ".join(f"{cause} {count}" for cause, count in missed.most_common())
-        rows.append([family, f"{sum(true)} of {len(true)}", causes])
+        rows.append([name, f"{sum(true)} of {len(true)}", causes])
     return table(["family", "true thoughts of right answers", "first faults of misses"], rows)
 
 
