@@ -11,7 +11,6 @@ from r1ov.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-READABLE = ("F32", "BF16", "F16")
 AGAIN = "; download it again"
 
 
@@ -24,10 +23,7 @@ class Stored:
     file: Path
     shape: tuple[int, ...]
     dtype: str
-
-    @property
-    def is_readable(self) -> bool:
-        return self.dtype in READABLE or (self.dtype == "I32" and self.name.endswith((".qweight", ".qzeros")))
+    is_readable: bool
 
 
 def adapter_of(folder: Path) -> str | None:

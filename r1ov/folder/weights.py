@@ -179,7 +179,9 @@ def _contents(folder: Path, model: Qwen2_5_VL) -> dict[str, Stored]:
                 header = reader.get_slice(name)
                 shape, dtype = tuple(header.get_shape()), str(header.get_dtype())
                 ours = name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
-                tensors.append(Stored(name, ours, folder / file, shape, dtype))
+                is_packed = dtype == "I32" and name.endswith((".qweight", ".qzeros"))
+                is_readable = is_packed or dtype in ("F32", "BF16", "F16")
+                tensors.append(Stored(name, ours, folder / file, shape, dtype, is_readable))
     if weight_map not in (None, {tensor.name: tensor.file.name for tensor in tensors}):
         raise faults.misplaced(folder, tensors, weight_map)
     stored = {tensor.parameter: tensor for tensor in tensors}
@@ -187,10 +189,10 @@ def _contents(folder: Path, model: Qwen2_5_VL) -> dict[str, Stored]:
     shapes = {name: tuple(one.shape) for name, one in parameters if "lora_" not in name}
     if any(name.endswith(".qweight") for name in stored):  # config.json says that it is AWQ's
         shapes = awq_shapes(shapes, stored, bool(model.split))
-    is_readable = len(stored) == len(tensors) and all(tensor.is_readable for tensor in tensors)
+    are_sound = len(stored) == len(tensors) and all(tensor.is_readable for tensor in tensors)
     if model.config.tie_word_embeddings and HEAD in stored:
         _refuse_another_head(stored.pop(HEAD), stored.get(EMBEDDING))
-    if not is_readable or {name: tensor.shape for name, tensor in stored.items()} != shapes:
+    if not are_sound or {name: tensor.shape for name, tensor in stored.items()} != shapes:
         raise faults.mismatch(folder, tensors, stored, shapes)
     return stored
 
