@@ -239,7 +239,7 @@ def test_logits_with_the_cache_equal_logits_without_for_rows_that_leave_early(tr
     _, model, processor = trio
     batch = processor(CONVERSATIONS[:4])
     lengths = batch["cu_seqlens"].diff().tolist()
-    cache = KVCache(model.config.text, 8, max(lengths) + 9, torch.float32, torch.device("cpu"))
+    cache = KVCache(model.model, 8, max(lengths) + 9)
     one_token = FlatStep(model, cache) if kind == "flat" else partial(step, model, cache)
     first = prefill(model, batch, cache, 2)[::2]
     torch.testing.assert_close(

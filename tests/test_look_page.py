@@ -106,7 +106,7 @@ def test_the_caches_bytes_are_those_of_its_tensors(tiny):
     from r1ov.engine.cache import KVCache
 
     config = tiny[1].config
-    cache = KVCache(config.text, 1, 106, torch.float32, torch.device("cpu"))
+    cache = KVCache(tiny[0].model, 1, 106)
     cache.admit([106], 1)
     assert cache_bytes(config, 106, 4) == sum(layer.nbytes for layer in cache.layers)
 

@@ -3,6 +3,7 @@ gradients, whole models, and AWQ's folders packed here from known integers.
 """
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,6 +96,34 @@ def test_a_model_is_quantised_while_it_loads_and_answers_alike(quantize):
     first = r1ov.generate(model, processor, messages, max_new_tokens=12)
     again = r1ov.generate(model, processor, [messages, messages], max_new_tokens=12)
     assert [row.token_ids for row in again] == [first.token_ids] * 2
+
+
+def test_a_tied_head_of_4_bits_gives_the_likeliest_words_their_own_logits(monkeypatch):
+    model, _ = r1ov.load("r1ov-tiny", quantize="int4")
+    hidden = drawn(3, model.config.text.hidden_size)
+    whole, mixed = hidden @ model.head_weight.T, model.logits(hidden)
+    monkeypatch.setattr(model.lm_head, "exact", ())
+    coarse = model.logits(hidden)
+    likeliest = torch.zeros_like(whole, dtype=torch.bool).scatter(1, coarse.topk(64).indices, True)
+    torch.testing.assert_close(mixed[likeliest], whole[likeliest], atol=1e-5, rtol=1e-5)
+    assert torch.equal(mixed[~likeliest], coarse[~likeliest])
+    assert (coarse - whole).std() < 0.25 * whole.std()
+    assert (coarse[likeliest] - whole[likeliest]).abs().max() > 0.01
+
+
+def test_beside_quantised_weights_an_embedding_is_its_file_alone(tmp_path):
+    write_checkpoint(tmp_path)
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    model, _ = r1ov.load(tmp_path, dtype="bfloat16", quantize="int8")
+    weight = model.model.embed_tokens.weight
+    assert torch.equal(weight, tensors["model.embed_tokens.weight"])
+    files = [
+        line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line
+    ]
+    bounds = [[int(bound, 16) for bound in line[0].split("-")] for line in files]
+    assert len(bounds) == 1
+    assert bounds[0][0] < weight.data_ptr() < bounds[0][1]
 
 
 def test_a_quantised_model_is_not_saved_and_other_names_are_refused(tmp_path):

@@ -14,8 +14,7 @@ from kernels import attention, decode_attention, default_impl, starts
 from kernels.attention import decode_attention_torch
 from r1ov.data.processor import Batch
 from r1ov.errors import UserError
-from r1ov.model.config import TextConfig
-from r1ov.model.language import ALL
+from r1ov.model.language import ALL, LanguageModel
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.rope import text_angles
 
@@ -32,12 +31,13 @@ class KVCache:
     what its live rows cost. S grows with the answers; until it does, all that a step uses stays in its place.
     """
 
-    def __init__(
-        self, config: TextConfig, max_rows: int, capacity: int, dtype: torch.dtype, device: torch.device
-    ):
+    def __init__(self, model: LanguageModel, max_rows: int, capacity: int):
         """Args: capacity: the most tokens that a row may hold, prompt included."""
-        heads, self.capacity = 2 * config.num_key_value_heads, capacity
-        empty = torch.zeros(max_rows, heads, 0, config.head_dim, dtype=dtype, device=device)
+        config, weight, self.capacity = model.config, model.embed_tokens.weight, capacity
+        empty, device = (
+            weight.new_zeros(max_rows, 2 * config.num_key_value_heads, 0, config.head_dim),
+            weight.device,
+        )
         self.layers = [empty] * config.num_hidden_layers
         self.lengths = torch.zeros(max_rows, dtype=torch.int64, device=device)
         self.numbers = torch.arange(max_rows, device=device)
@@ -61,7 +61,7 @@ class KVCache:
 
     def reserve(self, rows: int, steps: int) -> None:
         """Sees to it that the next `steps` steps of the first `rows` rows are the device's work alone."""
-        needed, (max_rows, heads, before, dim) = self.longest + steps, self.layers[0].shape
+        needed, (max_rows, _, before, _) = self.longest + steps, self.layers[0].shape
         if needed > before:
             columns = min(needed + needed // 2 + ROOM, self.capacity)
             try:
@@ -71,10 +71,9 @@ class KVCache:
             except RuntimeError as error:  # a GPU raises OutOfMemoryError, which is one; a CPU the plain one
                 if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
                     raise
-                gigabytes = len(self.layers) * max_rows * heads * columns * dim * layer.dtype.itemsize / 1e9
                 raise UserError(
-                    f"the cache for {max_rows} rows of {columns:,} tokens takes {gigabytes:.1f} GB, "
-                    f"more than is free on {layer.device}; lower max_new_tokens or num_samples"
+                    f"the cache for {max_rows} rows of {columns:,} tokens takes more than is free on "
+                    f"{layer.device}; lower max_new_tokens or num_samples"
                 ) from None
             self.ramp = F.pad(layer.new_zeros(columns), (0, columns), value=float("-inf"))
         elif rows == self.rows and needed <= self.columns:
@@ -135,9 +134,8 @@ class KVCache:
             former[hole] = mover
         for layer in self.layers if holes else ():
             layer[holes, :, : self.longest] = layer[movers, :, : self.longest]
-        lengths, self.live = self.lengths[former], len(former)
-        self.lengths[: self.live] = lengths
-        self.longest = max(lengths.tolist(), default=0)
+        self.lengths[holes], self.live = self.lengths[movers], len(rows)
+        self.longest = max(self.lengths[: self.live].tolist(), default=0)
         return former
 
 

@@ -53,10 +53,8 @@ class Chat:
         prompt = self.processor.with_pixels(self.processor.encode(messages, add_generation_prompt=True))
         plan = prepare(self.processor, [prompt], **self.settings)
         rest, marks = unread(prompt, self.held, self.processor.config)
-        cache, weight = self.cache, self.model.model.embed_tokens.weight
-        if cache is None:
-            text = self.model.config.text
-            cache = KVCache(text, 1, text.max_position_embeddings, weight.dtype, weight.device)
+        most = self.model.config.text.max_position_embeddings
+        cache = self.cache or KVCache(self.model.model, 1, most)
         cache.held = len(prompt) - len(rest)
         self.cache, self.held = None, []  # until the reply is whole: an interruption may leave anything there
         pieces: list[str] = []

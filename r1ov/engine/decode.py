@@ -165,8 +165,7 @@ def decode(
         raise UserError("stream follows one conversation and one sample; leave it out for more")
     started, prefill_seconds, prefill_tokens = time.perf_counter(), 0.0, 0
     samples = plan.num_samples
-    weight = model.model.embed_tokens.weight
-    device = weight.device
+    device = model.model.embed_tokens.weight.device
     text = TextStream(processor, stream) if stream else None
     if stream and plan.prompts[0].opened:
         stream(plan.prompts[0].opened)
@@ -177,7 +176,7 @@ def decode(
 
     most, max_rows = max(plan.limits), min(plan.max_num_seqs, len(waiting))
     capacity = max(len(row.prompt) + row.limit for row in waiting)
-    cache = begun[0] if begun else KVCache(model.model.config, max_rows, capacity, weight.dtype, device)
+    cache = begun[0] if begun else KVCache(model.model, max_rows, capacity)
     by_row = [*torch.zeros(3, max_rows, dtype=torch.int64, device=device)]
     uniforms = None if plan.seeds is None else row_uniforms(plan.seeds, most).flatten().to(device)
     choose = partial(sample_together, model.split) if model.split else sample

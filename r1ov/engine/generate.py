@@ -123,8 +123,8 @@ def banned_ids(processor: Processor) -> Tensor:
     """(b,) ids that must not be sampled: placeholders and frames of images and videos, ids of no token."""
     tokenizer, config, vocab_size = processor.tokenizer, processor.config, processor.config.text.vocab_size
     unused = [id for id in range(tokenizer.get_vocab_size(), vocab_size) if tokenizer.id_to_token(id) is None]
-    frame = [config.vision_start_token_id, config.vision_end_token_id, config.vision_token_id]
-    placeholders = [*frame, config.image_token_id, config.video_token_id]
+    names = ("vision_start", "vision_end", "vision", "image", "video")
+    placeholders = (getattr(config, f"{name}_token_id") for name in names)
     return torch.tensor(sorted({*unused, *(id for id in placeholders if id < vocab_size)}), dtype=torch.int64)
 
 
@@ -173,6 +173,6 @@ def generate(
         num_samples=num_samples,
     )
     rows, _ = decode(model, processor, plan, stream)
-    groups = [rows[i : i + num_samples] for i in range(0, len(rows), num_samples)]
-    entries = rows if num_samples == 1 else groups
-    return entries[0] if is_single else entries
+    if num_samples > 1:
+        rows = [rows[i : i + num_samples] for i in range(0, len(rows), num_samples)]
+    return rows[0] if is_single else rows

@@ -270,9 +270,8 @@ def read_model(
     tensor_parallel: int = 1,
 ) -> tuple[Qwen2_5_VL, str]:
     """The model in folders whose config is known already, and what there is to say of its dtype and memory.
-
-    Args: needs: bytes beside the weights, by what they are for, of numbers of so many bytes.
-        tensor_parallel: how many processes hold the model together.
+    Args: needs: bytes beside the weights, by what they are for, of numbers of so many bytes. tensor_parallel:
+        how many processes hold the model together.
     """
     if quantize not in (None, *BITS):
         raise UserError(f"quantize is {quantize!r}; there are {', '.join(BITS)}")
@@ -281,7 +280,8 @@ def read_model(
     if tensor_parallel > 1:
         split(model, tensor_parallel, quantize)
     dtype, reason = choose_dtype(dtype, device, config.torch_dtype, weight_bytes(model, 1, quantize))
-    weights = weight_bytes(model, dtype.itemsize, quantize, folders.weights)
+    maps = (device.type, dtype) == ("cpu", torch.bfloat16)
+    weights = weight_bytes(model, dtype.itemsize, quantize, folders.weights, maps)
     line = plan({"weights": weights, **needs(model.model.config, dtype.itemsize)}, device)
     load_weights(model, folders.weights, device, dtype, quantize)
     if adapter:
@@ -302,7 +302,7 @@ def load(
             a LoRA adapter, which is loaded onto its base.
         device: where the model is put; None: a GPU if there is one.
         dtype: of weights and arithmetic; None: as the files, but as `choose_dtype` says on CPUs.
-        quantize: "int4" or "int8": the weights of the language model's linear layers; the head's are int8.
+        quantize: "int4" or "int8": the weights of the language model's linear layers, and the head's.
     Raises: UserError, in one line, for whatever is wrong with any of these.
     """
     device = choose_device(device)

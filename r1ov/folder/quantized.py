@@ -25,12 +25,15 @@ BITS = {"int4": 4, "int8": 8}
 GROUP = 32
 BLOCK = 64  # rows whose nibbles lie together, in the order of torch's kernel for AVX-512
 FEW = 32  # rows of x up to which torch's packed kernels are faster than a product with dequantised tiles
-TILE = 2**21  # weights that are dequantised at a time
+TILE = 2**18  # weights that are dequantised at a time, which stay in a core's own memory
+LIKELIEST = 64  # words whose logits a head of 4 bits has from the embedding, as they are
 AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]  # where in an int32 the columns 0 to 7 are
 
 
 class QuantizedLinear(nn.Module):
     """In place of an `nn.Linear`."""
+
+    exact = ()  # an embedding that has the weight (N, K) as it was
 
     def __init__(self, packed: Tensor, scales: Tensor, outputs: int, bias: nn.Parameter | None):
         """Args: packed: `pack`'s of 4 bits, or (N, K) int8. scales: (K/g, N, 2) scale and zero, or (1, N)."""
@@ -42,6 +45,9 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = _Product.apply(x, self) if x.requires_grad else self.product(x)
         y = y[:, : self.out_features]
+        if self.exact:
+            words = y.topk(LIKELIEST).indices
+            return y.scatter(1, words, (self.exact[0](words) @ x[:, :, None])[:, :, 0])
         return y if self.bias is None else y + self.bias
 
     @property
@@ -57,29 +63,25 @@ class QuantizedLinear(nn.Module):
                 return torch.ops.aten._weight_int8pack_mm(narrow, self.packed, scales[0]).to(x.dtype)
             packed, group = self.packed.view(scales.shape[1], -1), x.shape[1] // len(scales)
             return torch.ops.aten._weight_int4pack_mm_for_cpu(narrow, packed, group, scales).to(x.dtype)
-        y = x.new_empty(len(x), self.scales.shape[1])
         dtype = x.dtype if computes_bfloat16(x.device) else torch.float32
-        x = x.to(dtype)
-        for columns, tile in self.tiles(dtype):
-            y[:, columns] = x @ tile
-        return y
+        wide = x.to(dtype)
+        return torch.cat([wide @ tile for _, tile in self.tiles(dtype)], dim=1).to(x.dtype)
 
     def tiles(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """Some of the outputs, and their weights (K, n) in float32, rounded to `dtype`."""
-        if self.packed.ndim == 2:
-            rows = max(1, TILE // self.packed.shape[1])
-            for begin in range(0, len(self.packed), rows):
-                columns = slice(begin, begin + rows)
-                yield columns, (self.packed[columns].float() * self.scales[0, columns, None]).to(dtype).t()
-            return
-        blocks, inputs, _ = self.packed.shape
-        count = max(1, TILE // (BLOCK * inputs))
-        for begin in range(0, blocks, count):
-            packed = self.packed[begin : begin + count]
-            tile = torch.empty(inputs, len(packed), 2, BLOCK // 2, device=packed.device)
-            tile[:, :, 0], tile[:, :, 1] = (packed & 15).transpose(0, 1), (packed >> 4).transpose(0, 1)
-            columns = slice(BLOCK * begin, BLOCK * (begin + len(packed)))
-            scale, zero = self.scales[:, None, columns].float().unbind(-1)  # (K/g, 1, n)
+        has_8_bits, inputs = self.packed.ndim == 2, self.packed.shape[1]
+        each = 1 if has_8_bits else BLOCK
+        count = max(1, TILE // (each * inputs))
+        for begin in range(0, len(self.packed), count):
+            packed = self.packed[begin : begin + count].transpose(0, 1)
+            columns = slice(each * begin, each * (begin + count))
+            scale = self.scales[:, None, columns].float()
+            if has_8_bits:
+                yield columns, (packed * scale[0]).to(dtype)
+                continue
+            tile = torch.empty(inputs, packed.shape[1], 2, BLOCK // 2, device=packed.device)
+            tile[:, :, 0], tile[:, :, 1] = packed & 15, packed >> 4
+            scale, zero = scale.unbind(-1)  # (K/g, 1, n)
             tile = tile.view(len(scale), -1, scale.shape[2])  # (K/g, g, n)
             yield columns, tile.sub_(8).mul_(scale).add_(zero).flatten(0, 1).to(dtype)
 
@@ -157,7 +159,10 @@ def place(model: Qwen2_5_VL, name: str, weight: Tensor, quantize: str, quantizes
         return False
     owner = "lm_head" if is_head else name.removesuffix(".weight")
     bias = None if is_head else model.get_submodule(owner).bias
-    model.set_submodule(owner, quantized(weight, bias, 8 if is_head else BITS[quantize], name))
+    layer = quantized(weight, bias, 8 if name == HEAD else BITS[quantize], name)
+    if name == EMBEDDING and quantize == "int4":
+        layer.exact = (model.model.embed_tokens,)
+    model.set_submodule(owner, layer)
     return name != EMBEDDING
 
 
@@ -182,16 +187,20 @@ def awq_shapes(
     return found
 
 
-def weight_bytes(model: Qwen2_5_VL, itemsize: int, quantize: str | None, folder: Path | None = None) -> float:
-    """What the weights of a model will take, or those in a folder if they are smaller, as AWQ's are."""
-    parameters = dict(model.named_parameters())
-    whole = sum(parameter.numel() for parameter in parameters.values())
-    if folder and not quantize:
-        stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        return min(itemsize * whole, itemsize / 2 * stored)
+def weight_bytes(
+    model: Qwen2_5_VL, itemsize: int, quantize: str | None, folder: Path | None = None, maps: bool = False
+) -> float:
+    """What the weights of a model will take, or those in a folder if they are smaller, as AWQ's are.
+
+    Args: maps: whether the embedding beside quantised weights stays in its file; few of its rows are in use.
+    """
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    whole = sum(sizes.values())
     if not quantize:
-        return itemsize * whole
-    linear = sum(parameter.numel() for name, parameter in parameters.items() if is_quantizable(name))
-    head = parameters.get("lm_head.weight", model.head_weight).numel()
-    rest = whole - linear - head * ("lm_head.weight" in parameters)
-    return linear * (0.625 if quantize == "int4" else 1) + head + rest * itemsize  # with scales and zeros
+        stored = folder and sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        return itemsize * min(whole, stored / 2 if folder else whole)
+    each = 0.625 if quantize == "int4" else 1  # with scales and zeros
+    linear = sum(size for name, size in sizes.items() if is_quantizable(name))
+    head, embedding = sizes.get(HEAD, 0), sizes[EMBEDDING]
+    held = linear * each + (head or embedding * each)
+    return held + (whole - linear - head - embedding * maps) * itemsize

@@ -102,11 +102,11 @@ def load_weights(
     a sharded model has its dtypes already.
 
     On a CPU a tensor that has the dtype already is the mapped file itself; all else, and with `quantize`
-    everything, is copied, tensor by tensor, so that peak memory is the model and 256 MB of a file, or its
-    largest tensor. Of a sharded model each process reads its own rows only.
+    all but the embedding, is copied, tensor by tensor, so that peak memory is the model and 64 MB of a file,
+    or its largest tensor. Of a sharded model each process reads its own rows only.
 
-    Args: quantize: "int4" or "int8": the language model's linear layers, and the head, which is of int8,
-        unless quantizes_head is False.
+    Args: quantize: "int4" or "int8": the language model's linear layers, and the head, unless
+        quantizes_head is False.
     Raises: UserError, in one line, if the files are damaged or do not hold exactly the model's tensors; then
         nothing was read.
     """
@@ -132,8 +132,13 @@ def load_weights(
             value = read(tensor, model.split and model.split.own(name))
             if quantize and place(model, name, value.to(device), quantize, quantizes_head):
                 continue
-            # A tensor that is the file would keep all that was read beside it in memory.
-            value = _placed(value, device, dtype, maps=not (quantize or model.split))
+            # A tensor that is the file keeps all that was read beside it in memory. Of an embedding only the
+            # rows in use are read, so it has an opened file to itself.
+            maps = not (quantize or model.split)
+            if quantize and name == EMBEDDING:
+                with _Reader() as alone:
+                    maps, value = True, alone(tensor)
+            value = _placed(value, device, dtype, maps)
             setattr(module, leaf, nn.Parameter(value, parameter.requires_grad))
 
 
@@ -153,7 +158,7 @@ def _placed(value: Tensor, device: torch.device | str, dtype: torch.dtype, maps:
 
 class _Reader(ExitStack):
     """Reads tensors from one open file at a time. What was read of it counts as this program's memory until
-    it is closed, so it is opened anew every 256 MB.
+    it is closed, so it is opened anew every 64 MB.
     """
 
     file, left = None, 0
@@ -162,7 +167,7 @@ class _Reader(ExitStack):
         if tensor.file != self.file or self.left < 0:
             self.close()
             self.reader = self.enter_context(_opened(tensor.file))
-            self.file, self.left = tensor.file, 2**28
+            self.file, self.left = tensor.file, 2**26
         self.left -= 2 * math.prod(tensor.shape)
         if part is None:
             return self.reader.get_tensor(tensor.name)
