@@ -6,6 +6,7 @@ python generate.py --chat --image picture.png
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -58,12 +59,17 @@ class Options(AskingOptions):
     def __post_init__(self) -> None:
         """Raises UserError for every mistake that can be seen without torch."""
         check_bounds(self)
-        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+        if self.max_pixels and (self.min_pixels or 0) > self.max_pixels:
             raise UserError(f"--min-pixels {self.min_pixels} is above --max-pixels {self.max_pixels}")
         if self.look and not can_be_written(self.look):
             raise UserError(f"--look {self.look}: not a file that can be written; its folder must be there")
         if self.chat and (self.json or self.look or self.num_samples > 1 or self.prompt == "-"):
             raise UserError("--chat goes with none of --json, --look, --num-samples and --prompt -")
+        if self.tensor_parallel != (count := int(os.environ.get("WORLD_SIZE", "1"))):
+            raise UserError(
+                f"--tensor-parallel is {self.tensor_parallel}, processes are {count}; it must be as many as "
+                "torchrun's --nproc-per-node starts"
+            )
         if self.tensor_parallel > 1 and (self.chat or self.look or self.prompt == "-"):
             raise UserError("--tensor-parallel goes with none of --chat, --look and --prompt -")
         if not (self.prompt or self.image or self.chat):
@@ -170,13 +176,15 @@ def report(completions: Sequence[Any], timing: Any) -> None:
     """Says what was cut off, and how fast it went."""
     if cut := [len(one.token_ids) for one in completions if one.finish_reason == "length"]:
         say(f"cut off after {cut[0]:,} tokens (--max-new-tokens, or the model's last position)")
-    parts = [("prefill", timing.prefill_tokens, timing.prefill_seconds)]
-    if timing.decode_tokens:
-        parts.append(("decode", timing.decode_tokens, timing.decode_seconds))
+    parts = (
+        ("prefill", timing.prefill_tokens, timing.prefill_seconds),
+        ("decode", timing.decode_tokens, timing.decode_seconds),
+    )
     rates = (
         f"{name} {tokens:,} token{'s' * (tokens != 1)} in {seconds:.2f} s "
         f"({tokens / max(seconds, 1e-9):,.0f} tokens/s)"
         for name, tokens, seconds in parts
+        if tokens
     )
     say(" | ".join(rates))
 

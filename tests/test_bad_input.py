@@ -151,6 +151,7 @@ LINES = {
     "top-k negative": (["--prompt", "x", "--top-k", "-1"], "--top-k is -1"),
     "no samples": (["--prompt", "x", "--num-samples", "0"], "--num-samples is 0"),
     "a hundred million samples": (["--prompt", "x", "--num-samples", "100000000"], "at most 1024"),
+    "more processes than there are": (["--prompt", "x", "--tensor-parallel", "2"], "processes are 1"),
     "min-pixels above max-pixels": (
         ["--image", "{ok}", "--min-pixels", "9", "--max-pixels", "8"],
         "is above --max-pixels 8",
@@ -416,6 +417,11 @@ PROCESSES = {
         "{generate} --prompt x --model nobody/nothing",
         {"TRANSFORMERS_OFFLINE": "1"},
         "TRANSFORMERS_OFFLINE; unset it",
+    ),
+    "processes that would each answer": (
+        "{generate} --prompt x",
+        {"WORLD_SIZE": "2"},
+        "--tensor-parallel is 1, processes are 2",
     ),
 }
 

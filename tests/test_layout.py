@@ -239,7 +239,7 @@ def test_the_readme_names_the_core_and_the_folders():
         assert (ROOT / (path[0] or path[1])).exists(), path
 
 
-def test_the_readmes_commands_parse():
+def test_the_readmes_commands_parse(monkeypatch):
     from generate import Options
     from r1ov.cli import parse_cli
     from r1ov.evaluate.__main__ import EvaluateConfig, comparison
@@ -257,6 +257,8 @@ def test_the_readmes_commands_parse():
     for line in re.findall(r"^    ((?:pip|python|torchrun|OMP).*)$", README, re.MULTILINE):
         for command in line.split(" && "):
             words = shlex.split(command)
+            started = "--nproc-per-node" in words and words[words.index("--nproc-per-node") + 1]
+            monkeypatch.setenv("WORLD_SIZE", started or "1")
             for program, options in programs.items():
                 if program in words:
                     options = GRPOConfig if "grpo" in words else options

@@ -26,7 +26,7 @@ class TrainConfig:
 
     endless_steps = 200  # on endless data, unless --max-steps is given
     stage: Literal["sft", "grpo"] = option("sft", STAGES)
-    preset: str | None = option(None, "other flags override it: r1-onevision, lora-24gb, 72b-4-nodes, dapo")
+    preset: str | None = option(None, "recipe under other flags: r1-onevision, lora-24gb, 72b-4-nodes")
     model: str | None = option(None, "model folder, hub name or r1ov-tiny to begin with; default: none")
     config_name: str = option(
         "r1ov-tiny", "from scratch: the model whose architecture and processor, but not weights, are used"
