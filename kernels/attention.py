@@ -100,7 +100,7 @@ def _plan(
     Returns: for each group the tokens to gather for queries (B, L) and for keys (B, S), and which of its B*L
         outputs are real; and (T,) the order that brings the real outputs of all groups back in place.
     """
-    groups: dict[tuple[int, ...], list[int]] = {}
+    groups = {}
     begins, begins_k = (starts(torch.tensor(lengths)).tolist() for lengths in (spans, spans_k or spans))
     for row, (length, length_k) in enumerate(zip(spans, spans_k or spans, strict=True)):
         key = (length_k - length, length.bit_length() if causal else length, length_k > 0)

@@ -33,7 +33,8 @@ def token_logprobs(
 
     Args:
         hidden: (T, C), after the final norm. weight: (V, C), the output head.
-        targets: (T,) int64; -100 marks rows without a target. They cost nothing and give 0.
+        targets: (T,) int64; -100 marks rows without a target. They cost nothing and give 0. Left on the CPU,
+            "triton" need not wait for the GPU to count them.
         temperature: divides the logits; the sampling temperature when scoring samples.
         return_entropy: also give each row's entropy in nats, (T,) float32, 0 where there is no target.
         impl: "torch" or "triton"; None: by device.
@@ -56,6 +57,7 @@ def token_logprobs(
     def score(hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         return definition(hidden @ weight.mT, targets, temperature, *wanted)
 
+    targets = targets.to(hidden.device)
     rows = (targets != IGNORED).nonzero().squeeze(1)  # (R,)
     chunks = rows.split(max(1, CHUNK // weight.shape[0]))
     if len(chunks) > 1:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.count_step import Counting, Pass, count
+from tests.count_step import Counting, Living, Pass, count, plan
 
 
 def test_the_ruler():
@@ -15,6 +15,29 @@ def test_the_ruler():
     assert counting.into.kernels == {"add": 1, "mm": 1}
     assert counting.into.moved == {"add": 72, "mm": 64}
     assert counting.into.elementwise() == (1, 72)
+
+
+def test_what_lives_at_the_same_time():
+    """Worked by hand: 24 bytes, then 24 more, of which only the second are left when 16 come."""
+    x = torch.empty(2, 3, device="meta")
+    with Living() as living:
+        y = x + x
+        y = y + x
+        y = y @ x.T
+    assert living.most == 48
+    assert living.living == 16
+
+
+def test_a_gpu_of_80_gb_has_15_percent_to_spare_for_7b_on_8_of_them():
+    """The published preset: packs of 8,192 tokens with pictures; in GRPO beside a reference, and a copy that
+    answers, which 4 processes hold together (--tensor-parallel 4).
+    """
+    parts = plan("7B", 8)
+    assert sum(parts.values()) <= 0.85 * 80e9
+    total = parts["own rows of weights, gradients and moments"] / 16 * 8
+    assert total == pytest.approx(8.29e9, rel=1e-3)
+    assert sum(parts.values()) + 4 * total / 8 + 2 * total / 4 <= 0.85 * 80e9
+    assert sum(plan("7B", 8, activation_checkpointing="off").values()) > 0.85 * 80e9
 
 
 def test_a_step_of_3b_launches_moves_and_keeps_what_it_may():

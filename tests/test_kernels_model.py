@@ -1,5 +1,5 @@
-"""The whole model with the Triton kernels on, under the interpreter, beside the plain-torch definitions: one
-switch, the same numbers.
+"""The whole model with the Triton kernels on, on a GPU where there is one, else under the interpreter, beside
+the plain-torch definitions: one switch, the same numbers.
 """
 
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from r1ov.train.loss import sft_loss
 
 pytest.importorskip("triton")
 FOLDER = resolve("r1ov-tiny")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +53,7 @@ def small_model() -> Qwen2_5_VL:
     fields["vision_config"] = fields["vision_config"] | vision
     model = Qwen2_5_VL(config_from_dict(fields))
     init_weights(model, torch.Generator().manual_seed(0))
-    return model
+    return model.to(DEVICE)
 
 
 def run(processor: Processor, impl: str, steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
@@ -62,7 +63,7 @@ def run(processor: Processor, impl: str, steps: int) -> tuple[list[float], dict[
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     losses = []
     for step in range(steps):
-        batch = processor([messages(sample("train", 7 * step))], return_labels=True)
+        batch = processor([messages(sample("train", 7 * step))], return_labels=True).to(DEVICE)
         labels = batch.pop("labels")
         optimizer.zero_grad()
         loss = sft_loss(model.hidden_states(**batch), model.head_weight, labels, int((labels != -100).sum()))
@@ -73,7 +74,7 @@ def run(processor: Processor, impl: str, steps: int) -> tuple[list[float], dict[
 
 
 def test_logits_and_gradients_of_a_packed_batch_are_the_same(processor):
-    batch = processor([messages(sample("train", index)) for index in (0, 3)], return_labels=True)
+    batch = processor([messages(sample("train", index)) for index in (0, 3)], return_labels=True).to(DEVICE)
     labels = batch.pop("labels")
     found = {}
     for impl in kernels.IMPLEMENTATIONS:
@@ -94,7 +95,7 @@ def test_sequences_that_go_on_from_another_are_the_same(processor):
         [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
         for text in ("Nine?", "One.", "A")
     ]
-    batch = processor(talk, return_labels=True)
+    batch = processor(talk, return_labels=True).to(DEVICE)
     labels = batch.pop("labels")
     found = {}
     for impl in kernels.IMPLEMENTATIONS:

@@ -1,5 +1,5 @@
-"""The Triton log-probs against the definition in float64, under Triton's interpreter: values, entropies and
-every gradient.
+"""The Triton log-probs against the definition in float64, on a GPU where there is one, else under Triton's
+interpreter: values, entropies and every gradient.
 """
 
 import pytest
@@ -13,10 +13,17 @@ from kernels.logprobs import definition
 pytest.importorskip("triton")  # there is none for macOS and Windows
 from kernels.triton import logprobs as triton_logprobs
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # float32 sums in another order, relative to the largest entry
 TOLERANCE = 1e-5
 # several tiles along rows and vocabulary, the last ones ragged
 SMALL_TILES = {"forward": (4, 320), "backward": (8, 192)}
+
+
+@pytest.fixture(autouse=True)
+def _on_the_device():
+    with torch.device(DEVICE):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +39,7 @@ def _unwritten_memory_holds_nan(monkeypatch):
 
 
 def inputs(rows, vocabulary, width=8, dtype=torch.float32, ignored=0.3):
-    generator = torch.Generator().manual_seed(rows)
+    generator = torch.Generator(DEVICE).manual_seed(rows)
     hidden = torch.randn(rows, width, generator=generator).to(dtype)
     weight = torch.randn(vocabulary, width, generator=generator).to(dtype)
     targets = torch.randint(0, vocabulary, (rows,), generator=generator)
@@ -96,7 +103,7 @@ class OneTile(torch.autograd.Function):
     def backward(ctx, grad, grad_entropy):
         logits, targets, finished = ctx.saved_tensors
         out = torch.empty_like(logits)
-        state = torch.stack([*finished[1:], grad, grad_entropy])
+        state = torch.stack([*finished[1:4], grad, grad_entropy])
         triton_logprobs._over_rows(triton_logprobs.gradient_kernel, *ctx.given, logits, out, targets, state)
         return out, None, None
 
@@ -150,7 +157,7 @@ def test_large_hidden_states_lose_nothing(monkeypatch):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
 def test_logits_of_any_size(temperature):
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator(DEVICE).manual_seed(3)
     logits = torch.randn(9, 2049, generator=generator)
     targets = torch.randint(0, 2049, (9,), generator=generator)
     logits[1, ::2] = float("-inf")
@@ -236,6 +243,33 @@ def test_hits_are_the_targets_that_are_likeliest(monkeypatch, impl):
     assert len(token_logprobs(hidden, weight, targets, 0.7, True, impl, True)) == 3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_products_are_summed_in_float32(dtype):
+    """On a GPU by a product that widens as it sums, elsewhere by one of widened factors. A sum rounded to 16
+    bits would be off by a thousandth.
+    """
+    generator = torch.Generator(DEVICE).manual_seed(5)
+    a, b, c, d = torch.randn(4, 48, 48, generator=generator).to(dtype).unbind()
+    out = torch.empty(48, 40, dtype=torch.float32)  # holds nan
+    triton_logprobs._accumulate(out, a, b.mT[:, :40], first=True)
+    triton_logprobs._accumulate(out, c, d[:, :40], first=False)
+    expected = a.double() @ b.double().mT[:, :40] + c.double() @ d.double()[:, :40]
+    assert (out - expected).abs().max() < 1e-6 * expected.abs().max()
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: targets on the host, rows on the device")
+def test_targets_may_stay_on_the_host():
+    hidden, weight, targets = inputs(19, 1000, dtype=torch.bfloat16)
+    expected = scored(hidden, weight, targets, 0.7, "triton")
+    on_host = targets.cpu()
+
+    def score(h, w):
+        return token_logprobs(h, w, on_host, 0.7, True, "triton")
+
+    for ours, theirs in zip(everything(score, (hidden, weight), targets), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 class Largest(TorchDispatchMode):
     """Remembers the size of the largest tensor of floats that any operation gives."""
 
@@ -263,7 +297,7 @@ def test_no_more_logits_are_held_than_may_be(monkeypatch, kept):
     assert backward.numel == max(weight.numel(), min(kept, 8) * 1000)
     with torch.no_grad(), Largest() as scoring:
         token_logprobs(hidden.requires_grad_(), weight, targets, impl="triton")
-    assert scoring.numel == 4 * 24  # four numbers a row, and no logits, where no gradient can be asked for
+    assert scoring.numel == 5 * 24  # five numbers a row, and no logits, where no gradient can be asked for
     total = token_logprobs(hidden, weight, targets, impl="triton").sum()
     with Largest() as whole:
         total.backward()

@@ -99,6 +99,7 @@ def packed_forward(
     The grid is T // block_m + B tiles for each head, an upper bound that needs no look at the lengths: at
     most B of a head's programs find their slot empty and leave.
     """
+    q, k, v = side_by_side(q), side_by_side(k), side_by_side(v)
     tokens, heads, dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
@@ -112,13 +113,8 @@ def packed_forward(
     return out, lse
 
 
-@torch.library.custom_op("r1ov::attention", mutates_args=())
-def attention_op(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, cu_seqlens_k: Tensor, causal: bool, short: bool
-) -> tuple[Tensor, Tensor]:
-    """`packed_forward`, for torch."""
-    q, k, v = side_by_side(q), side_by_side(k), side_by_side(v)
-    return packed_forward(q, k, v, cu_seqlens, cu_seqlens_k, causal, short)
+attention_op = torch.library.custom_op("r1ov::attention", packed_forward, mutates_args=())
+backward_op = torch.library.custom_op("r1ov::attention_backward", packed_backward, mutates_args=())
 
 
 @attention_op.register_fake
@@ -126,27 +122,7 @@ def _(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
 
 
-@torch.library.custom_op("r1ov::attention_backward", mutates_args=())
-def attention_backward_op(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cu_seqlens: Tensor,
-    cu_seqlens_k: Tensor,
-    causal: bool,
-    short: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv, each contiguous, in its tensor's dtype. Bitwise the same in every run: no sum is by
-    atomics.
-    """
-    grad, q, k, v = grad.contiguous(), q.contiguous(), side_by_side(k), side_by_side(v)
-    return packed_backward(grad, q, k, v, out, lse, cu_seqlens, cu_seqlens_k, causal, short)
-
-
-@attention_backward_op.register_fake
+@backward_op.register_fake
 def _(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
@@ -159,11 +135,7 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad: Tensor, _grad_lse: Tensor):
-    q, k, v, out, lse, cu_seqlens, cu_seqlens_k = ctx.saved_tensors
-    gradients = attention_backward_op(
-        grad, q, k, v, out, lse, cu_seqlens, cu_seqlens_k, ctx.causal, ctx.short
-    )
-    return *gradients, None, None, None, None
+    return *backward_op(grad, *ctx.saved_tensors, ctx.causal, ctx.short), None, None, None, None
 
 
 attention_op.register_autograd(_backward, setup_context=_setup_context)
@@ -175,8 +147,8 @@ def attention_triton(
     v: Tensor,
     cu_seqlens: Tensor,
     causal: bool,
-    cu_seqlens_k: Tensor | None = None,
-    max_seqlen: int | None = None,
+    cu_seqlens_k: Tensor | None,
+    max_seqlen: int | None,
 ) -> Tensor:
     """`attention` by the kernels; arguments as there. No value is read back from the GPU."""
     if q.shape[2] not in HEAD_DIMS or q.dtype not in TRITON_TYPES or not q.dtype == k.dtype == v.dtype:

@@ -27,6 +27,7 @@ from kernels.triton.tiles import (
     num_slots,
     row_heads,
     scale_pair,
+    side_by_side,
     store_pair,
     visible_keys,
     zero_pair,
@@ -178,10 +179,10 @@ def packed_backward(
     causal: bool,
     short: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq (T, H, D), dk and dv (S, K, D), contiguous, in their dtypes.
-
-    Args: grad, q: contiguous. lse: as `packed_forward` gave it.
+    """dq (T, H, D), dk and dv (S, K, D), contiguous, in their dtypes. Bitwise the same in every run: no sum
+    is by atomics. Args: lse: as `packed_forward` gave it.
     """
+    grad, q, k, v = grad.contiguous(), q.contiguous(), side_by_side(k), side_by_side(v)
     tokens, heads, dim = q.shape
     tokens_k, key_heads = k.shape[:2]
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))

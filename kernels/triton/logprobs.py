@@ -154,10 +154,17 @@ def _new_state(rows: int, device: torch.device) -> Tensor:
 
 
 def _finish(state: Tensor, temperature: float) -> Tensor:
-    """(4, R) as folded -> (4, R): log-prob, peak, log sum, entropy."""
+    """(4, R) as folded -> (5, R): log-prob, peak, log sum, entropy, and 1 where the target's is the peak."""
     peak, total, weighted, chosen = state
     log_sum = total.log()
-    return torch.stack([(chosen - peak) / temperature - log_sum, peak, log_sum, log_sum - weighted / total])
+    logprob, hit = (chosen - peak) / temperature - log_sum, (chosen == peak).float()
+    return torch.stack([logprob, peak, log_sum, log_sum - weighted / total, hit])
+
+
+def _trained(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(R,) the rows of hidden states that have a target, and (R,) these; both where the states are."""
+    rows = (targets != IGNORED.value).nonzero().squeeze(1)
+    return tuple(one.to(hidden.device, non_blocking=True) for one in (rows, targets[rows]))
 
 
 def _slices(total: int, size: int, edge: int = 0) -> Iterator[slice]:
@@ -180,11 +187,11 @@ def _accumulate(out: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
 def forward(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, most_kept: int
 ) -> tuple[Tensor, Tensor]:
-    """(T, C), (V, C), (T,) -> log-probs, peak logits, log sums and entropies, (4, T) float32, 0 where there
-    is no target; and the logits of the first of the R rows, at most `most_kept` of them.
+    """(T, C), (V, C), (T,) -> log-probs, peak logits, log sums, entropies and hits, (5, T) float32, 0 where
+    there is no target; and the logits of the first of the R rows, at most `most_kept` of them.
     """
-    rows = (targets != IGNORED.value).nonzero().squeeze(1)  # (R,)
-    results = torch.zeros(4, len(targets), device=hidden.device)
+    results = torch.zeros(5, len(targets), device=hidden.device)
+    rows, targets = _trained(hidden, targets)
     kept = hidden.new_empty(min(len(rows), most_kept), len(weight))
     if len(rows):
         most, columns = TILES["forward"]
@@ -193,7 +200,7 @@ def forward(
         buffer = hidden.new_empty(height, width)
         state = _new_state(len(rows), hidden.device)
         for block in _slices(len(rows), height, len(kept)):
-            x, chosen = hidden[rows[block]], targets[rows[block]]
+            x, chosen = hidden[rows[block]], targets[block]
             for part in _slices(len(weight), width):
                 w = weight[part]
                 tile = kept[block, part] if block.stop <= len(kept) else buffer[: len(x), : len(w)]
@@ -217,11 +224,12 @@ def backward(
     """d hidden (T, C) and d weight (V, C), or (0,) if not needed. `state` is `gradient_kernel`'s, (5, T)."""
     grad_hidden = torch.zeros_like(hidden) if need_hidden else hidden.new_empty(0)
     grad_weight = torch.zeros_like(weight) if need_weight else weight.new_empty(0)
-    rows = (targets != IGNORED.value).nonzero().squeeze(1)  # (R,)
+    rows, targets = _trained(hidden, targets)
     if not len(rows):
         return grad_hidden, grad_weight
-    hidden, targets, state = hidden[rows], targets[rows], state[:, rows]
-    height, width = (min(pair) for pair in zip(TILES["backward"], (len(rows), len(weight)), strict=True))
+    hidden, state = hidden[rows], state[:, rows]
+    most, columns = TILES["backward"]
+    height, width = min(len(rows), most), min(len(weight), columns)
     buffer = hidden.new_empty(height, width)
     sum_hidden = hidden.new_empty(hidden.shape, dtype=torch.float32)
     sum_weight = hidden.new_empty(width, hidden.shape[1], dtype=torch.float32)
@@ -251,7 +259,7 @@ token_logprobs_backward = torch.library.custom_op("r1ov::token_logprobs_backward
 @token_logprobs.register_fake
 def _(hidden: Tensor, weight: Tensor, targets: Tensor, _: float, most_kept: int) -> tuple[Tensor, Tensor]:
     kept = hidden.new_empty(min(len(targets), most_kept), len(weight))  # if all have a target
-    return hidden.new_empty(4, len(targets), dtype=torch.float32), kept
+    return hidden.new_empty(5, len(targets), dtype=torch.float32), kept
 
 
 @token_logprobs_backward.register_fake
@@ -269,7 +277,7 @@ def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 def _token_logprobs_autograd(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     hidden, weight, targets, results, kept = ctx.saved_tensors
-    state = torch.cat([results[1:], grad[:1], grad[3:]])
+    state = torch.cat([results[1:4], grad[:1], grad[3:4]])
     others = kept, ctx.temperature, *ctx.needs_input_grad[:2]
     return *token_logprobs_backward(hidden, weight, targets, state, *others), None, None, None
 
@@ -290,5 +298,4 @@ def score(
     most_kept = is_learning * KEPT // len(weight)  # rows
     with torch.cuda.device_of(hidden):
         results, _ = token_logprobs(hidden, weight, targets, temperature, most_kept)
-    hits = (results[0] == -results[2]) & (targets != IGNORED.value)  # the peak's is -log sum
-    return results[0], *[results[3]] * return_entropy, *[hits.float()] * return_hits
+    return results[0], *[results[3]] * return_entropy, *[results[4].detach()] * return_hits

@@ -122,7 +122,7 @@ def _deal(
     """Each sequence in turn to the cheapest pack that has room, or without costs to the fullest; None if one
     finds no room.
     """
-    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    bins = [[] for _ in range(num_bins)]
     room = [max_length] * num_bins
     rank: list[float] = [0] * num_bins if costs else room  # the lowest is chosen
     for index in order:
@@ -224,7 +224,7 @@ def make_packs(part: Part, processor: Processor, max_length: int, world: World) 
         (T,), each aligned with the token it describes.
     """
     bundles: list[tuple[Encoded, list[Continuation]]] = []
-    lengths: list[int] = []  # and so much does each cost, about
+    lengths = []  # and so much does each cost, about
     for prompt, completions in part:
         is_shared = False  # whether the last bundle is this prompt's, and more may join it
         for one in completions:
@@ -243,9 +243,9 @@ def make_packs(part: Part, processor: Processor, max_length: int, world: World) 
 
     batches = []
     for members in packs:
-        sequences: list[Encoded] = []
-        prefixes: list[int] = []
-        known: list[Continuation | None] = []  # of each sequence
+        sequences = []
+        prefixes = []
+        known = []  # of each sequence
         for prompt, completions in (bundles[index] for index in members):
             own = bundle(prompt, completions)
             prefixes += [-1] + [len(sequences)] * (len(own) - 1)

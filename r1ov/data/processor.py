@@ -23,6 +23,7 @@ IGNORED = -100  # the label of a token that is not trained
 
 
 INPUTS = ("input_ids", "position_ids", "cu_seqlens", "pixel_values", "image_grid_thw", "prefixes")
+HOSTED = ("cu_seqlens", "image_grid_thw", "prefixes", "labels")
 
 
 class Batch(dict):
@@ -34,7 +35,10 @@ class Batch(dict):
     """
 
     def to(self, device: str | torch.device) -> "Batch":
-        return Batch({name: tensor.to(device) for name, tensor in self.items()})
+        """What is large is moved; what says how much of it there is stays, lest the host wait to read it."""
+        return Batch(
+            {name: x if name in HOSTED else x.to(device, non_blocking=True) for name, x in self.items()}
+        )
 
     @property
     def inputs(self) -> dict[str, Tensor]:

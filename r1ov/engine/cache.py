@@ -14,7 +14,7 @@ from kernels import attention, decode_attention, default_impl, starts
 from kernels.attention import decode_attention_torch
 from r1ov.data.processor import Batch
 from r1ov.errors import UserError
-from r1ov.model.language import ALL, LanguageModel
+from r1ov.model.language import LanguageModel
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.rope import text_angles
 
@@ -45,7 +45,7 @@ class KVCache:
         self.live = self.rows = self.columns = 0  # rows that are live; rows and columns that a step uses
         self.held = 0  # tokens of the next prompt that are there already; above 0 for a single row alone
         self.has_bias = default_impl(device) == "torch"
-        self.key_order: Tensor | slice = ALL  # (D,) how a prompt's keys are reordered before they are kept
+        self.key_order = slice(None)  # (D,) how a prompt's keys are reordered before they are kept
 
     def admit(self, prompt_lengths: list[int], num_samples: int) -> None:
         """Adds `num_samples` rows a prompt behind the live ones; `places` is where to fill them."""
@@ -146,8 +146,8 @@ def prefill(model: Qwen2_5_VL, batch: Batch, cache: KVCache, num_samples: int) -
     Only the last token of a prompt goes through the last layer and the head: a 152-thousand-word row for
     every prompt token would be the largest tensor here.
     """
-    cu_seqlens = batch["cu_seqlens"]
-    cache.admit(cu_seqlens.diff().tolist(), num_samples)
+    cache.admit(batch["cu_seqlens"].diff().tolist(), num_samples)
+    cu_seqlens = batch["cu_seqlens"].to(cache.lengths.device)
     hidden = model.hidden_states(
         **batch, attend=partial(cache.fill, cu_seqlens), only=cu_seqlens[1:].long() - 1
     )

@@ -155,7 +155,7 @@ def watching(model: Qwen2_5_VL, functions: Mapping[str, Function]) -> Iterator[N
         if of is None or len(q) != len(of):
             raise UserError(f"{path}.pattern is there in plain passes only, not in decoding; edit heads")
         order = passing["orders"][0].to(q.device) if is_vision else torch.arange(len(q), device=q.device)
-        q, k, v, of = (one[order] for one in (q, k, v, of))
+        q, k, v, of = (one.to(q.device)[order] for one in (q, k, v, of))
         weights = changed(f"{path}.pattern", pattern(q, k, of, causal=not is_vision)).to(v.dtype)
         v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
         return torch.einsum("hqk,khd->qhd", weights, v)[order.argsort()]

@@ -8,6 +8,7 @@ Shape letters: T packed tokens, C hidden size, H query heads, K key/value heads,
 """
 
 from collections.abc import Callable
+from types import EllipsisType
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from r1ov.model.vision import MLP, RMSNorm
 
 # (layer index, q (T, H, D), k (T, K, D), v (T, K, D)) -> (T, H, D); q and k are already rotated.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-ALL = slice(None)
+ALL = ...  # unlike a slice of all, no kernel
 
 
 class SelfAttention(nn.Module):
@@ -32,7 +33,7 @@ class SelfAttention(nn.Module):
         self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, only: Tensor | slice = ALL
+        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, only: Tensor | EllipsisType = ALL
     ) -> Tensor:
         inputs = (x[only], x, x)
         projections = (self.q_proj, self.k_proj, self.v_proj)
@@ -53,7 +54,7 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(config, bias=False)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, only: Tensor | slice = ALL
+        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, only: Tensor | EllipsisType = ALL
     ) -> Tensor:
         """(T, C) -> (T, C), or (n, C) for the tokens `only` (n,), which still see all the others."""
         norm = self.post_attention_layernorm
@@ -74,7 +75,9 @@ class LanguageModel(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, position_ids: Tensor, attend: Attend, only: Tensor | slice = ALL) -> Tensor:
+    def forward(
+        self, x: Tensor, position_ids: Tensor, attend: Attend, only: Tensor | EllipsisType = ALL
+    ) -> Tensor:
         """(T, C) hidden states after the final norm, from embeddings x (T, C) at position_ids (3, T).
 
         Args: only: (n,) the tokens whose states are wanted; the last layer then computes these alone.

@@ -6,6 +6,7 @@ are those of the published checkpoint files.
 """
 
 from collections.abc import Callable
+from types import EllipsisType
 from typing import TypeVar
 
 import torch
@@ -46,24 +47,26 @@ class Qwen2_5_VL(nn.Module):
         image_grid_thw: Tensor | None = None,
         prefixes: Tensor | None = None,
         attend: Attend | None = None,
-        only: Tensor | slice = ALL,
+        only: Tensor | EllipsisType = ALL,
     ) -> Tensor:
         """(T, C) states after the final norm, or (n, C) for the tokens `only` (n,); see `forward`."""
         x = self.model.embed_tokens(input_ids)
         if pixel_values is not None:
-            places = input_ids == self.config.image_token_id
+            is_place = input_ids == self.config.image_token_id
             pictures = self.visual(pixel_values, image_grid_thw).to(x.dtype)  # (M, C)
-            if int(places.sum()) != len(pictures):
-                raise ValueError(
-                    f"{int(places.sum())} image placeholders, but the pictures give {len(pictures)} tokens"
-                )
-            x = x.masked_scatter(places[:, None], pictures)
-        keys, cu_seqlens_k = (None, None) if prefixes is None else keys_with_prefixes(cu_seqlens, prefixes)
+            if not is_place.is_cpu:
+                torch._assert_async(is_place.sum() == len(pictures))  # the host does not wait
+            elif (count := int(is_place.sum())) != len(pictures):
+                raise ValueError(f"{count} image placeholders, but the pictures give {len(pictures)} tokens")
+            places = is_place.nonzero_static(size=len(pictures)).squeeze(1)  # (M,)
+            x = x.index_copy(0, places, pictures)
+        keys, cu_seqlens_k = (
+            (ALL, None) if prefixes is None else keys_with_prefixes(cu_seqlens, prefixes, x.device)
+        )
+        cu_seqlens = cu_seqlens.to(x.device, non_blocking=True)
 
         def packed(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            if keys is not None:
-                k, v = k[keys], v[keys]
-            return attention(q, k, v, cu_seqlens, causal=True, cu_seqlens_k=cu_seqlens_k)
+            return attention(q, k[keys], v[keys], cu_seqlens, cu_seqlens_k=cu_seqlens_k)
 
         return self.model(x, position_ids, attend or packed, only)
 
@@ -109,7 +112,9 @@ class Qwen2_5_VL(nn.Module):
         return self.logits(hidden) if then is None else then(hidden, self.head_weight)
 
 
-def keys_with_prefixes(cu_seqlens: Tensor, prefixes: Tensor) -> tuple[Tensor, Tensor]:
+def keys_with_prefixes(
+    cu_seqlens: Tensor, prefixes: Tensor, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """The tokens whose keys each sequence sees: those of its prefix, then its own.
 
     Example: sequences of lengths (3, 2, 2) with prefixes (-1, 0, 0) see the keys
@@ -125,4 +130,4 @@ def keys_with_prefixes(cu_seqlens: Tensor, prefixes: Tensor) -> tuple[Tensor, Te
     # The place among all that the sequence sees, from the start of its own; below 0 it is in the prefix.
     place = torch.arange(len(sequence), device=own.device) - (cu_seqlens_k[1:] - own)[sequence]
     begin = torch.where(place < 0, ends[prefixes][sequence], (ends - own)[sequence])
-    return begin + place, cu_seqlens_k
+    return tuple(one.to(device, non_blocking=True) for one in (begin + place, cu_seqlens_k))

@@ -28,7 +28,7 @@ from kernels.logprobs import IGNORED
 from r1ov.common.processes import World
 from r1ov.errors import UserError
 from r1ov.model.config import TextConfig
-from r1ov.model.language import ALL, Attend, LanguageModel
+from r1ov.model.language import Attend, LanguageModel
 from r1ov.model.model import Qwen2_5_VL
 
 
@@ -81,10 +81,10 @@ class Split:
     def own(self, name: str) -> tuple[slice, ...]:
         """Which part of a parameter is this process's, an adapter's matrices included."""
         layer, leaf = name.split(".")[-2:]
-        dim, part = self.parts.get(layer, (0, ALL))
+        dim, part = self.parts.get(layer, (0, slice(None)))
         if name.startswith("visual.") or leaf == ("lora_A", "lora_B")[dim]:
-            return (ALL,)
-        return (ALL,) * dim + (part,)
+            return (slice(None),)
+        return (slice(None),) * dim + (part,)
 
     def sum(self, x: Tensor) -> Tensor:
         """Over the processes, in place."""
@@ -174,7 +174,7 @@ class Context:
         """
         total = values.detach().clone()
         dist.all_reduce(total, group=self.world.group)
-        return values.where(labels != IGNORED, total)
+        return values.where((labels != IGNORED).to(values.device), total)
 
     def share(self, model: Qwen2_5_VL) -> Qwen2_5_VL:
         """The same model, of which from now on this process computes its own tokens alone."""
@@ -193,7 +193,7 @@ class Context:
         return self.whole(torch.stack(values), labels).unbind() if values[0].ndim else values
 
     def states(
-        self, language: LanguageModel, x: Tensor, position_ids: Tensor, attend: Attend, only: slice = ALL
+        self, language: LanguageModel, x: Tensor, position_ids: Tensor, attend: Attend, _only: Any
     ) -> Tensor:
         """(T, C), 0 where the tokens are not this process's. Args: as `LanguageModel.forward`'s."""
         from torch.distributed._functional_collectives import all_to_all_single_autograd as exchange

@@ -115,13 +115,14 @@ class VisionEncoder(nn.Module):
         config = self.config
         grids = [tuple(grid) for grid in image_grid_thw.tolist()]
         patches = sum(t * h * w for t, h, w in grids)
-        if pixel_values.shape != (patches, config.patch_dim):
-            needed = (patches, config.patch_dim)
+        needed = (patches, config.patch_dim)
+        if pixel_values.shape != needed:
             raise ValueError(
                 f"pixel_values is {tuple(pixel_values.shape)}, but the grids {grids} need {needed}"
             )
-        device = pixel_values.device
-        positions, order, cu_window, cu_full = (x.to(device) for x in layout(tuple(grids), config))
+        positions, order, cu_window, cu_full = (
+            x.to(pixel_values.device, non_blocking=True) for x in layout(tuple(grids), config)
+        )
         unit = config.spatial_merge_size**2
 
         x = self.patch_embed(pixel_values)  # (P, C)

@@ -33,30 +33,12 @@ from r1ov.data.processor import IGNORED, Batch
 from r1ov.errors import UserError
 from r1ov.model.lora import disable_adapter
 from r1ov.model.model import Qwen2_5_VL
-from r1ov.train.loss import (
-    clamped,
-    group_advantages,
-    grpo_loss,
-)
+from r1ov.train.loss import clamped, group_advantages, grpo_loss
 from r1ov.train.optim import each_pack, update
-from r1ov.train.rollout import (
-    Group,
-    Outcome,
-    Scorer,
-    encode_prompt,
-    gather_outcomes,
-    sample,
-    until_enough,
-)
+from r1ov.train.rollout import Group, Outcome, Scorer, encode_prompt, gather_outcomes, sample, until_enough
 from r1ov.train.run.config import GRPOConfig
 from r1ov.train.run.heldout import evaluate
-from r1ov.train.run.observe import (
-    check_rewards,
-    combine_metrics,
-    observe,
-    sampling_metrics,
-    sum_up,
-)
+from r1ov.train.run.observe import check_rewards, combine_metrics, observe, sampling_metrics, sum_up
 from r1ov.train.run.open import Run, open_run, open_source
 
 COUNTS = ("num_items_in_batch", "num_sequences_in_batch", "num_read_in_batch")
@@ -125,7 +107,7 @@ def add_logprobs(run: Run, packs: Sequence[Batch], name: str, model: Qwen2_5_VL)
     for pack in packs:
         batch = pack.to(run.device)
         then = partial(completion_logprobs, labels=batch["labels"], temperature=run.config.temperature)
-        pack[name] = model(**batch.inputs, then=then)[0].cpu()
+        pack[name] = model(**batch.inputs, then=then)[0]
 
 
 def policy_loss(

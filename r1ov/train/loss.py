@@ -88,13 +88,12 @@ def group_advantages(rewards: Tensor, num_generations: int, scale_rewards: Scale
     if rewards.dim() != 1 or len(rewards) % num_generations:
         raise UserError(
             f"rewards have the shape {tuple(rewards.shape)}; expected one dimension, a multiple of "
-            f"num_generations "
-            f"{num_generations}"
+            f"num_generations {num_generations}"
         )
     if rewards.isinf().any():
         raise UserError(
-            f"{int(rewards.isinf().sum())} of {len(rewards)} rewards are infinite; a reward is finite, or "
-            f"None"
+            f"{int(rewards.isinf().sum())} of {len(rewards)} rewards are infinite; a reward is finite, "
+            "or None"
         )
     groups = rewards.double().view(
         -1, num_generations
@@ -207,6 +206,10 @@ def grpo_loss(
     sequence = torch.searchsorted(cu_seqlens.long(), index, right=True) - 1  # (N,) whose each token is
     lengths = sequence.bincount(minlength=len(cu_seqlens) - 1)  # (B,)
     num_items, num_sequences = max(num_items_in_batch, 1), max(num_sequences_in_batch, 1)
+    index, sequence, lengths, trained = (
+        one.to(logprobs.device, non_blocking=True)
+        for one in (index, sequence, lengths, lengths.nonzero().squeeze(1))
+    )
 
     logprobs, old, ref, entropy, weight = (  # (N,) each from here on, in float32 or more
         None if one is None else one[index].to(torch.promote_types(one.dtype, torch.float32))
@@ -256,7 +259,7 @@ def grpo_loss(
         low_mean, high_mean = ((flags / size).sum() / count for flags in (is_low, is_high))
         if loss_type == "cispo":
             return total, metrics | {"cispo_clip_ratio": high_mean}
-        lows, highs = (means(flags)[lengths > 0] for flags in (is_low, is_high))  # of each completion
+        lows, highs = (means(flags)[trained] for flags in (is_low, is_high))  # of each completion
         is_all_read = num_read >= num_items  # what is not read has advantage 0, and is not clipped
         return total, metrics | {
             "clip_ratio/low_mean": low_mean,

@@ -44,16 +44,15 @@ def train(config: SFTConfig) -> None:
                     f"{run.tally.summary()}"
                 )
 
-            loss = correct = torch.zeros((), device=run.device)  # read once, after the step
+            loss = correct = torch.zeros((), device=run.device)  # read once, after the packs
             for pack in each_pack(data.batches, run.model, run.device):
                 then = partial(sft_loss_and_correct, labels=pack["labels"], num_items_in_batch=num_items)
                 own_loss, own_correct = run.model(**pack.inputs, then=then)
                 own_loss.backward()
                 loss, correct = loss + own_loss.detach(), correct + own_correct
+            loss, correct = run.world.sum(loss.item(), correct.item())
             metrics = update(run.optimizers, run.parameters, config, run.step)
-
-            metrics["loss"], correct = run.world.sum(loss.item(), correct.item())
-            metrics["mean_token_accuracy"] = correct / num_items
+            metrics |= {"loss": loss, "mean_token_accuracy": correct / num_items}
             metrics["num_tokens"] = run.extra["num_tokens"] = run.extra.get("num_tokens", 0) + int(num_tokens)
             if num_rows:
                 metrics["epoch"] = (run.step + 1) * rows_per_step / num_rows

@@ -88,10 +88,11 @@ def sampling_metrics(
 ) -> dict[str, Tensor]:
     """How far sampler and trainer are apart, (T,) in nats, and the weights that correct for it."""
     gap, weight = "sampling/sampling_logp_difference", "sampling/importance_sampling_ratio"
-    apart = difference.abs()[mask]
+    index = mask.nonzero().squeeze(1).to(difference.device, non_blocking=True)
+    apart = difference.abs()[index]
     metrics = {f"{gap}/mean": apart.sum() / max(num_read, 1), f"{gap}/max": largest(apart)}
     if correction is not None:
-        used = correction[mask]
+        used = correction[index]
         metrics |= {f"{weight}/min": -largest(-used), f"{weight}/max": largest(used)}
         metrics[f"{weight}/mean"] = used.sum() / max(num_read, 1)
     return metrics
