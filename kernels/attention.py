@@ -73,8 +73,7 @@ def attention_torch(
     if (
         len(set(spans)) == 1 and cu_seqlens_k is None
     ):  # all sequences equally long: the packed tensors are already a batch
-        out = _sdpa(*(x.unflatten(0, (len(spans), spans[0])) for x in (q, k, v)), causal)
-        return out.flatten(0, 1)
+        return _sdpa(*(x.unflatten(0, (len(spans), spans[0])) for x in (q, k, v)), causal).flatten(0, 1)
     groups, order = _plan(
         spans, None if cu_seqlens_k is None else _spans(cu_seqlens_k, k.shape[0]), causal, q.device
     )

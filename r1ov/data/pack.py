@@ -124,7 +124,7 @@ def _deal(
     """
     bins = [[] for _ in range(num_bins)]
     room = [max_length] * num_bins
-    rank: list[float] = [0] * num_bins if costs else room  # the lowest is chosen
+    rank = [0] * num_bins if costs else room  # the lowest is chosen
     for index in order:
         fitting = [number for number in range(num_bins) if lengths[index] <= room[number]]
         if not fitting:
@@ -223,7 +223,7 @@ def make_packs(part: Part, processor: Processor, max_length: int, world: World) 
     Returns: batches with labels, and what is known of the completions: advantages (B,), and sampler_logprobs
         (T,), each aligned with the token it describes.
     """
-    bundles: list[tuple[Encoded, list[Continuation]]] = []
+    bundles = []
     lengths = []  # and so much does each cost, about
     for prompt, completions in part:
         is_shared = False  # whether the last bundle is this prompt's, and more may join it

@@ -146,8 +146,9 @@ def prefill(model: Qwen2_5_VL, batch: Batch, cache: KVCache, num_samples: int) -
     Only the last token of a prompt goes through the last layer and the head: a 152-thousand-word row for
     every prompt token would be the largest tensor here.
     """
-    cache.admit(batch["cu_seqlens"].diff().tolist(), num_samples)
-    cu_seqlens = batch["cu_seqlens"].to(cache.lengths.device)
+    cu_seqlens = batch["cu_seqlens"]
+    cache.admit(cu_seqlens.diff().tolist(), num_samples)
+    cu_seqlens = cu_seqlens.to(cache.lengths.device)
     hidden = model.hidden_states(
         **batch, attend=partial(cache.fill, cu_seqlens), only=cu_seqlens[1:].long() - 1
     )

@@ -172,7 +172,7 @@ def decode(
     waiting = [
         Row(number, plan.prompts[number // samples], limit) for number, limit in enumerate(plan.limits)
     ]
-    done: dict[int, Completion] = {}
+    done = {}
 
     most, max_rows = max(plan.limits), min(plan.max_num_seqs, len(waiting))
     capacity = max(len(row.prompt) + row.limit for row in waiting)
@@ -184,7 +184,7 @@ def decode(
     recorded = None
     if device.type == graph.RECORDED and graph.can_record(model):
         recorded = graph.Recorded(slots.advance, by_row, cache)
-    rows: list[Row] = []  # that are being decoded, in the cache's order
+    rows = []  # that are being decoded, in the cache's order
     all_threads = torch.get_num_threads()
     try:
         while rows or waiting:

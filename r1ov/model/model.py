@@ -54,12 +54,13 @@ class Qwen2_5_VL(nn.Module):
         if pixel_values is not None:
             is_place = input_ids == self.config.image_token_id
             pictures = self.visual(pixel_values, image_grid_thw).to(x.dtype)  # (M, C)
-            if not is_place.is_cpu:
-                torch._assert_async(is_place.sum() == len(pictures))  # the host does not wait
-            elif (count := int(is_place.sum())) != len(pictures):
-                raise ValueError(f"{count} image placeholders, but the pictures give {len(pictures)} tokens")
-            places = is_place.nonzero_static(size=len(pictures)).squeeze(1)  # (M,)
-            x = x.index_copy(0, places, pictures)
+            found = is_place.sum() == len(pictures)
+            if found.is_cpu and not found:
+                raise ValueError(
+                    f"{int(is_place.sum())} image placeholders, but the pictures give {len(pictures)} tokens"
+                )
+            torch._assert_async(found)  # of a GPU, for which the host does not wait
+            x = x.index_copy(0, is_place.nonzero_static(size=len(pictures)).squeeze(1), pictures)
         keys, cu_seqlens_k = (
             (ALL, None) if prefixes is None else keys_with_prefixes(cu_seqlens, prefixes, x.device)
         )
@@ -112,9 +113,7 @@ class Qwen2_5_VL(nn.Module):
         return self.logits(hidden) if then is None else then(hidden, self.head_weight)
 
 
-def keys_with_prefixes(
-    cu_seqlens: Tensor, prefixes: Tensor, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def keys_with_prefixes(cu_seqlens: Tensor, prefixes: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """The tokens whose keys each sequence sees: those of its prefix, then its own.
 
     Example: sequences of lengths (3, 2, 2) with prefixes (-1, 0, 0) see the keys

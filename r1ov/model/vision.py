@@ -113,7 +113,7 @@ class VisionEncoder(nn.Module):
             image_grid_thw: (N, 3) int64, each image's patches in time, height and width.
         """
         config = self.config
-        grids = [tuple(grid) for grid in image_grid_thw.tolist()]
+        grids = tuple(map(tuple, image_grid_thw.tolist()))
         patches = sum(t * h * w for t, h, w in grids)
         needed = (patches, config.patch_dim)
         if pixel_values.shape != needed:
@@ -121,7 +121,7 @@ class VisionEncoder(nn.Module):
                 f"pixel_values is {tuple(pixel_values.shape)}, but the grids {grids} need {needed}"
             )
         positions, order, cu_window, cu_full = (
-            x.to(pixel_values.device, non_blocking=True) for x in layout(tuple(grids), config)
+            x.to(pixel_values.device, non_blocking=True) for x in layout(grids, config)
         )
         unit = config.spatial_merge_size**2
 
@@ -129,8 +129,8 @@ class VisionEncoder(nn.Module):
         x = x.unflatten(0, (-1, unit))[order].flatten(0, 1)  # into window order, whole blocks at a time
         cos, sin = vision_angles(positions.unflatten(0, (-1, unit))[order].flatten(0, 1), config.head_dim)
         whole = partial(attention, cu_seqlens=cu_full, causal=False)
-        longest = (config.window_size // config.patch_size) ** 2
-        window = partial(attention, cu_seqlens=cu_window, causal=False, max_seqlen=longest)
+        side = config.window_size // config.patch_size
+        window = partial(attention, cu_seqlens=cu_window, causal=False, max_seqlen=side**2)
         for index, block in enumerate(self.blocks):
             x = block(x, cos, sin, whole if index in config.fullatt_block_indexes else window)
         return self.merger(x)[order.argsort()]
