@@ -175,7 +175,8 @@ def same_text(body: str, gold: str) -> bool:
 
 
 def same_yes_no(body: str, gold: str) -> bool:
-    body = re.sub(r"(?i)(?<=[a-z]) no (?!not)(?=[a-z])", " ", body)  # yes, there are no cats
+    # Yes, there are no cats, also where a space is double or a letter has become a digit ("no 1ats").
+    body = re.sub(r"(?i)(?<=[a-z])\s+no\s+(?!not)(?=[a-z\d])", " ", body)
     said = {"yes", "no"} & set(re.split(r"\W+", body.casefold()))
     return said == {"yes", "no"} & set(re.split(r"\W+", gold.casefold()))
 
@@ -282,9 +283,9 @@ def computed(text: str) -> list[float]:
     text = re.sub(r"(\d[\d.]*)\s*%", r"(\1/100)", text)
     text = re.sub(r"^(-?)\s*(\d+)\s+(\d+)\s*/\s*(\d+)$", r"\1(\2+\3/\4)", text)
     text = (
-        re.sub(r"(?<=[\w)])!", "", text)
-        if not re.search(r"\d\.?!", text)
-        else re.sub(r"(\d+)\.?!", lambda m: str(math.factorial(min(int(m[1]), 20))), text)
+        re.sub(r"(?<=[\w)])\s*!", "", text)
+        if not re.search(r"\d\.?\s*!", text)
+        else re.sub(r"(\d+)\.?\s*!", lambda m: str(math.factorial(min(int(m[1]), 20))), text)
     )
     tokens = re.findall(
         r"\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|[A-Za-z]+(?:_\w+)?|\*\*|[-+*/(){}\[\]]|\S", text
@@ -354,6 +355,7 @@ def measured(text: str, is_known: bool = False) -> tuple[str, str | None]:
     """
     text = re.sub(r"^[$€£¥₹]\s*|(?<=\s)\s+", "", spelled(re.sub(r"(?i)\b\w*per\s?\w*cent\w*", "%", text)))
     text = re.sub(r"(?<=[a-z])\s+per\s+(?=[a-z])", "/", text)
+    text = re.sub(r"^\(([^,]*\d[^,]*\s[a-z]{2,})\s*\)$", r"\1", text)  # brackets around value and unit
     if chinese := re.search(r"(?<=[\d)])\s*([一-鿿]{1,6})$", text):
         if chinese[1] in CHINESE:
             return text[: chinese.start()], CHINESE[chinese[1]]
@@ -374,7 +376,7 @@ def measured(text: str, is_known: bool = False) -> tuple[str, str | None]:
     power = re.sub(r"\D", "", match[2]) if match[2] else {"s": "2", "c": "3"}[square[0][0]] if square else ""
     parts = re.sub(r"^(square|sq\.?|cubic)\s+", "", match[1]).split("/")
     name = "/".join(UNIT.get(part.strip().rstrip("."), part.strip().removesuffix("s")) for part in parts)
-    return text[: match.start()], name + power if name else ""
+    return text[: match.start()].rstrip(" ."), name + power if name else ""  # a stop before the unit
 
 
 def same_number(body: str, gold: str) -> bool:
@@ -498,7 +500,7 @@ def boxes_of(text: str) -> list[tuple[float, ...]]:
         .replace("{,}", ",")
     )
     text = re.sub(r"<\|box_\w+\|>|</?box>", " ; ", text)
-    number = r"\s*-?(?:\d+\.?\d*|\.\d+)\s*"
+    number = r"\s*[-+]?(?:\d+\.?\d*|\.\d+)\s*"
     # Pairs in a row, as many as there may be, are boxes two by two.
     pair = rf"[\[(]{number},{number}[\])]"
     for run in re.findall(rf"{pair}(?:\s*,?\s*{pair}){{3,}}", text):
@@ -513,9 +515,9 @@ def boxes_of(text: str) -> list[tuple[float, ...]]:
     if bare := re.fullmatch(rf"({number})[,\s]({number})[,\s]({number})[,\s]({number})", text.strip()):
         text = f"[{', '.join(bare.groups())}]"
     found = [
-        re.findall(r"-?(?:\d+\.?\d*|\.\d+)", one)
+        re.findall(r"[-+]?(?:\d+\.?\d*|\.\d+)", one)
         for one in re.findall(r"[\[(]([^\[\](){}]*)", text)
-        if re.search(r"\d\s*,\s*[-\d.]", one)
+        if re.search(r"\d\s*,\s*[-+\d.]", one)
     ]
     if not found or any(len(one) != 4 for one in found):
         raise Unclear("not four numbers a box")

@@ -513,6 +513,20 @@ def test_a_broken_picture_is_an_error_row_and_stays(tmp_path, capsys):
     assert "3 of 3 questions cannot be asked" in capsys.readouterr().err
 
 
+def test_a_gold_that_no_answer_can_equal_is_said_and_not_a_silent_0(tmp_path, capsys):
+    golds = ['{"point_2d": [10, 20]}', '{"bbox_2d": [1, 2, 3]}', "<|box_start|>(5,6)<|box_end|>"]
+    rows = [{"question": "Where?", "answer": gold} for gold in golds]
+    rows += [{"question": "Where?", "answer": "[9, 8, 7, 6]", "kind": "bbox"}]
+    rows += [{"question": "Where?", "answer": '{"bbox_2d": [1, 2, 3, 4]}'}]
+    path = tmp_path / "points.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    items = load_items(str(path))
+    assert [item.error for item in items] == 4 * [
+        "the gold answer is a point, or a box that cannot be read"
+    ] + [None]
+    assert "4 of 5 questions cannot be asked and score 0" in capsys.readouterr().err
+
+
 def test_mistakes_are_told_in_one_line(tmp_path):
     parquet(tmp_path / "test-00000-of-00001.parquet", [mathvision(1, "7"), mathvision(1, "8")])
     (tmp_path / "ragged.tsv").write_text("index\tquestion\tanswer\n1\tq\n", encoding="utf-8")

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import pytest
 
+from r1ov.reward import accuracy_reward
 from r1ov.reward.rules.compare import same_math
 from r1ov.reward.rules.expression import Group, Unreadable, read
 from r1ov.reward.rules.numbers import Rules
@@ -203,7 +204,8 @@ def test_equality_holds_in_both_directions_and_under_one_more_operation():
 def test_what_cannot_be_taken_apart_stays_open_and_is_never_called_equal():
     for a, b in [
         (r"\sin^2 x + \cos^2 x", "1"),
-        (r"\sin 30", "0.5"),
+        (r"\arcsin 0.5", "30"),
+        (r"\sin \pi/6", "0.5"),  # sin(pi/6), or sin(pi)/6?
         ("|x|", "x"),
         ("|x - 20|", "20 - x"),
         (r"\sqrt{(x - y)^2}", "x - y"),
@@ -213,6 +215,49 @@ def test_what_cannot_be_taken_apart_stays_open_and_is_never_called_equal():
         assert same_math(a, b, RULES) is None
     assert same_math(r"\sin 2x", r"\sin(2x)", RULES) is True
     assert same_math(r"\sqrt{x^2}", "x", RULES) is None  # it is |x|
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "is_same"),
+    [
+        (r"\sin 30^\circ", r"\frac12", True),
+        (r"\sin 30^{\circ}", r"\sin\frac{\pi}{6}", True),
+        (r"\sin 30°", r"\sin(30\degree)", True),
+        (r"\sin 30", r"\sin 30°", True),  # nobody means 30 radians
+        (r"\sin 2", r"\sin 2°", False),
+        (r"\sin 1°", r"\sin\frac{\pi}{180}", True),
+        (r"\tan 45°", "1", True),
+        (r"\tan 90°", "1", None),  # it has no value
+        (r"\cos 90°", "0", True),
+        (r"\cos 60°", "-1/2", False),
+        (r"\cos 120°", "-1/2", True),
+        (r"2\sin 60°", r"\sqrt{3}", True),
+        (r"\sin^2 20° + \cos^2 20°", "1", True),
+        (r"\sin(30° + 15°)", r"\frac{\sqrt{2}}{2}", True),
+        (r"10\sin 35°", "5.7357644", True),
+        (r"10\sin 35°", "5.76", False),
+        (r"AB\sin 30°", r"\frac{AB}{2}", True),
+        (r"\sin 2\pi", "0", True),
+        (r"\sin x", r"\cos x", None),
+        (r"\tan x", r"\frac{\sin x}{\cos x}", True),
+        (r"30° + 60°", "90", True),
+        (r"\sin+ 30", r"\sin 30", None),  # no sum, no sign
+        (r"\sqrt+{3}", r"\sqrt{3}", None),
+    ],
+)
+def test_sines_are_computed_and_their_angles_may_be_in_degrees(a, b, is_same):
+    assert same_math(a, b, RULES) is is_same
+
+
+def test_noise_after_a_value_or_letter_is_no_part_of_it():
+    for kind, gold, right, wrong in [
+        ("number", "12", ["12 个", "12 apples", "12 square tiles", "12 tanks"], ["12 个²", "12 apples^2"]),
+        ("number", "2 1/2", [r"2\frac1{2}", "2 1/2 cups"], [r"2\frac1{2}sinn", "2 1/2 logn"]),
+        ("mcq", "B", ["【B】", "【B】红色", "(B) 9", "B.9", "[B] 9"], ["【B】9", "[B]3"]),
+    ]:
+        for answer in (*right, *wrong):
+            found = accuracy_reward(f"<think>.</think><answer>{answer}</answer>", gold, kind)
+            assert found == (answer in right), answer
 
 
 def test_decimals_are_compared_as_closely_as_the_rules_say():

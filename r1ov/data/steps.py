@@ -118,9 +118,8 @@ def frame_of(processor: Processor, encoded: Encoded, unit: Unit | None) -> Frame
 def encode_record(record: Record, processor: Processor, **options: Any) -> Encoded:
     """The record's messages as `Processor.encode`, their boxes measured as the model measures its own."""
     encoded = processor.encode(record.messages, **options)
-    if not (sizes := processor.image_sizes(encoded)):
+    if not (frame := frame_of(processor, encoded, record.box_unit)):
         return encoded
-    frame = Frame(*sizes, record.box_unit, len({image.size for image in encoded.pictures}) == 1)
     messages = with_boxes(record, lambda text: resized(text, frame))
     return encoded if messages == record.messages else processor.encode(messages, **options)
 

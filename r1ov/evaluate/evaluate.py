@@ -25,7 +25,6 @@ from r1ov.evaluate.prompts import swap_pictures
 from r1ov.evaluate.report import accuracy, markdown, tables_of, write_page, write_report, write_verdicts
 from r1ov.evaluate.runner import ASKING, record_of, run
 from r1ov.evaluate.scoring import score
-from r1ov.folder.adapter import Folders
 from r1ov.folder.pretrained import find, read_model, read_processor
 
 FOLDER = Path("runs/evaluate")
@@ -38,7 +37,7 @@ def evaluate(config: Any) -> None:
     `__main__`'s EvaluateConfig.
     """
     if config.predictions:
-        folder = Path(config.out) if config.out else None
+        folder = config.out and Path(config.out)
         write(config, *predicted(config), folder, {"predictions": config.predictions})
         return
     items = load_items(config.bench, config.data, config.split, config.limit)
@@ -161,11 +160,19 @@ def asked(
         say(f"asked with {_flags(put)}")
         if trained and (own := {name: trained.get(name, put[name]) for name in put}) != put:
             say(f"note    the model was trained with {_flags(own)}")
+    # What tells one model's folder from another: training changes weights everywhere.
+    places = sorted({*filter(None, vars(folders).values())})
+    weights = [
+        file
+        for place in places
+        for file in sorted(place.iterdir())
+        if file.suffix in (".json", ".jinja", ".txt", ".safetensors")
+    ]
     settings = {
         "bench": config.bench,
         "split": items[0].split,
         "model": config.model,
-        "fingerprint": _digest(folders),
+        "fingerprint": digest("".join(map(fingerprint, weights))),
         "swap_pictures": config.swap_pictures,
         "dtype": dtype_name(model.model.embed_tokens.weight.dtype),
         "quantize": config.quantize,
@@ -180,14 +187,6 @@ def asked(
 
     rows = run(model, processor, items, asking, folder, settings, is_right, config.max_num_seqs, world)
     return rows and (rows, folder, settings)
-
-
-def _digest(folders: Folders) -> str:
-    """Returns what tells one model's folder from another: training changes weights everywhere."""
-    names = (".json", ".jinja", ".txt", ".safetensors")
-    places = sorted({*filter(None, vars(folders).values())})
-    files = [file for place in places for file in sorted(place.iterdir()) if file.suffix in names]
-    return digest("".join(map(fingerprint, files)))
 
 
 def _flags(options: Mapping[str, Any]) -> str:

@@ -4,10 +4,10 @@ report.md and report.json, with the items as a page to look at.
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from r1ov.common import page
 from r1ov.common.files import split_reply, write_json, write_lines, write_text
@@ -28,8 +28,7 @@ VERSIONS = (  # of MathVerse; Text Only is an ablation
 )
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -40,14 +39,6 @@ Metric = str | Callable[[Verdicts], list[Table]]  # a tag to group by, or a func
 
 def accuracy(verdicts: Verdicts) -> float:
     return fmean(one.score for one in verdicts)
-
-
-def interval_of(verdicts: Verdicts) -> tuple[float, float]:
-    """Returns the accuracy's 95% interval, clustered by the benchmark's groups; samples of one question are
-    never independent.
-    """
-    groups = [one.item.group or one.item.id for one in verdicts]
-    return interval([one.score for one in verdicts], groups)
 
 
 def count(verdicts: Verdicts) -> int:
@@ -74,10 +65,14 @@ def by_value(verdicts: Verdicts, tag: str) -> dict[str, list[Verdict]]:
 def measures(verdicts: Verdicts) -> list[Cell]:
     """Returns the number of questions, the share of right answers, its interval, the share of well-formed
     answers, and their tokens.
+
+    The interval is clustered by the benchmark's groups; samples of one question are never independent.
     """
+    groups = [one.item.group or one.item.id for one in verdicts]
+    sure = interval([one.score for one in verdicts], groups)
     tokens = round(fmean(one.prediction.completion_tokens for one in verdicts))
     formed = fmean(one.well_formed for one in verdicts)
-    return [count(verdicts), accuracy(verdicts), interval_of(verdicts), formed, tokens]
+    return [count(verdicts), accuracy(verdicts), sure, formed, tokens]
 
 
 def grouped(title: str, name: str, parts: Mapping[str, Verdicts]) -> Table:
@@ -177,7 +172,9 @@ def tables_of(metrics: Sequence[Metric], verdicts: Verdicts) -> tuple[list[Table
         shown += by_tag(verdicts, metric) if isinstance(metric, str) else metric(verdicts)
     titles = {table.title for table in shown}
     more = [table for table in by_every_tag(verdicts) if table.title not in titles]
-    return shown, [methods_table(verdicts), *more, *errors_table(verdicts)]
+    often = Counter(one.method for one in verdicts).most_common()
+    ways = {way: [one for one in verdicts if one.method == way] for way, _ in often}
+    return shown, [grouped("how answers were read", "method", ways), *more, *errors_table(verdicts)]
 
 
 def overall_table(verdicts: Verdicts) -> Table:
@@ -198,13 +195,6 @@ def overall_table(verdicts: Verdicts) -> Table:
         both = fmean(one.score if one.judged is None else one.judged for one in verdicts)
         rows += [("asked of the judge", asked), ("accuracy by rules and judge", both)]
     return Table("overall", ("measure", "value"), rows)
-
-
-def methods_table(verdicts: Verdicts) -> Table:
-    """Returns how the answers were found in the replies, and how often each way led to a right one."""
-    often = Counter(one.method for one in verdicts).most_common()
-    ways = {way: [one for one in verdicts if one.method == way] for way, _ in often}
-    return grouped("how answers were read", "method", ways)
 
 
 def samples_table(verdicts: Verdicts) -> list[Table]:
@@ -238,7 +228,7 @@ def write_report(folder: Path, title: str, tables: Sequence[Table], settings: Ma
     tables = [*tables, Table("settings", ("setting", "value"), rows)]
     parts = [f"# {title}", *(f"## {table.title}\n\n{markdown(table)}" for table in tables)]
     write_text(folder / "report.md", "\n\n".join(parts) + "\n")
-    plain = [asdict(table) for table in tables]
+    plain = [table._asdict() for table in tables]
     write_json(folder / "report.json", {"title": title, "settings": settings, "tables": plain})
 
 

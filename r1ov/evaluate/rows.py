@@ -18,13 +18,12 @@ from r1ov.data.formats.layouts import read_row
 from r1ov.data.formats.pictures import lazy_picture
 from r1ov.data.formats.records import text_of
 from r1ov.data.formats.tally import counted
-from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
 from r1ov.evaluate.item import Item
 from r1ov.evaluate.report import Metric
 from r1ov.reward import KINDS
 from r1ov.reward.accuracy import kind_of
-from r1ov.reward.rules.boxes import SEVERAL
+from r1ov.reward.rules.boxes import NO_BOX, SEVERAL, is_marked, score_boxes
 from r1ov.reward.rules.reading import read_choice
 
 FILES = ("{split}-*.parquet", "{split}.parquet", "{split}.jsonl", "{split}.json", "{split}.tsv")
@@ -185,22 +184,23 @@ def items_of(bench: Benchmark, split: str, rows: Sequence[Row], folder: Path, in
             fields["group"] = digest(repr(sources))
         fields["id"] = fields["id"] or str(number - 1)
         try:  # a missing or broken image is an error, never left out
-            fields["images"] = tuple(_picture(source, folders, inside) for source in sources)
+            images = []
+            for one in sources:  # in its row, or in the first of the folders that has it
+                has_it = (it for it in folders if is_place(one) and os.path.exists(it / one))
+                images.append(lazy_picture(one, next(has_it, folder), inside))
+            fields["images"] = images
         except UserError as error:
             fields["error"] = str(error)
-        sizes, kind = {one.size for one in fields.get("images", ())}, fields["kind"]
-        if len(sizes) > 1 and (kind or kind_of(fields["answer"])) in ("bbox", "boxes"):
-            fields["error"] = SEVERAL
+        gold, sizes = fields["answer"], {one.size for one in fields.get("images", ())}
+        if (kind := fields["kind"] or kind_of(gold)) in ("bbox", "boxes") or is_marked(gold):
+            if score_boxes(gold, gold, kind) is None:
+                fields["error"] = f"the gold answer {NO_BOX}"
+            elif len(sizes) > 1:
+                fields["error"] = SEVERAL
         items.append(Item(bench=bench.name, split=split, **fields))
     if unread:
         say(f"{bench.name}: not read: {counted(unread)}")
     return items
-
-
-def _picture(source: Any, folders: Sequence[Path], inside: Path) -> LazyImage:
-    """Opens an image that is in its row, or in the first of the folders that has it."""
-    has_it = (one for one in folders if is_place(source) and os.path.exists(one / source))
-    return lazy_picture(source, next(has_it, folders[0]), inside)
 
 
 def choices_of(texts: Sequence[str], gold: str = "") -> tuple[str, ...]:

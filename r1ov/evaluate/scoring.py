@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from r1ov.evaluate.item import Item, Prediction, Verdict
 from r1ov.reward import Rules, format_reward, score_answer
-from r1ov.reward.accuracy import choice_of, kind_of
+from r1ov.reward.accuracy import bare, choice_of, kind_of
 from r1ov.reward.rules.boxes import Frame
 from r1ov.reward.rules.reading import boxed, extract_answer, plain, read_text, unwrap
 
@@ -101,7 +101,7 @@ def read_answer(item: Item, found: str, resized: Sequence[int] | None) -> tuple[
             texts.append(found.rpartition("=")[2])  # a chain: x = 3 + 4 = 7
     if inner and method in ("phrase", "boxed") and len(set(boxed(found))) < 2:
         texts.append(inner)
-    kind = kind_of(item.answer) if item.kind is None else item.kind
+    kind = item.kind or kind_of(item.answer)
     if kind == "mcq":
         rules = Rules(choices=tuple(item.choices))
         if gold := choice_of(item.answer, rules):
@@ -156,7 +156,7 @@ def squeezed(text: str) -> str:
     text = unwrap(plain(text))
     if not re.search(r"[\d\\]", text):  # words: "5 mW" is not "5 MW"
         text = read_text(text) or ""
-    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
+    return bare(text)
 
 
 def _option(text: str, rules: Rules) -> str | None:

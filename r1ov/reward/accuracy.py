@@ -176,15 +176,13 @@ def _score_math(answer: str, gold: str, kind: str, rules: Rules, verify: Verify 
 
 def _score_formula(answer: str, gold: str, verify: Verify | None) -> float:
     """What our rules leave open: by letter, else by the judge."""
-    if _bare(answer) == _bare(gold):
+    if bare(answer) == bare(gold):
         return 1.0
     return float(bool(verify) and _is_one_formula(answer, gold) and verify(gold, answer) is True)
 
 
 def _unboxed(text: str) -> str:
     """The body of the text's only `\\boxed{}`, the text without one, nothing with several different ones."""
-    if "boxed" not in text and "fbox" not in text:
-        return text.strip()
     bodies = set(boxed(text)) or {text.strip()}
     return bodies.pop() if len(bodies) == 1 else ""
 
@@ -203,5 +201,6 @@ def _words(text: str) -> set[str]:
     return {*re.findall("[A-Za-z]{2,}", text)} - {*FUNCTIONS, "pi"}
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
+    """Without spaces, but for those between digits."""
     return re.sub(r"(?<!\d)\s|\s(?!\d)", "", plain(text)).removesuffix(".")

@@ -49,8 +49,8 @@ _IMAGE = re.compile(r"image|img|picture|photo|figure|screenshot")
 _CHOICES = re.compile(
     r"option|choice|candidate|alternative|possible_answers|(?:option|choice|ending|opt|ans)_?\d+$"
 )
-_FILE = "path file file_name filename file_path filepath local_path media media_path attachment attachments "
-_FILE = (_FILE + "pic pics diagram jpg jpeg png webp").split()
+_FILE = """path file file_name filename file_path filepath local_path media media_path attachment attachments
+    pic pics diagram jpg jpeg png webp"""
 _SUFFIX = re.compile(
     r"\.(?:png|jpe?g|webp|gif|bmp|tiff?|mp4|avi|mov|mkv|webm|mp3|wav|flac|ogg)(?:\?|$)", re.IGNORECASE
 )
@@ -104,7 +104,7 @@ class Columns(dict[str, Any]):
             if isinstance(value, Mapping) and not {"bytes", "path"} & value.keys():
                 value = list(value.values())  # by their marks: {"<image_00>": path}
             is_named = name in ("images", "image") or (
-                media(value) and (name in _FILE or _IMAGE.search(name))
+                media(value) and (name in _FILE.split() or _IMAGE.search(name))
             )
             if value and is_named:
                 found[name] = value if isinstance(value, list) else [value]

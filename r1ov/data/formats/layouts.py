@@ -18,11 +18,9 @@ Turn = tuple[str, list[dict[str, Any]], bool]  # role, parts (an image's may lac
 
 ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 # The names under which rows are counted, each with the columns that it has; the first that fits.
-LAYOUTS = (
-    "verl prompt reward_model, r1-onevision conversations, vlm-r1 conversations, sharegpt conversations, "
-    "messages messages, alpaca instruction output, trl prompt, easyr1 problem answer, r1-v problem solution, "
-    "question-answer"
-)
+LAYOUTS = """verl prompt reward_model, r1-onevision conversations, vlm-r1 conversations,
+    sharegpt conversations, messages messages, alpaca instruction output, trl prompt, easyr1 problem answer,
+    r1-v problem solution, question-answer"""
 LAYOUTS = {name: columns for name, *columns in map(str.split, LAYOUTS.split(","))}
 SPEAKERS = {"r1-onevision": "assistant", "vlm-r1": "gpt"}  # who answers there, about the column `image`
 # The place of an image in a text, in the spellings of several projects, with its number where it has one.

@@ -9,7 +9,8 @@ reason; nothing is made up: where no answer can be found, or two answers disagre
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from r1ov.data.formats.records import BadRow, Record, text_of
 from r1ov.reward import accuracy_reward
@@ -34,8 +35,7 @@ _LETTER = re.compile(r"\(?([A-Ha-h])(?:[).:,]|$)")
 _ANSWER_LINE = re.compile(r"\n[*_# \t]*(?:the\s+)?(?:final\s+|correct\s+)?answer[*_\s]*:[^\n]*\Z", re.I)
 
 
-@dataclass(frozen=True)
-class Cleaned:
+class Cleaned(NamedTuple):
     thought: str
     answer: str
     repairs: tuple[str, ...]  # empty: both tags were there and nothing else

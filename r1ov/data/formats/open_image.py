@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -33,22 +33,8 @@ MEASURED_BY_HEADER = (None, "JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP")
 PNG = b"\x89PNG\r\n\x1a\n"
 ORIENTATION = 0x112  # among EXIF's tags
 # Its value -> the turn that makes the image upright; 1 needs none.
-TURNS = dict(
-    enumerate(
-        [
-            "FLIP_LEFT_RIGHT",
-            "ROTATE_180",
-            "FLIP_TOP_BOTTOM",
-            "TRANSPOSE",
-            "ROTATE_270",
-            "TRANSVERSE",
-            "ROTATE_90",
-        ],
-        2,
-    )
-)
-
-T = TypeVar("T")
+TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+TURNS = dict(enumerate(TURNS.split(), 2))
 
 
 def anywhere(place: str) -> Path | bytes:
@@ -97,7 +83,7 @@ def lazy_image(
     return LazyImage(_look(source, name, _upright_size), partial(_look, source, name, _to_rgb), name)
 
 
-def _look(source: bytes | Path | Image.Image, name: str, see: Callable[[Image.Image], T]) -> T:
+def _look(source: bytes | Path | Image.Image, name: str, see: Callable[[Image.Image], Any]) -> Any:
     """Applies `see` to the opened image; every failure is a UserError that begins with its name."""
     try:
         with warnings.catch_warnings():

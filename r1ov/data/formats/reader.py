@@ -48,7 +48,7 @@ class Reader:
             box_unit: of the rows that do not say theirs.
         """
         self.files, self.need, self.clean, self.box_unit = list(files), need, clean, box_unit
-        self.image_folder = None if image_folder is None else Path(image_folder)
+        self.image_folder = image_folder and Path(image_folder)
         self.rows = [open_rows(file.path) for file in self.files]
         self._begins = list(accumulate(map(len, self.rows), initial=0))
 

@@ -38,7 +38,7 @@ def open_rows(path: Path) -> Sequence[Any]:
         if head.startswith(b"PAR1") or suffix == ".parquet":
             rows = Parquet(path)
         elif text.startswith("[") and suffix != ".jsonl":  # a list as the first of many lines is one bad row
-            rows = _parse_list(path, encoding)
+            rows = _parse_json(path.read_bytes().decode(encoding))
         elif first_line in ("{", "["):
             command = f"jq -c '{'.[]' if first_line == '[' else '.'}' {path.name}"
             raise UserError(f"{path}: not a row a line; `{command}` writes it so")
@@ -48,6 +48,10 @@ def open_rows(path: Path) -> Sequence[Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid {encoding} ({error}); save it as UTF-8") from error
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({one_line(str(error))})") from error
     if not len(rows):
         raise UserError(f"{path}: it has no rows")
     return rows
@@ -58,13 +62,6 @@ def _parse_json(text: str) -> Any:
         raise ValueError(f"{constant} is not JSON")
 
     return json.loads(text.removeprefix("\ufeff"), parse_constant=refuse)
-
-
-def _parse_list(path: Path, encoding: str) -> list[Any]:
-    try:
-        return _parse_json(path.read_bytes().decode(encoding))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({one_line(str(error))})") from error
 
 
 class JsonLines:

@@ -1,7 +1,7 @@
 """Processes that prepare steps ahead of the run: torch's DataLoader, the user's mistakes kept readable."""
 
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -9,10 +9,8 @@ from torch.utils.data import DataLoader, Dataset
 from r1ov.common.stopping import shielded
 from r1ov.errors import UserError
 
-Step = TypeVar("Step")
 
-
-def prepared(make: Callable[[int], Step], numbers: range, num_workers: int) -> Iterator[Step]:
+def prepared(make: Callable[[int], Any], numbers: range, num_workers: int) -> Iterator[Any]:
     """make(number) for each, in order, every worker two ahead. The workers begin at once, and end with the
     iterator.
 
@@ -29,20 +27,20 @@ def prepared(make: Callable[[int], Step], numbers: range, num_workers: int) -> I
         return map(_step_or_raise, loader)
 
 
-class _Guarded(Dataset, Generic[Step]):
+class _Guarded(Dataset):
     """The user's mistake as a text: raised in a worker, it would arrive with torch's whole traceback."""
 
-    def __init__(self, make: Callable[[int], Step]):
+    def __init__(self, make: Callable[[int], Any]):
         self.make = make
 
-    def __getitem__(self, number: int) -> Step | str:
+    def __getitem__(self, number: int) -> Any:
         try:
             return self.make(number)
         except UserError as error:
             return str(error)
 
 
-def _step_or_raise(result: Step | str) -> Step:
+def _step_or_raise(result: Any) -> Any:
     if isinstance(result, str):
         raise UserError(result)
     return result

@@ -17,6 +17,7 @@ BOX_UNITS = get_args(Unit)
 MAX_BOXES = 50
 OUTSIDE = 1.05  # times its image's side: a box that ends beyond is not measured in it
 NEAR_END = 0.8  # of a frame's side: some of many boxes end beyond
+NO_BOX = "is a point, or a box that cannot be read"
 SEVERAL = "boxes beside images of several sizes: in which of them they lie is not known"
 SURE = 14.0  # natural logarithm of odds of a million to one
 _NUMBER = r"[-+]?\d{1,9}(?:\.\d{0,20})?"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from r1ov.errors import UserError
 from r1ov.reward.accuracy import DEFAULT, Verify, grade, is_beyond_rules, kind_of
-from r1ov.reward.rules.boxes import SEVERAL, Frame, corners, is_marked
+from r1ov.reward.rules.boxes import NO_BOX, SEVERAL, Frame, corners, is_marked
 from r1ov.reward.rules.numbers import Rules
 
 MAX_UNSCORABLE = 0.05  # of the golds
@@ -49,7 +49,7 @@ def _fault(gold: Gold, verify: Verify | None) -> str:
             return SEVERAL
         return f"is not in pixels of its image of {' x '.join(map(str, gold.frame.original))}"
     if kind == "text" and is_marked(answer):
-        return "is a point, or a box that cannot be read"
+        return NO_BOX
     if is_beyond_rules(answer, kind) and not (verify and verify(answer, answer)):
         return "is beyond our rules, and beyond math-verify or without it"
     return ""

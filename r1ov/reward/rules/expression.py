@@ -8,8 +8,8 @@ it raises Unreadable.
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from decimal import localcontext
+from typing import NamedTuple
 
 from r1ov.reward.rules import form
 from r1ov.reward.rules.form import ARITHMETIC, Form, TooLarge, constant
@@ -18,12 +18,12 @@ from r1ov.reward.rules.reading import plain, unwrap
 
 MAX_LENGTH = 200  # characters
 MAX_ITEMS = 32  # of a set or tuple
-MAX_LOGARITHMS = 8  # the only slow ones, some milliseconds each
-LOGARITHMS = (r"\ln", r"\log", r"\lg")
+MAX_SLOW = 8
+SLOW = (r"\ln", r"\log", r"\lg", r"\sin", r"\cos", r"\tan")  # up to some milliseconds each
 TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc")
 FUNCTIONS = ("sqrt", "ln", "log", "lg", "exp", *TRIGONOMETRIC, "sinh", "cosh", "tanh")
 FUNCTIONS += tuple("arc" + name for name in TRIGONOMETRIC)
-GREEK = ("alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "rho", "sigma", "omega", "tau")
+GREEK = "alpha beta gamma delta theta lambda mu phi rho sigma omega tau"
 WORDS = ("not", "yes", "no")  # and no products of letters
 
 _TOKEN = re.compile(
@@ -43,8 +43,7 @@ class Unreadable(Exception):
     """Not an expression that is read here."""
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Several values. brackets: "()" a tuple, "[]" a list or closed interval, "(]" "[)" intervals, "{}" a
     set, "" only commas.
     """
@@ -53,8 +52,7 @@ class Group:
     items: tuple["Value", ...]
 
 
-@dataclass(frozen=True)
-class Equation:
+class Equation(NamedTuple):
     left: Form
     right: Form
     name: str | None  # of the variable, if it stands alone on the left
@@ -79,8 +77,8 @@ def read(text: str) -> Value:
     if len(text) > MAX_LENGTH:
         raise Unreadable("too long")
     tokens = _tokens(text)
-    if sum(token in LOGARITHMS for token in tokens) > MAX_LOGARITHMS:
-        raise Unreadable("too many logarithms")
+    if sum(map(SLOW.count, tokens)) > MAX_SLOW:
+        raise Unreadable("too many logarithms or sines")
     variants = [tokens]
     if r"\pm" in tokens:
         variants = [[sign if token == r"\pm" else token for token in tokens] for sign in "+-"]
@@ -109,7 +107,7 @@ def _tokens(text: str) -> list[str]:
         word = match["word"]
         if not word:
             tokens.append(match[0].strip())
-        elif word in (*FUNCTIONS, *GREEK, "pi"):
+        elif word in (*FUNCTIONS, *GREEK.split(), "pi"):
             tokens.append("\\" + word)
         elif word in ("or", "and"):
             tokens.append(word + ";")
@@ -147,6 +145,7 @@ class _Parser:
 
     def __init__(self, tokens: list[str]):
         self.tokens, self.at = tokens, 0
+        self.degrees = constant(1)  # by which "°" divides: in an angle alone 30° is a number of its own
         self.groups = _groups(tokens)
 
     def statement(self) -> Value:
@@ -183,8 +182,7 @@ class _Parser:
         if self.at not in self.groups:
             return None
         opening = self._next()
-        is_empty = opening + self._peek() == r"\{\}"
-        items = () if is_empty else tuple(self._items(",", ";"))
+        items = () if opening + self._peek() == r"\{\}" else tuple(self._items(",", ";"))
         closing = self._next()
         if closing != _CLOSING[opening] and opening + closing not in ("(]", "[)"):
             raise Unreadable("brackets")
@@ -224,8 +222,8 @@ class _Parser:
         while sign := self._take("!", "%", "°"):
             if sign == "!":
                 base = self._factorial(base)
-            elif sign == "%":
-                base /= constant(100)
+            else:
+                base /= constant(100) if sign == "%" else self.degrees
         if self._take("^", "**"):
             base **= self._signed(self._power)
         return base
@@ -265,7 +263,7 @@ class _Parser:
             return self._argument() ** (constant(1) / index)
         if name == "pi":
             return form.PI
-        if name in ("infty", *GREEK):
+        if name in ("infty", *GREEK.split()):
             return form.symbol(name)
         if name not in FUNCTIONS:
             raise Unreadable(name or "the end")
@@ -276,22 +274,30 @@ class _Parser:
         exponent = self._signed(self._power) if self._take("^") else constant(1)
         if exponent.rational is None or exponent.rational < 0:
             raise Unreadable("an inverse, or a power?")
-        argument = self._argument()
+        outside, self.degrees = self.degrees, constant(180) / form.PI
+        argument, self.degrees = self._argument(), outside
         if name in ("log", "lg"):
             value = form.logarithm(argument) / form.logarithm(base)
         elif name == "ln":
             value = form.logarithm(argument)
         elif name == "exp":
             value = form.e() ** argument
-        else:
+        elif name not in ("sin", "cos", "tan") or self._peek() == "/":  # what sin pi/6 means is open
             value = form.closed(name, argument)
+        else:
+            if argument.exact in range(7, 361):
+                argument *= form.PI / constant(180)  # nobody means 30 radians
+            shifted = argument + form.PI / constant(2)
+            value = form.sine(shifted if name == "cos" else argument)
+            if name == "tan":
+                value /= form.sine(shifted)
         return value**exponent
 
     def _argument(self) -> Form:
         """A bracket's inside, or numbers and letters up to the next sign: sin 2x is sin(2x)."""
         is_bare = re.match(r"[\w.\\]", self._peek())
-        value = self._signed(self._power)
-        while is_bare and self._peek().isalpha():
+        value = -self._power() if self._take("-") else self._power()
+        while is_bare and (self._peek().isalpha() or self._peek()[1:] in ("pi", *GREEK.split())):
             value *= self._power()
         return value
 

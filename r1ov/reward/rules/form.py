@@ -173,6 +173,17 @@ def logarithm(a: Form) -> Form:
     return Form(None, (a.points[0].ln(),) * 3, a.decimals)
 
 
+def sine(a: Form) -> Form:
+    """By its series, where the argument has a value."""
+    if a.value is None:
+        return closed("sin", a)
+    total = term = x = a.points[0] % (2 * PI.points[0])
+    for n in range(2, 160, 2):  # to 1e-150
+        term *= -x * x / (n * (n + 1))
+        total += term
+    return constant(0) + Form(None, (total,) * 3, _inexact(a, a))  # to 0 of what rounding leaves of it
+
+
 def _checked(points: tuple[Decimal, ...], decimals: int | None, is_open: bool) -> Form:
     is_large = any(one and abs(one.adjusted()) > MAX_SIZE for one in points)
     if is_large or all(one.is_nan() for one in points):

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from r1ov.reward.rules.reading import AnswerFrom, plain, unwrap
 
@@ -37,34 +37,29 @@ _TRAILING = re.compile(
 )
 _PREFIXES = "kilo k, centi c, milli m, mega M, micro μ, nano n, deci d"
 _BASES = "meter m, metre m, gram g, liter L, litre L, second s, watt W, joule J, newton N"
-_OTHERS = (
-    "inch in, inche in, foot ft, feet ft, yard yd, mile mi, pound lb, lbs lb, ounce oz, minute min, hour h, "
-    "hr h, sec s, volt V, ohm Ω, hertz Hz, pascal Pa, ampere A, mole mol, l L, ml mL, "
-    "celsius C, fahrenheit F, 摄氏度 C, 华氏度 F, 米 m, "
-    "厘米 cm, 毫米 mm, 分米 dm, 千米 km, 公里 km, 克 g, 千克 kg, "
-    "公斤 kg, 毫克 mg, 秒 s, 分钟 min, 小时 h, 升 L, 毫升 mL"
-)
+_OTHERS = """inch in, inche in, foot ft, feet ft, yard yd, mile mi, pound lb, lbs lb, ounce oz, minute min,
+    hour h, hr h, sec s, volt V, ohm Ω, hertz Hz, pascal Pa, ampere A, mole mol, l L, ml mL, celsius C,
+    fahrenheit F, 摄氏度 C, 华氏度 F, 米 m, 厘米 cm, 毫米 mm, 分米 dm, 千米 km, 公里 km, 克 g, 千克 kg,
+    公斤 kg, 毫克 mg, 秒 s, 分钟 min, 小时 h, 升 L, 毫升 mL"""
 _NAMELESS = "degree deg dollar euro unit 度 元"  # they say nothing of the number
 
 
-SYMBOLS = dict(pair.split() for pair in f"{_BASES}, {_OTHERS}".split(", "))
+SYMBOLS = dict(pair.split() for pair in f"{_BASES}, {_OTHERS}".split(","))
 SYMBOLS |= dict.fromkeys(_NAMELESS.split(), "")
 for _prefix, _base in product(_PREFIXES.split(", "), _BASES.split(", ")):
     (_name, _short_name), (_unit, _symbol) = _prefix.split(), _base.split()
     SYMBOLS[_name + _unit] = _short_name + _symbol
 _SHORT = {*SYMBOLS.values(), *(f"{a}/{b}" for a in ("m", "km", "cm", "mi", "g") for b in ("s", "h", "L"))}
-# words after a number that change it, instead of saying of what it is the number
-_CHANGING = (
-    "and or not plus minus times over per half halves third quarter fourth fifth tenth hundredth thousandth "
-    "ten "
-    "dozen hundred thousand million billion trillion percent squared cubed factorial root sqrt log sin cos "
-    "tan exp "
-    "mod more less most least maybe yes none"
+# Words after a number that change it, instead of saying of what it is the number.
+_CHANGING = re.compile(
+    r"""and|or|not|plus|minus|times|over|per|half|halves|third|quarter|fourth|fifth|tenth|hundredth|thousandth
+    |ten|dozen|hundred|thousand|million|billion|trillion|percent|squared|cubed|factorial|root|mod|more|less|most
+    |least|maybe|yes|none|(?:sqrt|log|ln|sin|cos|tan|exp)[nxyz]?""",
+    re.VERBOSE,
 )
 
 
-@dataclass(frozen=True)
-class Number:
+class Number(NamedTuple):
     """decimals: places after the point, None for an exact number. unit: "" for none, or one that does not
     matter (degrees, currency).
     """
@@ -131,9 +126,8 @@ def read_unit(text: str) -> str | None:
     if not match:
         return None
     name = "/".join(_short(part.strip()) for part in match["name"].rstrip(".").split("/"))
-    if name not in _SHORT and not (
-        name.isalpha() and (len(name) >= 3 or name >= "一") and name not in _CHANGING.split()
-    ):
+    is_thing = name.isalpha() and (len(name) >= 3 or name >= "一") and not _CHANGING.fullmatch(name)
+    if name not in _SHORT and (match["power"] or not is_thing):  # there are no apples^2
         return None
     power = match["power"] or {"s": "2", "平": "2", "c": "3", "立": "3"}.get(
         (match["power_word"] or "")[:1], "1"

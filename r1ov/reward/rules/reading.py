@@ -2,16 +2,24 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from r1ov.common.files import split_reply
 from r1ov.reward.format import MAX_REPLY
 
-# What is read as what; "␣" is a space. 掳 is a degree sign read in the wrong encoding.
+
+def _table(lines: str) -> Iterator[tuple[str, str]]:
+    """What is read as what, a pair a line; "␣" is a space."""
+    for line in lines.strip().splitlines():
+        before, _, after = line.partition("->")
+        yield before.strip(), after.strip().replace("␣", " ")
+
+
+# 掳 is a degree sign read in the wrong encoding.
 _CHARACTERS = dict.fromkeys("\u00a0\u2006\u2009\u202f", r"\,")  # thin spaces, and those where no line breaks
-for _line in r"""
+for _before, _after in _table(r"""
     ×   -> \times␣
     ÷   -> /
     π   -> \pi␣
@@ -33,12 +41,10 @@ for _line in r"""
     、  -> ,
     【  -> [
     】  -> ]
-""".strip().splitlines():
-    _before, _, _after = _line.partition("->")
-    _CHARACTERS |= dict.fromkeys(_before.strip(), _after.strip().replace("␣", " "))
+"""):
+    _CHARACTERS |= dict.fromkeys(_before, _after)
 _CHARACTERS = str.maketrans(_CHARACTERS)
-_LATEX = []  # in this order
-for _line in r"""
+_LATEX = r"""
     Â° -> °
     ⁄ -> /
     − -> -
@@ -63,9 +69,8 @@ for _line in r"""
     \s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\{\s*°\s*\}|\\degree(?![A-Za-z])|\{\s*degrees?\s*\} -> °
     \\% -> %
     \\frac\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\}) -> \\frac{\1\2}{\3\4}
-""".strip().splitlines():
-    _before, _, _after = _line.partition("->")
-    _LATEX.append((re.compile(_before.strip()), _after.strip().replace("␣", " ")))
+"""
+_LATEX = [(re.compile(before), after) for before, after in _table(_LATEX)]  # in this order
 _WRAPPERS = re.compile(
     r"\\(?:text(?:rm|bf|it|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt)|mbox|operatorname|rm|bf|bm|boldsymbol|num)"
     r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
@@ -170,7 +175,7 @@ def extract_answer(reply: str, answer_from: AnswerFrom = "tag", finished: bool =
         if answer_from == "boxed":
             answer = (boxed((answer or "")[-TAIL:]) or [None])[-1]
     answer = (answer or "").strip()
-    if method == "truncated" or not 0 < len(answer) <= MAX_ANSWER:
+    if not 0 < len(answer) <= MAX_ANSWER:
         return Extraction(None, method if method == "truncated" else "unparsed")
     return Extraction(answer, method)
 
@@ -214,7 +219,7 @@ _LEAD = re.compile(
 )
 _TAIL = r"\s*(?:选项|選項|[项項])?\s*(?:是?(?:正[确確]|对|對)的?(?:答案|[选選][项項])?)?$"
 _LETTER = re.compile(
-    rf"[*(\[{{]*(?P<letter>[A-Za-z])(?P<mark>,(?=[一-鿿])|[*)\]}}.:]*)(?:{_TAIL}|\s*(?P<rest>.*))",
+    rf"[*(\[{{]*(?P<letter>[A-Za-z])(?P<mark>,(?=[一-鿿])|(?:\](?!\d)|[*)}}.:])*)(?:{_TAIL}|\s*(?P<rest>.*))",
     re.DOTALL,
 )
 _LETTERS = re.compile(
