@@ -188,7 +188,7 @@ def items_of(bench: Benchmark, split: str, rows: Sequence[Row], folder: Path, in
             for one in sources:  # in its row, or in the first of the folders that has it
                 has_it = (it for it in folders if is_place(one) and os.path.exists(it / one))
                 images.append(lazy_picture(one, next(has_it, folder), inside))
-            fields["images"] = images
+            fields["images"] = tuple(images)
         except UserError as error:
             fields["error"] = str(error)
         gold, sizes = fields["answer"], {one.size for one in fields.get("images", ())}
