@@ -19,10 +19,13 @@ from r1ov.data.formats.pictures import lazy_picture
 from r1ov.data.formats.reader import Reader, open_data
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.formats.rows import open_rows
+from r1ov.data.messages import split_images
 from r1ov.data.processor import IGNORED
 from r1ov.errors import UserError
 from r1ov.evaluate.rows import own_row
 from r1ov.folder.pretrained import read_processor, resolve
+from r1ov.reward.accuracy import kind_of
+from r1ov.reward.rules.boxes import read_boxes
 from r1ov.train.run.config import SFTConfig
 from r1ov.train.sft import train
 from tests.make_data import BLUE, RED, said, spoken, struct, text, url
@@ -480,7 +483,11 @@ def planted(rng: random.Random, name: str, words: list[str]) -> object:
         return form.format(words[-1])
 
     def message(role: str) -> dict:
-        content = word() if rng.random() < 0.5 else [{"type": "text", "text": word()}]
+        way = rng.random()
+        content = word() if way < 0.5 else [{"type": "text", "text": word()}]
+        if role == "user" and way > 0.8:
+            url = {"url": word("{}.png"), "detail": word("d{}")}
+            content.insert(0, {"type": "image_url", "image_url": url})
         said = {"role": role, "content": content} if rng.random() < 0.5 else {"from": role, "value": content}
         if rng.random() < 0.2:
             said[rng.choice(("name", "reasoning_content", "weight", "thumbnail"))] = word()
@@ -503,12 +510,14 @@ def planted(rng: random.Random, name: str, words: list[str]) -> object:
         "nested": lambda: {"of": [{"note": word(), "number": 3}, [word()]]},
         "nested image": lambda: {"of": [{"file": word("{}.png"), "note": word()}]},
         "dialogue": lambda: said(user=word(), assistant=word()),
+        "labelled": lambda: [{"label": label, "text": word()} for label in "AB"],
+        "numbered": lambda: [{"label": label, "text": word(), "why": word()} for label in "12"],
     }
     for form in ("texts", "paths", "struct", "objects", "nested", "nested image", "dialogue"):
         forms[f"{form} as JSON"] = lambda form=form: json.dumps(forms[form]())
     usual = {
         "earlier turns": ["pair"],
-        "choices": ["texts"],
+        "choices": ["texts", "labelled", "numbered"],
         "weight": ["number"],
         "a video": ["video"],
         "boxes": ["objects"],
@@ -539,17 +548,17 @@ def test_a_word_planted_in_any_column_is_used_listed_or_refused(seed):
         kept = repr((record.messages, record.solution, record.kind, record.id))
         for word, name in where.items():
             is_key = f"messages.{'thumbnail' if 'thumbnail' in repr(row[name]) else 'name'}" in record.unread
+            is_key |= f"d{word}" in repr(row[name]) and "messages.image_url.detail" in record.unread
             # An image is used, or the row refused: listing its column is not enough.
             is_listed = name.lower() in record.unread and f"{word}.png" not in repr(row[name])
-            assert word in kept or is_listed or is_key, (row, record)
+            assert word in kept or is_listed or is_key, f"{word} in {row}: {record}"
         if record.solution is None:
             continue
         fields = own_row(row)
         kept = repr([fields[name] for name in fields if name != "unread"]) + repr(record.reply)
         for word, name in where.items():
-            assert word in kept or {name.lower(), "messages.name", "messages.thumbnail"} & {
-                *fields["unread"]
-            }, row
+            listed = {name.lower(), "messages.name", "messages.thumbnail", "messages.image_url.detail"}
+            assert word in kept or listed & {*fields["unread"]}, row
     assert accepted > 50
 
 
@@ -622,13 +631,19 @@ def test_an_image_is_read_under_any_of_its_names(name):
         ({"options": [{"text": "x"}, "y"]}, "the choices are in no form"),
         ({"options": {"label": ["A"], "text": ["x", "y"]}}, "the choices are in no form"),
         (
-            {"options": [{"label": "A", "text": "x"}, {"label": "B", "text": "y"}]},
+            {"options": [{"label": "B", "text": "x"}, {"label": "A", "text": "y"}]},
             "the choices are in no form",
         ),
+        ({"options": [{"label": "A", "text": "x", "why": "z"}]}, "the choices are in no form"),
+        ({"options": {"label": ["A", "B"], "text": ["x", "y"], "why": ["z"]}}, "the choices are in no form"),
+        ({"options": {"first": "x", "second": "y"}}, "the choices are in no form"),
+        ({"options": {"1": "2", "2": "1"}, "answer": 1}, "the gold answer is not one of the choices"),
+        ({"options": ["1. red", "2. blue"], "answer": None, "response": "2"}, "choices beside a reply"),
         ({"options": {"B": "x", "A": "y"}}, "the choices are in no form"),
         ({"options": {"label": ["B", "A"], "text": ["x", "y"]}}, "the choices are in no form"),
-        ({"option_1": "red", "option_2": "blue", "answer": 1}, "the column option_1 holds choices"),
-        ({"ending0": "red", "ending1": "blue"}, "the column ending0 holds choices"),
+        ({"option_1": "red", "option_3": "blue"}, "the column option_1 holds choices"),
+        ({"option_1": "red", "option_2": "blue", "answer": 3}, "the gold answer is not one of the choices"),
+        ({"ending1": "red", "ending3": "blue"}, "the column ending1 holds choices"),
         ({"box_unit": "permille"}, "the column box_unit holds a unit of boxes that is not known"),
         ({"gt_bbox": [1, 2, 3, 4]}, "the column gt_bbox holds boxes"),
         ({"question": "<VIDEO>?"}, "nothing fills: <VIDEO>"),
@@ -705,6 +720,52 @@ def test_choices_come_in_many_forms_and_are_shown_once():
         read_row({"question": ASKED, "options": ["red", "blue"], "answer": "AC"})
     for name in ("answer_index", "correct_choice_idx", "cop", "label"):
         assert read_row({"question": ASKED, "options": ["red", "blue"], name: 1}).solution == "B"
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"options": [{"label": "1", "text": "red"}, {"text": "blue", "label": "2"}]},
+        {"options": ["1. red", "2. blue"]},
+        {"options": "1. red\n2. blue"},
+        {"options": "(1) red (2) blue"},
+        {"options": {"1": "red", "2": "blue"}},
+        {"choices": {"label": ["1", "2"], "text": ["red", "blue"]}},
+        {"option_1": "red", "option_2": "blue"},
+        {"option1": "red", "option2": "blue"},
+    ],
+)
+def test_numbers_may_label_choices_and_are_then_what_the_gold_says(choices):
+    for gold in ("2", 2, "(2)", "2.", "<answer>2</answer>", "blue", "B"):
+        record = read_row({"question": ASKED, "answer": gold, **choices})
+        assert (shown(record), record.solution) == ([COLOURS], "B"), gold
+    assert read_row({"question": ASKED, "ending0": "red", "ending1": "blue", "label": 1}).solution == "B"
+    letters = [{"label": "A", "text": "red"}, {"label": "B", "text": "blue"}]
+    assert read_row({"question": ASKED, "options": letters, "answer": 1}).solution == "B"  # counted from 0
+    decimals = read_row({"question": ASKED, "options": ["1.5", "2.5"], "answer": "2.5"})
+    assert (shown(decimals), decimals.solution) == ([f"{ASKED}\n(A) 1.5\n(B) 2.5"], "B")
+
+
+def test_a_box_between_its_tags_is_one_and_a_place_for_one_is_not():
+    record = read_row({"question": "Find it.", "answer": "<bbox>[1, 2, 30, 40]</bbox>", "image": "red.png"})
+    assert kind_of(record.solution) == "bbox"
+    assert read_boxes(record.solution) == read_boxes("[1, 2, 30, 40]")
+    reply = {"messages": said(user="Find it.", assistant="<bbox>[1, 2, 30, 40]</bbox>")}
+    assert read_row(reply).reply == "<bbox>[1, 2, 30, 40]</bbox>"
+
+
+@pytest.mark.parametrize("detail", ["auto", "low", "high"])
+def test_a_pictures_detail_is_listed_in_rows_and_refused_in_calls(detail):
+    part = {"type": "image_url", "image_url": {"url": url(RED), "detail": detail}}
+    turns = said(user=[part, {"type": "text", "text": ASKED}], assistant="Red.")
+    record = read_row({"messages": turns})
+    assert shown(record) == ["[]" + ASKED, "Red."]
+    assert record.unread == (() if detail == "auto" else ("messages.image_url.detail",))
+    if detail == "auto":
+        split_images(turns, "")
+        return
+    with pytest.raises(UserError, match="a picture's detail is not used"):
+        split_images(turns, "")
 
 
 def test_a_conversation_and_its_gold_answer_or_a_problem_and_its_solution():

@@ -72,7 +72,7 @@ def look(config: LookConfig) -> None:
 
     tally, example = Tally(1.0), None
     kinds = Counter(dict.fromkeys(KINDS, 0))
-    lengths: dict[str, list[int]] = {"tokens": [], "of them trained": [], "of them picture": []}
+    lengths = {"tokens": [], "of them trained": [], "of them picture": []}
     for item, batch in data.survey(encode, config.limit):
         tally.add(item)
         if isinstance(item, BadRow):

@@ -60,8 +60,11 @@ def read_part(part: Any, where: str = "") -> dict[str, Any]:
         limits = {name: given.pop(name) for name in LIMITS if name in given}
         source = given.pop(key, None)
         if isinstance(source, Mapping) and "url" in source:
-            source = source["url"]
+            given |= source
+            source = given.pop("url")
         read = {"type": "image", "image": f"data:;base64,{source}" if key == "base64" else source, **limits}
+        if (detail := given.pop("detail", "auto")) != "auto":
+            read["detail"] = detail  # OpenAI's, which nobody here uses
     else:
         raise UserError(f"{where}{_no_part(part)}")
     if given:
@@ -87,8 +90,7 @@ def split_images(
     """
     if not isinstance(messages, list | tuple) or not messages:
         raise UserError(f"{where}expected a list of messages, found {messages!r:.60}")
-    plain: list[dict[str, Any]] = []
-    images: list[tuple[LazyImage, dict[str, int]]] = []
+    plain, images = [], []
     for turn, message in enumerate(messages, 1):
         at = f"{where}message {turn}"
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
@@ -102,6 +104,8 @@ def split_images(
                 if part["type"] == "image":
                     source = part.pop("image")
                     limits = {name: part.pop(name) for name in LIMITS if name in part}
+                    if "detail" in part:
+                        raise UserError(f"{at}: a picture's detail is not used; give its max_pixels")
                     images.append((lazy_image(source, f"{where}picture {len(images) + 1}"), limits))
         try:
             # A template sees JSON data only: an object's methods would be open to it.

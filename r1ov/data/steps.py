@@ -18,7 +18,7 @@ from r1ov.data.messages import Messages
 from r1ov.data.pack import needed_blank, num_trained, pack, sequence_cost
 from r1ov.data.processor import Batch, Encoded, Processor
 from r1ov.errors import UserError
-from r1ov.reward.rules.boxes import TOKENS, Corner, Frame, Unit, corners, is_marked, recognised, resized
+from r1ov.reward.rules.boxes import TOKENS, Frame, Unit, corners, is_marked, recognised, resized
 
 
 class Source(Protocol):
@@ -62,8 +62,8 @@ class Steps:
 
     def __getitem__(self, step: int) -> StepData:
         """Raises UserError for an over-long row where that is an error, and for what the source raises."""
-        items: list[Record | BadRow] = []
-        rows: list[tuple[str, Encoded]] = []  # (where, the sequence)
+        items = []  # records and bad rows
+        rows = []  # (where, the sequence)
         for number in range(step * self.rows_per_step, (step + 1) * self.rows_per_step):
             item = self.source[number]
             try:
@@ -118,8 +118,9 @@ def frame_of(processor: Processor, encoded: Encoded, unit: Unit | None) -> Frame
 def encode_record(record: Record, processor: Processor, **options: Any) -> Encoded:
     """The record's messages as `Processor.encode`, their boxes measured as the model measures its own."""
     encoded = processor.encode(record.messages, **options)
-    if not (frame := frame_of(processor, encoded, record.box_unit)):
+    if not (sizes := processor.image_sizes(encoded)):
         return encoded
+    frame = Frame(*sizes, record.box_unit, len({image.size for image in encoded.pictures}) == 1)
     messages = with_boxes(record, lambda text: resized(text, frame))
     return encoded if messages == record.messages else processor.encode(messages, **options)
 
@@ -150,11 +151,11 @@ def recognise_boxes(reader: Reader, processor: Processor) -> None:
 
 def recognised_unit(records: Iterable[Record | BadRow], processor: Processor) -> Unit | None:
     """The unit of the boxes of records that do not say theirs: see `boxes.recognised`."""
-    found: list[tuple[Corner, Frame]] = []
+    found = []  # (a corner, its frame)
     for record in records:
         if isinstance(record, BadRow) or record.box_unit or not record.images:
             continue
-        ends: list[Corner] = []
+        ends = []  # corners
         answer = {"role": "assistant", "content": record.solution or record.reply or ""}
         record = replace(record, messages=[*record.prompt, answer])
         with_boxes(record, lambda text, ends=ends: ends.extend(corners(text)) or text)

@@ -173,7 +173,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return _read_table(path)
     opened, found = open_rows(path), []
     try:
-        found.extend(opened[number] for number in range(len(opened)))
+        found.extend(map(opened.__getitem__, range(len(opened))))
     except BadRow as error:
         raise UserError(f"{path}, row {len(found) + 1}: {error}") from error
     if not all(isinstance(row, dict) for row in found):

@@ -180,7 +180,10 @@ def asked(
         **put,
         "run": {"data": config.data, "device": str(device), "kernels": kernels, "torch": torch.__version__},
     }
-    folder = Path(config.out) if config.out else default_folder(settings)
+    # One for each benchmark, split, model and way of asking: playground-test-r1ov-tiny-3f9a2c1b.
+    own = digest(json.dumps({**settings, "run": None}), 4)
+    name = "-".join([Path(config.bench).name, items[0].split, *Path(config.model).parts[-2:], own])
+    folder = Path(config.out or FOLDER / re.sub(r"[^\w.-]+", "-", name))
 
     def is_right(item: Item, row: Prediction) -> float:
         return score(item, row).score
@@ -191,13 +194,3 @@ def asked(
 
 def _flags(options: Mapping[str, Any]) -> str:
     return " ".join(f"{flag(name)} {value}" for name, value in options.items())
-
-
-def default_folder(settings: Mapping[str, Any]) -> Path:
-    """Returns one for each benchmark, split, model and way of asking:
-    runs/evaluate/playground-test-r1ov-tiny-3f9a2c1b.
-    """
-    own = digest(json.dumps({**settings, "run": None}), 4)
-    model = "-".join(Path(settings["model"]).parts[-2:])
-    name = f"{Path(settings['bench']).name}-{settings['split']}-{model}-{own}"
-    return FOLDER / re.sub(r"[^\w.-]+", "-", name)

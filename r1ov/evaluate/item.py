@@ -56,7 +56,7 @@ class Prediction:
     error: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Verdict:
     """A question, one of its answers, and what that is worth by rule."""
 

@@ -41,11 +41,6 @@ def accuracy(verdicts: Verdicts) -> float:
     return fmean(one.score for one in verdicts)
 
 
-def count(verdicts: Verdicts) -> int:
-    """Returns the number of questions."""
-    return len(by_question(verdicts))
-
-
 def values(item: Item, tag: str) -> tuple[str, ...]:
     found = item.tags.get(tag, ())
     return (found,) if isinstance(found, str) else tuple(dict.fromkeys(found))
@@ -72,7 +67,7 @@ def measures(verdicts: Verdicts) -> list[Cell]:
     sure = interval([one.score for one in verdicts], groups)
     tokens = round(fmean(one.prediction.completion_tokens for one in verdicts))
     formed = fmean(one.well_formed for one in verdicts)
-    return [count(verdicts), accuracy(verdicts), sure, formed, tokens]
+    return [len(by_question(verdicts)), accuracy(verdicts), sure, formed, tokens]
 
 
 def grouped(title: str, name: str, parts: Mapping[str, Verdicts]) -> Table:
@@ -90,7 +85,7 @@ def by_tag(verdicts: Verdicts, tag: str) -> list[Table]:
 def dividing_tags(verdicts: Verdicts) -> list[str]:
     """Returns the tags that divide the questions into a few parts."""
     names = dict.fromkeys(name for one in verdicts for name in one.item.tags)
-    most = max(2, min(MAX_VALUES, count(verdicts) // 2))
+    most = max(2, min(MAX_VALUES, len(by_question(verdicts)) // 2))
     return [name for name in names if 1 < len(by_value(verdicts, name)) <= most]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from r1ov.common.files import digest, say
-from r1ov.data.formats.choices import LETTERS, listed, take_options, with_options
+from r1ov.data.formats.choices import LETTERS, labelled, take_options, with_options
 from r1ov.data.formats.columns import MEANING, Columns, is_place
 from r1ov.data.formats.layouts import read_row
 from r1ov.data.formats.pictures import lazy_picture
@@ -60,7 +60,8 @@ class Benchmark:
         """Returns an Item's fields, and besides them `options`, and `sources`, the images."""
         if self.hub is None:
             return own_row(row)
-        options = next(filter(None, (listed(row.get(name)) for name in self.options.split())), ())
+        found = (labelled(row.get(name)) for name in self.options.split())
+        options = tuple(next(filter(None, found), {}).values())
         return {
             "id": self.id.format_map(row),
             "question": text(row["question"]),
@@ -140,7 +141,7 @@ def own_row(row: Row) -> dict[str, Any]:
     record = read_row(row)
     if record.solution is None:
         raise UserError(f"there is no gold answer, only {', '.join(row)}")
-    options = take_options(Columns(row))
+    options = tuple(take_options(Columns(row)).values())
     tags = tags_of(row, [name for name in row if name.lower() in {*record.unread} - {"group", *MEANING}])
     return {
         "id": record.id,

@@ -77,14 +77,7 @@ def score(item: Item, prediction: Prediction) -> Verdict:
         of = replace(item, box_unit=item.box_unit or prediction.box_unit)
         answer, worth = read_answer(of, found, prediction.resized)
         worth = worth if item.answer.strip() else 0.0  # a split without golds
-    return Verdict(
-        item=item,
-        prediction=prediction,
-        score=worth,
-        answer=answer,
-        method=method,
-        well_formed=formed,
-    )
+    return Verdict(item, prediction, worth, answer, method, formed)
 
 
 def read_answer(item: Item, found: str, resized: Sequence[int] | None) -> tuple[str, float]:

@@ -6,6 +6,7 @@ Kinds: mcq (a choice letter), yes_no, number, math (any expression), tuple (orde
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from r1ov.reward.rules.boxes import Frame, is_marked, read_boxes, score_boxes
@@ -154,10 +155,7 @@ def is_beyond_rules(gold: str, kind: str) -> bool:
 
 def choice_of(text: str, rules: Rules) -> str | None:
     """The letter, or letters, of the choice that the text picks, also by its text or exact value."""
-
-    def same(found: str, choice: str) -> bool:
-        return _score_math(found, choice, "math", EXACT, None) == 1.0
-
+    same = partial(_score_math, kind="math", rules=EXACT, verify=None)
     return read_choice(text, rules.choices, same) or read_letters(text, len(rules.choices) or 26)
 
 
@@ -183,6 +181,8 @@ def _score_formula(answer: str, gold: str, verify: Verify | None) -> float:
 
 def _unboxed(text: str) -> str:
     """The body of the text's only `\\boxed{}`, the text without one, nothing with several different ones."""
+    if "boxed" not in text and "fbox" not in text:
+        return text.strip()
     bodies = set(boxed(text)) or {text.strip()}
     return bodies.pop() if len(bodies) == 1 else ""
 

@@ -14,7 +14,7 @@ from r1ov.data.formats.records import BadRow
 
 EMPTY = (None, "", "nan", b"")  # parquet writes None for what a row has not
 # Meaning: its widespread names; the first one that a row has is read. From "a video" on none is.
-NAMES: dict[str, str] = {}
+NAMES = {}
 for _line in """
     conversation: messages conversations conversation message dialogue dialog texts
     prompt: prompt
@@ -63,7 +63,7 @@ class Columns(dict[str, Any]):
     """
 
     def __init__(self, row: Mapping[Any, Any]):
-        self.empty: list[str] = []
+        self.empty = []
         for name, value in sorted(row.items(), key=lambda item: str(item[0]) != str(item[0]).lower()):
             name = str(name) if str(name).lower() in self else str(name).lower()
             if any(leaf not in EMPTY for leaf in leaves(value)) or (MEANING.get(name), value) == (

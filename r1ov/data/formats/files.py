@@ -38,8 +38,7 @@ def find_files(name: str, split: str = "train") -> list[DataFile]:
     path = inside = Path(name).expanduser()
     if not os.path.exists(path):
         match = HUB_NAME.fullmatch(name)
-        is_local = name.startswith(("/", ".", "~")) or (name.endswith(SUFFIXES) and name.count("/") < 2)
-        if not match or is_local:
+        if not match or name.startswith(("/", ".", "~")) or (name.endswith(SUFFIXES) and name.count("/") < 2):
             raise UserError(f"{shown(name)}: no such file or folder")
         path, inside = _download(name, match["repo"], match["inner"].strip("/"), match["revision"])
     if path.is_file():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from r1ov.common.files import split_reply
-from r1ov.data.formats.choices import gold_letter, lettered, take_options, with_options
+from r1ov.data.formats.choices import LETTERS, gold_letter, lettered, take_options, with_options
 from r1ov.data.formats.columns import Columns, is_dialogue, is_place, unwritten
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.messages import read_part
@@ -22,7 +22,8 @@ LAYOUTS = """verl prompt reward_model, r1-onevision conversations, vlm-r1 conver
     sharegpt conversations, messages messages, alpaca instruction output, trl prompt, easyr1 problem answer,
     r1-v problem solution, question-answer"""
 LAYOUTS = {name: columns for name, *columns in map(str.split, LAYOUTS.split(","))}
-SPEAKERS = {"r1-onevision": "assistant", "vlm-r1": "gpt"}  # who answers there, about the column `image`
+# Who answers there, about the column `image`.
+SPEAKERS = {"r1-onevision": "'from': 'assistant'", "vlm-r1": "'from': 'gpt'"}
 # The place of an image in a text, in the spellings of several projects, with its number where it has one.
 PLACE = re.compile(r"<\|?(?:image|image_placeholder|imagehere)[ _]?(\d+)?\|?\s*/?>", re.IGNORECASE)
 # Written in a text, these would become the tokens that frame turns and images ...
@@ -31,8 +32,8 @@ FRAME = re.compile(
 )
 # ... and these would be trained as letters.
 UNFILLED = re.compile(
-    r"<\|?(?i:video|audio|img|bbox|ref-object)[ _]?\d*\|?\s*/?>|</image>|<im_patch>|<cot-process>"
-    r"|\[(?:IMAGE|IMG|VIDEO)\]"
+    r"<\|?(?i:video|audio|img|bbox(?!>\s*[\[(])|ref-object)[ _]?\d*\|?\s*/?>|</image>|<im_patch>"
+    r"|<cot-process>|\[(?:IMAGE|IMG|VIDEO)\]"
     r"|(?<![A-Za-z0-9_])<(?P<name>region|mask|point|object|obj|picture|sound|speech)[ _]?\d*>"
     r"(?!.*?</(?P=name)>)",
     re.DOTALL,
@@ -55,21 +56,32 @@ def read_row(row: Any, where: str = "") -> Record:
     images = columns.images()
     label = columns.one_of(*(name for name in ("id", "index") if isinstance(columns.get(name), str | int)))
     kind = columns.one_of(*(name for name in ("kind", "accu_reward_method") if columns.get(name) in KINDS))
-    box_unit = columns.one_of(*(name for name in ("box_unit",) if columns.get(name) in BOX_UNITS))
+    box_unit = columns.pop("box_unit") if columns.get("box_unit") in BOX_UNITS else None
     # A label beside a conversation may be anything.
     answers = ("answer",) if columns.has("conversation", "prompt") else ("answer", "label")
-    unread: list[str] = []
+    unread = []  # names of columns and keys
     turns = _dialogue(columns, unread)
+    unread += ["messages.image_url.detail" for _, parts, _ in turns for one in parts if one.pop("detail", "")]
     options = take_options(columns)
     gold = None
     if (given := _gold_column(columns, turns, answers)) is not None:
         gold = given if options and isinstance(given, int) else _gold(given)
     if options:
-        _show(options, turns)
+        if "A" not in options and turns[-1][0] == "assistant":
+            raise BadRow("numbered choices beside a reply, which may name one by its number")
+        # A line for each, such as "(A) red", after the last question, unless it shows them.
+        question = next(parts for role, parts, _ in reversed(turns) if role == "user")
+        shown, texts = "".join(part.get("text", "") for part in question), [*options.values()]
+        if LETTERS[len(texts) - 1] not in lettered(shown) or not all(text in shown for text in texts):
+            last = question.pop() if question[-1]["type"] == "text" else {"text": ""}
+            question.append({"type": "text", "text": with_options(last["text"], texts)})
         gold = None if gold is None else gold_letter(gold, options)
     messages = _messages(turns, images)
     if gold is None and turns[-1][0] == "assistant":
-        gold = _concluded(messages[-1]["content"], is_whole=layout == "vlm-r1")
+        # A reply's answer, or else all of it, if that is one line, or VLM-R1's, and no thought.
+        reply = messages[-1]["content"]
+        is_answer = "think>" not in reply and (layout == "vlm-r1" or "\n" not in reply.strip())
+        gold = split_reply(reply)[1] or (reply.strip() if is_answer else None)
     text = "\n".join(part["text"] for _, parts, _ in turns for part in parts if part["type"] == "text")
     return Record(
         messages=messages,
@@ -94,11 +106,9 @@ def _layout(columns: Columns) -> str:
             "the format is not known",
             f"keys {keys}; expected one of {', '.join(LAYOUTS)} (the last: image, question, answer)",
         )
-    turns = columns.get("conversations")
-    turns = [turn for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
-    speakers = [turn.get("from") for turn in turns if "image" in columns or "accu_reward_method" in columns]
-    fits = [name for name, needed in LAYOUTS.items() if all(column in columns for column in needed)]
-    return next(name for name in fits if SPEAKERS.get(name) in (None, *speakers))
+    said = repr(columns.get("conversations")) if {"image", "accu_reward_method"} & columns.keys() else ""
+    fits = [name for name, needed in LAYOUTS.items() if {*needed} <= columns.keys()]
+    return next(name for name in fits if SPEAKERS.get(name, "") in said)
 
 
 def _dialogue(columns: Columns, unread: list[str]) -> list[Turn]:
@@ -141,7 +151,7 @@ def _turns(value: Any, unread: list[str]) -> list[Turn]:
         else:
             said = [(keys.one_of("role", "from"), keys.one_of("content", "value"))]
         for role, content in said:
-            if not isinstance(role, str) or role not in ROLES:
+            if str(role) not in ROLES:
                 expected = f"expected one of {', '.join(ROLES)}"
                 raise BadRow("a message's role is not known", f"{reprlib.repr(role)}; {expected}")
             turns.append((ROLES[role], _parts(content), weight != 0))
@@ -166,15 +176,6 @@ def _parts(content: Any) -> list[dict[str, Any]]:
         raise BadRow("a part of a message is neither text nor picture alone", str(error)) from error
 
 
-def _show(options: Sequence[str], turns: list[Turn]) -> None:
-    """Adds a line for each option, such as "(A) red", to the last question, unless it shows them."""
-    question = next(parts for role, parts, _ in reversed(turns) if role == "user")
-    text = "".join(part.get("text", "") for part in question)
-    if len(lettered(text)) < len(options) or not all(option in text for option in options):
-        last = question.pop() if question[-1]["type"] == "text" else {"text": ""}
-        question.append({"type": "text", "text": with_options(last["text"], options)})
-
-
 def _gold_column(columns: Columns, turns: list[Turn], answers: Sequence[str]) -> Any:
     """The gold answer as the row gives it. A solution with a thought in it is also a reply to learn from."""
     gold = columns.take(*answers)
@@ -195,7 +196,7 @@ def _gold(value: Any) -> str:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, list) and len(value) == 4:
-        return f"[{', '.join(_gold(number) for number in value)}]"
+        return f"[{', '.join(map(_gold, value))}]"
     if isinstance(value, str):
         text = split_reply(value)[1] if "<answer>" in value else value.rsplit("\n#### ", 1)[-1].strip()
         if not text:
@@ -204,14 +205,6 @@ def _gold(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise BadRow("the gold answer is neither a text, nor a number, nor a box", reprlib.repr(value))
     return str(value)
-
-
-def _concluded(reply: str, is_whole: bool) -> str | None:
-    """A reply's `<answer>`, or else all of it, if that is one line (or is_whole) and no thought."""
-    answer = split_reply(reply)[1]
-    if answer or "think>" in reply:
-        return answer or None
-    return reply.strip() if is_whole or "\n" not in reply.strip() else None
 
 
 def _messages(turns: Sequence[Turn], images: Sequence[Any]) -> list[dict[str, Any]]:
@@ -235,14 +228,17 @@ def _messages(turns: Sequence[Turn], images: Sequence[Any]) -> list[dict[str, An
         counts = f"{len(images)} pictures, {places} places"
         raise BadRow("the number of pictures differs from that of their places", counts)
     for own, repeated in zip(slots, images, strict=False) if mode == "inside" else ():
+        if isinstance(repeated, Mapping):
+            repeated = repeated.get("bytes") or repeated.get("path")
+        names = [str(one).split("/")[-1] for one in (own, repeated)]
         # In two forms, or two files of one name.
-        if is_place(own) == is_place(repeated) and str(own).split("/")[-1] != str(repeated).split("/")[-1]:
+        if (is_place(own) == is_place(repeated) or isinstance(repeated, list)) and names[0] != names[1]:
             raise BadRow("the messages show other pictures than the row's column", reprlib.repr(images))
 
     left, numbered = iter(images), dict(zip(numbers, images, strict=False))
     messages = []
     for role, content, is_trained in turns:
-        placed: list[dict[str, Any]] = []
+        placed = []  # the message's parts
         if mode == "front" and role == "user":
             placed += [{"type": "image", "image": image} for image in left]
         for part in content:
@@ -282,7 +278,7 @@ def _content(role: str, parts: list[dict[str, Any]]) -> str | list[dict[str, Any
         raise BadRow("a text holds one of the model's own frame tokens", found[0])
     if found := UNFILLED.search(text):
         raise BadRow("a text has a place that nothing fills", found[0])
-    if any("\ud800" <= letter <= "\udfff" for letter in ("" if text.isascii() else text)):
+    if re.search("[\ud800-\udfff]", text):
         raise BadRow("a text is not valid Unicode")
     if any(part["type"] == "image" for part in parts):
         if role != "user":

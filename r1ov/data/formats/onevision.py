@@ -66,7 +66,7 @@ def clean_reply(question: str, reply: str) -> Cleaned:
         "<think>Both angles are 45. The answer is B.</think>" -> the whole as thought, answer "B"
     Raises:  BadRow.
     """
-    repairs: list[str] = []
+    repairs = []  # their names
     thought, tail = _split(reply.strip(), repairs)
     thought, tail = _without_remarks(thought, repairs), _without_remarks(tail, repairs)
     if tail:

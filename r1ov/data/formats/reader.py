@@ -114,10 +114,10 @@ class Endless:
 
     def __init__(self, reader: Reader, seed: int = 0, shuffle: bool = True):
         self.reader, self.seed, self.shuffle = reader, seed, shuffle
-        self.group_sizes: list[int] = []
+        self.group_sizes = []  # in rows
         for rows in reader.rows:
             self.group_sizes += getattr(rows, "group_sizes", [1] * len(rows))
-        self._order: tuple[int, Sequence[int]] = -1, ()  # of an epoch
+        self._order = -1, ()  # (an epoch, the order of its rows)
 
     def __len__(self) -> int:
         return len(self.reader)

@@ -21,13 +21,13 @@ class Tally:
 
     def __init__(self, max_bad_share: float = 0.05, say: Callable[[str], None] | None = None):
         self.max_bad_share, self.say = max_bad_share, say
-        self.formats: Counter[str] = Counter()
-        self.unread: Counter[str] = Counter()  # columns that nobody reads
-        self.repairs: Counter[str] = Counter()  # by the cleaner; a row can have several
-        self.dropped: Counter[str] = Counter()  # read, but left out
-        self.bad: Counter[str] = Counter()
-        self.first: dict[str, str] = {}  # reason -> the first row with it
-        self.seen: set[str] = set()  # rows that were bad or dropped
+        self.formats = Counter()
+        self.unread = Counter()  # columns that nobody reads
+        self.repairs = Counter()  # by the cleaner; a row can have several
+        self.dropped = Counter()  # read, but left out
+        self.bad = Counter()
+        self.first = {}  # reason -> the first row with it
+        self.seen = set()  # rows that were bad or dropped
 
     @property
     def rows(self) -> int:

@@ -27,7 +27,7 @@ _FOUR = re.compile(rf"[\[(]\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*
 _BARE = re.compile(rf"\A{_NUMBER}(?:[\s,]\s*{_NUMBER}){{3}}\Z")
 _POINT = rf"(?:(?<=<\|box_start\|>)|(?<=<box>)|(?<=point_2d[\"']:))\s*{_PAIR}"
 _PLACES = re.compile(f"{_PAIRS.pattern}|{_FOUR.pattern}|{_BARE.pattern}|{_POINT}")
-TOKENS = re.compile(r"<\|box_(?:start|end)\|>|</?box>")
+TOKENS = re.compile(r"<\|box_(?:start|end)\|>|</?b?box>")
 _LABEL = re.compile(r"""["']label["']\s*:\s*["']([^"']*)["']""")
 
 

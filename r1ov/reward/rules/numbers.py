@@ -129,9 +129,8 @@ def read_unit(text: str) -> str | None:
     is_thing = name.isalpha() and (len(name) >= 3 or name >= "一") and not _CHANGING.fullmatch(name)
     if name not in _SHORT and (match["power"] or not is_thing):  # there are no apples^2
         return None
-    power = match["power"] or {"s": "2", "平": "2", "c": "3", "立": "3"}.get(
-        (match["power_word"] or "")[:1], "1"
-    )
+    word = match["power_word"]
+    power = match["power"] or ("1" if not word else "3" if word[0] in "c立" else "2")
     return name + (f"^{power}" if power != "1" and name else "")
 
 

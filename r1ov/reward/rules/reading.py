@@ -2,24 +2,16 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from r1ov.common.files import split_reply
 from r1ov.reward.format import MAX_REPLY
 
-
-def _table(lines: str) -> Iterator[tuple[str, str]]:
-    """What is read as what, a pair a line; "␣" is a space."""
-    for line in lines.strip().splitlines():
-        before, _, after = line.partition("->")
-        yield before.strip(), after.strip().replace("␣", " ")
-
-
-# 掳 is a degree sign read in the wrong encoding.
+# What is read as what; "␣" is a space. 掳 is a degree sign read in the wrong encoding.
 _CHARACTERS = dict.fromkeys("\u00a0\u2006\u2009\u202f", r"\,")  # thin spaces, and those where no line breaks
-for _before, _after in _table(r"""
+for _line in r"""
     ×   -> \times␣
     ÷   -> /
     π   -> \pi␣
@@ -41,10 +33,12 @@ for _before, _after in _table(r"""
     、  -> ,
     【  -> [
     】  -> ]
-"""):
-    _CHARACTERS |= dict.fromkeys(_before, _after)
+""".strip().splitlines():
+    _before, _, _after = _line.partition("->")
+    _CHARACTERS |= dict.fromkeys(_before.strip(), _after.strip().replace("␣", " "))
 _CHARACTERS = str.maketrans(_CHARACTERS)
-_LATEX = r"""
+_LATEX = []  # in this order
+for _line in r"""
     Â° -> °
     ⁄ -> /
     − -> -
@@ -69,8 +63,9 @@ _LATEX = r"""
     \s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\{\s*°\s*\}|\\degree(?![A-Za-z])|\{\s*degrees?\s*\} -> °
     \\% -> %
     \\frac\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\}) -> \\frac{\1\2}{\3\4}
-"""
-_LATEX = [(re.compile(before), after) for before, after in _table(_LATEX)]  # in this order
+""".strip().splitlines():
+    _before, _, _after = _line.partition("->")
+    _LATEX.append((re.compile(_before.strip()), _after.strip().replace("␣", " ")))
 _WRAPPERS = re.compile(
     r"\\(?:text(?:rm|bf|it|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt)|mbox|operatorname|rm|bf|bm|boldsymbol|num)"
     r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
@@ -235,7 +230,7 @@ _ANOTHER = re.compile(
 def read_choice(
     text: str,
     choices: Sequence[str] = (),
-    same: Callable[[str, str], bool] | None = None,
+    same: Callable[[str, str], Any] | None = None,
 ) -> str | None:
     """Returns the letter of the one choice that the text names; among equal texts, the first.
 

@@ -109,7 +109,7 @@ def serve(pipe: Connection, target: str, memory_bytes: int) -> None:
     os.dup2(2, 1)  # what the function prints
     if memory_bytes and sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    loaded: list[Callable[..., Any]] = []
+    loaded = []  # the function
     with suppress(EOFError):
         pipe.send(_reply(target, lambda: loaded.append(one_at_a_time(load_function(target)))))
         while loaded:
