@@ -4,6 +4,7 @@ import json
 import sys
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from r1ov.folder.pretrained import resolve
 from r1ov.reward.rules.workers import one_at_a_time
 from r1ov.train import grpo, sft
 from r1ov.train.export import export
+from r1ov.train.run import heldout
 from r1ov.train.run.config import GRPOConfig, SFTConfig, by_size
 from r1ov.train.run.log import COLUMNS, WIDTH, Log, smoothed
 from r1ov.train.run.open import settle
@@ -255,6 +257,18 @@ def test_trls_rewards_are_called_with_lists_of_one():
 
 
 # -- the console and the curves
+
+
+def test_every_evaluation_shows_another_answer_the_one_at_the_end_too(tmp_path, capsys):
+    prompts = [[{"role": "user", "content": f"What is {number}?"}] for number in range(5)]
+    source = [SimpleNamespace(prompt=prompt, solution="1", images=[]) for prompt in prompts]
+    answers = [(number, "<answer>1</answer>", 1.0, 1.0) for number in range(5)]
+    config = SimpleNamespace(eval_data="x", eval_split="test", eval_steps=50)
+    for step in (0, 50, 100, 120):  # 120 is the last
+        run = SimpleNamespace(config=config, out=tmp_path, step=step)
+        heldout.show(run, source, answers, 5.0, 5.0, 1.0)
+    shown = [line.strip() for line in capsys.readouterr().err.splitlines() if "What is" in line]
+    assert shown == [f"What is {number}?" for number in range(4)]
 
 
 def test_unknown_flags_suggest_the_nearest_and_name_their_stage(monkeypatch, capsys):

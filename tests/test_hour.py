@@ -1,7 +1,7 @@
 """A newcomer's first hour, played: README's commands in README's order, in one fresh folder, and then one's
 own drawings, mistakes, reward and talk.
 
-`python -m tests.test_first_hour` prints the transcript. Trainings are shortened by documented flags, and
+`python -m tests.test_hour` prints the transcript. Trainings are shortened by documented flags, and
 published weights make room for `r1ov-tiny`; nothing else differs from what is typed.
 """
 

@@ -188,7 +188,16 @@ def test_a_thought_that_the_prompt_opened_counts():
         assert format_reward(broken) == 0.0, broken
 
 
-@pytest.mark.parametrize("opening", ["<think>", "<think>\n", ""])
+def test_an_empty_thought_that_the_prompt_closed_too_is_no_fault_of_the_reply():
+    opened = "<think>\n\n</think>\n\n"
+    assert shape_reward(f"{opened}<answer>4</answer>", opened=opened) == 1.0
+    assert shape_reward(f"{opened}<answer>4</answer>", "soft", opened) == 1.0
+    for reply in ("<answer> </answer>", "4", "so <answer>4</answer>", "<think>a</think><answer>4</answer>"):
+        assert shape_reward(opened + reply, opened=opened) == 0.0, reply
+    assert shape_reward(f"{opened}<answer>4</answer>") == 0.0  # the model's own empty thought
+
+
+@pytest.mark.parametrize("opening", ["<think>", "<think>\n", "<think>\n\n</think>\n\n", ""])
 def test_a_completion_begins_with_what_its_template_opened(opening):
     model, processor = load("r1ov-tiny-sft", device="cpu", dtype=torch.float32)
     template = processor.chat_template.replace(

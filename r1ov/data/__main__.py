@@ -15,6 +15,7 @@ from r1ov.common.files import one_line, printable
 from r1ov.data.formats.reader import open_data
 from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.formats.tally import Tally, counted
+from r1ov.errors import UserError
 from r1ov.reward.rules.boxes import Unit
 
 if TYPE_CHECKING:
@@ -105,6 +106,8 @@ def look(config: LookConfig) -> None:
         print(f"what lies between [[ and ]] is trained\n\n{rendered(processor, batch)}")
     tally.max_bad_share = config.max_bad_share
     tally.finish()
+    if not (kinds["with a reply"] or kinds["with a solution"]):
+        raise UserError("no stage can use it: no row has a reply to learn from, or a gold answer")
 
 
 def trained(batch: "Batch") -> list[bool]:

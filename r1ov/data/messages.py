@@ -22,13 +22,8 @@ from r1ov.errors import UserError
 Messages = Sequence[Mapping[str, Any]]
 Render = Callable[[Messages, bool], str]  # (messages, add_generation_prompt) -> text
 
-SOURCES = (
-    "image",
-    "image_url",
-    "url",
-    "path",
-    "base64",
-)  # of an image, in Hugging Face's and OpenAI's messages
+# Of an image, in Hugging Face's and OpenAI's messages.
+SOURCES = ("image", "image_url", "url", "path", "base64")
 LIMITS = ("min_pixels", "max_pixels", "resized_height", "resized_width")  # of one image, in Qwen's messages
 
 

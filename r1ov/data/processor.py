@@ -155,7 +155,7 @@ class Processor:
             position_ids = mrope_positions(ids, image_grid_thw, self.config.image_token_id, merge_size)
         except UserError as error:
             raise UserError(f"{name}: {error}" if name else str(error)) from error
-        opened = re.search(r"(<think>\s*)?\Z", text)[0] if add_generation_prompt else ""
+        opened = re.search(r"(<think>\s*(</think>\s*)?)?\Z", text)[0] if add_generation_prompt else ""
         return Encoded(
             input_ids=ids,
             opened=opened,

@@ -19,7 +19,7 @@ from r1ov.data.steps import recognised_unit
 from r1ov.engine import needs
 from r1ov.errors import UserError
 from r1ov.evaluate.benchmarks import PLAYGROUND, benchmark, load_items, playground_item, read_rows
-from r1ov.evaluate.item import Item, Items, Prediction, Verdicts, by_question, read_predictions
+from r1ov.evaluate.item import Item, Items, Prediction, by_question, read_predictions
 from r1ov.evaluate.judge import judge
 from r1ov.evaluate.prompts import swap_pictures
 from r1ov.evaluate.report import accuracy, markdown, tables_of, write_page, write_report, write_verdicts
@@ -71,21 +71,19 @@ def write(
             scored = f"{title}, {accuracy(verdicts):.1%} right"
             write_page(folder / "page.html", scored, verdicts, settings.get("prompt", "none"))
             if config.keep:
-                keep(Path(config.bench), config.keep, verdicts, folder / "kept.jsonl")
+                # The rows that teach in RL: right in this share of their answers.
+                path, kept = Path(config.bench), folder / "kept.jsonl"
+                low, high = map(float, config.keep.split(":"))
+                rates = [accuracy(own) for own in by_question(verdicts).values()]
+                rows = zip(read_rows(path), rates, strict=False)  # with --limit the first ones
+                teaching = [row for row, rate in rows if low <= rate <= high]
+                write_lines(kept, teaching)
+                rows = f"{len(teaching)} of {len(rates)} rows"
+                say(f"{kept}: {rows}; --image-folder {path.parent} says where images are")
             say(f"{folder}/: page.html, report.md, report.json, predictions")
     if config.bench == PLAYGROUND:
         shown = shown[-1:]  # the families
     print("\n\n".join(map(markdown, shown)))
-
-
-def keep(path: Path, share: str, verdicts: Verdicts, out: Path) -> None:
-    """Writes those rows of a file that teach in RL: right in this share of their answers."""
-    low, high = map(float, share.split(":"))
-    rates = [accuracy(own) for own in by_question(verdicts).values()]
-    rows = zip(read_rows(path), rates, strict=False)  # with --limit the first ones
-    kept = [row for row, rate in rows if low <= rate <= high]
-    write_lines(out, kept)
-    say(f"{out}: {len(kept)} of {len(rates)} rows; --image-folder {path.parent} says where images are")
 
 
 def predicted(config: Any) -> tuple[list[Item], list[Prediction]]:

@@ -7,9 +7,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from r1ov.common.files import digest, say
 from r1ov.data.formats.choices import LETTERS, labelled, take_options, with_options
@@ -34,8 +33,7 @@ _DRAWN = re.compile(r"<image\s*\d+>")  # an option that is an image, or the plac
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Benchmark:
+class Benchmark(NamedTuple):
     """One benchmark: where it is, what its columns mean, and what is reported of it.
 
     counts: items of each known split, the default one first. files: patterns of their names, best first. id:
@@ -45,9 +43,9 @@ class Benchmark:
     """
 
     name: str
-    hub: str | None = None
     counts: Mapping[str, int | None]
     metrics: Sequence[Metric]
+    hub: str | None = None
     files: Sequence[str] = FILES
     id: str = "{index}"
     options: str = ""

@@ -67,7 +67,8 @@ def write_outputs(folder: Path, rows: Iterable[Row], facts: Mapping[str, str]) -
     write_text(folder / "report.md", "\n\n".join(["# Formalization", *parts]) + "\n")
     head = "".join(f"<h2>{title}</h2>{html_table(table)}" for title, table in tables.items())
     shown.sort(key=lambda row: row.outcome == "done")  # what was rejected comes first
-    title = f"Formalization: {len(shown)} rows of all, the rejected first"
+    # Each row counts as four.
+    title = f"Formalization: {len(shown)} of {counts.total() // 4} rows, the rejected first"
     write_page(folder / "report.html", title, map(_item, shown), ["kind"], head)
 
 

@@ -105,6 +105,8 @@ def main() -> None:
     if words[:1] == ["score"]:
         score(parse_cli(ScoreConfig, words[1:], prog="python -m r1ov.look score", description=__doc__))
     elif words and not words[0].startswith("-"):
+        if not Path(words[0]).is_dir():
+            raise UserError(f"{words[0]}: no run's folder, and the only command is score")
         words.insert(0, "--run")
         step(parse_cli(StepConfig, words, prog="python -m r1ov.look", description=__doc__))
     else:

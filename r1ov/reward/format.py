@@ -17,12 +17,14 @@ def format_reward(completion: str, mode: Literal["strict", "soft"] = "strict") -
     return shape_reward("<think>" + completion if is_continued else completion, mode)
 
 
-def shape_reward(reply: str, mode: Literal["strict", "soft"] = "strict") -> float:
+def shape_reward(reply: str, mode: Literal["strict", "soft"] = "strict", opened: str = "") -> float:
     """The same of a whole reply, with what its prompt opened: 1.0 if all four tags are in it exactly once, in
     order, around bodies that are not blank, with nothing outside; else 0.0.
 
     "soft" gives a quarter for each tag that is there exactly once and after the ones before it; blank bodies
     still give 0.
+
+    Args: opened: what of the reply its prompt wrote; a thought that it also closed may be blank.
     """
     if mode not in ("strict", "soft"):
         raise ValueError(f"mode is {mode!r}, must be 'strict' or 'soft'")
@@ -32,7 +34,7 @@ def shape_reward(reply: str, mode: Literal["strict", "soft"] = "strict") -> floa
     in_order = [place > max(places[:at], default=-1) for at, place in enumerate(places)]
     if all(in_order):
         before, thinking, between, answer, after = re.split("|".join(TAGS), reply)
-        if not thinking.strip() or not answer.strip():
+        if not (thinking.strip() or "</think>" in opened) or not answer.strip():
             return 0.0
         if not (before + between + after).strip():
             return 1.0

@@ -106,7 +106,7 @@ class Scorer:
                     graded = grade(text, gold, record.kind, self.rules, self.verify, finished, group.frame)
                     own[name] = graded.score
                 else:
-                    own[name] = shape_reward(text, FORMATS[name])
+                    own[name] = shape_reward(text, FORMATS[name], group.prompt.opened)
             if cache := config.overlong_cache:
                 limit = config.max_completion_length
                 own["overlong"] = soft_overlong(completion.completion_tokens, limit, cache)

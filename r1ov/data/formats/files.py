@@ -3,9 +3,9 @@
 import hashlib
 import os
 import re
-from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
+from typing import NamedTuple
 
 from r1ov.common.files import shown
 from r1ov.common.hub import download
@@ -21,8 +21,7 @@ BLOCKS, BLOCK_BYTES = 256, 1 << 16  # of a large file, for its fingerprint
 _SPLIT = re.compile(r"(?:^|[/_.-])(train|test|validation|valid|val|dev|eval)(?=[/_.-]|$)", re.IGNORECASE)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataFile:
+class DataFile(NamedTuple):
     path: Path
     inside: Path  # where its images must lie
 

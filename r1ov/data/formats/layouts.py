@@ -107,8 +107,11 @@ def _layout(columns: Columns) -> str:
             f"keys {keys}; expected one of {', '.join(LAYOUTS)} (the last: image, question, answer)",
         )
     said = repr(columns.get("conversations")) if {"image", "accu_reward_method"} & columns.keys() else ""
-    fits = [name for name, needed in LAYOUTS.items() if {*needed} <= columns.keys()]
-    return next(name for name in fits if SPEAKERS.get(name, "") in said)
+    return next(
+        name
+        for name, needed in LAYOUTS.items()
+        if {*needed} <= columns.keys() and SPEAKERS.get(name, "") in said
+    )
 
 
 def _dialogue(columns: Columns, unread: list[str]) -> list[Turn]:

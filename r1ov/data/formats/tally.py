@@ -64,12 +64,10 @@ class Tally:
             raise UserError(f"none of {self.rows} rows can be used; {self.summary()}")
 
     def summary(self) -> str:
-        """The reasons why rows cannot be used: counts, and the first row of each."""
+        """The reasons why rows cannot be used: counts, and the first row of each, unless it was told."""
         counts = (self.dropped + self.bad).most_common(5)
-        return (
-            "; ".join(f"{count:,}: {self.first[reason][:250]}" for reason, count in counts)
-            or "there were none"
-        )
+        told = (f"{count:,}: {why if self.say else self.first[why][:250]}" for why, count in counts)
+        return "; ".join(told) or "there were none"
 
     def _check(self, rows: int) -> None:
         if self.bad.total() > self.max_bad_share * rows:

@@ -3,7 +3,6 @@ percent, currency, units.
 """
 
 import re
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
 from typing import Literal, NamedTuple
@@ -153,8 +152,7 @@ def _value(match: re.Match) -> tuple[Fraction, int | None] | None:
     return int(match["whole"] or 0) + top / bottom, NO_PLACE if "." in match[0] else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rules:
+class Rules(NamedTuple):
     """How answers are found and compared. The last three belong to a row; the rest to a run.
 
     rel_tol: where a side is a decimal number, the relative difference below which two numbers are equal.

@@ -177,6 +177,6 @@ def show(
         f"({duration(seconds)}; all in samples/)"
     )
     if lines:
-        for line in lines[run.step // max(1, config.eval_steps) % len(lines)]:
+        for line in lines[-(-run.step // max(1, config.eval_steps)) % len(lines)]:  # rounded up
             line = " ".join(line.split())
             say(f"        {line if len(line) <= WIDTH - 8 else line[: WIDTH - 11] + '...'}")
