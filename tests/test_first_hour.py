@@ -138,11 +138,12 @@ def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path):
         ({"max_length": 20}, "none of 12 rows can be used; 12: .* more than the limit of 20"),
     ],
 )
-def test_what_is_refused_leaves_no_folder_behind(here, changes, words):
+def test_what_is_refused_leaves_no_folder_behind_and_is_told_once(here, changes, words, capsys):
     drawings(here)
     (here / "bad.json").write_text(json.dumps([{"foo": 1}, {"foo": 2}]))
     with pytest.raises(UserError, match=words):
         sft.train(SFTConfig(**{"data": "sharegpt.json", "model": "r1ov-tiny", **QUICK, **changes}))
+    assert "row 1" not in capsys.readouterr().err  # the error names it
     assert not (here / "runs").exists()
 
 

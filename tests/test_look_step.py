@@ -12,6 +12,7 @@ import r1ov
 from r1ov.data.pack import continued
 from r1ov.data.processor import IGNORED
 from r1ov.errors import UserError
+from r1ov.look.__main__ import main
 from r1ov.look.step import NUMBERS, gradient_weights, measured, prefix_tree, read_group, write_step
 from r1ov.train import grpo
 from r1ov.train.grpo import completion_logprobs
@@ -207,3 +208,9 @@ document.body.append(p)},300)</script></html>"""
     assert all(name in result["told"] for name in NUMBERS)
     assert result["wide"] <= result["inner"]
     assert result["requests"] == 0
+
+
+def test_a_command_that_is_not_known_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["look", "scor"])
+    with pytest.raises(UserError, match="scor: no run's folder, and the only command is score"):
+        main()

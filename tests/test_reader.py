@@ -383,6 +383,13 @@ def test_the_look_says_which_stage_has_nothing_to_learn(tmp_path, capsys):
     assert "--stage grpo cannot" not in shown
 
 
+def test_the_look_ends_with_an_error_where_no_stage_can_use_the_file(tmp_path, capsys):
+    path = write_lines(tmp_path / "a.jsonl", [{"question": "How many?", "target": "4"}])
+    with pytest.raises(UserError, match="no stage can use it: no row has a reply to learn from, or a gold"):
+        look(LookConfig(data=str(path)))
+    assert "unread    target 1" in capsys.readouterr().out
+
+
 def test_the_look_ends_with_an_error_where_too_much_is_bad(tmp_path, capsys):
     path = write_lines(tmp_path / "a.jsonl", [row(0), {"foo": 1}])
     with pytest.raises(UserError, match="1 of 2 rows cannot be read"):

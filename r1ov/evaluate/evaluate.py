@@ -78,8 +78,7 @@ def write(
                 rows = zip(read_rows(path), rates, strict=False)  # with --limit the first ones
                 teaching = [row for row, rate in rows if low <= rate <= high]
                 write_lines(kept, teaching)
-                rows = f"{len(teaching)} of {len(rates)} rows"
-                say(f"{kept}: {rows}; --image-folder {path.parent} says where images are")
+                say(f"{kept}: {len(teaching)} of {len(rates)} rows, for --image-folder {path.parent}")
             say(f"{folder}/: page.html, report.md, report.json, predictions")
     if config.bench == PLAYGROUND:
         shown = shown[-1:]  # the families

@@ -113,8 +113,7 @@ class Columns(dict[str, Any]):
             stem = series[0][1].rstrip("0123456789")
             names = [name for _, name in series if name.rstrip("0123456789") == stem]
         else:
-            by_form = sorted(found, key=lambda name: (is_place(found[name]), name not in ("images", "image")))
-            names = by_form[:1]
+            names = sorted(found, key=lambda it: (is_place(found[it]), it not in ("images", "image")))[:1]
         return [image for name in names if self.pop(name) for image in found[name]]
 
     def rest(self, text: str = "", images: Sequence[Any] = ()) -> tuple[str, ...]:

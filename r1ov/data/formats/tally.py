@@ -64,9 +64,9 @@ class Tally:
             raise UserError(f"none of {self.rows} rows can be used; {self.summary()}")
 
     def summary(self) -> str:
-        """The reasons why rows cannot be used: counts, and the first row of each, unless it was told."""
+        """The reasons why rows cannot be used: counts, and the first row of each."""
         counts = (self.dropped + self.bad).most_common(5)
-        told = (f"{count:,}: {why if self.say else self.first[why][:250]}" for why, count in counts)
+        told = (f"{count:,}: {self.first[why][:250]}" for why, count in counts)
         return "; ".join(told) or "there were none"
 
     def _check(self, rows: int) -> None:

@@ -176,10 +176,9 @@ class Run:
             open_data(config.eval_data, split="test", **config.reading).check_some(
                 config.eval_samples, f"--eval-data {config.eval_data}"
             )
-        tell_main = tell if self.world.is_main else None
-        self.tally = Tally(config.max_bad_share, tell_main)
+        self.tally = Tally(config.max_bad_share, tell if self.world.is_main else None)
         if not self.step and isinstance(self.source, Endless):
-            self.tally.first = self._surveyed(encode, Tally(1.0, tell_main)).first  # told already
+            self.tally.first = self._surveyed(encode, Tally(1.0)).first  # told there
 
     def _surveyed(self, encode: Callable[[Record], Any], tally: Tally) -> Tally:
         pictured = 0
@@ -189,6 +188,8 @@ class Run:
         tally.max_bad_share = self.config.max_bad_share
         tally.finish()
         if self.world.is_main:
+            for reason, row in tally.first.items():
+                tell(f"{'dropped' if reason in tally.dropped else 'bad row'}  {row}")
             unread = f"; not read: {counted(tally.unread)}" if tally.unread else ""
             tell(f"data    of {tally.rows:,} rows {pictured:,} have images{unread}")
             if (unit := self.source.reader.box_unit) and not self.config.box_unit:
