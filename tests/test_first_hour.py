@@ -147,6 +147,15 @@ def test_what_is_refused_leaves_no_folder_behind_and_is_told_once(here, changes,
     assert not (here / "runs").exists()
 
 
+def test_a_reporter_that_cannot_be_started_is_one_line(tmp_path, monkeypatch):
+    def init(**_):
+        raise RuntimeError("no key\nis known")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    with pytest.raises(UserError, match="--report-to wandb: no key is known; pip install wandb, or leave"):
+        Log(tmp_path, "title", 1, 0, "wandb")
+
+
 # -- defaults for small data and small models
 
 

@@ -389,6 +389,17 @@ def test_detectors_that_are_not_there_leave_a_note_and_no_box(installed):
     assert "(none)" in ask.asked[0][1]
 
 
+def test_a_detector_that_breaks_on_a_picture_leaves_a_note(installed):
+    def rapidocr(**_):
+        return lambda image: 1 / 0
+
+    installed(rapidocr=SimpleNamespace(RapidOCR=rapidocr))
+    ask = Scripted(**TEXT)
+    (note,) = describe_stage.describe(replace(ROW, kind="text"), ask, replace(ALL, ocr=True)).notes
+    assert note == "no OCR: ZeroDivisionError: division by zero"
+    assert "(none)" in ask.asked[0][1]
+
+
 def test_boxes_and_lines_of_text_come_from_the_detectors(installed):
     def detector(image, candidate_labels):
         assert image.size == (40, 30)

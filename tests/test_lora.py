@@ -206,6 +206,7 @@ def test_ranks_that_differ_are_read_and_written(base, tmp_path):
         ({"something_new": 1}, "something_new is 1"),
         ({"lora_alpha": None}, "lora_alpha"),
         ({"base_model_name_or_path": None}, "base_model_name_or_path"),
+        ({"base_model_name_or_path": "/nowhere"}, ": /nowhere: no such folder"),
     ],
 )
 def test_what_is_not_understood_is_refused_by_name(base, tmp_path, change, named):

@@ -58,7 +58,10 @@ def _started(start: Callable, *name: str) -> Callable | str:
     """Returns the helper, or why there is none."""
     try:
         return start(*name)
-    except Exception as error:  # a package that does not fit this machine fails in any way, at import too
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a package that does not fit this machine fails in any way, at import too
         cause = one_line(f"{type(error).__name__}: {error}")[:100]
         reason = f"{start.__name__.strip('_')} cannot be started ({cause})"
         say(f"note      {reason}")
@@ -71,7 +74,10 @@ def _found(image: Image.Image, start: Callable, *name: str, **asked: Any) -> Any
         helper = _started(start, *name)
         if isinstance(helper, str):
             raise Unavailable(helper)
-        return helper(image, **asked)
+        try:
+            return helper(image, **asked)
+        except Exception as error:  # as above
+            raise Unavailable(one_line(f"{type(error).__name__}: {error}")) from error
 
 
 def _grounding_dino(model: str) -> Callable:

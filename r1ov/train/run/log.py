@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from r1ov.common.files import say, write_text
+from r1ov.common.files import one_line, say, write_text
 from r1ov.common.memory import plan
 from r1ov.common.processes import dtype_name
 from r1ov.common.shares import wilson
@@ -296,7 +296,7 @@ def _row(line: str) -> dict | None:
 
 
 def _reporter(report_to: str, folder: Path) -> Callable[[dict], None]:
-    """Hands numbers on to TensorBoard or Weights & Biases. Raises: UserError if that is not installed."""
+    """Hands numbers on to TensorBoard or Weights & Biases. Raises: UserError if that cannot be started."""
     if report_to == "none":
         return lambda metrics: None
     try:
@@ -310,9 +310,10 @@ def _reporter(report_to: str, folder: Path) -> Callable[[dict], None]:
                 if name != "step"
             ]
         import wandb
-    except ImportError as error:
+
+        run = wandb.init(project="r1ov", name=folder.name, dir=str(folder), resume="allow")
+    except Exception as error:  # what cannot be started fails in any way, at import too
         raise UserError(
-            f"--report-to {report_to}: {error}; pip install {report_to}, or leave it out"
+            f"--report-to {report_to}: {one_line(str(error))}; pip install {report_to}, or leave it out"
         ) from error
-    run = wandb.init(project="r1ov", name=folder.name, dir=str(folder), resume="allow")
     return lambda metrics: run.log(metrics, step=metrics["step"])
