@@ -64,8 +64,7 @@ def read_part(part: Any, where: str = "") -> dict[str, Any]:
         raise UserError(f"{where}{_no_part(part)}")
     if given:
         known = ", ".join(("text",) if kind == "text" else (*SOURCES, *LIMITS))
-        unread = ", ".join(map(repr, given))
-        raise UserError(f"{where}a part of type {kind!r} has {unread}; known are {known}")
+        raise UserError(f"{where}a part of type {kind!r} has {', '.join(map(repr, given))}; known: {known}")
     for name, limit in limits.items():
         if type(limit) is not int or limit < 1:
             raise UserError(f"{where}a picture's {name} is {limit!r:.60}, expected a positive whole number")

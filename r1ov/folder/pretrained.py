@@ -67,12 +67,9 @@ def resolve(name: str | Path) -> Path:
 
 
 def _on_base(folder: Path, model: str | Path, adapter: str | Path | None) -> Folders:
-    """An adapter's, on the model if that is another, else on the base that it names."""
-    try:
+    """An adapter's, on the model if that is another, else on the base it names; its own settings, if any."""
+    with _naming(f"the base of the LoRA adapter {folder}"):
         base = find(model if adapter not in (None, model) else read_settings(folder).base).weights
-    except UserError as error:
-        raise UserError(f"the base of the LoRA adapter {folder}: {error}") from error
-    # what we wrote has settings of its own, limits of pixels say
     return Folders(folder if (folder / "config.json").is_file() else base, base, folder)
 
 
