@@ -135,18 +135,17 @@ def _spans(cu_seqlens: Tensor, tokens: int) -> tuple[int, ...]:
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     """(B, L, H, D), (B, S, K, D) twice -> (B, L, H, D)."""
-    grouped = q.shape[2] != k.shape[2]
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    visible = None
     if causal and q.shape[2] != k.shape[2]:
         # torch.nn.attention.bias.causal_lower_right is the same mask, but importing it takes a second (it
         # brings torch._dynamo).
         visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(
             k.shape[2] - q.shape[2]
         )
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=grouped)
-    else:
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
-    return out.transpose(1, 2)
+    return F.scaled_dot_product_attention(
+        q, k, v, visible, is_causal=causal and visible is None, enable_gqa=q.shape[1] != k.shape[1]
+    ).transpose(1, 2)
 
 
 def decode_attention(

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -134,6 +135,24 @@ def test_the_dtype_is_the_checkpoints_where_it_is_computed_well_unless_it_is_giv
     assert choose_dtype("bfloat16", cpu)[0] == choose_dtype(b, cpu)[0] == b
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_the_gpu_that_is_chosen_is_the_one_that_everything_is_launched_on(monkeypatch):
+    """Without a GPU: torch is told that there are several. `cuda` alone is the current one, and stays it."""
+    current = []
+    placed = {"cuda": "cuda:0"}  # of what is put there
+
+    def empty(_, device):
+        return SimpleNamespace(
+            device=torch.device(placed.get(str(device), device)), is_cuda=device.type == "cuda"
+        )
+
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    assert choose_device("cuda") == torch.device("cuda")
+    assert choose_device("cpu") == torch.device("cpu")
+    assert current == [torch.device("cuda:1"), torch.device("cuda:0")]
 
 
 WRONG = {

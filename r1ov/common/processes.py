@@ -30,7 +30,9 @@ PATIENCE = timedelta(days=1)
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """A device that holds tensors here; None: the GPU if there is one. Raises UserError."""
+    """A device that holds tensors here; None: the GPU if there is one. One of several GPUs becomes that on
+    which streams, graphs and kernels run that name none. Raises UserError.
+    """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     reason = "torch knows or finds none"
@@ -38,7 +40,9 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about devices that torch no longer knows, before its error
             chosen = torch.device(device)
-            torch.empty(1, device=chosen)
+            tried = torch.empty(1, device=chosen)
+        if tried.is_cuda:
+            torch.cuda.set_device(tried.device)
         if chosen.type in ("cpu", "cuda"):
             return chosen
         reason = "r1ov runs on cpu and cuda"
@@ -186,10 +190,7 @@ def joined(device: str | None) -> Iterator[tuple[World, torch.device]]:
     Args: device: cpu, cuda, or with one process cuda:N; None: cuda if there is one.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        chosen = choose_device(device)
-        if chosen.type == "cuda":
-            torch.cuda.set_device(chosen.index or 0)
-        yield World(), chosen
+        yield World(), choose_device(device)
         return
     chosen = _join(device)
     try:
