@@ -8,13 +8,17 @@ tests here.
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import generate
 import r1ov
+from r1ov.common.processes import World
+from r1ov.errors import UserError
 from r1ov.evaluate.evaluate import evaluate
 from r1ov.evaluate.item import read_predictions
 from r1ov.folder import pretrained
@@ -23,7 +27,7 @@ from r1ov.folder.weights import init_weights
 from r1ov.model.config import TextConfig
 from r1ov.model.lora import Lora, attach, drawn, targets
 from r1ov.model.model import Qwen2_5_VL
-from r1ov.model.parallel import heads
+from r1ov.model.parallel import Context, heads
 from r1ov.train import sft
 from tests import grpo_worker as grpo
 from tests import parallel_worker as worker
@@ -200,6 +204,20 @@ def test_a_run_shared_by_processes_logs_what_one_process_does(results, folder, t
     lines, nothing = ((folder / f"sft {rank} of 2").read_text() for rank in (0, 1))
     assert sum(line.startswith("sft ") for line in lines.splitlines()) == 1
     assert nothing == ""
+
+
+def test_a_label_at_the_seam_is_of_the_process_whose_token_predicts_it():
+    """Worked by hand: of seven tokens the first of two processes has 0 to 3, which predict 1 to 4."""
+    labels = torch.arange(10, 17)
+    first, last = (Context.own(SimpleNamespace(world=World(rank, 2)), labels).tolist() for rank in (0, 1))
+    assert first == [-100, 11, 12, 13, 14, -100, -100]
+    assert last == [-100, -100, -100, -100, -100, 15, 16]
+
+
+@pytest.mark.parametrize("name", ["tensor_parallel", "context_parallel"])
+def test_a_run_alone_is_told_of_the_processes_that_it_lacks(folder, tmp_path, name):
+    with pytest.raises(UserError, match=r"is 2; it must divide the number of processes, 1$"):
+        sft.train(replace(worker.learning(folder, tmp_path / "run"), **{name: 2}))
 
 
 @pytest.fixture(scope="module")
