@@ -63,10 +63,11 @@ PUBLIC: dict[str, tuple] = {
             "options": ["A. red", "B. blue"],
             "solution": "<answer>A</answer>",
             "path": "./red.png",
+            "data_source": "x",
         },
         ["[]" + COLOURS],
         "A",
-        {"problem_id", "data_type", "problem_type"},
+        {"problem_id", "data_type", "problem_type", "data_source"},
     ),
     f"{HUB}yifanzhang114/R1-Reward-RL, as OpenRLHF-M": (
         {
@@ -310,9 +311,14 @@ PUBLIC: dict[str, tuple] = {
         {"meta_info"},
     ),
     f"{HUB}sionic-ai/refcocog_object_detection": (
-        {"image_path": "train/1.jpg", "answer": "[1, 2, 3, 4]", "question": ASKED, "image": struct(RED)},
-        ["[]" + ASKED],
-        "[1, 2, 3, 4]",
+        {
+            "image": struct(RED),
+            "question": "[detect] the red dot",
+            "answer": "<bbox>[100, 200, 400, 500]</bbox>",  # of 1000
+            "image_path": "train_1.jpg",
+        },
+        ["[][detect] the red dot"],
+        "<bbox>[100, 200, 400, 500]</bbox>",
         {"image_path"},
     ),
     f"{HUB}rishuKumar404/vqa_rad_cot_dataset": (
@@ -341,14 +347,17 @@ PUBLIC: dict[str, tuple] = {
     f"{HUB}HuggingFaceM4/A-OKVQA": (
         {
             "image": struct(RED),
+            "question_id": "x",
             "question": ASKED,
             "choices": ["red", "blue"],
             "correct_choice_idx": 0,
+            "direct_answers": "['red', 'red', 'crimson']",
+            "difficult_direct_answer": False,
             "rationales": ["r"],
         },
         ["[]" + COLOURS],
         "A",
-        {"rationales"},
+        {"question_id", "direct_answers", "difficult_direct_answer", "rationales"},
     ),
     "https://huggingface.co/datasets/lmms-lab/multimodal-open-r1-8k-verified": (
         {
@@ -444,7 +453,26 @@ SEEN = {
     "https://github.com/CodeKnight314/QwenMem SpaceR-151k, a video": "prepare_SpaceR.py",
     "https://github.com/STARE-bench/STARE": "README.md, Data Format",
     "https://github.com/haotian-liu/LLaVA docs/Finetune_Custom_Data.md": "a description of that file",
+    "https://github.com/tulerfeng/Video-R1 Video-R1-260k.json, an image": "its data's card",
+    f"{HUB}yifanzhang114/R1-Reward-RL, as OpenRLHF-M": "its card's dataset_info",
+    f"{HUB}lmms-lab/MMMU, options that are images": "mm-eval's metadata of MMMU",
+    f"{HUB}HuggingFaceM4/A-OKVQA": "a script that prints a row",
+    f"{HUB}HuggingFaceM4/MMBench": "a reader of question, hint, A to D, answer, image in base64, index",
+    f"{HUB}HuggingFaceH4/rlaif-v_formatted": "TRL's page on DPO of vision models, which prints a row",
+    f"{HUB}hamishivi/SimpleQA-RLVR": "the script that made it",
+    f"{HUB}sionic-ai/refcocog_object_detection": "the tests of a reader of it; the row was wrong before",
+    f"{HUB}TIGER-Lab/llava-data": "ms-swift's reader of it",
+    f"{HUB}lmms-lab/LLaVA-ReCap-CC3M": "a script that reads id, image, conversations",
+    "https://huggingface.co/datasets/lmms-lab/multimodal-open-r1-8k-verified": "a script that reads all five",
+    "https://huggingface.co/datasets/databricks/databricks-dolly-15k": "a test of a reader of it",
+    "https://github.com/inclusionAI/AReaL longvideo_reason.py": "that file's docstring",
+    f"{SWIFT} query and response": "ms-swift's pages on models",
+    f"{SWIFT} query and response, with turns before": "ms-swift's pages on models",
+    "https://github.com/mu-cai/ViP-LLaVA/blob/main/docs/Finetune_Custom_Data.md": "readers of image, bboxes, "
+    "conversations; not of <bbox0>",
 }
+# Looked for in vain on that day: TheMrguiller/ScienceQA, WalidBouss/MMMU_Pro_subset, taesiri's,
+# AImused/omeg15, VLM-Perception/RVL-CDIP, vqa_rad_cot_dataset, thomasgauthier/okvqa, maestro's columns.
 
 
 @pytest.mark.parametrize("source", PUBLIC)

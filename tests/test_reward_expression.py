@@ -251,7 +251,12 @@ def test_sines_are_computed_and_their_angles_may_be_in_degrees(a, b, is_same):
 
 def test_noise_after_a_value_or_letter_is_no_part_of_it():
     for kind, gold, right, wrong in [
-        ("number", "12", ["12 个", "12 apples", "12 square tiles", "12 tanks"], ["12 个²", "12 apples^2"]),
+        (
+            "number",
+            "12",
+            ["12 个", "12 apples", "12 square tiles", "12 tanks"],
+            ["12 个²", "12 apples^2", "12ish", "12 odd"],
+        ),
         ("number", "2 1/2", [r"2\frac1{2}", "2 1/2 cups"], [r"2\frac1{2}sinn", "2 1/2 logn"]),
         ("mcq", "B", ["【B】", "【B】红色", "(B) 9", "B.9", "[B] 9"], ["【B】9", "[B]3"]),
     ]:

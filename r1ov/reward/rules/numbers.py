@@ -53,7 +53,7 @@ _SHORT = {*SYMBOLS.values(), *(f"{a}/{b}" for a in ("m", "km", "cm", "mi", "g") 
 _CHANGING = re.compile(
     r"""and|or|not|plus|minus|times|over|per|half|halves|third|quarter|fourth|fifth|tenth|hundredth|thousandth
     |ten|dozen|hundred|thousand|million|billion|trillion|percent|squared|cubed|factorial|root|mod|more|less|most
-    |least|maybe|yes|none|(?:sqrt|log|ln|sin|cos|tan|exp)[nxyz]?""",
+    |least|maybe|yes|none|ish|odd|(?:sqrt|log|ln|sin|cos|tan|exp)[nxyz]?""",
     re.VERBOSE,
 )
 
