@@ -1,6 +1,7 @@
 """A newcomer's first runs: where they go, what they are told, and what is refused before a folder is made."""
 
 import json
+import shutil
 import sys
 from itertools import count
 from pathlib import Path
@@ -145,6 +146,20 @@ def test_what_is_refused_leaves_no_folder_behind_and_is_told_once(here, changes,
         sft.train(SFTConfig(**{"data": "sharegpt.json", "model": "r1ov-tiny", **QUICK, **changes}))
     assert "row 1" not in capsys.readouterr().err  # the error names it
     assert not (here / "runs").exists()
+
+
+def test_a_run_does_not_go_on_with_other_held_out_rows(here):
+    drawings(here)
+    data = {"data": "sharegpt.json", "eval_data": "grpo.jsonl", "model": "r1ov-tiny", "out": "runs/x"}
+    config = SFTConfig(**data, **QUICK, max_steps=1, save_steps=1, eval_steps=0)
+    sft.train(config)
+    shutil.rmtree(here / "runs/x/final")
+    held = here / "grpo.jsonl"
+    held.write_text("\n".join(held.read_text().splitlines()[1:]))
+    with pytest.raises(
+        UserError, match=r"have changed since the run in runs/x began: grpo\.jsonl, .* is now"
+    ):
+        sft.train(config)
 
 
 def test_a_reporter_that_cannot_be_started_is_one_line(tmp_path, monkeypatch):

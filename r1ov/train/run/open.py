@@ -89,6 +89,8 @@ class Run:
         self.device, self.stack = device, stack
         self.source, self.num_rows = source, num_rows
         files = source.fingerprint if isinstance(source, Endless) else ()
+        if config.eval_data:
+            files += open_data(config.eval_data, split="test").fingerprint
         before, config = settle(config, num_rows, files, world, device)
         self.config, self.out, self.log = config, Path(config.out), None
         is_longer = is_finished(self.out)
