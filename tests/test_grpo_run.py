@@ -361,7 +361,7 @@ def test_a_gold_that_cannot_be_scored_leaves_the_baseline_and_is_told(
     monkeypatch.setattr(
         observe,
         "show",
-        lambda _, groups, own, *rest: advantages.update(
+        lambda _, groups, numbers, own, *rest: advantages.update(
             zip([group.record.id for group in groups], own, strict=True)
         ),
     )

@@ -254,14 +254,14 @@ def test_an_evaluation_that_a_stop_left_out_is_made_on_resume_and_none_twice(tmp
     [(0.0, 1, 16, 0), (0.1, 1, 20, 0), (0.0, 4, 8, 0), (0.1, 4, 9, 0), (0.0, 1, 18, 1), (0.1, 1, 20, 1)],
 )
 def test_the_memory_that_is_announced_counts_reference_and_the_copy_that_answers(
-    beta, size, held, is_copied, monkeypatch, processor
+    beta, size, held, is_copied, processor
 ):
     """Bytes a parameter: 16 for weights, gradients and moments and 4 for a reference, of which each of
     several processes holds its share; and a copy of its own to answer with. Where one process computes in
     bfloat16, 2 for that copy and 2 for the reference.
     """
-    monkeypatch.setattr(log, "is_sharded", lambda _: size > 1)
     model = torch.nn.Linear(10_000, 1_000, bias=False, device="meta")  # 10 M parameters
+    model.visual = torch.nn.Identity()
     run = SimpleNamespace(
         config=GRPOConfig(beta=beta, train_batch_size=8, max_steps=1, learning_rate=1e-6),
         world=World(0, size),
