@@ -88,9 +88,8 @@ class Run:
         self.world = self.askers = self.trainers = world  # all; to whom prompts, and to whom packs are dealt
         self.device, self.stack = device, stack
         self.source, self.num_rows = source, num_rows
-        files = source.fingerprint if isinstance(source, Endless) else ()
-        if config.eval_data:
-            files += open_data(config.eval_data, split="test").fingerprint
+        files = open_data(config.eval_data, split="test").fingerprint if config.eval_data else ()
+        files = (*(source.fingerprint if isinstance(source, Endless) else ()), *files)
         before, config = settle(config, num_rows, files, world, device)
         self.config, self.out, self.log = config, Path(config.out), None
         is_longer = is_finished(self.out)
@@ -175,15 +174,14 @@ class Run:
         """
         config = self.config
         if config.eval_data:
-            open_data(config.eval_data, split="test", **config.reading).check_some(
-                config.eval_samples, f"--eval-data {config.eval_data}"
-            )
+            held = open_data(config.eval_data, split="test", **config.reading)
+            held.check_some(config.eval_samples, f"--eval-data {config.eval_data}")
         self.tally = Tally(config.max_bad_share, tell if self.world.is_main else None)
         if not self.step and isinstance(self.source, Endless):
-            self.tally.first = self._surveyed(encode, Tally(1.0)).first  # told there
+            self.tally.first = self._surveyed(encode).first  # told there
 
-    def _surveyed(self, encode: Callable[[Record], Any], tally: Tally) -> Tally:
-        pictured = 0
+    def _surveyed(self, encode: Callable[[Record], Any]) -> Tally:
+        tally, pictured = Tally(1.0), 0
         for item, _ in self.source.survey(encode, SURVEYED):
             tally.add(item)
             pictured += isinstance(item, Record) and bool(item.images)
