@@ -3,6 +3,7 @@ gradients, whole models, and AWQ's folders packed here from known integers.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -111,19 +112,18 @@ def test_a_tied_head_of_4_bits_gives_the_likeliest_words_their_own_logits(monkey
     assert (coarse[likeliest] - whole[likeliest]).abs().max() > 0.01
 
 
-def test_beside_quantised_weights_an_embedding_is_its_file_alone(tmp_path):
-    write_checkpoint(tmp_path)
-    tensors = {name: tensor.bfloat16() for name, tensor in load_file(tmp_path / "model.safetensors").items()}
-    save_file(tensors, tmp_path / "model.safetensors")
-    model, _ = r1ov.load(tmp_path, dtype="bfloat16", quantize="int8")
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="what is mapped is read from Linux's /proc")
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_beside_quantised_weights_an_embedding_is_its_file_alone(quantize, awq):
+    folder = awq[quantize is not None]
+    model, _ = r1ov.load(folder, dtype="float32", quantize=quantize)
     weight = model.model.embed_tokens.weight
-    assert torch.equal(weight, tensors["model.embed_tokens.weight"])
-    files = [
-        line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line
-    ]
-    bounds = [[int(bound, 16) for bound in line[0].split("-")] for line in files]
-    assert len(bounds) == 1
-    assert bounds[0][0] < weight.data_ptr() < bounds[0][1]
+    assert torch.equal(weight, load_file(awq[0] / "model.safetensors")["model.embed_tokens.weight"])
+    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
+    [(begin, end)] = (map(partial(int, base=16), line.split()[0].split("-")) for line in lines)
+    assert begin < weight.data_ptr() < end
+    others = (one for one in model.parameters() if one is not weight)
+    assert not any(begin <= one.data_ptr() < end for one in others)
 
 
 def test_a_quantised_model_is_not_saved_and_other_names_are_refused(tmp_path):

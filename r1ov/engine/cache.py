@@ -68,8 +68,8 @@ class KVCache:
                 for index, layer in enumerate(self.layers):  # in turn, so that only one layer is there twice
                     # With zeros: a masked key has weight 0, and 0 * NaN would be NaN.
                     self.layers[index] = F.pad(layer, (0, 0, 0, columns - before))
-            except RuntimeError as error:  # a GPU raises OutOfMemoryError, which is one; a CPU the plain one
-                if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
+            except RuntimeError as error:  # of a GPU as of a CPU
+                if "allocate" not in str(error):
                     raise
                 raise UserError(
                     f"the cache for {max_rows} rows of {columns:,} tokens takes more than is free on "
@@ -89,8 +89,7 @@ class KVCache:
 
     def append(self, rows: int) -> None:
         """Makes the first rows one token longer; `places` is where to fill them, and `attend` reads them."""
-        if rows != self.rows or self.longest == self.columns:
-            self.reserve(rows, 1)
+        self.reserve(rows, 1)
         self.longest += 1
         self.ends = self.lengths[:rows]
         self.places = self.numbers[:rows], self.ends.clone()
@@ -167,8 +166,8 @@ Step = Callable[[Tensor, Tensor], Tensor]
 def make_step(model: Qwen2_5_VL, cache: KVCache) -> Step:
     """Returns the faster of two equal steps, for a cache that is still empty."""
     weight = model.model.embed_tokens.weight
-    copied = sum(parameter.nbytes for parameter in model.model.parameters())
-    is_small = copied <= MOST_COPIED and weight.dtype == torch.float32
+    is_small = sum(parameter.nbytes for parameter in model.model.parameters()) <= MOST_COPIED
+    is_small &= weight.dtype == torch.float32
     is_plain = weight.device.type == "cpu" and cache.has_bias
     is_watched = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     if is_small and is_plain and not is_watched:

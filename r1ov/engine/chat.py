@@ -37,10 +37,10 @@ class Chat:
 
     def reset(self) -> None:
         """Begins again, with the first system prompt and the first images."""
-        self.messages: list[dict[str, Any]] = [*self.opening[0]]
+        self.messages = [*self.opening[0]]
         self.images = [*self.opening[1]]  # for the next question
         self.cache: KVCache | None = None
-        self.held: list[int] = []  # the marks of what the cache holds
+        self.held = []  # the marks of what the cache holds
 
     def ask(self, question: str, stream: Callable[[str], None]) -> tuple[Completion, Timing]:
         """The reply to the next question; both now belong to the conversation.
@@ -57,7 +57,7 @@ class Chat:
         cache = self.cache or KVCache(self.model.model, 1, most)
         cache.held = len(prompt) - len(rest)
         self.cache, self.held = None, []  # until the reply is whole: an interruption may leave anything there
-        pieces: list[str] = []
+        pieces = []
 
         def hear(piece: str) -> None:
             pieces.append(piece)

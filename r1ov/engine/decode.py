@@ -40,7 +40,7 @@ class Plan:
     def sizes(self) -> tuple[int, int, int, int]:
         """Rows, their most tokens, and the tokens and patches of the prompts that are prefilled first."""
         rows = min(self.max_num_seqs, len(self.limits))
-        first = self.prompts[: max(1, rows // self.num_samples)]
+        first = self.prompts[: rows // self.num_samples]
         patches = sum(len(patches) for prompt in first for patches in prompt.pixel_values or ())
         columns = max(map(len, self.prompts)) + max(self.limits)
         return rows, columns, sum(map(len, first)), patches
@@ -175,7 +175,7 @@ def decode(
     done = {}
 
     most, max_rows = max(plan.limits), min(plan.max_num_seqs, len(waiting))
-    capacity = max(len(row.prompt) + row.limit for row in waiting)
+    capacity = max(map(len, plan.prompts)) + most
     cache = begun[0] if begun else KVCache(model.model, max_rows, capacity)
     by_row = [*torch.zeros(3, max_rows, dtype=torch.int64, device=device)]
     uniforms = None if plan.seeds is None else row_uniforms(plan.seeds, most).flatten().to(device)
@@ -250,7 +250,7 @@ def decode(
     finally:
         torch.set_num_threads(all_threads)
 
-    return [done[number] for number in range(len(done))], Timing(
+    return [done[number] for number in sorted(done)], Timing(
         prefill_tokens=prefill_tokens,
         prefill_seconds=prefill_seconds,
         decode_tokens=sum(len(one.token_ids) - 1 for one in done.values()),

@@ -160,7 +160,7 @@ def generate(
         UserError: a setting out of its range, a prompt longer than the model's positions, or an error of the
             processor's.
     """
-    is_single = bool(messages) and isinstance(messages[0], Mapping)
+    is_single = messages and isinstance(messages[0], Mapping)
     plan = prepare(
         processor,
         [messages] if is_single else messages,

@@ -37,7 +37,7 @@ class Painter:
     def end(self) -> None:
         """Ends the text, if there was any: nothing stays held back, no style stays on."""
         if self.is_open:
-            self.out.write(self.held + (RESET if self.style != RESET else "") + "\n")
+            self.out.write(self.held + RESET * (self.style != RESET) + "\n")
             self.out.flush()
 
 

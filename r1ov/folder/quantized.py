@@ -119,10 +119,16 @@ def quantized(weight: Tensor, bias: nn.Parameter | None, bits: int, name: str) -
     outputs, inputs = weight.shape
     if bits == 4 and inputs % GROUP:
         raise UserError(f"{name} has {inputs} inputs, which groups of {GROUP} do not divide; try int8")
-    work = _to_int4 if bits == 4 else _to_int8
-    rows = max(BLOCK, TILE // inputs // BLOCK * BLOCK)
-    packed, scales = zip(*(work(part.float()) for part in weight.split(rows)), strict=True)
-    return QuantizedLinear(torch.cat(packed), torch.cat(scales, dim=1), outputs, bias)
+    work, each = (_to_int4, BLOCK) if bits == 4 else (_to_int8, 1)
+    rows, blocks = max(BLOCK, TILE // inputs // BLOCK * BLOCK), -(-outputs // each)
+    first, scale = work(weight[:BLOCK].float())
+    # Made whole and filled part by part: a list of parts would be there twice when it is joined.
+    packed = first.new_empty(blocks, *first.shape[1:])
+    scales = scale.new_empty(len(scale), blocks * each, *scale.shape[2:])
+    for begin in range(0, outputs, rows):
+        end = begin + rows
+        packed[begin // each : end // each], scales[:, begin:end] = work(weight[begin:end].float())
+    return QuantizedLinear(packed, scales, outputs, bias)
 
 
 def _to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -101,7 +101,7 @@ def load_weights(
     """Gives a model made on the meta device its weights from a folder, each straight to its device and dtype;
     a sharded model has its dtypes already.
 
-    On a CPU a tensor that has the dtype already is the mapped file itself; all else, and with `quantize`
+    On a CPU a tensor that has the dtype already is the mapped file itself; all else, and of a quantised model
     all but the embedding, is copied, tensor by tensor, so that peak memory is the model and 64 MB of a file,
     or its largest tensor. Of a sharded model each process reads its own rows only.
 
@@ -111,6 +111,7 @@ def load_weights(
         nothing was read.
     """
     stored = _contents(Path(folder), model)
+    packs = quantize or ".qweight" in " ".join(stored)  # AWQ's
     with _Reader() as read:
         if is_sharded(model):
             model.to_empty(device=device)
@@ -134,8 +135,8 @@ def load_weights(
                 continue
             # A tensor that is the file keeps all that was read beside it in memory. Of an embedding only the
             # rows in use are read, so it has an opened file to itself.
-            maps = not (quantize or model.split)
-            if quantize and name == EMBEDDING:
+            maps = not (packs or model.split)
+            if packs and name == EMBEDDING:
                 with _Reader() as alone:
                     maps, value = True, alone(tensor)
             value = _placed(value, device, dtype, maps)
@@ -192,7 +193,7 @@ def _contents(folder: Path, model: Qwen2_5_VL) -> dict[str, Stored]:
     stored = {tensor.parameter: tensor for tensor in tensors}
     parameters = (model.split or model).named_parameters()
     shapes = {name: tuple(one.shape) for name, one in parameters if "lora_" not in name}
-    if any(name.endswith(".qweight") for name in stored):  # config.json says that it is AWQ's
+    if ".qweight" in " ".join(stored):  # config.json says that it is AWQ's
         shapes = awq_shapes(shapes, stored, bool(model.split))
     are_sound = len(stored) == len(tensors) and all(tensor.is_readable for tensor in tensors)
     if model.config.tie_word_embeddings and HEAD in stored:
