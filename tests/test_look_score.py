@@ -54,7 +54,8 @@ def test_a_table_of_a_few_scenes_and_gradients_against_small_changes():
     ]
     for row in rows:
         assert row["words"] == rows[0]["words"] > 3
-        assert 0 <= row["low"] <= row["hits"] <= row["high"] <= 1
+        low, high = row["95% interval"]
+        assert 0 <= low <= row["peak on the object"] <= high <= 1
     # the other image of a swapped trace is the former scene's, and the words are the same
     (_, first, _, none), (_, second, found, swapped) = scenes(*tiny, 2, "test", 0)
     assert none is None

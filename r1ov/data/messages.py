@@ -84,7 +84,7 @@ def split_images(
     """
     if not isinstance(messages, list | tuple) or not messages:
         raise UserError(f"{where}expected a list of messages, found {messages!r:.60}")
-    plain, images = [], []
+    plain, images = [], []  # messages; (LazyImage, its limits)
     for turn, message in enumerate(messages, 1):
         at = f"{where}message {turn}"
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):

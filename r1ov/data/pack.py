@@ -223,8 +223,8 @@ def make_packs(part: Part, processor: Processor, max_length: int, world: World) 
     Returns: batches with labels, and what is known of the completions: advantages (B,), and sampler_logprobs
         (T,), each aligned with the token it describes.
     """
-    bundles = []
-    lengths = []  # and so much does each cost, about
+    bundles = []  # a prompt, and a list of its continuations
+    lengths = []  # in tokens, and so much does each cost, about
     for prompt, completions in part:
         is_shared = False  # whether the last bundle is this prompt's, and more may join it
         for one in completions:

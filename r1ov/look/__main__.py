@@ -93,11 +93,7 @@ def score(config: ScoreConfig) -> None:
     from r1ov.look.score import table
 
     rows = table(*load(config.model), config.samples, config.split, config.seed)
-    cells = [["method", "words", "peak on the object", "95% interval", "shuffled truth", "swapped image"]]
-    for row in rows:
-        interval = row["low"], row["high"]
-        cells.append([row["method"], row["words"], row["hits"], interval, row["shuffled"], row["swapped"]])
-    print(markdown_table(cells))
+    print(markdown_table([[*rows[0]], *([*row.values()] for row in rows)]))
 
 
 def main() -> None:

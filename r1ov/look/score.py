@@ -189,7 +189,7 @@ def table(
         right = [float(one[name] in cells) for one, cells in zip(peaks, truth, strict=True)]
         wrong = [one[name] in cells for one, cells in zip(peaks, shuffled, strict=True)]
         swapped = [one[name] in cells for one, cells in zip(others, truth, strict=True) if one]
-        low, high = interval(right, number)
-        row = {"method": name, "words": len(right), "hits": fmean(right), "low": low, "high": high}
-        rows.append({**row, "shuffled": fmean(wrong), "swapped": fmean(swapped or [math.nan])})
+        row = {"method": name, "words": len(right), "peak on the object": fmean(right)}
+        row |= {"95% interval": interval(right, number), "shuffled truth": fmean(wrong)}
+        rows.append({**row, "swapped image": fmean(swapped or [math.nan])})
     return rows

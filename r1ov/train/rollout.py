@@ -163,7 +163,7 @@ def next_prompts(run: Run, encode: Encode, count: int) -> list[Group]:
     Collective.
     """
     world, first = run.askers, run.extra.get("next_prompt", 0)
-    items = []
+    items = []  # records and bad rows, for the tally
     prompts = []
     for number in range(first + world.rank, first + count, world.size):
         item = run.source[number]
@@ -196,7 +196,7 @@ def until_enough(
     Args: groups: of this rank, empty at first.
     """
     world, missing = run.world, count
-    flat = []
+    flat = []  # groups without spread
     for _ in range(1 + run.config.max_resamplings):
         seed = run.config.seed * 1_000_003 + run.extra.get("next_prompt", 0)
         yield next_prompts(run, encode, missing), seed

@@ -23,7 +23,7 @@ LAYOUTS = """verl prompt reward_model, r1-onevision conversations, vlm-r1 conver
     r1-v problem solution, question-answer"""
 LAYOUTS = {name: columns for name, *columns in map(str.split, LAYOUTS.split(","))}
 # Who answers there, about the column `image`.
-SPEAKERS = {"r1-onevision": "'from': 'assistant'", "vlm-r1": "'from': 'gpt'"}
+SPEAKERS = {"r1-onevision": "assistant", "vlm-r1": "gpt"}
 # The place of an image in a text, in the spellings of several projects, with its number where it has one.
 PLACE = re.compile(r"<\|?(?:image|image_placeholder|imagehere)[ _]?(\d+)?\|?\s*/?>", re.IGNORECASE)
 # Written in a text, these would become the tokens that frame turns and images ...
@@ -106,12 +106,11 @@ def _layout(columns: Columns) -> str:
             "the format is not known",
             f"keys {keys}; expected one of {', '.join(LAYOUTS)} (the last: image, question, answer)",
         )
-    said = repr(columns.get("conversations")) if {"image", "accu_reward_method"} & columns.keys() else ""
-    return next(
-        name
-        for name, needed in LAYOUTS.items()
-        if {*needed} <= columns.keys() and SPEAKERS.get(name, "") in said
-    )
+    turns, speakers = columns.get("conversations"), [None]
+    if {"image", "accu_reward_method"} & columns.keys() and is_dialogue(turns):
+        speakers += [turn.get("from") for turn in turns if isinstance(turn, Mapping)]
+    fits = (name for name, needed in LAYOUTS.items() if {*needed} <= columns.keys())
+    return next(name for name in fits if SPEAKERS.get(name) in speakers)
 
 
 def _dialogue(columns: Columns, unread: list[str]) -> list[Turn]:

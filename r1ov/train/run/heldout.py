@@ -131,12 +131,11 @@ def answer_questions(run: Run, source: Source, count: int) -> dict[str, float]:
     for number, _, own, _ in answers:
         for part in filter(None, (source[number].format, source[number].kind)):
             by_part[f"eval_accuracy/{part}"].append(own)
-    parts = {part: fmean(scores) for part, scores in by_part.items()}
     return {
         "eval_accuracy": right / count,
         "eval_format": formed / count,
         "eval_samples": count,
-        **parts,
+        **{part: fmean(scores) for part, scores in by_part.items()},
     }
 
 
