@@ -3,7 +3,7 @@ Knows nothing of r1ov.
 """
 
 from kernels.attention import attention, decode_attention, starts
-from kernels.dispatch import IMPLEMENTATIONS, check_impl, default_impl, unavailable, use
+from kernels.dispatch import IMPLEMENTATIONS, check_impl, unavailable, use
 from kernels.logprobs import token_logprobs
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "attention",
     "check_impl",
     "decode_attention",
-    "default_impl",
     "starts",
     "token_logprobs",
     "unavailable",

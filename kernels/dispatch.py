@@ -20,16 +20,11 @@ def use(impl: str | None) -> None:
     _chosen = None if impl is None else check_impl(impl, "cpu")
 
 
-def default_impl(device: torch.device | str) -> str:
-    """The implementation that `impl=None` means on this device: the one named to `use`, else "triton" on a
-    GPU, "torch" elsewhere.
-    """
-    return _chosen or ("triton" if torch.device(device).type == "cuda" else "torch")
-
-
 def check_impl(impl: str | None, device: torch.device | str) -> str:
-    """`impl`, or the device's default for None. ValueError if there is no such implementation."""
-    impl = impl or default_impl(device)
+    """`impl`; None means the one named to `use`, else "triton" on a GPU and "torch" elsewhere. ValueError if
+    there is no such implementation.
+    """
+    impl = impl or _chosen or ("triton" if torch.device(device).type == "cuda" else "torch")
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl is {impl!r}, must be one of {', '.join(IMPLEMENTATIONS)}")
     return impl

@@ -137,8 +137,8 @@ def parse_cli(
             more["required"] = True
         elif field.default not in (None, (), False):
             text += f" (default: {field.default})"
-        text = text.replace("%", "%%")
-        parser.add_argument(flag(field.name), default=argparse.SUPPRESS, help=text, **more)
+        more["help"] = text.replace("%", "%%")
+        parser.add_argument(flag(field.name), default=argparse.SUPPRESS, **more)
     known, unknown = parser.parse_known_args(argv)
     if unknown:
         flags = {flag(field.name) for field in dataclasses.fields(cls)}

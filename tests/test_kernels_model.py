@@ -137,6 +137,6 @@ def test_the_switch_is_checked_and_can_be_taken_back():
     with pytest.raises(ValueError, match="must be one of torch, triton"):
         kernels.use("cuda")
     kernels.use("triton")
-    assert kernels.default_impl("cpu") == "triton"
+    assert kernels.check_impl(None, "cpu") == "triton"
     kernels.use(None)
-    assert (kernels.default_impl("cpu"), kernels.default_impl("cuda")) == ("torch", "triton")
+    assert tuple(kernels.check_impl(None, device) for device in ("cpu", "cuda")) == ("torch", "triton")

@@ -163,7 +163,7 @@ def test_answers_are_those_of_steps_one_by_one(pair, recorder, monkeypatch, kind
 def test_with_the_kernels_of_a_gpu_too(pair, recorder, monkeypatch):
     """Interpreted, in the steps alone: the prompt is read by torch."""
     pytest.importorskip("triton")
-    monkeypatch.setattr(cache, "default_impl", lambda device: "triton")
+    monkeypatch.setattr(cache, "check_impl", lambda impl, device: "triton")
     monkeypatch.setattr(cache, "decode_attention", partial(cache.decode_attention, impl="triton"))
     model, talk = small_model(), [{"role": "user", "content": "How many?"}]
     plan = prepare(pair[1], [talk], max_new_tokens=9, temperature=1.0)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from kernels import default_impl, unavailable, use
+from kernels import check_impl, unavailable, use
 from r1ov.common.files import one_line
 from r1ov.common.memory import free_memory
 from r1ov.errors import UserError
@@ -85,7 +85,7 @@ def choose_kernels(impl: str | None, device: torch.device) -> str:
 
     Raises: UserError if it cannot run there.
     """
-    chosen = impl or default_impl(device)
+    chosen = check_impl(impl, device)
     if reason := unavailable(chosen, device):
         raise UserError(f"--kernels {chosen}: {reason}")
     use(impl)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import attention, decode_attention, default_impl, starts
+from kernels import attention, check_impl, decode_attention, starts
 from kernels.attention import decode_attention_torch
 from r1ov.data.processor import Batch
 from r1ov.errors import UserError
@@ -34,17 +34,14 @@ class KVCache:
     def __init__(self, model: LanguageModel, max_rows: int, capacity: int):
         """Args: capacity: the most tokens that a row may hold, prompt included."""
         config, weight, self.capacity = model.config, model.embed_tokens.weight, capacity
-        empty, device = (
-            weight.new_zeros(max_rows, 2 * config.num_key_value_heads, 0, config.head_dim),
-            weight.device,
-        )
-        self.layers = [empty] * config.num_hidden_layers
+        empty = weight.new_zeros(max_rows, 2 * config.num_key_value_heads, 0, config.head_dim)
+        self.layers, device = [empty] * config.num_hidden_layers, weight.device
         self.lengths = torch.zeros(max_rows, dtype=torch.int64, device=device)
         self.numbers = torch.arange(max_rows, device=device)
         self.longest = 0  # of the lengths, on the host, so that nothing waits for the device
         self.live = self.rows = self.columns = 0  # rows that are live; rows and columns that a step uses
         self.held = 0  # tokens of the next prompt that are there already; above 0 for a single row alone
-        self.has_bias = default_impl(device) == "torch"
+        self.has_bias = check_impl(None, device) == "torch"
         self.key_order = slice(None)  # (D,) how a prompt's keys are reordered before they are kept
 
     def admit(self, prompt_lengths: list[int], num_samples: int) -> None:
@@ -148,10 +145,9 @@ def prefill(model: Qwen2_5_VL, batch: Batch, cache: KVCache, num_samples: int) -
     cu_seqlens = batch["cu_seqlens"]
     cache.admit(cu_seqlens.diff().tolist(), num_samples)
     cu_seqlens = cu_seqlens.to(cache.lengths.device)
-    hidden = model.hidden_states(
-        **batch, attend=partial(cache.fill, cu_seqlens), only=cu_seqlens[1:].long() - 1
+    logits = model.logits(
+        model.hidden_states(**batch, attend=partial(cache.fill, cu_seqlens), only=cu_seqlens[1:].long() - 1)
     )
-    logits = model.logits(hidden)
     if not logits.isfinite().all():
         raise UserError(
             "the model's logits are not finite: its weights are damaged, or its dtype is too narrow"
@@ -212,8 +208,8 @@ class FlatStep:
         rows[: -self.key_heads] = rows[: -self.key_heads, cache.key_order]
         rows = rows.flatten()
         positions = torch.arange(cache.capacity).expand(3, -1)
-        cos, sin = text_angles(positions, dim, config.rope_theta, config.mrope_section)
-        self.turns = torch.complex(cos, sin)[:, None, : dim // 2]  # (positions, 1, D/2)
+        turns = torch.complex(*text_angles(positions, dim, config.rope_theta, config.mrope_section))
+        self.turns = turns[:, None, : dim // 2]  # (positions, 1, D/2)
         # The mean of squares is a product with (C, 1), and eps is added to it: one call instead of three.
         mean = torch.full((config.hidden_size, 1), 1 / config.hidden_size)
         eps = torch.full((1, 1), config.rms_norm_eps)

@@ -42,8 +42,7 @@ class Plan:
         rows = min(self.max_num_seqs, len(self.limits))
         first = self.prompts[: rows // self.num_samples]
         patches = sum(len(patches) for prompt in first for patches in prompt.pixel_values or ())
-        columns = max(map(len, self.prompts)) + max(self.limits)
-        return rows, columns, sum(map(len, first)), patches
+        return rows, max(map(len, self.prompts)) + max(self.limits), sum(map(len, first)), patches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,8 +193,7 @@ def decode(
             if count and (not rows or count >= plan.max_num_seqs // 4 or count == len(waiting)):
                 since = time.perf_counter()
                 totals = accumulate(len(row.prompt) for row in waiting[:count:samples])
-                fitting = sum(total <= plan.max_num_batched_tokens for total in totals)
-                count = samples * max(1, fitting)
+                count = samples * max(1, sum(total <= plan.max_num_batched_tokens for total in totals))
                 new, waiting = waiting[:count], waiting[count:]
                 places, rows = slice(len(rows), len(rows) + count), rows + new
                 batch = processor.pack([begun[1]] if begun else [row.prompt for row in new[::samples]])
@@ -212,14 +210,16 @@ def decode(
                 made = recorded(len(rows), min(row.limit - len(row.token_ids) for row in rows))
             else:
                 # In a small step of few rows, several threads wait for each other longer than they work.
-                is_short = isinstance(slots.step, FlatStep) and len(rows) < 8
-                torch.set_num_threads(1 if is_short else all_threads)
+                torch.set_num_threads(
+                    1 if isinstance(slots.step, FlatStep) and len(rows) < 8 else all_threads
+                )
                 made = [slots.advance(places)]
 
             for tokens, logprobs in made:
                 # The one place where the host waits for the device.
-                both = tokens.tolist(), logprobs.tolist()
-                for row, token, logprob in zip(rows[places], *both, strict=False):
+                for row, token, logprob in zip(
+                    rows[places], tokens.tolist(), logprobs.tolist(), strict=False
+                ):
                     if row.number in done:
                         continue
                     row.token_ids.append(token)
@@ -229,17 +229,16 @@ def decode(
                     text_ids = row.token_ids[:-1] if is_stop else row.token_ids
                     if text:
                         text.update(text_ids, is_finished)
-                    if not is_finished:
-                        continue
-                    done[row.number] = Completion(
-                        text=row.prompt.opened + processor.decode(text_ids),
-                        token_ids=row.token_ids,
-                        logprobs=row.logprobs,
-                        finish_reason="stop" if is_stop else "length",
-                        prompt_tokens=len(row.prompt),
-                    )
-                    if on_done:
-                        on_done(row.number, done[row.number])
+                    if is_finished:
+                        done[row.number] = Completion(
+                            text=row.prompt.opened + processor.decode(text_ids),
+                            token_ids=row.token_ids,
+                            logprobs=row.logprobs,
+                            finish_reason="stop" if is_stop else "length",
+                            prompt_tokens=len(row.prompt),
+                        )
+                        if on_done:
+                            on_done(row.number, done[row.number])
 
             going = [place for place, row in enumerate(rows) if row.number not in done]
             if len(going) < len(rows):

@@ -54,7 +54,6 @@ def prepare(
         )
     if not conversations:
         raise UserError("no messages were given; expected a list of {'role': ..., 'content': ...}")
-    stop_ids = stop_ids_of(processor)
     prompts = []
     for number, conversation in enumerate(conversations, 1):
         if not isinstance(conversation, Encoded):
@@ -68,17 +67,15 @@ def prepare(
             f"a prompt has {longest} tokens, which leaves no room for an answer in the model's "
             f"{max_positions} positions; shorten the text{' or lower max_pixels' if has_images else ''}"
         )
-    seeds = None
-    if params.temperature:
-        seeds = row_seeds(names or [_digest(prompt) for prompt in prompts], num_samples, seed)
+    names = names or (_digest(prompt) for prompt in prompts)  # made if they are asked for
     return Plan(
         prompts=prompts,
         params=params,
         num_samples=num_samples,
         limits=[min(max_new_tokens, max_positions - len(p)) for p in prompts for _ in range(num_samples)],
-        seeds=seeds,
+        seeds=row_seeds(names, num_samples, seed) if params.temperature else None,
         max_num_seqs=max_num_seqs,
-        stop_ids=stop_ids,
+        stop_ids=stop_ids_of(processor),
         banned=banned_ids(processor),
     )
 

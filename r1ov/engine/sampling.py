@@ -7,7 +7,7 @@ may change places.
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -142,7 +142,7 @@ def row_uniforms(seeds: list[int], count: int) -> Tensor:
     return torch.stack(rows).double()
 
 
-def row_seeds(prompts: list[bytes], num_samples: int, seed: int) -> list[int]:
+def row_seeds(prompts: Iterable[bytes], num_samples: int, seed: int) -> list[int]:
     """One seed a row, `num_samples` rows a prompt, made of the seed, the prompt, and the sample's number.
 
     So a row's samples do not depend on the other prompts, on its place among them, or on the size of the

@@ -191,8 +191,11 @@ def _contents(folder: Path, model: Qwen2_5_VL) -> dict[str, Stored]:
     if weight_map not in (None, {tensor.name: tensor.file.name for tensor in tensors}):
         raise faults.misplaced(folder, tensors, weight_map)
     stored = {tensor.parameter: tensor for tensor in tensors}
-    parameters = (model.split or model).named_parameters()
-    shapes = {name: tuple(one.shape) for name, one in parameters if "lora_" not in name}
+    shapes = {
+        name: tuple(one.shape)
+        for name, one in (model.split or model).named_parameters()
+        if "lora_" not in name
+    }
     if ".qweight" in " ".join(stored):  # config.json says that it is AWQ's
         shapes = awq_shapes(shapes, stored, bool(model.split))
     are_sound = len(stored) == len(tensors) and all(tensor.is_readable for tensor in tensors)

@@ -35,11 +35,8 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, only: Tensor | EllipsisType = ALL
     ) -> Tensor:
-        inputs = (x[only], x, x)
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (
-            proj(y).unflatten(-1, (-1, self.head_dim)) for proj, y in zip(projections, inputs, strict=True)
-        )  # (T, H | K, D)
+        projected = self.q_proj(x[only]), self.k_proj(x), self.v_proj(x)
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in projected)  # (T, H | K, D)
         return self.o_proj(
             attend(self.layer_index, rotate(q, cos[only], sin[only]), rotate(k, cos, sin), v).flatten(1)
         )
@@ -83,9 +80,9 @@ class LanguageModel(nn.Module):
         Args: only: (n,) the tokens whose states are wanted; the last layer then computes these alone.
         """
         config = self.config
-        cos, sin = text_angles(position_ids, config.head_dim, config.rope_theta, config.mrope_section)
+        angles = text_angles(position_ids, config.head_dim, config.rope_theta, config.mrope_section)
         # Unlike the vision encoder's, this rotation runs in x's dtype.
-        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+        cos, sin = (angle.to(x.dtype) for angle in angles)
         for layer in self.layers[:-1]:
             x = layer(x, cos, sin, attend)
         x = self.layers[-1](x, cos, sin, attend, only)

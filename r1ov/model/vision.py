@@ -114,8 +114,7 @@ class VisionEncoder(nn.Module):
         """
         config = self.config
         grids = tuple(map(tuple, image_grid_thw.tolist()))
-        patches = sum(t * h * w for t, h, w in grids)
-        needed = (patches, config.patch_dim)
+        needed = (sum(t * h * w for t, h, w in grids), config.patch_dim)
         if pixel_values.shape != needed:
             raise ValueError(
                 f"pixel_values is {tuple(pixel_values.shape)}, but the grids {grids} need {needed}"

@@ -78,8 +78,10 @@ def lazy_image(
         source = locate(place)
     if not isinstance(source, bytes | bytearray | Path | Image.Image):
         found = f"a {type(source).__name__}" if source else "one without a source, or its path is empty"
-        expected = "expected a path, a URL, bytes, base64 or a PIL image"
-        raise UserError(f"{name}: in no form that is known: found {found}; {expected}")
+        raise UserError(
+            f"{name}: in no form that is known: found {found}; expected a path, a URL, bytes, base64 or a "
+            "PIL image"
+        )
     return LazyImage(_look(source, name, _upright_size), partial(_look, source, name, _to_rgb), name)
 
 
