@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,26 +85,47 @@ def test_a_run_leaves_an_adapter_that_peft_and_we_load_on_an_untouched_base(base
     assert not torch.allclose(ours(**batch), before(**batch), atol=1e-3)
 
 
-def test_killed_in_a_run_with_dropout_it_ends_with_the_same_bits(base, whole, tmp_path):
-    options = {"lora_dropout": 0.2, "save_steps": 1, "activation_checkpointing": "full"}
-    expected = trained(base, tmp_path / "whole", **options)
-    assert any(not torch.equal(expected[name], whole[1][name]) for name in expected)
+def killed(out: Path, train: Callable[[Path], dict]) -> dict[str, torch.Tensor]:
+    """What the run leaves that is killed in its third step, before it is saved, and begun again."""
     process = os.fork()
-    if not process:  # killed in the third step, before it is saved
+    if not process:
         step = Log.step
         Log.step = lambda log, row, *more: (
             os.kill(os.getpid(), 9) if row["step"] == 3 else step(log, row, *more)
         )
-        trained(base, tmp_path / "run", **options)
+        train(out)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
-    assert (tmp_path / "run" / "checkpoints").is_dir()
-    again = trained(base, tmp_path / "run", **options)
+    assert (out / "checkpoints").is_dir()
+    return train(out)
+
+
+def test_killed_in_a_run_with_dropout_it_ends_with_the_same_bits(base, whole, tmp_path):
+    options = {"lora_dropout": 0.2, "save_steps": 1, "activation_checkpointing": "full"}
+    expected = trained(base, tmp_path / "whole", **options)
+    assert any(not torch.equal(expected[name], whole[1][name]) for name in expected)
+    again = killed(tmp_path / "run", lambda out: trained(base, out, **options))
     assert all(torch.equal(again[name], expected[name]) for name in expected)
     kept = trained(
         base, tmp_path / "kept", lora_dropout=0.2
     )  # activations: what is recomputed draws the same
     assert all(torch.allclose(kept[name], expected[name], atol=1e-6) for name in expected)
+
+
+def test_killed_in_a_run_of_grpo_it_ends_with_the_same_bits(base, tmp_path):
+    reward = "def score(prompt, completion, row, info):\n    return sum(map(ord, completion)) % 5 / 4\n"
+    (tmp_path / "reward.py").write_text(reward)
+    options = {"train_batch_size": 8, "num_generations": 4, "max_completion_length": 12, "beta": 0.1}
+    options |= {"reward": f"{tmp_path}/reward.py:score", "save_steps": 1, "sample_steps": 0}
+
+    def learned(out: Path) -> dict[str, torch.Tensor]:
+        grpo.train(GRPOConfig(model=str(base), out=str(out), **COMMON | options))
+        return load_file(out / "final" / WEIGHTS)
+
+    expected = learned(tmp_path / "whole")
+    assert any(tensor.abs().max() > 0 for name, tensor in expected.items() if "lora_B" in name)
+    again = killed(tmp_path / "run", learned)
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
 
 
 def test_two_processes_and_merging_at_the_end_are_as_one(base, whole, tmp_path):
