@@ -43,7 +43,7 @@ def find_files(name: str, split: str = "train") -> list[DataFile]:
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
             raise UserError(f"{shown(name)}: expected a file that ends in {', '.join(SUFFIXES)}")
-        return [DataFile(path=path, inside=path.parent if inside == path else inside)]
+        return [DataFile(path, path.parent if inside == path else inside)]
     # file -> the splits that it or its folders are named after
     found = {
         file: {part.lower() for part in _SPLIT.findall(file.relative_to(path).as_posix())}
@@ -62,9 +62,7 @@ def find_files(name: str, split: str = "train") -> list[DataFile]:
             f"{shown(name)}: it has no split {split!r}, only {', '.join(sorted(named))}; "
             "name the file that is meant"
         )
-    return [
-        DataFile(path=file, inside=inside) for file, splits in found.items() if not named or split in splits
-    ]
+    return [DataFile(file, inside) for file, splits in found.items() if not named or split in splits]
 
 
 def fingerprint(path: Path) -> str:

@@ -220,16 +220,12 @@ def _messages(turns: Sequence[Turn], images: Sequence[Any]) -> list[dict[str, An
     slots = [part["image"] for part in parts if part["type"] == "image"]
     marks = [] if slots else [mark for part in parts for mark in PLACE.findall(part["text"])]
     numbers = sorted({int(mark) for mark in marks}) if all(marks) else []
-    if slots:
-        mode = "slots" if None in slots else "inside"
-        places = slots.count(None) or (len(slots) if images else 0)
-    else:
-        mode = "marks" if marks else "front"
-        places = len(numbers or marks or images)
+    # Slots that hold their images themselves count where the row's columns repeat them.
+    places = slots.count(None) or len((images and slots) or numbers or marks or images)
     if places != len(images) or (numbers and numbers[-1] - numbers[0] >= places):
         counts = f"{len(images)} pictures, {places} places"
         raise BadRow("the number of pictures differs from that of their places", counts)
-    for own, repeated in zip(slots, images, strict=False) if mode == "inside" else ():
+    for own, repeated in zip(slots, images, strict=False) if None not in slots else ():
         if isinstance(repeated, Mapping):
             repeated = repeated.get("bytes") or repeated.get("path")
         names = [str(one).split("/")[-1] for one in (own, repeated)]
@@ -241,13 +237,13 @@ def _messages(turns: Sequence[Turn], images: Sequence[Any]) -> list[dict[str, An
     messages = []
     for role, content, is_trained in turns:
         placed = []  # the message's parts
-        if mode == "front" and role == "user":
+        if role == "user" and not (slots or marks):
             placed += [{"type": "image", "image": image} for image in left]
         for part in content:
-            match mode, part:
-                case "slots", {"image": None}:
+            match part:
+                case {"image": None}:
                     placed.append(part | {"image": next(left)})
-                case "marks", {"text": text}:
+                case {"text": text} if marks:
                     placed += _at_marks(text, lambda mark: numbered[int(mark)] if numbers else next(left))
                 case _:
                     placed.append(part)

@@ -12,6 +12,7 @@ import re
 from dataclasses import replace
 from typing import NamedTuple
 
+from r1ov.common.files import split_reply
 from r1ov.data.formats.records import BadRow, Record, text_of
 from r1ov.reward import accuracy_reward
 from r1ov.reward.accuracy import kind_of
@@ -33,6 +34,7 @@ _IS_CHOICE = re.compile(r"\boption letter\b|\bchoices:|\(A\)|^[ \t]*A[).:]\s", r
 _IS_OPEN = re.compile(r"\b(?:describe|summari[sz]e|summary|caption|generate)\b", re.I)
 _LETTER = re.compile(r"\(?([A-Ha-h])(?:[).:,]|$)")
 _ANSWER_LINE = re.compile(r"\n[*_# \t]*(?:the\s+)?(?:final\s+|correct\s+)?answer[*_\s]*:[^\n]*\Z", re.I)
+_MISSING = {(0, 0): "think tags", (0, 1): "<think>", (1, 0): "</think>"}
 
 
 class Cleaned(NamedTuple):
@@ -71,7 +73,7 @@ def clean_reply(question: str, reply: str) -> Cleaned:
     thought, tail = _without_remarks(thought, repairs), _without_remarks(tail, repairs)
     if tail:
         answer, reasons_again = _answer_after(question, tail)
-        if not (tail.startswith("<answer>") and tail.endswith("</answer>")):
+        if reasons_again or not tail.startswith("<answer>"):
             repairs.append("reasoning after the thought left out" if reasons_again else "answer tags added")
         _agree(answer, _concluded(question, thought))
     else:
@@ -92,29 +94,21 @@ def _split(text: str, repairs: list[str]) -> tuple[str, str]:
     if text.count("<think>") == 1 and text.count("</think>") == 2 and text.endswith("</think>"):
         text = text.removesuffix("</think>").rstrip()
         repairs.append("stray </think> at the end left out")
-    match text.count("<think>"), text.count("</think>"):
-        case 1, 1:
-            before, _, rest = text.partition("<think>")
-            thought, closed, tail = rest.partition("</think>")
-            if before.strip() or not closed:
-                raise BadRow("text before the thought, or its tags the wrong way round", dropped=True)
-        case 0, 1:
-            thought, _, tail = text.partition("</think>")
-            repairs.append("<think> added")
-        case (1, 0) | (0, 0):
-            before, opened, thought = text.rpartition("<think>")
-            tail = ""
-            if before.strip():
-                raise BadRow("text before the thought, or its tags the wrong way round", dropped=True)
-            repairs.append("</think> added" if opened else "think tags added")
-        case _:
-            raise BadRow("the think tags do not pair", dropped=True)
+    tags = text.count("<think>"), text.count("</think>")
+    if max(tags) > 1:
+        raise BadRow("the think tags do not pair", dropped=True)
+    before, _, rest = text.rpartition("<think>")
+    if before.strip():
+        raise BadRow("text before the thought, or its tags the wrong way round", dropped=True)
+    thought, _, tail = rest.partition("</think>")
+    if tags != (1, 1):
+        repairs.append(f"{_MISSING[tags]} added")
     if "<answer>" in thought:
         thought, _, moved = thought.partition("<answer>")
         if tail.strip():
             raise BadRow("answers inside and after the thought", dropped=True)
         tail = "<answer>" + moved
-        if "think tags added" not in repairs:
+        if any(tags):
             repairs.append("answer moved out of the thought")
     return thought.strip(), tail.strip()
 
@@ -133,11 +127,10 @@ def _without_remarks(text: str, repairs: list[str]) -> str:
 def _answer_after(question: str, tail: str) -> tuple[str, bool]:
     """(the answer, is there a second chain of reasoning around it?) of what comes after the thought."""
     if "<answer>" in tail or "</answer>" in tail:
-        before, _, rest = tail.partition("<answer>")
-        answer, _, after = rest.partition("</answer>")
-        if tail.count("<answer>") != 1 or tail.count("</answer>") != 1 or not answer.strip():
+        answer = split_reply(tail)[1]
+        if not answer:
             raise BadRow("the answer tags do not pair", dropped=True)
-        return answer.strip(), bool(before.strip() or after.strip())
+        return answer, not (tail.startswith("<answer>") and tail.endswith("</answer>"))
     if _IS_OPEN.search(question) and not _IS_CHOICE.search(question):
         return re.sub(r"\A[*_#\s]*(?:final\s+)?answer[*_\s]*:[*_\s]*", "", tail, flags=re.I), False
     answer = _named(question, tail)

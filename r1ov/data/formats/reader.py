@@ -6,7 +6,7 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -23,32 +23,28 @@ from r1ov.errors import UserError
 from r1ov.reward.rules.boxes import Unit
 
 
+@dataclass(eq=False)
 class Reader:
     """All rows of some files: reader[i] is a Record, or a BadRow; the same whenever and wherever it is asked.
 
     A record's images are found and measured, and decoded by their `load`, which raises a BadRow where that
     fails.
+
+    Args:
+        need: what a record must have: a reply to learn from (SFT), or a solution to be scored against (GRPO).
+        clean: replies are brought to `<think>...</think>` and `<answer>...</answer>`, see
+            r1ov/data/formats/onevision.py.
+        image_folder: where image paths begin and must lie; default: each data file's own folder.
+        box_unit: of the rows that do not say theirs.
     """
 
-    def __init__(
-        self,
-        files: Sequence[DataFile],
-        need: Literal["reply", "solution"] | None = None,
-        clean: bool = False,
-        image_folder: str | Path | None = None,
-        box_unit: Unit | None = None,
-    ):
-        """
-        Args:
-            need: what a record must have: a reply to learn from (SFT), or a solution to be scored against
-                (GRPO).
-            clean: replies are brought to `<think>...</think>` and `<answer>...</answer>`, see
-                r1ov/data/formats/onevision.py.
-            image_folder: where image paths begin and must lie; default: each data file's own folder.
-            box_unit: of the rows that do not say theirs.
-        """
-        self.files, self.need, self.clean, self.box_unit = list(files), need, clean, box_unit
-        self.image_folder = image_folder and Path(image_folder)
+    files: Sequence[DataFile]
+    need: Literal["reply", "solution"] | None = None
+    clean: bool = False
+    image_folder: str | Path | None = None
+    box_unit: Unit | None = None
+
+    def __post_init__(self):
         self.rows = [open_rows(file.path) for file in self.files]
         self._begins = list(accumulate(map(len, self.rows), initial=0))
 
@@ -82,7 +78,8 @@ class Reader:
         if self.need == "solution" and record.solution is None:
             unread = f"not read: {', '.join(record.unread) or 'none'}"
             raise BadRow("there is no gold answer to score against", unread)
-        folder, inside = self.image_folder or file.path.parent, self.image_folder or file.inside
+        own = self.image_folder and Path(self.image_folder)
+        folder, inside = own or file.path.parent, own or file.inside
         messages, count = [], 0
         for message in record.messages:
             content = message["content"]

@@ -103,10 +103,12 @@ class Parquet:
     """
 
     def __init__(self, path: Path):
+        from pyarrow.parquet import ParquetFile
+
         self.path, self._groups = path, OrderedDict()
         try:
             # Parsed once and handed over at each opening: a handle of one's own would not survive a fork.
-            self._metadata = _pyarrow_parquet(path).ParquetFile(path).metadata
+            self._metadata = ParquetFile(path).metadata
         except (OSError, ValueError) as error:  # pyarrow's own are one or the other
             short = one_line(str(error))
             raise UserError(f"{path}: not a complete parquet file ({short}); download it again") from error
@@ -130,18 +132,12 @@ class Parquet:
             raise BadRow("a parquet row cannot be read", one_line(str(error))) from error
 
     def _group(self, group: int) -> Any:
+        from pyarrow.parquet import ParquetFile
+
         if group not in self._groups:
             while len(self._groups) >= GROUPS_AT_HAND:
                 self._groups.popitem(last=False)
-            with _pyarrow_parquet(self.path).ParquetFile(self.path, metadata=self._metadata) as file:
+            with ParquetFile(self.path, metadata=self._metadata) as file:
                 self._groups[group] = file.read_row_group(group, use_threads=False)
         self._groups.move_to_end(group)
         return self._groups[group]
-
-
-def _pyarrow_parquet(path: Path) -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(f"{path}: parquet files need pyarrow; `pip install pyarrow`") from error
-    return pyarrow.parquet
