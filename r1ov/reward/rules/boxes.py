@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import cycle
+from operator import mul
 from typing import Any, Literal, NamedTuple, get_args
 
 from r1ov.errors import UserError
@@ -143,14 +144,10 @@ def score_boxes(
     right, found = read(gold), read(answer)
     if right and frame:
         scale = frame.scale([one.box[2:] for one in right])
-        right = scale and [Labelled(scaled(one.box, scale), one.label) for one in right]
+        right = scale and [one._replace(box=tuple(map(mul, one.box, scale * 2))) for one in right]
     if not right or not found:
         return 0.0 if right else None
     return match_score(found, right, threshold)
-
-
-def scaled(box: Box, scale: tuple[Fraction, Fraction]) -> Box:
-    return tuple(number * factor for number, factor in zip(box, scale * 2, strict=True))
 
 
 def corners(text: str) -> list[Corner]:

@@ -239,7 +239,7 @@ class _Parser:
                 token += "_" + self._next()
                 if braced:
                     self._expect("}")
-            return form.e() if token == "e" else form.symbol(token)
+            return form.E if token == "e" else form.symbol(token)
         if token in ("(", "[", "{"):
             inside = self._sum()
             self._expect(_CLOSING[token])
@@ -279,7 +279,7 @@ class _Parser:
         elif name == "ln":
             value = form.logarithm(argument)
         elif name == "exp":
-            value = form.e() ** argument
+            value = form.E**argument
         elif name not in ("sin", "cos", "tan") or self._peek() == "/":  # what sin pi/6 means is open
             value = form.closed(name, argument)
         else:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal, DivisionByZero, InvalidOperation, Overflow
 from fractions import Fraction
-from functools import cache
 from typing import Any
 
 from r1ov.reward.rules.numbers import NO_PLACE
@@ -150,9 +149,7 @@ PI = Form(
 )
 
 
-@cache
-def e() -> Form:
-    return Form(None, (Decimal(1).exp(),) * 3)
+E = Form(None, (ARITHMETIC.exp(1),) * 3)
 
 
 def closed(name: str, *arguments: Form) -> Form:

@@ -30,12 +30,12 @@ MAX_FORMULA = 1_000  # characters that math-verify is given
 ORPHAN_SECONDS = 600  # for a call whose caller has died
 
 
-class WorkerTimeout(Exception):
-    """The call took longer than its limit; its process was killed, the next call starts a new one."""
-
-
 class WorkerError(Exception):
-    """The function raised, or its process ended by itself; the message is one line."""
+    """The function raised, or its process ended; the message is one line."""
+
+
+class WorkerTimeout(WorkerError):
+    """The call took longer than its limit; its process was killed, the next call starts a new one."""
 
 
 @dataclass(eq=False)
@@ -54,7 +54,7 @@ class Worker:
     process: Process | None = None
 
     def __call__(self, *arguments: Any) -> Any:
-        """Returns the function's result. Raises: WorkerTimeout; WorkerError."""
+        """Returns the function's result. Raises: WorkerError."""
         self.start()
         return self._exchange(self.timeout, arguments)
 
@@ -164,7 +164,7 @@ class UserReward(Worker):
         self.timeouts = 0
         try:
             self.start()
-        except (WorkerError, WorkerTimeout) as error:
+        except WorkerError as error:
             raise UserError(f"--reward cannot be loaded: {error}") from None
 
     def __call__(
@@ -237,7 +237,7 @@ class MathVerify(Worker):
             return None
         try:
             return super().__call__(gold, answer)
-        except (WorkerTimeout, WorkerError):
+        except WorkerError:
             return None
 
 
