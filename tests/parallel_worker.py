@@ -103,8 +103,11 @@ def check(folder: Path, name: str) -> None:
         for shape in ("even", "uneven", "adapted"):
             with Largest() as largest:
                 model, processor = loaded(folder / shape, world.size)
-            held = sum(parameter.nbytes for parameter in model.parameters())
+            held, patches = sum(parameter.nbytes for parameter in model.parameters()), []
+            first = model.visual.patch_embed
+            first.register_forward_pre_hook(lambda _, inputs, patches=patches: patches.append(len(inputs[0])))
             results[shape] = {"answers": answers(model, processor), "held": held, "largest": largest.bytes}
+            results[shape]["patches"] = sum(patches)
         results["refused"] = [
             refused(folder / "even", world.size + 1),
             refused(folder / "even", world.size, "int8"),

@@ -27,7 +27,7 @@ from r1ov.folder.weights import init_weights
 from r1ov.model.config import TextConfig
 from r1ov.model.lora import Lora, attach, drawn, targets
 from r1ov.model.model import Qwen2_5_VL
-from r1ov.model.parallel import Context, heads
+from r1ov.model.parallel import Context, Split, heads
 from r1ov.train import sft
 from tests import grpo_worker as grpo
 from tests import parallel_worker as worker
@@ -113,11 +113,36 @@ def test_tokens_are_those_of_one_process_and_so_are_their_logprobs(results, fold
                     other.logprobs, abs=1e-5
                 )  # float32 sums in another order
     assert len({tuple(one.token_ids) for one in expected["sampled"]}) == 12
+    processor, patches = read_processor(folder / name), [result[name]["patches"] for result in results[size]]
+    grids = [processor(messages).get("image_grid_thw") for messages in worker.CONVERSATIONS]
+    each = sum(int(grid.prod(1).sum()) for grid in grids if grid is not None)
+    assert sum(patches) == len(worker.CASES) * each  # each image is encoded once
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_images_are_dealt_out_whole_and_evenly(size):
+    """One, then more images than processes, of all sizes; one as large as all others together, and none."""
+    visual, generator = r1ov.load("r1ov-tiny")[0].visual, torch.Generator().manual_seed(size)
+    for sides in ([(4, 6)], [(2, 2), (8, 6), (4, 2), (6, 6), (2, 10)], [(2, 2), (2, 2), (10, 8)]):
+        grids, loads = torch.tensor([(1, *side) for side in sides]), []
+        pixels = torch.randn(int(grids.prod(1).sum()), visual.config.patch_dim, generator=generator)
+        hook = visual.patch_embed.register_forward_pre_hook(lambda _, x, loads=loads: loads.append(len(x[0])))
+        with torch.no_grad():
+            worlds = [SimpleNamespace(world=World(rank, size), sum=lambda x: x) for rank in range(size)]
+            parts = [Split.see(one, visual, pixels, grids) for one in worlds]
+            hook.remove()
+            assert torch.allclose(sum(parts), visual(pixels, grids), atol=1e-5)
+        assert sum(loads) == len(pixels)
+        assert max(loads) <= len(pixels) / size + int(grids.prod(1).max())
 
 
 @sizes
 @pytest.mark.parametrize("name", ["even", "uneven"])
 def test_a_process_holds_its_share_and_reads_no_more_than_a_tensor_beside_it(results, folder, size, name):
+    """Held: the bytes of a process's parameters. Its share is its part of what is split, and all of the norms
+    and of the vision encoder, which is whole in each process, because images are what it shares out. Largest:
+    the most memory that any one operation took while the model was loaded, no more than a tensor of the file.
+    """
     model = r1ov.load(folder / name)[0]
     split = [one for name, one in model.model.named_parameters() if one.ndim == 2 or "bias" in name]
     split += [] if model.config.tie_word_embeddings else [model.lm_head.weight]

@@ -8,7 +8,6 @@ Source: Hu et al. 2021 (arXiv 2106.09685); s = alpha / sqrt(r): Kalajdzievski 20
 Shape letters: r rank, (in, out) the sizes of a layer.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ class Lora:
     enabled: bool = True
 
     def scaling(self, r: int) -> float:
-        return self.alpha / (math.sqrt(r) if self.use_rslora else r)
+        return self.alpha / r ** (0.5 if self.use_rslora else 1)
 
     def __call__(self, linear: nn.Linear, inputs: tuple[Tensor], y: Tensor) -> Tensor:
         if not self.enabled:

@@ -4,7 +4,7 @@ tokens of a pack for training, context parallelism.
 Of a model that is split each process holds some heads of every attention, with their cache, some columns of
 every MLP, and some words of the vocabulary. In each layer two sums over the processes make the whole. Like an
 adapter, this hangs on the model's own layers, and parameters keep the names of their files. Norms and the
-vision encoder are whole in each process: all of them read all images.
+vision encoder are whole in each process; images are dealt out, and their embeddings exchanged.
 
 In training each process has some of a pack's tokens, all its way but for attention: before it the tokens are
 exchanged for heads, so that each has all tokens of its heads, and after it back.
@@ -14,6 +14,7 @@ Shape letters: N processes, W words of the vocabulary that one of them holds.
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -30,11 +31,18 @@ from r1ov.errors import UserError
 from r1ov.model.config import TextConfig
 from r1ov.model.language import Attend, LanguageModel
 from r1ov.model.model import Qwen2_5_VL
+from r1ov.model.vision import VisionEncoder
 
 
 def share(count: int, rank: int, size: int) -> slice:
     """Which of so many things are this process's; what two hold differs by at most one."""
     return slice(count * rank // size, count * (rank + 1) // size)
+
+
+def neighbours(size: int) -> World:
+    """The processes whose ranks follow this one's, or that it follows, so many together. Collective."""
+    group = dist.new_subgroups(size)[0]
+    return World(dist.get_rank(group), size, group)
 
 
 def heads(config: TextConfig, rank: int, size: int) -> tuple[slice, slice]:
@@ -43,15 +51,12 @@ def heads(config: TextConfig, rank: int, size: int) -> tuple[slice, slice]:
     """
     keys, dim = config.num_key_value_heads, config.head_dim
     group = config.num_attention_heads // keys
-    if size <= keys:
-        own = share(keys, rank, size)
-        begin, end = dim * own.start, dim * own.stop
-        return slice(begin * group, end * group), slice(begin, end)
-    key = rank * keys // size
-    owners = [other for other in range(size) if other * keys // size == key]
-    own = share(group, rank - owners[0], len(owners))
-    first = key * group
-    return slice(dim * (first + own.start), dim * (first + own.stop)), slice(dim * key, dim * (key + 1))
+    firsts = [other * keys // size for other in range(size)]  # key head of each process
+    begin = firsts[rank]
+    end = max(begin + 1, (rank + 1) * keys // size)
+    own = share((end - begin) * group, rank - firsts.index(begin), firsts.count(begin))
+    first = begin * group
+    return slice(dim * (first + own.start), dim * (first + own.stop)), slice(dim * begin, dim * end)
 
 
 class Split:
@@ -61,11 +66,14 @@ class Split:
         """Args: world: the N processes."""
         config, rank, size = model.config.text, world.rank, world.size
         self.world, self.vocab_size = world, config.vocab_size
-        self.named_parameters = dict(model.named_parameters()).items  # of the whole
+        self.named_parameters = deepcopy(model).named_parameters  # of the whole
         queries, keys = heads(config, rank, size)
         self.words, columns = share(self.vocab_size, rank, size), share(config.intermediate_size, rank, size)
-        own = {"num_key_value_heads": (keys.stop - keys.start) // config.head_dim}
-        self.config = replace(config, vocab_size=self.words.stop - self.words.start, **own)
+        self.config = replace(
+            config,
+            vocab_size=self.words.stop - self.words.start,
+            num_key_value_heads=(keys.stop - keys.start) // config.head_dim,
+        )
         self.parts = {  # of a layer's weight, along which of its dimensions
             "q_proj": (0, queries),
             "k_proj": (0, keys),
@@ -100,6 +108,20 @@ class Split:
         rows, is_own = self.inside(ids)
         return self.sum(F.embedding(rows, embedding.weight) * is_own[:, None])
 
+    def see(self, visual: VisionEncoder, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
+        """`VisionEncoder.forward`, each process for some of the images, of about as many patches as the
+        others have.
+        """
+        patches, unit = image_grid_thw.prod(1), visual.config.spatial_merge_size**2
+        # The middle of its patches lies in the share of one process.
+        owners = (patches.cumsum(0) - patches / 2) * self.world.size // patches.sum()
+        is_own = owners == self.world.rank
+        own = is_own.repeat_interleave(patches)
+        made = visual.merger.ln_q.weight.new_zeros(len(own) // unit, visual.config.out_hidden_size)
+        if own.any():
+            made[own[::unit]] = VisionEncoder.forward(visual, pixel_values[own], image_grid_thw[is_own])
+        return self.sum(made)
+
 
 def split(model: Qwen2_5_VL, size: int, quantize: str | None = None) -> None:
     """Makes of a model on the meta device this process's part, in place. Collective: all processes call this;
@@ -111,16 +133,15 @@ def split(model: Qwen2_5_VL, size: int, quantize: str | None = None) -> None:
             f"--tensor-parallel is {size}; it must divide the number of processes (torchrun's "
             f"--nproc-per-node), {count}, and be at most the model's {most} heads; it goes without --quantize"
         )
-    group = dist.new_subgroups(size)[0]
-    own = model.split = Split(model, World(dist.get_rank(group), size, group))
-    for name, parameter in list(model.named_parameters()):
-        layer, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(layer), leaf, nn.Parameter(parameter[own.own(name)]))
+    own = model.split = Split(model, neighbours(size))
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data[own.own(name)]
     for layer in model.model.layers:
         for module in (layer.self_attn, layer.mlp):
             module.register_forward_hook(lambda _module, _inputs, y: own.sum(y))
     model.model.config = own.config
     model.model.embed_tokens.forward = partial(own.embed, model.model.embed_tokens)
+    model.visual.forward = partial(own.see, model.visual)
 
 
 # -- training
@@ -157,8 +178,7 @@ class Context:
                 f"--context-parallel is {size}; it must divide the model's {queries} heads, and divide its "
                 f"{keys} key heads or be a multiple of them"
             )
-        group = dist.new_subgroups(size)[0]
-        self.world, self.copies = World(dist.get_rank(group), size, group), max(1, size // keys)
+        self.world, self.copies = neighbours(size), max(1, size // keys)
         self.share(model)
 
     def own(self, labels: Tensor) -> Tensor:
