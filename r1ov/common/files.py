@@ -57,12 +57,8 @@ def split_reply(text: str) -> tuple[str | None, str | None]:
     if "<think>" in text or "</think>" in text:
         thinking = text.split("<think>", 1)[-1].rsplit("</think>", 1)[0].strip()
     tail = text.rsplit("</think>", 1)[-1]
-    if "<think>" in tail or tail.count("<answer>") != 1 or tail.count("</answer>") != 1:
-        return thinking, None
-    before, _, after = tail.partition("<answer>")
-    if "</answer>" in before:
-        return thinking, None
-    return thinking, after.split("</answer>")[0].strip()
+    parts = re.split("(</?answer>|<think>)", tail)  # texts, and between them the tags
+    return thinking, parts[2].strip() if parts[1::2] == ["<answer>", "</answer>"] else None
 
 
 @contextmanager

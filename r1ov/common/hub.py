@@ -39,18 +39,12 @@ def from_hub(name: str | Path) -> Path:
         raise UserError(
             f"{shown}: a file; expected the folder of a model, with config.json, weights and tokenizer"
         )
-    is_path = (
-        isinstance(name, Path)
-        or text.startswith(("/", ".", "~"))
-        or text.endswith("/")
-        or text.split("@")[0].count("/") > 1
-    )
-    if is_path or "\\" in text:
-        raise UserError(f"{shown}: no such folder")
     match = HUB_NAME.fullmatch(text)
-    if not match:
-        example = "a hub name such as Fancy-MLLM/R1-Onevision-7B"
-        raise UserError(f"{shown or repr(shown)}: not a model; expected r1ov-tiny, a folder, or {example}")
+    if not match or isinstance(name, Path) or text.startswith("."):
+        raise UserError(
+            f"{shown or repr(shown)}: no such folder, and not a model; expected r1ov-tiny, a folder, or a "
+            "hub name such as Fancy-MLLM/R1-Onevision-7B"
+        )
     # Only the top level: some repositories keep a second copy of the weights in a subfolder.
     files = {"allow_patterns": ["*.json", "*.safetensors", "*.jinja", "*.txt"], "ignore_patterns": ["*/*"]}
     return download(text, match["repo"], match["revision"], "model", **files)
@@ -66,33 +60,24 @@ def download(name: str, repo: str, revision: str | None, repo_type: str, **patte
     # Imported here because it takes a second, and r1ov-tiny and folders do without.
     from huggingface_hub import constants, errors, snapshot_download
 
-    if repo_type == "model":
-        what, here, page = "model", "no such folder here", f"{constants.ENDPOINT}/{repo}"
-    else:
-        what, here, page = "data set", "no such file or folder here", f"{constants.ENDPOINT}/datasets/{repo}"
+    here, what, page = "no such file or folder here", "model", f"{constants.ENDPOINT}/{repo}"
+    if repo_type == "dataset":
+        what, page = "data set", f"{constants.ENDPOINT}/datasets/{repo}"
     try:
         return Path(snapshot_download(repo, revision=revision, repo_type=repo_type, **patterns))
     except errors.GatedRepoError:
         message = f"gated; ask for access at {page}, then log in with `hf auth login`"
     except errors.RepositoryNotFoundError:
-        message = (
-            f"{here}, and no such {what} on the hub; check the name, or `hf auth login` if it is private"
-        )
+        message = f"{here}, and no such {what} on the hub; check its name, or `hf auth login` if private"
     except errors.RevisionNotFoundError:
         message = f"the {what} has no revision {revision}; see {page}/tree/main"
     except errors.HFValidationError:
         message = f"{here}, and not a name that the hub allows (owner/name)"
     except errors.LocalEntryNotFoundError:
+        why = f"{constants.ENDPOINT} is out of reach; check the network (HF_ENDPOINT names a mirror)"
         if constants.HF_HUB_OFFLINE:
-            message = (
-                f"{here} and not in the hub's cache, and HF_HUB_OFFLINE is set, or TRANSFORMERS_OFFLINE; "
-                "unset it, or give a folder"
-            )
-        else:
-            message = (
-                f"{here} and not in the hub's cache, and {constants.ENDPOINT} is out of reach; "
-                "check the network (HF_ENDPOINT names a mirror), or give a folder"
-            )
+            why = "HF_HUB_OFFLINE is set, or TRANSFORMERS_OFFLINE; unset it"
+        message = f"{here} and not in the hub's cache, and {why}, or give a folder"
     except (errors.HTTPError, OSError, RuntimeError) as error:
         # Broken off, disk full, refused; the transfer library's own are RuntimeError.
         short = " ".join(str(error).split())[:200]

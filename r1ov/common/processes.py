@@ -62,7 +62,7 @@ def choose_dtype(
         stored: the checkpoint's, by name; float16, which overflows, becomes bfloat16. size: how many numbers.
     """
     if dtype is not None:
-        name = dtype if isinstance(dtype, str) else dtype_name(dtype)
+        name = dtype_name(dtype)
         if name not in DTYPES:
             raise UserError(f"dtype {name!r} is not one of float32, bfloat16; float16 overflows in the model")
         return DTYPES[name], "as asked"
@@ -92,7 +92,7 @@ def choose_kernels(impl: str | None, device: torch.device) -> str:
     return chosen
 
 
-def dtype_name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: str | torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
