@@ -1,6 +1,5 @@
 """A conversation, turn by turn: the cache keeps what was read, and a turn reads only what is new."""
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -8,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from r1ov.common.files import write_text
+from r1ov.common.files import write_lines
 from r1ov.data.formats.open_image import lazy_image
 from r1ov.data.processor import Encoded, Processor
 from r1ov.engine.cache import KVCache
@@ -75,7 +74,7 @@ class Chat:
     def save(self, path: str) -> None:
         """Writes the conversation as a row of training data is written. Raises UserError."""
         try:
-            write_text(Path(path), json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n")
+            write_lines(Path(path), [{"messages": self.messages}])
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{path!r}: the conversation cannot be written there ({getattr(error, 'strerror', error)})"

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from r1ov.common.files import say, shown
-from r1ov.common.hub import HUB_NAME, download
-from r1ov.data.formats.records import BadRow
-from r1ov.data.formats.rows import open_rows
+from r1ov.data.formats.files import located
 from r1ov.data.image import LazyImage
 from r1ov.data.playground import SPLITS, invent, paint
 from r1ov.data.playground.scene import SIZE
 from r1ov.errors import UserError
 from r1ov.evaluate import report, rows
-from r1ov.evaluate.item import Item
+from r1ov.evaluate.item import Item, read_lines
 from r1ov.evaluate.rows import Benchmark
 
 PLAYGROUND, PLAYGROUND_LIMIT = "playground", 1000  # it has no end
@@ -115,11 +113,8 @@ def load_items(
             raise UserError("--data says where a named benchmark's data is; --bench FILE is read itself")
     files, inside = find(data or bench.hub or name, [pattern.format(split=split) for pattern in bench.files])
     items = {}  # by their ids
-    has_images = False
     for path in files:
-        found = read_rows(path)
-        has_images = has_images or any(re.search("image|img|picture", " ".join(row).lower()) for row in found)
-        for item in rows.items_of(bench, split, found, path.parent, inside):
+        for item in rows.items_of(bench, split, read_rows(path), path.parent, inside):
             if items.setdefault(item.id, item) is not item:
                 raise UserError(f"{name}: two rows have the id {item.id!r}; every question needs its own")
     total, known = len(items), bench.counts[split]
@@ -129,7 +124,7 @@ def load_items(
         "have no gold answer and score 0": lambda item: not item.answer.strip(),
         "cannot be asked and score 0": lambda item: item.error,
     }
-    if has_images and not bench.hub:
+    if not bench.hub and any(item.images for item in items.values()):
         faults["have no image and are asked without"] = lambda item: not item.images and not item.error
     for fault, has_it in faults.items():
         if faulty := [item for item in items.values() if has_it(item)]:
@@ -145,17 +140,9 @@ def find(name: str, patterns: Sequence[str]) -> tuple[Sequence[Path], Path]:
     Args: patterns: of file names, best first; all files that match the first one that matches any are taken.
     Raises: UserError.
     """
-    path = inside = Path(name).expanduser()
+    path, inside = located(name, patterns)
     if path.is_file():
-        return [path], path.parent
-    if not path.exists():
-        if not (match := HUB_NAME.fullmatch(name)):
-            raise UserError(
-                f"{shown(name)}: no such file or folder, and not a hub data set's name (owner/name)"
-            )
-        wanted = [f"*{pattern}" for pattern in patterns]
-        path = download(name, match["repo"], match["revision"], "dataset", allow_patterns=wanted)
-        inside = path.parent.parent  # the cache's links lead to blobs/
+        return [path], inside
     for pattern in patterns:
         if files := sorted(file for file in path.rglob(pattern) if file.is_file()):
             return files, inside
@@ -171,11 +158,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """
     if path.suffix.lower() in (".tsv", ".csv"):
         return _read_table(path)
-    opened, found = open_rows(path), []
-    try:
-        found.extend(map(opened.__getitem__, range(len(opened))))
-    except BadRow as error:
-        raise UserError(f"{path}, row {len(found) + 1}: {error}") from error
+    found = read_lines(path, lambda row: row)
     if not all(isinstance(row, dict) for row in found):
         raise UserError(f"{path}: expected rows with named columns, found something else")
     return found

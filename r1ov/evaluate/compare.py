@@ -6,10 +6,10 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from r1ov.common.files import one_line
+from r1ov.common.page import markdown_table
 from r1ov.errors import UserError
 from r1ov.evaluate.item import read_lines
 from r1ov.evaluate.metrics import paired
-from r1ov.evaluate.report import Table, markdown
 
 
 class Scored(NamedTuple):
@@ -57,6 +57,7 @@ def compare(config: Any) -> str:
     one, two = ([side.score for side in sides] for sides in zip(*pairs.values(), strict=True))
     result = paired(one, two, [a.group for a, _ in pairs.values()])
     rows = [
+        ("measure", "value"),
         ("questions", len(pairs)),
         (config.first, fmean(one)),
         (config.second, fmean(two)),
@@ -66,7 +67,7 @@ def compare(config: Any) -> str:
         ("only the first", result.worse),
         ("McNemar's exact p", f"{result.p_value:.3g}"),
     ]
-    parts = [markdown(Table("", ("measure", "value"), rows))]
+    parts = [markdown_table(rows)]
     if missing or added:
         parts.append(
             f"Only the questions that both have: {missing} of the first's and {added} of the second's are "
@@ -79,6 +80,6 @@ def compare(config: Any) -> str:
     ]
     if changed:
         columns, shown = ("question", "gold", "first", "second", "score"), changed[: config.limit]
-        parts += [f"{len(changed)} questions changed:", markdown(Table("", columns, shown))]
+        parts += [f"{len(changed)} questions changed:", markdown_table([columns, *shown])]
         parts += [f"... and {len(changed) - len(shown)} more"] * (len(changed) > len(shown))
     return "\n\n".join(parts)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -99,17 +100,17 @@ def predicted(config: Any) -> tuple[list[Item], list[Prediction]]:
         items = [playground_item(id) for id in [*ids][: config.limit]]
     else:
         items = load_items(config.bench, config.data, config.split, config.limit)
-    known = dict.fromkeys(item.id for item in items)
-    if not known.keys() & ids:
+    known = {item.id for item in items}
+    if not known & ids.keys():
         raise UserError(
             f"{name}: none of its {len(ids)} ids is one of the questions'; {rows[0].id!r} is not, "
             f"{items[0].id!r} would be"
         )
     samples = range(max(row.sample for row in rows) + 1)
     answers = [
-        found.get((id, sample))
-        or Prediction(id=id, text="", sample=sample, finish_reason="error", error="no prediction")
-        for id in known
+        found.get((item.id, sample))
+        or Prediction(id=item.id, text="", sample=sample, finish_reason="error", error="no prediction")
+        for item in items
         for sample in samples
     ]
     if lacking := len(answers) - sum(row.id in known for row in rows):
@@ -158,13 +159,8 @@ def asked(
         if trained and (own := {name: trained.get(name, put[name]) for name in put}) != put:
             say(f"note    the model was trained with {_flags(own)}")
     # What tells one model's folder from another: training changes weights everywhere.
-    places = sorted({*filter(None, vars(folders).values())})
-    weights = [
-        file
-        for place in places
-        for file in sorted(place.iterdir())
-        if file.suffix in (".json", ".jinja", ".txt", ".safetensors")
-    ]
+    files = chain(*(place.iterdir() for place in {*vars(folders).values()} - {None}))
+    weights = sorted(file for file in files if file.suffix in (".json", ".jinja", ".txt", ".safetensors"))
     settings = {
         "bench": config.bench,
         "split": items[0].split,

@@ -99,11 +99,13 @@ def _prediction(row: Mapping[str, Any]) -> Prediction:
     return Prediction(**values)
 
 
-def read_lines(path: Path, parse: Callable[[Any], Any], expected: str, may_be_torn: bool = False) -> list:
-    """Returns what `parse` makes of the JSON in each line.
+def read_lines(
+    path: Path, parse: Callable[[Any], Any], expected: str = "", may_be_torn: bool = False
+) -> list:
+    """Returns what `parse` makes of each row of a JSON, JSON lines or parquet file.
 
     Args:    may_be_torn: drops a last line that was cut off, as when the writer was killed.
-    Raises:  UserError that names the file and the row, and says what is expected there.
+    Raises:  UserError that names the file and the row, and says what is expected there, else what is wrong.
     """
     if may_be_torn and not path.stat().st_size:
         return []
@@ -111,7 +113,8 @@ def read_lines(path: Path, parse: Callable[[Any], Any], expected: str, may_be_to
     for number in range(len(rows)):
         try:
             found.append(parse(rows[number]))
-        except (BadRow, ValueError, TypeError, AttributeError, KeyError):
+        except (BadRow, ValueError, TypeError, AttributeError, KeyError) as error:
             if not may_be_torn or number + 1 < len(rows):
-                raise UserError(f"{path}, row {number + 1}: expected {expected}") from None
+                fault = f"expected {expected}" if expected else error
+                raise UserError(f"{path}, row {number + 1}: {fault}") from None
     return found

@@ -204,9 +204,7 @@ def samples_table(verdicts: Verdicts) -> list[Table]:
 def errors_table(verdicts: Verdicts) -> list[Table]:
     """Returns [the first questions that could not be asked, with the reason], or []."""
     reasons = {
-        one.item.id: " ".join((one.prediction.error or one.item.error or "").split())
-        for one in verdicts
-        if one.method == "error"
+        one.item.id: one.prediction.error or one.item.error or "" for one in verdicts if one.method == "error"
     }
     rows = [*reasons.items()][:SHOWN_ERRORS]
     return [Table(f"errors, {len(rows)} of {len(reasons)}", ("question", "reason"), rows)] if rows else []

@@ -195,8 +195,7 @@ def settle(folder: Path, settings: Mapping[str, Any]) -> None:
     Raises:  UserError if anything else does.
     """
     path = folder / "settings.json"
-    if (before := earlier_options(path)) is not None:
-        check_same_options(before, settings, ("run",), str(folder))
+    check_same_options(earlier_options(path) or settings, settings, ("run",), str(folder))
     write_json(path, settings)
 
 

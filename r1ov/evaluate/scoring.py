@@ -67,17 +67,16 @@ def score(item: Item, prediction: Prediction) -> Verdict:
     An item or a prediction with an error scores 0. A reply cut off by the length limit counts only if its
     answer has already ended.
     """
-    found, answer, worth, formed = None, None, 0.0, 0.0
-    method = "error"
-    if not (item.error or prediction.error or prediction.finish_reason == "error"):
-        text = prediction.text.replace("\f", r"\f")  # a "\frac" that was read as an escape
-        found, method = extract_answer(text, "auto", prediction.finish_reason != "length")
-        formed = format_reward(prediction.text)
-    if found:
+    if item.error or prediction.error or prediction.finish_reason == "error":
+        return Verdict(item, prediction, 0.0, None, "error", 0.0)
+    text = prediction.text.replace("\f", r"\f")  # a "\frac" that was read as an escape
+    answer, method = extract_answer(text, "auto", prediction.finish_reason != "length")
+    worth = 0.0
+    if answer:
         of = replace(item, box_unit=item.box_unit or prediction.box_unit)
-        answer, worth = read_answer(of, found, prediction.resized)
-        worth = worth if item.answer.strip() else 0.0  # a split without golds
-    return Verdict(item, prediction, worth, answer, method, formed)
+        answer, worth = read_answer(of, answer, prediction.resized)
+    worth = worth if item.answer.strip() else 0.0  # a split without golds
+    return Verdict(item, prediction, worth, answer, method, format_reward(prediction.text))
 
 
 def read_answer(item: Item, found: str, resized: Sequence[int] | None) -> tuple[str, float]:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from glob import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,31 @@ class DataFile(NamedTuple):
     inside: Path  # where its images must lie
 
 
+def located(name: str, ends: Sequence[str] = SUFFIXES + IMAGES) -> tuple[Path, Path]:
+    """The file or folder that a name means, here or in huggingface_hub's cache, and the folder in which its
+    images must lie. Raises UserError.
+
+    Args: ends: of the names of the files that are downloaded from a hub data set; may hold wildcards.
+    """
+    path = Path(name).expanduser()
+    if os.path.exists(path):
+        return path, path.parent if path.is_file() else path
+    match = HUB_NAME.fullmatch(name)
+    if not match or name.startswith(("/", ".", "~")) or (name.endswith(SUFFIXES) and name.count("/") < 2):
+        raise UserError(f"{shown(name)}: no such file or folder, and not a hub data set's name (owner/name)")
+    inner = match["inner"].strip("/")
+    patterns = [f"{escape(inner)}*{end}" for end in ends]
+    if inner.endswith(SUFFIXES):
+        folder = escape(inner.rpartition("/")[0])
+        patterns = [escape(inner), *(f"{folder}*{suffix}" for suffix in IMAGES)]
+    folder = download(name, match["repo"], match["revision"], "dataset", allow_patterns=patterns)
+    if not (folder / inner).exists():
+        raise UserError(f"{name}: the data set has no {inner}")
+    # The cache keeps the bytes in blobs/ and links to them, so that links may lead out of the snapshot, but
+    # not out of the data set.
+    return folder / inner, folder.parent.parent
+
+
 def find_files(name: str, split: str = "train") -> list[DataFile]:
     """The data files of a file, a folder, or a hub data set `owner/name[/file or folder][@revision]`, in a
     fixed order.
@@ -34,16 +60,11 @@ def find_files(name: str, split: str = "train") -> list[DataFile]:
     `split` are taken.
     Raises:  UserError.
     """
-    path = inside = Path(name).expanduser()
-    if not os.path.exists(path):
-        match = HUB_NAME.fullmatch(name)
-        if not match or name.startswith(("/", ".", "~")) or (name.endswith(SUFFIXES) and name.count("/") < 2):
-            raise UserError(f"{shown(name)}: no such file or folder")
-        path, inside = _download(name, match["repo"], match["inner"].strip("/"), match["revision"])
+    path, inside = located(name)
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
             raise UserError(f"{shown(name)}: expected a file that ends in {', '.join(SUFFIXES)}")
-        return [DataFile(path, path.parent if inside == path else inside)]
+        return [DataFile(path, inside)]
     # file -> the splits that it or its folders are named after
     found = {
         file: {part.lower() for part in _SPLIT.findall(file.relative_to(path).as_posix())}
@@ -76,18 +97,3 @@ def fingerprint(path: Path) -> str:
             file.seek(begin)
             digest.update(file.read(BLOCK_BYTES))
     return f"{path.name}, {size:,} bytes, sha256 {digest.hexdigest()[:16]}"
-
-
-def _download(name: str, repo: str, inner: str, revision: str | None) -> tuple[Path, Path]:
-    """(the file or folder, the folder that holds the whole data set) in huggingface_hub's cache."""
-    if inner.endswith(SUFFIXES):
-        folder = escape(inner.rpartition("/")[0])
-        patterns = [escape(inner), *(f"{folder}*{suffix}" for suffix in IMAGES)]
-    else:
-        patterns = [f"{escape(inner)}*{suffix}" for suffix in SUFFIXES + IMAGES]
-    folder = download(name, repo, revision, "dataset", allow_patterns=patterns)
-    if not (folder / inner).exists():
-        raise UserError(f"{name}: the data set has no {inner}")
-    # The cache keeps the bytes in blobs/ and links to them, so that links may lead out of the snapshot, but
-    # not out of the data set.
-    return folder / inner, folder.parent.parent

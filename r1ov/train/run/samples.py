@@ -1,20 +1,18 @@
 """What the model writes while it learns, for people to look at: JSON lines, and a page with the images."""
 
-import json
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from r1ov.common.files import write_lines
 from r1ov.common.page import write_page
+from r1ov.data.formats.records import text_of
 from r1ov.data.messages import Messages
 
 
 def question_of(prompt: Messages) -> str:
     """The texts of a prompt, one below the other."""
-    contents = [message["content"] for message in prompt]
-    parts = chain(*([{"text": one}] if isinstance(one, str) else one for one in contents))
-    return "\n".join(part["text"] for part in parts if "text" in part)
+    return "\n".join(text_of(message["content"]) for message in prompt)
 
 
 def write_samples(
@@ -30,8 +28,7 @@ def write_samples(
     rows = [{**sample, "step": step} for sample in samples]
     for row in rows:
         del row["images"]
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_lines(folder / f"{name}.jsonl", rows)
     write_page(folder / f"{name}.html", title, map(_item, samples))
 
 
