@@ -38,21 +38,24 @@ STEP = (lambda value: value is True, "r1ov resizes, rescales and normalises imag
 AWQ = {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}
 EDGES = {"shortest_edge", "longest_edge", "min_pixels", "max_pixels"}
 
-# By the setting's name, in whichever file and section it is.
+# What holds for a setting of this name, in whichever file and section it is.
+NAMED = (
+    (COUNT, "depth num_hidden_layers in_channels in_chans"),
+    (COUNT, "patch_size temporal_patch_size spatial_merge_size merge_size"),
+    (TOKENS, "bos_token_id eos_token_id pad_token_id"),
+    (PIXELS, "min_pixels max_pixels shortest_edge longest_edge"),
+    (NUMBER, "rms_norm_eps rope_theta tokens_per_second rescale_factor"),
+    (INTEGERS, "fullatt_block_indexes mrope_section"),
+    (OBJECT, "text_config vision_config image_processor"),
+    (MAYBE_OBJECT, "rope_scaling rope_parameters"),
+    (NAME, "dtype torch_dtype"),
+    (ROPE, "type rope_type"),
+    (STEP, "do_resize do_rescale do_normalize do_convert_rgb"),
+)
 RULES: dict[str, Rule] = {
     **{field.name: SIZE for cls in (TextConfig, VisionConfig) for field in fields(cls)},
     **{field.name: TOKEN for field in fields(Config) if field.name.endswith("_token_id")},
-    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), TOKENS),
-    **dict.fromkeys(("depth", "num_hidden_layers", "in_channels", "in_chans"), COUNT),
-    **dict.fromkeys(("patch_size", "temporal_patch_size", "spatial_merge_size", "merge_size"), COUNT),
-    **dict.fromkeys(("min_pixels", "max_pixels", "shortest_edge", "longest_edge"), PIXELS),
-    **dict.fromkeys(("rms_norm_eps", "rope_theta", "tokens_per_second", "rescale_factor"), NUMBER),
-    **dict.fromkeys(("fullatt_block_indexes", "mrope_section"), INTEGERS),
-    **dict.fromkeys(("text_config", "vision_config", "image_processor"), OBJECT),
-    **dict.fromkeys(("rope_scaling", "rope_parameters"), MAYBE_OBJECT),
-    **dict.fromkeys(("dtype", "torch_dtype"), NAME),
-    **dict.fromkeys(("type", "rope_type"), ROPE),
-    **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), STEP),
+    **{name: rule for rule, names in NAMED for name in names.split()},
     "image_mean": SHARES,
     "image_std": POSITIVE,
     "size": (

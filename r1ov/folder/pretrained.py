@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -45,7 +45,6 @@ FILES = (
 )
 # Where a template may be, in the order in which transformers' processors look.
 TEMPLATES = ("processor_config.json", "chat_template.json", "chat_template.jinja", "tokenizer_config.json")
-T = TypeVar("T")
 
 
 def find(model: str | Path, adapter: str | Path | None = None) -> Folders:
@@ -126,7 +125,7 @@ def _check(settings: Mapping[str, Any], prefix: str = "") -> None:
             raise UserError(f"{prefix}{name} is {value!r}; {RULES[name][1]}")
 
 
-def _made(cls: type[T], settings: Mapping[str, Any]) -> T:
+def _made(cls: type, settings: Mapping[str, Any]) -> Any:
     """Makes a dataclass from the settings that are its fields."""
     values = {field.name: settings[field.name] for field in fields(cls) if field.name in settings}
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
