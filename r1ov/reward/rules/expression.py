@@ -23,7 +23,7 @@ SLOW = (r"\ln", r"\log", r"\lg", r"\sin", r"\cos", r"\tan")  # up to some millis
 TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc")
 FUNCTIONS = ("sqrt", "ln", "log", "lg", "exp", *TRIGONOMETRIC, "sinh", "cosh", "tanh")
 FUNCTIONS += tuple("arc" + name for name in TRIGONOMETRIC)
-GREEK = "alpha beta gamma delta theta lambda mu phi rho sigma omega tau"
+GREEK = "alpha beta gamma delta theta lambda mu phi pi rho sigma omega tau"
 WORDS = ("not", "yes", "no")  # and no products of letters
 
 _TOKEN = re.compile(
@@ -105,7 +105,7 @@ def _tokens(text: str) -> list[str]:
         word = match["word"]
         if not word:
             tokens.append(match[0].strip())
-        elif word in (*FUNCTIONS, *GREEK.split(), "pi"):
+        elif word in (*FUNCTIONS, *GREEK.split()):
             tokens.append("\\" + word)
         elif word in ("or", "and"):
             tokens.append(word + ";")
@@ -132,10 +132,6 @@ def _groups(tokens: list[str]) -> set[int]:
         elif token in (",", ";") and opened:
             groups.add(opened[-1])
     return groups
-
-
-def _is_number(token: str) -> bool:
-    return token[:1].isdigit() or token[:1] == "."
 
 
 class _Parser:
@@ -194,23 +190,20 @@ class _Parser:
         return total
 
     def _product(self) -> Form:
-        total, last_is_number = self._power(), _is_number(self.tokens[self.at - 1])
+        total = self._power()
         while True:
             if self._take("*", r"\times", r"\cdot"):
                 total *= self._signed(self._power)
             elif self._take("/", r"\div"):
                 total /= self._signed(self._power)
-            elif self._starts_factor(last_is_number):
+            elif self._starts_factor():
                 total *= self._power()
             else:
                 return total
-            last_is_number = _is_number(self.tokens[self.at - 1])
 
-    def _starts_factor(self, after_number: bool) -> bool:
+    def _starts_factor(self) -> bool:
         """Whether a factor follows without a sign; a number never does, since "2 3" is no product."""
         token = self._peek()
-        if _is_number(token) and (after_number or self.tokens[self.at - 1].isalpha()):
-            raise Unreadable("a number after a number or a letter")
         if token[:1] == "\\":
             return token not in (r"\times", r"\cdot", r"\div", r"\|", r"\{", r"\}")
         return token.isalpha() or token in ("(", "{")
@@ -228,7 +221,7 @@ class _Parser:
 
     def _atom(self) -> Form:
         token = self._next()
-        if _is_number(token):
+        if token[:1].isdigit() or token[:1] == ".":
             digits, _, exponent = token.lower().partition("e")
             if len(digits) > MAX_DIGITS or len(exponent) > 4:
                 raise Unreadable("too many digits")
@@ -240,14 +233,10 @@ class _Parser:
                 if braced:
                     self._expect("}")
             return form.E if token == "e" else form.symbol(token)
-        if token in ("(", "[", "{"):
+        if token in ("(", "[", "{", "|", r"\|"):
             inside = self._sum()
-            self._expect(_CLOSING[token])
-            return inside
-        if token in ("|", r"\|"):
-            inside = self._sum()
-            self._expect(token)
-            return abs(inside)
+            self._expect(_CLOSING.get(token, token))
+            return abs(inside) if "|" in token else inside
         return self._command(token.removeprefix("\\"))
 
     def _command(self, name: str) -> Form:
@@ -295,7 +284,7 @@ class _Parser:
         """A bracket's inside, or numbers and letters up to the next sign: sin 2x is sin(2x)."""
         is_bare = re.match(r"[\w.\\]", self._peek())
         value = -self._power() if self._take("-") else self._power()
-        while is_bare and (self._peek().isalpha() or self._peek()[1:] in ("pi", *GREEK.split())):
+        while is_bare and (self._peek().isalpha() or self._peek()[1:] in GREEK.split()):
             value *= self._power()
         return value
 
