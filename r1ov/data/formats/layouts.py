@@ -2,8 +2,8 @@
 
 import math
 import re
-import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from reprlib import repr as shortened
 from typing import Any
 
 from r1ov.common.files import split_reply
@@ -14,7 +14,8 @@ from r1ov.data.messages import read_part
 from r1ov.errors import UserError
 from r1ov.reward import BOX_UNITS, KINDS
 
-Turn = tuple[str, list[dict[str, Any]], bool]  # role, parts (an image's may lack its source), is it trained?
+Part = dict[str, Any]  # of a message's content; an image's may lack its source
+Turn = tuple[str, list[Part], bool]  # role, parts, is it trained?
 
 ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 # The names under which rows are counted, each with the columns that it has; the first that fits.
@@ -136,18 +137,18 @@ def _turns(value: Any, unread: list[str]) -> list[Turn]:
         value = found
     if isinstance(value, str):
         if re.match(r"\s*[\[{]", value) and re.search(r"[\"'](role|from)[\"']\s*:", value):
-            raise BadRow("the messages are in no form that is known", reprlib.repr(value))
+            raise BadRow("the messages are in no form that is known", shortened(value))
         return [("user", _parts(value), True)]
     if not isinstance(value, list) or not value:
-        raise BadRow("the messages are not a list", reprlib.repr(value))
+        raise BadRow("the messages are not a list", shortened(value))
     turns = []
     for message in value:
         if not isinstance(message, Mapping):
-            raise BadRow("a message is not an object", reprlib.repr(message))
+            raise BadRow("a message is not an object", shortened(message))
         keys = Columns(message)
         weight = keys.take("weight")
         if weight not in (None, 0, 1):
-            raise BadRow("a message's weight is neither 0 nor 1", reprlib.repr(weight))
+            raise BadRow("a message's weight is neither 0 nor 1", shortened(weight))
         if "assistant" in keys:
             said = [("user", keys.one_of("user", "human")), ("assistant", keys.pop("assistant"))]
         else:
@@ -155,7 +156,7 @@ def _turns(value: Any, unread: list[str]) -> list[Turn]:
         for role, content in said:
             if str(role) not in ROLES:
                 expected = f"expected one of {', '.join(ROLES)}"
-                raise BadRow("a message's role is not known", f"{reprlib.repr(role)}; {expected}")
+                raise BadRow("a message's role is not known", f"{shortened(role)}; {expected}")
             turns.append((ROLES[role], _parts(content), weight != 0))
         rest = keys.rest()
         if changes := next(filter(CHANGES.search, rest), None):
@@ -164,11 +165,11 @@ def _turns(value: Any, unread: list[str]) -> list[Turn]:
     return turns
 
 
-def _parts(content: Any) -> list[dict[str, Any]]:
+def _parts(content: Any) -> list[Part]:
     if isinstance(content, int | float) and not isinstance(content, bool):  # VLM-R1 labels
         content = str(content)
     if not isinstance(content, str | list):
-        raise BadRow("a message's content is neither a text nor a list of parts", reprlib.repr(content))
+        raise BadRow("a message's content is neither a text nor a list of parts", shortened(content))
     try:
         return [
             {"type": "text", "text": part} if isinstance(part, str) else read_part(part)
@@ -184,7 +185,7 @@ def _gold_column(columns: Columns, turns: list[Turn], answers: Sequence[str]) ->
     if (model := columns.take("reward model")) is not None:
         gold = model.get("ground_truth") if isinstance(model, Mapping) else None
         if gold is None:
-            raise BadRow("reward_model has no ground_truth", reprlib.repr(model))
+            raise BadRow("reward_model has no ground_truth", shortened(model))
     solution = columns.get("solution")
     if isinstance(solution, str) and "<think>" in solution and turns[-1][0] == "user":
         turns.append(("assistant", _parts(columns.pop("solution")), True))
@@ -202,10 +203,10 @@ def _gold(value: Any) -> str:
     if isinstance(value, str):
         text = split_reply(value)[1] if "<answer>" in value else value.rsplit("\n#### ", 1)[-1].strip()
         if not text:
-            raise BadRow("the gold answer is empty, or its tags do not pair", reprlib.repr(value))
+            raise BadRow("the gold answer is empty, or its tags do not pair", shortened(value))
         return text
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadRow("the gold answer is neither a text, nor a number, nor a box", reprlib.repr(value))
+        raise BadRow("the gold answer is neither a text, nor a number, nor a box", shortened(value))
     return str(value)
 
 
@@ -231,7 +232,7 @@ def _messages(turns: Sequence[Turn], images: Sequence[Any]) -> list[dict[str, An
         names = [str(one).split("/")[-1] for one in (own, repeated)]
         # In two forms, or two files of one name.
         if (is_place(own) == is_place(repeated) or isinstance(repeated, list)) and names[0] != names[1]:
-            raise BadRow("the messages show other pictures than the row's column", reprlib.repr(images))
+            raise BadRow("the messages show other pictures than the row's column", shortened(images))
 
     left, numbered = iter(images), dict(zip(numbers, images, strict=False))
     messages = []
@@ -256,20 +257,18 @@ def _messages(turns: Sequence[Turn], images: Sequence[Any]) -> list[dict[str, An
     return messages
 
 
-def _at_marks(text: str, image_of: Callable[[str], Any]) -> Iterator[dict[str, Any]]:
+def _at_marks(text: str, image_of: Callable[[str], Any]) -> Iterator[Part]:
     """The text's parts, an image at each mark; no white space between leading images and the first words."""
-    first, *rest = PLACE.split(text)  # text, mark, text, mark, ..., text
-    if first:
-        yield {"type": "text", "text": first}
-    for mark, after in zip(rest[::2], rest[1::2], strict=True):
-        yield {"type": "image", "image": image_of(mark)}
-        after = after if first else after.lstrip()
-        first += after
-        if after:
-            yield {"type": "text", "text": after}
+    said = ""  # the last words
+    for place, piece in enumerate(PLACE.split(text)):  # text, mark, text, mark, ..., text
+        if place % 2:
+            yield {"type": "image", "image": image_of(piece)}
+        elif piece := piece if said or not place else piece.lstrip():
+            said = piece
+            yield {"type": "text", "text": piece}
 
 
-def _content(role: str, parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+def _content(role: str, parts: list[Part]) -> str | list[Part]:
     """A text where there is no image, else the parts."""
     text = "".join(part.get("text", "") for part in parts)
     if found := FRAME.search(text):

@@ -10,6 +10,7 @@ reason; nothing is made up: where no answer can be found, or two answers disagre
 
 import re
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from r1ov.common.files import split_reply
@@ -35,6 +36,7 @@ _IS_OPEN = re.compile(r"\b(?:describe|summari[sz]e|summary|caption|generate)\b",
 _LETTER = re.compile(r"\(?([A-Ha-h])(?:[).:,]|$)")
 _ANSWER_LINE = re.compile(r"\n[*_# \t]*(?:the\s+)?(?:final\s+|correct\s+)?answer[*_\s]*:[^\n]*\Z", re.I)
 _MISSING = {(0, 0): "think tags", (0, 1): "<think>", (1, 0): "</think>"}
+dropped = partial(BadRow, dropped=True)
 
 
 class Cleaned(NamedTuple):
@@ -79,13 +81,13 @@ def clean_reply(question: str, reply: str) -> Cleaned:
     else:
         found = _concluded(question, thought)
         if found is None:
-            raise BadRow("a thought without an answer", dropped=True)
+            raise dropped("a thought without an answer")
         answer, thought = found, _ANSWER_LINE.sub("", "\n" + thought).strip()
         repairs.append("answer taken from the thought's end")
     if not thought:
-        raise BadRow("the thought is empty", dropped=True)
+        raise dropped("the thought is empty")
     if any(tag in thought + answer for tag in ("<think>", "</think>", "<answer>", "</answer>")):
-        raise BadRow("the answer tags do not pair", dropped=True)
+        raise dropped("the answer tags do not pair")
     return Cleaned(thought, answer, tuple(repairs))
 
 
@@ -96,17 +98,17 @@ def _split(text: str, repairs: list[str]) -> tuple[str, str]:
         repairs.append("stray </think> at the end left out")
     tags = text.count("<think>"), text.count("</think>")
     if max(tags) > 1:
-        raise BadRow("the think tags do not pair", dropped=True)
+        raise dropped("the think tags do not pair")
     before, _, rest = text.rpartition("<think>")
     if before.strip():
-        raise BadRow("text before the thought, or its tags the wrong way round", dropped=True)
+        raise dropped("text before the thought, or its tags the wrong way round")
     thought, _, tail = rest.partition("</think>")
     if tags != (1, 1):
         repairs.append(f"{_MISSING[tags]} added")
     if "<answer>" in thought:
         thought, _, moved = thought.partition("<answer>")
         if tail.strip():
-            raise BadRow("answers inside and after the thought", dropped=True)
+            raise dropped("answers inside and after the thought")
         tail = "<answer>" + moved
         if any(tags):
             repairs.append("answer moved out of the thought")
@@ -118,7 +120,7 @@ def _without_remarks(text: str, repairs: list[str]) -> str:
         return text
     lines = text.split("\n")
     if any(REMARK.search(line) and len(line.split()) > MAX_REMARK_WORDS for line in lines):
-        raise BadRow("a remark of the rewriting model within the reasoning", dropped=True)
+        raise dropped("a remark of the rewriting model within the reasoning")
     if "remarks of the rewriting model left out" not in repairs:
         repairs.append("remarks of the rewriting model left out")
     return "\n".join(line for line in lines if not REMARK.search(line)).strip()
@@ -129,7 +131,7 @@ def _answer_after(question: str, tail: str) -> tuple[str, bool]:
     if "<answer>" in tail or "</answer>" in tail:
         answer = split_reply(tail)[1]
         if not answer:
-            raise BadRow("the answer tags do not pair", dropped=True)
+            raise dropped("the answer tags do not pair")
         return answer, not (tail.startswith("<answer>") and tail.endswith("</answer>"))
     if _IS_OPEN.search(question) and not _IS_CHOICE.search(question):
         return re.sub(r"\A[*_#\s]*(?:final\s+)?answer[*_\s]*:[*_\s]*", "", tail, flags=re.I), False
@@ -140,7 +142,7 @@ def _answer_after(question: str, tail: str) -> tuple[str, bool]:
         if len(_statements(tail)) > 1 and not re.fullmatch("[A-H]", answer or ""):
             answer = None
     if answer is None:
-        raise BadRow("reasoning after the thought that names no answer", dropped=True)
+        raise dropped("reasoning after the thought that names no answer")
     return answer, len(tail.split()) > len(answer.split()) + MAX_ANSWER_WORDS
 
 
@@ -189,4 +191,4 @@ def _agree(answer: str, concluded: str | None) -> None:
         and kind_of(concluded) == kind
         and accuracy_reward(f"<think>-</think><answer>{concluded}</answer>", answer, kind) == 0
     ):
-        raise BadRow("the thought ends in another answer", dropped=True)
+        raise dropped("the thought ends in another answer")
