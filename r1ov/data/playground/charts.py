@@ -45,12 +45,14 @@ def make(rng: Random, level: Level) -> Scene:
     }
     header = ", ".join(f"{key}: {value}" for key, value in look.items())
     table = [f"{name},{value}" for name, value in values.items()]
+    above, limit = count(1), slots["limit"]  # those above the limit are counted on the way: A 4, B 7 (1), C 2
+    read = [f"{x} {value}" + (f" ({next(above)})" if value > limit else "") for x, value in values.items()]
     return Scene(
         lambda canvas: _draw(canvas, values, look),
         PAPER[look["paper"]],
         *ask(rng, "charts", topic, **slots),
         "\n".join([f"# {header}", "category,value", *table]),
-        f"{_read_off(values, slots['limit'])} {conclusion}",
+        f"{', '.join(read)}. {conclusion}",
         answer,
     )
 
@@ -91,13 +93,6 @@ def _task(rng: Random, topic: str, names: str) -> tuple:
             }
             conclusion = f"That makes {answer}."
     return values, {"x": x, "y": y, "limit": limit}, conclusion, str(answer)
-
-
-def _read_off(values: Values, limit: int) -> str:
-    """A 4, B 7 (1), C 2.: those above the limit are counted on the way."""
-    number = count(1)
-    read = [f"{x} {value}" + (f" ({next(number)})" if value > limit else "") for x, value in values.items()]
-    return f"{', '.join(read)}."
 
 
 def _draw(canvas: Canvas, values: Values, look: dict) -> None:

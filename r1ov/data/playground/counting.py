@@ -4,7 +4,7 @@ from collections import Counter
 from random import Random
 
 from r1ov.data.playground.grid import listing, plural, scatter, scene
-from r1ov.data.playground.scene import COLOURS, SHAPES, Level, Pair, Scene, ask, by_level, pairs
+from r1ov.data.playground.scene import COLOURS, PAPER, SHAPES, Level, Pair, Scene, ask, by_level, pairs
 
 _TOTAL = by_level((2, 6), (4, 8), (9, 11))  # objects in an image
 _MOST = by_level(4, 5, 6)  # largest count asked for
@@ -21,7 +21,7 @@ def make(rng: Random, level: Level) -> Scene:
     chosen, words, topic, slots, conclusion, answer = rng.choices(tasks, (6, 5, 3, 3, 4))[0](rng, level)
     things = scatter(rng, chosen)
     asked = ask(rng, "counting", topic, **slots)
-    return scene(rng, things, asked, f"{listing(things, words)} {conclusion}", answer)
+    return scene(rng.choice(PAPER), things, asked, f"{listing(things, words)} {conclusion}", answer)
 
 
 def _several(which: int, value: str) -> str:

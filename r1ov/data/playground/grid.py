@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
-from r1ov.data.playground.scene import PAPER, Colour, Pair, Scene
+from r1ov.data.playground.scene import Colour, Pair, Scene
 
 CELL = 28
 CELLS = [(column, row) for row in range(4) for column in range(4)]  # in reading order
@@ -90,16 +90,8 @@ def listing(things: list[Thing], words: dict[Pair, str]) -> str:
     return by_row(seen)
 
 
-def scene(
-    rng: Random,
-    things: list[Thing],
-    asked: tuple[str, str],
-    reasoning: str,
-    answer: str,
-    paper: Colour | None = None,
-) -> Scene:
+def scene(paper: Colour, things: list[Thing], asked: tuple[str, str], reasoning: str, answer: str) -> Scene:
     """Returns the things on a faint 4 x 4 grid, with one question (and the kind of its answer) about them."""
-    paper = paper or rng.choice(PAPER)
     things = in_reading_order(things)
     objects = [{"colour": t.pair[0], "shape": t.pair[1], "cell": t.cell, "box": t.box} for t in things]
     description = json.dumps({"paper": paper, "objects": objects}, separators=(",", ":"))

@@ -22,7 +22,7 @@ def make(rng: Random, level: Level) -> Scene:
     reasoning = f"The {names[0]} at {things[0].cell} spans x {x1} to {x2} and y {y1} to {y2}."
     paper = rng.choice(PAPER)
     question = rng.choice(wordings("locate")["where"]).format(name=rng.choice(names))
-    return scene(rng, things, (question, "bbox"), reasoning, f"[{x1}, {y1}, {x2}, {y2}]", paper)
+    return scene(paper, things, (question, "bbox"), reasoning, f"[{x1}, {y1}, {x2}, {y2}]")
 
 
 def _boxes(rng: Random, level: Level, count: int) -> list[Box]:

@@ -3,7 +3,7 @@
 from random import Random
 
 from r1ov.data.playground.grid import CELLS, cell_name, scatter, scene
-from r1ov.data.playground.scene import Level, Pair, Scene, ask, by_level, pairs
+from r1ov.data.playground.scene import PAPER, Level, Pair, Scene, ask, by_level, pairs
 
 _TOTAL = by_level((3, 5), (6, 7), (8, 9))  # objects in an image
 # (column, row) to the cell next to it
@@ -20,7 +20,7 @@ def make(rng: Random, level: Level) -> Scene:
     things, side, reasoning, answer = _TASKS[topic](rng, chosen)
     first, second = things[0].name, things[1].name
     asked = ask(rng, "spatial", topic, first=first, second=second, side=side)
-    return scene(rng, things, asked, reasoning, answer)
+    return scene(rng.choice(PAPER), things, asked, reasoning, answer)
 
 
 def _next_to(rng: Random, chosen: list[Pair]) -> Task:
