@@ -19,12 +19,15 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 from PIL import Image
+from torch import Tensor
 
 import generate
 from r1ov import cli
 from r1ov.common.processes import World, joined
 from r1ov.data.processor import Processor
-from r1ov.engine import Completion, decode, prepare
+from r1ov.engine import Completion, decode, prepare, sampling
+from r1ov.engine.parallel import sample_together
+from r1ov.engine.sampling import SamplingParams
 from r1ov.errors import UserError
 from r1ov.evaluate.__main__ import EvaluateConfig
 from r1ov.evaluate.evaluate import evaluate
@@ -32,7 +35,7 @@ from r1ov.folder.pretrained import build, find, read_config, read_model, read_pr
 from r1ov.folder.weights import load_weights, whole
 from r1ov.model.config import TextConfig
 from r1ov.model.model import Qwen2_5_VL
-from r1ov.model.parallel import Context, teams
+from r1ov.model.parallel import Context, Split, teams
 from r1ov.train import sft
 from r1ov.train.grpo import deal
 from r1ov.train.loss import sft_loss_and_correct
@@ -46,7 +49,13 @@ from tests.sharding_worker import Largest, blank, pack, steps
 CASES = {  # how tokens are chosen
     "greedy": {"temperature": 0.0, "repetition_penalty": 1.3},
     "sampled": {"temperature": 0.9, "num_samples": 2, "seed": 5, "repetition_penalty": 1.1},
-    "top-k and top-p": {"temperature": 1.2, "top_k": 40, "top_p": 0.9, "seed": 6},
+    "top-k and top-p": {
+        "temperature": 1.2,
+        "top_k": 40,
+        "top_p": 0.9,
+        "seed": 6,
+        "repetition_penalty": 1.2,
+    },
 }
 CONVERSATIONS = [  # of odd lengths, with no, one or two pictures of odd sizes
     [
@@ -79,6 +88,32 @@ def answers(model: Qwen2_5_VL, processor: Processor) -> dict[str, list[Completio
     }
 
 
+FILTERS = [{"top_k": 40}, {"top_p": 0.9}, {"top_k": 300, "top_p": 0.7, "repetition_penalty": 1.3}]
+
+
+def chosen(vocab_size: int, split: Split | None) -> tuple[list[Tensor], float]:
+    """What top-k and top-p leave to be drawn, for fewer rows than processes and for more, of logits with and
+    without ties; and the most memory that anything took, in tensors of float64 for all words of B / N rows.
+    """
+    size = split.world.size if split else 1
+    generator, made, most = torch.Generator().manual_seed(7), [], 0.0
+    for number, rows in enumerate((1, 2, 3, 5, 8, 9)):
+        logits = 3 * torch.randn(rows, vocab_size, generator=generator)
+        logits = logits.round() if number % 2 else logits.bfloat16()
+        seen = torch.rand(rows, vocab_size, generator=generator) < 0.2
+        uniforms = torch.rand(rows, generator=generator, dtype=torch.float64)
+        for how in FILTERS:
+            params = SamplingParams(temperature=1.2, **how)
+            rest = params, torch.tensor([3, vocab_size - 2]), seen if "repetition_penalty" in how else None
+            with Largest() as largest:
+                if split:
+                    made += sample_together(split, logits[:, split.words], *rest, uniforms)
+                else:
+                    made += sampling.sample(logits, *rest, uniforms)
+            most = max(most, largest.bytes / (8 * vocab_size * -(-rows // size)))
+    return made, most
+
+
 def loaded(folder: Path, size: int) -> tuple[Qwen2_5_VL, Processor]:
     folders = find(folder)
     processor = read_processor(folders.settings)
@@ -108,6 +143,7 @@ def check(folder: Path, name: str) -> None:
             first.register_forward_pre_hook(lambda _, inputs, patches=patches: patches.append(len(inputs[0])))
             results[shape] = {"answers": answers(model, processor), "held": held, "largest": largest.bytes}
             results[shape]["patches"] = sum(patches)
+        results["chosen"] = chosen(model.config.text.vocab_size, model.split)
         results["refused"] = [
             refused(folder / "even", world.size + 1),
             refused(folder / "even", world.size, "int8"),

@@ -119,6 +119,18 @@ def test_tokens_are_those_of_one_process_and_so_are_their_logprobs(results, fold
     assert sum(patches) == len(worker.CASES) * each  # each image is encoded once
 
 
+@sizes
+def test_top_k_and_top_p_choose_as_one_process_and_no_process_has_all_rows_words(results, size):
+    """To the bit, ties too: a row's words are put together in one process, which does what one alone does."""
+    vocab_size = read_config(resolve("r1ov-tiny") / "config.json").text.vocab_size
+    assert vocab_size % 4
+    expected, _ = worker.chosen(vocab_size, None)
+    for result in results[size]:
+        made, most = result["chosen"]
+        assert all(torch.equal(one, other) for one, other in zip(made, expected, strict=True))
+        assert most <= 1
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_images_are_dealt_out_whole_and_evenly(size):
     """One, then more images than processes, of all sizes; one as large as all others together, and none."""

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from r1ov.common.processes import joined
 from r1ov.engine.sampling import SamplingParams, penalise_repetition, sample
-from r1ov.model.parallel import Split
+from r1ov.model.parallel import Split, share
 
 
 def together(work: Callable[[torch.device], None], device: str | None) -> None:
@@ -22,6 +24,20 @@ def together(work: Callable[[torch.device], None], device: str | None) -> None:
             return work(own)
         with redirect_stdout(null), redirect_stderr(null):
             work(own)
+
+
+def dealt(split: Split, logits: Tensor) -> tuple[slice, Tensor]:
+    """Some of the rows, other ones in each process, and their logits of all words (b, V); b is B / N, rounded
+    up or down. Args: logits: (B, W) of its own words.
+    """
+    size = split.world.size
+    for owner in range(size):
+        rows = share(len(logits), owner, size)
+        whole = F.pad(logits[rows], (split.words.start, split.vocab_size - split.words.stop))
+        dist.reduce(whole, group=split.world.group, group_dst=owner)
+        if owner == split.world.rank:
+            own = rows, whole
+    return own
 
 
 def sample_together(
@@ -36,13 +52,17 @@ def sample_together(
     same in all of them.
 
     A token's number is how many words come before it, so each process counts those of its own. For that, and
-    for the log-prob, they exchange the sums of their words' probabilities; for top-k and top-p all logits.
+    for the log-prob, they exchange the sums of their words' probabilities. For top-k and top-p they exchange
+    logits: of all words, but each gets some of the rows alone, and chooses for those.
     """
     temperature, rank = params.temperature, split.world.rank
     if temperature and (params.top_k or params.top_p < 1.0):
-        whole = logits.new_zeros(len(logits), split.vocab_size)
-        whole[:, split.words] = logits
-        return sample(split.sum(whole), params, banned, seen, uniforms)
+        rows, whole = dealt(split, logits)
+        made = uniforms.new_zeros(2, len(logits))
+        seen = seen if seen is None else seen[rows]
+        made[:, rows] = torch.stack(sample(whole, params, banned, seen, uniforms[rows]))
+        tokens, logprobs = split.sum(made)
+        return tokens.long(), logprobs.float()
     rows, is_own = split.inside(banned)
     scores = logits.float().index_fill(-1, rows[is_own], -math.inf)
     if seen is not None:
