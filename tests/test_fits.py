@@ -58,7 +58,8 @@ def planned(release, options, preset, more, size):
         }
         for name in layers if config.quantize else ():
             weight = f"{name}.weight"
-            place(model, weight, model.get_parameter(weight), config.quantize, quantizes_head=False)
+            rows = model.get_parameter(weight).__getitem__
+            place(model, weight, rows, config.quantize, quantizes_head=False)
         values = {f"{name}.lora_A": torch.empty(config.lora_r, shape[1]) for name, shape in layers.items()}
         values |= {f"{name}.lora_B": torch.empty(shape[0], config.lora_r) for name, shape in layers.items()}
         attach(model, values, Lora(config.model))

@@ -15,6 +15,7 @@ import r1ov
 from r1ov.common.files import write_json
 from r1ov.errors import UserError
 from r1ov.folder import quantized as rooms
+from r1ov.folder import weights
 from r1ov.folder.pretrained import read_config
 from r1ov.folder.quantized import QuantizedLinear, quantized
 from tests.checkpoint import write_checkpoint
@@ -26,6 +27,10 @@ def drawn(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
 
 
+def made(weight, *rest):
+    return quantized(weight.shape, weight.__getitem__, *rest)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("size", SIZES)
 def test_a_quantised_weight_is_within_half_a_step_of_the_weight(size, bits):
@@ -34,7 +39,7 @@ def test_a_quantised_weight_is_within_half_a_step_of_the_weight(size, bits):
     if bits == 4:
         groups = weight.unflatten(1, (-1, 32))
         step = ((groups.amax(-1) - groups.amin(-1)) / 15).repeat_interleave(32, 1)
-    error = (quantized(weight, None, bits, "").weight - weight).abs() / step
+    error = (made(weight, None, bits, "").weight - weight).abs() / step
     # the ends of a group give way to scale and zero in bfloat16; of 8 bits 127 steps of a rounded scale
     assert error.max() < 0.8
     assert error.mean() < 0.27  # 0.25 is that of even rounding
@@ -44,9 +49,9 @@ def test_what_integers_can_say_exactly_stays_exact():
     q = torch.randint(0, 16, (128, 64), generator=torch.Generator().manual_seed(0))
     q.view(128, 2, 32)[..., :2] = torch.tensor([0, 15])  # each group goes from end to end
     weight = (q - 8) * 0.25 + 1.5
-    assert torch.equal(quantized(weight, None, 4, "").weight, weight)
+    assert torch.equal(made(weight, None, 4, "").weight, weight)
     q[:, 0] = 135
-    assert torch.equal(quantized((q - 8) * 0.25, None, 8, "").weight, (q - 8) * 0.25)
+    assert torch.equal(made((q - 8) * 0.25, None, 8, "").weight, (q - 8) * 0.25)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -55,7 +60,7 @@ def test_what_integers_can_say_exactly_stays_exact():
 def test_product_and_gradient_are_those_of_the_dequantised_weight(size, rows, bits, monkeypatch):
     monkeypatch.setattr(rooms, "TILE", 2**13)  # several tiles
     bias = torch.nn.Parameter(drawn(size[0]))
-    layer = quantized(drawn(*size), bias, bits, "")
+    layer = made(drawn(*size), bias, bits, "")
     x = drawn(rows, size[1]).bfloat16().float().requires_grad_()  # the packed kernels take bfloat16
     y, expected = layer(x), F.linear(x, layer.weight, bias)
     # they also round what they return, and the scales of int8
@@ -67,7 +72,7 @@ def test_product_and_gradient_are_those_of_the_dequantised_weight(size, rows, bi
 
 
 def test_without_the_packed_kernel_the_same_integers_give_the_same_product(monkeypatch):
-    layer, x = quantized(drawn(128, 64), None, 4, ""), drawn(5, 64).bfloat16()
+    layer, x = made(drawn(128, 64), None, 4, ""), drawn(5, 64).bfloat16()
     with_kernel = layer(x)
     monkeypatch.setattr(rooms, "_reads_our_order", lambda: False)
     torch.testing.assert_close(layer(x), with_kernel, atol=0.1, rtol=0.01)
@@ -77,7 +82,7 @@ def test_groups_must_divide_the_inputs():
     with pytest.raises(
         UserError, match=r"q_proj\.weight has 48 inputs, which groups of 32 do not divide; try int8"
     ):
-        quantized(drawn(64, 48), None, 4, "q_proj.weight")
+        made(drawn(64, 48), None, 4, "q_proj.weight")
 
 
 @pytest.mark.parametrize("quantize", ["int4", "int8"])
@@ -124,6 +129,36 @@ def test_beside_quantised_weights_an_embedding_is_its_file_alone(quantize, awq):
     assert begin < weight.data_ptr() < end
     others = (one for one in model.parameters() if one is not weight)
     assert not any(begin <= one.data_ptr() < end for one in others)
+
+
+@pytest.mark.parametrize("quantize", ["int4", "int8"])
+def test_of_a_large_weight_only_some_rows_are_read_at_a_time_and_the_file_is_opened_anew(
+    quantize, monkeypatch
+):
+    def spied(self, tensor, part=None):
+        value = read(self, tensor, part)
+        pieces.setdefault(tensor.name, []).append(value)
+        return value
+
+    read, opened, pieces = weights._Reader.__call__, [], {}
+    monkeypatch.setattr(weights._Reader, "__call__", spied)
+    monkeypatch.setattr(
+        weights, "_opened", lambda file, real=weights._opened: opened.append(file) or real(file)
+    )
+    whole, _ = r1ov.load("r1ov-tiny", quantize=quantize)
+    assert len(opened) == 3  # for the header, for the weights, and the embedding's own
+    pieces.clear()
+    monkeypatch.setattr(rooms, "TILE", 2**14)
+    monkeypatch.setattr(weights, "MOST_OPEN", 2**16)  # bytes
+    model, _ = r1ov.load("r1ov-tiny", quantize=quantize)
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLinear) and name != "lm_head":
+            parts = pieces[f"{name}.weight"]
+            assert max(part.numel() for part in parts) <= max(2**14, 64 * module.packed.shape[1])
+            twice = 64  # rows, to see what is to be made
+            assert sum(map(len, parts)) == module.out_features + twice
+            assert torch.equal(module.packed, whole.get_submodule(name).packed)
+    assert len(opened) > 40
 
 
 def test_a_quantised_model_is_not_saved_and_other_names_are_refused(tmp_path):

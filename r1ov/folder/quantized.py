@@ -7,7 +7,7 @@ Of 8 bits: w = q * scale, for each row. What is quantised is frozen, but gradien
 Shape letters: T tokens, N outputs, K inputs, g inputs in a group.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -114,20 +114,22 @@ def pack(q: Tensor) -> Tensor:
     return low | high << 4
 
 
-def quantized(weight: Tensor, bias: nn.Parameter | None, bits: int, name: str) -> QuantizedLinear:
-    """The layer nearest to a weight (N, K)."""
-    outputs, inputs = weight.shape
+def quantized(
+    shape: torch.Size, rows: Callable[[slice], Tensor], bias: nn.Parameter | None, bits: int, name: str
+) -> QuantizedLinear:
+    """The layer nearest to a weight of this shape (N, K), of which it asks for some rows at a time."""
+    outputs, inputs = shape
     if bits == 4 and inputs % GROUP:
         raise UserError(f"{name} has {inputs} inputs, which groups of {GROUP} do not divide; try int8")
     work, each = (_to_int4, BLOCK) if bits == 4 else (_to_int8, 1)
-    rows, blocks = max(BLOCK, TILE // inputs // BLOCK * BLOCK), -(-outputs // each)
-    first, scale = work(weight[:BLOCK].float())
+    step, blocks = max(BLOCK, TILE // inputs // BLOCK * BLOCK), -(-outputs // each)
+    first, scale = work(rows(slice(BLOCK)).float())
     # Made whole and filled part by part: a list of parts would be there twice when it is joined.
     packed = first.new_empty(blocks, *first.shape[1:])
     scales = scale.new_empty(len(scale), blocks * each, *scale.shape[2:])
-    for begin in range(0, outputs, rows):
-        end = begin + rows
-        packed[begin // each : end // each], scales[:, begin:end] = work(weight[begin:end].float())
+    for begin in range(0, outputs, step):
+        end = begin + step
+        packed[begin // each : end // each], scales[:, begin:end] = work(rows(slice(begin, end)).float())
     return QuantizedLinear(packed, scales, outputs, bias)
 
 
@@ -158,14 +160,18 @@ def from_awq(qweight: Tensor, qzeros: Tensor, scales: Tensor, bias: nn.Parameter
     return QuantizedLinear(pack(q.t()), torch.stack((scale, (8 - z) * scale), dim=-1), outputs, bias)
 
 
-def place(model: Qwen2_5_VL, name: str, weight: Tensor, quantize: str, quantizes_head: bool) -> bool:
-    """Puts the layer of a weight that is to be quantised into the model. True if that was its only use."""
+def place(model: Qwen2_5_VL, name: str, rows: Callable, quantize: str, quantizes_head: bool) -> bool:
+    """Puts the layer of a weight that is to be quantised into the model. True if that was its only use.
+
+    Args: rows: as of `quantized`.
+    """
     is_head = quantizes_head and name == (EMBEDDING if model.config.tie_word_embeddings else HEAD)
     if not (is_head or is_quantizable(name)):
         return False
     owner = "lm_head" if is_head else name.removesuffix(".weight")
     bias = None if is_head else model.get_submodule(owner).bias
-    layer = quantized(weight, bias, 8 if name == HEAD else BITS[quantize], name)
+    shape = model.get_parameter(name).shape
+    layer = quantized(shape, rows, bias, 8 if name == HEAD else BITS[quantize], name)
     if name == EMBEDDING and quantize == "int4":
         layer.exact = (model.model.embed_tokens,)
     model.set_submodule(owner, layer)

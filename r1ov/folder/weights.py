@@ -10,7 +10,6 @@ prefix. Loading is strict: every parameter is there once, in its shape, and noth
 are never opened, because opening a pickle runs the code in it.
 """
 
-import math
 import mmap
 import os
 import re
@@ -33,6 +32,7 @@ from r1ov.folder.faults import AGAIN, EMBEDDING, HEAD, INDEX, SINGLE, Stored
 from r1ov.folder.quantized import QuantizedLinear, awq_shapes, from_awq, place
 from r1ov.model.model import Qwen2_5_VL
 
+MOST_OPEN = 2**26  # bytes that are read of a file before it is opened anew
 _OURS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?(\.tmp)?")
 
 
@@ -102,8 +102,9 @@ def load_weights(
     a sharded model has its dtypes already.
 
     On a CPU a tensor that has the dtype already is the mapped file itself; all else, and of a quantised model
-    all but the embedding, is copied, tensor by tensor, so that peak memory is the model and 64 MB of a file,
-    or its largest tensor. Of a sharded model each process reads its own rows only.
+    all but the embedding, is copied, tensor by tensor, and what is quantised some rows at a time, so that
+    peak memory is the model and 64 MB of a file, or its largest tensor of those that are not quantised. Of a
+    sharded model each process reads its own rows only.
 
     Args: quantize: "int4" or "int8": the language model's linear layers, and the head, unless
         quantizes_head is False.
@@ -130,9 +131,11 @@ def load_weights(
             if is_sharded(parameter):
                 local(parameter).copy_(read(tensor, local_rows(parameter)))
                 continue
-            value = read(tensor, model.split and model.split.own(name))
-            if quantize and place(model, name, value.to(device), quantize, quantizes_head):
+            if quantize and place(
+                model, name, lambda rows, of=tensor: read(of, rows).to(device), quantize, quantizes_head
+            ):
                 continue
+            value = read(tensor, model.split and model.split.own(name))
             # A tensor that is the file keeps all that was read beside it in memory. Of an embedding only the
             # rows in use are read, so it has an opened file to itself.
             maps = not (packs or model.split)
@@ -159,7 +162,7 @@ def _placed(value: Tensor, device: torch.device | str, dtype: torch.dtype, maps:
 
 class _Reader(ExitStack):
     """Reads tensors from one open file at a time. What was read of it counts as this program's memory until
-    it is closed, so it is opened anew every 64 MB.
+    it is closed, so it is opened anew every so often.
     """
 
     file, left = None, 0
@@ -168,11 +171,10 @@ class _Reader(ExitStack):
         if tensor.file != self.file or self.left < 0:
             self.close()
             self.reader = self.enter_context(_opened(tensor.file))
-            self.file, self.left = tensor.file, 2**26
-        self.left -= 2 * math.prod(tensor.shape)
-        if part is None:
-            return self.reader.get_tensor(tensor.name)
-        return self.reader.get_slice(tensor.name)[part]
+            self.file, self.left = tensor.file, MOST_OPEN
+        value = self.reader.get_slice(tensor.name)[part or slice(None)]
+        self.left -= value.nbytes
+        return value
 
 
 def _contents(folder: Path, model: Qwen2_5_VL) -> dict[str, Stored]:
