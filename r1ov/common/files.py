@@ -98,7 +98,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: str | Path, missing: str = "") -> dict[str, Any]:
+def read_json(path: str | Path, missing: str = "") -> dict:
     """The object in a JSON file.
 
     Args: missing: what to do if there is no such file, for the message.
@@ -145,7 +145,7 @@ def locked(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def earlier_options(path: Path) -> dict[str, Any] | None:
+def earlier_options(path: Path) -> dict | None:
     """The options file of an earlier run; None if there is none. Raises: UserError if it is damaged."""
     if not path.exists():
         return None
@@ -161,8 +161,8 @@ def is_finished(out: Path) -> bool:
 
 
 def check_same_options(
-    before: Mapping[str, Any],
-    now: Mapping[str, Any],
+    before: Mapping,
+    now: Mapping,
     may_differ: Collection[str],
     where: str,
     remedy: str = "give the same ones to go on",

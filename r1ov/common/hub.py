@@ -13,8 +13,10 @@ HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re
 
 def folder_of(name: str | Path) -> Path:
     """The folder of a name: its own, that of the model in a finished run's, or from the hub."""
+    if not isinstance(name, str | Path):
+        raise UserError(f"the model's name is {name!r:.100}, expected a text or a path")
     path = os.path.expanduser(str(name))
-    if path and isinstance(name, str | Path) and os.path.isdir(path):
+    if os.path.isdir(path):
         folder = Path(path)
         if (folder / "final" / "config.json").is_file():
             return folder / "final"
@@ -31,8 +33,6 @@ def from_hub(name: str | Path) -> Path:
     Args: name: `owner/name` or `owner/name@revision`.
     Raises: UserError that says what to do: not a name, no such model, no access, no network.
     """
-    if not isinstance(name, str | Path):
-        raise UserError(f"the model's name is {name!r:.100}, expected a text or a path")
     text = str(name)
     shown = (text if text.isprintable() else repr(text))[:200]
     if os.path.isfile(os.path.expanduser(text)):

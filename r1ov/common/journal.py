@@ -10,8 +10,6 @@ from typing import Any, Self
 
 from r1ov.errors import UserError
 
-Record = dict[str, Any]
-
 
 class Journal:
     """A file that only grows. The last record of a key counts; only the keys are in memory. Any thread may
@@ -24,7 +22,7 @@ class Journal:
 
     def __init__(self, path: Path, key: str, sync: bool = True):
         self.path, self.key, self.sync = path, key, sync
-        self._places: dict[Any, tuple[int, int]] = {}  # key -> offset and length in bytes of its record
+        self._places = {}  # key -> length and offset in bytes of its record
         self._lock = threading.Lock()
         self.unreadable = 0  # whole lines without a record, damaged by the disk: their work is done again
         try:
@@ -50,39 +48,38 @@ class Journal:
                 if not line.endswith(b"\n"):
                     break
                 try:
-                    self._places[json.loads(line)[self.key]] = (end, len(line))
+                    self._places[json.loads(line)[self.key]] = (len(line), end)
                 except (ValueError, TypeError, KeyError):
                     self.unreadable += 1
                 end += len(line)
         return end
 
-    def append(self, record: Record) -> None:
+    def append(self, record: dict) -> None:
         """Returns when the record is kept. Raises OSError, and leaves no half line, if it cannot be."""
         line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         with self._lock:
             try:
-                written = 0
-                while written < len(line):
-                    written += os.write(self._file, line[written:])
+                rest = line
+                while rest:
+                    rest = rest[os.write(self._file, rest) :]
                 if self.sync:
                     os.fsync(self._file)
             except OSError:
                 os.ftruncate(self._file, self._end)
                 raise
-            self._places[record[self.key]] = (self._end, len(line))
+            self._places[record[self.key]] = (len(line), self._end)
             self._end += len(line)
 
-    def get(self, key: Any) -> Record | None:
+    def get(self, key: Any) -> dict | None:
         place = self._places.get(key)
-        return json.loads(os.pread(self._file, place[1], place[0])) if place else None
+        return json.loads(os.pread(self._file, *place)) if place else None
 
     def __contains__(self, key: Any) -> bool:
         return key in self._places
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[dict]:
         """Yields one record a key, in the order in which the keys first came."""
-        for key in list(self._places):
-            yield self.get(key)
+        yield from map(self.get, list(self._places))
 
     def __enter__(self) -> Self:
         return self

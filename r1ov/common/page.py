@@ -22,7 +22,7 @@ RIGHT = ("right", "done")  # statuses of a sample that nobody needs to look at
 
 
 def write_page(
-    path: Path, title: str, items: Iterable[Mapping[str, Any]], tags: Sequence[str] = (), head: str = ""
+    path: Path, title: str, items: Iterable[Mapping], tags: Sequence[str] = (), head: str = ""
 ) -> None:
     """Writes one HTML file that needs no other and no network. If images would make it too large, those that
     are not right keep theirs first.
@@ -33,7 +33,7 @@ def write_page(
         tags: those that get a filter.
         head: HTML above the items.
     """
-    album: dict[str, dict[str, Any]] = {}  # the page's images by their data: URL, each once
+    album = {}  # the page's images by their data: URL, each once
     items = [dict(item) for item in items]
     for item in sorted(items, key=lambda item: all(one["status"] in RIGHT for one in item["samples"])):
         numbers = [_added(album, image) for image in item.pop("images")]
@@ -48,7 +48,7 @@ def write_page(
     write_text(path, page.replace("<!--data-->", text))
 
 
-def _added(album: dict[str, dict[str, Any]], image: Any) -> int | None:
+def _added(album: dict, image: Any) -> int | None:
     """Returns the image's number in the page; None if there is no room for it, or it cannot be decoded."""
     if sum(map(len, album)) >= ROOM:
         return None

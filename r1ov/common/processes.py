@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,8 +19,6 @@ from kernels import check_impl, unavailable, use
 from r1ov.common.files import one_line
 from r1ov.common.memory import free_memory
 from r1ov.errors import UserError
-
-T = TypeVar("T")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SMALL = 2**24  # numbers; models below gain nothing by bfloat16 on a CPU, where calls cost more than products
@@ -37,8 +35,8 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     reason = "torch knows or finds none"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about devices that torch no longer knows, before its error
+        # Warnings are about devices that torch no longer knows, before its error.
+        with warnings.catch_warnings(action="ignore"):
             chosen = torch.device(device)
             tried = torch.empty(1, device=chosen)
         if tried.is_cuda:
@@ -117,15 +115,15 @@ class World:
         dist.all_reduce(total, group=self.group)
         return total.tolist()
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Any) -> list:
         """The value of each rank, in their order; anything that can be pickled, so no tensors on a GPU."""
-        values: list[Any] = [value]
+        values = [value]
         if self.size > 1:
             values = [None] * self.size
             dist.all_gather_object(values, value, group=self.group)
         return values
 
-    def on_all(self, work: Callable[[], T]) -> list[T]:
+    def on_all(self, work: Callable[[], Any]) -> list:
         """What `work` returns on each rank, in their order. Raises: OSError on all ranks if on any."""
         result = trouble = None
         try:
@@ -140,7 +138,7 @@ class World:
             raise OSError("; ".join(filter(None, troubles)))
         return list(results)
 
-    def on_main(self, work: Callable[[], T]) -> T:
+    def on_main(self, work: Callable[[], Any]) -> Any:
         """What `work` returns on rank 0, which alone runs it. Raises: OSError on all ranks if there."""
         return self.on_all(lambda: work() if self.is_main else None)[0]
 

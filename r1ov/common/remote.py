@@ -13,21 +13,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 from r1ov.common.files import one_line
 from r1ov.errors import UserError
 
-T = TypeVar("T")
 MAX_ANSWER_BYTES = 2 << 20
 AGAIN = (408, 409, 425, 429)  # and all from 500: the request was in order
 NEVER = (401, 402, 404, 405)  # the key, the account, the model or the address: no answer can be had
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between attempts, doubled each time
 PATIENCE = 600.0  # seconds; a server that asks for more is not waited for
-REFUSAL = re.compile(
-    r"(i['’]m |i am )(sorry|afraid|unable)\b.{0,40}\b(can|able|assist|comply|help)"
-    r"|i (cannot|can['’]t|won['’]t) (help|assist|comply)",
-    re.I,
+REFUSAL = (
+    r"(?i)(i['’]m |i am )(sorry|afraid|unable)\b.{0,40}\b(can|able|assist|comply|help)"
+    r"|i (cannot|can['’]t|won['’]t) (help|assist|comply)"
 )
 
 
@@ -75,14 +73,14 @@ class Remote:
         temperature: float | None = None,
     ):
         self.name, self.key, self.timeout, self.max_tokens = f"{model} at {url}", key, timeout, max_tokens
-        self.options: dict[str, Any] = {"model": model, "max_tokens": max_tokens}
+        self.options = {"model": model, "max_tokens": max_tokens}
         if temperature is not None:
             self.options["temperature"] = temperature
         if "/chat/completions" not in url:
             url = url.rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
         self._url, self._client = url, http().Client(timeout=timeout)
 
-    def send(self, messages: Sequence[Mapping[str, Any]]) -> Reply:
+    def send(self, messages: Sequence[Mapping]) -> Reply:
         """Asks once; `retried` asks again.
 
         Raises: TryAgain; AskFailed for a request that this server will never answer; NoUse for a server that
@@ -122,7 +120,7 @@ class Remote:
         if self.key:
             text = text.replace(self.key, "***")
         failure = None
-        if refusal or ending == "content_filter" or (len(text) < 400 and REFUSAL.match(text.strip())):
+        if refusal or ending == "content_filter" or (len(text) < 400 and re.match(REFUSAL, text.strip())):
             failure = f"refused: {self._clean(refusal or text or 'content filter')[:200]}"
         elif ending == "length":
             failure = "cut off at its longest; raise --max-tokens"
@@ -155,11 +153,11 @@ class Remote:
 
 
 def retried(
-    attempt: Callable[[], T],
+    attempt: Callable[[], Any],
     attempts: int,
     first_wait: float = FIRST_WAIT,
     sleep: Callable[[float], object] = time.sleep,
-) -> T:
+) -> Any:
     """Returns what `attempt` returns; after a TryAgain it sleeps and calls it again.
 
     Raises: AskFailed after that many attempts; whatever else `attempt` raises.

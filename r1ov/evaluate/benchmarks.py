@@ -4,7 +4,6 @@ import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from r1ov.common.files import say, shown
 from r1ov.data.formats.files import located
@@ -151,7 +150,7 @@ def find(name: str, patterns: Sequence[str]) -> tuple[Sequence[Path], Path]:
     )
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict]:
     """Returns all rows of a parquet, JSON, JSON lines, TSV or CSV file.
 
     Raises: UserError, also for a single row that cannot be read: a benchmark is read whole or not at all.
@@ -164,7 +163,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _read_table(path: Path) -> list[dict[str, Any]]:
+def _read_table(path: Path) -> list[dict]:
     limit = csv.field_size_limit(MAX_CELL)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

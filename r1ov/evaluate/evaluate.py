@@ -54,7 +54,7 @@ def write(
     items: Items,
     predictions: Sequence[Prediction],
     folder: Path | None,
-    settings: Mapping[str, Any],
+    settings: Mapping,
 ) -> None:
     """Scores the answers, prints the tables, and writes the report if there is a folder."""
     by_id = {item.id: item for item in items}
@@ -122,7 +122,7 @@ def predicted(config: Any) -> tuple[list[Item], list[Prediction]]:
 
 def asked(
     config: Any, items: Items, world: World, device: torch.device
-) -> tuple[list[Prediction], Path, dict[str, Any]] | None:
+) -> tuple[list[Prediction], Path, dict] | None:
     """Returns the model's answers, their folder and their settings; None on all but the main rank."""
     at_play, is_published = config.bench == PLAYGROUND, benchmark(config.bench).hub is not None
     folders = find(config.model, config.adapter)
@@ -185,5 +185,5 @@ def asked(
     return rows and (rows, folder, settings)
 
 
-def _flags(options: Mapping[str, Any]) -> str:
+def _flags(options: Mapping) -> str:
     return " ".join(f"{flag(name)} {value}" for name, value in options.items())

@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from r1ov.data.formats.records import BadRow
 from r1ov.data.formats.rows import open_rows
@@ -91,7 +90,7 @@ def read_predictions(path: Path, may_be_torn: bool = False) -> list[Prediction]:
     return read_lines(path, _prediction, f"an object such as {example}", may_be_torn)
 
 
-def _prediction(row: Mapping[str, Any]) -> Prediction:
+def _prediction(row: Mapping) -> Prediction:
     kinds = {**Prediction.__annotations__, "resized": list, "box_unit": str, "error": str}
     values = {name: kind(row[name]) for name, kind in kinds.items() if row.get(name) is not None}
     if values.get("finish_reason") not in ("length", "error"):
@@ -99,9 +98,7 @@ def _prediction(row: Mapping[str, Any]) -> Prediction:
     return Prediction(**values)
 
 
-def read_lines(
-    path: Path, parse: Callable[[Any], Any], expected: str = "", may_be_torn: bool = False
-) -> list:
+def read_lines(path: Path, parse: Callable, expected: str = "", may_be_torn: bool = False) -> list:
     """Returns what `parse` makes of each row of a JSON, JSON lines or parquet file.
 
     Args:    may_be_torn: drops a last line that was cut off, as when the writer was killed.

@@ -1,9 +1,8 @@
 """How a question is put to the model: the images before it, and the words around it."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from r1ov.common.files import say
 from r1ov.data.image import LazyImage
@@ -25,7 +24,7 @@ def question_of(item: Item, style: Style) -> str:
     return f"{text}\n{AFTER[style]}" if style in AFTER else text
 
 
-def messages_of(item: Item, style: Style, system: str | None) -> list[dict[str, Any]]:
+def messages_of(item: Item, style: Style, system: str | None) -> list[dict]:
     """Returns the conversation that asks the question: as the data has it, else the images, then the text."""
     if item.messages and style != "official":
         *before, last = item.messages
@@ -73,12 +72,9 @@ def swap_pictures(items: Items) -> list[Item]:
     return [replace(item, images=items[at].images) for item, at in zip(items, others, strict=True)]
 
 
-def _look(images: Sequence[LazyImage]) -> bytes | None:
-    """Returns a digest of the decoded images; None if there is none, or one that cannot be decoded."""
-    digest = hashlib.blake2b()
+def _look(images: Sequence[LazyImage]) -> tuple:
+    """Returns what tells images from others; () if there is none, or one that cannot be decoded."""
     try:
-        for image in images:
-            digest.update(str(image.size).encode() + image.load().tobytes())
+        return tuple((image.size, hash(image.load().tobytes())) for image in images)
     except UserError:
-        return None
-    return digest.digest() if images else None
+        return ()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from r1ov.common import page
 from r1ov.common.files import split_reply, write_json, write_lines, write_text
@@ -214,7 +214,7 @@ def markdown(table: Table) -> str:
     return markdown_table([table.columns, *table.rows])
 
 
-def write_report(folder: Path, title: str, tables: Sequence[Table], settings: Mapping[str, Any]) -> None:
+def write_report(folder: Path, title: str, tables: Sequence[Table], settings: Mapping) -> None:
     """Writes report.md and report.json: the same tables, in the second with all digits."""
     flat = {**settings, **settings.get("run", {}), "run": None}
     rows = [(name, str(value)) for name, value in flat.items() if value is not None]
@@ -249,7 +249,7 @@ def write_page(path: Path, title: str, verdicts: Verdicts, style: Style = "none"
     page.write_page(path, title, items, dividing_tags(verdicts)[:MAX_TAGS])
 
 
-def _item(own: Verdicts, style: Style) -> dict[str, Any]:
+def _item(own: Verdicts, style: Style) -> dict:
     item = own[0].item
     return {
         "id": item.id,
@@ -261,7 +261,7 @@ def _item(own: Verdicts, style: Style) -> dict[str, Any]:
     }
 
 
-def _sample(one: Verdict) -> dict[str, Any]:
+def _sample(one: Verdict) -> dict:
     text = one.prediction.text
     thinking, after = split_reply(text)[0], text.rpartition("</think>")[2].strip()
     reply = text if thinking is None else after if "</think>" in text else ""

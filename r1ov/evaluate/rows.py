@@ -28,9 +28,9 @@ from r1ov.reward.rules.reading import read_choice
 FILES = ("{split}-*.parquet", "{split}.parquet", "{split}.jsonl", "{split}.json", "{split}.tsv")
 IMAGES = ("decoded_image", "image", "image_path")  # the first that is not empty is read
 MAX_TAG = 200  # characters
-_DRAWN = re.compile(r"<image\s*\d+>")  # an option that is an image, or the place of one in a question
+_DRAWN = r"<image\s*\d+>"  # an option that is an image, or the place of one in a question
 
-Row = Mapping[str, Any]
+Row = Mapping
 
 
 class Benchmark(NamedTuple):
@@ -52,9 +52,9 @@ class Benchmark(NamedTuple):
     group: str = ""
     official: str = ""
     tags: str = ""
-    own: Callable[[Row, Sequence[str]], dict[str, Any]] = lambda row, options: {}
+    own: Callable[[Row, Sequence[str]], dict] = lambda row, options: {}
 
-    def read(self, row: Row) -> dict[str, Any]:
+    def read(self, row: Row) -> dict:
         """Returns an Item's fields, and besides them `options`, and `sources`, the images."""
         if self.hub is None:
             return own_row(row)
@@ -74,7 +74,7 @@ class Benchmark(NamedTuple):
         }
 
 
-def mathvista(row: Row, options: Sequence[str]) -> dict[str, Any]:
+def mathvista(row: Row, options: Sequence[str]) -> dict:
     """A gold option is given by its text: it becomes the letter. The test split has no golds."""
     answer, kind, question = text(row["answer"]), row["answer_type"], row["question"]
     if unit := row.get("unit"):
@@ -95,15 +95,15 @@ def mathvista(row: Row, options: Sequence[str]) -> dict[str, Any]:
     return {"question": question, "kind": kind, **how}
 
 
-def mathvision(row: Row, options: Sequence[str]) -> dict[str, Any]:
+def mathvision(row: Row, options: Sequence[str]) -> dict:
     """`<image1>` marks a place in the only image there is."""
     question = row["question"]
-    several = len(set(_DRAWN.findall(question))) > 1
+    several = len(set(re.findall(_DRAWN, question))) > 1
     question = re.sub(r"\s*<image\s*(\d+)>", r" (picture \1)" if several else "", question).strip()
     return {"question": with_letters(question, options), "kind": "mcq" if options else "math"}
 
 
-def mathverse(row: Row, options: Sequence[str]) -> dict[str, Any]:
+def mathverse(row: Row, options: Sequence[str]) -> dict:
     """Options are in the question's text; in Vision Only, question and options are in the image; Text Only
     has no image.
     """
@@ -116,7 +116,7 @@ def mathverse(row: Row, options: Sequence[str]) -> dict[str, Any]:
     return {"question": question, "answer": answer, "kind": kind} | ({"sources": []} if has_none else {})
 
 
-def wemath(row: Row, options: Sequence[str]) -> dict[str, Any]:
+def wemath(row: Row, options: Sequence[str]) -> dict:
     """A composite problem and its one-step ones share the `ID`; `key` says which is which."""
     key = row["key"]
     steps = {"2steps_multi": "two-step (S2)", "3steps_multi": "three-step (S3)"}.get(key, "one-step (S1)")
@@ -128,7 +128,7 @@ def wemath(row: Row, options: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def own_row(row: Row) -> dict[str, Any]:
+def own_row(row: Row) -> dict:
     """Reads a row of any layout that training reads (see r1ov/data/formats/layouts.py), or of VLMEvalKit's.
 
     A column `group` says which questions depend on each other; short columns that are not read become tags,
@@ -207,7 +207,7 @@ def choices_of(texts: Sequence[str], gold: str = "") -> tuple[str, ...]:
     beyond them.
     """
     beyond = LETTERS.find(gold) + 1 if len(gold) == 1 else 0
-    are_drawn = any(not text.strip() or _DRAWN.fullmatch(text.strip()) for text in texts)
+    are_drawn = any(not text.strip() or re.fullmatch(_DRAWN, text.strip()) for text in texts)
     if texts and (are_drawn or beyond > len(texts)):
         return tuple(LETTERS[: max(len(texts), beyond)])
     return tuple(texts)

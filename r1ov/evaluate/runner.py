@@ -45,7 +45,7 @@ def run(
     items: Items,
     asking: Any,
     folder: Path,
-    settings: Mapping[str, Any],
+    settings: Mapping,
     is_right: Callable[[Item, Prediction], float],
     max_num_seqs: int = 64,
     world: World = ALONE,
@@ -188,7 +188,7 @@ def _hash(item: Item, asking: Any) -> str:
 # The run's folder: a line for each answer, from any number of processes; merged, each answer once.
 
 
-def settle(folder: Path, settings: Mapping[str, Any]) -> None:
+def settle(folder: Path, settings: Mapping) -> None:
     """Writes down how the folder's answers are made, or checks that they are made as before.
 
     Args:    settings: JSON data; what is under "run" may differ.

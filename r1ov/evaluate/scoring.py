@@ -17,43 +17,36 @@ from r1ov.reward.rules.reading import boxed, extract_answer, plain, read_text, u
 REL_TOL = 1e-4
 MAX_MENTION = 120  # characters of an answer in which an option's text is looked for
 # "B, the blue one", "B (blue)", "option B is correct, ..."
-_LETTER = re.compile(
-    r"^(?i:the\s+)?(?i:(?:correct|final|best)\s+)?(?i:option|choice|answer|选项?)?\s*[(\[]?([A-Z])[)\]]?"
+_LETTER = (
+    r"(?s)^(?i:the\s+)?(?i:(?:correct|final|best)\s+)?(?i:option|choice|answer|选项?)?\s*[(\[]?([A-Z])[)\]]?"
     r"(?:\s+is\s+(?:the\s+)?(?:correct|right|answer|best)\b.*$"
-    r"|\s*(?:[,;(]|-\s)\s*(?=\S)(?![(\[]?[A-Z]\b|(?i:and|or)\b))",
-    re.DOTALL,
+    r"|\s*(?:[,;(]|-\s)\s*(?=\S)(?![(\[]?[A-Z]\b|(?i:and|or)\b))"
 )
-_NEGATION = re.compile(
-    r"\b(?:not?|nor|never|neither|none|without|except|or|cannot)\b|n't\b|不|非|或", re.IGNORECASE
-)
-_LEAD = re.compile(  # words up to the value: "the area is", "about", "面积是"
-    r"^(?:[^\d=<>\\(\[{]*(?<![^\W\d])"
+_NEGATION = r"(?i)\b(?:not?|nor|never|neither|none|without|except|or|cannot)\b|n't\b|不|非|或"
+_LEAD = (  # words up to the value: "the area is", "about", "面积是"
+    r"(?i)^(?:[^\d=<>\\(\[{]*(?<![^\W\d])"
     r"(?:is|are|was|equals?|be|about|approximately|approx\.?|around|roughly|equal\s+to)\s*:?\s+"
-    r"|[一-鿿]*(?<!不)(?:是|为|等于|约|选项|选择|选)\s*:?\s*)(?=\S)",
-    re.IGNORECASE,
+    r"|[一-鿿]*(?<!不)(?:是|为|等于|约|选项|选择|选)\s*:?\s*)(?=\S)"
 )
-_TIDY = [
-    (_LEAD, ""),
-    # "Area =", "m∠ABC =", "AB ="; not "x =" or "f(x) =", which the comparison reads itself
-    (
-        re.compile(
-            r"^(?:m?\s*(?:\\angle|\\triangle|∠|△)\s*\w{1,4}|[A-Za-z][A-Za-z' ]+|[A-Za-z]_\{?\w+\}?)"
-            r"\s*=\s*(?=[^=])"
-        ),
-        "",
-    ),
-    (re.compile(r"°\s*T$"), "°"),  # a true bearing
-    (re.compile(r"^=\s*|\s*\([A-Za-z ]+\)$|(?<!\))[;,]$"), ""),  # "= 12 (twelve)", "12;"
-    (re.compile(r"(?<=[A-Za-z])\s+\^"), "^"),
-    (re.compile(r"^(\d+(?:\.\d+)?)\s*(?::|\\colon|\\ratio|to)\s*(\d+(?:\.\d+)?)$"), r"(\1)/(\2)"),
-]
+_LABEL = (  # "Area =", "m∠ABC =", "AB ="; not "x =" or "f(x) =", which the comparison reads itself
+    r"^(?:m?\s*(?:\\angle|\\triangle|∠|△)\s*\w{1,4}|[A-Za-z][A-Za-z' ]+|[A-Za-z]_\{?\w+\}?)"
+    r"\s*=\s*(?=[^=])"
+)
+_TIDY = {  # in this order: spelling -> the plain one
+    _LEAD: "",
+    _LABEL: "",
+    r"°\s*T$": "°",  # a true bearing
+    r"^=\s*|\s*\([A-Za-z ]+\)$|(?<!\))[;,]$": "",  # "= 12 (twelve)", "12;"
+    r"(?<=[A-Za-z])\s+\^": "^",
+    r"^(\d+(?:\.\d+)?)\s*(?::|\\colon|\\ratio|to)\s*(\d+(?:\.\d+)?)$": r"(\1)/(\2)",
+}
 _SYMBOL = (
     r"(?:[kKMmcdnpuμGh]?(?:mol|Hz|Pa|eV|Wb|cal|bar|atm|[mgsAKNJWCVFTHSLlht]|Ω|\\Omega)|min|rad|rev|r|°[CF])"
     r"(?:\^?-?\d)?\)?"
 )
 # a number and its unit, if any, such as kg/m^3, N\cdot m or J/(kg*K); or a Chinese one ("7个"), unless it
 # multiplies ("7万")
-_QUANTITY = re.compile(
+_QUANTITY = (
     r"([-+]?\d[\d,.]*(?:/\d+)?(?:\s*(?:\\times|\*)\s*10\s*\^\s*-?\d+)?)"
     rf"\s*({_SYMBOL}(?:(?:\s*(?:\\cdot|\\times|[*/])\s*\(?|\s+){_SYMBOL})*"
     r"|(?![十百千万亿半倍分])[一-鿿]{1,6})?"
@@ -113,8 +106,8 @@ def read_answer(item: Item, found: str, resized: Sequence[int] | None) -> tuple[
 def tidy(text: str, item: Item) -> str:
     """Returns the value without the words or label before it, in the spelling that the comparison reads."""
     text = unwrap(plain(text)) if "\\" not in text else plain(text).strip(" .")
-    for pattern, spelling in _TIDY:
-        text = pattern.sub(spelling, text)
+    for spelling, plain_one in _TIDY.items():
+        text = re.sub(spelling, plain_one, text)
     if text.endswith("%") and re.search(r"%|percent", item.question, re.IGNORECASE):
         text = text.removesuffix("%").removesuffix("\\").strip()
     if item.kind == "tuple" and "," in text and text[0] not in "([{":
@@ -139,7 +132,7 @@ def _score_free(item: Item, answer: str, kind: str) -> float:
 def _quantity(text: str) -> Sequence[str]:
     """Returns (number, unit), each "" if there is none."""
     text = re.sub(r"\\(?:text|mathrm|mbox|rm)(?![a-z])|[{}]", "", plain(text)).strip(" .")
-    match = _QUANTITY.fullmatch(text) if len(text) <= MAX_QUANTITY else None
+    match = re.fullmatch(_QUANTITY, text) if len(text) <= MAX_QUANTITY else None
     return match.groups("") if match else ("", "")
 
 
@@ -156,7 +149,7 @@ def _option(text: str, rules: Rules) -> str | None:
     only option it mentions.
     """
     short = unwrap(plain(text))
-    lettered = _LETTER.sub(r"\1. ", short, count=1)
+    lettered = re.sub(_LETTER, r"\1. ", short, count=1)
     return choice_of(text, rules) or choice_of(lettered, rules) or _mentioned(short, rules)
 
 
@@ -164,7 +157,7 @@ def _mentioned(text: str, rules: Rules) -> str | None:
     """Returns the only option whose text is in a short answer that denies nothing; one inside another
     option's mention does not count.
     """
-    if len(text) > MAX_MENTION or _NEGATION.search(text):
+    if len(text) > MAX_MENTION or re.search(_NEGATION, text):
         return None
     text = f" {read_text(text) or ''} "
     options = {read_text(choice) or "" for choice in rules.choices}

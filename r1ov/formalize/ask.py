@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from r1ov.common.journal import Journal, Record
+from r1ov.common.journal import Journal
 from r1ov.common.remote import FIRST_WAIT, AskFailed, NoUse, retried
 from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
@@ -83,7 +83,7 @@ class Asker:
         answers = f"{self.spent['requests']} answers, {self.spent['reused']} used again"
         return f"{answers}, {self.spent['tokens']:,} tokens of endpoints"
 
-    def _ask(self, role: str, key: str, question: tuple) -> Record:
+    def _ask(self, role: str, key: str, question: tuple) -> dict:
         """Asks once. Returns the answer, which is on the disk."""
         self._wait(0)
         if self.max_tokens_spent and self.spent["tokens"] >= self.max_tokens_spent:

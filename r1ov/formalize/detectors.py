@@ -39,7 +39,7 @@ def find_boxes(image: Image.Image, phrases: list[str], model: str) -> dict[str, 
     return boxes
 
 
-def read_text(image: Image.Image) -> list[dict[str, Any]]:
+def read_text(image: Image.Image) -> list[dict]:
     """Returns the lines of text with their boxes [x1, y1, x2, y2], by RapidOCR, which reads English, Chinese
     and Japanese.
 

@@ -8,13 +8,12 @@ import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from r1ov.common.files import one_line
 from r1ov.common.remote import AskFailed
 
 FOLDER = Path(__file__).parent / "prompts"
-_BLOCK = re.compile(r"```([\w+-]*)[ \t]*\n(.*?)\n?```", re.DOTALL)
+_BLOCK = r"(?s)```([\w+-]*)[ \t]*\n(.*?)\n?```"
 
 
 def prompt(name: str, **data: str) -> str:
@@ -38,14 +37,14 @@ def fenced(name: str, text: str) -> str:
     return f"<<{mark}>>\n{text}\n<</{mark}>>"
 
 
-def json_object(reply: str, keys: Mapping[str, type]) -> dict[str, Any]:
+def json_object(reply: str, keys: Mapping[str, type]) -> dict:
     """Returns the one JSON object that the reply is, alone or as one fenced block, with exactly these keys
     and types (list: of texts).
 
     Raises: AskFailed.
     """
     text = proper(reply)
-    if match := _BLOCK.fullmatch(text):
+    if match := re.fullmatch(_BLOCK, text):
         text = match[2]
     try:
         value = json.loads(text)
@@ -68,7 +67,7 @@ def code_block(reply: str, languages: Collection[str]) -> str:
 
     Raises: AskFailed.
     """
-    blocks = _BLOCK.findall(proper(reply))
+    blocks = re.findall(_BLOCK, proper(reply))
     if len(blocks) != 1 or not blocks[0][1].strip() or blocks[0][0].lower() not in languages:
         raise malformed(reply, f"one fenced block of {', '.join(languages)}")
     return blocks[0][1].strip()

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from pyarrow.parquet import ParquetWriter
@@ -45,7 +44,7 @@ def write_outputs(folder: Path, rows: Iterable[Row], facts: Mapping[str, str]) -
         stages.open("w", encoding="utf-8", errors="backslashreplace") as lines,
     ):
 
-        def done() -> Iterator[dict[str, Any]]:
+        def done() -> Iterator[dict]:
             for row in rows:
                 lines.write(json.dumps(row_to_dict(row), ensure_ascii=False) + "\n")
                 stage, *fault = (row.reason or "").split(": ")
@@ -100,7 +99,7 @@ def _tables(counts: Counter, facts: Mapping[str, str]) -> dict[str, list[Sequenc
     }
 
 
-def _item(row: Row) -> dict[str, Any]:
+def _item(row: Row) -> dict:
     """The row as an item of a page."""
     facts = {
         "why": row.reason,

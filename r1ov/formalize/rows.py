@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 from r1ov.data.formats.files import find_files
 from r1ov.data.formats.onevision import clean
@@ -44,7 +43,7 @@ class Row:
     draft: str | None = None  # the thought over the description
     thought: str | None = None  # the draft rewritten as if its writer saw the image
     answer: str | None = None
-    verdict: Mapping[str, Any] = field(default_factory=dict)
+    verdict: Mapping = field(default_factory=dict)
     notes: Sequence[str] = field(default_factory=list)  # such as: no detector installed, so no boxes
     outcome: str | None = None  # one of OUTCOMES
     reason: str | None = None
@@ -57,7 +56,7 @@ class Row:
         return [{"from": "human", "value": question}, {"from": "assistant", "value": reply}]
 
 
-def row_to_dict(row: Row) -> dict[str, Any]:
+def row_to_dict(row: Row) -> dict:
     """Returns all of a row but its image, for JSON; `Row(**values, image=image)` is the inverse."""
     return {name: value for name, value in vars(row).items() if name != "image"}
 

@@ -71,7 +71,7 @@ _CAPTION_TALK = (
     r"\bas an? (?:AI|(?:text-only |large )?language model)\b",
 )
 _LEFT_OVER = (
-    r"\bhere(?:'s| is) (?:the|a|my|your) (?:\w+ )?(?:revised|rewritten|rewrite|revision|version)\b"
+    r"(?im)\bhere(?:'s| is) (?:the|a|my|your) (?:\w+ )?(?:revised|rewritten|rewrite|revision|version)\b"
     r"|\b(?:the|this|my) (?:revised|rewritten) (?:version|reasoning|thought|thinking|chain)\b"
     r"|^[^\w\n]{0,20}(?:revised|rewritten) (?:version|reasoning|thought|chain)\b"
     r"|\b(?:as (?:instructed|requested)|per (?:your|the) instructions?|banned phrases?|role[- ]play)\b"
@@ -79,16 +79,14 @@ _LEFT_OVER = (
     r"|<</?\w+ [0-9a-f]{12}>>|\$(?:question|draft|thought|description)\b"
 )
 TELLTALES = {
-    "prompt left-over": [REMARK, re.compile(_LEFT_OVER, re.I | re.M)],
-    "caption talk": [re.compile(pattern.replace(" ", r"\s"), re.I) for pattern in _CAPTION_TALK],
+    "prompt left-over": [REMARK, _LEFT_OVER],
+    "caption talk": ["(?i)" + pattern.replace(" ", r"\s") for pattern in _CAPTION_TALK],
 }
 
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?%?"
 _OPERATOR = r"\s*(?:[-+*/]|(?<=[\s\d)])(?<!\b0)x(?=[\s\d(]))\s*"
 _TERMS = rf"-?\(?-?{_NUMBER}\)?(?:{_OPERATOR}\(?-?{_NUMBER}\)?){{0,20}}"
-_CHAIN = re.compile(
-    rf"(?<![\w.,:^\\{{}}]){_TERMS}(?:\s*=\s*{_TERMS}){{1,5}}(?![\w:^/\\{{}}!⁰¹²³⁴-⁹]|[.,]\d)", re.ASCII
-)
+_CHAIN = rf"(?a)(?<![\w.,:^\\{{}}]){_TERMS}(?:\s*=\s*{_TERMS}){{1,5}}(?![\w:^/\\{{}}!⁰¹²³⁴-⁹]|[.,]\d)"
 _SPELLINGS = {  # the plain one -> the others
     "^": r"(?<=[\w)])\*\*(?=[\w(-])",
     " ": r"\\[()\[\]]|[°$]|\*\*",
@@ -96,25 +94,19 @@ _SPELLINGS = {  # the plain one -> the others
     "*": r"[×·]|\\times|\\cdot",
     "/": r"÷|\\div",
 }
-# What makes a sum part of something else: before it an operator, "half of", a variable; after it another
-# operator, "o'clock".
-_BEFORE = re.compile(
+# What makes a sum part of something else, or no claim: before it an operator, "half of", a variable, or words
+# that suppose or deny it; after it another operator, "o'clock", or words that take it back.
+_BEFORE = (
     r"(?:[-+*/(√^<>≤≥≈\]}]"
     r"|\b(?:of|sqrt|root|log|ln|sin|cos|tan|mod|times|plus|minus|by|over|half|twice|double|base)"
     r"|\b[b-hj-zB-HJ-Z]|\d|\dx)\s*$"
+    r"|(?i:\b(?:if|suppose|assum\w+|not|never|cannot|can't|isn't|were|would|wrong\w*|false\w*|mistake\w*"
+    r"|claim\w*)\b)"
 )
-_AFTER = re.compile(
-    r"\s*(?:o'clock|[ap]\.?m\b|\(?mod\b|remainder|r ?\d|[-+*/^(√]|[nxyz]\b)|\s+\d", re.IGNORECASE
-)
-_SUPPOSED = re.compile(
-    r"\b(?:if|suppose|assum\w+|not|never|cannot|can't|isn't|were|would|wrong\w*|false\w*|mistake\w*"
-    r"|claim\w*)\b",
-    re.I,
-)
-_TAKEN_BACK = re.compile(
-    r"\?|.*\b(?:wait|no,|actually|wrong|incorrect|mistake|false|impossible|not (?:right|correct)"
-    r"|isn't|contradict\w*)",
-    re.I | re.S,
+_AFTER = (
+    r"(?is)\s*(?:o'clock|[ap]\.?m\b|\(?mod\b|remainder|r ?\d|[-+*/^(√]|[nxyz]\b)|\s+\d"
+    r"|\?|.*\b(?:wait|no,|actually|wrong|incorrect|mistake|false|impossible|not (?:right|correct)"
+    r"|isn't|contradict\w*)"
 )
 
 
@@ -161,7 +153,7 @@ def telltale(question: str, text: str) -> str | None:
     text = "\n".join(" ".join(line.split()) for line in text.replace("’", "'").splitlines())
     for rule, patterns in TELLTALES.items():
         for pattern in patterns:
-            for found in pattern.finditer(text):
+            for found in re.finditer(pattern, text):
                 words = [word for word in found.groups() if word] or [found[0]]
                 if not any(word.lower() in asked for word in words):
                     return f"{rule}: {' '.join(found[0].split())[:80]!r}"
@@ -177,15 +169,10 @@ def false_sum(text: str) -> str | None:
     text = text[:MAX_LETTERS]
     for plain, spelling in _SPELLINGS.items():
         text = re.sub(spelling, plain, text)
-    for match in _CHAIN.finditer(text):
+    for match in re.finditer(_CHAIN, text):
         begin, end = match.span()
         before = re.split(r"[.;\n](?:\s|$)", text[max(0, begin - 100) : begin])[-1]
-        if (
-            _BEFORE.search(before)
-            or _SUPPOSED.search(before)
-            or _AFTER.match(text, end)
-            or _TAKEN_BACK.match(text[end : end + 80])
-        ):
+        if re.search(_BEFORE, before) or re.match(_AFTER, text[end : end + 80]):
             continue
         sides = [side.strip() for side in match[0].split("=")]
         if re.fullmatch(rf"-?{_NUMBER}", sides[0]):  # "angle 1 = 180 - 60": the 1 is a name
