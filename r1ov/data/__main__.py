@@ -73,15 +73,14 @@ def look(config: LookConfig) -> None:
 
     tally, example = Tally(1.0), None
     kinds = Counter(dict.fromkeys(KINDS, 0))
-    lengths = {"tokens": [], "of them trained": [], "of them picture": []}
+    lengths = []  # of each row: its tokens, those trained, those of images
     for item, batch in data.survey(encode, config.limit):
         tally.add(item)
         if isinstance(item, BadRow):
             continue
         ids = batch["input_ids"]
-        lengths["tokens"].append(len(ids))
-        lengths["of them trained"].append(sum(trained(batch)))
-        lengths["of them picture"].append(int((ids == processor.config.image_token_id).sum()))
+        pictures = int((ids == processor.config.image_token_id).sum())
+        lengths.append((len(ids), sum(trained(batch)), pictures))
         kinds.update(name for name, field in KINDS.items() if getattr(item, field))
         if example is None or (example[0].reply is None and item.reply is not None):
             example = item, batch
@@ -99,8 +98,9 @@ def look(config: LookConfig) -> None:
     if example:
         record, batch = example
         print(f"{'length':<17} {'mean':>8} {'least':>8} {'median':>8} {'95%':>8} {'most':>8}")
-        for name, values in lengths.items():
-            columns = [np.mean(values), *np.quantile(values, (0, 0.5, 0.95, 1))]
+        shown = [np.mean(lengths, 0), *np.quantile(lengths, (0, 0.5, 0.95, 1), 0)]
+        names = ("tokens", "of them trained", "of them picture")
+        for name, *columns in zip(names, *shown, strict=True):
             print(f"{name:<17} " + " ".join(f"{column:>8,.0f}" for column in columns))
         print(f"\nexample   {one_line(record.where)}; solution {one_line(str(record.solution))}; ", end="")
         print(f"what lies between [[ and ]] is trained\n\n{rendered(processor, batch)}")

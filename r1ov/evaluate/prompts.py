@@ -56,20 +56,21 @@ def swap_pictures(items: Items) -> list[Item]:
     """
     kinds = [(len(item.images), item.tags.get("family")) for item in items]
     looks = [_look(item.images) for item in items]
-    others = []
-    for at in range(len(items)):
+    swapped, left = [], 0
+    for at, item in enumerate(items):
         fits = (
             other
             for other in (*range(at + 1, len(items)), *range(at))
             if looks[at] and looks[other] and kinds[at] == kinds[other] and looks[at] != looks[other]
         )
-        others.append(next(fits, at))
-    left = sum(at == other for at, other in enumerate(others))
+        other = next(fits, at)
+        left += other == at
+        swapped.append(replace(item, images=items[other].images))
     if left == len(items):
         raise UserError("--swap-pictures: no two of these questions have pictures that look different")
     if left:
         say(f"--swap-pictures: {left} of {len(items)} questions have no picture to exchange")
-    return [replace(item, images=items[at].images) for item, at in zip(items, others, strict=True)]
+    return swapped
 
 
 def _look(images: Sequence[LazyImage]) -> tuple:

@@ -52,8 +52,7 @@ def json_object(reply: str, keys: Mapping[str, type]) -> dict:
         raise malformed(reply, f"one JSON object ({one_line(str(error))[:80]})") from error
     if not (
         isinstance(value, dict)
-        and value.keys() == keys.keys()
-        and all(isinstance(value[key], kind) for key, kind in keys.items())
+        and {key: type(item) for key, item in value.items()} == keys
         and all(isinstance(item, str) for key in keys if keys[key] is list for item in value[key])
     ):
         names = {list: "a list of texts", bool: "true or false", str: "a text"}
