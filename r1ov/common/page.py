@@ -39,7 +39,7 @@ def write_page(
         numbers = [_added(album, image) for image in item.pop("images")]
         item["pictures"] = [number for number in numbers if number is not None]
         item["left"] = numbers.count(None)
-    data = {"items": items, "pictures": list(album.values()), "tags": list(tags)}
+    data = {"items": items, "pictures": list(album.values()), "tags": tags}
     # Inside <script> nothing is markup but "<!--" and "</script": JSON has another spelling of their first
     # letter.
     text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
@@ -82,7 +82,7 @@ def markdown_table(rows: Sequence[Sequence[Cell]]) -> str:
     Args: rows: the head first.
     """
     head, *lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
-    columns = zip(*rows[1:], strict=True) if lines else rows[0]
+    columns = zip(*(rows[1:] or rows), strict=True)
     aligned = ["---" if any(isinstance(cell, str) for cell in column) else "---:" for column in columns]
     return "\n".join([head, f"|{'|'.join(aligned)}|", *lines])
 

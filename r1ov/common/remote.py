@@ -66,7 +66,6 @@ class Remote:
         self,
         url: str,
         model: str,
-        *,
         key: str | None = None,
         timeout: float = 120.0,
         max_tokens: int = 2048,

@@ -20,7 +20,7 @@ MAX_CELL = 2**30  # characters of a TSV's cell: base64 images
 DATA_SUFFIXES = (".tsv", ".csv", ".json", ".jsonl", ".parquet")
 _ALL = (
     Benchmark(
-        name="mathvista",
+        "mathvista",
         hub="AI4Math/MathVista",
         counts={"testmini": 1_000, "test": 5_141},
         metrics=("task", "skills", "source"),
@@ -32,7 +32,7 @@ _ALL = (
         own=rows.mathvista,
     ),
     Benchmark(
-        name="mathvision",
+        "mathvision",
         hub="MathLLMs/MathVision",
         counts={"test": 3_040, "testmini": 304},
         metrics=("level", "subject"),
@@ -43,7 +43,7 @@ _ALL = (
         own=rows.mathvision,
     ),
     Benchmark(
-        name="mathverse",
+        "mathverse",
         hub="AI4Math/MathVerse",
         counts={"testmini": 3_940, "testmini_text_only": 788},
         metrics=(report.mathverse,),
@@ -55,7 +55,7 @@ _ALL = (
         own=rows.mathverse,
     ),
     Benchmark(
-        name="wemath",
+        "wemath",
         hub="We-Math/We-Math",
         counts={"testmini": 1_740},
         metrics=(report.wemath, "steps"),
@@ -65,7 +65,7 @@ _ALL = (
         own=rows.wemath,
     ),
     Benchmark(  # hint and options are in the question already; without options, the gold tells the kind
-        name="r1-onevision-bench",
+        "r1-onevision-bench",
         hub="Fancy-MLLM/R1-Onevision-Bench",
         counts={"train": 942},
         metrics=("level", "category"),
@@ -73,14 +73,14 @@ _ALL = (
         options="choices",
         tags="level category",
     ),
-    Benchmark(name=PLAYGROUND, counts=dict.fromkeys(("test", *SPLITS)), metrics=("family",)),
+    Benchmark(PLAYGROUND, counts=dict.fromkeys(("test", *SPLITS)), metrics=("family",)),
 )
 BENCHMARKS = {one.name: one for one in _ALL}
 
 
 def benchmark(name: str, split: str | None = None) -> Benchmark:
     """Returns the benchmark of this name, else a file of questions as one. Args: split: the file's."""
-    own = Benchmark(name=Path(name).stem, counts={split or "all": None}, metrics=(report.by_every_tag,))
+    own = Benchmark(Path(name).stem, counts={split or "all": None}, metrics=(report.by_every_tag,))
     return BENCHMARKS.get(name, own)
 
 
@@ -155,19 +155,16 @@ def read_rows(path: Path) -> list[dict]:
 
     Raises: UserError, also for a single row that cannot be read: a benchmark is read whole or not at all.
     """
-    if path.suffix.lower() in (".tsv", ".csv"):
-        return _read_table(path)
-    found = read_lines(path, lambda row: row)
-    if not all(isinstance(row, dict) for row in found):
-        raise UserError(f"{path}: expected rows with named columns, found something else")
-    return found
-
-
-def _read_table(path: Path) -> list[dict]:
+    delimiter = {".tsv": "\t", ".csv": ","}.get(path.suffix.lower())
+    if not delimiter:
+        found = read_lines(path, lambda row: row)
+        if not all(isinstance(row, dict) for row in found):
+            raise UserError(f"{path}: expected rows with named columns, found something else")
+        return found
     limit = csv.field_size_limit(MAX_CELL)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = list(csv.reader(file, delimiter="," if path.suffix.lower() == ".csv" else "\t"))
+            lines = list(csv.reader(file, delimiter=delimiter))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
     finally:

@@ -90,13 +90,7 @@ def formalize_all(config: FormalizeConfig) -> None:
         say(f"{name:<10}{fact}")
     models = {role: player.model for role, player in players.items() if player.model}
     reasoner_looks = isinstance(models.get("reasoner"), Engine)
-    settings = Settings(
-        models=frozenset(models),
-        reasoner_looks=reasoner_looks,
-        rounds=config.rounds,
-        detector=config.detector,
-        ocr=config.ocr,
-    )
+    settings = Settings(frozenset(models), reasoner_looks, config.rounds, config.detector, config.ocr)
     ended = Counter()
 
     def told() -> str:
@@ -113,30 +107,19 @@ def formalize_all(config: FormalizeConfig) -> None:
             stopping("stopping when what is under way has been answered") as stop,
             tqdm(total=len(rows), unit=" rows", desc="formalize") as bar,
         ):
-            asker = Asker(
-                models,
-                answers,
-                max_tokens_spent=config.max_tokens_spent,
-                attempts=config.attempts,
-                retry_failed=config.retry_failed,
-                stop=stop,
-            )
+            again = config.retry_failed
+            asker = Asker(models, answers, config.max_tokens_spent, config.attempts, again, stop=stop)
 
             def tell(row: Row) -> None:
                 ended[row.outcome] += 1
                 bar.set_postfix_str(f"{told()}; {asker.told()}", refresh=False)
                 bar.update()
 
+            def work(row: Row) -> Row:
+                return formalize(row, asker, settings)
+
             try:
-                process(
-                    rows,
-                    lambda row: formalize(row, asker, settings),
-                    finished,
-                    concurrency=config.concurrency,
-                    stop=stop,
-                    retry_failed=config.retry_failed,
-                    tell=tell,
-                )
+                process(rows, work, finished, config.concurrency, stop, again, tell)
             except NoUse as error:
                 left = len(rows) - ended.total()
                 raise UserError(f"{error}; {left} rows are left, and the same command goes on") from error

@@ -149,13 +149,6 @@ def _player(config: Any, role: str, engine: Callable[[str], Engine]) -> Player:
     key = os.environ.get(key_env, "").strip() if key_env else None
     if key_env and not re.fullmatch("[!-~]+", key):  # printable ASCII
         raise UserError(f"--{role}-key-env: the environment variable {key_env} holds no key")
-    remote = Remote(
-        spec,
-        model,
-        key=key,
-        timeout=config.timeout,
-        max_tokens=config.max_tokens,
-        temperature=config.temperature,
-    )
+    remote = Remote(spec, model, key, config.timeout, config.max_tokens, config.temperature)
     told = f"{model} at {spec}, {f'key from ${key_env}' if key_env else 'no key'}"
     return Player(told, endpoint(remote, config.max_pixels))

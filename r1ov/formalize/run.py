@@ -17,7 +17,6 @@ def process(
     rows: Iterable[Row],
     work: Callable[[Row], Row],
     finished: Journal,
-    *,
     concurrency: int,
     stop: threading.Event,
     retry_failed: bool,

@@ -38,7 +38,7 @@ VERDICT = {"correct": bool, "consistent": bool, "grounded": bool, "relevant": bo
 Ask = Callable[..., str]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Settings:
     """How the stages work. A role without a model falls back on `Row.truth`, or fails the row: nothing is
     made up.
