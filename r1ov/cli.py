@@ -79,7 +79,7 @@ def check_bounds(options: C) -> C:
     return options
 
 
-def marked(options: Any, mark: str) -> dict[str, Any]:
+def marked(options: Any, mark: str) -> dict:
     """The options whose declaration has this mark, with their values."""
     names = (field.name for field in dataclasses.fields(options) if mark in field.metadata)
     return {name: getattr(options, name) for name in names}
@@ -109,7 +109,7 @@ def parse_cli(
     *,
     prog: str,
     description: str,
-    presets: Mapping[str, Mapping[str, Any]] = {},
+    presets: Mapping[str, Mapping] = {},
     elsewhere: Mapping[str, type] = {},
 ) -> C:
     """The instance of the keyword-only dataclass `cls` that the command line describes.
@@ -224,7 +224,7 @@ ARGUMENTS = {  # what `add_argument` needs to read a value of this type
 }
 
 
-def _argument(kind: Any) -> dict[str, Any]:
+def _argument(kind: Any) -> dict:
     """The same for any annotation: one of ARGUMENTS, a Literal, `tuple[T, ...]`, or one of these `| None`."""
     members = get_args(kind)
     if get_origin(kind) is Literal:

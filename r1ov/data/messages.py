@@ -19,7 +19,7 @@ from r1ov.data.formats.open_image import lazy_image
 from r1ov.data.image import LazyImage
 from r1ov.errors import UserError
 
-Messages = Sequence[Mapping[str, Any]]
+Messages = Sequence[Mapping]
 Render = Callable[[Messages, bool], str]  # (messages, add_generation_prompt) -> text
 
 # Of an image, in Hugging Face's and OpenAI's messages.
@@ -27,7 +27,7 @@ SOURCES = ("image", "image_url", "url", "path", "base64")
 LIMITS = ("min_pixels", "max_pixels", "resized_height", "resized_width")  # of one image, in Qwen's messages
 
 
-def conversation(text: str, images: Sequence[Any], system: str | None) -> list[dict[str, Any]]:
+def conversation(text: str, images: Sequence[Any], system: str | None) -> list[dict]:
     """A question. Args: images: as parts of it."""
     # Without an image a plain text: servers of text models often know nothing else.
     content = [*images, {"type": "text", "text": text}] if images else text
@@ -35,7 +35,7 @@ def conversation(text: str, images: Sequence[Any], system: str | None) -> list[d
     return [*before, {"role": "user", "content": content}]
 
 
-def read_part(part: Any, where: str = "") -> dict[str, Any]:
+def read_part(part: Any, where: str = "") -> dict:
     """Reads a part of a message's content, in Hugging Face's, OpenAI's or Qwen's form.
 
     Args:    where: the beginning of errors.
@@ -73,9 +73,7 @@ def read_part(part: Any, where: str = "") -> dict[str, Any]:
     return read
 
 
-def split_images(
-    messages: Any, where: str
-) -> tuple[list[dict[str, Any]], list[tuple[LazyImage, dict[str, int]]]]:
+def split_images(messages: Any, where: str) -> tuple[list[dict], list[tuple[LazyImage, dict[str, int]]]]:
     """Takes the images out of messages.
 
     Args:    where: the beginning of errors.

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Self
 
 import torch
 from tokenizers import Tokenizer
@@ -68,7 +68,7 @@ class Processor:
     tokenizer: Tokenizer
     image_processor: ImageProcessor
     chat_template: str
-    generation_config: dict[str, Any]
+    generation_config: dict
     config: Config  # for the token ids that frame an image and end a reply
     special_tokens: dict[str, str]  # what the template may use by name: eos_token, ...
     files: dict[str, bytes]  # the checkpoint's own files that this was read from
@@ -79,7 +79,7 @@ class Processor:
         limits = {name: value for name, value in given.items() if value is not None}
         return replace(self, image_processor=replace(self.image_processor, **limits))
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict:
         """Without what is cached: a compiled template cannot be sent to another process."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 

@@ -9,7 +9,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +39,7 @@ class SamplingParams:
                 raise UserError(f"{name} is {value!r}; it must be {range_}")
 
     @classmethod
-    def resolve(cls, generation_config: Mapping[str, Any], **given: float | None) -> "SamplingParams":
+    def resolve(cls, generation_config: Mapping, **given: float | None) -> "SamplingParams":
         """The given settings; those left at None come from `generation_config.json`.
 
         As in Hugging Face, the file's temperature counts only if the file says `do_sample: true`; otherwise

@@ -90,7 +90,7 @@ def _naming(path: str | Path) -> Iterator[None]:
         raise UserError(f"{path}: {error}") from None
 
 
-def config_from_dict(raw: Mapping[str, Any]) -> Config:
+def config_from_dict(raw: Mapping) -> Config:
     """Reads the object in a config.json, flat or nested. Raises UserError that names the field."""
     if raw.get("model_type") != "qwen2_5_vl":
         raise UserError(f"model_type is {raw.get('model_type')!r}; r1ov computes qwen2_5_vl only")
@@ -119,19 +119,19 @@ def config_from_dict(raw: Mapping[str, Any]) -> Config:
     return config
 
 
-def _check(settings: Mapping[str, Any], prefix: str = "") -> None:
+def _check(settings: Mapping, prefix: str = "") -> None:
     for name, value in settings.items():
         if name in RULES and not RULES[name][0](value):
             raise UserError(f"{prefix}{name} is {value!r}; {RULES[name][1]}")
 
 
-def _made(cls: type, settings: Mapping[str, Any]) -> Any:
+def _made(cls: type, settings: Mapping) -> Any:
     """Makes a dataclass from the settings that are its fields."""
     values = {field.name: settings[field.name] for field in fields(cls) if field.name in settings}
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
-def config_to_dict(config: Config) -> dict[str, Any]:
+def config_to_dict(config: Config) -> dict:
     """Writes every field in the flat, published form, which transformers 4.51 to 5 and vLLM all read."""
     top = asdict(config)
     text, vision = top.pop("text"), top.pop("vision")
@@ -209,7 +209,7 @@ def _tokenizer(path: Path, config: Config) -> Tokenizer:
     return tokenizer
 
 
-def image_processor_from_dict(settings: Mapping[str, Any]) -> ImageProcessor:
+def image_processor_from_dict(settings: Mapping) -> ImageProcessor:
     """Reads the object in a preprocessor_config.json, or `image_processor` in a processor_config.json of
     transformers 5. Raises: UserError that names the field; settings that would give other images are refused.
     """
@@ -224,7 +224,7 @@ def image_processor_from_dict(settings: Mapping[str, Any]) -> ImageProcessor:
     return _made(ImageProcessor, given)
 
 
-def _chat_template(folder: Path, files: Mapping[str, bytes], parsed: Mapping[str, Any]) -> str:
+def _chat_template(folder: Path, files: Mapping[str, bytes], parsed: Mapping) -> str:
     for name in TEMPLATES:
         with _naming(folder / name):
             value = parsed.get(name, {}).get("chat_template")

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,10 +129,10 @@ class Scorer:
                 worker.close()
 
 
-def texts_of(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def texts_of(messages: Sequence[Mapping]) -> list[dict]:
     """The messages as JSON data, of their images only the places."""
 
-    def plain(content: str | Sequence[Mapping[str, Any]]) -> str | list[Mapping[str, Any]]:
+    def plain(content: str | Sequence[Mapping]) -> str | list[Mapping]:
         if isinstance(content, str):
             return content
         return [part if part["type"] == "text" else {"type": "image"} for part in content]

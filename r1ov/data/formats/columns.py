@@ -56,7 +56,7 @@ _SUFFIX = re.compile(
 )
 
 
-class Columns(dict[str, Any]):
+class Columns(dict):
     """The columns of a row, or the keys of a message, that nobody has read yet; names in lower case.
 
     empty: those of images whose cell is empty.

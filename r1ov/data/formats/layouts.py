@@ -14,7 +14,7 @@ from r1ov.data.messages import read_part
 from r1ov.errors import UserError
 from r1ov.reward import BOX_UNITS, KINDS
 
-Part = dict[str, Any]  # of a message's content; an image's may lack its source
+Part = dict  # of a message's content; an image's may lack its source
 Turn = tuple[str, list[Part], bool]  # role, parts, is it trained?
 
 ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
@@ -210,7 +210,7 @@ def _gold(value: Any) -> str:
     return str(value)
 
 
-def _messages(turns: Sequence[Turn], images: Sequence[Any]) -> list[dict[str, Any]]:
+def _messages(turns: Sequence[Turn], images: Sequence[Any]) -> list[dict]:
     """The turns as messages, each image of the row's own columns in its place.
 
     The columns fill the {"type": "image"} without a source, or else the marks such as `<image>`, one for one;

@@ -116,7 +116,7 @@ class Parquet:
         self.group_sizes = [self._metadata.row_group(group).num_rows for group in groups]
         self._begins = list(accumulate(self.group_sizes, initial=0))
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict:
         return self.__dict__ | {"_groups": OrderedDict()}
 
     def __len__(self) -> int:

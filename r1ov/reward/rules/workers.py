@@ -167,9 +167,7 @@ class UserReward(Worker):
         except WorkerError as error:
             raise UserError(f"--reward cannot be loaded: {error}") from None
 
-    def __call__(
-        self, prompt: Any, completion: str, row: Mapping[str, Any], info: Mapping[str, Any]
-    ) -> dict[str, float | None]:
+    def __call__(self, prompt: Any, completion: str, row: Mapping, info: Mapping) -> dict[str, float | None]:
         """Returns {name: score}; None where the function does not apply or took too long.
 
         Raises: UserError if the function raises, returns anything but a finite number, None or an object of
@@ -206,7 +204,7 @@ def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
         return function
     takes_all = any(one.kind is one.VAR_KEYWORD for one in names.values())
 
-    def score(prompt: Any, completion: str, row: Mapping[str, Any], info: Mapping[str, Any]) -> Any:
+    def score(prompt: Any, completion: str, row: Mapping, info: Mapping) -> Any:
         replies = [{"role": "assistant", "content": completion}]
         columns = {"prompts": prompt, "completions": replies, **row, **info}
         return function(**{name: [value] for name, value in columns.items() if takes_all or name in names})[0]

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -70,7 +70,7 @@ class Checkpoints:
         step: int,
         model: nn.Module,
         optimizers: Iterable[torch.optim.Optimizer],
-        extra: dict[str, Any] | None = None,
+        extra: dict | None = None,
     ) -> None:
         """Copies the state after `step` steps into CPU memory, and writes it while the caller goes on.
 
@@ -114,7 +114,7 @@ class Checkpoints:
 
     def load_latest(
         self, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]
-    ) -> tuple[int, dict[str, Any]] | None:
+    ) -> tuple[int, dict] | None:
         """Puts the newest usable checkpoint into model and optimizers, and returns its (step, extra); None if
         there is none.
 
@@ -148,7 +148,7 @@ class Checkpoints:
         names = (re.fullmatch(r"step-(\d+)", path.name) for path in self.folder.iterdir())
         return sorted((int(name[1]) for name in names if name), reverse=True)
 
-    def _open(self, folder: Path) -> tuple[dict[str, Any], dict[str, storage.Stored]]:
+    def _open(self, folder: Path) -> tuple[dict, dict[str, storage.Stored]]:
         """The record and the tensors of a sound checkpoint; each rank checks its share of the files.
 
         Raises: OSError, on all ranks; UserError for one of an earlier version.
@@ -170,7 +170,7 @@ class Checkpoints:
         return record, stored
 
     def _write(
-        self, step: int, tensors: dict[str, Tensor], record: dict[str, Any], own_random_state: dict[str, str]
+        self, step: int, tensors: dict[str, Tensor], record: dict, own_random_state: dict[str, str]
     ) -> None:
         """Takes a checkpoint all the way to the disk, in a thread of its own. Raises: OSError on all ranks,
         already reported.

@@ -5,7 +5,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from r1ov.cli import check_bounds, marked, option
 from r1ov.errors import UserError
@@ -175,7 +175,7 @@ class TrainConfig:
         return tuple(part.strip() for part in (self.freeze or "").split(",") if part.strip())
 
     @property
-    def reading(self) -> dict[str, Any]:
+    def reading(self) -> dict:
         """Arguments of `open_data`."""
         return {name: getattr(self, name) for name in ("clean", "image_folder", "box_unit")}
 
@@ -301,7 +301,7 @@ class GRPOConfig(LoraOptions, TrainConfig):
         return self.num_iterations * self.steps_per_generation
 
     @property
-    def loss_options(self) -> dict[str, Any]:
+    def loss_options(self) -> dict:
         """Those of `grpo_loss`."""
         return marked(self, "of_loss")
 

@@ -148,7 +148,7 @@ class Run:
             init_weights(model, torch.Generator().manual_seed(config.seed))
         return model, processor
 
-    def _resume(self, before: Mapping[str, Any], is_longer: bool) -> None:
+    def _resume(self, before: Mapping, is_longer: bool) -> None:
         self.step, self.extra = self.checkpoints.load_latest(self.masters, self.optimizers) or (0, {})
         if (is_longer and not self.step) or self.step > self.config.max_steps:
             raise UserError(
@@ -294,7 +294,7 @@ class Run:
 
 def settle(
     config: TrainConfig, num_rows: int | None, files: Sequence[str], world: World, device: torch.device
-) -> tuple[dict[str, Any], TrainConfig]:
+) -> tuple[dict, TrainConfig]:
     """The options of the run to go on with, {} if there is none, and those of this one, all resolved. Without
     --out its folder is the first of runs/sft, runs/sft-2, ... that is free or holds this very run. Raises:
     UserError if the folder given holds another.
@@ -325,7 +325,7 @@ def resolve(
     num_rows: int | None,
     world: World,
     device: torch.device,
-    before: Mapping[str, Any],
+    before: Mapping,
     parameters: int,
 ) -> TrainConfig:
     """Every option resolved. Args: before: options of the run to be resumed. parameters: of the model."""

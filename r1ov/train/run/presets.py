@@ -1,9 +1,7 @@
 """`--preset`: published recipes as options of each stage."""
 
-from typing import Any
-
 # What these take is counted in tests/test_fits.py. One card of 24 GB: 4-bit weights under an adapter.
-CARD: dict[str, Any] = {
+CARD = {
     "model": "Qwen/Qwen2.5-VL-7B-Instruct",
     "lora_r": 16,
     "quantize": "int4",
@@ -12,13 +10,13 @@ CARD: dict[str, Any] = {
     "max_pixels": 512 * 512,
 }
 # Four nodes of eight cards of 80 GB: the cards of a node answer, and read each pack, together.
-NODES: dict[str, Any] = {
+NODES = {
     "model": "Qwen/Qwen2.5-VL-72B-Instruct",
     "activation_checkpointing": "full",
     "tensor_parallel": 8,
     "context_parallel": 8,
 }
-SFT: dict[str, dict[str, Any]] = {
+SFT = {
     "lora-24gb": {**CARD, "train_batch_size": 32},
     "72b-4-nodes": NODES,
     # The paper's recipe; its configuration files agree but for the pictures. "512" stands in the model card
@@ -39,7 +37,7 @@ SFT: dict[str, dict[str, Any]] = {
 }
 # How to learn, not how much: batch sizes and numbers of steps stay the user's. Names are TRL's where TRL has
 # them.
-GRPO: dict[str, dict[str, Any]] = {
+GRPO = {
     "lora-24gb": {**CARD, "train_batch_size": 64, "max_completion_length": 512, "max_num_seqs": 16},
     "72b-4-nodes": NODES,
     # The authors' grpo_config.py and grpo_trainer.py (VLM-R1's) at the defaults that their run_grpo.sh leaves

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from r1ov.common.files import write_lines
 from r1ov.common.page import write_page
@@ -15,9 +14,7 @@ def question_of(prompt: Messages) -> str:
     return "\n".join(text_of(message["content"]) for message in prompt)
 
 
-def write_samples(
-    folder: Path, kind: str, step: int, title: str, samples: Sequence[Mapping[str, Any]]
-) -> None:
+def write_samples(folder: Path, kind: str, step: int, title: str, samples: Sequence[Mapping]) -> None:
     """Writes folder/KIND-N.jsonl, without the images, and folder/KIND-N.html, which needs no other file.
 
     Args: kind: step or eval. samples: question, gold, images, and completions: each its text, its scores by
@@ -32,12 +29,12 @@ def write_samples(
     write_page(folder / f"{name}.html", title, map(_item, samples))
 
 
-def _item(sample: Mapping[str, Any]) -> dict[str, Any]:
+def _item(sample: Mapping) -> dict:
     shown = {name: sample[name] for name in ("question", "gold", "images")}
     return {"id": "", "tags": {}, **shown, "samples": [_sample(one) for one in sample["completions"]]}
 
 
-def _sample(completion: Mapping[str, Any]) -> dict[str, Any]:
+def _sample(completion: Mapping) -> dict:
     numbers = completion["scores"] | {name: completion.get(name) for name in ("reward", "advantage")}
     facts = {name: f"{value:.3g}" for name, value in numbers.items() if value is not None}
     status = "right" if completion["scores"].get("accuracy") == 1 else "wrong"

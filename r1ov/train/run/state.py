@@ -4,7 +4,6 @@ import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import zip_longest
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,7 @@ from r1ov.train.run.config import TrainConfig
 from r1ov.train.run.storage import Stored
 
 
-def check_same_run(
-    before: Mapping[str, Any], config: TrainConfig, files: Sequence[str], is_finished: bool
-) -> None:
+def check_same_run(before: Mapping, config: TrainConfig, files: Sequence[str], is_finished: bool) -> None:
     """Raises UserError if a run begun with `before` cannot go on with these options or these data files."""
     pairs = zip_longest(before.get("fingerprint") or files, files, fillvalue="no file")
     changed = [f"{old} is now {new}" for old, new in pairs if old != new]

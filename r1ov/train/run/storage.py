@@ -72,7 +72,7 @@ def open_tensors(folder: Path, files: Iterable[str]) -> dict[str, Stored]:
     return {name: Stored(slices) for name, slices in parts.items()}
 
 
-def write_record(folder: Path, record: dict[str, Any]) -> None:
+def write_record(folder: Path, record: dict) -> None:
     text = json.dumps(record | {"sha256": _digest(record)}, indent=1)
     with (folder / RECORD).open("w", encoding="utf-8") as file:
         file.write(text + "\n")
@@ -80,7 +80,7 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> dict:
     """What `write_record` was given. Raises: OSError if it is missing or damaged."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -114,5 +114,5 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _digest(record: dict[str, Any]) -> str:
+def _digest(record: dict) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
