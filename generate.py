@@ -172,7 +172,7 @@ def plain() -> Iterator[Callable[[str], None]]:
     print()
 
 
-def report(completions: Sequence[Any], timing: Any) -> None:
+def report(completions: Sequence, timing: Any) -> None:
     """Says what was cut off, and how fast it went."""
     if cut := [len(one.token_ids) for one in completions if one.finish_reason == "length"]:
         say(f"cut off after {cut[0]:,} tokens (--max-new-tokens, or the model's last position)")

@@ -27,7 +27,7 @@ SOURCES = ("image", "image_url", "url", "path", "base64")
 LIMITS = ("min_pixels", "max_pixels", "resized_height", "resized_width")  # of one image, in Qwen's messages
 
 
-def conversation(text: str, images: Sequence[Any], system: str | None) -> list[dict]:
+def conversation(text: str, images: Sequence, system: str | None) -> list[dict]:
     """A question. Args: images: as parts of it."""
     # Without an image a plain text: servers of text models often know nothing else.
     content = [*images, {"type": "text", "text": text}] if images else text

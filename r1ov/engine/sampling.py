@@ -149,8 +149,7 @@ def row_seeds(prompts: Iterable[bytes], num_samples: int, seed: int) -> list[int
 
     Args: prompts: what tells the prompts apart: a digest of their ids and images, or names.
     """
-    counts: Counter[bytes] = Counter()
-    seeds = []
+    counts, seeds = Counter(), []
     for prompt in prompts:
         for _ in range(num_samples):
             digest = hashlib.blake2b(repr((seed, prompt, counts[prompt])).encode(), digest_size=8).digest()

@@ -85,7 +85,7 @@ def mismatch(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> UserError:
     """A tensor that cannot be read or is there twice, or else how the tensors differ from the model's."""
-    seen: dict[str, Stored] = {}
+    seen = {}  # parameter -> its tensor
     for tensor in tensors:
         name = few([tensor.name])
         if not tensor.is_readable:

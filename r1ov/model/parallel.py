@@ -201,7 +201,7 @@ class Context:
         model.forward, model.model.forward = partial(self.forward, model), partial(self.states, model.model)
         return model
 
-    def join(self, part: Sequence[Any]) -> list[Any]:
+    def join(self, part: Sequence) -> list:
         """The prompts, each with completions, of the whole team; of their images the pixels alone."""
         own = [(replace(prompt, pictures=()), completions) for prompt, completions in part]
         return list(chain(*self.world.gather(own)))

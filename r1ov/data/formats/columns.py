@@ -93,7 +93,7 @@ class Columns(dict):
             raise BadRow(f"{name} is not a text", f"a {type(value).__name__}")
         return value
 
-    def images(self) -> list[Any]:
+    def images(self) -> list:
         """The images of a column named after images or files, or of a series, such as image_1, image_2.
 
         Of several columns the one is read that holds the images themselves; see `rest` for the others.
@@ -116,7 +116,7 @@ class Columns(dict):
             names = sorted(found, key=lambda it: (is_place(found[it]), it not in ("images", "image")))[:1]
         return [image for name in names if self.pop(name) for image in found[name]]
 
-    def rest(self, text: str = "", images: Sequence[Any] = ()) -> tuple[str, ...]:
+    def rest(self, text: str = "", images: Sequence = ()) -> tuple[str, ...]:
         """The names of the columns that were not read.
 
         Raises BadRow for one whose meaning changes what the row shows, if neither the record's text nor its
@@ -158,7 +158,7 @@ def unwritten(value: Any) -> Any:
     return value
 
 
-def leaves(value: Any) -> Iterator[Any]:
+def leaves(value: Any) -> Iterator:
     """What lists, objects and JSON in a text hold that is none of these; of messages, what they say."""
     value = unwritten(value)
     if isinstance(value, Mapping):
@@ -170,7 +170,7 @@ def leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def media(value: Any) -> list[Any]:
+def media(value: Any) -> list:
     """What in it looks like images or other media: bytes, base64, a file's path or URL."""
     return [
         leaf

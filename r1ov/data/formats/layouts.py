@@ -210,7 +210,7 @@ def _gold(value: Any) -> str:
     return str(value)
 
 
-def _messages(turns: Sequence[Turn], images: Sequence[Any]) -> list[dict]:
+def _messages(turns: Sequence[Turn], images: Sequence) -> list[dict]:
     """The turns as messages, each image of the row's own columns in its place.
 
     The columns fill the {"type": "image"} without a source, or else the marks such as `<image>`, one for one;

@@ -64,7 +64,7 @@ class Record:
         return self.messages[-1]["content"] if self.messages[-1]["role"] == "assistant" else None
 
     @property
-    def images(self) -> list[Any]:
+    def images(self) -> list:
         return [
             part["image"]
             for message in self.messages

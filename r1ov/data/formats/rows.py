@@ -19,7 +19,7 @@ GB18030_MARK = "\ufeff".encode("gb18030")
 GROUPS_AT_HAND = 4  # parquet row groups kept in memory; a shuffled order mixes this many at a time
 
 
-def open_rows(path: Path) -> Sequence[Any]:
+def open_rows(path: Path) -> Sequence:
     """The file's rows; its first bytes tell what it is, and how its text is encoded. What is not a row raises
     BadRow.
 

@@ -10,7 +10,7 @@ from r1ov.common.stopping import shielded
 from r1ov.errors import UserError
 
 
-def prepared(make: Callable[[int], Any], numbers: range, num_workers: int) -> Iterator[Any]:
+def prepared(make: Callable[[int], Any], numbers: range, num_workers: int) -> Iterator:
     """make(number) for each, in order, every worker two ahead. The workers begin at once, and end with the
     iterator.
 

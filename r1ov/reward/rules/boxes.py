@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from itertools import cycle
 from operator import mul
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 from r1ov.errors import UserError
 from r1ov.reward.rules.reading import plain
@@ -51,7 +51,7 @@ class Frame(NamedTuple):
     is_only: bool = True
 
     @classmethod
-    def beside(cls, images: Sequence[Any], resized: Sequence[int], unit: Unit | None) -> "Frame":
+    def beside(cls, images: Sequence, resized: Sequence[int], unit: Unit | None) -> "Frame":
         """Of the boxes in a text with these images. Args: resized: the first one's size to the model."""
         return cls(images[0].size, resized, unit, len({image.size for image in images}) == 1)
 

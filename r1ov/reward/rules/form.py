@@ -97,7 +97,7 @@ class Form:
         points = tuple(roots[one] ** n.numerator for one in self.points)
         return _checked(points, _inexact(self, exponent), self.is_open)
 
-    def _of(self, operation: Callable[[Any], Any]) -> "Form":
+    def _of(self, operation: Callable) -> "Form":
         exact = None if self.exact is None else operation(self.exact)
         return replace(self, exact=exact, points=tuple(map(operation, self.points)))
 

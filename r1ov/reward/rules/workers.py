@@ -120,7 +120,7 @@ def serve(pipe: Connection, target: str, memory_bytes: int) -> None:
             pipe.send(reply)
 
 
-def _reply(target: str, function: Callable[..., Any], *arguments: Any) -> Any:
+def _reply(target: str, function: Callable, *arguments: Any) -> Any:
     """The function's value as JSON data, or its mistake."""
     try:
         return json.loads(json.dumps(function(*arguments), allow_nan=False, default=float))
@@ -130,7 +130,7 @@ def _reply(target: str, function: Callable[..., Any], *arguments: Any) -> Any:
         return WorkerError(one_line(f"{target}: {type(error).__name__}: {error} ({place})"))
 
 
-def load_function(target: str) -> Callable[..., Any]:
+def load_function(target: str) -> Callable:
     """The function named "FILE.py:name" or "package.module:name"."""
     place, _, name = target.rpartition(":")
     if place.endswith(".py"):
@@ -193,7 +193,7 @@ class UserReward(Worker):
         return {key: None if score is None else float(score) for key, score in scores.items()}
 
 
-def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
+def one_at_a_time(function: Callable) -> Callable:
     """TRL's kind of reward, (prompts, completions, **columns) -> scores, as ours, given lists of one; ours as
     it is.
 
@@ -256,7 +256,7 @@ def judge(gold: str, answer: str) -> bool | None:
     )
 
 
-def _numbers(value: Any) -> list[Any]:
+def _numbers(value: Any) -> list:
     """The finite real numbers that a sympy value is: one, a set's, a tuple's, an interval's, x in x = 3."""
     if getattr(value, "is_number", False):
         return [value.evalf(30)] if value.is_finite and value.is_real else []

@@ -38,7 +38,7 @@ def evaluate(run: Run) -> None:
     rows = run.log.rows if run.log else []
     if run.world.first(any(row["step"] == run.step and "step_ms" not in row for row in rows)):
         return  # a run that was stopped after it
-    result: dict[str, float] = {}
+    result = {}  # metric -> its value
     if config.eval_data or (config.stage == "sft" and config.data == PLAYGROUND):
         source, count = held_out(run, "reply")
         trainers = run.trainers
@@ -102,8 +102,7 @@ def answer_questions(run: Run, source: Source, count: int) -> dict[str, float]:
     """
     config, world, started = run.config, run.askers, time.perf_counter()
     longest = run.processor.config.text.max_position_embeddings - config.eval_max_new_tokens
-    asked: list[tuple[int, Record]] = []
-    prompts = []
+    asked, prompts = [], []  # (number, Record); Encoded
     for number in range(world.rank, count, world.size):
         record = source[number]
         with suppress(BadRow):

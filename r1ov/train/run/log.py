@@ -270,7 +270,7 @@ class Log:
             if name.startswith("rewards/") and name.endswith("/mean")
         }
         shown = {"reward": ("reward", ""), **rewards, **CURVES}
-        panels: dict[str, dict[str, tuple]] = {}
+        panels = {}  # title -> name of a curve -> its points
         for metric, (title, curve) in shown.items():
             counted = "eval_samples" if title == ANSWERS else ""
             points = [

@@ -13,7 +13,6 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -43,7 +42,7 @@ def verify(folder: Path, digests: Mapping[str, str]) -> None:
 class Stored:
     """A tensor in a checkpoint. Args: parts: safetensors' slices of the files, one below the other."""
 
-    def __init__(self, parts: list[Any]):
+    def __init__(self, parts: list):
         self.parts, (first, *others) = parts, [part.get_shape() for part in parts]
         self.shape = torch.Size([first[0] + sum(rows for rows, *_ in others), *first[1:]] if first else ())
 
@@ -61,7 +60,7 @@ class Stored:
 
 def open_tensors(folder: Path, files: Iterable[str]) -> dict[str, Stored]:
     """The tensors of sound files by name, not yet read. Raises: OSError."""
-    parts: dict[str, list[Any]] = {}
+    parts = {}  # name -> its slices
     for file in files:
         try:
             reader = safe_open(folder / file, framework="pt")
