@@ -62,10 +62,10 @@ def _added(album: dict, image: Any) -> int | None:
     return album.setdefault(url, {"number": len(album), "url": url, "width": image.size[0]})["number"]
 
 
-def base64_image(image: Image.Image, kind: str = "png", quality: int = 75) -> str:
+def base64_image(image: Image.Image, kind: str = "png") -> str:
     """Returns the encoded file as base64 text."""
     file = io.BytesIO()
-    image.save(file, kind, quality=quality, method=1)
+    image.save(file, kind, quality=75, method=1)
     return base64.b64encode(file.getvalue()).decode()
 
 

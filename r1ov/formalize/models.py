@@ -65,7 +65,7 @@ class Engine:
     Raises: UserError for a model that cannot be loaded.
     """
 
-    def __init__(self, name: str, device: str | None = None, **limits: Any):
+    def __init__(self, name: str, device: str | None, **limits: Any):
         from r1ov.folder.pretrained import load  # torch takes seconds, and many a run asks endpoints alone
 
         self.model, self.processor = load(name, device=device)
@@ -73,7 +73,7 @@ class Engine:
         self._waiting = []  # conversations, each with the future of its reply
         self._turn = threading.Lock()
 
-    def __call__(self, prompt: str, system: str | None = None, image: Image.Image | None = None) -> Reply:
+    def __call__(self, prompt: str, system: str | None, image: Image.Image | None) -> Reply:
         future = Future()
         part = image and {"type": "image", "image": image}
         self._waiting.append((conversation(prompt, [part] if part else [], system), future))
