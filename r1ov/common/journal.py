@@ -5,12 +5,14 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from r1ov.errors import UserError
 
 
+@dataclass
 class Journal:
     """A file that only grows. The last record of a key counts; only the keys are in memory. Any thread may
     read and append.
@@ -20,23 +22,25 @@ class Journal:
     Raises: UserError if the file cannot be opened, or another process has it.
     """
 
-    def __init__(self, path: Path, key: str, sync: bool = True):
-        self.path, self.key, self.sync = path, key, sync
+    path: Path
+    key: str
+    sync: bool = True
+
+    def __post_init__(self) -> None:
         self._places = {}  # key -> length and offset in bytes of its record
         self._lock = threading.Lock()
         self.unreadable = 0  # whole lines without a record, damaged by the disk: their work is done again
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
-        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             os.close(self._file)
-            raise UserError(
-                f"{path}: another process is at work in this folder; wait for it, or choose another --out"
-            ) from error
+            remedy = "wait for it, or choose another --out"
+            raise UserError(f"{self.path}: another process is at work in this folder; {remedy}") from error
+        except OSError as error:
+            remedy = "choose another --out"
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); {remedy}") from error
         self._end = self._read_all()
         os.ftruncate(self._file, self._end)  # drops the line that a kill cut off
 

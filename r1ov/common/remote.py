@@ -52,6 +52,7 @@ class Reply:
     tokens: int = 0  # in and out, as the endpoint counts them
 
 
+@dataclass(repr=False)  # which would show the key
 class Remote:
     """A model behind a URL. Threads may share it.
 
@@ -62,22 +63,21 @@ class Remote:
         max_tokens: of an answer.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        key: str | None = None,
-        timeout: float = 120.0,
-        max_tokens: int = 2048,
-        temperature: float | None = None,
-    ):
-        self.name, self.key, self.timeout, self.max_tokens = f"{model} at {url}", key, timeout, max_tokens
-        self.options = {"model": model, "max_tokens": max_tokens}
-        if temperature is not None:
-            self.options["temperature"] = temperature
-        if "/chat/completions" not in url:
-            url = url.rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
-        self._url, self._client = url, http().Client(timeout=timeout)
+    url: str
+    model: str
+    key: str | None = None
+    timeout: float = 120.0
+    max_tokens: int = 2048
+    temperature: float | None = None
+
+    def __post_init__(self) -> None:
+        self.name = f"{self.model} at {self.url}"
+        self.options = {"model": self.model, "max_tokens": self.max_tokens}
+        if self.temperature is not None:
+            self.options["temperature"] = self.temperature
+        if "/chat/completions" not in self.url:
+            self.url = self.url.rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
+        self._client = http().Client(timeout=self.timeout)
 
     def send(self, messages: Sequence[Mapping]) -> Reply:
         """Asks once; `retried` asks again.
@@ -92,7 +92,7 @@ class Remote:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key or 'none'}"}
         deadline = time.monotonic() + self.timeout
         try:
-            with self._client.stream("POST", self._url, content=body, headers=headers) as response:
+            with self._client.stream("POST", self.url, content=body, headers=headers) as response:
                 answer = read_body(response, MAX_ANSWER_BYTES, deadline)
         except (TimeoutError, http().TimeoutException):
             raise TryAgain(f"no complete answer within {self.timeout:g} s") from None

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TextIO
 
 DIM, BOLD, RESET = "\x1b[2m", "\x1b[1m", "\x1b[0m"
@@ -13,12 +14,15 @@ STYLES = {"<think>": DIM, "</think>": RESET, "<answer>": BOLD, "</answer>": RESE
 CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
 
 
+@dataclass
 class Painter:
     """Writes text as it arrives; in colour, styles stand for the tags."""
 
-    def __init__(self, out: TextIO, in_colour: bool):
-        self.out, self.in_colour = out, in_colour
-        self.held, self.is_open, self.style = "", False, RESET
+    out: TextIO
+    in_colour: bool
+    held: str = ""
+    is_open: bool = False
+    style: str = RESET
 
     def __call__(self, piece: str) -> None:
         self.is_open = True
