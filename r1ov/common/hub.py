@@ -8,7 +8,7 @@ from pathlib import Path
 
 from r1ov.errors import UserError
 
-HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
+HUB_NAME = r"(?a)(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?"
 
 
 def folder_of(name: str | Path) -> Path:
@@ -39,7 +39,7 @@ def from_hub(name: str | Path) -> Path:
         raise UserError(
             f"{shown}: a file; expected the folder of a model, with config.json, weights and tokenizer"
         )
-    match = HUB_NAME.fullmatch(text)
+    match = re.fullmatch(HUB_NAME, text)
     if not match or isinstance(name, Path) or text.startswith("."):
         raise UserError(
             f"{shown or repr(shown)}: no such folder, and not a model; expected r1ov-tiny, a folder, or a "

@@ -108,7 +108,7 @@ def tidy(text: str, item: Item) -> str:
     text = unwrap(plain(text)) if "\\" not in text else plain(text).strip(" .")
     for spelling, plain_one in _TIDY.items():
         text = re.sub(spelling, plain_one, text)
-    if text.endswith("%") and re.search(r"%|percent", item.question, re.IGNORECASE):
+    if text.endswith("%") and re.search(r"(?i)%|percent", item.question):
         text = text.removesuffix("%").removesuffix("\\").strip()
     if item.kind == "tuple" and "," in text and text[0] not in "([{":
         text = f"[{text}]"

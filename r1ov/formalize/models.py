@@ -22,10 +22,10 @@ from r1ov.errors import UserError
 ROLES = ("describer", "judge", "reasoner")
 NO_MODEL = {"playground": "the playground's own truth", "rules": "rules alone, no model"}
 # A URL without a password, and with no query that could be one: it is written down.
-URL = r"https?://([\w.-]+|\[[\da-f:]+\])(:\d{1,5})?(/[\w./~-]*)?(\?api-version=[\w.-]+)?"
+URL = r"(?i)https?://([\w.-]+|\[[\da-f:]+\])(:\d{1,5})?(/[\w./~-]*)?(\?api-version=[\w.-]+)?"
 KEYS = {  # the hosts that a key was made for -> its environment variable
-    r"https://([\w-]+\.)*(huggingface\.co|huggingface\.cloud|hf\.space)[:/]": "HF_TOKEN",
-    r"https://([\w-]+\.)*openai\.com[:/]": "OPENAI_API_KEY",
+    r"(?i)https://([\w-]+\.)*(huggingface\.co|huggingface\.cloud|hf\.space)[:/]": "HF_TOKEN",
+    r"(?i)https://([\w-]+\.)*openai\.com[:/]": "OPENAI_API_KEY",
 }
 # (prompt, system text or None, image or None) -> the model's reply
 Model = Callable[[str, str | None, Image.Image | None], Reply]
@@ -136,7 +136,7 @@ def _player(config: Any, role: str, engine: Callable[[str], Engine]) -> Player:
         if spec in NO_MODEL:
             return Player(NO_MODEL[spec])
         return Player(f"{spec}, in r1ov's engine", engine(spec))
-    if not re.fullmatch(URL, spec, re.I):
+    if not re.fullmatch(URL, spec):
         raise UserError(
             f"--{role} {shown(spec.partition('?')[0])}: not a URL as expected, such as "
             f"http://localhost:8000/v1; a key comes from --{role}-key-env NAME"
@@ -144,8 +144,8 @@ def _player(config: Any, role: str, engine: Callable[[str], Engine]) -> Player:
     if not model:
         raise UserError(f"--{role} {spec} needs --{role}-model, the model's name there")
     # Never a key that was not meant for this host.
-    known = [name for host, name in KEYS.items() if name in os.environ and re.match(host, f"{spec}/", re.I)]
-    key_env = key_env or next(iter(known), None)
+    known = (name for host, name in KEYS.items() if name in os.environ and re.match(host, f"{spec}/"))
+    key_env = key_env or next(known, None)
     key = os.environ.get(key_env, "").strip() if key_env else None
     if key_env and not re.fullmatch("[!-~]+", key):  # printable ASCII
         raise UserError(f"--{role}-key-env: the environment variable {key_env} holds no key")
