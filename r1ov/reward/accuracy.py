@@ -112,7 +112,7 @@ def kind_of(gold: str) -> str:
     Examples: "B" -> mcq; "Yes" -> yes_no; "1,024" -> number; '{"bbox_2d": [1, 2, 30, 40]}' -> bbox;
         "(1, 2)" and "[1, 3, 5]" -> tuple; "1, 2" -> set; "2\\sqrt{3}" -> math; "blue star" -> text
     """
-    if re.fullmatch(r"\W*(?:yes|no)\W*", gold, re.IGNORECASE):
+    if re.fullmatch(r"(?i)\W*(?:yes|no)\W*", gold):
         return "yes_no"
     if re.fullmatch(r"0\d+|\d[\d.]*(?:\s*-\s*\d[\d.]*)+|\d+(?:/\d+){2,}", plain(gold)):
         return "text"  # a code, a range or a date: no number, and no difference

@@ -46,14 +46,10 @@ MEANING = {name: meaning for meaning, names in NAMES.items() for name in names.s
 BESIDE = ("answer", "label", "solution")  # a row that has two of these shows no less with one
 
 _IMAGE = re.compile(r"image|img|picture|photo|figure|screenshot")
-_CHOICES = re.compile(
-    r"option|choice|candidate|alternative|possible_answers|(?:option|choice|ending|opt|ans)_?\d+$"
-)
+_CHOICES = r"option|choice|candidate|alternative|possible_answers|(?:option|choice|ending|opt|ans)_?\d+$"
 _FILE = """path file file_name filename file_path filepath local_path media media_path attachment attachments
     pic pics diagram jpg jpeg png webp"""
-_SUFFIX = re.compile(
-    r"\.(?:png|jpe?g|webp|gif|bmp|tiff?|mp4|avi|mov|mkv|webm|mp3|wav|flac|ogg)(?:\?|$)", re.IGNORECASE
-)
+_SUFFIX = r"(?i)\.(?:png|jpe?g|webp|gif|bmp|tiff?|mp4|avi|mov|mkv|webm|mp3|wav|flac|ogg)(?:\?|$)"
 
 
 class Columns(dict):
@@ -140,7 +136,7 @@ class Columns(dict):
                     meaning = "an image or video"
                 elif is_dialogue(value):
                     meaning = "a conversation"
-                elif _CHOICES.search(name) and (isinstance(value, list | Mapping) or name[-1].isdigit()):
+                elif re.search(_CHOICES, name) and (isinstance(value, list | Mapping) or name[-1].isdigit()):
                     meaning = "choices"
             is_shown = all(isinstance(leaf, str) and leaf.strip() in text for leaf in leaves(value))
             if meaning not in (None, *BESIDE) and not is_shown:
@@ -176,7 +172,7 @@ def media(value: Any) -> list:
         leaf
         for leaf in leaves(value)
         if isinstance(leaf, bytes | Image.Image)
-        or (isinstance(leaf, str) and (ENCODED.match(leaf) or _SUFFIX.search(leaf)))
+        or (isinstance(leaf, str) and (ENCODED.match(leaf) or re.search(_SUFFIX, leaf)))
     ]
 
 

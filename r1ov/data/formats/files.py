@@ -15,11 +15,9 @@ from r1ov.errors import UserError
 SUFFIXES = (".parquet", ".jsonl", ".json")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 NOT_DATA = "dataset_info.json dataset_infos.json dataset_dict.json state.json config.json stages.jsonl"
-HUB_NAME = re.compile(
-    r"(?P<repo>[\w.-]+/[\w.-]+)(?P<inner>(?:/[^/@]+)*)(?:@(?P<revision>[\w./-]+))?", re.ASCII
-)
+HUB_NAME = r"(?a)(?P<repo>[\w.-]+/[\w.-]+)(?P<inner>(?:/[^/@]+)*)(?:@(?P<revision>[\w./-]+))?"
 BLOCKS, BLOCK_BYTES = 256, 1 << 16  # of a large file, for its fingerprint
-_SPLIT = re.compile(r"(?:^|[/_.-])(train|test|validation|valid|val|dev|eval)(?=[/_.-]|$)", re.IGNORECASE)
+_SPLIT = r"(?i)(?:^|[/_.-])(train|test|validation|valid|val|dev|eval)(?=[/_.-]|$)"
 
 
 class DataFile(NamedTuple):
@@ -36,7 +34,7 @@ def located(name: str, ends: Sequence[str] = SUFFIXES + IMAGES) -> tuple[Path, P
     path = Path(name).expanduser()
     if os.path.exists(path):
         return path, path.parent if path.is_file() else path
-    match = HUB_NAME.fullmatch(name)
+    match = re.fullmatch(HUB_NAME, name)
     if not match or name.startswith(("/", ".", "~")) or (name.endswith(SUFFIXES) and name.count("/") < 2):
         raise UserError(f"{shown(name)}: no such file or folder, and not a hub data set's name (owner/name)")
     inner = match["inner"].strip("/")
@@ -67,7 +65,7 @@ def find_files(name: str, split: str = "train") -> list[DataFile]:
         return [DataFile(path, inside)]
     # file -> the splits that it or its folders are named after
     found = {
-        file: {part.lower() for part in _SPLIT.findall(file.relative_to(path).as_posix())}
+        file: {part.lower() for part in re.findall(_SPLIT, file.relative_to(path).as_posix())}
         for file in sorted(path.rglob("*"))
         if file.suffix.lower() in SUFFIXES and file.name not in NOT_DATA.split() and file.is_file()
     }

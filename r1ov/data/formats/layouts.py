@@ -26,18 +26,15 @@ LAYOUTS = {name: columns for name, *columns in map(str.split, LAYOUTS.split(",")
 # Who answers there, about the column `image`.
 SPEAKERS = {"r1-onevision": "assistant", "vlm-r1": "gpt"}
 # The place of an image in a text, in the spellings of several projects, with its number where it has one.
-PLACE = re.compile(r"<\|?(?:image|image_placeholder|imagehere)[ _]?(\d+)?\|?\s*/?>", re.IGNORECASE)
+PLACE = r"(?i)<\|?(?:image|image_placeholder|imagehere)[ _]?(\d+)?\|?\s*/?>"
 # Written in a text, these would become the tokens that frame turns and images ...
-FRAME = re.compile(
-    r"<\|(?:im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
-)
+FRAME = r"<\|(?:im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
 # ... and these would be trained as letters.
-UNFILLED = re.compile(
-    r"<\|?(?i:video|audio|img|bbox(?!>\s*[\[(])|ref-object)[ _]?\d*\|?\s*/?>|</image>|<im_patch>"
+UNFILLED = (
+    r"(?s)<\|?(?i:video|audio|img|bbox(?!>\s*[\[(])|ref-object)[ _]?\d*\|?\s*/?>|</image>|<im_patch>"
     r"|<cot-process>|\[(?:IMAGE|IMG|VIDEO)\]"
     r"|(?<![A-Za-z0-9_])<(?P<name>region|mask|point|object|obj|picture|sound|speech)[ _]?\d*>"
-    r"(?!.*?</(?P=name)>)",
-    re.DOTALL,
+    r"(?!.*?</(?P=name)>)"
 )
 # Keys of a message that change what is trained of it.
 CHANGES = re.compile(r"train|loss|mask|weight|learn|ignore|reasoning|think|thought")
@@ -219,7 +216,7 @@ def _messages(turns: Sequence[Turn], images: Sequence) -> list[dict]:
     """
     parts = [part for _, content, _ in turns for part in content]
     slots = [part["image"] for part in parts if part["type"] == "image"]
-    marks = [] if slots else [mark for part in parts for mark in PLACE.findall(part["text"])]
+    marks = [] if slots else [mark for part in parts for mark in re.findall(PLACE, part["text"])]
     numbers = sorted({int(mark) for mark in marks}) if all(marks) else []
     # Slots that hold their images themselves count where the row's columns repeat them.
     places = slots.count(None) or len((images and slots) or numbers or marks or images)
@@ -260,7 +257,7 @@ def _messages(turns: Sequence[Turn], images: Sequence) -> list[dict]:
 def _at_marks(text: str, image_of: Callable[[str], Any]) -> Iterator[Part]:
     """The text's parts, an image at each mark; no white space between leading images and the first words."""
     said = ""  # the last words
-    for place, piece in enumerate(PLACE.split(text)):  # text, mark, text, mark, ..., text
+    for place, piece in enumerate(re.split(PLACE, text)):  # text, mark, text, mark, ..., text
         if place % 2:
             yield {"type": "image", "image": image_of(piece)}
         elif piece := piece if said or not place else piece.lstrip():
@@ -271,9 +268,9 @@ def _at_marks(text: str, image_of: Callable[[str], Any]) -> Iterator[Part]:
 def _content(role: str, parts: list[Part]) -> str | list[Part]:
     """A text where there is no image, else the parts."""
     text = "".join(part.get("text", "") for part in parts)
-    if found := FRAME.search(text):
+    if found := re.search(FRAME, text):
         raise BadRow("a text holds one of the model's own frame tokens", found[0])
-    if found := UNFILLED.search(text):
+    if found := re.search(UNFILLED, text):
         raise BadRow("a text has a place that nothing fills", found[0])
     if re.search("[\ud800-\udfff]", text):
         raise BadRow("a text is not valid Unicode")

@@ -23,18 +23,17 @@ MAX_ANSWER_WORDS, MAX_ANSWER_LETTERS = 20, 200  # of an answer that is not a des
 MAX_REMARK_WORDS = 15  # a longer line with a remark in it is also a step of the thought
 # Of a thought's end, in which an answer is looked for: earlier ones may have been given up again.
 _CONCLUSION_LETTERS = 300
-_NAMED_BEFORE = re.compile(
-    r"(?<!\S)(\S{1,40})\s+is\s+the\s+(?:correct|right|final|best)\s+(?:answer|option|choice)\b", re.I
+_NAMED_BEFORE = (
+    r"(?i)(?<!\S)(\S{1,40})\s+is\s+the\s+(?:correct|right|final|best)\s+(?:answer|option|choice)\b"
 )
-REMARK = re.compile(
-    r"\b(?:revised|rewritten|updated|original)\s+(?:cot\b|chain[- ]of[- ]thought)"
-    r"|\bno\s+(?:\w+\s+)?visuali[sz]ations?\s+(?:is |are )?(?:needed|required|necessary)",
-    re.I,
+REMARK = (
+    r"(?i)\b(?:revised|rewritten|updated|original)\s+(?:cot\b|chain[- ]of[- ]thought)"
+    r"|\bno\s+(?:\w+\s+)?visuali[sz]ations?\s+(?:is |are )?(?:needed|required|necessary)"
 )
-_IS_CHOICE = re.compile(r"\boption letter\b|\bchoices:|\(A\)|^[ \t]*A[).:]\s", re.I | re.M)
-_IS_OPEN = re.compile(r"\b(?:describe|summari[sz]e|summary|caption|generate)\b", re.I)
-_LETTER = re.compile(r"\(?([A-Ha-h])(?:[).:,]|$)")
-_ANSWER_LINE = re.compile(r"\n[*_# \t]*(?:the\s+)?(?:final\s+|correct\s+)?answer[*_\s]*:[^\n]*\Z", re.I)
+_IS_CHOICE = r"(?im)\boption letter\b|\bchoices:|\(A\)|^[ \t]*A[).:]\s"
+_IS_OPEN = r"(?i)\b(?:describe|summari[sz]e|summary|caption|generate)\b"
+_LETTER = r"\(?([A-Ha-h])(?:[).:,]|$)"
+_ANSWER_LINE = r"(?i)\n[*_# \t]*(?:the\s+)?(?:final\s+|correct\s+)?answer[*_\s]*:[^\n]*\Z"
 _MISSING = {(0, 0): "think tags", (0, 1): "<think>", (1, 0): "</think>"}
 dropped = partial(BadRow, dropped=True)
 
@@ -82,7 +81,7 @@ def clean_reply(question: str, reply: str) -> Cleaned:
         found = _concluded(question, thought)
         if found is None:
             raise dropped("a thought without an answer")
-        answer, thought = found, _ANSWER_LINE.sub("", "\n" + thought).strip()
+        answer, thought = found, re.sub(_ANSWER_LINE, "", "\n" + thought).strip()
         repairs.append("answer taken from the thought's end")
     if not thought:
         raise dropped("the thought is empty")
@@ -116,14 +115,14 @@ def _split(text: str, repairs: list[str]) -> tuple[str, str]:
 
 
 def _without_remarks(text: str, repairs: list[str]) -> str:
-    if not REMARK.search(text):
+    if not re.search(REMARK, text):
         return text
     lines = text.split("\n")
-    if any(REMARK.search(line) and len(line.split()) > MAX_REMARK_WORDS for line in lines):
+    if any(re.search(REMARK, line) and len(line.split()) > MAX_REMARK_WORDS for line in lines):
         raise dropped("a remark of the rewriting model within the reasoning")
     if "remarks of the rewriting model left out" not in repairs:
         repairs.append("remarks of the rewriting model left out")
-    return "\n".join(line for line in lines if not REMARK.search(line)).strip()
+    return "\n".join(line for line in lines if not re.search(REMARK, line)).strip()
 
 
 def _answer_after(question: str, tail: str) -> tuple[str, bool]:
@@ -133,8 +132,8 @@ def _answer_after(question: str, tail: str) -> tuple[str, bool]:
         if not answer:
             raise dropped("the answer tags do not pair")
         return answer, not (tail.startswith("<answer>") and tail.endswith("</answer>"))
-    if _IS_OPEN.search(question) and not _IS_CHOICE.search(question):
-        return re.sub(r"\A[*_#\s]*(?:final\s+)?answer[*_\s]*:[*_\s]*", "", tail, flags=re.I), False
+    if re.search(_IS_OPEN, question) and not re.search(_IS_CHOICE, question):
+        return re.sub(r"(?i)\A[*_#\s]*(?:final\s+)?answer[*_\s]*:[*_\s]*", "", tail), False
     answer = _named(question, tail)
     if answer is None and "\n" not in tail:
         answer = _tidy(question, tail)
@@ -156,7 +155,7 @@ def _named(question: str, text: str) -> str | None:
     phrase such as "the answer is".
     """
     place, answer, _ = stated(text)
-    named = boxed(text) or _NAMED_BEFORE.findall(text) or ([answer] if place >= 0 else [])
+    named = boxed(text) or re.findall(_NAMED_BEFORE, text) or ([answer] if place >= 0 else [])
     return _tidy(question, named[-1]) if named else None
 
 
@@ -167,17 +166,17 @@ def _tidy(question: str, text: str) -> str | None:
     statements = _statements(text)
     line = statements[0].strip(" *_`\"'$,:") if statements else ""
     line = re.sub(r"\A\\text\{([^{}]*)\}\Z", r"\1", line)
-    line = re.sub(r"\A(?:option|choice)\s+", "", line, flags=re.I)
+    line = re.sub(r"(?i)\A(?:option|choice)\s+", "", line)
     if not line or len(line.split()) > MAX_ANSWER_WORDS or len(line) > MAX_ANSWER_LETTERS:
         return None
-    letter = _LETTER.match(line) if _IS_CHOICE.search(question) else None
+    letter = re.match(_LETTER, line) if re.search(_IS_CHOICE, question) else None
     return letter[1].upper() if letter else line
 
 
 def _statements(text: str) -> list[str]:
     """What the text's first line says, cut at full stops, semicolons and reasons."""
     line = " ".join(text.strip().partition("\n")[0].split())
-    parts = re.split(r"\.(?: |$)|;|,? (?:because|since)\b| is (?:the )?(?:correct|right)\b", line, flags=re.I)
+    parts = re.split(r"(?i)\.(?: |$)|;|,? (?:because|since)\b| is (?:the )?(?:correct|right)\b", line)
     return [part for part in parts if part.strip(" *_`\"'$,:")]
 
 

@@ -26,7 +26,7 @@ from r1ov.errors import UserError
 # A data: URL, or the beginning of a PNG, JPEG, GIF, WEBP, TIFF or BMP file in base64: a path may begin like
 # it, but is shorter.
 ENCODED = re.compile(r"(?i:data:)|(?=(?s:.{64}))(iVBORw0KGgo|/9j/|R0lGOD|UklGR|SUkqA|TU0AK|Qk.{6}AAAA)")
-FILE_URL = re.compile(r"file:(//(localhost(?=/))?)?", re.IGNORECASE)
+FILE_URL = r"(?i)file:(//(localhost(?=/))?)?"
 # Formats whose header gives the size that decoding gives; None: an image made in memory. Images of other
 # formats are decoded to be measured: TIFF turns itself, ICO chooses among its images, and so on.
 MEASURED_BY_HEADER = (None, "JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP")
@@ -73,7 +73,7 @@ def lazy_image(
     elif isinstance(source, str | Path) and str(source):
         place = str(source)
         name = shown(place)
-        if url := FILE_URL.match(place):
+        if url := re.match(FILE_URL, place):
             place = unquote(place[url.end() :])
         source = locate(place)
     if not isinstance(source, bytes | bytearray | Path | Image.Image):

@@ -87,7 +87,7 @@ def read_number(text: str) -> Number | None:
         return None
     rest = text[match.end() :].strip()
     percent = rest in ("%", "percent", "per cent")
-    rest = re.sub(r"^(?:°|degrees?\s+(?=[cf]))\s*", "", rest, flags=re.IGNORECASE)
+    rest = re.sub(r"(?i)^(?:°|degrees?\s+(?=[cf]))\s*", "", rest)
     unit = "" if percent or not rest else read_unit(rest)
     found = _value(match)
     if found is None or unit is None:
