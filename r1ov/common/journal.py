@@ -26,7 +26,7 @@ class Journal:
     key: str
     sync: bool = True
 
-    def __post_init__(self) -> None:
+    def __post_init__(self):
         self._places = {}  # key -> length and offset in bytes of its record
         self._lock = threading.Lock()
         self.unreadable = 0  # whole lines without a record, damaged by the disk: their work is done again

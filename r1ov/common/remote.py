@@ -70,7 +70,7 @@ class Remote:
     max_tokens: int = 2048
     temperature: float | None = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self):
         self.name = f"{self.model} at {self.url}"
         self.options = {"model": self.model, "max_tokens": self.max_tokens}
         if self.temperature is not None:

@@ -106,13 +106,17 @@ def shuffled(group_sizes: Sequence[int], seed: Sequence[int]) -> np.ndarray:
     return np.lexsort((rng.random(sum(group_sizes)), np.repeat(window, group_sizes)))
 
 
+@dataclass(eq=False)
 class Endless:
     """A reader's records without end, each once an epoch: endless[i] is a function of (files, seed, i)."""
 
-    def __init__(self, reader: Reader, seed: int = 0, shuffle: bool = True):
-        self.reader, self.seed, self.shuffle = reader, seed, shuffle
+    reader: Reader
+    seed: int = 0
+    shuffle: bool = True
+
+    def __post_init__(self):
         self.group_sizes = []  # in rows
-        for rows in reader.rows:
+        for rows in self.reader.rows:
             self.group_sizes += getattr(rows, "group_sizes", [1] * len(rows))
         self._order = -1, ()  # (an epoch, the order of its rows)
 
