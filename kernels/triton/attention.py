@@ -22,21 +22,21 @@ from kernels.triton.tiles import (
     LOG2_E,
     SHORT,
     TRITON_TYPES,
-    UPCAST,
     add_dot,
     columns,
     dot_rows,
+    find_span,
     find_tile,
     head_at,
     launch,
-    load_pair,
+    load_rows,
     num_slots,
     row_heads,
-    scale_pair,
+    scaled,
     side_by_side,
-    store_pair,
+    store_rows,
     visible_keys,
-    zero_pair,
+    zero_rows,
 )
 
 
@@ -44,7 +44,7 @@ from kernels.triton.tiles import (
 def forward_kernel(
     q, k, v, out, lse, cu_seqlens, cu_seqlens_k, q_heads, k_heads, v_heads, heads, tokens, sequences, scale2,
     GROUP: tl.constexpr, CAUSAL: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     # The heads of a tile run side by side, which reads their common keys together; a sequence's late tiles,
     # the long ones, come first.
@@ -53,8 +53,7 @@ def forward_kernel(
     sequence, first, begin, length = find_tile(cu_seqlens, sequences, slot, BLOCK_M)
     if first >= length:
         return
-    begin_k = tl.load(cu_seqlens_k + sequence)
-    length_k = tl.load(cu_seqlens_k + sequence + 1) - begin_k
+    begin_k, length_k = find_span(cu_seqlens_k, sequence)
     q = head_at(q, begin, q_heads, head, MAIN + REST)
     k = head_at(k, begin_k, k_heads, head // GROUP, MAIN + REST)
     v = head_at(v, begin_k, v_heads, head // GROUP, MAIN + REST)
@@ -62,15 +61,15 @@ def forward_kernel(
     lse += head.to(tl.int64) * tokens + begin
 
     last_seen, full, end = visible_keys(first, length, length_k, CAUSAL, BLOCK_M, BLOCK_N)
-    q_main, q_rest = load_pair(q, first, q_heads, length, BLOCK_M, MAIN, REST, UPCAST)  # (BLOCK_M, ...)
-    acc, acc_rest = zero_pair(BLOCK_M, MAIN, REST)
+    queries = load_rows(q, first, q_heads, length, BLOCK_M, MAIN, REST)  # (BLOCK_M, ...)
+    acc = zero_rows(BLOCK_M, MAIN, REST)
     m_i = tl.full((BLOCK_M,), -1e30, tl.float32)
     l_i = tl.zeros((BLOCK_M,), tl.float32)
     # One loop that always runs, masked where it must be: two loops over one accumulator, or one that may not
     # run at all, and Triton waits for each tensor-core product before it starts the next.
     for start in range(0, tl.maximum(end, 1), BLOCK_N):
-        k_main, k_rest = load_pair(k, start, k_heads, length_k, BLOCK_N, MAIN, REST, UPCAST)
-        scores = dot_rows(q_main, q_rest, k_main, k_rest, REST)  # (BLOCK_M, BLOCK_N)
+        keys = load_rows(k, start, k_heads, length_k, BLOCK_N, MAIN, REST)
+        scores = dot_rows(queries, keys)  # (BLOCK_M, BLOCK_N)
         if start >= full:
             seen = (start + tl.arange(0, BLOCK_N))[None, :] <= last_seen[:, None]
             scores = tl.where(seen, scores, -1e30)
@@ -79,16 +78,15 @@ def forward_kernel(
         alpha = tl.math.exp2(m_i - m_new)
         l_i = l_i * alpha + tl.sum(p, 1)
         m_i = m_new
-        v_main, v_rest = load_pair(v, start, v_heads, length_k, BLOCK_N, MAIN, REST, UPCAST)
-        acc, acc_rest = scale_pair(acc, acc_rest, alpha[:, None], REST)
-        acc, acc_rest = add_dot(acc, acc_rest, p.to(v_main.dtype), v_main, v_rest, REST)
+        values = load_rows(v, start, v_heads, length_k, BLOCK_N, MAIN, REST)
+        acc = add_dot(scaled(acc, alpha[:, None]), p.to(values[0].dtype), values)
 
     alive = last_seen >= 0  # a query that sees no key gets 0
     l_i = tl.where(alive, l_i, 1.0)
     rows = first + tl.arange(0, BLOCK_M)
     tl.store(lse + rows, tl.where(alive, m_i + tl.math.log2(l_i), 0.0), mask=rows < length)
-    acc, acc_rest = scale_pair(acc, acc_rest, tl.where(alive, 1.0 / l_i, 0.0)[:, None], REST)
-    store_pair(out, acc, acc_rest, first, heads, length, BLOCK_M, MAIN, REST)
+    acc = scaled(acc, tl.where(alive, 1.0 / l_i, 0.0)[:, None])
+    store_rows(out, acc, first, heads, length, BLOCK_M, MAIN, REST)
 
 
 def packed_forward(
@@ -108,7 +106,7 @@ def packed_forward(
         forward_kernel[(num_slots(tokens, cu_seqlens, tile["BLOCK_M"]) * heads,)](
             *(q, k, v, out, lse, cu_seqlens, cu_seqlens_k, row_heads(q), row_heads(k), row_heads(v)),
             *(heads, tokens, cu_seqlens.shape[0] - 1, dim**-0.5 * LOG2_E),
-            GROUP=heads // k.shape[1], CAUSAL=causal, UPCAST=UPCAST, **columns(dim), **tile,
+            GROUP=heads // k.shape[1], CAUSAL=causal, **columns(dim), **tile,
         )  # fmt: skip
     return out, lse
 

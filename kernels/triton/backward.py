@@ -16,21 +16,21 @@ from torch import Tensor
 from kernels.triton.tiles import (
     CHANGING,
     LOG2_E,
-    UPCAST,
     add_dot,
     columns,
     dot_rows,
+    find_span,
     find_tile,
     head_at,
     launch,
-    load_pair,
+    load_rows,
     num_slots,
     row_heads,
-    scale_pair,
+    scaled,
     side_by_side,
-    store_pair,
+    store_rows,
     visible_keys,
-    zero_pair,
+    zero_rows,
 )
 
 DELTA_ROWS = 64
@@ -39,18 +39,18 @@ DELTA_ROWS = 64
 @triton.jit(do_not_specialize=CHANGING)
 def delta_kernel(
     grad, out, delta, heads, tokens,
-    MAIN: tl.constexpr, REST: tl.constexpr, ROWS: tl.constexpr, UPCAST: tl.constexpr,
+    MAIN: tl.constexpr, REST: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """delta (H, T) = rowsum(grad * out), ROWS tokens of one head a program."""
     head = tl.program_id(0) % heads
     first = tl.program_id(0) // heads * ROWS
     grad += head * (MAIN + REST)
     out += head * (MAIN + REST)
-    grad_main, grad_rest = load_pair(grad, first, heads, tokens, ROWS, MAIN, REST, UPCAST)
-    out_main, out_rest = load_pair(out, first, heads, tokens, ROWS, MAIN, REST, UPCAST)
-    total = tl.sum(grad_main.to(tl.float32) * out_main.to(tl.float32), 1)
+    grads = load_rows(grad, first, heads, tokens, ROWS, MAIN, REST)
+    outs = load_rows(out, first, heads, tokens, ROWS, MAIN, REST)
+    total = tl.sum(grads[0].to(tl.float32) * outs[0].to(tl.float32), 1)
     if REST:
-        total += tl.sum(grad_rest.to(tl.float32) * out_rest.to(tl.float32), 1)
+        total += tl.sum(grads[1].to(tl.float32) * outs[1].to(tl.float32), 1)
     rows = first + tl.arange(0, ROWS)
     tl.store(delta + head.to(tl.int64) * tokens + rows, total, mask=rows < tokens)
 
@@ -60,7 +60,7 @@ def dkdv_kernel(
     q, k, v, grad, lse, delta, dk, dv, cu_seqlens, cu_seqlens_k, k_heads, v_heads, tokens, sequences, scale,
     scale2, KEY_HEADS: tl.constexpr,
     GROUP: tl.constexpr, CAUSAL: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     DIM: tl.constexpr = MAIN + REST
     # Known to the compiler, a tile's addresses are one and constants beside it: every register counts.
@@ -70,8 +70,7 @@ def dkdv_kernel(
     sequence, first, begin_k, length_k = find_tile(cu_seqlens_k, sequences, slot, BLOCK_N)
     if first >= length_k:
         return
-    begin = tl.load(cu_seqlens + sequence)
-    length = tl.load(cu_seqlens + sequence + 1) - begin
+    begin, length = find_span(cu_seqlens, sequence)
     k = head_at(k, begin_k, k_heads, key_head, DIM)
     v = head_at(v, begin_k, v_heads, key_head, DIM)
     q = head_at(q, begin, HEADS, key_head * GROUP, DIM)
@@ -79,10 +78,10 @@ def dkdv_kernel(
     lse += key_head.to(tl.int64) * GROUP * tokens + begin
     delta += key_head.to(tl.int64) * GROUP * tokens + begin
 
-    k_main, k_rest = load_pair(k, first, k_heads, length_k, BLOCK_N, MAIN, REST, UPCAST)
-    v_main, v_rest = load_pair(v, first, v_heads, length_k, BLOCK_N, MAIN, REST, UPCAST)
-    dk_main, dk_rest = zero_pair(BLOCK_N, MAIN, REST)
-    dv_main, dv_rest = zero_pair(BLOCK_N, MAIN, REST)
+    keys = load_rows(k, first, k_heads, length_k, BLOCK_N, MAIN, REST)
+    values = load_rows(v, first, v_heads, length_k, BLOCK_N, MAIN, REST)
+    dk_rows = zero_rows(BLOCK_N, MAIN, REST)
+    dv_rows = zero_rows(BLOCK_N, MAIN, REST)
 
     start = 0
     if CAUSAL:
@@ -99,27 +98,25 @@ def dkdv_kernel(
         place = start + step % tiles * BLOCK_M
         head = step // tiles
         rows = place + tl.arange(0, BLOCK_M)
-        q_main, q_rest = load_pair(q + head * DIM, place, HEADS, length, BLOCK_M, MAIN, REST, UPCAST)
-        scores = dot_rows(k_main, k_rest, q_main, q_rest, REST)  # (BLOCK_N, BLOCK_M)
+        queries = load_rows(q + head * DIM, place, HEADS, length, BLOCK_M, MAIN, REST)
+        scores = dot_rows(keys, queries)  # (BLOCK_N, BLOCK_M)
         scores = scores * scale2 - tl.load(lse + head * tokens + rows, mask=rows < length, other=0.0)[None, :]
         if CAUSAL:
             scores = tl.where(rows[None, :] >= first_seeing[:, None], scores, -1e30)
         p = tl.math.exp2(scores)
-        grad_main, grad_rest = load_pair(grad + head * DIM, place, HEADS, length, BLOCK_M, MAIN, REST, UPCAST)
-        dv_main, dv_rest = add_dot(dv_main, dv_rest, p.to(grad_main.dtype), grad_main, grad_rest, REST)
-        dp = dot_rows(v_main, v_rest, grad_main, grad_rest, REST)
+        grads = load_rows(grad + head * DIM, place, HEADS, length, BLOCK_M, MAIN, REST)
+        dv_rows = add_dot(dv_rows, p.to(grads[0].dtype), grads)
+        dp = dot_rows(values, grads)
         row_delta = tl.load(delta + head * tokens + rows, mask=rows < length, other=0.0)
-        ds = (p * (dp - row_delta[None, :])).to(q_main.dtype)
-        dk_main, dk_rest = add_dot(dk_main, dk_rest, ds, q_main, q_rest, REST)
+        ds = (p * (dp - row_delta[None, :])).to(queries[0].dtype)
+        dk_rows = add_dot(dk_rows, ds, queries)
 
     # Found again, as they are not worth registers within the loop.
-    begin_k = tl.load(cu_seqlens_k + sequence)
-    length_k = tl.load(cu_seqlens_k + sequence + 1) - begin_k
+    begin_k, length_k = find_span(cu_seqlens_k, sequence)
     dk = head_at(dk, begin_k, KEY_HEADS, key_head, DIM)
     dv = head_at(dv, begin_k, KEY_HEADS, key_head, DIM)
-    dk_main, dk_rest = scale_pair(dk_main, dk_rest, scale, REST)
-    store_pair(dk, dk_main, dk_rest, first, KEY_HEADS, length_k, BLOCK_N, MAIN, REST)
-    store_pair(dv, dv_main, dv_rest, first, KEY_HEADS, length_k, BLOCK_N, MAIN, REST)
+    store_rows(dk, scaled(dk_rows, scale), first, KEY_HEADS, length_k, BLOCK_N, MAIN, REST)
+    store_rows(dv, dv_rows, first, KEY_HEADS, length_k, BLOCK_N, MAIN, REST)
 
 
 @triton.jit(do_not_specialize=CHANGING)
@@ -127,7 +124,7 @@ def dq_kernel(
     q, k, v, grad, lse, delta, dq, cu_seqlens, cu_seqlens_k, k_heads, v_heads, heads, tokens, sequences,
     scale, scale2,
     GROUP: tl.constexpr, CAUSAL: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     DIM: tl.constexpr = MAIN + REST
     head = tl.program_id(0) % heads
@@ -135,8 +132,7 @@ def dq_kernel(
     sequence, first, begin, length = find_tile(cu_seqlens, sequences, slot, BLOCK_M)
     if first >= length:
         return
-    begin_k = tl.load(cu_seqlens_k + sequence)
-    length_k = tl.load(cu_seqlens_k + sequence + 1) - begin_k
+    begin_k, length_k = find_span(cu_seqlens_k, sequence)
     q = head_at(q, begin, heads, head, DIM)
     grad = head_at(grad, begin, heads, head, DIM)
     dq = head_at(dq, begin, heads, head, DIM)
@@ -148,23 +144,20 @@ def dq_kernel(
     row_lse = tl.load(lse + at + rows, mask=rows < length, other=0.0)
     row_delta = tl.load(delta + at + rows, mask=rows < length, other=0.0)
     last_seen, full, end = visible_keys(first, length, length_k, CAUSAL, BLOCK_M, BLOCK_N)
-    q_main, q_rest = load_pair(q, first, heads, length, BLOCK_M, MAIN, REST, UPCAST)
-    grad_main, grad_rest = load_pair(grad, first, heads, length, BLOCK_M, MAIN, REST, UPCAST)
-    dq_main, dq_rest = zero_pair(BLOCK_M, MAIN, REST)
+    queries = load_rows(q, first, heads, length, BLOCK_M, MAIN, REST)
+    grads = load_rows(grad, first, heads, length, BLOCK_M, MAIN, REST)
+    dq_rows = zero_rows(BLOCK_M, MAIN, REST)
     for start in range(0, tl.maximum(end, 1), BLOCK_N):  # one loop, as in the forward
-        k_main, k_rest = load_pair(k, start, k_heads, length_k, BLOCK_N, MAIN, REST, UPCAST)
-        v_main, v_rest = load_pair(v, start, v_heads, length_k, BLOCK_N, MAIN, REST, UPCAST)
-        scores = (
-            dot_rows(q_main, q_rest, k_main, k_rest, REST) * scale2 - row_lse[:, None]
-        )  # (BLOCK_M, BLOCK_N)
-        dp = dot_rows(grad_main, grad_rest, v_main, v_rest, REST)
+        keys = load_rows(k, start, k_heads, length_k, BLOCK_N, MAIN, REST)
+        values = load_rows(v, start, v_heads, length_k, BLOCK_N, MAIN, REST)
+        scores = dot_rows(queries, keys) * scale2 - row_lse[:, None]  # (BLOCK_M, BLOCK_N)
+        dp = dot_rows(grads, values)
         if start >= full:
             seen = (start + tl.arange(0, BLOCK_N))[None, :] <= last_seen[:, None]
             scores = tl.where(seen, scores, -1e30)
-        ds = (tl.math.exp2(scores) * (dp - row_delta[:, None])).to(k_main.dtype)
-        dq_main, dq_rest = add_dot(dq_main, dq_rest, ds, k_main, k_rest, REST)
-    dq_main, dq_rest = scale_pair(dq_main, dq_rest, scale, REST)
-    store_pair(dq, dq_main, dq_rest, first, heads, length, BLOCK_M, MAIN, REST)
+        ds = (tl.math.exp2(scores) * (dp - row_delta[:, None])).to(keys[0].dtype)
+        dq_rows = add_dot(dq_rows, ds, keys)
+    store_rows(dq, scaled(dq_rows, scale), first, heads, length, BLOCK_M, MAIN, REST)
 
 
 def packed_backward(
@@ -189,11 +182,11 @@ def packed_backward(
     delta = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
     strides = row_heads(k), row_heads(v)
     numbers = tokens, cu_seqlens.shape[0] - 1, dim**-0.5, dim**-0.5 * LOG2_E
-    shared = {"GROUP": heads // key_heads, "CAUSAL": causal, "UPCAST": UPCAST, **columns(dim)}
+    shared = {"GROUP": heads // key_heads, "CAUSAL": causal, **columns(dim)}
     if tokens:
         delta_kernel[(triton.cdiv(tokens, DELTA_ROWS) * heads,)](
             *(grad, out, delta, heads, tokens),
-            **columns(dim), ROWS=DELTA_ROWS, UPCAST=UPCAST, num_warps=4,
+            **columns(dim), ROWS=DELTA_ROWS, num_warps=4,
         )  # fmt: skip
         tile = launch("dq", q, cu_seqlens, causal, short)
         dq_kernel[(num_slots(tokens, cu_seqlens, tile["BLOCK_M"]) * heads,)](

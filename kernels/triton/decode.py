@@ -26,8 +26,8 @@ from kernels.triton.tiles import (
     add_dot,
     columns,
     dot_rows,
-    scale_pair,
-    zero_pair,
+    scaled,
+    zero_rows,
 )
 
 MIN_QUERIES = 16  # in a tile
@@ -50,15 +50,15 @@ def _keys_per_split(length, splits, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def _load_pair(rows, is_row, MAIN: tl.constexpr, REST: tl.constexpr, UPCAST: tl.constexpr):
-    """The rows that `rows` points to, zeros where there is none; (ROWS, MAIN) and (ROWS, REST)."""
+def _load_rows(rows, is_row, MAIN: tl.constexpr, REST: tl.constexpr):
+    """The rows that `rows` points to, zeros where there is none."""
     main = tl.load(rows[:, None] + tl.arange(0, MAIN)[None, :], mask=is_row[:, None], other=0.0)
     main = main.to(tl.float32) if UPCAST else main
-    rest = main
     if REST:
         rest = tl.load(rows[:, None] + MAIN + tl.arange(0, REST)[None, :], mask=is_row[:, None], other=0.0)
-        rest = rest.to(tl.float32) if UPCAST else rest
-    return main, rest
+        return main, rest.to(tl.float32) if UPCAST else rest
+    else:
+        return (main,)
 
 
 @triton.jit(do_not_specialize=CHANGING)
@@ -73,7 +73,6 @@ def partial_kernel(
     stride_qb, stride_qh, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
     scale_log2, rows, heads, ratio, splits,
     MAIN: tl.constexpr, REST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One stretch of the keys of one row and key head, for all queries that share them, at most BLOCK_M.
 
@@ -93,8 +92,8 @@ def partial_kernel(
     is_query = query < ratio
     head = key_head * ratio + query
     q_rows = q_ptr + row * stride_qb + head * stride_qh
-    q_main, q_rest = _load_pair(q_rows, is_query, MAIN, REST, UPCAST)  # (BLOCK_M, ...)
-    acc_main, acc_rest = zero_pair(BLOCK_M, MAIN, REST)
+    queries = _load_rows(q_rows, is_query, MAIN, REST)  # (BLOCK_M, ...)
+    acc = zero_rows(BLOCK_M, MAIN, REST)
     m_i = tl.full([BLOCK_M], -1e30, tl.float32)
     l_i = tl.zeros([BLOCK_M], tl.float32)
 
@@ -104,25 +103,24 @@ def partial_kernel(
         offs_n = start + tl.arange(0, BLOCK_N)
         # Only a row's last tile needs it, but where the memory is the limit a comparison costs nothing.
         is_key = offs_n < end
-        k_main, k_rest = _load_pair(k_row + offs_n.to(tl.int64) * stride_ks, is_key, MAIN, REST, UPCAST)
-        scores = dot_rows(q_main, q_rest, k_main, k_rest, REST)  # (BLOCK_M, BLOCK_N)
+        keys = _load_rows(k_row + offs_n.to(tl.int64) * stride_ks, is_key, MAIN, REST)
+        scores = dot_rows(queries, keys)  # (BLOCK_M, BLOCK_N)
         scores = tl.where(is_key[None, :], scores * scale_log2, -1e30)
         m_new = tl.maximum(m_i, tl.max(scores, 1))
         weights = tl.exp2(scores - m_new[:, None])
         rescale = tl.exp2(m_i - m_new)
         l_i = l_i * rescale + tl.sum(weights, 1)
         m_i = m_new
-        v_main, v_rest = _load_pair(v_row + offs_n.to(tl.int64) * stride_vs, is_key, MAIN, REST, UPCAST)
-        acc_main, acc_rest = scale_pair(acc_main, acc_rest, rescale[:, None], REST)
-        acc_main, acc_rest = add_dot(acc_main, acc_rest, weights.to(v_main.dtype), v_main, v_rest, REST)
+        values = _load_rows(v_row + offs_n.to(tl.int64) * stride_vs, is_key, MAIN, REST)
+        acc = add_dot(scaled(acc, rescale[:, None]), weights.to(values[0].dtype), values)
 
     slot = (split * rows + row) * heads + head  # (BLOCK_M,)
     tl.store(max_ptr + slot, m_i, mask=is_query)
     tl.store(sum_ptr + slot, l_i, mask=is_query)
     out_at = out_ptr + slot[:, None] * (MAIN + REST)
-    tl.store(out_at + tl.arange(0, MAIN)[None, :], acc_main, mask=is_query[:, None])
+    tl.store(out_at + tl.arange(0, MAIN)[None, :], acc[0], mask=is_query[:, None])
     if REST:
-        tl.store(out_at + MAIN + tl.arange(0, REST)[None, :], acc_rest, mask=is_query[:, None])
+        tl.store(out_at + MAIN + tl.arange(0, REST)[None, :], acc[1], mask=is_query[:, None])
 
 
 @triton.jit(do_not_specialize=CHANGING)
@@ -186,7 +184,6 @@ def decode_attention_op(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Te
         **columns(dim),
         BLOCK_M=max(MIN_QUERIES, triton.next_power_of_2(ratio)),
         BLOCK_N=block_n,
-        UPCAST=UPCAST,
         num_warps=warps,
         num_stages=stages,
     )

@@ -6,8 +6,7 @@ number of heads; it is passed as that number, from which the compiler sees by it
 a multiple of D elements.
 
 A tile's width must be a power of two, and padding head size 80 to 128 would waste 1.6x. So a tile of rows is
-a pair of tiles, MAIN + REST columns: 64 + 16 for head size 80. Where REST is 0 the second of a pair is never
-read, and the compiler drops it.
+a tuple of tiles, MAIN + REST columns: 64 + 16 for head size 80. Where REST is 0 it is one tile alone.
 """
 
 import json
@@ -22,7 +21,7 @@ from torch import Tensor
 HEAD_DIMS = (32, 64, 80, 128)
 TRITON_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 # The interpreter computes on the raw bits of bfloat16 (triton#11585).
-UPCAST = bool(triton.knobs.runtime.interpret)
+UPCAST = tl.constexpr(triton.knobs.runtime.interpret)
 LOG2_E = 1.4426950408889634
 SHORT = 64  # tokens, such as the vision encoder's windows of 8x8 patches
 LONG = 2048  # tokens of a sequence, on average
@@ -80,6 +79,13 @@ def num_slots(tokens: int, cu_seqlens: Tensor, block: int) -> int:
 
 
 @triton.jit
+def find_span(cu_seqlens, sequence):
+    """Finds where a sequence begins, and its length."""
+    begin = tl.load(cu_seqlens + sequence)
+    return begin, tl.load(cu_seqlens + sequence + 1) - begin
+
+
+@triton.jit
 def find_tile(cu_seqlens, sequences, slot, BLOCK: tl.constexpr):
     """Finds a slot's tile: its sequence, its first row in that, where the sequence begins, and its length.
 
@@ -92,8 +98,7 @@ def find_tile(cu_seqlens, sequences, slot, BLOCK: tl.constexpr):
         index = start + tl.arange(0, 128)
         begin = tl.load(cu_seqlens + index, mask=index < sequences, other=2147483647)
         sequence += tl.sum((begin // BLOCK + index <= slot).to(tl.int32))
-    begin = tl.load(cu_seqlens + sequence)
-    length = tl.load(cu_seqlens + sequence + 1) - begin
+    begin, length = find_span(cu_seqlens, sequence)
     return sequence, (slot - begin // BLOCK - sequence) * BLOCK, begin, length
 
 
@@ -124,87 +129,86 @@ def head_at(x, begin, heads, head, DIM: tl.constexpr):
 
 
 @triton.jit
+def places(x, first, stride, ROWS: tl.constexpr, COLUMN: tl.constexpr, COLUMNS: tl.constexpr):
+    """Where rows first .. first + ROWS of what begins at x lie, (ROWS, COLUMNS)."""
+    offsets = tl.arange(0, ROWS)[:, None] * stride + COLUMN + tl.arange(0, COLUMNS)[None, :]
+    return x + first * tl.cast(stride, tl.int64) + offsets
+
+
+@triton.jit
 def load_tile(
-    x, first, stride, length,
-    ROWS: tl.constexpr, COLUMN: tl.constexpr, COLUMNS: tl.constexpr, UPCAST: tl.constexpr,
+    x, first, stride, length, ROWS: tl.constexpr, COLUMN: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
     """Rows first .. first + ROWS of a sequence that begins at x, zeros from `length` on; (ROWS, COLUMNS)."""
-    rows = tl.arange(0, ROWS)
-    places = (
-        x
-        + first * tl.cast(stride, tl.int64)
-        + (rows[:, None] * stride + COLUMN + tl.arange(0, COLUMNS)[None, :])
-    )
-    tile = tl.load(places, mask=(first + rows < length)[:, None], other=0.0)
+    at = places(x, first, stride, ROWS, COLUMN, COLUMNS)
+    tile = tl.load(at, mask=(first + tl.arange(0, ROWS) < length)[:, None], other=0.0)
     return tile.to(tl.float32) if UPCAST else tile
 
 
 @triton.jit
-def load_pair(
-    x, first, heads, length, ROWS: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, UPCAST: tl.constexpr
+def load_rows(
+    x, first, heads, length, ROWS: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr
 ):  # fmt: skip
-    """Rows first .. first + ROWS of a head, zeros from `length` on; (ROWS, MAIN) and (ROWS, REST)."""
-    main = load_tile(x, first, heads * (MAIN + REST), length, ROWS, 0, MAIN, UPCAST)
-    rest = main
+    """Rows first .. first + ROWS of a head, zeros from `length` on."""
+    main = load_tile(x, first, heads * (MAIN + REST), length, ROWS, 0, MAIN)
     if REST:
-        rest = load_tile(x, first, heads * (MAIN + REST), length, ROWS, MAIN, REST, UPCAST)
-    return main, rest
+        return main, load_tile(x, first, heads * (MAIN + REST), length, ROWS, MAIN, REST)
+    else:
+        return (main,)
 
 
 @triton.jit
-def zero_pair(ROWS: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr):
+def zero_rows(ROWS: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr):
     main = tl.zeros((ROWS, MAIN), tl.float32)
-    rest = main
     if REST:
-        rest = tl.zeros((ROWS, REST), tl.float32)
-    return main, rest
+        return main, tl.zeros((ROWS, REST), tl.float32)
+    else:
+        return (main,)
 
 
 @triton.jit
-def scale_pair(main, rest, factor, REST: tl.constexpr):
-    """Each row times its factor (ROWS, 1), or both times one number."""
-    if REST:
-        rest = rest * factor
-    return main * factor, rest
+def scaled(rows, factor):
+    """Each row times its factor (ROWS, 1), or all times one number."""
+    main = rows[0] * factor
+    if len(rows) > 1:
+        return main, rows[1] * factor
+    else:
+        return (main,)
 
 
 @triton.jit
-def dot_rows(a, a_rest, b, b_rest, REST: tl.constexpr):
-    """The product of each row of one pair with each row of another, (ROWS of a, ROWS of b)."""
-    product = tl.dot(a, tl.trans(b), input_precision="ieee")
-    if REST:
-        product = tl.dot(a_rest, tl.trans(b_rest), product, input_precision="ieee")
+def dot_rows(a, b):
+    """The product of each row of one with each row of the other, (ROWS of a, ROWS of b)."""
+    product = tl.dot(a[0], tl.trans(b[0]), input_precision="ieee")
+    if len(a) > 1:
+        product = tl.dot(a[1], tl.trans(b[1]), product, input_precision="ieee")
     return product
 
 
 @triton.jit
-def add_dot(acc, acc_rest, weights, b, b_rest, REST: tl.constexpr):
-    """acc + weights b for the pairs acc and b."""
-    acc = tl.dot(weights, b, acc, input_precision="ieee")
-    if REST:
-        acc_rest = tl.dot(weights, b_rest, acc_rest, input_precision="ieee")
-    return acc, acc_rest
+def add_dot(acc, weights, b):
+    """acc + weights b, for rows acc and b."""
+    main = tl.dot(weights, b[0], acc[0], input_precision="ieee")
+    if len(b) > 1:
+        return main, tl.dot(weights, b[1], acc[1], input_precision="ieee")
+    else:
+        return (main,)
 
 
 @triton.jit
 def store_tile(
     x, tile, first, stride, length, ROWS: tl.constexpr, COLUMN: tl.constexpr, COLUMNS: tl.constexpr
-):
+):  # fmt: skip
     """Writes the rows of (ROWS, COLUMNS) before `length`; the next sequence begins right behind them."""
-    rows = tl.arange(0, ROWS)
-    places = (
-        x
-        + first * tl.cast(stride, tl.int64)
-        + (rows[:, None] * stride + COLUMN + tl.arange(0, COLUMNS)[None, :])
-    )
-    tl.store(places, tile.to(x.dtype.element_ty), mask=(first + rows < length)[:, None])
+    at = places(x, first, stride, ROWS, COLUMN, COLUMNS)
+    tl.store(at, tile.to(x.dtype.element_ty), mask=(first + tl.arange(0, ROWS) < length)[:, None])
 
 
 @triton.jit
-def store_pair(
-    x, main, rest, first, heads, length, ROWS: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr
+def store_rows(
+    x, rows, first, heads, length, ROWS: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr
 ):  # fmt: skip
     """Writes rows first .. first + ROWS of a head, those before `length`."""
-    store_tile(x, main, first, heads * (MAIN + REST), length, ROWS, 0, MAIN)
+    store_tile(x, rows[0], first, heads * (MAIN + REST), length, ROWS, 0, MAIN)
     if REST:
-        store_tile(x, rest, first, heads * (MAIN + REST), length, ROWS, MAIN, REST)
+        store_tile(x, rows[1], first, heads * (MAIN + REST), length, ROWS, MAIN, REST)
