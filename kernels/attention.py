@@ -70,13 +70,11 @@ def attention_torch(
     like-sized sequences.
     """
     spans = _spans(cu_seqlens, q.shape[0])
-    if (
-        len(set(spans)) == 1 and cu_seqlens_k is None
-    ):  # all sequences equally long: the packed tensors are already a batch
-        return _sdpa(*(x.unflatten(0, (len(spans), spans[0])) for x in (q, k, v)), causal).flatten(0, 1)
-    groups, order = _plan(
-        spans, None if cu_seqlens_k is None else _spans(cu_seqlens_k, k.shape[0]), causal, q.device
-    )
+    spans_k = spans if cu_seqlens_k is None else _spans(cu_seqlens_k, k.shape[0])
+    if len({*zip(spans, spans_k, strict=True)}) == 1:  # the packed tensors are already a batch
+        k, v = (x.unflatten(0, (len(spans), spans_k[0])) for x in (k, v))
+        return _sdpa(q.unflatten(0, (len(spans), spans[0])), k, v, causal).flatten(0, 1)
+    groups, order = _plan(spans, spans_k, causal, q.device)
     if not groups:
         return torch.zeros_like(q)
     outputs = [
@@ -88,7 +86,7 @@ def attention_torch(
 @lru_cache(maxsize=32)  # all layers of a model ask for the same one
 @torch.inference_mode(False)
 def _plan(
-    spans: tuple[int, ...], spans_k: tuple[int, ...] | None, causal: bool, device: torch.device
+    spans: tuple[int, ...], spans_k: tuple[int, ...], causal: bool, device: torch.device
 ) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
     """How sequences of these lengths are gathered into batches.
 
@@ -100,30 +98,25 @@ def _plan(
         outputs are real; and (T,) the order that brings the real outputs of all groups back in place.
     """
     groups = {}
-    begins, begins_k = (starts(torch.tensor(lengths)).tolist() for lengths in (spans, spans_k or spans))
-    for row, (length, length_k) in enumerate(zip(spans, spans_k or spans, strict=True)):
+    for row, (length, length_k) in enumerate(zip(spans, spans_k, strict=True)):
         key = (length_k - length, length.bit_length() if causal else length, length_k > 0)
         if length:
             groups.setdefault(key, []).append(row)
     plan, order = [], []
     for rows in groups.values():
-        index, real = _padded([begins[row] for row in rows], [spans[row] for row in rows])
-        index_k = index
-        if spans_k:
-            index_k, _ = _padded([begins_k[row] for row in rows], [spans_k[row] for row in rows])
+        (index, real), (index_k, _) = (_padded(torch.tensor(one), rows) for one in (spans, spans_k))
         plan.append((index.to(device), index_k.to(device), real.to(device)))
         order.append(index.flatten()[real])
     return plan, (torch.cat(order).argsort() if order else torch.empty(0, dtype=torch.int64)).to(device)
 
 
-def _padded(begins: list[int], lengths: list[int]) -> tuple[Tensor, Tensor]:
+def _padded(lengths: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
     """The tokens of some sequences as a rectangle (B, L), its padding their last ones, and which of its B*L
     are real.
     """
-    spans = torch.tensor(lengths)[:, None]
-    ranks = torch.arange(max(lengths))
-    index = torch.tensor(begins)[:, None] + torch.minimum(ranks, spans - 1)
-    return index, (ranks < spans).flatten().nonzero().squeeze(1)
+    begins, spans = (lengths.cumsum(0) - lengths)[rows, None], lengths[rows, None]
+    ranks = torch.arange(spans.max())
+    return begins + torch.minimum(ranks, spans - 1), (ranks < spans).flatten().nonzero().squeeze(1)
 
 
 def _spans(cu_seqlens: Tensor, tokens: int) -> tuple[int, ...]:

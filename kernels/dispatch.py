@@ -30,10 +30,8 @@ def check_impl(impl: str | None, device: torch.device | str) -> str:
     return impl
 
 
-def unavailable(impl: str, device: torch.device | str) -> str | None:
-    """Why this implementation cannot run on this device, and what to do; None if it can."""
-    if impl != "triton":
-        return None
+def unavailable(device: torch.device | str) -> str | None:
+    """Why "triton" cannot run on this device, and what to do; None if it can."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (on Linux: pip install triton); torch does without"
     if torch.device(device).type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":

@@ -151,7 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     device = "cpu" if options.rehearse else "cuda"
-    if reason := kernels.unavailable("triton", device):
+    if reason := kernels.unavailable(device):
         print(f"error: {reason}", file=sys.stderr)
         return 2
     if device == "cuda" and not torch.cuda.is_available():

@@ -84,7 +84,7 @@ def choose_kernels(impl: str | None, device: torch.device) -> str:
     Raises: UserError if it cannot run there.
     """
     chosen = check_impl(impl, device)
-    if reason := unavailable(chosen, device):
+    if chosen == "triton" and (reason := unavailable(device)):
         raise UserError(f"--kernels {chosen}: {reason}")
     use(impl)
     return chosen
