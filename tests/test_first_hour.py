@@ -54,8 +54,11 @@ def drawings(folder, rows=12, missing=()):
     (folder / "grpo.jsonl").write_text("".join(json.dumps(one) + "\n" for one in problems))
 
 
+TINY = 2_654_592  # parameters of r1ov-tiny
+
+
 def settled(config, num_rows=None, files=()):
-    return settle(config, num_rows, files, World(), torch.device("cpu"))
+    return settle(config, TINY, num_rows, files, World(), torch.device("cpu"))
 
 
 def begun(config, num_rows=None, finished=False):
@@ -153,6 +156,7 @@ def test_a_run_does_not_go_on_with_other_held_out_rows(here):
     data = {"data": "sharegpt.json", "eval_data": "grpo.jsonl", "model": "r1ov-tiny", "out": "runs/x"}
     config = SFTConfig(**data, **QUICK, max_steps=1, save_steps=1, eval_steps=0)
     sft.train(config)
+    assert json.loads((here / "runs/x/config.json").read_text())["learning_rate"] == by_size(1e-5, TINY)
     shutil.rmtree(here / "runs/x/final")
     held = here / "grpo.jsonl"
     held.write_text("\n".join(held.read_text().splitlines()[1:]))

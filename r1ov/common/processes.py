@@ -50,20 +50,25 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     raise UserError(f"device {str(device)!r} cannot be used here: {reason}; try {', '.join(here)}")
 
 
+def known_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """The one that is meant, by its name or itself. Raises UserError unless it is float32 or bfloat16."""
+    name = dtype_name(dtype)
+    if name not in DTYPES:
+        raise UserError(f"dtype {name!r} is not one of float32, bfloat16; float16 overflows in the model")
+    return DTYPES[name]
+
+
 def choose_dtype(
     dtype: str | torch.dtype | None, device: torch.device, stored: str = "float32", size: float = 0
 ) -> tuple[torch.dtype, str]:
     """The type of weights and arithmetic, float32 or bfloat16, and why. Raises UserError.
 
     Args:
-        dtype: by name or as a dtype; None: the checkpoint's, where the device computes it well.
+        dtype: None: the checkpoint's, where the device computes it well.
         stored: the checkpoint's, by name; float16, which overflows, becomes bfloat16. size: how many numbers.
     """
     if dtype is not None:
-        name = dtype_name(dtype)
-        if name not in DTYPES:
-            raise UserError(f"dtype {name!r} is not one of float32, bfloat16; float16 overflows in the model")
-        return DTYPES[name], "as asked"
+        return known_dtype(dtype), "as asked"
     is_small = size < SMALL and device.type == "cpu"
     if stored == "float32" or (computes_bfloat16(device) and not is_small):
         return DTYPES.get(stored, torch.bfloat16), "as the checkpoint"

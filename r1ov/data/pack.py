@@ -163,10 +163,10 @@ def blank_sequence(processor: Processor) -> Encoded:
     )
 
 
-def needed_blank(sequences: Sequence[Encoded], processor: Processor, world_size: int) -> list[Encoded]:
-    """The blank sequence, if these need one: where there are several ranks and no image here."""
-    is_needed = world_size > 1 and all(sequence.pixel_values is None for sequence in sequences)
-    return [blank_sequence(processor)] if is_needed else []
+def needed_blank(sequences: Sequence[Encoded], processor: Processor) -> list[Encoded]:
+    """The blank sequence, if these need one, which several ranks do where there is no image here."""
+    is_bare = all(sequence.pixel_values is None for sequence in sequences)
+    return [blank_sequence(processor)] if is_bare else []
 
 
 # -- prompts with their completions
@@ -251,7 +251,7 @@ def make_packs(part: Part, processor: Processor, max_length: int, world: World) 
             prefixes += [-1] + [len(sequences)] * (len(own) - 1)
             known += [None] * (len(own) - len(completions)) + completions
             sequences += own
-        blank = needed_blank(sequences, processor, world.size)
+        blank = needed_blank(sequences, processor) if world.size > 1 else []
         batch = processor.pack(sequences + blank)
         if max(prefixes, default=-1) >= 0:
             batch["prefixes"] = torch.tensor(prefixes + [-1] * len(blank))

@@ -87,7 +87,8 @@ class Steps:
                     sequences.append(self.processor.with_pixels(encoded))
                 except UserError as error:
                     undecoded.append(refused(where, error))
-            sequences += needed_blank(sequences, self.processor, self.world_size)
+            if self.world_size > 1:
+                sequences += needed_blank(sequences, self.processor)
             batches += [self.processor.pack(sequences)] if sequences else []
         return StepData(batches=batches, rows=len(rows), cost=sum(costs), items=items, undecoded=undecoded)
 
@@ -112,15 +113,15 @@ class Steps:
 def frame_of(processor: Processor, encoded: Encoded, unit: Unit | None) -> Frame | None:
     """Where the boxes of a conversation lie; None if it has no image."""
     sizes = processor.image_sizes(encoded)
-    return Frame.beside(encoded.pictures, sizes[1], unit) if sizes else None
+    is_only = len({image.size for image in encoded.pictures}) == 1
+    return Frame(*sizes, unit, is_only) if sizes else None
 
 
 def encode_record(record: Record, processor: Processor, **options: Any) -> Encoded:
     """The record's messages as `Processor.encode`, their boxes measured as the model measures its own."""
     encoded = processor.encode(record.messages, **options)
-    if not (sizes := processor.image_sizes(encoded)):
+    if not (frame := frame_of(processor, encoded, record.box_unit)):
         return encoded
-    frame = Frame(*sizes, record.box_unit, len({image.size for image in encoded.pictures}) == 1)
     messages = with_boxes(record, lambda text: resized(text, frame))
     return encoded if messages == record.messages else processor.encode(messages, **options)
 

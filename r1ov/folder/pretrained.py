@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from r1ov.common.files import one_line, read_json, write_json
 from r1ov.common.hub import folder_of
 from r1ov.common.memory import plan
-from r1ov.common.processes import choose_device, choose_dtype, dtype_name
+from r1ov.common.processes import choose_device, choose_dtype, dtype_name, known_dtype
 from r1ov.data.image import ImageProcessor
 from r1ov.data.messages import compile_template, default_template
 from r1ov.data.processor import Processor
@@ -326,7 +326,7 @@ def save(
     Args:
         max_shard_size: bytes; larger weights are split over several files with an index.
     """
-    folder, (dtype, _) = Path(folder), choose_dtype(dtype, torch.device("cpu"))
+    folder, dtype = Path(folder), known_dtype(dtype)
     if type(max_shard_size) is not int or max_shard_size <= 0:
         raise UserError(f"max_shard_size is {max_shard_size!r}, expected a number of bytes")
     written = {} if model.lora else {"torch_dtype": dtype_name(dtype)}  # an adapter is used in its base's

@@ -17,6 +17,8 @@ from r1ov.data.processor import Batch
 from r1ov.folder.weights import is_sharded, local, rows_of_each
 from r1ov.train.run.config import TrainConfig
 
+MOMENTUM, NEWTON_SCHULZ = 0.95, 5  # of Muon: the share of the gradients before, and steps
+
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is made orthogonal: every direction of a matrix moves by the same amount.
@@ -27,19 +29,12 @@ class Muon(torch.optim.Optimizer):
     batch. A step of r1ov-tiny's 50 matrices took 4.7 s with torch's. Of sharded matrices the momentum is
     sharded likewise.
 
-    Args:
-        params: matrices, (rows, columns). lr: size of the update. momentum: of the gradient.
+    Args: params: matrices, (rows, columns). lr: size of the update.
     Source: https://kellerjordan.github.io/posts/muon
     """
 
-    def __init__(
-        self,
-        params: Iterable[nn.Parameter],
-        lr: float = 0.02,
-        momentum: float = 0.95,
-        weight_decay: float = 0.0,
-    ):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
@@ -55,8 +50,8 @@ class Muon(torch.optim.Optimizer):
                     if "momentum_buffer" not in state:
                         state["momentum_buffer"] = torch.zeros_like(parameter)
                     gradient, momentum = local(parameter.grad), local(state["momentum_buffer"])
-                    momentum.lerp_(gradient, 1 - group["momentum"])
-                    updates.append(gradient.lerp(momentum, group["momentum"]))
+                    momentum.lerp_(gradient, 1 - MOMENTUM)
+                    updates.append(gradient.lerp(momentum, MOMENTUM))
                 scale = group["lr"] * math.sqrt(max(1.0, rows / columns))
                 together = torch.stack(updates)
                 together = (
@@ -68,7 +63,7 @@ class Muon(torch.optim.Optimizer):
                     local(parameter).mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=scale)
 
 
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(matrices: Tensor) -> Tensor:
     """(N, rows, columns) -> the same, each with all its singular values moved near 1 by quintic Newton-Schulz
     steps.
     """
@@ -76,7 +71,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else matrices.mT
     x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
-    for _ in range(steps):
+    for _ in range(NEWTON_SCHULZ):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x if wide else x.mT

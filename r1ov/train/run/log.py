@@ -172,7 +172,7 @@ class Log:
     def __init__(self, folder: Path, title: str, max_steps: int, step: int = 0, report_to: str = "none"):
         """Args: step: where the run goes on; rows after this step are dropped: those steps are repeated."""
         self.folder, self.title, self.max_steps = folder, title, max_steps
-        self._report = _reporter(report_to, folder)
+        self._report = _reporter(report_to, folder) if report_to != "none" else None
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
         earlier = path.read_text(encoding="utf-8").splitlines() if step and path.exists() else []
@@ -201,7 +201,8 @@ class Log:
         self.rows.append(metrics)
         self._file.write(json.dumps(metrics) + "\n")
         self._file.flush()
-        self._report(metrics)
+        if self._report:
+            self._report(metrics)
 
     def close(self) -> None:
         self._file.close()
@@ -297,8 +298,6 @@ def _row(line: str) -> dict | None:
 
 def _reporter(report_to: str, folder: Path) -> Callable[[dict], None]:
     """Hands numbers on to TensorBoard or Weights & Biases. Raises: UserError if that cannot be started."""
-    if report_to == "none":
-        return lambda metrics: None
     try:
         if report_to == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter

@@ -21,12 +21,11 @@ from r1ov.data.formats.reader import Endless, open_data
 from r1ov.data.formats.records import Record
 from r1ov.data.formats.tally import Tally, counted
 from r1ov.data.playground.source import Playground
-from r1ov.data.processor import Processor
 from r1ov.data.steps import Source, recognise_boxes
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
 from r1ov.folder.adapter import merge
-from r1ov.folder.pretrained import read_config, read_processor
+from r1ov.folder.pretrained import read_processor
 from r1ov.folder.weights import init_weights, is_sharded, load_weights
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.parallel import form_teams
@@ -90,7 +89,12 @@ class Run:
         self.source, self.num_rows = source, num_rows
         files = open_data(config.eval_data, split="test").fingerprint if config.eval_data else ()
         files = (*(source.fingerprint if isinstance(source, Endless) else ()), *files)
-        before, config = settle(config, num_rows, files, world, device)
+        self.folders = pretrained.find(config.model or config.config_name, config.adapter)
+        processor = read_processor(self.folders.settings)
+        self.processor = processor.with_pixel_limits(config.min_pixels, config.max_pixels)
+        parameters = sum(parameter.numel() for parameter in pretrained.build(processor.config).parameters())
+        config = replace(config, adapter=self.folders.adapter and str(self.folders.adapter))
+        before, config = settle(config, parameters, num_rows, files, world, device)
         self.config, self.out, self.log = config, Path(config.out), None
         is_longer = is_finished(self.out)
         if is_longer and before["max_steps"] == config.max_steps:
@@ -104,7 +108,7 @@ class Run:
         self.kernels = choose_kernels(config.kernels, device)
         is_bf16 = device.type == "cuda" if config.bf16 is None else config.bf16
         self.dtype = torch.bfloat16 if is_bf16 else torch.float32  # of the arithmetic
-        self.masters, self.processor = self.build()
+        self.masters = self.build()
         if isinstance(source, Endless):
             recognise_boxes(source.reader, self.processor)
         self.parameters = [parameter for parameter in self.masters.parameters() if parameter.requires_grad]
@@ -124,15 +128,12 @@ class Run:
         note = "stopping after this step, or rollout, with a checkpoint" * world.is_main
         self.stop = stack.enter_context(stopping(note))
 
-    def build(self) -> tuple[Qwen2_5_VL, Processor]:
-        """The model to train, in float32 and sharded over all processes, loaded or drawn; its processor."""
-        config, world, device = self.config, self.world, self.device
-        folders = pretrained.find(config.model or config.config_name, config.adapter)
-        processor = read_processor(folders.settings).with_pixel_limits(config.min_pixels, config.max_pixels)
+    def build(self) -> Qwen2_5_VL:
+        """The model to train, in float32 and sharded over all processes, loaded or drawn."""
+        config, world, device, sizes = self.config, self.world, self.device, self.processor.config
         if config.lora_r or config.adapter or config.quantize:
-            where = world, device, self.dtype
-            return sharding.build_adapted(config, folders, processor.config, *where), processor
-        model = pretrained.build(processor.config)
+            return sharding.build_adapted(config, self.folders, sizes, world, device, self.dtype)
+        model = pretrained.build(sizes)
         if config.freeze:
             sharding.freeze(model, config.frozen_parts)
         if config.activation_checkpointing != "off":
@@ -142,11 +143,11 @@ class Run:
             mesh = sharding.make_mesh(world, device, config.replicate)
             sharding.shard(model, mesh, self.dtype, device.type != "cpu")
         if config.model:
-            load_weights(model, folders.weights, device, torch.float32)
+            load_weights(model, self.folders.weights, device, torch.float32)
         else:
             model.to_empty(device=device)
             init_weights(model, torch.Generator().manual_seed(config.seed))
-        return model, processor
+        return model
 
     def _resume(self, before: Mapping, is_longer: bool) -> None:
         self.step, self.extra = self.checkpoints.load_latest(self.masters, self.optimizers) or (0, {})
@@ -219,7 +220,7 @@ class Run:
         """The policy as it began, for the KL term; with LoRA the model itself, its adapter to be disabled."""
         if self.config.adapter:
             raise UserError("--beta: the reference would be the model without its adapter; merge that first")
-        model = self.model if self.model.lora else self.build()[0].requires_grad_(False)
+        model = self.model if self.model.lora else self.build().requires_grad_(False)
         model = model if is_sharded(model) or model.lora else model.to(self.dtype)
         return self.context.share(model) if self.context else model
 
@@ -293,16 +294,17 @@ class Run:
 
 
 def settle(
-    config: TrainConfig, num_rows: int | None, files: Sequence[str], world: World, device: torch.device
+    config: TrainConfig,
+    parameters: int,
+    num_rows: int | None,
+    files: Sequence[str],
+    world: World,
+    device: torch.device,
 ) -> tuple[dict, TrainConfig]:
     """The options of the run to go on with, {} if there is none, and those of this one, all resolved. Without
     --out its folder is the first of runs/sft, runs/sft-2, ... that is free or holds this very run. Raises:
-    UserError if the folder given holds another.
+    UserError if the folder given holds another. Args: parameters: of the model.
     """
-    folders = pretrained.find(config.model or config.config_name, config.adapter)
-    config = replace(config, adapter=folders.adapter and str(folders.adapter))
-    start = read_config(folders.settings / "config.json")
-    parameters = sum(parameter.numel() for parameter in pretrained.build(start).parameters())
     numbered = (Path("runs", f"{config.stage}-{number}") for number in count(2))
     for out in [Path(config.out)] if config.out else chain([Path("runs", config.stage)], numbered):
         before = earlier_options(out / "config.json") or {}
