@@ -129,7 +129,7 @@ def ours(
         model = Qwen2_5_VL(config)
     masters = model = model.to_empty(device=device)
     init_weights(masters, torch.Generator(device=device).manual_seed(0))
-    optimizers = build_optimizers(masters, "adamw", 1e-6, 0.0, (0.9, 0.999), 0.0)
+    optimizers = build_optimizers(masters, GRPOConfig(learning_rate=1e-6))
     if device.type == "cuda":
         model = copy_of(masters, optimizers, "selective")
     learning = GRPOConfig(

@@ -28,6 +28,7 @@ from r1ov.data.steps import Steps, load_steps
 from r1ov.folder.pretrained import resolve
 from r1ov.train.loss import sft_loss_and_correct
 from r1ov.train.optim import build_optimizers, clip_grad_norm
+from r1ov.train.run.config import SFTConfig
 
 MAX_LENGTH = 8192
 MICRO_BATCH = 8
@@ -128,7 +129,7 @@ def main() -> None:
     preparing = time.perf_counter() - begin
     together, apart = (padded(batches, model.config, size) for size in (options.samples, MICRO_BATCH))
     # A rate of next to nothing, so that all repeats train the same weights.
-    optimizers = [build_optimizers(each, "adamw", 1e-9, 0.0, (0.9, 0.98), 0.0) for each in (model, reference)]
+    optimizers = [build_optimizers(each, SFTConfig(learning_rate=1e-9)) for each in (model, reference)]
     contestants = {
         "r1ov, packed": partial(our_step, model, optimizers[0], batches),
         "transformers, padded": partial(their_step, reference, optimizers[1], together),

@@ -38,6 +38,7 @@ from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.rope import mrope_positions
 from r1ov.train.loss import sft_loss
 from r1ov.train.optim import build_optimizers, clip_grad_norm
+from r1ov.train.run.config import SFTConfig
 from r1ov.train.run.log import PEAK_FLOPS
 from r1ov.train.run.sharding import checkpoint_activations, computing_copy
 from tests.test_published_shapes import published_config
@@ -107,7 +108,7 @@ def ours(config: Config, batch: Batch, mode: str, device: torch.device):
     checkpoint_activations(model, mode)
     masters = model = model.to_empty(device=device)
     init_weights(model, torch.Generator(device=device).manual_seed(0))
-    optimizers = build_optimizers(model, "adamw", 1e-5, 0.0, (0.9, 0.999), 0.0)
+    optimizers = build_optimizers(model, SFTConfig(learning_rate=1e-5, adam_beta2=0.999))
     if device.type == "cuda":
         model = copy_of(masters, optimizers, mode)
     batch = batch.to(device)

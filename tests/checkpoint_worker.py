@@ -28,7 +28,10 @@ from r1ov.common.stopping import stopping
 from r1ov.folder import weights
 from r1ov.train.optim import build_optimizers
 from r1ov.train.run.checkpoint import Checkpoints
+from r1ov.train.run.config import SFTConfig
 from r1ov.train.run.state import state_tensors
+
+OPTIONS = {"learning_rate": 0.01, "muon_learning_rate": 0.01, "weight_decay": 0.1}
 
 
 class Net(nn.Module):
@@ -49,7 +52,7 @@ class Net(nn.Module):
 def make(seed: int = 0, optim: str = "muon") -> tuple[Net, list[torch.optim.Optimizer]]:
     torch.manual_seed(seed)
     model = Net()
-    return model, build_optimizers(model, optim, 0.01, 0.01, (0.9, 0.98), 0.1)
+    return model, build_optimizers(model, SFTConfig(optim=optim, **OPTIONS))
 
 
 def train_step(
@@ -204,7 +207,7 @@ def ranks(folder: Path) -> dict[str, object]:
             if seed == 8:
                 shape, names = (2, 2), ("replicate", "shard")
             fully_shard(model, mesh=dist.init_device_mesh("cpu", shape, mesh_dim_names=names))
-        return model, build_optimizers(model, "muon", 0.01, 0.01, (0.9, 0.98), 0.1)
+        return model, build_optimizers(model, SFTConfig(optim="muon", **OPTIONS))
 
     def part(begin: int, end: int) -> Callable[[World], None]:
         def work(world: World) -> None:

@@ -26,6 +26,7 @@ from r1ov.model.config import Config
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.loss import sft_loss
 from r1ov.train.optim import build_optimizers, clip_grad_norm, each_pack
+from r1ov.train.run.config import SFTConfig
 from r1ov.train.run.sharding import (
     checkpoint_activations,
     freeze,
@@ -169,7 +170,8 @@ def built(
 
 def trained(model: Qwen2_5_VL, world: World, optim: str) -> dict:
     """Three steps of training."""
-    optimizers = build_optimizers(model, optim, 1e-3, 0.02, (0.9, 0.98), 0.1)
+    config = SFTConfig(optim=optim, learning_rate=1e-3, muon_learning_rate=0.02, weight_decay=0.1)
+    optimizers = build_optimizers(model, config)
     norms = []
     for rows in steps(model.config):
         backward(model, rows, world)

@@ -55,7 +55,8 @@ def test_gradients_are_made_in_bfloat16_and_summed_in_float32(small, mode):
     init_weights(masters, torch.Generator().manual_seed(0))
     freeze(masters, ("merger",))
     plain, before = deepcopy(masters).bfloat16(), deepcopy(masters)
-    optimizers = build_optimizers(masters, "muon", 1e-3, 1e-3, (0.9, 0.99), 0.0)
+    config = SFTConfig(optim="muon", learning_rate=1e-3, muon_learning_rate=1e-3, adam_beta2=0.99)
+    optimizers = build_optimizers(masters, config)
     copy = computing_copy(masters, torch.bfloat16, mode, optimizers[-1])
     expected: dict[str, torch.Tensor] = {}
     for pack in packs:

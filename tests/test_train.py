@@ -139,7 +139,8 @@ def test_orthogonalise_moves_all_singular_values_near_one():
 def test_every_parameter_has_one_optimizer():
     model = fresh_model()
     for optim in ("adamw", "muon"):
-        optimizers = build_optimizers(model, optim, 1e-3, 0.02, (0.9, 0.98), 0.1)
+        config = SFTConfig(optim=optim, learning_rate=1e-3, muon_learning_rate=0.02, weight_decay=0.1)
+        optimizers = build_optimizers(model, config)
         held = [
             parameter
             for optimizer in optimizers
@@ -163,7 +164,7 @@ def test_a_fresh_model_learns_one_batch_by_heart(processor):
     model = fresh_model()
     (batch,) = Steps(Playground(), processor, 4, 8192)[0].batches
     num_items = int((batch["labels"] != -100).sum())
-    optimizers = build_optimizers(model, "muon", 2e-3, 0.02, (0.9, 0.98), 0.0)
+    optimizers = build_optimizers(model, SFTConfig(optim="muon", learning_rate=2e-3, muon_learning_rate=0.02))
     for _ in range(30):
         loss, _ = loss_and_gradients(model, [batch], num_items)
         for optimizer in optimizers:

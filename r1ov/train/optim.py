@@ -99,37 +99,28 @@ def orthogonalise_sharded(matrices: Tensor, parameter: Tensor) -> Tensor:
     return received.flatten(0, 1)[:count, :own]
 
 
-def build_optimizers(
-    model: nn.Module,
-    optim: str,
-    learning_rate: float,
-    muon_learning_rate: float,
-    betas: tuple[float, float],
-    weight_decay: float,
-) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """AdamW for everything ("adamw"), or Muon for the inner matrices and AdamW for the rest ("muon"). Norms
     and biases never decay.
     """
+    muon, decay, betas = config.optim == "muon", config.weight_decay, (config.adam_beta1, config.adam_beta2)
     inner, outer, vectors = [], [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         if parameter.ndim == 1:
             vectors.append(parameter)
-        elif optim == "muon" and parameter.ndim == 2 and "embed_tokens" not in name and "lm_head" not in name:
+        elif muon and parameter.ndim == 2 and "embed_tokens" not in name and "lm_head" not in name:
             inner.append(parameter)
         else:
             outer.append(parameter)
-    groups = [
-        {"params": params, "weight_decay": decay}
-        for params, decay in ((outer, weight_decay), (vectors, 0.0))
-        if params
-    ]
+    pairs = (outer, decay), (vectors, 0.0)
+    groups = [{"params": params, "weight_decay": own} for params, own in pairs if params]
     optimizers = []
     if groups:
-        optimizers.append(torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=1e-8, fused=True))
+        optimizers.append(torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True))
     if inner:
-        optimizers.append(Muon(inner, lr=muon_learning_rate, weight_decay=weight_decay))
+        optimizers.append(Muon(inner, lr=config.muon_learning_rate, weight_decay=decay))
     return optimizers
 
 

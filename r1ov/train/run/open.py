@@ -85,8 +85,7 @@ class Run:
         stack: ExitStack,
     ):
         self.world = self.askers = self.trainers = world  # all; to whom prompts, and to whom packs are dealt
-        self.device, self.stack = device, stack
-        self.source, self.num_rows = source, num_rows
+        self.device, self.stack, self.source, self.num_rows = device, stack, source, num_rows
         files = open_data(config.eval_data, split="test").fingerprint if config.eval_data else ()
         files = (*(source.fingerprint if isinstance(source, Endless) else ()), *files)
         self.folders = pretrained.find(config.model or config.config_name, config.adapter)
@@ -112,8 +111,7 @@ class Run:
         if isinstance(source, Endless):
             recognise_boxes(source.reader, self.processor)
         self.parameters = [parameter for parameter in self.masters.parameters() if parameter.requires_grad]
-        rates = config.learning_rate, config.muon_learning_rate, (config.adam_beta1, config.adam_beta2)
-        self.optimizers = build_optimizers(self.masters, config.optim, *rates, config.weight_decay)
+        self.optimizers = build_optimizers(self.masters, config)
         self.step, self.extra, self.changed = 0, {}, []
         if before:
             self._resume(before, is_longer)
