@@ -16,6 +16,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from r1ov.common.files import write_json
 from r1ov.errors import UserError
+from r1ov.folder import weights
 from r1ov.folder.weights import INDEX
 from tests.reference import SHAPES, config_dict
 from tests.weight_files import SMALL, assert_logits_equal, blank, loaded, saved, write_checkpoint
@@ -236,3 +237,17 @@ def test_loading_takes_no_memory_in_the_files_dtype_and_in_another_the_model_and
     assert size == 2 * stored
     assert size <= growth + 32e6
     assert growth < size + 2**28 + 64e6 < size + stored  # 256 MB of the file, and the tensor that passed them
+
+
+def test_a_file_is_opened_anew_for_what_is_copied_and_once_for_what_is_mapped(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path, "untied")
+    opened, real = [], weights._opened
+    monkeypatch.setattr(weights, "MOST_OPEN", 2**10)  # bytes
+    monkeypatch.setattr(weights, "_opened", lambda file: opened.append(file) or real(file))
+    counts = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        opened.clear()
+        loaded(tmp_path, dtype=dtype)
+        counts[dtype] = len(opened)
+    assert counts[torch.float32] == 2  # the header's is the other one
+    assert counts[torch.bfloat16] > 20

@@ -142,8 +142,10 @@ def load_weights(
             if packs and name == EMBEDDING:
                 with _Reader() as alone:
                     maps, value = True, alone(tensor)
-            value = _placed(value, device, dtype, maps)
-            setattr(module, leaf, nn.Parameter(value, parameter.requires_grad))
+            placed = _placed(value, device, dtype, maps)
+            if placed is value:  # it stays, so that nothing is won by opening its file anew
+                read.left += value.nbytes
+            setattr(module, leaf, nn.Parameter(placed, parameter.requires_grad))
 
 
 def _placed(value: Tensor, device: torch.device | str, dtype: torch.dtype, maps: bool) -> Tensor:
