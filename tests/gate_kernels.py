@@ -40,7 +40,7 @@ COUNTED = ("HMMA", "HGMMA", "UTMALDG", "LDGSTS")
 
 # Kernels without a product, and what a tensor's dtype is to Triton.
 PLAIN_KERNELS = (
-    *("delta_kernel", "combine_kernel", "fold_kernel", "gradient_kernel", "norm_kernel", "rotate_kernel"),
+    *("combine_kernel", "fold_kernel", "gradient_kernel", "norm_kernel", "rotate_kernel"),
     *("norm_backward_kernel", "silu_mul_kernel", "silu_mul_backward_kernel"),
 )
 TYPES = {
@@ -157,7 +157,8 @@ def faults(case: CompileCase, arch: int, code: MachineCode) -> list[str]:
         if not sum(code.counts[name] for name in wanted):
             found.append(f"no {' or '.join(wanted)}")
     # Below 64 columns the tensor cores wait for shared memory; a head may have no more.
-    narrow = code.widths - {case.constexprs.get(name) for name in ("MAIN", "REST")}
+    head = case.constexprs.get("DIM", 0)
+    narrow = code.widths - {head, head % 64}
     if narrow and min(narrow) < 64:
         found.append(f"products of {min(narrow)} columns")
     if code.waits > code.counts["HGMMA"] // 2:

@@ -18,12 +18,11 @@ from torch import Tensor
 from kernels.triton.backward import packed_backward
 from kernels.triton.tiles import (
     CHANGING,
+    DTYPES,
     HEAD_DIMS,
     LOG2_E,
     SHORT,
-    TRITON_TYPES,
     add_dot,
-    columns,
     dot_rows,
     find_span,
     find_tile,
@@ -43,7 +42,7 @@ from kernels.triton.tiles import (
 @triton.jit(do_not_specialize=CHANGING)
 def forward_kernel(
     q, k, v, out, lse, cu_seqlens, cu_seqlens_k, q_heads, k_heads, v_heads, heads, tokens, sequences, scale2,
-    GROUP: tl.constexpr, CAUSAL: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
+    GROUP: tl.constexpr, CAUSAL: tl.constexpr, DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     # The heads of a tile run side by side, which reads their common keys together; a sequence's late tiles,
@@ -54,21 +53,21 @@ def forward_kernel(
     if first >= length:
         return
     begin_k, length_k = find_span(cu_seqlens_k, sequence)
-    q = head_at(q, begin, q_heads, head, MAIN + REST)
-    k = head_at(k, begin_k, k_heads, head // GROUP, MAIN + REST)
-    v = head_at(v, begin_k, v_heads, head // GROUP, MAIN + REST)
-    out = head_at(out, begin, heads, head, MAIN + REST)
+    q = head_at(q, begin, q_heads, head, DIM)
+    k = head_at(k, begin_k, k_heads, head // GROUP, DIM)
+    v = head_at(v, begin_k, v_heads, head // GROUP, DIM)
+    out = head_at(out, begin, heads, head, DIM)
     lse += head.to(tl.int64) * tokens + begin
 
     last_seen, full, end = visible_keys(first, length, length_k, CAUSAL, BLOCK_M, BLOCK_N)
-    queries = load_rows(q, first, q_heads, length, BLOCK_M, MAIN, REST)  # (BLOCK_M, ...)
-    acc = zero_rows(BLOCK_M, MAIN, REST)
+    queries = load_rows(q, first, q_heads, length, BLOCK_M, DIM)  # (BLOCK_M, ...)
+    acc = zero_rows(BLOCK_M, DIM)
     m_i = tl.full((BLOCK_M,), -1e30, tl.float32)
     l_i = tl.zeros((BLOCK_M,), tl.float32)
     # One loop that always runs, masked where it must be: two loops over one accumulator, or one that may not
     # run at all, and Triton waits for each tensor-core product before it starts the next.
     for start in range(0, tl.maximum(end, 1), BLOCK_N):
-        keys = load_rows(k, start, k_heads, length_k, BLOCK_N, MAIN, REST)
+        keys = load_rows(k, start, k_heads, length_k, BLOCK_N, DIM)
         scores = dot_rows(queries, keys)  # (BLOCK_M, BLOCK_N)
         if start >= full:
             seen = (start + tl.arange(0, BLOCK_N))[None, :] <= last_seen[:, None]
@@ -78,7 +77,7 @@ def forward_kernel(
         alpha = tl.math.exp2(m_i - m_new)
         l_i = l_i * alpha + tl.sum(p, 1)
         m_i = m_new
-        values = load_rows(v, start, v_heads, length_k, BLOCK_N, MAIN, REST)
+        values = load_rows(v, start, v_heads, length_k, BLOCK_N, DIM)
         acc = add_dot(scaled(acc, alpha[:, None]), p.to(values[0].dtype), values)
 
     alive = last_seen >= 0  # a query that sees no key gets 0
@@ -86,7 +85,7 @@ def forward_kernel(
     rows = first + tl.arange(0, BLOCK_M)
     tl.store(lse + rows, tl.where(alive, m_i + tl.math.log2(l_i), 0.0), mask=rows < length)
     acc = scaled(acc, tl.where(alive, 1.0 / l_i, 0.0)[:, None])
-    store_rows(out, acc, first, heads, length, BLOCK_M, MAIN, REST)
+    store_rows(out, acc, first, heads, length, BLOCK_M, DIM)
 
 
 def packed_forward(
@@ -106,7 +105,7 @@ def packed_forward(
         forward_kernel[(num_slots(tokens, cu_seqlens, tile["BLOCK_M"]) * heads,)](
             *(q, k, v, out, lse, cu_seqlens, cu_seqlens_k, row_heads(q), row_heads(k), row_heads(v)),
             *(heads, tokens, cu_seqlens.shape[0] - 1, dim**-0.5 * LOG2_E),
-            GROUP=heads // k.shape[1], CAUSAL=causal, **columns(dim), **tile,
+            GROUP=heads // k.shape[1], CAUSAL=causal, DIM=dim, **tile,
         )  # fmt: skip
     return out, lse
 
@@ -149,11 +148,10 @@ def attention_triton(
     max_seqlen: int | None,
 ) -> Tensor:
     """`attention` by the kernels; arguments as there. No value is read back from the GPU."""
-    if q.shape[2] not in HEAD_DIMS or q.dtype not in TRITON_TYPES or not q.dtype == k.dtype == v.dtype:
+    if q.shape[2] not in HEAD_DIMS or q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
         raise ValueError(
             f"q {tuple(q.shape)} {q.dtype}, k {k.dtype}, v {v.dtype}: the kernels take one dtype of "
-            f"{', '.join(map(str, TRITON_TYPES))} and head sizes {', '.join(map(str, HEAD_DIMS))}; use "
-            f"impl='torch'"
+            f"{', '.join(map(str, DTYPES))} and head sizes {', '.join(map(str, HEAD_DIMS))}; use impl='torch'"
         )
     short = max_seqlen is not None and max_seqlen <= SHORT
     cu_seqlens = cu_seqlens.to(torch.int32)

@@ -2,9 +2,9 @@
 
 With scores s = scale * q k^T, p = softmax(s), out = p v and delta = rowsum(grad * out):
     dv = p^T grad,   ds = p * (grad v^T - delta),   dq = scale * ds k,   dk = scale * ds^T q.
-One kernel writes delta, one owns tiles of keys (dk, dv) and walks over the queries of all heads that share
-them, one owns tiles of queries (dq) and walks over the keys. Both recompute p = exp2(s - lse). Seven products
-where a fused kernel with atomics has five.
+One kernel owns tiles of queries (delta, dq) and walks over the keys, the next owns tiles of keys (dk, dv) and
+walks over the queries of all heads that share them. Both recompute p = exp2(s - lse). Seven products where a
+fused kernel with atomics has five.
 Source: Dao, FlashAttention-2, arXiv 2307.08691, algorithm 2, its loop taken apart in two.
 """
 
@@ -17,15 +17,16 @@ from kernels.triton.tiles import (
     CHANGING,
     LOG2_E,
     add_dot,
-    columns,
     dot_rows,
     find_span,
     find_tile,
     head_at,
     launch,
+    load,
     load_rows,
     num_slots,
     row_heads,
+    row_products,
     scaled,
     side_by_side,
     store_rows,
@@ -33,36 +34,14 @@ from kernels.triton.tiles import (
     zero_rows,
 )
 
-DELTA_ROWS = 64
-
-
-@triton.jit(do_not_specialize=CHANGING)
-def delta_kernel(
-    grad, out, delta, heads, tokens,
-    MAIN: tl.constexpr, REST: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    """delta (H, T) = rowsum(grad * out), ROWS tokens of one head a program."""
-    head = tl.program_id(0) % heads
-    first = tl.program_id(0) // heads * ROWS
-    grad += head * (MAIN + REST)
-    out += head * (MAIN + REST)
-    grads = load_rows(grad, first, heads, tokens, ROWS, MAIN, REST)
-    outs = load_rows(out, first, heads, tokens, ROWS, MAIN, REST)
-    total = tl.sum(grads[0].to(tl.float32) * outs[0].to(tl.float32), 1)
-    if REST:
-        total += tl.sum(grads[1].to(tl.float32) * outs[1].to(tl.float32), 1)
-    rows = first + tl.arange(0, ROWS)
-    tl.store(delta + head.to(tl.int64) * tokens + rows, total, mask=rows < tokens)
-
 
 @triton.jit(do_not_specialize=CHANGING)
 def dkdv_kernel(
     q, k, v, grad, lse, delta, dk, dv, cu_seqlens, cu_seqlens_k, k_heads, v_heads, tokens, sequences, scale,
     scale2, KEY_HEADS: tl.constexpr,
-    GROUP: tl.constexpr, CAUSAL: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
+    GROUP: tl.constexpr, CAUSAL: tl.constexpr, DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    DIM: tl.constexpr = MAIN + REST
     # Known to the compiler, a tile's addresses are one and constants beside it: every register counts.
     HEADS: tl.constexpr = GROUP * KEY_HEADS
     key_head = tl.program_id(0) % KEY_HEADS
@@ -78,10 +57,10 @@ def dkdv_kernel(
     lse += key_head.to(tl.int64) * GROUP * tokens + begin
     delta += key_head.to(tl.int64) * GROUP * tokens + begin
 
-    keys = load_rows(k, first, k_heads, length_k, BLOCK_N, MAIN, REST)
-    values = load_rows(v, first, v_heads, length_k, BLOCK_N, MAIN, REST)
-    dk_rows = zero_rows(BLOCK_N, MAIN, REST)
-    dv_rows = zero_rows(BLOCK_N, MAIN, REST)
+    keys = load_rows(k, first, k_heads, length_k, BLOCK_N, DIM)
+    values = load_rows(v, first, v_heads, length_k, BLOCK_N, DIM)
+    dk_rows = zero_rows(BLOCK_N, DIM)
+    dv_rows = zero_rows(BLOCK_N, DIM)
 
     start = 0
     if CAUSAL:
@@ -98,16 +77,16 @@ def dkdv_kernel(
         place = start + step % tiles * BLOCK_M
         head = step // tiles
         rows = place + tl.arange(0, BLOCK_M)
-        queries = load_rows(q + head * DIM, place, HEADS, length, BLOCK_M, MAIN, REST)
+        queries = load_rows(q + head * DIM, place, HEADS, length, BLOCK_M, DIM)
         scores = dot_rows(keys, queries)  # (BLOCK_N, BLOCK_M)
-        scores = scores * scale2 - tl.load(lse + head * tokens + rows, mask=rows < length, other=0.0)[None, :]
+        scores = scores * scale2 - load(lse + head * tokens + rows, rows < length)[None, :]
         if CAUSAL:
             scores = tl.where(rows[None, :] >= first_seeing[:, None], scores, -1e30)
         p = tl.math.exp2(scores)
-        grads = load_rows(grad + head * DIM, place, HEADS, length, BLOCK_M, MAIN, REST)
+        grads = load_rows(grad + head * DIM, place, HEADS, length, BLOCK_M, DIM)
         dv_rows = add_dot(dv_rows, p.to(grads[0].dtype), grads)
         dp = dot_rows(values, grads)
-        row_delta = tl.load(delta + head * tokens + rows, mask=rows < length, other=0.0)
+        row_delta = load(delta + head * tokens + rows, rows < length)
         ds = (p * (dp - row_delta[None, :])).to(queries[0].dtype)
         dk_rows = add_dot(dk_rows, ds, queries)
 
@@ -115,18 +94,17 @@ def dkdv_kernel(
     begin_k, length_k = find_span(cu_seqlens_k, sequence)
     dk = head_at(dk, begin_k, KEY_HEADS, key_head, DIM)
     dv = head_at(dv, begin_k, KEY_HEADS, key_head, DIM)
-    store_rows(dk, scaled(dk_rows, scale), first, KEY_HEADS, length_k, BLOCK_N, MAIN, REST)
-    store_rows(dv, dv_rows, first, KEY_HEADS, length_k, BLOCK_N, MAIN, REST)
+    store_rows(dk, scaled(dk_rows, scale), first, KEY_HEADS, length_k, BLOCK_N, DIM)
+    store_rows(dv, dv_rows, first, KEY_HEADS, length_k, BLOCK_N, DIM)
 
 
 @triton.jit(do_not_specialize=CHANGING)
 def dq_kernel(
-    q, k, v, grad, lse, delta, dq, cu_seqlens, cu_seqlens_k, k_heads, v_heads, heads, tokens, sequences,
+    q, k, v, out, grad, lse, delta, dq, cu_seqlens, cu_seqlens_k, k_heads, v_heads, heads, tokens, sequences,
     scale, scale2,
-    GROUP: tl.constexpr, CAUSAL: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
+    GROUP: tl.constexpr, CAUSAL: tl.constexpr, DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    DIM: tl.constexpr = MAIN + REST
     head = tl.program_id(0) % heads
     slot = (tl.num_programs(0) - 1 - tl.program_id(0)) // heads
     sequence, first, begin, length = find_tile(cu_seqlens, sequences, slot, BLOCK_M)
@@ -135,21 +113,23 @@ def dq_kernel(
     begin_k, length_k = find_span(cu_seqlens_k, sequence)
     q = head_at(q, begin, heads, head, DIM)
     grad = head_at(grad, begin, heads, head, DIM)
+    out = head_at(out, begin, heads, head, DIM)
     dq = head_at(dq, begin, heads, head, DIM)
     k = head_at(k, begin_k, k_heads, head // GROUP, DIM)
     v = head_at(v, begin_k, v_heads, head // GROUP, DIM)
 
     rows = first + tl.arange(0, BLOCK_M)
     at = head.to(tl.int64) * tokens + begin
-    row_lse = tl.load(lse + at + rows, mask=rows < length, other=0.0)
-    row_delta = tl.load(delta + at + rows, mask=rows < length, other=0.0)
+    row_lse = load(lse + at + rows, rows < length)
+    grads = load_rows(grad, first, heads, length, BLOCK_M, DIM)
+    row_delta = row_products(grads, load_rows(out, first, heads, length, BLOCK_M, DIM))
+    tl.store(delta + at + rows, row_delta, mask=rows < length)
     last_seen, full, end = visible_keys(first, length, length_k, CAUSAL, BLOCK_M, BLOCK_N)
-    queries = load_rows(q, first, heads, length, BLOCK_M, MAIN, REST)
-    grads = load_rows(grad, first, heads, length, BLOCK_M, MAIN, REST)
-    dq_rows = zero_rows(BLOCK_M, MAIN, REST)
+    queries = load_rows(q, first, heads, length, BLOCK_M, DIM)
+    dq_rows = zero_rows(BLOCK_M, DIM)
     for start in range(0, tl.maximum(end, 1), BLOCK_N):  # one loop, as in the forward
-        keys = load_rows(k, start, k_heads, length_k, BLOCK_N, MAIN, REST)
-        values = load_rows(v, start, v_heads, length_k, BLOCK_N, MAIN, REST)
+        keys = load_rows(k, start, k_heads, length_k, BLOCK_N, DIM)
+        values = load_rows(v, start, v_heads, length_k, BLOCK_N, DIM)
         scores = dot_rows(queries, keys) * scale2 - row_lse[:, None]  # (BLOCK_M, BLOCK_N)
         dp = dot_rows(grads, values)
         if start >= full:
@@ -157,7 +137,7 @@ def dq_kernel(
             scores = tl.where(seen, scores, -1e30)
         ds = (tl.math.exp2(scores) * (dp - row_delta[:, None])).to(keys[0].dtype)
         dq_rows = add_dot(dq_rows, ds, keys)
-    store_rows(dq, scaled(dq_rows, scale), first, heads, length, BLOCK_M, MAIN, REST)
+    store_rows(dq, scaled(dq_rows, scale), first, heads, length, BLOCK_M, DIM)
 
 
 def packed_backward(
@@ -182,15 +162,11 @@ def packed_backward(
     delta = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
     strides = row_heads(k), row_heads(v)
     numbers = tokens, cu_seqlens.shape[0] - 1, dim**-0.5, dim**-0.5 * LOG2_E
-    shared = {"GROUP": heads // key_heads, "CAUSAL": causal, **columns(dim)}
+    shared = {"GROUP": heads // key_heads, "CAUSAL": causal, "DIM": dim}
     if tokens:
-        delta_kernel[(triton.cdiv(tokens, DELTA_ROWS) * heads,)](
-            *(grad, out, delta, heads, tokens),
-            **columns(dim), ROWS=DELTA_ROWS, num_warps=4,
-        )  # fmt: skip
         tile = launch("dq", q, cu_seqlens, causal, short)
         dq_kernel[(num_slots(tokens, cu_seqlens, tile["BLOCK_M"]) * heads,)](
-            *(q, k, v, grad, lse, delta, dq, cu_seqlens, cu_seqlens_k, *strides, heads, *numbers),
+            *(q, k, v, out, grad, lse, delta, dq, cu_seqlens, cu_seqlens_k, *strides, heads, *numbers),
             **shared, **tile,
         )  # fmt: skip
     if tokens_k:

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from kernels.triton.tiles import (
     CHANGING,
+    DTYPES,
     HEAD_DIMS,
-    TRITON_TYPES,
-    UPCAST,
     add_dot,
-    columns,
     dot_rows,
+    load,
+    load_rows,
     scaled,
+    store_rows,
     zero_rows,
 )
 
@@ -49,18 +50,6 @@ def _keys_per_split(length, splits, BLOCK_N: tl.constexpr):
     return tl.maximum(tl.cdiv(tl.cdiv(length, splits), BLOCK_N), 1) * BLOCK_N
 
 
-@triton.jit
-def _load_rows(rows, is_row, MAIN: tl.constexpr, REST: tl.constexpr):
-    """The rows that `rows` points to, zeros where there is none."""
-    main = tl.load(rows[:, None] + tl.arange(0, MAIN)[None, :], mask=is_row[:, None], other=0.0)
-    main = main.to(tl.float32) if UPCAST else main
-    if REST:
-        rest = tl.load(rows[:, None] + MAIN + tl.arange(0, REST)[None, :], mask=is_row[:, None], other=0.0)
-        return main, rest.to(tl.float32) if UPCAST else rest
-    else:
-        return (main,)
-
-
 @triton.jit(do_not_specialize=CHANGING)
 def partial_kernel(
     q_ptr,  # (B, H, D)
@@ -70,14 +59,10 @@ def partial_kernel(
     out_ptr,  # (slots, B, H, D) float32, weighted values, not yet divided by the sum
     max_ptr,  # (slots, B, H) float32, of the scores in base 2
     sum_ptr,  # (slots, B, H) float32
-    stride_qb, stride_qh, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
-    scale_log2, rows, heads, ratio, splits,
-    MAIN: tl.constexpr, REST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    stride_qb, stride_kb, stride_kh, stride_vb, stride_vh, scale_log2, rows, heads, ratio, splits,
+    DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One stretch of the keys of one row and key head, for all queries that share them, at most BLOCK_M.
-
-    The head's D columns are MAIN + REST of them, as in kernels/triton/tiles.py.
-    """
+    """One stretch of the keys of one row and key head, for all queries that share them, at most BLOCK_M."""
     row = tl.program_id(0).to(tl.int64)
     key_head = tl.program_id(1)
     split = tl.program_id(2)
@@ -88,39 +73,33 @@ def partial_kernel(
         return
     end = tl.minimum(begin + keys_per_split, length)
 
-    query = tl.arange(0, BLOCK_M)
-    is_query = query < ratio
-    head = key_head * ratio + query
-    q_rows = q_ptr + row * stride_qb + head * stride_qh
-    queries = _load_rows(q_rows, is_query, MAIN, REST)  # (BLOCK_M, ...)
-    acc = zero_rows(BLOCK_M, MAIN, REST)
+    # Within a row, a head's keys follow each other as if there were no other head; its queries do as well.
+    queries = load_rows(q_ptr + row * stride_qb + key_head * ratio * DIM, 0, 1, ratio, BLOCK_M, DIM)
+    acc = zero_rows(BLOCK_M, DIM)
     m_i = tl.full([BLOCK_M], -1e30, tl.float32)
     l_i = tl.zeros([BLOCK_M], tl.float32)
 
     k_row = k_ptr + row * stride_kb + key_head.to(tl.int64) * stride_kh
     v_row = v_ptr + row * stride_vb + key_head.to(tl.int64) * stride_vh
     for start in range(begin, end, BLOCK_N):
-        offs_n = start + tl.arange(0, BLOCK_N)
-        # Only a row's last tile needs it, but where the memory is the limit a comparison costs nothing.
-        is_key = offs_n < end
-        keys = _load_rows(k_row + offs_n.to(tl.int64) * stride_ks, is_key, MAIN, REST)
+        keys = load_rows(k_row, start, 1, end, BLOCK_N, DIM)
         scores = dot_rows(queries, keys)  # (BLOCK_M, BLOCK_N)
+        # Only a row's last tile needs it, but where the memory is the limit a comparison costs nothing.
+        is_key = start + tl.arange(0, BLOCK_N) < end
         scores = tl.where(is_key[None, :], scores * scale_log2, -1e30)
         m_new = tl.maximum(m_i, tl.max(scores, 1))
         weights = tl.exp2(scores - m_new[:, None])
         rescale = tl.exp2(m_i - m_new)
         l_i = l_i * rescale + tl.sum(weights, 1)
         m_i = m_new
-        values = _load_rows(v_row + offs_n.to(tl.int64) * stride_vs, is_key, MAIN, REST)
+        values = load_rows(v_row, start, 1, end, BLOCK_N, DIM)
         acc = add_dot(scaled(acc, rescale[:, None]), weights.to(values[0].dtype), values)
 
-    slot = (split * rows + row) * heads + head  # (BLOCK_M,)
-    tl.store(max_ptr + slot, m_i, mask=is_query)
-    tl.store(sum_ptr + slot, l_i, mask=is_query)
-    out_at = out_ptr + slot[:, None] * (MAIN + REST)
-    tl.store(out_at + tl.arange(0, MAIN)[None, :], acc[0], mask=is_query[:, None])
-    if REST:
-        tl.store(out_at + MAIN + tl.arange(0, REST)[None, :], acc[1], mask=is_query[:, None])
+    slot = (split * rows + row) * heads + key_head * ratio  # of the first query
+    query = tl.arange(0, BLOCK_M)
+    tl.store(max_ptr + slot + query, m_i, mask=query < ratio)
+    tl.store(sum_ptr + slot + query, l_i, mask=query < ratio)
+    store_rows(out_ptr + slot * DIM, acc, 0, 1, ratio, BLOCK_M, DIM)
 
 
 @triton.jit(do_not_specialize=CHANGING)
@@ -144,12 +123,10 @@ def combine_kernel(
     at = (slot.to(tl.int64) * rows + row) * heads + head  # (SLOTS,)
     maxima = tl.load(max_ptr + at, mask=is_filled, other=-1e30)
     weights = tl.where(is_filled, tl.exp2(maxima - tl.max(maxima, 0)), 0.0)
-    total = tl.sum(weights * tl.load(sum_ptr + at, mask=is_filled, other=0.0), 0)
+    total = tl.sum(weights * load(sum_ptr + at, is_filled), 0)
     offs_d = tl.arange(0, BLOCK_D)
     is_dim = offs_d < DIM
-    parts = tl.load(
-        out_ptr + at[:, None] * DIM + offs_d[None, :], mask=is_filled[:, None] & is_dim[None, :], other=0.0
-    )
+    parts = load(out_ptr + at[:, None] * DIM + offs_d[None, :], is_filled[:, None] & is_dim[None, :])
     result = tl.sum(parts * weights[:, None], 0) / total
     result_at = result_ptr + (row.to(tl.int64) * heads + head) * DIM + offs_d
     tl.store(result_at, result.to(result_ptr.dtype.element_ty), mask=is_dim)
@@ -159,14 +136,14 @@ def combine_kernel(
 def decode_attention_op(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
     """`kernels.decode_attention` in Triton: the first kernel, then the merge."""
     rows, heads, dim = q.shape
-    if dim not in HEAD_DIMS or q.dtype not in TRITON_TYPES:
+    if dim not in HEAD_DIMS or q.dtype not in DTYPES:
         raise ValueError(
-            f"q {tuple(q.shape)} {q.dtype}: the kernels take {', '.join(map(str, TRITON_TYPES))} "
+            f"q {tuple(q.shape)} {q.dtype}: the kernels take {', '.join(map(str, DTYPES))} "
             f"and head sizes {', '.join(map(str, HEAD_DIMS))}; use impl='torch'"
         )
-    if any(x.stride(-1) != 1 or x.dtype != q.dtype for x in (q, k_cache, v_cache)):
+    if any(x.stride()[-2:] != (dim, 1) or x.dtype != q.dtype for x in (q, k_cache, v_cache)):
         raise ValueError(
-            "queries, keys and values must be of one dtype and contiguous in their last dimension"
+            "queries, keys and values must be of one dtype and contiguous in their last two dimensions"
         )
     result = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if not rows:
@@ -179,9 +156,9 @@ def decode_attention_op(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Te
     block_n, warps, stages = CONFIGS[q.dtype == torch.float32]
     partial_kernel[rows, key_heads, splits](
         *(q, k_cache, v_cache, lengths, out, maxima, sums),
-        *(*q.stride()[:2], *k_cache.stride()[:3], *v_cache.stride()[:3]),
+        *(q.stride(0), *k_cache.stride()[:2], *v_cache.stride()[:2]),
         *(dim**-0.5 * math.log2(math.e), rows, heads, ratio, splits),
-        **columns(dim),
+        DIM=dim,
         BLOCK_M=max(MIN_QUERIES, triton.next_power_of_2(ratio)),
         BLOCK_N=block_n,
         num_warps=warps,

@@ -38,6 +38,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.triton.tiles import load
+
 IGNORED = tl.constexpr(-100)
 # A tile's rows and columns of logits. The forward's stays in a 50 MB cache between matmul and fold. The
 # backward's has more rows: with as many as a batch has, a tile of d weight is summed up by one product.
@@ -72,9 +74,9 @@ def fold_kernel(
     logits += rows.to(tl.int64)[:, None] * row_stride  # (BLOCK_R, 1)
     state += rows
 
-    peak = tl.load(state, mask=wanted, other=0.0)
-    total = tl.load(state + state_stride, mask=wanted, other=0.0)
-    weighted = tl.load(state + 2 * state_stride, mask=wanted, other=0.0)
+    peak = load(state, wanted)
+    total = load(state + state_stride, wanted)
+    weighted = load(state + 2 * state_stride, wanted)
     for start in range(0, num_columns, BLOCK_V):
         columns = start + tl.arange(0, BLOCK_V)[None, :]
         x = tl.load(logits + columns, mask=wanted[:, None] & (columns < num_columns), other=-float("inf")).to(
@@ -95,7 +97,7 @@ def fold_kernel(
 
     column = (target - first_column)[:, None]
     here = wanted[:, None] & (column >= 0) & (column < num_columns)
-    tl.store(state[:, None] + 3 * state_stride, tl.load(logits + column, mask=here).to(tl.float32), mask=here)
+    tl.store(state[:, None] + 3 * state_stride, load(logits + column, here), mask=here)
 
 
 @triton.jit
@@ -123,11 +125,11 @@ def gradient_kernel(
     grad_logits += rows.to(tl.int64) * grad_stride
     state += rows
 
-    peak = tl.load(state, mask=wanted, other=0.0)
-    log_sum = tl.load(state + state_stride, mask=wanted, other=0.0)
-    entropy = tl.load(state + 2 * state_stride, mask=wanted, other=0.0)
-    g = tl.load(state + 3 * state_stride, mask=wanted, other=0.0) * inverse_temperature
-    h = tl.load(state + 4 * state_stride, mask=wanted, other=0.0) * inverse_temperature
+    peak = load(state, wanted)
+    log_sum = load(state + state_stride, wanted)
+    entropy = load(state + 2 * state_stride, wanted)
+    g = load(state + 3 * state_stride, wanted) * inverse_temperature
+    h = load(state + 4 * state_stride, wanted) * inverse_temperature
     for start in range(0, num_columns, BLOCK_V):
         columns = start + tl.arange(0, BLOCK_V)[None, :]
         real = columns < num_columns
@@ -205,8 +207,7 @@ def forward(
                 w = weight[part]
                 tile = kept[block, part] if block.stop <= len(kept) else buffer[: len(x), : len(w)]
                 torch.mm(x, w.mT, out=tile)
-                own = part.start, temperature, tile, chosen, state[:, block]
-                _over_rows(fold_kernel, *own)
+                _over_rows(fold_kernel, part.start, temperature, tile, chosen, state[:, block])
         results.index_copy_(1, rows, _finish(state, temperature))
     return results, kept
 
@@ -239,8 +240,8 @@ def backward(
             tile = buffer[: len(x), : len(w)]
             is_kept = block.stop <= len(kept)
             logits = kept[block, part] if is_kept else torch.mm(x, w.mT, out=tile)
-            own = part.start, temperature, logits, tile, targets[block], state[:, block]
-            _over_rows(gradient_kernel, *own)
+            changed = logits, tile, targets[block], state[:, block]
+            _over_rows(gradient_kernel, part.start, temperature, *changed)
             if need_hidden:
                 _accumulate(sum_hidden[block], tile, w, first=part.start == 0)
             if need_weight:

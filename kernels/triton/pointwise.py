@@ -11,15 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton.tiles import CHANGING, row_heads, side_by_side
+from kernels.triton.tiles import CHANGING, load, row_heads, side_by_side
 
 BLOCK = 2048  # numbers of a tile
 PARTS = 512  # programs that share the rows of a norm's backward, each with a sum of its own for d weight
-
-
-@triton.jit
-def _load(places, inside):
-    return tl.load(places, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=CHANGING)
@@ -31,14 +26,14 @@ def norm_kernel(
     column = tl.arange(0, COLUMNS)[None, :]
     inside = (row < rows) & (column < width)
     places = row.to(tl.int64) * width + column
-    value = _load(x + places, inside)
+    value = load(x + places, inside)
     if ADD:
-        value += _load(residual + places, inside)
+        value += load(residual + places, inside)
         value = value.to(x.dtype.element_ty)
         tl.store(total + places, value, mask=inside)
         value = value.to(tl.float32)
     scale = tl.rsqrt(tl.sum(value * value, 1)[:, None] / width + eps)
-    factor = _load(weight + column, column < width)
+    factor = load(weight + column, column < width)
     tl.store(out + places, value * scale * factor, mask=inside)
 
 
@@ -49,15 +44,15 @@ def norm_backward_kernel(
 ):  # fmt: skip
     """d x, and in `parts` (programs, width) each program's share of d weight."""
     column = tl.arange(0, COLUMNS)[None, :]
-    factor = _load(weight + column, column < width)
+    factor = load(weight + column, column < width)
     share = tl.zeros((1, COLUMNS), tl.float32)
     for first in range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS):
         row = first + tl.arange(0, ROWS)[:, None]
         inside = (row < rows) & (column < width)
         places = row.to(tl.int64) * width + column
-        value = _load(total + places, inside)
-        slope = _load(grad + places, inside)
-        direct = _load(grad_total + places, inside & ADD)
+        value = load(total + places, inside)
+        slope = load(grad + places, inside)
+        direct = load(grad_total + places, inside & ADD)
         scale = tl.rsqrt(tl.sum(value * value, 1)[:, None] / width + eps)
         normed = value * scale
         share += tl.sum(slope * normed, 0)[None, :]
@@ -77,11 +72,11 @@ def rotate_kernel(
     column = tl.arange(0, COLUMNS)[None, :]
     inside = (row < rows) & (column < DIM // 2)
     token = (row // heads).to(tl.int64)
-    c = _load(cos + token * DIM + column, inside)
-    s = _load(sin + token * DIM + column, inside) * sign
+    c = load(cos + token * DIM + column, inside)
+    s = load(sin + token * DIM + column, inside) * sign
     x += (token * row_heads + row % heads) * DIM + column
-    first = _load(x, inside)
-    second = _load(x + DIM // 2, inside)
+    first = load(x, inside)
+    second = load(x + DIM // 2, inside)
     out += row.to(tl.int64) * DIM + column
     tl.store(out, first * c - second * s, mask=inside)
     tl.store(out + DIM // 2, second * c + first * s, mask=inside)
@@ -91,8 +86,8 @@ def rotate_kernel(
 def silu_mul_kernel(gate, up, out, size, COLUMNS: tl.constexpr):
     places = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
     inside = places < size
-    g = _load(gate + places, inside)
-    u = _load(up + places, inside)
+    g = load(gate + places, inside)
+    u = load(up + places, inside)
     tl.store(out + places, g * tl.sigmoid(g) * u, mask=inside)
 
 
@@ -100,9 +95,9 @@ def silu_mul_kernel(gate, up, out, size, COLUMNS: tl.constexpr):
 def silu_mul_backward_kernel(grad, gate, up, grad_gate, grad_up, size, COLUMNS: tl.constexpr):
     places = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
     inside = places < size
-    slope = _load(grad + places, inside)
-    g = _load(gate + places, inside)
-    u = _load(up + places, inside)
+    slope = load(grad + places, inside)
+    g = load(gate + places, inside)
+    u = load(up + places, inside)
     s = tl.sigmoid(g)
     tl.store(grad_gate + places, slope * u * s * (1 + g * (1 - s)), mask=inside)
     tl.store(grad_up + places, slope * g * s, mask=inside)

@@ -6,7 +6,7 @@ number of heads; it is passed as that number, from which the compiler sees by it
 a multiple of D elements.
 
 A tile's width must be a power of two, and padding head size 80 to 128 would waste 1.6x. So a tile of rows is
-a tuple of tiles, MAIN + REST columns: 64 + 16 for head size 80. Where REST is 0 it is one tile alone.
+a tuple: of two tiles, with 64 and 16 columns, for head size 80, and of one where that is a power of two.
 """
 
 import json
@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 HEAD_DIMS = (32, 64, 80, 128)
-TRITON_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # The interpreter computes on the raw bits of bfloat16 (triton#11585).
 UPCAST = tl.constexpr(triton.knobs.runtime.interpret)
 LOG2_E = 1.4426950408889634
@@ -56,12 +56,6 @@ def architecture(device: torch.device) -> str:
     return "sm_90" if newest else "sm_80"
 
 
-def columns(head_dim: int) -> dict[str, int]:
-    """MAIN, the largest power of two that a head's columns hold, and REST, the others."""
-    main = 1 << (head_dim.bit_length() - 1)
-    return {"MAIN": main, "REST": head_dim - main}
-
-
 def side_by_side(x: Tensor) -> Tensor:
     """Copies (T, H, D) unless a token's heads are side by side, as in a slice of a fused projection."""
     dim = x.shape[2]
@@ -76,6 +70,18 @@ def row_heads(x: Tensor) -> int:
 def num_slots(tokens: int, cu_seqlens: Tensor, block: int) -> int:
     """Bounds the number of tiles of `block` rows, whatever the lengths: without asking the GPU for them."""
     return tokens // block + cu_seqlens.shape[0] - 1
+
+
+@triton.constexpr_function
+def power_of_two(dim):
+    """The largest that a head's columns hold."""
+    return 1 << (dim.bit_length() - 1)
+
+
+@triton.jit
+def load(places, inside):
+    """Numbers in float32, 0 for those outside."""
+    return tl.load(places, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -110,15 +116,10 @@ def visible_keys(first, length, length_k, CAUSAL: tl.constexpr, BLOCK_M: tl.cons
     and where the last of them stops seeing.
     """
     rows = first + tl.arange(0, BLOCK_M)
-    if CAUSAL:
-        shift = length_k - length
-        last_seen = tl.minimum(rows + shift, length_k - 1)
-        full = tl.minimum(tl.maximum(first + 1 + shift, 0), length_k)
-        end = tl.minimum(tl.maximum(first + BLOCK_M + shift, 0), length_k)
-    else:
-        last_seen = rows * 0 + (length_k - 1)
-        full = length_k
-        end = length_k
+    shift = length_k - length if CAUSAL else length_k
+    last_seen = tl.minimum(rows + shift, length_k - 1)
+    full = tl.minimum(tl.maximum(first + 1 + shift, 0), length_k)
+    end = tl.minimum(tl.maximum(first + BLOCK_M + shift, 0), length_k)
     return last_seen, full // BLOCK_N * BLOCK_N, end
 
 
@@ -146,22 +147,22 @@ def load_tile(
 
 
 @triton.jit
-def load_rows(
-    x, first, heads, length, ROWS: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr
-):  # fmt: skip
+def load_rows(x, first, heads, length, ROWS: tl.constexpr, DIM: tl.constexpr):
     """Rows first .. first + ROWS of a head, zeros from `length` on."""
-    main = load_tile(x, first, heads * (MAIN + REST), length, ROWS, 0, MAIN)
-    if REST:
-        return main, load_tile(x, first, heads * (MAIN + REST), length, ROWS, MAIN, REST)
+    MAIN: tl.constexpr = power_of_two(DIM)
+    main = load_tile(x, first, heads * DIM, length, ROWS, 0, MAIN)
+    if MAIN < DIM:
+        return main, load_tile(x, first, heads * DIM, length, ROWS, MAIN, DIM - MAIN)
     else:
         return (main,)
 
 
 @triton.jit
-def zero_rows(ROWS: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr):
+def zero_rows(ROWS: tl.constexpr, DIM: tl.constexpr):
+    MAIN: tl.constexpr = power_of_two(DIM)
     main = tl.zeros((ROWS, MAIN), tl.float32)
-    if REST:
-        return main, tl.zeros((ROWS, REST), tl.float32)
+    if MAIN < DIM:
+        return main, tl.zeros((ROWS, DIM - MAIN), tl.float32)
     else:
         return (main,)
 
@@ -186,6 +187,15 @@ def dot_rows(a, b):
 
 
 @triton.jit
+def row_products(a, b):
+    """The product of each row of one with the same row of the other, in float32, (ROWS,)."""
+    product = tl.sum(a[0].to(tl.float32) * b[0].to(tl.float32), 1)
+    if len(a) > 1:
+        product += tl.sum(a[1].to(tl.float32) * b[1].to(tl.float32), 1)
+    return product
+
+
+@triton.jit
 def add_dot(acc, weights, b):
     """acc + weights b, for rows acc and b."""
     main = tl.dot(weights, b[0], acc[0], input_precision="ieee")
@@ -205,10 +215,9 @@ def store_tile(
 
 
 @triton.jit
-def store_rows(
-    x, rows, first, heads, length, ROWS: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr
-):  # fmt: skip
+def store_rows(x, rows, first, heads, length, ROWS: tl.constexpr, DIM: tl.constexpr):
     """Writes rows first .. first + ROWS of a head, those before `length`."""
-    store_tile(x, rows[0], first, heads * (MAIN + REST), length, ROWS, 0, MAIN)
-    if REST:
-        store_tile(x, rows[1], first, heads * (MAIN + REST), length, ROWS, MAIN, REST)
+    MAIN: tl.constexpr = power_of_two(DIM)
+    store_tile(x, rows[0], first, heads * DIM, length, ROWS, 0, MAIN)
+    if MAIN < DIM:
+        store_tile(x, rows[1], first, heads * DIM, length, ROWS, MAIN, DIM - MAIN)
