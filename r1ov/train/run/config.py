@@ -1,16 +1,21 @@
 """Options of training, named as in TRL and Hugging Face's Trainer; every field is a flag of train.py.
 
 `overridable`: what a run that is resumed may change with --override. `resumable`: what it may change anyhow.
+`of_loss`: what `grpo_loss` takes.
 """
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 from r1ov.cli import check_bounds, marked, option
 from r1ov.errors import UserError
 from r1ov.reward.rules.boxes import Unit
 from r1ov.train.run.lora import LoraOptions
+
+resumable = partial(option, resumable=True)
+overridable = partial(option, overridable=True)
 
 PLAYGROUND = "playground"
 LossType = Literal["grpo", "dapo", "dr_grpo", "cispo"]
@@ -38,31 +43,26 @@ class TrainConfig:
         PLAYGROUND,
         "playground (built in), a file, folder or hub data set, or several: a.parquet,b.jsonl",
     )
-    out: str | None = option(
+    out: str | None = resumable(
         None,
         "folder of the run; default: runs/sft or runs/grpo, or where that is in use runs/sft-2 and so on",
-        resumable=True,
     )
-    override: bool = option(
+    override: bool = resumable(
         False,
         "resume with another --learning-rate, --max-steps or the like than the run was begun with",
-        resumable=True,
     )
-    eval_data: str | None = option(
+    eval_data: str | None = resumable(
         None,
         "data whose replies are scored and whose questions are answered; default: on the playground its own",
-        resumable=True,
     )
     clean: bool = option(
         False, "rewrite replies as <think>, <answer>: for R1-Onevision's own data, which mixes four layouts"
     )
     image_folder: str | None = option(None, "where image paths begin and must be; default: the file's folder")
     box_unit: Unit | None = option(None, "boxes' frame; default: what rows say, else the one that they fill")
-    allow_changed_data: bool = option(
-        False, "resume although the data files are not as they were", resumable=True
-    )
-    max_bad_share: float = option(
-        0.05, "stop when a larger share of the rows is unusable", least=0, most=1, resumable=True
+    allow_changed_data: bool = resumable(False, "resume although the data files are not as they were")
+    max_bad_share: float = resumable(
+        0.05, "stop when a larger share of the rows is unusable", least=0, most=1
     )
     min_pixels: int | None = option(
         None, "enlarge smaller images to this many pixels; default: the checkpoint's", least=1
@@ -74,42 +74,35 @@ class TrainConfig:
     overlong: Literal["drop", "error"] = option(
         "drop", "longer conversations: drop and count them, or stop the run"
     )
-    dataloader_num_workers: int = option(
-        1, "processes that prepare the next steps' data; 0: none", least=0, resumable=True
+    dataloader_num_workers: int = resumable(
+        1, "processes that prepare the next steps' data; 0: none", least=0
     )
 
-    max_steps: int | None = option(
+    max_steps: int | None = overridable(
         None,
         "optimiser steps; default: --num-train-epochs; on the playground 200, with grpo 300",
         least=1,
-        overridable=True,
     )
-    num_train_epochs: float = option(
-        1.0, "passes over the data, unless --max-steps is given", above=0, overridable=True
-    )
-    per_device_train_batch_size: int = option(
+    num_train_epochs: float = overridable(1.0, "passes over the data, unless --max-steps is given", above=0)
+    per_device_train_batch_size: int = resumable(
         64,
         "conversations per process and step; --max-length decides how many run at once",
         least=1,
-        resumable=True,
     )
-    gradient_accumulation_steps: int = option(
-        1, "multiplies the batch of an optimiser step", least=1, resumable=True
-    )
+    gradient_accumulation_steps: int = resumable(1, "multiplies the batch of an optimiser step", least=1)
     train_batch_size: int | None = option(None, "global batch size; replaces the two flags above", least=1)
 
     optim: Literal["adamw", "muon"] = option(
         "adamw", "adamw, or muon for inner matrices and adamw for the rest"
     )
-    learning_rate: float | None = option(
+    learning_rate: float | None = overridable(
         None,
         "peak of adamw; default: from a model 1e-5, in grpo 1e-6, at 7B and more the smaller it is (as 1 "
         "over the root of its size), for LoRA ten times that; from scratch 2e-3; grpo on the playground 1e-4",
         above=0,
-        overridable=True,
     )
-    muon_learning_rate: float = option(
-        0.008, "peak of muon; at 0.02 a small model's attention saturates", above=0, overridable=True
+    muon_learning_rate: float = overridable(
+        0.008, "peak of muon; at 0.02 a small model's attention saturates", above=0
     )
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = option("cosine", "after the warm-up")
     min_lr_rate: float = option(0.0, "end of cosine and linear, as a share of the peak", least=0, most=1)
@@ -119,43 +112,39 @@ class TrainConfig:
     adam_beta2: float = option(0.98, "second moment", least=0, below=1)
     max_grad_norm: float = option(1.0, "scale longer gradients down to this norm", above=0)
 
-    nproc_per_node: int = option(
-        1, "processes on this machine; asked to stop, they save and exit 0", least=1, resumable=True
+    nproc_per_node: int = resumable(
+        1, "processes on this machine; asked to stop, they save and exit 0", least=1
     )
-    device: str | None = option(None, "default: cuda if there is one, else cpu", resumable=True)
-    kernels: Literal["torch", "triton"] | None = option(
-        None, "attention and log-probs; default: triton on a GPU, torch elsewhere", resumable=True
+    device: str | None = resumable(None, "default: cuda if there is one, else cpu")
+    kernels: Literal["torch", "triton"] | None = resumable(
+        None, "attention and log-probs; default: triton on a GPU, torch elsewhere"
     )
-    bf16: bool | None = option(
-        None, "compute in bfloat16, learn in float32; default: on a GPU", overridable=True
+    bf16: bool | None = overridable(None, "compute in bfloat16, learn in float32; default: on a GPU")
+    activation_checkpointing: Literal["off", "selective", "full"] | None = resumable(
+        None, "recompute activations, to save memory; default: selective on a GPU, else off"
     )
-    activation_checkpointing: Literal["off", "selective", "full"] | None = option(
-        None, "recompute activations, to save memory; default: selective on a GPU, else off", resumable=True
+    replicate: int = resumable(
+        1, "groups that each hold the whole model (hybrid sharding): one a node", least=1
     )
-    replicate: int = option(
-        1, "groups that each hold the whole model (hybrid sharding): one a node", least=1, resumable=True
-    )
-    tensor_parallel: int = option(1, "processes that answer with one model together", least=1, resumable=True)
-    context_parallel: int = option(1, "processes that share the tokens of a pack", least=1, resumable=True)
-    num_threads: int | None = option(
-        None, "CPU threads of a process; default: torch's own choice divided", least=1, resumable=True
+    tensor_parallel: int = resumable(1, "processes that answer with one model together", least=1)
+    context_parallel: int = resumable(1, "processes that share the tokens of a pack", least=1)
+    num_threads: int | None = resumable(
+        None, "CPU threads of a process; default: torch's own choice divided", least=1
     )
 
-    logging_steps: int = option(1, "a line every N steps", least=1, resumable=True)
-    save_steps: int = option(
-        0, "a checkpoint every N steps, from which the same command resumes; 0: none", least=0, resumable=True
+    logging_steps: int = resumable(1, "a line every N steps", least=1)
+    save_steps: int = resumable(
+        0, "a checkpoint every N steps, from which the same command resumes; 0: none", least=0
     )
-    save_total_limit: int | None = option(
-        2, "keep this many checkpoints, the newest", least=1, resumable=True
+    save_total_limit: int | None = resumable(2, "keep this many checkpoints, the newest", least=1)
+    eval_steps: int = resumable(50, "held-out loss and answers every N steps; 0: never", least=0)
+    eval_samples: int = resumable(35, "held-out samples per evaluation", least=1)
+    eval_max_new_tokens: int = resumable(256, "most tokens of a held-out answer", least=1)
+    eval_split: Literal["test", "rl", "generalisation"] = resumable(
+        "test", "split of the playground whose questions are answered"
     )
-    eval_steps: int = option(50, "held-out loss and answers every N steps; 0: never", least=0, resumable=True)
-    eval_samples: int = option(35, "held-out samples per evaluation", least=1, resumable=True)
-    eval_max_new_tokens: int = option(256, "most tokens of a held-out answer", least=1, resumable=True)
-    eval_split: Literal["test", "rl", "generalisation"] = option(
-        "test", "split of the playground whose questions are answered", resumable=True
-    )
-    report_to: Literal["none", "tensorboard", "wandb"] = option(
-        "none", "also log there; must be installed", resumable=True
+    report_to: Literal["none", "tensorboard", "wandb"] = resumable(
+        "none", "also log there; must be installed"
     )
 
     def __post_init__(self):
@@ -196,15 +185,14 @@ class GRPOConfig(LoraOptions, TrainConfig):
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = option("linear", "after the warm-up")
     warmup_ratio: float = option(0.0, "share of the steps with a rising learning rate", least=0, most=1)
     adam_beta2: float = option(0.999, "second moment", least=0, below=1)
-    eval_samples: int = option(210, "held-out questions per evaluation", least=1, resumable=True)
-    eval_split: Literal["test", "rl", "generalisation"] = option(
-        "rl", "split of the playground whose questions are answered, with other scenes", resumable=True
+    eval_samples: int = resumable(210, "held-out questions per evaluation", least=1)
+    eval_split: Literal["test", "rl", "generalisation"] = resumable(
+        "rl", "split of the playground whose questions are answered, with other scenes"
     )
-    per_device_train_batch_size: int = option(
+    per_device_train_batch_size: int = resumable(
         128,
         "completions per process and step; --max-length decides how many run at once",
         least=1,
-        resumable=True,
     )
 
     num_generations: int = option(8, "G, completions per prompt")
@@ -212,11 +200,10 @@ class GRPOConfig(LoraOptions, TrainConfig):
     temperature: float = option(
         1.0, "of sampling and of the loss; at 0 the completions of a prompt would all be the same", above=0
     )
-    max_num_seqs: int | None = option(
+    max_num_seqs: int | None = resumable(
         None,
         "most completions decoded at once, the others as rows finish; default: all",
         least=1,
-        resumable=True,
     )
     num_iterations: int = option(1, "mu, passes over the completions of a rollout", least=1)
     steps_per_generation: int = option(
@@ -267,8 +254,8 @@ class GRPOConfig(LoraOptions, TrainConfig):
     iou_mode: Literal["threshold", "soft"] = option(
         "threshold", "reward of a box: 1 from an IoU of 0.5, or the IoU itself"
     )
-    sample_steps: int = option(
-        10, "write some completions and rewards to samples/ every N steps; 0: never", least=0, resumable=True
+    sample_steps: int = resumable(
+        10, "write some completions and rewards to samples/ every N steps; 0: never", least=0
     )
 
     def __post_init__(self):
