@@ -118,11 +118,10 @@ class Processor:
         """
         if not isinstance(messages, list | tuple) or not messages:
             raise UserError("no messages were given; expected a list of {'role': ..., 'content': ...}")
-        if isinstance(messages[0], Mapping):
-            return self.pack([self.encode(messages, return_labels, add_generation_prompt)])
+        conversations = [messages] if isinstance(messages[0], Mapping) else messages
         encoded = []
-        for number, conversation in enumerate(messages, 1):
-            name = f"conversation {number}" if len(messages) > 1 else ""
+        for number, conversation in enumerate(conversations, 1):
+            name = f"conversation {number}" if len(conversations) > 1 else ""
             encoded.append(self.encode(conversation, return_labels, add_generation_prompt, name))
         return self.pack(encoded)
 

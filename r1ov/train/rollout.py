@@ -131,13 +131,13 @@ class Scorer:
 
 def texts_of(messages: Sequence[Mapping]) -> list[dict]:
     """The messages as JSON data, of their images only the places."""
-
-    def plain(content: str | Sequence[Mapping]) -> str | list[Mapping]:
-        if isinstance(content, str):
-            return content
-        return [part if part["type"] == "text" else {"type": "image"} for part in content]
-
-    return [{"role": message["role"], "content": plain(message["content"])} for message in messages]
+    texts = []
+    for message in messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            content = [part if part["type"] == "text" else {"type": "image"} for part in content]
+        texts.append({"role": message["role"], "content": content})
+    return texts
 
 
 def encode_prompt(processor: Processor, record: Record, longest: int) -> Encoded:

@@ -158,17 +158,10 @@ def show(
     samples, lines = [], []
     for number, text, own_right, own_form in answers:
         record = source[number]
-        question = question_of(record.prompt)
-        samples.append(
-            {
-                "question": question,
-                "gold": record.solution,
-                "images": record.images,
-                "completions": [{"text": text, "scores": {"accuracy": own_right, "format": own_form}}],
-            }
-        )
+        answer = {"text": text, "scores": {"accuracy": own_right, "format": own_form}}
+        samples.append((record, {"completions": [answer]}))
         if 1 in (own_right, own_form):  # an untrained model's noise is nothing to look at
-            lines.append((question, f"gold {record.solution}, model {text}"))
+            lines.append((question_of(record.prompt), f"gold {record.solution}, model {text}"))
     write_samples(run.out / "samples", "eval", run.step, f"step {run.step}: {score} of {where}", samples)
     say(
         f"eval    {score} ({low:.0%} to {high:.0%}), {formed:.0f} well-formed, of {where} "

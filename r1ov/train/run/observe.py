@@ -19,7 +19,7 @@ from r1ov.train.loss import MIN_STD, largest, mean_and_std
 from r1ov.train.rollout import Group, Outcome, Scorer, texts_of
 from r1ov.train.run.log import tell
 from r1ov.train.run.open import Run
-from r1ov.train.run.samples import question_of, write_samples
+from r1ov.train.run.samples import write_samples
 
 GROUPS_SHOWN = 4
 FLAT, PATIENCE = 0.8, 20  # share of groups that teach nothing; rollouts in a row until a line says so
@@ -155,7 +155,6 @@ def show(
     counts = counts[part].view(*trained.shape, 2)
     for group in groups[:GROUPS_SHOWN]:
         own, of_step = (one[numbers.index(group.number)].tolist() for one in (advantages, counts))
-        prompt = texts_of(group.record.prompt)
         told = zip(group.completions, group.scores, group.rewards.tolist(), own, of_step, strict=True)
         completions = [
             {"text": completion.text, "scores": scores, "advantage": advantage}
@@ -171,17 +170,8 @@ def show(
             image.load().resize((columns * images.patch_size, rows * images.patch_size)).save(
                 folder / files[-1]
             )
-        samples.append(
-            {
-                "number": group.number,
-                "prompt": prompt,
-                "image_files": files,
-                "question": question_of(prompt),
-                "gold": group.record.solution,
-                "images": group.prompt.pictures,
-                "completions": completions,
-            }
-        )
+        prompt = {"number": group.number, "prompt": texts_of(group.record.prompt), "image_files": files}
+        samples.append((group.record, prompt | {"completions": completions}))
     write_samples(folder, "step", run.step, f"rollout after step {run.step}", samples)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from r1ov.common.files import write_lines
 from r1ov.common.page import write_page
-from r1ov.data.formats.records import text_of
+from r1ov.data.formats.records import Record, text_of
 from r1ov.data.messages import Messages
 
 
@@ -14,24 +14,23 @@ def question_of(prompt: Messages) -> str:
     return "\n".join(text_of(message["content"]) for message in prompt)
 
 
-def write_samples(folder: Path, kind: str, step: int, title: str, samples: Sequence[Mapping]) -> None:
+def write_samples(
+    folder: Path, kind: str, step: int, title: str, samples: Sequence[tuple[Record, Mapping]]
+) -> None:
     """Writes folder/KIND-N.jsonl, without the images, and folder/KIND-N.html, which needs no other file.
 
-    Args: kind: step or eval. samples: question, gold, images, and completions: each its text, its scores by
-        name, and in training its reward (None if it has none) and advantage.
+    Args: kind: step or eval. samples: a record, and of its completions the text of each, its scores by name,
+        and in training its reward (None if it has none) and advantage.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"{kind}-{step:06d}"
-    rows = [{**sample, "step": step} for sample in samples]
-    for row in rows:
-        del row["images"]
+    name, rows, items = f"{kind}-{step:06d}", [], []
+    for record, sample in samples:
+        asked = {"question": question_of(record.prompt), "gold": record.solution}
+        rows.append({**asked, **sample, "step": step})
+        replies = [_sample(one) for one in sample["completions"]]
+        items.append({"id": "", "tags": {}, **asked, "images": record.images, "samples": replies})
     write_lines(folder / f"{name}.jsonl", rows)
-    write_page(folder / f"{name}.html", title, map(_item, samples))
-
-
-def _item(sample: Mapping) -> dict:
-    shown = {name: sample[name] for name in ("question", "gold", "images")}
-    return {"id": "", "tags": {}, **shown, "samples": [_sample(one) for one in sample["completions"]]}
+    write_page(folder / f"{name}.html", title, items)
 
 
 def _sample(completion: Mapping) -> dict:
