@@ -151,13 +151,14 @@ def test_every_parameter_has_one_optimizer():
 
 
 def test_the_learning_rate_climbs_then_falls():
-    factors = [learning_rate_factor(step, 100, 10, "cosine", 0.0) for step in range(100)]
+    config = SFTConfig(max_steps=100, warmup_ratio=0.1, lr_scheduler_type="cosine")
+    factors = [learning_rate_factor(step, config) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert max(factors) == factors[9] == factors[10] == 1.0
     assert factors[10:] == sorted(factors[10:], reverse=True)
-    assert learning_rate_factor(100, 100, 10, "cosine", 0.1) == pytest.approx(0.1)
-    assert learning_rate_factor(55, 100, 10, "linear", 0.0) == pytest.approx(0.5)
-    assert learning_rate_factor(99, 100, 10, "constant", 0.0) == 1.0
+    assert learning_rate_factor(100, replace(config, min_lr_rate=0.1)) == pytest.approx(0.1)
+    assert learning_rate_factor(55, replace(config, lr_scheduler_type="linear")) == pytest.approx(0.5)
+    assert learning_rate_factor(99, replace(config, lr_scheduler_type="constant")) == 1.0
 
 
 def test_a_fresh_model_learns_one_batch_by_heart(processor):

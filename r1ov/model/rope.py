@@ -70,8 +70,8 @@ def mrope_positions(
         begin = placeholders[taken]
         pieces.append(torch.arange(position, position + begin - seen).expand(3, -1))
         position += begin - seen
-        grid = torch.meshgrid(torch.arange(t), torch.arange(a), torch.arange(b), indexing="ij")
-        pieces.append(torch.stack(grid).flatten(1) + position)
+        grid = torch.cartesian_prod(torch.arange(t), torch.arange(a), torch.arange(b))  # (t * a * b, 3)
+        pieces.append(grid.T + position)
         position += max(t, a, b)
         taken += t * a * b
         seen = begin + t * a * b

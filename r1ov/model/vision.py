@@ -153,8 +153,8 @@ def layout(
     positions, order, windows, frames = [], [], [], []
     blocks = 0  # of the images so far
     for t, h, w in grids:
-        places = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"), dim=-1)
-        places = places.view(h // m, m, w // m, m, 2).transpose(1, 2).reshape(h * w, 2)
+        places = torch.cartesian_prod(torch.arange(h), torch.arange(w)).view(h // m, m, w // m, m, 2)
+        places = places.transpose(1, 2).reshape(h * w, 2)
         positions.append(places.repeat(t, 1))
 
         rows, columns = (places[:: m * m] // m // side).unbind(1)  # of each block's window, (h * w / m^2,)

@@ -164,7 +164,7 @@ def train(config: GRPOConfig) -> None:
         if num_prompts and not run.step:  # the playground's golds cannot be wrong
             check_rewards(run, num_prompts, score)
         run.begin()
-        if run.is_due(config.eval_steps, run.step):
+        if run.is_due(config.eval_steps):
             evaluate(run)
 
         while run.step < config.max_steps:
@@ -203,7 +203,7 @@ def train(config: GRPOConfig) -> None:
                 learned["update_seconds"] = time.perf_counter() - begun
                 if not run.end_step({**observed, **learned}, may_stop=not left):
                     return
-                if run.is_due(config.eval_steps, run.step):
+                if run.is_due(config.eval_steps):
                     evaluate(run)
         sum_up(run)
         run.finish()

@@ -124,17 +124,16 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
     return optimizers
 
 
-def learning_rate_factor(step: int, max_steps: int, warmup_steps: int, kind: str, floor: float) -> float:
+def learning_rate_factor(step: int, config: TrainConfig) -> float:
     """What the peak learning rate is multiplied by at `step` (from 0): linear warm-up, then "cosine",
-    "linear" or "constant" to `floor`.
+    "linear" or "constant" to `min_lr_rate`.
     """
+    warmup_steps = round(config.warmup_ratio * config.max_steps)
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
-    shape = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}[
-        kind
-    ]
-    return floor + (1 - floor) * shape
+    progress = (step - warmup_steps) / max(1, config.max_steps - warmup_steps)
+    shapes = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
+    return config.min_lr_rate + (1 - config.min_lr_rate) * shapes[config.lr_scheduler_type]
 
 
 # -- one step of them
@@ -189,10 +188,7 @@ def update(
     cleared. One value that is not finite on any rank makes all skip it; their length is then not finite.
     """
     grad_norm = clip_grad_norm(parameters, config.max_grad_norm)
-    warmup_steps = round(config.warmup_ratio * config.max_steps)
-    factor = learning_rate_factor(
-        step, config.max_steps, warmup_steps, config.lr_scheduler_type, config.min_lr_rate
-    )
+    factor = learning_rate_factor(step, config)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = factor * group.setdefault("initial_lr", group["lr"])

@@ -26,7 +26,7 @@ def train(config: SFTConfig) -> None:
         run.check_data(lambda record: run.processor.with_pixels(steps.encoded(record)))
         prepared = load_steps(steps, run.step, config.max_steps, config.dataloader_num_workers)
         run.begin()
-        if run.is_due(config.eval_steps, run.step):
+        if run.is_due(config.eval_steps):
             evaluate(run)
 
         for data in prepared:
@@ -58,6 +58,6 @@ def train(config: SFTConfig) -> None:
                 metrics["epoch"] = (run.step + 1) * rows_per_step / num_rows
             if not run.end_step(metrics, {"tokens": num_tokens, "samples": data.rows}, data.cost):
                 return
-            if run.is_due(config.eval_steps, run.step):
+            if run.is_due(config.eval_steps):
                 evaluate(run)
         run.finish()

@@ -25,7 +25,6 @@ from r1ov.data.steps import Source, recognise_boxes
 from r1ov.errors import UserError
 from r1ov.folder import pretrained
 from r1ov.folder.adapter import merge
-from r1ov.folder.pretrained import read_processor
 from r1ov.folder.weights import init_weights, is_sharded, load_weights
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.parallel import form_teams
@@ -89,7 +88,7 @@ class Run:
         files = open_data(config.eval_data, split="test").fingerprint if config.eval_data else ()
         files = (*(source.fingerprint if isinstance(source, Endless) else ()), *files)
         self.folders = pretrained.find(config.model or config.config_name, config.adapter)
-        processor = read_processor(self.folders.settings)
+        processor = pretrained.read_processor(self.folders.settings)
         self.processor = processor.with_pixel_limits(config.min_pixels, config.max_pixels)
         parameters = sum(parameter.numel() for parameter in pretrained.build(processor.config).parameters())
         config = replace(config, adapter=self.folders.adapter and str(self.folders.adapter))
@@ -210,9 +209,9 @@ class Run:
             write_json(self.out / "config.json", self.options)
         self.started = self.begun = self.since = time.perf_counter()
 
-    def is_due(self, every: int, step: int) -> bool:
-        """Whether what is done every so many steps, and at the end, is done at this one; 0: never."""
-        return every > 0 and (step % every == 0 or step == self.config.max_steps)
+    def is_due(self, every: int) -> bool:
+        """Whether what is done every so many steps, and at the end, is done now; 0: never."""
+        return every > 0 and (self.step % every == 0 or self.step == self.config.max_steps)
 
     def reference(self) -> Qwen2_5_VL:
         """The policy as it began, for the KL term; with LoRA the model itself, its adapter to be disabled."""
@@ -249,7 +248,7 @@ class Run:
         self.step, seconds, self.since = self.step + 1, now - self.since, now
         if not math.isfinite(metrics["grad_norm"]):  # the same on all ranks
             self._note_skipped(metrics["grad_norm"])
-        if self.log and self.is_due(config.logging_steps, self.step):
+        if self.log and self.is_due(config.logging_steps):
             metrics = {"step": self.step, **metrics, "step_ms": 1000 * seconds}
             metrics |= {f"{name}_per_second": count / seconds for name, count in counts.items()}
             if self.device.type == "cuda":
@@ -259,14 +258,14 @@ class Run:
             self.log.step(metrics, (config.max_steps - self.step) * pace)
         if self.step == self.first_step + 1:
             self.begun = now
-        is_stopped = self.world.sum(self.stop.is_set())[0] > 0 and self.step < config.max_steps
+        is_stopped = self.world.sum(self.stop.is_set())[0] > 0 and may_stop and self.step < config.max_steps
         self.is_save_due |= config.save_steps > 0 and self.step % config.save_steps == 0
-        if may_stop and (self.is_save_due or is_stopped):
+        if is_stopped or (may_stop and self.is_save_due):
             self.checkpoints.save(self.step, self.masters, self.optimizers, self.extra)
             self.is_save_due = False
-        if may_stop and is_stopped and self.world.is_main:
+        if is_stopped and self.world.is_main:
             say(f"stop    after step {self.step}, saved; the same command goes on")
-        return not (may_stop and is_stopped)
+        return not is_stopped
 
     def _note_skipped(self, grad_norm: float) -> None:
         skipped = self.extra.setdefault("skipped", [])
