@@ -8,15 +8,12 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.figure import Figure
 
-from r1ov.cli import check_bounds, option, parse_cli, run
+from r1ov.cli import option, parse_cli, run
 from r1ov.data.playground import FAMILIES, SPLITS, Sample, sample
-from r1ov.data.playground.scene import INK, SIZE, wordings
+from r1ov.data.playground.scene import wordings
 from r1ov.errors import UserError
-
-_WIDTH, _GUTTER = 2 * SIZE, 18  # of a tile, and between tiles, in pixels
-_DESK, _QUIET, _ANSWER = "#e8ebf0", "#6e7480", "#186e46"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +25,6 @@ class SheetConfig:
     count: int = option(5, "samples of each family", least=1)
 
     def __post_init__(self):
-        check_bounds(self)
         if not (self.show or self.questions):
             raise UserError("nothing to do; give --show FILE or --questions")
 
@@ -46,39 +42,23 @@ def main() -> None:
     samples = [sample(config.split, at, config.seed) for at in range(config.count * len(FAMILIES))]
     rate = len(samples) / (time.perf_counter() - begin)
     try:
-        contact_sheet(samples).save(config.show)
+        contact_sheet(samples).savefig(config.show)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write the sheet {config.show}: {error}") from error
     print(f"{config.show}: {len(samples)} samples of the split {config.split}, {rate:.0f} samples/s")
 
 
-def contact_sheet(samples: list[Sample]) -> Image.Image:
-    """Returns a row for each family; in each tile the image, and below it question, thought and answer."""
-    rows = [[_tile(each) for each in samples[family :: len(FAMILIES)]] for family in range(len(FAMILIES))]
-    step, y = _WIDTH + _GUTTER, _GUTTER
-    sheet = Image.new("RGB", (y + step * len(rows[0]), 5 * _WIDTH * len(rows)), _DESK)  # room enough
-    for row in rows:
-        for at, tile in enumerate(row):
-            sheet.paste(tile, (_GUTTER + step * at, y))
-        y += max(tile.height for tile in row) + _GUTTER
-    return sheet.crop((0, 0, sheet.width, y))
-
-
-def _tile(each: Sample) -> Image.Image:
-    tile = Image.new("RGB", (_WIDTH, 4 * _WIDTH), "white")
-    tile.paste(each.image.resize((_WIDTH, _WIDTH), Image.Resampling.LANCZOS))
-    draw, y = ImageDraw.Draw(tile), _WIDTH + 8
-    for text, size, colour in (
-        (f"{each.family}, {each.kind}", 10, _QUIET),
-        (each.question, 13, INK),
-        (each.reasoning or "(no thought in this split)", 11, _QUIET),
-        (each.answer, 14, _ANSWER),
-    ):
-        for line in textwrap.wrap(text, int(_WIDTH / (0.56 * size))):
-            draw.text((8, y), line, colour, ImageFont.load_default(size))
-            y += round(1.25 * size)
-        y += 6
-    return tile.crop((0, 0, _WIDTH, y))
+def contact_sheet(samples: list[Sample]) -> Figure:
+    """Returns a row for each family; below each image its question, thought and answer."""
+    rows, columns = len(FAMILIES), len(samples) // len(FAMILIES)
+    figure = Figure((3 * columns, 5 * rows), layout="constrained")
+    places = figure.subplots(rows, columns, squeeze=False).T.flat  # the families take turns
+    for each, place in zip(samples, places, strict=True):
+        place.imshow(each.image)
+        said = each.question, each.reasoning or "(no thought in this split)", each.answer
+        text = "\n\n".join(textwrap.fill(words, 36) for words in said)
+        place.set(title=f"{each.family}, {each.kind}", xlabel=text, xticks=[], yticks=[])
+    return figure
 
 
 if __name__ == "__main__":
