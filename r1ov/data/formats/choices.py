@@ -95,8 +95,7 @@ def gold_letter(answer: Any, options: Mapping[str, str]) -> str:
     }
     if type(answer) is int and "A" in options and 0 <= answer < len(texts):
         letters.add(LETTERS[answer])
-    letters |= {read_choice(text, texts) or "", read_letters(text, len(texts)) or ""}
-    letters -= {""}
+    letters |= {read_choice(text, texts), read_letters(text, len(texts))} - {None}
     if len(letters) != 1:
         raise BadRow(
             "the gold answer is not one of the choices", f"{text[:60]!r} of {', '.join(texts)[:120]}"

@@ -43,7 +43,7 @@ for _line in """
     _meaning, _, _names = _line.strip().partition(":")
     NAMES[_meaning] = NAMES.get(_meaning, "") + _names
 MEANING = {name: meaning for meaning, names in NAMES.items() for name in names.split()}
-BESIDE = ("answer", "label", "solution")  # a row that has two of these shows no less with one
+BESIDE = (None, "answer", "label", "solution")  # of two such columns one is enough, and of no meaning
 
 _IMAGE = re.compile(r"image|img|picture|photo|figure|screenshot")
 _CHOICES = r"option|choice|candidate|alternative|possible_answers|(?:option|choice|ending|opt|ans)_?\d+$"
@@ -125,7 +125,7 @@ class Columns(dict):
                 continue
             if meaning == "label" and value is False:  # TRL's unpaired preferences
                 meaning = "a mark of a bad reply"
-            if meaning in (None, *BESIDE):
+            if meaning in BESIDE:
                 # Beside an image itself, a place may be its name.
                 found = [
                     leaf
@@ -139,7 +139,7 @@ class Columns(dict):
                 elif re.search(_CHOICES, name) and (isinstance(value, list | Mapping) or name[-1].isdigit()):
                     meaning = "choices"
             is_shown = all(isinstance(leaf, str) and leaf.strip() in text for leaf in leaves(value))
-            if meaning not in (None, *BESIDE) and not is_shown:
+            if meaning not in BESIDE and not is_shown:
                 raise BadRow(f"the column {name} holds {meaning}, which is not used")
             unread.append(name)
         return (*unread, *(f"{name} (empty)" for name in self.empty if not images))

@@ -9,7 +9,7 @@ from typing import Any
 from r1ov.common.files import split_reply
 from r1ov.data.formats.choices import LETTERS, gold_letter, lettered, take_options, with_options
 from r1ov.data.formats.columns import Columns, is_dialogue, is_place, unwritten
-from r1ov.data.formats.records import BadRow, Record
+from r1ov.data.formats.records import BadRow, Record, text_of
 from r1ov.data.messages import read_part
 from r1ov.errors import UserError
 from r1ov.reward import BOX_UNITS, KINDS
@@ -80,7 +80,7 @@ def read_row(row: Any, where: str = "") -> Record:
         reply = messages[-1]["content"]
         is_answer = "think>" not in reply and (layout == "vlm-r1" or "\n" not in reply.strip())
         gold = split_reply(reply)[1] or (reply.strip() if is_answer else None)
-    text = "\n".join(part["text"] for _, parts, _ in turns for part in parts if part["type"] == "text")
+    text = "\n".join(text_of(parts) for _, parts, _ in turns)
     return Record(
         messages=messages,
         solution=gold,
@@ -118,7 +118,7 @@ def _dialogue(columns: Columns, unread: list[str]) -> list[Turn]:
         turns = _turns(said, unread)
     else:
         asked = [columns.text(meaning) for meaning in ("hint", "question", "input")]
-        turns = _turns("\n".join(text for text in asked if text), unread)
+        turns = _turns("\n".join(filter(None, asked)), unread)
     if (reply := columns.take("reply")) is not None:
         turns += [("assistant", _parts(reply), True)] if isinstance(reply, str) else _turns(reply, unread)
     if system := columns.text("system text"):

@@ -72,16 +72,16 @@ def clean_reply(question: str, reply: str) -> Cleaned:
     repairs = []  # their names
     thought, tail = _split(reply.strip(), repairs)
     thought, tail = _without_remarks(thought, repairs), _without_remarks(tail, repairs)
+    concluded = _named(question, thought[-_CONCLUSION_LETTERS:])
     if tail:
         answer, reasons_again = _answer_after(question, tail)
         if reasons_again or not tail.startswith("<answer>"):
             repairs.append("reasoning after the thought left out" if reasons_again else "answer tags added")
-        _agree(answer, _concluded(question, thought))
+        _agree(answer, concluded)
     else:
-        found = _concluded(question, thought)
-        if found is None:
+        if concluded is None:
             raise dropped("a thought without an answer")
-        answer, thought = found, re.sub(_ANSWER_LINE, "", "\n" + thought).strip()
+        answer, thought = concluded, re.sub(_ANSWER_LINE, "", "\n" + thought).strip()
         repairs.append("answer taken from the thought's end")
     if not thought:
         raise dropped("the thought is empty")
@@ -143,11 +143,6 @@ def _answer_after(question: str, tail: str) -> tuple[str, bool]:
     if answer is None:
         raise dropped("reasoning after the thought that names no answer")
     return answer, len(tail.split()) > len(answer.split()) + MAX_ANSWER_WORDS
-
-
-def _concluded(question: str, thought: str) -> str | None:
-    """The answer that the end of a thought names."""
-    return _named(question, thought[-_CONCLUSION_LETTERS:])
 
 
 def _named(question: str, text: str) -> str | None:

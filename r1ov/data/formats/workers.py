@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from r1ov.common.stopping import shielded
 from r1ov.errors import UserError
@@ -27,7 +27,7 @@ def prepared(make: Callable[[int], Any], numbers: range, num_workers: int) -> It
         return map(_step_or_raise, loader)
 
 
-class _Guarded(Dataset):
+class _Guarded:
     """The user's mistake as a text: raised in a worker, it would arrive with torch's whole traceback."""
 
     def __init__(self, make: Callable[[int], Any]):

@@ -67,7 +67,7 @@ class Frame(NamedTuple):
         size = self.size(self.unit or ("unit" if is_unit else "original"))
         if not self.is_only or not all(is_inside(corner, size) for corner in corners):
             return None
-        return tuple(Fraction(new, side) for new, side in zip(self.resized, size, strict=True))
+        return tuple(map(Fraction, self.resized, size))
 
 
 def is_inside(corner: Corner, size: tuple[int, int]) -> bool:
