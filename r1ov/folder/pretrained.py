@@ -244,12 +244,10 @@ def write_processor(processor: Processor, folder: str | Path) -> None:
     for name, data in processor.files.items():
         raw = json.loads(data) if name in ("preprocessor_config.json", "processor_config.json") else {}
         settings = raw.get("image_processor", {}) if name == "processor_config.json" else raw
-        if settings:
-            before = image_processor_from_dict(settings)
-            if (before.min_pixels, before.max_pixels) != (least, most):
-                new = {"size": {"shortest_edge": least, "longest_edge": most}} if settings.get("size") else {}
-                settings |= {"min_pixels": least, "max_pixels": most} | new
-                data = json.dumps(raw, indent=2).encode()
+        if settings and image_processor_from_dict(settings) != processor.image_processor:
+            new = {"size": {"shortest_edge": least, "longest_edge": most}} if settings.get("size") else {}
+            settings |= {"min_pixels": least, "max_pixels": most} | new
+            data = json.dumps(raw, indent=2).encode()
         (Path(folder) / name).write_bytes(data)
 
 
