@@ -55,36 +55,24 @@ class ScoreConfig:
     model: str = option("r1ov-tiny", "model folder, hub name or r1ov-tiny")
 
 
-def page(config: PageConfig) -> None:
+def page(config: PageConfig, path: Path) -> str:
+    """Writes the page. Returns the reply that it shows."""
     from r1ov.data.messages import conversation
     from r1ov.folder.pretrained import load
     from r1ov.look.page import write_page
 
-    path = page_path(config.out)
     model, processor = load(config.model, config.device, config.dtype)
     images = [{"type": "image", "image": image} for image in config.image]
     messages = conversation(config.prompt or DEFAULT_PROMPT, images, config.system)
     traced = write_page(path, model, processor, messages, config.model, config.versus, config.completion)
-    print(processor.decode(traced.token_ids[traced.prompt_length :]))
-    announce(path)
+    return processor.decode(traced.token_ids[traced.prompt_length :])
 
 
-def step(config: StepConfig) -> None:
+def step(config: StepConfig, path: Path) -> str:
+    """Writes the page. Returns a line about it."""
     from r1ov.look.step import write_step
 
-    path = page_path(config.out)
-    print(write_step(path, Path(config.run), config.step, config.group, config.model, config.reference))
-    announce(path)
-
-
-def page_path(out: str) -> Path:
-    if not can_be_written(out):
-        raise UserError(f"--out {out}: not a file that can be written; its folder must be there")
-    return Path(out)
-
-
-def announce(path: Path) -> None:
-    say(f"{path}: open it in a browser ({path.stat().st_size / 1e6:.1f} MB)")
+    return write_step(path, Path(config.run), config.step, config.group, config.model, config.reference)
 
 
 def score(config: ScoreConfig) -> None:
@@ -99,14 +87,18 @@ def score(config: ScoreConfig) -> None:
 def main() -> None:
     words = sys.argv[1:]
     if words[:1] == ["score"]:
-        score(parse_cli(ScoreConfig, words[1:], prog="python -m r1ov.look score", description=__doc__))
-    elif words and not words[0].startswith("-"):
+        return score(parse_cli(ScoreConfig, words[1:], prog="python -m r1ov.look score", description=__doc__))
+    options, write = PageConfig, page
+    if words and not words[0].startswith("-"):
         if not Path(words[0]).is_dir():
             raise UserError(f"{words[0]}: no run's folder, and the only command is score")
-        words.insert(0, "--run")
-        step(parse_cli(StepConfig, words, prog="python -m r1ov.look", description=__doc__))
-    else:
-        page(parse_cli(PageConfig, words, prog="python -m r1ov.look", description=__doc__))
+        options, write, words = StepConfig, step, ["--run", *words]
+    config = parse_cli(options, words, prog="python -m r1ov.look", description=__doc__)
+    if not can_be_written(config.out):
+        raise UserError(f"--out {config.out}: not a file that can be written; its folder must be there")
+    path = Path(config.out)
+    print(write(config, path))
+    say(f"{path}: open it in a browser ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

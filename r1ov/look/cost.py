@@ -88,8 +88,8 @@ def cache_bytes(config: Config, tokens: int, itemsize: int) -> int:
 
 
 @torch.no_grad()
-def times(model: Qwen2_5_VL, batch: Batch, repeats: int = 2) -> dict[str, float]:
-    """Seconds of one pass by kind of module, the least of some: vision, merger, attention, MLP, head, all."""
+def times(model: Qwen2_5_VL, batch: Batch) -> dict[str, float]:
+    """Seconds of one pass by kind of module, the lesser of two: vision, merger, attention, MLP, head, all."""
     kinds = {
         "vision": [model.visual.patch_embed, *model.visual.blocks],
         "merger": [model.visual.merger],
@@ -100,14 +100,14 @@ def times(model: Qwen2_5_VL, batch: Batch, repeats: int = 2) -> dict[str, float]
     def clock(spent: dict[str, float], kind: str, sign: int, *_hooked: object) -> None:
         spent[kind] += sign * now(model)
 
-    best: dict[str, float] = {}
-    for _ in range(repeats):
-        spent: dict[str, float] = defaultdict(float)
+    best = {}
+    for _ in range(2):
+        spent = defaultdict(float)
         with ExitStack() as stack:
             for kind, modules in kinds.items():
                 for module in modules:
-                    stack.callback(module.register_forward_pre_hook(partial(clock, spent, kind, -1)).remove)
-                    stack.callback(module.register_forward_hook(partial(clock, spent, kind, 1)).remove)
+                    stack.enter_context(module.register_forward_pre_hook(partial(clock, spent, kind, -1)))
+                    stack.enter_context(module.register_forward_hook(partial(clock, spent, kind, 1)))
             clock(spent, "all", -1)
             hidden = model(**batch, then=lambda hidden, _weight: hidden)
             clock(spent, "head", -1)

@@ -7,21 +7,14 @@ An edit acts in training, in decoding and in `r1ov.trace` alike. A function of y
 and returns the new value, or None to leave it.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from r1ov.errors import UserError
-from r1ov.look.points import Function, Where, watching
-from r1ov.model.model import Qwen2_5_VL
-
-
-def edit(model: Qwen2_5_VL, functions: Mapping[str, Function]) -> AbstractContextManager[None]:
-    """Within it, each point's value goes through its function. Raises UserError for an unknown point."""
-    return watching(model, functions)
+from r1ov.look.points import Function, Where
 
 
 def zero(heads: Sequence[int] | None = None) -> Function:

@@ -35,8 +35,8 @@ from r1ov.errors import UserError
 from r1ov.folder.pretrained import load
 from r1ov.look.compare import compare
 from r1ov.look.cost import cache_bytes, parts, times
-from r1ov.look.edit import edit, zero
-from r1ov.look.points import Where
+from r1ov.look.edit import zero
+from r1ov.look.points import Where, watching
 from r1ov.look.score import blanked
 from r1ov.look.trace import CHUNK, Trace, looked_at, resumed, trace
 from r1ov.model.model import Qwen2_5_VL
@@ -46,7 +46,7 @@ from r1ov.train.run.samples import question_of
 PASSES = 64  # at most: regions that are blanked, heads that are silenced
 ROOM = 3_000_000  # numbers of attention maps in the page, one byte each; of means, and of single heads
 WORDS = ("residual", "self_attn.q", "self_attn.k")  # what the page needs of each layer
-RIVALS = 5
+Json = dict[str, Any]  # what the page reads
 
 
 def write_page(
@@ -72,8 +72,9 @@ def write_page(
     question = question_of(messages)
     data = {"model": name, "question": question, **gather(processor, traced)}
     if versus:
-        other = load(versus, model.model.embed_tokens.weight.device, model.model.embed_tokens.weight.dtype)
-        data["versus"] = parted(processor, traced, trace(*other, messages, written, ()), versus)
+        weight = model.model.embed_tokens.weight
+        other = trace(*load(versus, weight.device, weight.dtype), messages, written, ())
+        data["versus"] = parted(processor, traced, other, versus)
     data["walk"] = walk(traced, data)
     stop = "<li><b>{title}</b> {text} <code>{source}</code></li>"
     image = '<img alt="the image as the model gets it" src="{url}">'
@@ -96,9 +97,9 @@ def filled(template: str, parts: Mapping[str, str]) -> str:
     return re.sub("<!--([a-z]+)-->", lambda place: parts[place[1]], page)
 
 
-def gather(processor: Processor, traced: Trace) -> dict[str, Any]:
+def gather(processor: Processor, traced: Trace) -> Json:
     """Everything that the page shows of one trace, as JSON."""
-    ids, values, ranks = traced.rivals(RIVALS)
+    ids, values, ranks = traced.rivals()
     no_cell = torch.zeros(0, dtype=torch.int64, device=traced.token_ids.device)
     cells = torch.cat([no_cell, *(one.flatten() for one in traced.cells)])
     rivals = [
@@ -128,7 +129,7 @@ def shown(processor: Processor, token: int) -> str:
     return processor.decode([token], skip_special_tokens=False)
 
 
-def attention_maps(traced: Trace, cells: Tensor) -> dict[str, Any]:
+def attention_maps(traced: Trace, cells: Tensor) -> Json:
     """Where each word looked when it was written: at the token before it.
 
     Each layer's mean head of every word (or, where that takes too much room, the mean of all layers), and all
@@ -163,7 +164,7 @@ def attention_maps(traced: Trace, cells: Tensor) -> dict[str, Any]:
     }
 
 
-def packed(values: Tensor) -> dict[str, Any]:
+def packed(values: Tensor) -> Json:
     """Numbers as bytes in base64, scaled by the largest."""
     largest = float(values.abs().max()) if values.numel() else 0.0
     scaled = (values / (largest or 1.0) * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
@@ -174,7 +175,7 @@ def rounded(values: Tensor, digits: int = 4) -> list[float | None]:
     return [None if math.isnan(value) else round(value, digits) for value in values.tolist()]
 
 
-def shown_image(processor: Processor, traced: Trace, number: int) -> dict[str, Any]:
+def shown_image(processor: Processor, traced: Trace, number: int) -> Json:
     """One image as its patches hold it, and where each patch and cell is in every order."""
     config = processor.config.vision
     t, h, w = grid = tuple(traced.image_grid_thw[number].tolist())
@@ -209,7 +210,7 @@ def from_patches(patches: Tensor, grid: tuple[int, int, int], image_processor: I
     return Image.fromarray(pixels.round().clamp(0, 255).numpy().astype(np.uint8))
 
 
-def causal(traced: Trace) -> dict[str, Any]:
+def causal(traced: Trace) -> Json:
     """How much each word's log-prob falls when a region of the first image becomes the mean cell."""
     rows, columns = traced.cells[0].shape
     side = math.ceil(math.sqrt(rows * columns / PASSES))  # cells of a region, each way
@@ -220,7 +221,7 @@ def causal(traced: Trace) -> dict[str, Any]:
     return {"side": side, "columns": across, "falls": [rounded(one, 3) for one in falls.T]}
 
 
-def lens(processor: Processor, traced: Trace, cells: Tensor) -> dict[str, Any]:
+def lens(processor: Processor, traced: Trace, cells: Tensor) -> Json:
     """What the model would say after each layer, at each word and cell: the likeliest token, its share, and
     the share of the word that came.
     """
@@ -228,7 +229,7 @@ def lens(processor: Processor, traced: Trace, cells: Tensor) -> dict[str, Any]:
     asked = torch.cat((torch.arange(traced.prompt_length - 1, len(traced) - 1, device=cells.device), cells))
     following = traced.token_ids.roll(-1)[asked]
     size = max(1, CHUNK // traced.model.config.text.vocab_size)
-    said: list[list[list]] = [[] for _ in asked]
+    said = [[] for _ in asked]  # [token, its share, that of the word that came] after each layer
     for layer in range(traced.num_layers + 1):
         for places in torch.arange(len(asked), device=cells.device).split(size):
             logprobs = traced.lens(layer, asked[places])
@@ -254,7 +255,7 @@ def ablation(traced: Trace) -> list[list]:
             own = value.unflatten(0, (len(silenced), -1))
             return torch.cat([zero(one)(copy, where) for one, copy in zip(silenced, own, strict=True)])
 
-        with edit(traced.model, {f"model.layers.{layer}.self_attn.heads": silence}):
+        with watching(traced.model, {f"model.layers.{layer}.self_attn.heads": silence}):
             after = resumed(traced, copies, layer).sum(1).tolist()
         found += [
             [layer, one and one[0], round(change - before, 3)]
@@ -263,7 +264,7 @@ def ablation(traced: Trace) -> list[list]:
     return sorted(found, key=lambda one: one[2])
 
 
-def cost(processor: Processor, traced: Trace) -> dict[str, Any]:
+def cost(processor: Processor, traced: Trace) -> Json:
     """Operations and bytes of the prompt's pass, of one more token, of a training step; a pass in seconds."""
     config, size = traced.model.config, traced.model.model.embed_tokens.weight.element_size()
     grids = [] if traced.image_grid_thw is None else traced.image_grid_thw.tolist()
@@ -284,7 +285,7 @@ def cost(processor: Processor, traced: Trace) -> dict[str, Any]:
     }
 
 
-def parted(processor: Processor, traced: Trace, other: Trace, name: str) -> dict[str, Any]:
+def parted(processor: Processor, traced: Trace, other: Trace, name: str) -> Json:
     """Where another model would have gone on differently."""
     found = compare(traced, other)
     return {
@@ -296,19 +297,18 @@ def parted(processor: Processor, traced: Trace, other: Trace, name: str) -> dict
     }
 
 
-def walk(traced: Trace, data: dict[str, Any]) -> list[dict[str, str]]:
+def walk(traced: Trace, data: Json) -> list[dict[str, str]]:
     """The guided walk of walk.txt in this image's own numbers, each stop with its place in the code."""
     config, written = traced.model.config, traced.logprobs[traced.prompt_length :]
     operations = {name: sum(part[2] for part in own) for name, own in data["cost"]["parts"].items()}
     numbers = {
-        "text": config.text,
-        "vision": config.vision,
+        "config": config,
+        "data": data,
         "prompt": traced.prompt_length,
         "whole": len(traced),
         "answer": len(written),
         "last_position": ", ".join(map(str, traced.positions[:, -1].tolist())),
         "image_share": float(np.mean([shares[0] for shares in data["shares"]])),
-        "cache": data["cost"]["cache"],
         "one_token": operations["one token"],
         "one_prompt": operations["prompt"],
         "least": float(written.min().exp()),
@@ -324,7 +324,6 @@ def walk(traced: Trace, data: dict[str, Any]) -> list[dict[str, str]]:
             "patches": len(image["places"]),
             "full": ", ".join(map(str, config.vision.fullatt_block_indexes)),
             "windows": len(image["windows"]),
-            "first_cell": image["tokens"][0],
             "last_cell": image["tokens"][-1],
         }
     stops = []

@@ -55,7 +55,7 @@ OUT = ("mlp", "merger", "norm", "embed_tokens")  # modules with an `out` alone
 
 def points_of(model: Qwen2_5_VL) -> dict[str, nn.Module]:
     """Every point of the model, with the module it belongs to, in the order in which they are computed."""
-    points: dict[str, nn.Module] = {}
+    points = {}
     for name, module in model.named_modules():
         words = LAST_WORDS.get(type(module), ())
         if name.rpartition(".")[2] in OUT and name != "visual.merger.mlp":
@@ -104,7 +104,7 @@ def pattern(q: Tensor, k: Tensor, of: Tensor, causal: bool, rows: slice | Tensor
 
 @contextmanager
 def watching(model: Qwen2_5_VL, functions: Mapping[str, Function]) -> Iterator[None]:
-    """Within it, every pass through the model gives each point's value to its function.
+    """Within it, every pass through the model gives each point's value to its function: `r1ov.edit`.
 
     Args:   functions: point -> function(value, where); it returns the value to go on with, or None.
     Raises: UserError for an unknown point.
@@ -113,7 +113,7 @@ def watching(model: Qwen2_5_VL, functions: Mapping[str, Function]) -> Iterator[N
     for name in functions:
         check_point(name, points)
     # Of the pass under way: positions, the sequences of a plain one, and the images' reading order.
-    passing: dict[str, Any] = {}
+    passing = {}
 
     def changed(name: str, value: Tensor) -> Tensor:
         """What a point's function makes of a value, which is in reading order."""
@@ -166,29 +166,27 @@ def watching(model: Qwen2_5_VL, functions: Mapping[str, Function]) -> Iterator[N
         passing["sequences"] = sequences(given["cu_seqlens"]) if is_plain else None
 
     with ExitStack() as stack:
-
-        def hook(register: Callable, function: Callable, **options: bool) -> None:
-            stack.callback(register(function, **options).remove)
-
-        hook(model.register_forward_pre_hook, note_pass, with_kwargs=True)
-        hook(model.register_forward_hook, lambda *_: passing.update(sequences=None))
-        hook(model.model.register_forward_pre_hook, lambda _m, args: passing.update(position_ids=args[1]))
+        hook = stack.enter_context
+        hook(model.register_forward_pre_hook(note_pass, with_kwargs=True))
+        hook(model.register_forward_hook(lambda *_: passing.update(sequences=None)))
+        hook(model.model.register_forward_pre_hook(lambda _m, args: passing.update(position_ids=args[1])))
         hook(
-            model.visual.register_forward_pre_hook,
-            lambda _m, args: passing.update(orders=reading_order(args[1], model.config.vision)),
+            model.visual.register_forward_pre_hook(
+                lambda _m, args: passing.update(orders=reading_order(args[1], model.config.vision))
+            )
         )
         watched = {}  # attention modules, once for all of their points
         for name in functions:
             path, _, word = name.rpartition(".")
             if word == "residual":
                 before = lambda _m, args, name=name: (apply(name, args[0]), *args[1:])  # noqa: E731
-                hook(points[name].register_forward_pre_hook, before)
+                hook(points[name].register_forward_pre_hook(before))
             elif word == "out":
-                hook(points[name].register_forward_hook, lambda _m, _a, value, name=name: apply(name, value))
+                hook(points[name].register_forward_hook(lambda _m, _a, value, name=name: apply(name, value)))
             elif word in ATTENTION:
                 watched[path] = points[name]
         for path, module in watched.items():
-            hook(module.register_forward_pre_hook, partial(attended, path))
+            hook(module.register_forward_pre_hook(partial(attended, path)))
         if "logits" in functions:
             plain = model.logits  # the engine asks for them too, without the model's own forward
             model.logits = lambda hidden: apply("logits", plain(hidden))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from r1ov.data.playground import Sample, sample
+from r1ov.data.playground import Sample, conversation, sample
 from r1ov.data.playground.scene import COLOURS, SHAPES, SIZE
 from r1ov.data.processor import Processor
 from r1ov.errors import UserError
@@ -144,16 +144,14 @@ def scenes(
     for scene in tqdm(range(count), unit=" scenes", desc=f"seed {seed}", leave=False):
         while (item := sample(split, index := index + 1, seed)).family not in FAMILIES:
             pass
-        traced = trace(model, processor, asked(item, item), keep=KEEP)
+        traced = trace(model, processor, conversation(item.image, item.question, None, ""), keep=KEEP)
         words = traced.token_ids[traced.prompt_length :]
-        swapped = trace(model, processor, asked(item, former), words, KEEP) if former else None
+        swapped = None
+        if former:
+            other = conversation(former.image, item.question, None, "")
+            swapped = trace(model, processor, other, words, KEEP)
         yield scene, traced, mentions(traced, item), swapped
         former = item
-
-
-def asked(item: Sample, image_of: Sample) -> list[dict]:
-    parts = [{"type": "image", "image": image_of.image}, {"type": "text", "text": item.question}]
-    return [{"role": "user", "content": parts}]
 
 
 def peaks_of(traced: Trace, found: Sequence[Mention], best: int) -> list[dict[str, int]]:
@@ -189,7 +187,14 @@ def table(
         right = [float(one[name] in cells) for one, cells in zip(peaks, truth, strict=True)]
         wrong = [one[name] in cells for one, cells in zip(peaks, shuffled, strict=True)]
         swapped = [one[name] in cells for one, cells in zip(others, truth, strict=True) if one]
-        row = {"method": name, "words": len(right), "peak on the object": fmean(right)}
-        row |= {"95% interval": interval(right, number), "shuffled truth": fmean(wrong)}
-        rows.append({**row, "swapped image": fmean(swapped or [math.nan])})
+        rows.append(
+            {
+                "method": name,
+                "words": len(right),
+                "peak on the object": fmean(right),
+                "95% interval": interval(right, number),
+                "shuffled truth": fmean(wrong),
+                "swapped image": fmean(swapped or [math.nan]),
+            }
+        )
     return rows

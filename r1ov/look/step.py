@@ -66,7 +66,7 @@ def prefix_tree(ids: Sequence[Sequence[int]], members: Sequence[int], begin: int
     end = begin
     while all(len(ids[one]) > end for one in members) and len({ids[one][end] for one in members}) == 1:
         end += 1
-    following: dict[int, list[int]] = {}
+    following = {}  # token -> the members that go on with it
     for one in members:
         if len(ids[one]) > end:
             following.setdefault(ids[one][end], []).append(one)

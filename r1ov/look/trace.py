@@ -6,6 +6,7 @@
 The completion is teacher-forced: what is read at a token is what the model held when it wrote the next one.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -140,11 +141,11 @@ class Trace:
     def save(self, path: str | Path) -> None:
         """Writes everything but the model to a safetensors file."""
         tensors = {f"value:{name}": value for name, value in self.values.items()}
-        tensors |= {f"cells:{number}": cells for number, cells in enumerate(self.cells)}
+        tensors |= {f"cells:{number:06}": cells for number, cells in enumerate(self.cells)}
         tensors |= {name: getattr(self, name) for name in _tensors() if getattr(self, name) is not None}
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        words = {name: "\0".join(getattr(self, name)) for name in ("tokens", "points")}
-        save_file(tensors, path, {"prompt_length": str(self.prompt_length), **words})
+        words = {name: getattr(self, name) for name in ("tokens", "points", "prompt_length")}
+        save_file(tensors, path, {"words": json.dumps(words)})
 
     def _model(self) -> Qwen2_5_VL:
         if self.model is None:
@@ -160,19 +161,15 @@ def _tensors() -> list[str]:
 def load_trace(path: str | Path, model: Qwen2_5_VL | None = None) -> Trace:
     """Reads what `Trace.save` wrote. Args: model: the one that was traced; logits and lenses need it."""
     with safe_open(path, "pt") as file:
-        metadata = file.metadata()
+        words = json.loads(file.metadata()["words"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-    kinds = {kind: {} for kind in ("value", "cells")}
-    for name, tensor in tensors.items():
-        kind, _, rest = name.partition(":")
-        if rest:
-            kinds[kind][rest] = tensor
     return Trace(
-        prompt_length=int(metadata["prompt_length"]),
-        **{name: metadata[name].split("\0") for name in ("tokens", "points")},
+        **words,
         **{name: tensors.get(name) for name in _tensors()},
-        cells=[kinds["cells"][str(number)] for number in range(len(kinds["cells"]))],
-        values=kinds["value"],
+        cells=[tensors[name] for name in sorted(tensors) if name.startswith("cells:")],
+        values={
+            name.removeprefix("value:"): one for name, one in tensors.items() if name.startswith("value:")
+        },
         model=model,
         encoded=None,
     )
@@ -208,7 +205,7 @@ def trace_encoded(
     model: Qwen2_5_VL, processor: Processor, encoded: Encoded, prompt_length: int, keep: Sequence[str] = KEPT
 ) -> Trace:
     """`trace` of what is encoded already."""
-    values: dict[str, Tensor] = {}
+    values = {}  # by point
     points = points_of(model)
     words = {name.rpartition(".")[2] for name in points}
     for one in keep:
@@ -248,7 +245,7 @@ def cells_of(token_ids: Tensor, image_grid_thw: Tensor | None, config: Config) -
     shapes = [(t * h // unit, w // unit) for t, h, w in grids]
     places = (token_ids == config.image_token_id).nonzero().squeeze(1)
     parts = places.split([rows * columns for rows, columns in shapes])
-    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+    return list(map(Tensor.view, parts, shapes))
 
 
 def each_token(model: Qwen2_5_VL, states: Tensor, function: Callable, *others: Tensor) -> tuple[Tensor, ...]:
@@ -265,7 +262,7 @@ def each_token(model: Qwen2_5_VL, states: Tensor, function: Callable, *others: T
 
 def in_chunks(model: Qwen2_5_VL, states: Tensor, function: Callable, *others: Tensor) -> list[Tensor]:
     """Calls function(log-probs (n, V), n rows of the others), which gives tensors (n, ...), for all."""
-    size = max(1, CHUNK // model.model.embed_tokens.weight.shape[0])
+    size = max(1, CHUNK // model.config.text.vocab_size)
     parts = zip(*(x.split(size) for x in (states, *others)), strict=True)
     found = [function(model.logits(x).float().log_softmax(-1), *rest) for x, *rest in parts]
     return [torch.cat(values) for values in zip(*found, strict=True)]
