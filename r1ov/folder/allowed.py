@@ -68,7 +68,7 @@ RULES: dict[str, Rule] = {
     "use_sliding_window": (lambda value: not value, "r1ov computes full attention only"),
     "attention_dropout": (lambda value: not value, "r1ov has no dropout"),
     "quantization_config": (
-        lambda value: not value or [value.get(name) for name in AWQ] == list(AWQ.values()),
+        lambda value: not value or value.items() >= AWQ.items(),
         "of the quantised, r1ov loads AWQ's of 4 bits (version gemm, with zero points)",
     ),
     "layer_types": (

@@ -44,8 +44,9 @@ def no_config(path: Path) -> UserError:
 
 
 def no_weights(folder: Path) -> UserError:
-    files = folder.iterdir() if folder.is_dir() else ()
-    pickles = [path.name for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+    pickles = [
+        path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+    ]
     if adapter := adapter_of(folder):
         return UserError(adapter)
     if not pickles:

@@ -158,8 +158,7 @@ def _tidy(question: str, text: str) -> str | None:
     """The first statement of the text, bare; of a choice its letter; None if there is none, or it is too long
     for an answer.
     """
-    statements = _statements(text)
-    line = statements[0].strip(" *_`\"'$,:") if statements else ""
+    line = (_statements(text) or [""])[0]
     line = re.sub(r"\A\\text\{([^{}]*)\}\Z", r"\1", line)
     line = re.sub(r"(?i)\A(?:option|choice)\s+", "", line)
     if not line or len(line.split()) > MAX_ANSWER_WORDS or len(line) > MAX_ANSWER_LETTERS:
@@ -169,10 +168,10 @@ def _tidy(question: str, text: str) -> str | None:
 
 
 def _statements(text: str) -> list[str]:
-    """What the text's first line says, cut at full stops, semicolons and reasons."""
+    """What the text's first line says, bare, cut at full stops, semicolons and reasons."""
     line = " ".join(text.strip().partition("\n")[0].split())
     parts = re.split(r"(?i)\.(?: |$)|;|,? (?:because|since)\b| is (?:the )?(?:correct|right)\b", line)
-    return [part for part in parts if part.strip(" *_`\"'$,:")]
+    return [bare for part in parts if (bare := part.strip(" *_`\"'$,:"))]
 
 
 def _agree(answer: str, concluded: str | None) -> None:

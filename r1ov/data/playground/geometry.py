@@ -24,7 +24,8 @@ from r1ov.data.playground.scene import (
     wordings,
 )
 
-SIDES = by_level(range(2, 10), range(2, 13), range(11, 16))  # of a rectangle; beyond of one of them
+# Of a rectangle; beyond, one of them is longer than any before.
+SIDES = by_level([range(2, 10)] * 2, [range(2, 13)] * 2, [range(11, 16), range(2, 10)])
 GRID_SIDE = by_level(4, 6, 7)  # longest side of a shape on the grid
 UNIT = 14  # pixels; the grid has SIZE / UNIT squares a side
 CORNERS = by_level(range(3, 9), range(3, 9), range(9, 11))
@@ -51,10 +52,9 @@ def make(rng: Random, level: Level) -> Scene:
 
 def _rectangle(rng: Random, level: Level, topic: str) -> Figure:
     """A rectangle with its sides written beside it."""
+    w, h = map(rng.choice, SIDES[level])
     if level == "beyond":
-        w, h = rng.sample((rng.choice(SIDES[level]), rng.choice(SIDES["normal"])), 2)
-    else:
-        w, h = rng.choice(SIDES[level]), rng.choice(SIDES[level])
+        w, h = rng.sample((w, h), 2)
     longest = rng.randint(60, 76)
     width, height = (max(28, round(longest * side / max(w, h))) for side in (w, h))
     over, beside = rng.choice(("above", "below")), rng.choice(("left", "right"))
