@@ -192,9 +192,7 @@ def drawn(branch: Branch, processor: Processor, completions: list[dict], numbers
     for place in range(branch.begin, branch.end):
         values = numbers[first][:, place].clone()
         values[-1] = sum(numbers[one][-1, place] for one in branch.members)
-        style = ";".join(
-            f"--{name}:{value:.4g}" for name, value in zip(NUMBERS, values.tolist(), strict=True)
-        )
+        style = ";".join(map("--{}:{:.4g}".format, NUMBERS, values.tolist()))
         text = processor.decode([completions[first]["token_ids"][place]], skip_special_tokens=False)
         words += f'<i style="{style}">{html.escape(text)}</i>'
     for one in branch.ended:

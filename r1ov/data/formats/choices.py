@@ -58,9 +58,7 @@ def lettered(text: str) -> dict[str, str]:
 
 def with_options(question: str, options: Sequence[str]) -> str:
     """The question with a line for each option, such as "(A) red"."""
-    return "\n".join(
-        [question, *(f"({letter}) {text}" for letter, text in zip(LETTERS, options, strict=False))]
-    )
+    return "\n".join([question, *map("({}) {}".format, LETTERS, options)])
 
 
 def take_options(columns: Columns) -> dict[str, str]:

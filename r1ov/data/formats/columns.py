@@ -62,10 +62,8 @@ class Columns(dict):
         self.empty = []
         for name, value in sorted(row.items(), key=lambda item: str(item[0]) != str(item[0]).lower()):
             name = str(name) if str(name).lower() in self else str(name).lower()
-            if any(leaf not in EMPTY for leaf in leaves(value)) or (MEANING.get(name), value) == (
-                "conversation",
-                [],
-            ):
+            is_no_talk = MEANING.get(name) == "conversation" and value == []
+            if is_no_talk or any(leaf not in EMPTY for leaf in leaves(value)):
                 self[name] = value
             elif _IMAGE.search(name):
                 self.empty.append(name)

@@ -161,7 +161,7 @@ def _sequence(
             others = [tile for tile in others if not {*tile.name.split()} & {*gold.name.split()}]
         options = rng.sample(others, 3)
         options.insert("ABCD".index(answer), gold)
-        listed = ", ".join(f"{letter} {tile.name}" for letter, tile in zip("ABCD", options, strict=True))
+        listed = ", ".join(map("{} {.name}".format, "ABCD", options))
         steps += f" Options: {listed}. The next is {gold.name}, that is {answer}."
     return _scene(rng, 4, [*shown, _GAP], options, topic, steps, answer)
 

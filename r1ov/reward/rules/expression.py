@@ -138,13 +138,13 @@ class _Parser:
     """Recursive descent: statement > relation > sum > product > power > atom."""
 
     def __init__(self, tokens: list[str]):
-        self.tokens, self.at = tokens, 0
+        self.tokens, self.at = [*tokens, _END], 0
         self.degrees = constant(1)  # by which "°" divides: in an angle alone 30° is a number of its own
         self.groups = _groups(tokens)
 
     def statement(self) -> Value:
         items = self._items(",", ";", "or;", "and;")
-        if self._peek() != _END:
+        if self.ahead != _END:
             raise Unreadable("not an expression")
         return items[0] if len(items) == 1 else Group("", tuple(items))
 
@@ -176,7 +176,7 @@ class _Parser:
         if self.at not in self.groups:
             return None
         opening = self._next()
-        items = () if opening + self._peek() == r"\{\}" else tuple(self._items(",", ";"))
+        items = () if opening + self.ahead == r"\{\}" else tuple(self._items(",", ";"))
         closing = self._next()
         if closing != _CLOSING[opening] and opening + closing not in ("(]", "[)"):
             raise Unreadable("brackets")
@@ -203,7 +203,7 @@ class _Parser:
 
     def _starts_factor(self) -> bool:
         """Whether a factor follows without a sign; a number never does, since "2 3" is no product."""
-        token = self._peek()
+        token = self.ahead
         if token[:1] == "\\":
             return token not in (r"\times", r"\cdot", r"\div", r"\|", r"\{", r"\}")
         return token.isalpha() or token in ("(", "{")
@@ -269,7 +269,7 @@ class _Parser:
             value = form.logarithm(argument)
         elif name == "exp":
             value = form.E**argument
-        elif name not in ("sin", "cos", "tan") or self._peek() == "/":  # what sin pi/6 means is open
+        elif name not in ("sin", "cos", "tan") or self.ahead == "/":  # what sin pi/6 means is open
             value = form.closed(name, argument)
         else:
             if argument.exact in range(7, 361):
@@ -282,15 +282,15 @@ class _Parser:
 
     def _argument(self) -> Form:
         """A bracket's inside, or numbers and letters up to the next sign: sin 2x is sin(2x)."""
-        is_bare = re.match(r"[\w.\\]", self._peek())
+        is_bare = re.match(r"[\w.\\]", self.ahead)
         value = -self._power() if self._take("-") else self._power()
-        while is_bare and (self._peek().isalpha() or self._peek()[1:] in GREEK.split()):
+        while is_bare and (self.ahead.isalpha() or self.ahead[1:] in GREEK.split()):
             value *= self._power()
         return value
 
     def _tex_argument(self) -> Form:
         """Braces, or as TeX reads it the next digit, letter or command alone: \\frac12, \\frac{\\pi}6."""
-        token = self._peek()
+        token = self.ahead
         if token[:1] in "([|":
             raise Unreadable("no {")
         if token.isdigit() and len(token) > 1:
@@ -307,17 +307,19 @@ class _Parser:
             raise Unreadable("a factorial")
         return constant(math.factorial(int(n)))
 
-    def _peek(self) -> str:
-        return self.tokens[self.at] if self.at < len(self.tokens) else _END
+    @property
+    def ahead(self) -> str:
+        """The next token; _END after the last."""
+        return self.tokens[self.at]
 
     def _next(self) -> str:
-        token = self._peek()
+        token = self.ahead
         self.at += token != _END
         return token
 
     def _take(self, *wanted: str) -> str:
         """The next token, if it is one of these; else "", nothing taken."""
-        return self._next() if self._peek() in wanted else ""
+        return self._next() if self.ahead in wanted else ""
 
     def _expect(self, sign: str) -> None:
         if not self._take(sign):
