@@ -19,7 +19,6 @@ from dataclasses import replace
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +45,6 @@ from r1ov.train.run.samples import question_of
 PASSES = 64  # at most: regions that are blanked, heads that are silenced
 ROOM = 3_000_000  # numbers of attention maps in the page, one byte each; of means, and of single heads
 WORDS = ("residual", "self_attn.q", "self_attn.k")  # what the page needs of each layer
-Json = dict[str, Any]  # what the page reads
 
 
 def write_page(
@@ -97,7 +95,7 @@ def filled(template: str, parts: Mapping[str, str]) -> str:
     return re.sub("<!--([a-z]+)-->", lambda place: parts[place[1]], page)
 
 
-def gather(processor: Processor, traced: Trace) -> Json:
+def gather(processor: Processor, traced: Trace) -> dict:
     """Everything that the page shows of one trace, as JSON."""
     ids, values, ranks = traced.rivals()
     no_cell = torch.zeros(0, dtype=torch.int64, device=traced.token_ids.device)
@@ -129,7 +127,7 @@ def shown(processor: Processor, token: int) -> str:
     return processor.decode([token], skip_special_tokens=False)
 
 
-def attention_maps(traced: Trace, cells: Tensor) -> Json:
+def attention_maps(traced: Trace, cells: Tensor) -> dict:
     """Where each word looked when it was written: at the token before it.
 
     Each layer's mean head of every word (or, where that takes too much room, the mean of all layers), and all
@@ -164,7 +162,7 @@ def attention_maps(traced: Trace, cells: Tensor) -> Json:
     }
 
 
-def packed(values: Tensor) -> Json:
+def packed(values: Tensor) -> dict:
     """Numbers as bytes in base64, scaled by the largest."""
     largest = float(values.abs().max()) if values.numel() else 0.0
     scaled = (values / (largest or 1.0) * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
@@ -175,7 +173,7 @@ def rounded(values: Tensor, digits: int = 4) -> list[float | None]:
     return [None if math.isnan(value) else round(value, digits) for value in values.tolist()]
 
 
-def shown_image(processor: Processor, traced: Trace, number: int) -> Json:
+def shown_image(processor: Processor, traced: Trace, number: int) -> dict:
     """One image as its patches hold it, and where each patch and cell is in every order."""
     config = processor.config.vision
     t, h, w = grid = tuple(traced.image_grid_thw[number].tolist())
@@ -210,7 +208,7 @@ def from_patches(patches: Tensor, grid: tuple[int, int, int], image_processor: I
     return Image.fromarray(pixels.round().clamp(0, 255).numpy().astype(np.uint8))
 
 
-def causal(traced: Trace) -> Json:
+def causal(traced: Trace) -> dict:
     """How much each word's log-prob falls when a region of the first image becomes the mean cell."""
     rows, columns = traced.cells[0].shape
     side = math.ceil(math.sqrt(rows * columns / PASSES))  # cells of a region, each way
@@ -221,7 +219,7 @@ def causal(traced: Trace) -> Json:
     return {"side": side, "columns": across, "falls": [rounded(one, 3) for one in falls.T]}
 
 
-def lens(processor: Processor, traced: Trace, cells: Tensor) -> Json:
+def lens(processor: Processor, traced: Trace, cells: Tensor) -> dict:
     """What the model would say after each layer, at each word and cell: the likeliest token, its share, and
     the share of the word that came.
     """
@@ -264,7 +262,7 @@ def ablation(traced: Trace) -> list[list]:
     return sorted(found, key=lambda one: one[2])
 
 
-def cost(processor: Processor, traced: Trace) -> Json:
+def cost(processor: Processor, traced: Trace) -> dict:
     """Operations and bytes of the prompt's pass, of one more token, of a training step; a pass in seconds."""
     config, size = traced.model.config, traced.model.model.embed_tokens.weight.element_size()
     grids = [] if traced.image_grid_thw is None else traced.image_grid_thw.tolist()
@@ -285,7 +283,7 @@ def cost(processor: Processor, traced: Trace) -> Json:
     }
 
 
-def parted(processor: Processor, traced: Trace, other: Trace, name: str) -> Json:
+def parted(processor: Processor, traced: Trace, other: Trace, name: str) -> dict:
     """Where another model would have gone on differently."""
     found = compare(traced, other)
     return {
@@ -297,7 +295,7 @@ def parted(processor: Processor, traced: Trace, other: Trace, name: str) -> Json
     }
 
 
-def walk(traced: Trace, data: Json) -> list[dict[str, str]]:
+def walk(traced: Trace, data: dict) -> list[dict[str, str]]:
     """The guided walk of walk.txt in this image's own numbers, each stop with its place in the code."""
     config, written = traced.model.config, traced.logprobs[traced.prompt_length :]
     operations = {name: sum(part[2] for part in own) for name, own in data["cost"]["parts"].items()}

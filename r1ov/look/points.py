@@ -20,7 +20,7 @@ on the model's own modules: without any, nothing is in the way. TransformerLens 
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -64,7 +64,7 @@ def points_of(model: Qwen2_5_VL) -> dict[str, nn.Module]:
     return points | {"logits": model}
 
 
-def check_point(name: str, points: Mapping[str, Any]) -> None:
+def check_point(name: str, points: Collection[str]) -> None:
     """Raises UserError, with the nearest names, for a point that is not there."""
     if name not in points:
         near = difflib.get_close_matches(name, points, n=3, cutoff=0.3)

@@ -76,7 +76,7 @@ def prefix_tree(ids: Sequence[Sequence[int]], members: Sequence[int], begin: int
     )
 
 
-def read_group(folder: Path, step: int, number: int | None) -> tuple[GRPOConfig, dict[str, Any]]:
+def read_group(folder: Path, step: int, number: int | None) -> tuple[GRPOConfig, dict]:
     """The run's options, and the group of a step as it was kept; of None the first that has a gradient.
     Raises: UserError.
     """

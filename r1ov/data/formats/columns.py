@@ -58,7 +58,7 @@ class Columns(dict):
     empty: those of images whose cell is empty.
     """
 
-    def __init__(self, row: Mapping[Any, Any]):
+    def __init__(self, row: Mapping):
         self.empty = []
         for name, value in sorted(row.items(), key=lambda item: str(item[0]) != str(item[0]).lower()):
             name = str(name) if str(name).lower() in self else str(name).lower()

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal, DivisionByZero, InvalidOperation, Overflow
 from fractions import Fraction
-from typing import Any
 
 from r1ov.reward.rules.numbers import NO_PLACE
 
@@ -101,7 +100,7 @@ class Form:
         exact = None if self.exact is None else operation(self.exact)
         return replace(self, exact=exact, points=tuple(map(operation, self.points)))
 
-    def _with(self, other: "Form", operation: Callable[[Any, Any], Any], decimals: int | None) -> "Form":
+    def _with(self, other: "Form", operation: Callable, decimals: int | None) -> "Form":
         if None not in (self.exact, other.exact):
             return constant(operation(self.exact, other.exact), decimals)
         points = tuple(map(operation, self.points, other.points))
