@@ -117,7 +117,7 @@ def read_boxes(text: str) -> list[Labelled] | None:
     for part in re.split("[{}]", text):
         label = _LABEL.search(part)
         for numbers in _FOUR.findall(part):
-            x1, y1, x2, y2 = (Fraction(number.rstrip(".")) for number in numbers)
+            x1, y1, x2, y2 = map(Fraction, numbers)
             if x1 >= x2 or y1 >= y2:
                 return None
             found.append(Labelled((x1, y1, x2, y2), " ".join(label[1].casefold().split()) if label else None))

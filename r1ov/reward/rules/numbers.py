@@ -101,7 +101,7 @@ def read_number(text: str) -> Number | None:
 def decimal(digits: str, exponent: int = 0) -> tuple[Fraction, int | None]:
     """Returns digits * 10^exponent, and its decimal places if there is a point: "1.50" -> (3/2, 2)."""
     decimals = max(len(digits.partition(".")[2]) - exponent, 0) if "." in digits else None
-    return Fraction(digits.rstrip(".")) * Fraction(10) ** exponent, decimals
+    return Fraction(f"{digits}e{exponent}"), decimals
 
 
 def split_unit(text: str) -> tuple[str, str]:
