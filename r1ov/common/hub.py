@@ -42,7 +42,7 @@ def from_hub(name: str | Path) -> Path:
     match = re.fullmatch(HUB_NAME, text)
     if not match or isinstance(name, Path) or text.startswith("."):
         raise UserError(
-            f"{shown or repr(shown)}: no such folder, and not a model; expected r1ov-tiny, a folder, or a "
+            f"{shown or repr(shown)}: not a model, and no such folder; expected r1ov-tiny, a folder, or a "
             "hub name such as Fancy-MLLM/R1-Onevision-7B"
         )
     # Only the top level: some repositories keep a second copy of the weights in a subfolder.
