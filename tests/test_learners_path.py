@@ -72,8 +72,8 @@ WALKS = {
 # away than what was measured on 29 November 2026, after adapters, weights of 4 bits, the memory plan and
 # kernels for small operations had come in. (Which rules of the rewards a GRPO step enters depends on what was
 # sampled, and so a little on the CPU.)
-HOUSE_SO_FAR = 128_100
-SO_FAR = dict(zip(WALKS, ((23, 129, 16_310), (30, 170, 19_460), (43, 239, 31_200)), strict=True))
+HOUSE_SO_FAR = 128_065
+SO_FAR = dict(zip(WALKS, ((23, 129, 16_310), (30, 169, 19_420), (43, 238, 31_160)), strict=True))
 LAYOUT = {
     tokenize.COMMENT,
     tokenize.NL,

@@ -48,7 +48,7 @@ def target(processor: Processor, one: dict) -> str:
 
 def test_a_target_is_trained_in_the_pixels_that_the_model_sees(processor):
     encoded = processor.encode(read_row(row("[1, 2, 3, 4]")).prompt)
-    (width, height), (seen_width, seen_height) = processor.image_sizes(encoded)
+    (width, height), (seen_width, seen_height) = frame_of(processor, encoded, None)[:2]
     assert (width, height) == (448, 224)
     assert seen_width < width
     corners = [round(x) for x in (0.25 * seen_width, 0.5 * seen_height, 0.5 * seen_width, 0.75 * seen_height)]

@@ -164,13 +164,6 @@ class Processor:
             pictures=tuple(image for image, _ in images),
         )
 
-    def image_sizes(self, encoded: Encoded) -> list[tuple[int, int]]:
-        """(width, height) of the conversation's first image, as it was given and as the model sees it."""
-        if encoded.image_grid_thw is None:
-            return []
-        _, height, width = (self.image_processor.patch_size * encoded.image_grid_thw[0]).tolist()
-        return [encoded.pictures[0].size, (width, height)]
-
     def with_pixels(self, encoded: Encoded) -> Encoded:
         """Decodes a conversation's images and cuts them into patches. Raises UserError that names one."""
         if encoded.image_grid_thw is None or encoded.pixel_values is not None:

@@ -111,10 +111,12 @@ class Steps:
 
 
 def frame_of(processor: Processor, encoded: Encoded, unit: Unit | None) -> Frame | None:
-    """Where the boxes of a conversation lie; None if it has no image."""
-    sizes = processor.image_sizes(encoded)
+    """Where a conversation's boxes lie: in its first image, as given and as the model sees it, if any."""
+    if encoded.image_grid_thw is None:
+        return None
+    _, height, width = (processor.image_processor.patch_size * encoded.image_grid_thw[0]).tolist()
     is_only = len({image.size for image in encoded.pictures}) == 1
-    return Frame(*sizes, unit, is_only) if sizes else None
+    return Frame(encoded.pictures[0].size, (width, height), unit, is_only)
 
 
 def encode_record(record: Record, processor: Processor, **options: Any) -> Encoded:

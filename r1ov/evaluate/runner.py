@@ -24,7 +24,7 @@ from r1ov.common.journal import Journal
 from r1ov.common.processes import World
 from r1ov.data.formats.records import Record
 from r1ov.data.processor import Encoded, Processor
-from r1ov.data.steps import encode_record
+from r1ov.data.steps import encode_record, frame_of
 from r1ov.engine import Completion, decode, prepare
 from r1ov.errors import UserError
 from r1ov.evaluate.item import Item, Items, Prediction, read_predictions
@@ -121,7 +121,7 @@ def answer(
 
         def on_done(number: int, completion: Completion) -> None:
             item, encoded = prompts[number // samples]
-            sizes = processor.image_sizes(encoded)
+            frame = frame_of(processor, encoded, None)
             row = Prediction(
                 id=item.id,
                 text=completion.text,
@@ -129,7 +129,7 @@ def answer(
                 finish_reason=completion.finish_reason,
                 completion_tokens=completion.completion_tokens,
                 prompt_hash=_hash(item, asking),
-                resized=list(sizes[1]) if sizes else None,
+                resized=list(frame.resized) if frame else None,
                 box_unit=item.box_unit,
             )
             keep(item, row)
