@@ -38,7 +38,7 @@ class Chat:
         """Begins again, with the first system prompt and the first images."""
         self.messages = [*self.opening[0]]
         self.images = [*self.opening[1]]  # for the next question
-        self.cache: KVCache | None = None
+        self.cache = None  # a KVCache
         self.held = []  # the marks of what the cache holds
 
     def ask(self, question: str, stream: Callable[[str], None]) -> tuple[Completion, Timing]:

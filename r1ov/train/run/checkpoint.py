@@ -47,10 +47,10 @@ class Checkpoints:
         # The saving thread's exchanges must not mix with those of the training step.
         group = dist.new_group(backend="gloo", timeout=PATIENCE) if world.size > 1 else None
         self.world = replace(world, group=group)
-        self.latest: int | None = None  # step of the newest checkpoint that was saved or loaded here
+        self.latest = None  # step of the newest checkpoint that was saved or loaded here
         self._failures = 0
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._thread = None
+        self._error = None
         try:
             self.world.on_main(lambda: [folder.mkdir(parents=True, exist_ok=True), self._sweep()])
         except OSError as error:
