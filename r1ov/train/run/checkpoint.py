@@ -42,15 +42,15 @@ class Checkpoints:
     Args: save_total_limit: keep this many, the newest; None keeps all.
     """
 
+    latest = None  # step of the newest checkpoint that was saved or loaded here
+    _thread = _error = None  # of the save that is under way
+    _failures = 0  # in a row
+
     def __init__(self, folder: Path, world: World, save_total_limit: int | None = None):
         self.folder, self.save_total_limit = folder, save_total_limit
         # The saving thread's exchanges must not mix with those of the training step.
         group = dist.new_group(backend="gloo", timeout=PATIENCE) if world.size > 1 else None
         self.world = replace(world, group=group)
-        self.latest = None  # step of the newest checkpoint that was saved or loaded here
-        self._failures = 0
-        self._thread = None
-        self._error = None
         try:
             self.world.on_main(lambda: [folder.mkdir(parents=True, exist_ok=True), self._sweep()])
         except OSError as error:
