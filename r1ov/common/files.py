@@ -106,7 +106,7 @@ def read_json(path: str | Path, missing: str = "") -> dict:
     """
     path = Path(path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file{missing and '; ' + missing}") from None
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, too long a number

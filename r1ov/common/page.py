@@ -43,7 +43,7 @@ def write_page(
     # Inside <script> nothing is markup but "<!--" and "</script": JSON has another spelling of their first
     # letter.
     text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-    page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    page = Path(__file__).with_suffix(".html").read_text("utf-8")
     page = page.replace("<!--title-->", html.escape(title)).replace("<!--head-->", head)
     write_text(path, page.replace("<!--data-->", text))
 

@@ -6,6 +6,7 @@ in their places. And the host need not wait for a token before it launches what 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -54,13 +55,17 @@ def can_record(model: Qwen2_5_VL) -> bool:
     )
 
 
+@dataclass
 class Recorded:
     """Several steps at a time: as they are the first time, which warms up what they need, then recorded."""
 
-    def __init__(self, advance: Callable, by_row: list[Tensor], cache: KVCache):
-        """Args: advance: of `Slots`. by_row: its tensors."""
-        self.advance, self.by_row, self.cache = advance, by_row, cache
-        self.works, self.pool = {}, None
+    advance: Callable  # of `Slots`
+    by_row: list[Tensor]  # its tensors
+    cache: KVCache
+    pool = None
+
+    def __post_init__(self):
+        self.works = {}
 
     def __call__(self, rows: int, steps: int) -> list[tuple[Any, Any]]:
         """At most so many steps. Args: steps: after which a row may need the host."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from r1ov.cli import AskingOptions, check_bounds, option, parse_cli, placed, run
+from r1ov.cli import AskingOptions, option, parse_cli, placed, run
 from r1ov.errors import UserError
 
 
@@ -59,7 +59,6 @@ class EvaluateConfig(AskingOptions):
 
     def __post_init__(self) -> None:
         """Raises UserError for the mistakes that can be seen before torch is imported."""
-        check_bounds(self)
         if self.num_samples > self.max_num_seqs:
             raise UserError(
                 f"--num-samples {self.num_samples} is above --max-num-seqs {self.max_num_seqs}; "

@@ -30,7 +30,7 @@ from r1ov.folder.pretrained import find, read_model, read_processor
 
 FOLDER = Path("runs/evaluate")
 TRAINED_WITH = "r1ov.json"  # beside the weights: how our training put its questions
-MIN_PIXELS, MAX_PIXELS = 256 * 28 * 28, 1280 * 28 * 28  # as Qwen2.5-VL's authors advise
+PIXELS = 256 * 28 * 28, 1280 * 28 * 28  # least and most, as Qwen2.5-VL's authors advise
 
 
 def evaluate(config: Any) -> None:
@@ -144,7 +144,7 @@ def asked(
     model, said = read_model(
         folders, processor.config, device, config.dtype, config.quantize, beside, config.tensor_parallel
     )
-    least, most = (MIN_PIXELS, MAX_PIXELS) if is_published else (None, None)
+    least, most = PIXELS if is_published else (None, None)
     processor = processor.with_pixel_limits(config.min_pixels or least, config.max_pixels or most)
     images = processor.image_processor
     if not at_play and (

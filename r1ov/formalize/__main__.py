@@ -115,11 +115,16 @@ def formalize_all(config: FormalizeConfig) -> None:
                 bar.set_postfix_str(f"{told()}; {asker.told()}", refresh=False)
                 bar.update()
 
-            def work(row: Row) -> Row:
-                return formalize(row, asker, settings)
-
             try:
-                process(rows, work, finished, config.concurrency, stop, again, tell)
+                process(
+                    rows,
+                    lambda row: formalize(row, asker, settings),
+                    finished,
+                    config.concurrency,
+                    stop,
+                    again,
+                    tell,
+                )
             except NoUse as error:
                 left = len(rows) - ended.total()
                 raise UserError(f"{error}; {left} rows are left, and the same command goes on") from error

@@ -22,7 +22,7 @@ def prompt(name: str, **data: str) -> str:
 
     Raises: KeyError for a key that the file has and `data` has not.
     """
-    text = (FOLDER / f"{name}.txt").read_text(encoding="utf-8").strip()
+    text = (FOLDER / f"{name}.txt").read_text("utf-8").strip()
     return Template(text).substitute({key: fenced(key, value) for key, value in data.items()})
 
 

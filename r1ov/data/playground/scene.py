@@ -55,7 +55,7 @@ def pairs(level: Level) -> list[Pair]:
 @cache
 def _topics(family: str) -> dict[str, tuple[str, list[str]]]:
     """Returns topic -> the kind of its answers, and the ways in which a family asks about it."""
-    found = re.findall(rf"# {family}: (.+) \((.+)\)\n((?:.+\n?)+)", QUESTIONS.read_text(encoding="utf-8"))
+    found = re.findall(rf"# {family}: (.+) \((.+)\)\n((?:.+\n?)+)", QUESTIONS.read_text("utf-8"))
     return {topic: (kind, lines.splitlines()) for topic, kind, lines in found}
 
 
@@ -66,7 +66,7 @@ def wordings(family: str) -> dict[str, list[str]]:
 
 def is_asked(question: str) -> bool:
     """True if the playground asks this, in one of its wordings, whatever stands in the blanks."""
-    forms = [re.escape(line) for line in QUESTIONS.read_text(encoding="utf-8").split("\n") if line]
+    forms = [re.escape(line) for line in QUESTIONS.read_text("utf-8").split("\n") if line]
     return any(re.fullmatch(re.sub(r"\\{\w+\\}", ".+", form), question.strip()) for form in forms)
 
 

@@ -175,7 +175,7 @@ class Log:
         self._report = _reporter(report_to, folder) if report_to != "none" else None
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
-        earlier = path.read_text(encoding="utf-8").splitlines() if step and path.exists() else []
+        earlier = path.read_text("utf-8").splitlines() if step and path.exists() else []
         self.rows = [row for line in earlier if (row := _row(line)) and row["step"] <= step]
         write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self._file = path.open("a", encoding="utf-8")

@@ -82,7 +82,7 @@ def write_record(folder: Path, record: dict) -> None:
 def read_record(folder: Path) -> dict:
     """What `write_record` was given. Raises: OSError if it is missing or damaged."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((folder / RECORD).read_text("utf-8"))
     except ValueError as error:  # also of an encoding that is none
         raise OSError(f"{RECORD} is damaged: {error}") from error
     if not isinstance(record, dict) or record.pop("sha256", None) != _digest(record):
