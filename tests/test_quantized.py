@@ -216,6 +216,12 @@ def test_a_folder_of_awq_is_the_model_of_its_formula(awq):
         assert torch.equal(layer.weight, whole.get_parameter(f"{name}.weight"))
     batch = processor([{"role": "user", "content": "w1 " * 50}])
     torch.testing.assert_close(model(**batch), whole(**batch), atol=1e-4, rtol=1e-4)
+    for layer in layers.values():  # few rows, as in a step of decoding: torch's packed kernel
+        x = drawn(2, layer.packed.shape[1]).bfloat16().float()
+        expected = F.linear(x, layer.weight, layer.bias)
+        assert (layer(x) - expected).abs().max() < 1e-2 * expected.abs().max()  # it rounds to bfloat16
+    answer = r1ov.generate(model, processor, [{"role": "user", "content": "w1"}], max_new_tokens=3)
+    assert answer.completion_tokens == 3
 
 
 @pytest.mark.parametrize(

@@ -154,10 +154,15 @@ def from_awq(qweight: Tensor, qzeros: Tensor, scales: Tensor, bias: nn.Parameter
     Args: qweight: (K, N/8) int32, eight outputs in each. qzeros: (K/g, N/8) int32. scales: (K/g, N).
     """
     shifts = 4 * torch.tensor(AWQ_ORDER, dtype=torch.int32, device=qweight.device)
-    q, z = ((x[:, :, None] >> shifts & 15).flatten(1) for x in (qweight, qzeros))  # (K | K/g, N)
+    # (K | K/g, N), some rows at a time: unpacked they take eight times as much
+    q, z = (
+        torch.cat([(part[:, :, None] >> shifts & 15).byte().flatten(1) for part in x.split(BLOCK)])
+        for x in (qweight, qzeros)
+    )
     outputs, filling = q.shape[1], -q.shape[1] % BLOCK
     q, z, scale = (F.pad(x, (0, filling)) for x in (q, z, scales.float()))
-    return QuantizedLinear(pack(q.t()), torch.stack((scale, (8 - z) * scale), dim=-1), outputs, bias)
+    affine = torch.stack((scale, (8 - z.float()) * scale), dim=-1)
+    return QuantizedLinear(pack(q.t()).contiguous(), affine, outputs, bias)
 
 
 def place(model: Qwen2_5_VL, name: str, rows: Callable, quantize: str, quantizes_head: bool) -> bool:
