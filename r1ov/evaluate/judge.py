@@ -14,6 +14,7 @@ from tqdm import tqdm
 from r1ov.common.files import say
 from r1ov.common.journal import Journal
 from r1ov.common.remote import Remote, TryAgain, retried
+from r1ov.data.messages import conversation
 from r1ov.errors import UserError
 from r1ov.evaluate.item import Verdict, Verdicts
 from r1ov.reward.accuracy import kind_of
@@ -79,8 +80,7 @@ def _prompt(one: Verdict) -> str:
 
 def _ask(remote: Remote, prompt: str) -> float:
     """Returns 1 or 0. Raises TryAgain without a verdict."""
-    messages = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": prompt}]
-    text = str(remote.send(messages).text).rsplit("</think>", 1)[-1]
+    text = str(remote.send(conversation(prompt, [], INSTRUCTIONS)).text).rsplit("</think>", 1)[-1]
     if said := re.findall(r"\b(NOT CORRECT|INCORRECT|WRONG|CORRECT)\b", text.upper()):
         return float(said[-1] == "CORRECT")
     raise TryAgain(f"it said {text[:60]!r}")
