@@ -51,10 +51,9 @@ for _prefix, _base in product(_PREFIXES.split(", "), _BASES.split(", ")):
 _SHORT = {*SYMBOLS.values(), *(f"{a}/{b}" for a in ("m", "km", "cm", "mi", "g") for b in ("s", "h", "L"))}
 # Words after a number that change it, instead of saying of what it is the number.
 _CHANGING = re.compile(
-    r"""and|or|not|plus|minus|times|over|per|half|halves|third|quarter|fourth|fifth|tenth|hundredth|thousandth
+    r"""(?x)and|or|not|plus|minus|times|over|per|half|halves|third|quarter|fourth|fifth|tenth|hundredth|thousandth
     |ten|dozen|hundred|thousand|million|billion|trillion|percent|squared|cubed|factorial|root|mod|more|less|most
-    |least|maybe|yes|none|ish|odd|(?:sqrt|log|ln|sin|cos|tan|exp)[nxyz]?""",
-    re.VERBOSE,
+    |least|maybe|yes|none|ish|odd|(?:sqrt|log|ln|sin|cos|tan|exp)[nxyz]?"""
 )
 
 

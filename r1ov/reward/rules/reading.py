@@ -100,9 +100,7 @@ def unwrap(text: str) -> str:
 def boxed(text: str) -> list[str]:
     """Returns the bodies of all `\\boxed{...}` (or `\\fbox{...}`), braces matched, as they close."""
     opened, bodies = [], []  # where a box's body begins, 0 for other braces
-    for match in re.finditer(
-        r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", text, re.DOTALL
-    ):
+    for match in re.finditer(r"(?s)(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", text):
         if match["close"]:
             if opened and (start := opened.pop()):
                 bodies.append(text[start : match.start()].strip())
@@ -117,7 +115,7 @@ TAIL = 20_000  # characters at the end of a reply in which the ladder looks
 SHORT = 40  # a reply of at most so many characters is its own answer
 
 _PHRASE = re.compile(
-    r"""(?:
+    r"""(?imx)(?:
     \b(?:answer(?:\s+(?:choice|option))?(?:\s+to\s+(?:this|the)\s+\w+)?  # the answer to this question is
         |(?:final|correct|best|right)\s+(?:option|choice|result|one))\b[\s*_]*(?:,?\s*(?:then|therefore|thus|hence)\s*,?\s*)?
         (?:(?:is|should\s+be|would\s+be|must\s+be)\b(?:\s+(?:therefore|thus|hence)\b)?|[:：=\]])
@@ -127,8 +125,7 @@ _PHRASE = re.compile(
     |(?<!\w)(?=[(*]{0,3}[A-Z][)*]{0,3}\s+is\s+the\s+(?:correct|right)\s+(?:answer|option|choice)\b)
     |答案\s*(?:[】\]]|(?:应该|应)?(?:是|为|选|[:：]))
     |(?:故|应|因此|所以)[,，]?\s*选(?:择|项)?
-    )[\s*_:：]*(?:选项?)?[\s*_:：]*(?=\S)""",
-    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+    )[\s*_:：]*(?:选项?)?[\s*_:：]*(?=\S)"""
 )
 _END = re.compile(r"\n|。|(?<!\b[A-Za-z])[.!?](?=\s|$)")  # of a sentence; the full stop of "B. blue" is none
 _REASON = re.compile(
@@ -206,16 +203,14 @@ def _ladder(tail: str, finished: bool) -> tuple[str | None, str]:
 
 # words before a letter: "The correct answer is", "option", "故选", "正确选项是"
 _LEAD = re.compile(
-    r"(?:(?:the\s+)?(?:(?:final|correct|best|right)\s+)?(?:answer|option|choice)s?\b\s*(?:(?:is|are)\b|:)?\s*)?"
+    r"(?i)(?:(?:the\s+)?(?:(?:final|correct|best|right)\s+)?(?:answer|option|choice)s?\b\s*(?:(?:is|are)\b|:)?\s*)?"
     r"(?:(?:option|choice|both)\s+)?"
     r"(?:我|故|因此|所以|[综綜]上(?:所述)?|应该?|應該?|最[佳终終后後]|正确|正確|的|[本此][题題]|[(\[]答案[)\]]|答案?"
-    r"|[选選][项項择擇]?|第|[请請]|[为為是:,]|\s)*",
-    re.IGNORECASE,
+    r"|[选選][项項择擇]?|第|[请請]|[为為是:,]|\s)*"
 )
 _TAIL = r"\s*(?:选项|選項|[项項])?\s*(?:是?(?:正[确確]|对|對)的?(?:答案|[选選][项項])?)?$"
 _LETTER = re.compile(
-    rf"[*(\[{{]*(?P<letter>[A-Za-z])(?P<mark>,(?=[一-鿿])|(?:\](?!\d)|[*)}}.:])*)(?:{_TAIL}|\s*(?P<rest>.*))",
-    re.DOTALL,
+    rf"(?s)[*(\[{{]*(?P<letter>[A-Za-z])(?P<mark>,(?=[一-鿿])|(?:\](?!\d)|[*)}}.:])*)(?:{_TAIL}|\s*(?P<rest>.*))"
 )
 _LETTERS = re.compile(
     r"(?:[*(\[{]*[A-Z][*)\]}.:]*(?:\s*(?:[,;/&+和及与與]|\band\b)+\s*(?=[*(\[{]*[A-Z])|\s+|(?=[*(\[{]*[A-Z]|$)))+"
@@ -275,7 +270,7 @@ _NO_NO = re.compile(
     r"\bno\s+(?:idea|clue|one|answers?|solutions?|matter|more|less|fewer|doubt|problem|longer)\b|\bno\b\.?\s*\d"
     r"|(?<=[a-z])\s+no\s+(?!not\b|because|since|as\b|it|they|there|he|she|this|that|but)(?=[a-z])"
 )
-_DENIED = re.compile(r"(?:\b(?:not|never|neither|nor|cannot)\b|n['’]t\b).*", re.DOTALL)
+_DENIED = re.compile(r"(?s)(?:\b(?:not|never|neither|nor|cannot)\b|n['’]t\b).*")
 
 
 def read_yes_no(text: str) -> str | None:
