@@ -40,10 +40,12 @@ def from_hub(name: str | Path) -> Path:
             f"{shown}: a file; expected the folder of a model, with config.json, weights and tokenizer"
         )
     match = re.fullmatch(HUB_NAME, text)
-    if not match or isinstance(name, Path) or text.startswith("."):
+    is_path = isinstance(name, Path) or text.startswith(("/", ".", "~"))
+    if is_path or not match:
+        fault = "no such folder, and not a model" if is_path else "not a model, and no such folder"
         raise UserError(
-            f"{shown or repr(shown)}: not a model, and no such folder; expected r1ov-tiny, a folder, or a "
-            "hub name such as Fancy-MLLM/R1-Onevision-7B"
+            f"{shown or repr(shown)}: {fault}; expected r1ov-tiny, a folder, or a hub name such as "
+            "Fancy-MLLM/R1-Onevision-7B"
         )
     # Only the top level: some repositories keep a second copy of the weights in a subfolder.
     files = {"allow_patterns": ["*.json", "*.safetensors", "*.jinja", "*.txt"], "ignore_patterns": ["*/*"]}
