@@ -112,30 +112,50 @@ def test_killed_in_a_run_with_dropout_it_ends_with_the_same_bits(base, whole, tm
     assert all(torch.allclose(kept[name], expected[name], atol=1e-6) for name in expected)
 
 
-def test_killed_in_a_run_of_grpo_it_ends_with_the_same_bits(base, tmp_path):
+def in_two_processes(stage: str, base: Path, out: Path, options: dict, *flags: str) -> None:
+    options = {"model": base, "out": out, **options}
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-m", "tests.ranks", "train", "2", "--stage", stage, *words, *flags]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def rewarded(base, tmp_path_factory):
+    """Options of GRPO whose reward any answer gets some of, and the adapter that such a run leaves."""
+    folder = tmp_path_factory.mktemp("rewarded")
     reward = "def score(prompt, completion, row, info):\n    return sum(map(ord, completion)) % 5 / 4\n"
-    (tmp_path / "reward.py").write_text(reward)
-    options = {"train_batch_size": 8, "num_generations": 4, "max_completion_length": 12, "beta": 0.1}
-    options |= {"reward": f"{tmp_path}/reward.py:score", "save_steps": 1, "sample_steps": 0}
-
-    def learned(out: Path) -> dict[str, torch.Tensor]:
-        grpo.train(GRPOConfig(model=str(base), out=str(out), **COMMON | options))
-        return load_file(out / "final" / WEIGHTS)
-
-    expected = learned(tmp_path / "whole")
+    (folder / "reward.py").write_text(reward)
+    options = COMMON | {"train_batch_size": 8, "num_generations": 4, "max_completion_length": 12, "beta": 0.1}
+    options |= {"reward": f"{folder}/reward.py:score", "save_steps": 1, "sample_steps": 0}
+    expected = learned(base, folder / "run", options)
     assert any(tensor.abs().max() > 0 for name, tensor in expected.items() if "lora_B" in name)
-    again = killed(tmp_path / "run", learned)
+    return options, expected
+
+
+def learned(base: Path, out: Path, options: dict) -> dict[str, torch.Tensor]:
+    grpo.train(GRPOConfig(model=str(base), out=str(out), **options))
+    return load_file(out / "final" / WEIGHTS)
+
+
+def test_killed_in_a_run_of_grpo_it_ends_with_the_same_bits(base, rewarded, tmp_path):
+    options, expected = rewarded
+    again = killed(tmp_path / "run", lambda out: learned(base, out, options))
     assert all(torch.equal(again[name], expected[name]) for name in expected)
+
+
+def test_grpo_in_two_processes_that_answer_and_learn_together_is_as_in_one(base, rewarded, tmp_path):
+    options, expected = rewarded
+    in_two_processes("grpo", base, tmp_path / "run", options | {"tensor_parallel": 2, "context_parallel": 2})
+    again = load_file(tmp_path / "run" / "final" / WEIGHTS)
+    assert again.keys() == expected.keys()
+    assert all(torch.allclose(again[name], expected[name], atol=1e-5) for name in expected)
 
 
 def test_two_processes_and_merging_at_the_end_are_as_one(base, whole, tmp_path):
     out, _ = whole
-    words = ["--model", str(base), "--out", str(tmp_path / "run"), "--merge"]
     options = COMMON | {"activation_checkpointing": "full"}
-    words += [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    command = [sys.executable, "-m", "tests.ranks", "train", "2", "--stage", "sft", *words]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_two_processes("sft", base, tmp_path / "run", options, "--merge")
     export(out, tmp_path / "alone", merged=True)
     ours, theirs = (
         load_file(folder / "model.safetensors") for folder in (tmp_path / "alone", tmp_path / "run/final")
