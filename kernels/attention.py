@@ -71,12 +71,12 @@ def attention_torch(
     """
     spans = _spans(cu_seqlens, q.shape[0])
     spans_k = spans if cu_seqlens_k is None else _spans(cu_seqlens_k, k.shape[0])
+    if not any(spans):
+        return torch.zeros_like(q)
     if len({*zip(spans, spans_k, strict=True)}) == 1:  # the packed tensors are already a batch
         k, v = (x.unflatten(0, (len(spans), spans_k[0])) for x in (k, v))
         return _sdpa(q.unflatten(0, (len(spans), spans[0])), k, v, causal).flatten(0, 1)
     groups, order = _plan(spans, spans_k, causal, q.device)
-    if not groups:
-        return torch.zeros_like(q)
     outputs = [
         _sdpa(q[index], k[index_k], v[index_k], causal).flatten(0, 1)[real] for index, index_k, real in groups
     ]
@@ -107,7 +107,7 @@ def _plan(
         (index, real), (index_k, _) = (_padded(torch.tensor(one), rows) for one in (spans, spans_k))
         plan.append((index.to(device), index_k.to(device), real.to(device)))
         order.append(index.flatten()[real])
-    return plan, (torch.cat(order).argsort() if order else torch.empty(0, dtype=torch.int64)).to(device)
+    return plan, torch.cat(order).argsort().to(device)
 
 
 def _padded(lengths: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:

@@ -72,8 +72,7 @@ WALKS = {
 # away than what was measured on 29 November 2026, after adapters, weights of 4 bits, the memory plan and
 # kernels for small operations had come in. (Which rules of the rewards a GRPO step enters depends on what was
 # sampled, and so a little on the CPU.)
-HOUSE_SO_FAR = 128_065
-SO_FAR = dict(zip(WALKS, ((23, 129, 16_310), (30, 169, 19_420), (43, 238, 31_160)), strict=True))
+SO_FAR = dict(zip(WALKS, ((23, 129, 16_310), (30, 169, 19_380), (43, 238, 31_090)), strict=True))
 LAYOUT = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -117,9 +116,7 @@ def test_the_core_fits_in_a_head_and_the_whole_stays_small():
     assert sum(tokens.values()) <= ALL_TOKENS
     built_on = [path for path in SOURCES if str(path.relative_to(ROOT)).startswith(BUILT_ON)]
     house = sum(tokens.values()) - sum(tokens[path] for path in built_on)
-    assert house <= HOUSE_SO_FAR
-    if house > HOUSE_TOKENS:
-        pytest.xfail(f"the house has {house:,} tokens, its budget is {HOUSE_TOKENS:,}")
+    assert house <= HOUSE_TOKENS
 
 
 WATCH = """

@@ -149,7 +149,7 @@ def decode_attention_op(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Te
     if not rows:
         return result
 
-    _, key_heads, cached, _ = k_cache.shape
+    key_heads, cached = k_cache.shape[1:3]
     ratio, splits = heads // key_heads, _splits(rows * key_heads, cached, MAX_SPLITS, q.device)
     out = torch.empty(splits, rows, heads, dim, dtype=torch.float32, device=q.device)
     maxima, sums = torch.empty(2, splits, rows, heads, dtype=torch.float32, device=q.device)

@@ -22,6 +22,8 @@ from r1ov.train.loss import MIN_STD, mean_and_std
 from r1ov.train.run.config import GRPOConfig
 from r1ov.train.run.open import Run
 
+Scores = Mapping[str, float | None]  # of a completion by name; None: does not apply
+
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
@@ -31,8 +33,7 @@ class Group:
     record: Record
     prompt: Encoded
     completions: Sequence[Completion] = ()
-    # Of each completion by name; None: does not apply.
-    scores: Sequence[Mapping[str, float | None]] = ()
+    scores: Sequence[Scores] = ()
     rewards: Tensor | None = None  # (G,) float64; NaN: unscored, left out of the group's mean and std
     frame: Frame | None = None  # where boxes are measured
 
@@ -85,14 +86,8 @@ class Scorer:
         self.verify = MathVerify() if find_spec("math_verify") else None
         names = [*config.reward_funcs, *([self.user.name] if self.user else [])]
         self.weights = dict(zip(names, config.reward_weights or [1.0] * len(names), strict=True))
-        first = next((one for one in map(source.__getitem__, range(TRIED)) if isinstance(one, Record)), None)
-        if self.user and first:
-            try:
-                self._users(first, f"<think>...</think>\n<answer>{first.solution}</answer>", 16, "stop")
-            except UserError as error:
-                raise UserError(
-                    f"{error}; it is called as function(prompt, completion, row, info)"
-                ) from error
+        if self.user:
+            self._try_out(source)
 
     def __call__(self, group: Group) -> Group:
         """The group with scores and rewards."""
@@ -116,12 +111,19 @@ class Scorer:
             rewards.append(math.nan if reward is None else reward)
         return replace(group, scores=scores, rewards=torch.tensor(rewards, dtype=torch.float64))
 
-    def _users(
-        self, record: Record, text: str, completion_tokens: int, finish_reason: str
-    ) -> dict[str, float | None]:
+    def _users(self, record: Record, text: str, completion_tokens: int, finish_reason: str) -> Scores:
         row = {"id": record.id, "solution": record.solution, "kind": record.kind, "where": record.where}
         info = {"completion_tokens": completion_tokens, "finish_reason": finish_reason}
         return self.user(texts_of(record.prompt), text, row, info)
+
+    def _try_out(self, source: Source) -> None:
+        first = next((one for one in map(source.__getitem__, range(TRIED)) if isinstance(one, Record)), None)
+        if not first:
+            return
+        try:
+            self._users(first, f"<think>...</think>\n<answer>{first.solution}</answer>", 16, "stop")
+        except UserError as error:
+            raise UserError(f"{error}; it is called as function(prompt, completion, row, info)") from error
 
     def close(self) -> None:
         for worker in (self.user, self.verify):
@@ -218,7 +220,7 @@ class Outcome:
 
     number: int  # of its prompt, among all of the run
     rewards: Tensor  # (G,)
-    scores: Sequence[Mapping[str, float | None]]
+    scores: Sequence[Scores]
     lengths: list[int]  # of the completions, in tokens
     finished: list[bool]
     prompt_tokens: int  # read by all of its completions together

@@ -102,18 +102,17 @@ def answer_questions(run: Run, source: Source, count: int) -> dict[str, float]:
     """
     config, world, started = run.config, run.askers, time.perf_counter()
     longest = run.processor.config.text.max_position_embeddings - config.eval_max_new_tokens
-    asked, prompts = [], []  # (number, Record); Encoded
+    asked = []  # (number, Record, Encoded)
     for number in range(world.rank, count, world.size):
         record = source[number]
         with suppress(BadRow):
             if isinstance(record, Record):
-                prompts.append(encode_prompt(run.processor, record, longest))
-                asked.append((number, record))
+                asked.append((number, record, encode_prompt(run.processor, record, longest)))
     options = {"max_new_tokens": config.eval_max_new_tokens, "temperature": 0.0, "repetition_penalty": 1.0}
     model = run.answering_model()
-    done = generate(model, run.processor, prompts, **options) if prompts else []
+    done = generate(model, run.processor, [prompt for *_, prompt in asked], **options) if asked else []
     own = []
-    for (number, record), prompt, completion in zip(asked, prompts, done, strict=True):
+    for (number, record, prompt), completion in zip(asked, done, strict=True):
         frame = frame_of(run.processor, prompt, record.box_unit)
         is_whole = completion.finish_reason == "stop"
         right = grade(completion.text, record.solution, record.kind, RULES, None, is_whole, frame).score
