@@ -11,6 +11,7 @@ from r1ov.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+READABLE = ("F32", "BF16", "F16")
 AGAIN = "; download it again"
 
 
@@ -23,7 +24,11 @@ class Stored:
     file: Path
     shape: tuple[int, ...]
     dtype: str
-    is_readable: bool
+
+    @property
+    def is_packed(self) -> bool:
+        """By AWQ: several numbers in each integer."""
+        return self.dtype == "I32" and self.name.endswith((".qweight", ".qzeros"))
 
 
 def adapter_of(folder: Path) -> str | None:
@@ -89,7 +94,7 @@ def mismatch(
     seen = {}  # parameter -> its tensor
     for tensor in tensors:
         name = few([tensor.name])
-        if not tensor.is_readable:
+        if tensor.dtype not in READABLE and not tensor.is_packed:
             readable = "r1ov reads float32, bfloat16 and float16 weights"
             return UserError(f"{tensor.file}: {name} is {tensor.dtype}; {readable}")
         if (twin := seen.setdefault(tensor.parameter, tensor)) is not tensor:

@@ -276,9 +276,12 @@ def read_model(
     adapter = read_adapter(folders.adapter, model, device) if folders.adapter else None
     if tensor_parallel > 1:
         split(model, tensor_parallel, quantize)
-    dtype, reason = choose_dtype(dtype, device, config.torch_dtype, weight_bytes(model, 1, quantize))
-    maps = (device.type, dtype) == ("cpu", torch.bfloat16)
-    weights = weight_bytes(model, dtype.itemsize, quantize, folders.weights, maps)
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    stored = sum(file.stat().st_size for file in folders.weights.glob("*.safetensors"))
+    size = weight_bytes(model, 1, quantize) if quantize else min(numbers, stored / 2)  # AWQ's are smaller
+    dtype, reason = choose_dtype(dtype, device, config.torch_dtype, size)
+    is_mapped = (device.type, dtype) == ("cpu", torch.bfloat16)
+    weights = weight_bytes(model, dtype.itemsize, quantize, is_mapped) if quantize else size * dtype.itemsize
     line = plan({"weights": weights, **needs(model.model.config, dtype.itemsize)}, device)
     load_weights(model, folders.weights, device, dtype, quantize)
     if adapter:

@@ -9,7 +9,6 @@ Shape letters: T tokens, N outputs, K inputs, g inputs in a group.
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -165,6 +164,35 @@ def from_awq(qweight: Tensor, qzeros: Tensor, scales: Tensor, bias: nn.Parameter
     return QuantizedLinear(pack(q.t()).contiguous(), affine, outputs, bias)
 
 
+def load_quantized(
+    model: Qwen2_5_VL,
+    stored: Mapping[str, Stored],
+    read: Callable,
+    device: torch.device,
+    quantize: str | None,
+    quantizes_head: bool,
+) -> dict[str, Stored]:
+    """Loads what is quantised in a model's files, or is to be; returns what else there is to load.
+
+    Args: stored: of each parameter. read: reads one, or some rows of it.
+    """
+    rest = {}
+    for name, tensor in stored.items():
+        owner, _, leaf = name.rpartition(".")
+        if leaf == "qweight":
+            bias = model.get_submodule(owner).bias
+            parts = (read(stored[f"{owner}.{part}"]).to(device) for part in ("qweight", "qzeros", "scales"))
+            model.set_submodule(owner, from_awq(*parts, bias))
+        elif leaf not in ("qzeros", "scales") and not (
+            quantize
+            and place(
+                model, name, lambda rows, of=tensor: read(of, rows).to(device), quantize, quantizes_head
+            )
+        ):
+            rest[name] = tensor
+    return rest
+
+
 def place(model: Qwen2_5_VL, name: str, rows: Callable, quantize: str, quantizes_head: bool) -> bool:
     """Puts the layer of a weight that is to be quantised into the model. True if that was its only use.
 
@@ -204,18 +232,15 @@ def awq_shapes(
     return found
 
 
-def weight_bytes(
-    model: Qwen2_5_VL, itemsize: int, quantize: str | None, folder: Path | None = None, maps: bool = False
-) -> float:
-    """What the weights of a model will take, or those in a folder if they are smaller, as AWQ's are.
+def weight_bytes(model: Qwen2_5_VL, itemsize: int, quantize: str | None, maps: bool = False) -> float:
+    """What the weights of a model will take.
 
     Args: maps: whether the embedding beside quantised weights stays in its file; few of its rows are in use.
     """
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     whole = sum(sizes.values())
     if not quantize:
-        stored = folder and sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        return itemsize * min(whole, stored / 2 if folder else whole)
+        return whole * itemsize
     each = 0.625 if quantize == "int4" else 1  # with scales and zeros
     linear = sum(size for name, size in sizes.items() if is_quantizable(name))
     head, embedding = sizes.get(HEAD, 0), sizes[EMBEDDING]

@@ -28,8 +28,8 @@ from r1ov.common.files import read_json, write_json
 from r1ov.common.processes import World
 from r1ov.errors import UserError
 from r1ov.folder import faults
-from r1ov.folder.faults import AGAIN, EMBEDDING, HEAD, INDEX, SINGLE, Stored
-from r1ov.folder.quantized import QuantizedLinear, awq_shapes, from_awq, place
+from r1ov.folder.faults import AGAIN, EMBEDDING, HEAD, INDEX, READABLE, SINGLE, Stored
+from r1ov.folder.quantized import QuantizedLinear, awq_shapes, load_quantized
 from r1ov.model.model import Qwen2_5_VL
 
 MOST_OPEN = 2**26  # bytes that are read of a file before it is opened anew
@@ -111,49 +111,39 @@ def load_weights(
     Raises: UserError, in one line, if the files are damaged or do not hold exactly the model's tensors; then
         nothing was read.
     """
-    stored = _contents(Path(folder), model)
-    packs = quantize or ".qweight" in " ".join(stored)  # AWQ's
-    with _Reader() as read:
-        if is_sharded(model):
-            model.to_empty(device=device)
+    stored, device = _contents(Path(folder), model), torch.device(device)
+    if is_sharded(model):
+        return _load_rows(model, stored, device)
+    values, packs = {}, quantize or ".qweight" in " ".join(stored)  # AWQ's
+    with _Reader() as read, _Reader() as alone:
+        if packs:
+            stored = load_quantized(model, stored, read, device, quantize, quantizes_head)
+        # A tensor that is the file keeps all that was read beside it in memory. Of an embedding only the rows
+        # in use are read, so beside packed weights it has an opened file to itself.
+        mapped = () if device.type != "cpu" or model.split else (EMBEDDING,) if packs else stored
         for name, tensor in stored.items():
-            owner, _, leaf = name.rpartition(".")
-            if leaf in ("qzeros", "scales"):  # with their qweight
-                continue
-            module = model.get_submodule(owner)
-            if leaf == "qweight":
-                parts = (
-                    read(stored[f"{owner}.{part}"]).to(device) for part in ("qweight", "qzeros", "scales")
-                )
-                model.set_submodule(owner, from_awq(*parts, module.bias))
-                continue
+            reader = alone if packs and name == EMBEDDING else read
+            value = reader(tensor, model.split and model.split.own(name))
+            if name in mapped and value.dtype == dtype:
+                values[name] = value
+                reader.left += value.nbytes  # it stays, so that nothing is won by opening its file anew
+            else:
+                values[name] = _copied(value, device, dtype)
+    model.load_state_dict(values, strict=False, assign=True)
+
+
+def _load_rows(model: Qwen2_5_VL, stored: dict[str, Stored], device: torch.device) -> None:
+    """Of a sharded model each process reads its own rows."""
+    model.to_empty(device=device)
+    with _Reader() as read:
+        for name, tensor in stored.items():
             parameter = model.get_parameter(name)
-            if is_sharded(parameter):
-                local(parameter).copy_(read(tensor, local_rows(parameter)))
-                continue
-            if quantize and place(
-                model, name, lambda rows, of=tensor: read(of, rows).to(device), quantize, quantizes_head
-            ):
-                continue
-            value = read(tensor, model.split and model.split.own(name))
-            # A tensor that is the file keeps all that was read beside it in memory. Of an embedding only the
-            # rows in use are read, so it has an opened file to itself.
-            maps = not (packs or model.split)
-            if packs and name == EMBEDDING:
-                with _Reader() as alone:
-                    maps, value = True, alone(tensor)
-            placed = _placed(value, device, dtype, maps)
-            if placed is value:  # it stays, so that nothing is won by opening its file anew
-                read.left += value.nbytes
-            setattr(module, leaf, nn.Parameter(placed, parameter.requires_grad))
+            local(parameter).copy_(read(tensor, local_rows(parameter)))
 
 
-def _placed(value: Tensor, device: torch.device | str, dtype: torch.dtype, maps: bool) -> Tensor:
-    """A tensor of a file where it is computed with: itself, if `maps`, or a copy."""
-    if torch.device(device).type != "cpu":
+def _copied(value: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    if device.type != "cpu":
         return value.to(device, dtype)
-    if value.dtype == dtype and maps:
-        return value
     # Making pages takes longer than filling them, so large ones, where the system has them.
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     memory = mmap.mmap(-1, max(1, value.numel()) * dtype.itemsize, flags)
@@ -181,33 +171,31 @@ class _Reader(ExitStack):
 
 def _contents(folder: Path, model: Qwen2_5_VL) -> dict[str, Stored]:
     """Parameter -> where its tensor lies, from the files' headers alone."""
-    weight_map = None if (folder / SINGLE).is_file() else _weight_map(folder)
-    tensors = []
-    for file in [SINGLE] if weight_map is None else dict.fromkeys(weight_map.values()):
-        with _opened(folder / file) as reader:
-            for name in sorted(reader.keys()):
-                header = reader.get_slice(name)
-                shape, dtype = tuple(header.get_shape()), str(header.get_dtype())
-                ours = name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
-                is_packed = dtype == "I32" and name.endswith((".qweight", ".qzeros"))
-                is_readable = is_packed or dtype in ("F32", "BF16", "F16")
-                tensors.append(Stored(name, ours, folder / file, shape, dtype, is_readable))
-    if weight_map not in (None, {tensor.name: tensor.file.name for tensor in tensors}):
-        raise faults.misplaced(folder, tensors, weight_map)
+    single = folder / SINGLE
+    tensors = _headers(single) if single.is_file() else _indexed(folder)
     stored = {tensor.parameter: tensor for tensor in tensors}
-    shapes = {
-        name: tuple(one.shape)
-        for name, one in (model.split or model).named_parameters()
-        if "lora_" not in name
-    }
+    are_readable = all(tensor.dtype in READABLE or tensor.is_packed for tensor in tensors)
+    are_sound = are_readable and len(stored) == len(tensors)
+    parameters = (model.split or model).named_parameters()
+    shapes = {name: tuple(one.shape) for name, one in parameters if "lora_" not in name}
     if ".qweight" in " ".join(stored):  # config.json says that it is AWQ's
         shapes = awq_shapes(shapes, stored, bool(model.split))
-    are_sound = len(stored) == len(tensors) and all(tensor.is_readable for tensor in tensors)
     if model.config.tie_word_embeddings and HEAD in stored:
         _refuse_another_head(stored.pop(HEAD), stored.get(EMBEDDING))
     if not are_sound or {name: tensor.shape for name, tensor in stored.items()} != shapes:
         raise faults.mismatch(folder, tensors, stored, shapes)
     return stored
+
+
+def _headers(file: Path) -> list[Stored]:
+    """The tensors of a file, in the order of their names."""
+    tensors = []
+    with _opened(file) as reader:
+        for name in sorted(reader.keys()):
+            header = reader.get_slice(name)
+            ours = name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
+            tensors.append(Stored(name, ours, file, tuple(header.get_shape()), str(header.get_dtype())))
+    return tensors
 
 
 @contextmanager
@@ -232,9 +220,9 @@ def _refuse_another_head(head: Stored, embedding: Stored | None) -> None:
         raise UserError(f"{head.file}: {HEAD} {fault}; {remedy}")
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
-    """Tensor -> file, from the index. Only plain names of files beside it: a hub cache's own links lead
-    elsewhere, rightly.
+def _indexed(folder: Path) -> list[Stored]:
+    """The tensors of all files that the index names. Only plain names of files beside it: a hub cache's own
+    links lead elsewhere, rightly.
     """
     index = folder / INDEX
     if not index.is_file():
@@ -246,7 +234,11 @@ def _weight_map(folder: Path) -> dict[str, str]:
         if not isinstance(file, str) or not file.endswith(".safetensors") or set(file) & set("/\\:\0"):
             expected = "expected a .safetensors file beside the index"
             raise UserError(f"{index}: {faults.few([name])} is said to be in {file!r:.200}; {expected}")
-    return weight_map
+    files = dict.fromkeys(weight_map.values())
+    tensors = [tensor for file in files for tensor in _headers(folder / file)]
+    if weight_map != {tensor.name: tensor.file.name for tensor in tensors}:
+        raise faults.misplaced(folder, tensors, weight_map)
+    return tensors
 
 
 def world_of(model: Qwen2_5_VL) -> World:
