@@ -91,14 +91,21 @@ def split_images(messages: Any, where: str) -> tuple[list[dict], list[tuple[Lazy
         if not isinstance(content, str | list | tuple):
             raise UserError(f"{at}: content is {content!r:.60}, expected a text or a list of parts")
         if not isinstance(content, str):
-            content = [read_part(part, f"{at}: ") for part in content]
+            parts = []
             for part in content:
+                match part:
+                    case {"type": "text", "text": str()} | {"type": "image", "image": _} if len(part) == 2:
+                        pass  # as r1ov writes them itself
+                    case _:
+                        part = read_part(part, f"{at}: ")
                 if part["type"] == "image":
-                    source = part.pop("image")
-                    limits = {name: part.pop(name) for name in LIMITS if name in part}
                     if "detail" in part:
                         raise UserError(f"{at}: a picture's detail is not used; give its max_pixels")
-                    images.append((lazy_image(source, f"{where}picture {len(images) + 1}"), limits))
+                    limits = {name: part[name] for name in LIMITS if name in part}
+                    images.append((lazy_image(part["image"], f"{where}picture {len(images) + 1}"), limits))
+                    part = {"type": "image"}
+                parts.append(part)
+            content = parts
         try:
             # A template sees JSON data only: an object's methods would be open to it.
             plain.append(json.loads(json.dumps({**message, "content": content})))
