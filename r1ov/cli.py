@@ -175,16 +175,21 @@ def run(main: Callable[[], None]) -> int:
         print("error:", one_line(str(error)), file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT):
-            raise
-        # Python flushes stdout once more at exit, into the same broken pipe or full disk.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if error.errno == errno.EPIPE:
-            return 141
-        where = error.filename or "the output"
-        print("error:", one_line(f"{error.strerror}, writing {where}"), file=sys.stderr)
-        return 2
+        return _broken_output(error)
     return 0
+
+
+def _broken_output(error: OSError) -> int:
+    """The exit status where nobody reads on, or a disk is full; raises any other error."""
+    if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT):
+        raise error
+    # Python flushes stdout once more at exit, into the same broken pipe or full disk.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error.errno == errno.EPIPE:
+        return 141
+    where = error.filename or "the output"
+    print("error:", one_line(f"{error.strerror}, writing {where}"), file=sys.stderr)
+    return 2
 
 
 def _hint(word: str, flags: Collection[str], elsewhere: Mapping[str, type]) -> str:
