@@ -54,7 +54,7 @@ class Chat:
         rest, marks = unread(prompt, self.held, self.processor.config)
         most = self.model.config.text.max_position_embeddings
         cache = self.cache or KVCache(self.model.model, 1, most)
-        cache.held = len(prompt) - len(rest)
+        cache.held, cache.live, cache.longest = len(prompt) - len(rest), 0, 0
         self.cache, self.held = None, []  # until the reply is whole: an interruption may leave anything there
         pieces = []
 

@@ -186,7 +186,7 @@ def decode(
     rows = []  # that are being decoded, in the cache's order
     all_threads = torch.get_num_threads()
     try:
-        while rows or waiting:
+        while True:
             # Whole prompts join, if they are enough to be worth a prefill.
             count = min(plan.max_num_seqs - len(rows), len(waiting)) // samples * samples
             places = slice(len(rows))
@@ -240,6 +240,8 @@ def decode(
                         if on_done:
                             on_done(row.number, done[row.number])
 
+            if len(done) == len(plan.limits):
+                break
             going = [place for place, row in enumerate(rows) if row.number not in done]
             if len(going) < len(rows):
                 former = cache.keep(going)
