@@ -5,6 +5,8 @@ Angles are always float32 and made on the fly: a table kept as a buffer would be
 `model.to(bfloat16)`, an error of a radian at position 1000.
 """
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -58,22 +60,17 @@ def mrope_positions(
     """
     grids = [] if image_grid_thw is None else image_grid_thw.tolist()
     sizes = [(t, h // spatial_merge_size, w // spatial_merge_size) for t, h, w in grids]
-    placeholders = (input_ids == image_token_id).nonzero().squeeze(1).tolist()
-    needed = sum(t * a * b for t, a, b in sizes)
-    if len(placeholders) != needed:
+    lengths = [*map(prod, sizes)]
+    placeholders = (input_ids == image_token_id).nonzero().squeeze(1)
+    if len(placeholders) != sum(lengths):
         raise UserError(
             f"the prompt has {len(placeholders)} image placeholders but its {len(sizes)} picture(s) need "
-            f"{needed}; do not write <|image_pad|> in the text, and pass text and pictures together"
+            f"{sum(lengths)}; do not write <|image_pad|> in the text, and pass text and pictures together"
         )
-    pieces, seen, taken, position = [], 0, 0, 0
-    for t, a, b in sizes:
-        begin = placeholders[taken]
-        pieces.append(torch.arange(position, position + begin - seen).expand(3, -1))
-        position += begin - seen
-        grid = torch.cartesian_prod(torch.arange(t), torch.arange(a), torch.arange(b))  # (t * a * b, 3)
-        pieces.append(grid.T + position)
-        position += max(t, a, b)
-        taken += t * a * b
-        seen = begin + t * a * b
-    pieces.append(torch.arange(position, position + len(input_ids) - seen).expand(3, -1))
-    return torch.cat(pieces, dim=1)
+    steps = torch.ones_like(input_ids)  # (T,) from each token's start to the next one's
+    places = input_ids.new_zeros(3, len(input_ids))  # within an image, which has one start
+    for size, run in zip(sizes, placeholders.split(lengths), strict=True):
+        steps[run] = 0
+        steps[run[-1]] = max(size)
+        places[:, run] = torch.cartesian_prod(*map(torch.arange, size)).T
+    return steps.cumsum(0) - steps + places

@@ -150,19 +150,16 @@ def layout(
     """
     m = config.spatial_merge_size
     side = config.window_size // m // config.patch_size  # of a window, in blocks
-    positions, order, windows, frames = [], [], [], []
-    blocks = 0  # of the images so far
-    for t, h, w in grids:
+    frames = [(h, w) for t, h, w in grids for _ in range(t)]
+    positions, order, windows = [], [], []
+    for h, w in frames:
         places = torch.cartesian_prod(torch.arange(h), torch.arange(w)).view(h // m, m, w // m, m, 2)
         places = places.transpose(1, 2).reshape(h * w, 2)
-        positions.append(places.repeat(t, 1))
+        positions.append(places)
 
         rows, columns = (places[:: m * m] // m // side).unbind(1)  # of each block's window, (h * w / m^2,)
         window = rows * -(-(w // m) // side) + columns
-        per_frame = window.argsort(stable=True)
-        for _ in range(t):
-            order.append(per_frame + blocks)
-            blocks += len(window)
-        windows.append((window.bincount() * m * m).repeat(t))
-        frames.append(torch.full((t,), h * w))
-    return torch.cat(positions), torch.cat(order), starts(torch.cat(windows)), starts(torch.cat(frames))
+        order.append(window.argsort(stable=True) + sum(map(len, order)))
+        windows.append(window.bincount() * m * m)
+    cu_full = starts(torch.tensor([h * w for h, w in frames]))
+    return torch.cat(positions), torch.cat(order), starts(torch.cat(windows)), cu_full
