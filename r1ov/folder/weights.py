@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -270,19 +271,15 @@ def save_weights(model: Qwen2_5_VL, folder: str | Path, dtype: torch.dtype, max_
     if any(isinstance(module, QuantizedLinear) for module in model.modules()):
         raise UserError(f"{folder}: a quantised model is not saved; load it again without quantize")
     folder, state, world = Path(folder), model.state_dict(), world_of(model)
-    sizes = {name: tensor.numel() * dtype.itemsize for name, tensor in state.items()}
-    shards, room = [], 0  # of names, in order
-    for name, size in sizes.items():
-        if not shards or size > room:
-            shards.append([])
-            room = max_shard_size
-        shards[-1].append(name)
-        room -= size
-    count = len(shards)
-    files = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
-    files = files if count > 1 else [SINGLE]
+    shards = split_state_dict_into_shards_factory(
+        {name: tensor.numel() * dtype.itemsize for name, tensor in state.items()},
+        get_storage_size=int,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    files = shards.filename_to_tensors
     world.on_main(partial(folder.mkdir, parents=True, exist_ok=True))
-    for file, names in zip(files, shards, strict=True):
+    for file, names in files.items():
         tensors = {}
         for name in names:
             value = whole(state[name])
@@ -297,9 +294,8 @@ def save_weights(model: Qwen2_5_VL, folder: str | Path, dtype: torch.dtype, max_
                 path.unlink()
         for file in files:
             os.replace(folder / f"{file}.tmp", folder / file)
-        if count > 1:
-            weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-            metadata = {"total_size": sum(sizes.values())}
-            write_json(folder / INDEX, {"metadata": metadata, "weight_map": weight_map})
+        if shards.is_sharded:
+            index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+            write_json(folder / INDEX, index)
 
     world.on_main(put_in_place)
