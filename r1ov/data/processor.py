@@ -138,20 +138,17 @@ class Processor:
         Raises:  UserError, as `__call__`; for an image that cannot be decoded only `pack` does.
         """
         plain, images = split_images(messages, f"{name}, " if name else "")
-        max_tokens, merge_size = self.config.text.max_position_embeddings, self.image_processor.merge_size
-        grids = [
-            self.image_processor.grid(image.size, image.name, max_tokens, **limits)
-            for image, limits in images
-        ]
-        image_grid_thw = torch.tensor(grids) if grids else None  # (N, 3)
-        merged_tokens = [t * h * w // merge_size**2 for t, h, w in grids]
+        measure, max_tokens = self.image_processor.grid, self.config.text.max_position_embeddings
+        grids = [measure(image.size, image.name, max_tokens, **limits) for image, limits in images]
+        image_grid_thw = torch.tensor(grids, dtype=torch.int64).view(-1, 3)  # (N, 3)
         try:
             if add_generation_prompt is None:
                 add_generation_prompt = plain[-1]["role"] != "assistant"
             text = self._render(plain, add_generation_prompt)
             segments = self._segments(plain, text) if return_labels else [(text, False)]
-            ids, labels = self._tokenise(segments, merged_tokens)
-            position_ids = mrope_positions(ids, image_grid_thw, self.config.image_token_id, merge_size)
+            ids, labels = self._tokenise(segments, image_grid_thw)
+            image, merge_size = self.config.image_token_id, self.image_processor.merge_size
+            position_ids = mrope_positions(ids, image_grid_thw, image, merge_size)
         except UserError as error:
             raise UserError(f"{name}: {error}" if name else str(error)) from error
         opened = re.search(r"(<think>\s*(</think>\s*)?)?\Z", text)[0] if add_generation_prompt else ""
@@ -160,7 +157,7 @@ class Processor:
             opened=opened,
             labels=labels if return_labels else None,
             position_ids=position_ids,
-            image_grid_thw=image_grid_thw,
+            image_grid_thw=image_grid_thw if grids else None,
             pictures=tuple(image for image, _ in images),
         )
 
@@ -215,30 +212,39 @@ class Processor:
             raise UserError("there is no assistant message to learn from")
         return [*segments, (text[done:], False)]
 
-    def _tokenise(self, segments: list[tuple[str, bool]], merged_tokens: list[int]) -> tuple[Tensor, Tensor]:
+    def _tokenise(
+        self, segments: list[tuple[str, bool]], image_grid_thw: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """(T,) ids and (T,) labels of one conversation, each image as many placeholders as merged tokens."""
         pieces, labels = [], []
         for text, is_trained in segments:
             try:
                 piece = self.tokenizer.encode(text, add_special_tokens=False).ids
-            except (TypeError, UnicodeEncodeError) as error:  # a lone surrogate, from a wrongly decoded file
-                bad = next(place for place, letter in enumerate(text) if "\ud800" <= letter <= "\udfff")
-                raise UserError(
-                    f"the text is not valid Unicode at {text[max(bad - 20, 0) : bad + 20]!r}"
-                ) from error
+            except (TypeError, UnicodeEncodeError) as error:
+                raise _not_unicode(text) from error
             pieces += piece
             labels += piece if is_trained else [IGNORED] * len(piece)
+        image = self.config.image_token_id
+        if self.config.video_token_id in pieces or pieces.count(image) != len(image_grid_thw):
+            raise self._misplaced(pieces, len(image_grid_thw))
         ids = torch.tensor(pieces, dtype=torch.int64)
-        image, video = self.config.image_token_id, self.config.video_token_id
-        if video in pieces:
-            name = self.tokenizer.id_to_token(video)
-            raise UserError(f"the text holds {name}, but videos are not supported")
-        if (found := pieces.count(image)) != len(merged_tokens):
-            name = self.tokenizer.id_to_token(image)
-            raise UserError(
-                f"there are {found} {name} placeholders for {len(merged_tokens)} pictures; "
-                f"leave {name} out of the text and give each picture as a part of its own"
-            )
         repeats = torch.ones_like(ids)
-        repeats[ids == image] = torch.tensor(merged_tokens, dtype=torch.int64)
+        repeats[ids == image] = image_grid_thw.prod(1) // self.image_processor.merge_size**2
         return ids.repeat_interleave(repeats), torch.tensor(labels).repeat_interleave(repeats)
+
+    def _misplaced(self, ids: list[int], num_pictures: int) -> UserError:
+        """Why placeholders and pictures do not go together."""
+        if self.config.video_token_id in ids:
+            name = self.tokenizer.id_to_token(self.config.video_token_id)
+            return UserError(f"the text holds {name}, but videos are not supported")
+        name = self.tokenizer.id_to_token(self.config.image_token_id)
+        return UserError(
+            f"there are {ids.count(self.config.image_token_id)} {name} placeholders for {num_pictures} "
+            f"pictures; leave {name} out of the text and give each picture as a part of its own"
+        )
+
+
+def _not_unicode(text: str) -> UserError:
+    """Of a text with a lone surrogate, from a wrongly decoded file."""
+    bad = next(place for place, letter in enumerate(text) if "\ud800" <= letter <= "\udfff")
+    return UserError(f"the text is not valid Unicode at {text[max(bad - 20, 0) : bad + 20]!r}")
