@@ -46,8 +46,12 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         reason = "r1ov runs on cpu and cuda"
     except (RuntimeError, AssertionError, TypeError, ImportError):
         pass
+    raise _no_device(device, reason)
+
+
+def _no_device(device: str | torch.device, reason: str) -> UserError:
     here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    raise UserError(f"device {str(device)!r} cannot be used here: {reason}; try {', '.join(here)}")
+    return UserError(f"device {str(device)!r} cannot be used here: {reason}; try {', '.join(here)}")
 
 
 def known_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -134,10 +138,7 @@ class World:
         try:
             result = work()
         except OSError as error:
-            reason, file = error.strerror or str(error), error.filename and Path(error.filename).name
-            trouble = f"rank {self.rank}: " * (self.size > 1) + one_line(
-                f"{reason}: {file}" if file else reason
-            )
+            trouble = f"rank {self.rank}: " * (self.size > 1) + _in_short(error)
         results, troubles = zip(*self.gather((result, trouble)), strict=True)
         if any(troubles):
             raise OSError("; ".join(filter(None, troubles)))
@@ -145,7 +146,12 @@ class World:
 
     def on_main(self, work: Callable[[], Any]) -> Any:
         """What `work` returns on rank 0, which alone runs it. Raises: OSError on all ranks if there."""
-        return self.on_all(lambda: work() if self.is_main else None)[0]
+        if self.size > 1:
+            return self.on_all(lambda: work() if self.is_main else None)[0]
+        try:
+            return work()
+        except OSError as error:
+            raise OSError(_in_short(error)) from error
 
     def first(self, value: Any) -> Any:
         """Rank 0's value."""
@@ -154,6 +160,11 @@ class World:
     def wait(self) -> None:
         """Returns when all ranks have come here."""
         self.gather(None)
+
+
+def _in_short(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return one_line(f"{reason}: {Path(error.filename).name}" if error.filename else reason)
 
 
 def share_cores() -> None:

@@ -212,9 +212,7 @@ class Processor:
             raise UserError("there is no assistant message to learn from")
         return [*segments, (text[done:], False)]
 
-    def _tokenise(
-        self, segments: list[tuple[str, bool]], image_grid_thw: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _tokenise(self, segments: list[tuple[str, bool]], image_grid_thw: Tensor) -> tuple[Tensor, Tensor]:
         """(T,) ids and (T,) labels of one conversation, each image as many placeholders as merged tokens."""
         pieces, labels = [], []
         for text, is_trained in segments:
