@@ -8,7 +8,7 @@ import math
 import operator
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -141,8 +141,7 @@ def parse_cli(
         parser.add_argument(flag(field.name), default=argparse.SUPPRESS, **more)
     known, unknown = parser.parse_known_args(argv)
     if unknown:
-        flags = {flag(field.name) for field in dataclasses.fields(cls)}
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_hint(unknown[0], flags, elsewhere)}")
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_hint(unknown[0], cls, elsewhere)}")
     given = vars(known)
     if (preset := given.get("preset")) is not None:
         if preset not in presets:
@@ -192,7 +191,7 @@ def _broken_output(error: OSError) -> int:
     return 2
 
 
-def _hint(word: str, flags: Collection[str], elsewhere: Mapping[str, type]) -> str:
+def _hint(word: str, cls: type, elsewhere: Mapping[str, type]) -> str:
     """What a flag that is not known may have meant."""
     name = word.partition("=")[0]
     if not name.startswith("-"):
@@ -200,7 +199,8 @@ def _hint(word: str, flags: Collection[str], elsewhere: Mapping[str, type]) -> s
     for place, options in elsewhere.items():
         if name in {flag(field.name) for field in dataclasses.fields(options)}:
             return f"; {name} belongs to {place}"
-    near = difflib.get_close_matches(name.strip("-"), [known.strip("-") for known in flags], n=1)
+    flags = [flag(field.name).strip("-") for field in dataclasses.fields(cls)]
+    near = difflib.get_close_matches(name.strip("-"), flags, n=1)
     return f"; did you mean --{near[0]}?" if near else ""
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import attention, check_impl, decode_attention, starts
+from kernels import attention, check_impl, decode_attention
 from kernels.attention import decode_attention_torch
 from r1ov.data.processor import Batch
 from r1ov.errors import UserError
@@ -98,15 +98,19 @@ class KVCache:
         """The attention of the packed prompts that join; an `Attend` when bound to where they start."""
         kv = torch.cat((k[..., self.key_order], v), dim=1)  # (T, 2K, D), a prompt's in each of its rows
         self.layers[layer][self.places] = kv
-        whole = len(q) == len(k)
-        if whole and not self.held:
-            return attention(q, k, v, cu_seqlens)
-        cu_seqlens_k = starts(cu_seqlens.diff() + self.held)
         if self.held:
-            kv = self.layers[layer][0, :, : self.longest].transpose(0, 1)  # (S, 2K, D)
-            q, (k, v) = q[..., self.key_order], kv.contiguous().chunk(2, dim=1)
+            return self._go_on(layer, q)
+        if len(q) == len(k):
+            return attention(q, k, v, cu_seqlens)
         one_each = torch.arange(len(cu_seqlens), dtype=torch.int32, device=q.device)
-        return attention(q, k, v, cu_seqlens if whole else one_each, cu_seqlens_k=cu_seqlens_k)
+        return attention(q, k, v, one_each, cu_seqlens_k=cu_seqlens)
+
+    def _go_on(self, layer: int, q: Tensor) -> Tensor:
+        """The same of the last tokens of a prompt whose beginning is there already."""
+        kv = self.layers[layer][0, :, : self.longest].transpose(0, 1)  # (S, 2K, D)
+        k, v = kv.contiguous().chunk(2, dim=1)
+        bounds = torch.tensor([[0, len(q)], [0, len(k)]], dtype=torch.int32, device=q.device)
+        return attention(q[..., self.key_order], k, v, bounds[0], cu_seqlens_k=bounds[1])
 
     def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
         """(B, H, D) the attention of each row's newest token, with queries q (B, H, D) and its own keys and

@@ -73,6 +73,8 @@ def read_number(text: str) -> Number | None:
 
     Examples: "1,234.5" "8/2" "\\frac{1}{2}" "1 1/2" "3 \\times 10^{5}" "x = -3" "150°" "12%" "$5" "12.5 cm^2"
     """
+    if re.fullmatch(rf"-?[0-9]{{1,{MAX_DIGITS}}}", text):
+        return Number(Fraction(text))
     if len(text) > 1_000:
         return None
     text = re.sub(r"^\(([^(),]*)\)$", r"\1", unwrap(plain(text)))
