@@ -118,11 +118,12 @@ def stop_ids_of(processor: Processor) -> frozenset[int]:
 
 def banned_ids(processor: Processor) -> Tensor:
     """(b,) ids that must not be sampled: placeholders and frames of images and videos, ids of no token."""
-    tokenizer, config, vocab_size = processor.tokenizer, processor.config, processor.config.text.vocab_size
-    unused = [id for id in range(tokenizer.get_vocab_size(), vocab_size) if tokenizer.id_to_token(id) is None]
-    names = ("vision_start", "vision_end", "vision", "image", "video")
-    placeholders = (getattr(config, f"{name}_token_id") for name in names)
-    return torch.tensor(sorted({*unused, *(id for id in placeholders if id < vocab_size)}), dtype=torch.int64)
+    tokenizer, config = processor.tokenizer, processor.config
+    ids = {config.image_token_id, config.video_token_id, config.vision_token_id}
+    ids |= {config.vision_start_token_id, config.vision_end_token_id}
+    above = range(tokenizer.get_vocab_size(), config.text.vocab_size)
+    ids |= {id for id in above if tokenizer.id_to_token(id) is None}
+    return torch.tensor([id for id in sorted(ids) if id < config.text.vocab_size])
 
 
 def generate(

@@ -168,13 +168,16 @@ def load_quantized(
     model: Qwen2_5_VL,
     stored: Mapping[str, Stored],
     read: Callable,
+    alone: Callable,
     device: torch.device,
+    dtype: torch.dtype,
     quantize: str | None,
     quantizes_head: bool,
 ) -> dict[str, Stored]:
-    """Loads what is quantised in a model's files, or is to be; returns what else there is to load.
+    """Loads what is quantised in a model's files, or is to be, and the embedding; returns what else there is.
 
-    Args: stored: of each parameter. read: reads one, or some rows of it.
+    Args: stored: of each parameter. read: reads one, or some rows of it. alone: the same, of a file that is
+        opened for the embedding alone: on a CPU it stays in its file, and only the rows in use are read.
     """
     rest = {}
     for name, tensor in stored.items():
@@ -190,6 +193,9 @@ def load_quantized(
             )
         ):
             rest[name] = tensor
+    embedding = model.get_parameter(EMBEDDING)
+    value = alone(rest.pop(EMBEDDING)).to(device, dtype)
+    model.model.embed_tokens.weight = nn.Parameter(value, embedding.requires_grad)
     return rest
 
 

@@ -116,20 +116,19 @@ def load_weights(
     if is_sharded(model):
         return _load_rows(model, stored, device)
     values, packs = {}, quantize or ".qweight" in " ".join(stored)  # AWQ's
-    with _Reader() as read, _Reader() as alone:
+    with _Reader() as read:
         if packs:
-            stored = load_quantized(model, stored, read, device, quantize, quantizes_head)
-        # A tensor that is the file keeps all that was read beside it in memory. Of an embedding only the rows
-        # in use are read, so beside packed weights it has an opened file to itself.
-        mapped = () if device.type != "cpu" or model.split else (EMBEDDING,) if packs else stored
+            with _Reader() as alone:
+                stored = load_quantized(model, stored, read, alone, device, dtype, quantize, quantizes_head)
+        # A tensor that is the file keeps all that was read beside it in memory.
+        maps = device.type == "cpu" and not (packs or model.split)
         for name, tensor in stored.items():
-            reader = alone if packs and name == EMBEDDING else read
-            value = reader(tensor, model.split and model.split.own(name))
-            if name in mapped and value.dtype == dtype:
-                values[name] = value
-                reader.left += value.nbytes  # it stays, so that nothing is won by opening its file anew
+            value = read(tensor, model.split and model.split.own(name))
+            if maps and value.dtype == dtype:
+                read.left += value.nbytes  # it stays, so that nothing is won by opening its file anew
             else:
-                values[name] = _copied(value, device, dtype)
+                value = _copied(value, device, dtype)
+            values[name] = value
     model.load_state_dict(values, strict=False, assign=True)
 
 
