@@ -205,7 +205,13 @@ def joined(device: str | None) -> Iterator[tuple[World, torch.device]]:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World(), choose_device(device)
-        return
+    else:
+        with _group(device) as several:
+            yield several
+
+
+@contextmanager
+def _group(device: str | None) -> Iterator[tuple[World, torch.device]]:
     chosen = _join(device)
     try:
         yield World(dist.get_rank(), dist.get_world_size()), chosen

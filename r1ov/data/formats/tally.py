@@ -43,9 +43,10 @@ class Tally:
             self.formats[item.format] += 1
             self.unread.update(item.unread)
             self.repairs.update(item.repairs)
-            return
-        if item.detail in self.seen:
-            return
+        elif item.detail not in self.seen:
+            self._add_bad(item)
+
+    def _add_bad(self, item: BadRow) -> None:
         self.seen.add(item.detail)
         (self.dropped if item.dropped else self.bad)[item.reason] += 1
         if item.reason not in self.first:
