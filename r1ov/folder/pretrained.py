@@ -127,8 +127,7 @@ def _check(settings: Mapping, prefix: str = "") -> None:
 
 def _made(cls: type, settings: Mapping) -> Any:
     """Makes a dataclass from the settings that are its fields."""
-    known = {field.name for field in fields(cls)}
-    values = {name: value for name, value in settings.items() if name in known}
+    values = {field.name: settings[field.name] for field in fields(cls) if field.name in settings}
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
