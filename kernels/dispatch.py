@@ -40,3 +40,8 @@ def unavailable(device: torch.device | str) -> str | None:
             "or set TRITON_INTERPRET=1 to have them interpreted, slowly"
         )
     return None
+
+
+def has_amx(device: torch.device) -> bool:
+    """True for CPUs whose cores multiply tiles of bfloat16."""
+    return device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False)

@@ -1,5 +1,5 @@
-"""Small operations, bound by memory and not by arithmetic: norms, rotary turns, the gate of an MLP. On GPUs
-each is one kernel, which reads and writes every number once.
+"""Operations bound by memory and not by arithmetic: norms, rotary turns, the gate of an MLP, and a few rows
+times a matrix. On GPUs each of the small ones is one kernel, which reads and writes every number once.
 
 Shape letters: T tokens, C hidden size, H heads, D head dim.
 """
@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.dispatch import check_impl
+from kernels.dispatch import check_impl, has_amx
+
+FEW = 64  # rows: with more, multiplying takes longer than reading the matrix
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, impl: str | None = None) -> Tensor:
@@ -51,6 +53,19 @@ def silu_mul(gate: Tensor, up: Tensor, impl: str | None = None) -> Tensor:
     if check_impl(impl, gate.device) == "triton":
         return _in_triton("silu_mul", gate, up)
     return F.silu(gate) * up
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` of x (T, K) and weight (N, K).
+
+    For a few rows on a CPU with AMX the weight is the left factor, which oneDNN reads as it lies; a right one
+    it rearranges at every call. A single row goes as two, or it takes a slower way made for vectors.
+    """
+    if len(x) > FEW or x.dtype != torch.bfloat16 or not has_amx(x.device):
+        return F.linear(x, weight, bias)
+    rows = x if len(x) > 1 else x.expand(2, -1)
+    y = weight @ rows.mT if bias is None else torch.addmm(bias[:, None], weight, rows.mT)
+    return y.mT[: len(x)].contiguous()
 
 
 def _in_triton(name: str, x: Tensor, *others: Any) -> Any:

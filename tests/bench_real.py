@@ -3,8 +3,9 @@
     python -m tests.bench_real FOLDER [--num-threads 1] [--dtype DTYPE] [--quantize int4] [--tokens 48]
 
 The folder is any Qwen2.5-VL in Hugging Face's layout; the prompts are text. Every answer is forced to its
-full length. A row gives seconds for both sides and their ratio; the last ones how far int8 and int4 are from
-the model as it is: KL divergence a token, and how often the likeliest next token is the same.
+full length. A row gives seconds for both sides and their ratio; the last ones how far the model as it is, and
+with int8 and int4 weights, is from float32: KL divergence a token, and how often the likeliest next token is
+the same.
 """
 
 import argparse
@@ -51,14 +52,11 @@ class Ours:
         ]
 
     @torch.inference_mode()
-    def logprobs(self, texts):
-        encoded = [self.processor.encode([{"role": "user", "content": text}]) for text in texts]
-        batch = self.processor.pack(encoded)
-        return (
-            self.model(**{name: batch[name] for name in ("input_ids", "position_ids", "cu_seqlens")})
-            .float()
-            .log_softmax(-1)
-        )
+    def logprobs(self, conversations):
+        """(T, V) of all conversations, in float32."""
+        batch = self.processor.pack([self.processor.encode(one) for one in conversations])
+        names = ("input_ids", "position_ids", "cu_seqlens")
+        return self.model(**{name: batch[name] for name in names}).float().log_softmax(-1)
 
 
 class Theirs:
@@ -82,6 +80,22 @@ class Theirs:
             **inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=151643
         )
         return made[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+def tell_quality(folder, answers, dtype):
+    """How far weights of fewer bits are from float32's, over the questions with their answers."""
+    conversations = [
+        [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        for question, answer in zip(QUESTIONS, answers, strict=True)
+    ]
+    exact = Ours(folder, dtype="float32").logprobs(conversations)
+    print("| beside float32 | KL a token | the same likeliest token |\n|---|---:|---:|")
+    for settings in (dtype, {"quantize": "int8"}, {"quantize": "int4"}):
+        near = Ours(folder, **settings).logprobs(conversations)
+        kl = (exact.exp() * (exact - near)).sum(-1).mean()
+        same = (exact.argmax(-1) == near.argmax(-1)).float().mean()
+        name = settings.get("quantize", "as it is")
+        print(f"| {name} | {kl:.4f} | {same:.1%} of {len(exact)} |", flush=True)
 
 
 def main() -> None:
@@ -129,6 +143,9 @@ def main() -> None:
     race(f"load + 3 prompts x {options.tokens}", [[question] for question in QUESTIONS[:3]], (second, first))
     race(f"ten prompts one by one x {options.tokens}", [[question] for question in QUESTIONS])
     race(f"a batch of ten x {options.tokens}", [QUESTIONS])
+
+    answers = [ours.processor.decode(ids) for ids in ours.answer(QUESTIONS, options.tokens)]
+    tell_quality(options.folder, answers, dtype)
 
 
 if __name__ == "__main__":

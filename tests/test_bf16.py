@@ -142,8 +142,9 @@ def test_grpo_follows_its_course_in_float32_on_the_same_completions(tmp_path, mo
     assert ours["loss"] == pytest.approx(theirs["loss"], abs=0.01 * 0.75)
     assert min(theirs["loss"]) < -0.05
     assert theirs["clip_ratio/region_mean"][-1] > 0.1
-    # of tokens all but impossible for the reference: 8 bits of a logit are much, until both settle
-    assert ours["kl"][-1] == pytest.approx(theirs["kl"][-1], rel=0.05)
+    # of tokens all but impossible for the reference: 8 bits of a logit are much, until both settle; up
+    # to 0.065 with three seeds on a CPU with AMX
+    assert ours["kl"][-1] == pytest.approx(theirs["kl"][-1], rel=0.1)
     # up to 0.038 on CPUs without instructions for bfloat16, which round elsewhere
     assert ours["entropy"] == pytest.approx(theirs["entropy"], rel=0.05)
     assert ours["entropy"] != theirs["entropy"]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kernels import attention, check_impl, decode_attention
 from kernels.attention import decode_attention_torch
+from kernels.dispatch import has_amx
 from r1ov.data.processor import Batch
 from r1ov.errors import UserError
 from r1ov.model.language import LanguageModel
@@ -184,9 +185,9 @@ def step(model: Qwen2_5_VL, cache: KVCache, tokens: Tensor, positions: Tensor) -
     cache.append(len(tokens))
     x = model.model.embed_tokens(tokens)
     # oneDNN rearranges bfloat16 weights before each product; for a single row PyTorch's own product, which
-    # reads them once, takes half the time.
-    has_onednn = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = has_onednn and not (x.dtype == torch.bfloat16 and len(tokens) == 1)
+    # reads them once, takes half the time where there is no AMX.
+    has_onednn, is_single = torch.backends.mkldnn.enabled, x.dtype == torch.bfloat16 and len(tokens) == 1
+    torch.backends.mkldnn.enabled = has_onednn and not (is_single and not has_amx(x.device))
     try:
         # A new token has the same position on all three streams.
         return model.logits(model.model(x, positions.expand(3, -1), attend))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kernels.pointwise import add_rms_norm, rotate
 from r1ov.model.config import TextConfig
 from r1ov.model.rope import text_angles
-from r1ov.model.vision import MLP, RMSNorm
+from r1ov.model.vision import MLP, Linear, RMSNorm
 
 # (layer index, q (T, H, D), k (T, K, D), v (T, K, D)) -> (T, H, D); q and k are already rotated.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -27,10 +27,10 @@ class SelfAttention(nn.Module):
     def __init__(self, config: TextConfig, layer_index: int):
         super().__init__()
         self.layer_index, self.head_dim = layer_index, config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * config.head_dim)
-        self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim)
-        self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim)
-        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, config.num_attention_heads * config.head_dim)
+        self.k_proj = Linear(config.hidden_size, config.num_key_value_heads * config.head_dim)
+        self.v_proj = Linear(config.hidden_size, config.num_key_value_heads * config.head_dim)
+        self.o_proj = Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, only: Tensor | EllipsisType = ALL

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from kernels import attention, starts, token_logprobs
+from kernels.pointwise import linear
 from r1ov.model.config import Config
 from r1ov.model.language import ALL, Attend, LanguageModel
-from r1ov.model.vision import VisionEncoder
+from r1ov.model.vision import Linear, VisionEncoder
 
 T = TypeVar("T")
 
@@ -31,7 +32,7 @@ class Qwen2_5_VL(nn.Module):
         self.visual = VisionEncoder(config.vision)
         self.model = LanguageModel(config.text)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
+            self.lm_head = Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
 
     @property
     def head_weight(self) -> Tensor:
@@ -73,7 +74,7 @@ class Qwen2_5_VL(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(T, C) -> (T, V)."""
-        return self.lm_head(hidden) if hasattr(self, "lm_head") else hidden @ self.head_weight.mT
+        return self.lm_head(hidden) if hasattr(self, "lm_head") else linear(hidden, self.head_weight)
 
     def forward(
         self,

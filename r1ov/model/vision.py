@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import attention, starts
-from kernels.pointwise import add_rms_norm, rms_norm, rotate, silu_mul
+from kernels.pointwise import add_rms_norm, linear, rms_norm, rotate, silu_mul
 from r1ov.model.config import TextConfig, VisionConfig
 from r1ov.model.rope import vision_angles
 
@@ -26,6 +26,11 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k and v (P, H, D) -> (
 class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
+
+
+class Linear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class PatchEmbed(nn.Module):
@@ -58,9 +63,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: VisionConfig | TextConfig, bias: bool):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(silu_mul(self.gate_proj(x), self.up_proj(x)))
