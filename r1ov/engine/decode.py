@@ -171,7 +171,7 @@ def decode(
     waiting = [
         Row(number, plan.prompts[number // samples], limit) for number, limit in enumerate(plan.limits)
     ]
-    done = {}
+    done = [None] * len(waiting)  # completions
 
     most, max_rows = max(plan.limits), min(plan.max_num_seqs, len(waiting))
     capacity = max(map(len, plan.prompts)) + most
@@ -220,7 +220,7 @@ def decode(
                 for row, token, logprob in zip(
                     rows[places], tokens.tolist(), logprobs.tolist(), strict=False
                 ):
-                    if row.number in done:
+                    if done[row.number]:
                         continue
                     row.token_ids.append(token)
                     row.logprobs.append(logprob)
@@ -240,9 +240,9 @@ def decode(
                         if on_done:
                             on_done(row.number, done[row.number])
 
-            if len(done) == len(plan.limits):
+            if all(done):
                 break
-            going = [place for place, row in enumerate(rows) if row.number not in done]
+            going = [place for place, row in enumerate(rows) if not done[row.number]]
             if len(going) < len(rows):
                 former = cache.keep(going)
                 rows = [rows[place] for place in former]
@@ -251,9 +251,9 @@ def decode(
     finally:
         torch.set_num_threads(all_threads)
 
-    return [done[number] for number in sorted(done)], Timing(
+    return done, Timing(
         prefill_tokens=prefill_tokens,
         prefill_seconds=prefill_seconds,
-        decode_tokens=sum(len(one.token_ids) - 1 for one in done.values()),
+        decode_tokens=sum(len(one.token_ids) - 1 for one in done),
         decode_seconds=time.perf_counter() - started - prefill_seconds,
     )

@@ -162,8 +162,7 @@ def watching(model: Qwen2_5_VL, functions: Mapping[str, Function]) -> Iterator[N
 
     def note_pass(_module: nn.Module, args: tuple, given: dict) -> None:
         given = inspect.signature(model.forward).bind(*args, **given).arguments
-        is_plain = given.get("attend") is None and given.get("prefixes") is None
-        passing["sequences"] = sequences(given["cu_seqlens"]) if is_plain else None
+        passing["sequences"] = sequences(given["cu_seqlens"]) if given.get("prefixes") is None else None
 
     with ExitStack() as stack:
         hook = stack.enter_context

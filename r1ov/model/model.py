@@ -50,7 +50,11 @@ class Qwen2_5_VL(nn.Module):
         attend: Attend | None = None,
         only: Tensor | EllipsisType = ALL,
     ) -> Tensor:
-        """(T, C) states after the final norm, or (n, C) for the tokens `only` (n,); see `forward`."""
+        """(T, C) states after the final norm, or (n, C) for the tokens `only` (n,); see `forward`.
+
+        Args: attend: another attention for the decoder layers (the engine's cache); default causal within
+            each sequence.
+        """
         x = self.model.embed_tokens(input_ids)
         if pixel_values is not None:
             is_place = input_ids == self.config.image_token_id
@@ -84,7 +88,6 @@ class Qwen2_5_VL(nn.Module):
         pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
         prefixes: Tensor | None = None,
-        attend: Attend | None = None,
         then: Callable[[Tensor, Tensor], T] | None = None,
         labels: Tensor | None = None,
     ) -> Tensor | T:
@@ -98,8 +101,6 @@ class Qwen2_5_VL(nn.Module):
             prefixes: (B,) int64, for each sequence the one that it continues, or -1: it sees that one's
                 tokens as if they came before its own. So a prompt that several share is computed once.
                 Positions are those of the whole.
-            attend: another attention for the decoder layers (the engine's cache); default causal within each
-                sequence.
             then: called as then(hidden (T, C), head_weight (V, C)), for instance a loss. A sharded model's
                 parameters are whole within its forward only, so a loss that needs the head must be computed
                 here; it returns a tensor, or tensors in a tuple, list or dict.
@@ -107,7 +108,7 @@ class Qwen2_5_VL(nn.Module):
                 Hugging Face's models.
         """
         hidden = self.hidden_states(
-            input_ids, position_ids, cu_seqlens, pixel_values, image_grid_thw, prefixes, attend
+            input_ids, position_ids, cu_seqlens, pixel_values, image_grid_thw, prefixes
         )
         if labels is not None:
             return -token_logprobs(hidden[:-1], self.head_weight, labels[1:]).sum() / (labels[1:] >= 0).sum()
