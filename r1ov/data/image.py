@@ -60,11 +60,8 @@ class ImageProcessor:
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self):
-        for name in ("min_pixels", "max_pixels"):
-            if not 1 <= getattr(self, name) < 2**31:
-                raise UserError(f"{name} is {getattr(self, name)}, expected a positive whole number")
-        if self.min_pixels > self.max_pixels:
-            raise UserError(_crossed(self.min_pixels, self.max_pixels))
+        if not 1 <= self.min_pixels <= self.max_pixels < 2**31:
+            raise UserError(_wrong_limits(self.min_pixels, self.max_pixels))
 
     def grid(
         self,
@@ -92,7 +89,7 @@ class ImageProcessor:
         if resized_height and resized_width:
             width, height, least, most = resized_width, resized_height, 4 * factor**2, 16384 * factor**2
         if least > most:
-            raise UserError(f"{name}: {_crossed(least, most)}")
+            raise UserError(f"{name}: {_wrong_limits(least, most)}")
         try:
             height, width = smart_resize(height, width, factor, least, most)
         except UserError as error:
@@ -131,5 +128,8 @@ class ImageProcessor:
         return patches.reshape(rows * columns, -1)
 
 
-def _crossed(least: int, most: int) -> str:
+def _wrong_limits(least: int, most: int) -> str:
+    for name, limit in (("min_pixels", least), ("max_pixels", most)):
+        if not 1 <= limit < 2**31:
+            return f"{name} is {limit}, expected a positive whole number"
     return f"min_pixels is {least}, above max_pixels, which is {most}; give both, or other ones"
