@@ -115,7 +115,8 @@ def frame_of(processor: Processor, encoded: Encoded, unit: Unit | None) -> Frame
     if encoded.image_grid_thw is None:
         return None
     _, height, width = (processor.image_processor.patch_size * encoded.image_grid_thw[0]).tolist()
-    return Frame.beside(encoded.pictures, (width, height), unit)
+    is_only = len({image.size for image in encoded.pictures}) == 1
+    return Frame(encoded.pictures[0].size, (width, height), unit, is_only)
 
 
 def encode_record(record: Record, processor: Processor, **options: Any) -> Encoded:
