@@ -4,6 +4,7 @@ killed, it goes on bit by bit.
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -408,6 +409,8 @@ def test_a_picture_that_is_missing_drops_its_row_and_another_takes_the_place(tmp
         ({"reward": "nowhere.py:f"}, "expected FILE.py:function, with a file that exists"),
         ({"max_num_seqs": 3}, "max_num_seqs is 3"),
         ({"max_length": 60}, "none of the prompts of this rollout can be used"),
+        ({"start_share": 1.0}, "--start-share is 1.0; it must be"),
+        ({"start_share": 0.5, "lora_r": 2}, "--start-share is of all weights"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_line(tmp_path, options, words):
@@ -415,6 +418,49 @@ def test_what_cannot_be_meant_is_refused_in_one_line(tmp_path, options, words):
         run(tmp_path, **options)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def weights_of(folder):
+    return load_file(Path(folder) / "model.safetensors")
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_what_was_learned_goes_a_share_of_the_way_back_to_where_it_began(
+    tmp_path, fresh, rewards, monkeypatch, bf16
+):
+    """Before it is evaluated for the last time; checkpoints hold the weights that learn."""
+    options = {"model": fresh, "reward": f"{rewards}:varied", "bf16": bf16, "learning_rate": 1e-3}
+    run(tmp_path / "plain", **options)
+    seen = []
+    monkeypatch.setattr(
+        grpo, "evaluate", lambda run: seen.append((run.step, run.answering_model().state_dict()))
+    )
+    options |= {"start_share": 0.25, "save_steps": 1, "eval_steps": 1}
+    run(tmp_path / "back", **options)
+    start, plain = weights_of(fresh), weights_of(tmp_path / "plain" / "final")
+    expected = {name: weight.lerp(start[name], 0.25) for name, weight in plain.items()}
+    assert sum(not torch.equal(start[name], plain[name]) for name in start) > 10
+    back = weights_of(tmp_path / "back" / "final")
+    assert all(torch.equal(back[name], expected[name]) for name in start)
+    assert [step for step, _ in seen] == [0, 1, 2]
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    assert all(torch.equal(seen[-1][1][name], expected[name].to(dtype)) for name in start)
+    shutil.rmtree(tmp_path / "back" / "final")  # as if killed between the last checkpoint and the end
+    run(tmp_path / "back", **options)
+    back = weights_of(tmp_path / "back" / "final")
+    assert all(torch.equal(back[name], expected[name]) for name in start)
+
+
+def test_two_processes_go_back_to_where_they_began_as_one_does(tmp_path):
+    made = {}
+    for name, share in (("plain", "0"), ("back", "0.25")):
+        command = "train.py --stage grpo --max-steps 1 --per-device-train-batch-size 16 --eval-steps 0"
+        command += f" --sample-steps 0 --nproc-per-node 2 --start-share {share} --out {tmp_path / name}"
+        subprocess.run([sys.executable, *command.split()], cwd=ROOT, env=ENVIRONMENT, check=True)
+        made[name] = weights_of(tmp_path / name / "final")
+    start = {name: weight.float() for name, weight in weights_of(resolve("r1ov-tiny-sft")).items()}
+    for name, weight in made["plain"].items():
+        assert torch.equal(made["back"][name], weight.lerp(start[name], 0.25)), name
 
 
 def test_too_many_golds_that_cannot_be_scored_a_broken_reward_and_no_rows_refuse_the_run(tmp_path, rewards):

@@ -21,6 +21,8 @@ from r1ov import cli
 from r1ov.data.playground import FAMILIES, SPLITS, invent, messages, sample, split_of
 from r1ov.data.playground.__main__ import main
 from r1ov.data.playground.scene import COLOURS, GRID, PAPER, SHAPES, SIZE, UNSEEN, Canvas, Scene, wordings
+from r1ov.data.playground.source import Playground
+from tests import reading
 
 LEVELS = ("normal", "hard", "beyond")
 SHAPE_FAMILIES = ("counting", "spatial", "pattern", "locate")  # those of coloured shapes, described in JSON
@@ -490,3 +492,23 @@ def test_the_contact_sheet_is_written_and_mistakes_are_explained(tmp_path):
         failed = subprocess.run([*command, *wrong], capture_output=True, text=True)
         assert failed.returncode == 2
         assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_reward_for_reading_knows_a_true_thought_from_a_false_one(family):
+    source, place = Playground("rl", 3), list(FAMILIES).index(family)
+    for turn in range(6):
+        record = source[number := turn * len(FAMILIES) + place]
+        scene, row = invent("rl", number, 3)[1], {"where": record.where}
+        said = f"<think>{scene.reasoning}</think>\n<answer>wrong</answer>"
+        words = scene.reasoning.split()
+        assert reading.score([], said, row, {}) == 1.0
+        for at in range(len(words)):
+            if words[at].strip(".,").isdigit() and scene.kind == "bbox":
+                other = said.replace(words[at], words[at].replace(words[at][0], "9"))
+                assert reading.score([], other, row, {}) == 1.0  # of a box, how well is the answer's score
+            elif scene.kind != "bbox" or at < words.index("x"):
+                other = " ".join([*words[:at], f"un{words[at]}", *words[at + 1 :]])
+                assert reading.score([], f"<think>{other}</think>", row, {}) == 0.0
+        assert reading.score([], scene.reasoning, row, {}) == 0.0  # no thought
+    assert reading.score([], said, {"where": "rows.jsonl, row 3"}, {}) is None

@@ -40,6 +40,7 @@ from r1ov.train.run.config import GRPOConfig
 from r1ov.train.run.heldout import evaluate
 from r1ov.train.run.observe import check_rewards, combine_metrics, observe, sampling_metrics, sum_up
 from r1ov.train.run.open import Run, open_run, open_source
+from r1ov.train.run.sharding import towards_start
 
 COUNTS = ("num_items_in_batch", "num_sequences_in_batch", "num_read_in_batch")
 
@@ -203,7 +204,11 @@ def train(config: GRPOConfig) -> None:
                 learned["update_seconds"] = time.perf_counter() - begun
                 if not run.end_step({**observed, **learned}, may_stop=not left):
                     return
-                if run.is_due(config.eval_steps):
+                if run.step < config.max_steps and run.is_due(config.eval_steps):
                     evaluate(run)
+        if config.start_share:
+            towards_start(run.masters, run.model, run.build(), config.start_share)
+        if run.is_due(config.eval_steps):
+            evaluate(run)
         sum_up(run)
         run.finish()

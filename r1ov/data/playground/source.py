@@ -29,5 +29,5 @@ class Playground:
             kind=scene.kind,
             id=str(number),
             format=family,
-            where=f"playground, {self.split}, sample {number}",
+            where=f"playground, {self.split}, seed {self.seed}, sample {number}",
         )

@@ -236,6 +236,9 @@ class GRPOConfig(LoraOptions, TrainConfig):
     max_resamplings: int = option(3, "most rounds of replacement per rollout, of bad prompts too", least=0)
     importance_sampling_correction: bool = option(False, "weight tokens by trainer / sampler probability")
     importance_sampling_cap: float = option(2.0, "of that weight")
+    start_share: float = option(
+        0.0, "share of the weights that training began from in the final ones", least=0, below=1
+    )
 
     reward_funcs: tuple[str, ...] = option(
         ("accuracy", "format"), "accuracy, format or soft_format; may be repeated"
@@ -270,6 +273,8 @@ class GRPOConfig(LoraOptions, TrainConfig):
                 f"--reward-funcs: there is no {sorted(unknown)[0]!r}; there are accuracy, format, "
                 "soft_format (--reward: your own)"
             )
+        if self.start_share and self.is_lora:
+            raise UserError("--start-share is of all weights; for less of an adapter lower --lora-alpha")
         rewards, weights = len(self.reward_funcs) + bool(self.reward), len(self.reward_weights)
         if weights not in (0, rewards):
             raise UserError(f"--reward-weights: {weights} for {rewards} rewards")

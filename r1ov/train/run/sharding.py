@@ -175,6 +175,20 @@ def computing_copy(
     return copy
 
 
+@torch.no_grad()
+def towards_start(masters: Qwen2_5_VL, model: Qwen2_5_VL, start: Qwen2_5_VL, share: float) -> None:
+    """Moves what was learned a share of the way back to where it began: much of what was gained stays, and
+    more of what was lost comes back.
+
+    Args: model: what computes, the masters or a copy of them. start: laid out as the masters.
+    Source: linear interpolation towards initialization, WARP (Rame et al. 2024, arXiv 2406.16768).
+    """
+    for weight, first in zip(masters.parameters(), start.parameters(), strict=True):
+        weight.lerp_(first, share)
+    if model is not masters:
+        refresh(model, masters)
+
+
 def _hand_over(master: Tensor, parameter: Tensor) -> None:
     gradient, parameter.grad = parameter.grad, None
     master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
