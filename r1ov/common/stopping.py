@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import resource_tracker
 from types import FrameType
 
@@ -22,24 +23,26 @@ def stopping(announcement: str = "") -> Iterator[threading.Event]:
 
     Args: announcement: what happens now, for stderr; one rank is enough.
     """
-    stop, alone = threading.Event(), "TORCHELASTIC_RUN_ID" not in os.environ
-
-    def ask(number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            if number == signal.SIGINT and alone:
-                raise KeyboardInterrupt
-            return
-        stop.set()
-        if announcement:  # not by print, which may be in the middle of a line and must not be entered twice
-            note = f"\rnote    {announcement}{'; Ctrl-C again: at once' if alone else ''}"
-            os.write(2, f"{note:<120}\n".encode())  # in the place of a progress bar
-
-    before = {number: signal.signal(number, ask) for number in SIGNALS}
+    stop = threading.Event()
+    before = {number: signal.signal(number, partial(_ask, stop, announcement)) for number in SIGNALS}
     try:
         yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _ask(stop: threading.Event, announcement: str, number: int, _frame: FrameType | None) -> None:
+    """The handler of a signal."""
+    alone = "TORCHELASTIC_RUN_ID" not in os.environ
+    if stop.is_set():
+        if number == signal.SIGINT and alone:
+            raise KeyboardInterrupt
+        return
+    stop.set()
+    if announcement:  # not by print, which may be in the middle of a line and must not be entered twice
+        note = f"\rnote    {announcement}{'; Ctrl-C again: at once' if alone else ''}"
+        os.write(2, f"{note:<120}\n".encode())  # in the place of a progress bar
 
 
 @contextmanager

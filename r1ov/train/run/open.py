@@ -15,7 +15,8 @@ import torch
 
 from r1ov.cli import flag, marked
 from r1ov.common.files import earlier_options, is_finished, locked, say, write_json
-from r1ov.common.processes import World, choose_kernels, joined, share_cores
+from r1ov.common.memory import return_freed
+from r1ov.common.processes import SMALL, World, choose_kernels, joined, share_cores
 from r1ov.common.stopping import stopping
 from r1ov.data.formats.reader import Endless, open_data
 from r1ov.data.formats.records import Record
@@ -92,6 +93,8 @@ class Run:
         self.processor = processor.with_pixel_limits(config.min_pixels, config.max_pixels)
         parameters = sum(parameter.numel() for parameter in pretrained.build(processor.config).parameters())
         config = replace(config, adapter=self.folders.adapter and str(self.folders.adapter))
+        if parameters > SMALL:
+            return_freed()
         before, config = settle(config, parameters, num_rows, files, world, device)
         self.config, self.out, self.log = config, Path(config.out), None
         is_longer = is_finished(self.out)
@@ -136,9 +139,7 @@ class Run:
         if config.activation_checkpointing != "off":
             sharding.checkpoint_activations(model, config.activation_checkpointing)
         if world.size > 1:
-            # CPUs have memory to spare, and gathering twice takes their time.
-            mesh = sharding.make_mesh(world, device, config.replicate)
-            sharding.shard(model, mesh, self.dtype, device.type != "cpu")
+            sharding.share_out(model, world, device, config.replicate, self.dtype)
         if config.model:
             load_weights(model, self.folders.weights, device, torch.float32)
         else:

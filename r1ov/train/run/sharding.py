@@ -129,6 +129,13 @@ def shard(
         this.set_modules_to_backward_prefetch([previous])
 
 
+def share_out(
+    model: Qwen2_5_VL, world: World, device: torch.device, replicate: int, dtype: torch.dtype
+) -> None:
+    """`shard` over all processes. CPUs have memory to spare, and gathering twice takes their time."""
+    shard(model, make_mesh(world, device, replicate), dtype, device.type != "cpu")
+
+
 def replica(model: Qwen2_5_VL, dtype: torch.dtype, tensor_parallel: int = 1) -> Qwen2_5_VL:
     """An ordinary copy of the model, for answering questions: whole in every process, or split between so
     many. All processes call this together.
@@ -226,7 +233,7 @@ def build_adapted(
     attach(model, values, lora)
     checkpoint_activations(model, config.activation_checkpointing)
     if world.size > 1:
-        shard(model, make_mesh(world, device, config.replicate), dtype, device.type != "cpu")
+        share_out(model, world, device, config.replicate, dtype)
         load_weights(model, folders.weights, device, dtype)
         for name, value in values.items():
             parameter = model.get_parameter(name)
