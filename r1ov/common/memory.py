@@ -21,11 +21,10 @@ def free_memory(device: torch.device) -> float:
     """Bytes that a program may still take: of a GPU, or of this machine and its container."""
     if device.type != "cpu":
         return torch.cuda.mem_get_info(device)[0]
-    free, limits = inf, Path("/sys/fs/cgroup")
+    free = inf
     with suppress(OSError, ValueError):  # macOS has no such files, a machine without limits "max"
-        available = re.search(r"MemAvailable: *(\d+)", Path("/proc/meminfo").read_text())
-        free = 1024 * int(available[1])
-        limit, taken = (int((limits / f"memory.{name}").read_text()) for name in ("max", "current"))
+        free = 1024 * int(re.search(r"MemAvailable: *(\d+)", Path("/proc/meminfo").read_text())[1])
+        limit, taken = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
         free = min(free, limit - taken)
     return free
 
@@ -57,9 +56,11 @@ def plan(
     Raises: UserError if it is more; `remedies` says what to do.
     """
     on_cpu = device.type == "cpu"
-    program = resident() - present if on_cpu else 6e8  # CUDA, and its libraries
-    free, held = free_memory(device) + present + program * on_cpu, {"program": program, **parts}
-    need = sum(held.values())
+    taken = resident() if on_cpu else present
+    # Of weights that are mapped little may be read yet. On a GPU: CUDA, and its libraries.
+    program = max(taken - present, 3e8) if on_cpu else 6e8
+    held = {"program": program, **parts}
+    free, need = free_memory(device) + taken, sum(held.values())
     shown = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in held.items())
     line = f"{need / 1e9:.2f} GB of {free / 1e9:.1f} free ({shown})"
     if need > free:
