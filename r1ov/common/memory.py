@@ -58,7 +58,7 @@ def plan(
     on_cpu = device.type == "cpu"
     taken = resident() if on_cpu else present
     # Of weights that are mapped little may be read yet. On a GPU: CUDA, and its libraries.
-    program = max(taken - present, 3e8) if on_cpu else 6e8
+    program = taken - present * (present < taken) if on_cpu else 6e8
     held = {"program": program, **parts}
     free, need = free_memory(device) + taken, sum(held.values())
     shown = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in held.items())
