@@ -101,10 +101,11 @@ class Counting(TorchDispatchMode):
 
 
 class Living(TorchDispatchMode):
-    """Remembers the most bytes of results that ever lived at the same time."""
+    """Remembers the most bytes of results that ever lived at the same time, on the meta device or another."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "meta") -> None:
         super().__init__()
+        self.device = device
         self.living = self.most = 0
         self.known = WeakIdKeyDictionary()  # storages
 
@@ -119,7 +120,7 @@ class Living(TorchDispatchMode):
             r.alias_info is not None and not r.alias_info.is_write for r in function._schema.returns
         )
         for x in tree_leaves(out):
-            if isinstance(x, Tensor) and x.is_meta and not is_view:
+            if isinstance(x, Tensor) and x.device.type == self.device and not is_view:
                 storage = x.untyped_storage()
                 if storage not in self.known:
                     self.known[storage] = size = storage.nbytes()

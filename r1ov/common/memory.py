@@ -3,18 +3,39 @@
 import ctypes
 import mmap
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from math import inf
+from operator import mul
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from r1ov.errors import UserError
 
 REMEDIES = "quantize int4, fewer new tokens or samples, or smaller pictures (max_pixels) take less"
-
+IN_TRAINING = (
+    "--lora-r 16, --activation-checkpointing full, more processes (--nproc-per-node), --beta 0, or a smaller "
+    "--max-length, --max-num-seqs or --max-completion-length take less"
+)
+SMALL = 2**24  # numbers; models below gain nothing by bfloat16 on a CPU, where calls cost more than products
 MMAP_THRESHOLD = -3  # glibc's number of the option
+CUDA, TORCH = 6e8, 4.7e8  # with their libraries; the second on a CPU, in training
+LOGITS = 2**26  # that kernels/logprobs.py makes at once where torch computes
+HOLES = 0.5  # of what a SMALL model's step makes: left in glibc's heap, where `return_freed` is not called
+# What a decoder layer keeps of a token for its backward pass, in hidden sizes, sizes of all keys and of the
+# MLP; and a block of the vision encoder of a patch, in hidden sizes and sizes of the MLP.
+KEPT = {
+    # Input, middle, both norms before and after their weights, queries, attention in a batch, in the pack and
+    # summed; keys, values; gate, silu, up, product. The encoder's values lie in the whole of q, k and v.
+    "torch": (9, 2, 4, 12, 4),
+    # Norms and silu are made again, and a pack is no batch.
+    "triton": (6, 2, 3, 10, 3),
+    # Input, products and attention, but for the last product, and those of the encoder's MLP.
+    "selective": (4, 2, 2, 6, 0),
+    "full": (1, 0, 0, 1, 0),  # the input
+}
 
 
 def free_memory(device: torch.device) -> float:
@@ -29,13 +50,6 @@ def free_memory(device: torch.device) -> float:
     return free
 
 
-def resident() -> float:
-    """Bytes of memory that this process holds; what torch and its libraries take where nobody counts."""
-    with suppress(OSError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
-    return 3e8
-
-
 def return_freed() -> None:
     """Has glibc give each freed piece of 1 MB or more back to the system at once.
 
@@ -47,22 +61,74 @@ def return_freed() -> None:
         ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 2**20)
 
 
-def plan(
-    parts: Mapping[str, float], device: torch.device, remedies: str = REMEDIES, present: float = 0
-) -> str:
+def held(run: Any) -> dict[str, float]:
+    """Bytes that a process of a training holds all the time, by what they are. Args: run: open.py's `Run`."""
+    config, size, copies = run.config, run.world.size, run.config.replicate
+    counted = run.model.parameters(), run.parameters, run.model.visual.parameters()
+    total, trained, vision = (sum(map(torch.numel, parameters)) for parameters in counted)
+    # weights, gradients and AdamW's two moments; of what does not learn weights alone, so of a reference
+    weights = sum(tensor.nbytes for tensor in run.masters.state_dict().values())
+    parts = {"weights, gradients and optimizer": (weights + 12 * trained) * copies / size}
+    is_copied, is_grpo = run.model is not run.masters, config.stage == "grpo"
+    if is_grpo and config.beta and not config.is_lora:
+        parts["reference"] = run.dtype.itemsize * total if is_copied else 4 * total * copies / size
+    if is_copied or (size > 1 and (is_grpo or (config.eval_steps and config.asks))):
+        copy = run.dtype.itemsize * (vision + (total - vision) / config.tensor_parallel)
+        parts["a copy that answers"] = copy
+    if config.save_steps and run.device.type == "cpu":
+        parts["a checkpoint on its way"] = 12 * trained / size
+    return parts
+
+
+def activations(run: Any, packs: Iterable[Mapping[str, torch.Tensor]]) -> dict[str, float]:
+    """Bytes that the forward and backward pass of the largest pack hold at the worst moment, beside weights,
+    gradients and the optimizer's moments; {} without packs.
+
+    That is when all that is KEPT is there, and the backward pass is at the loss, with its logits three times,
+    or at the last layer, of which what was not kept is made again, beside the gradients of its MLP.
+
+    Args: run: open.py's `Run`. packs: with labels.
+    Source: what autograd saves, tensor by tensor (tests/test_memory.py).
+    """
+    text, vision, itemsize = run.model.config.text, run.model.config.vision, run.dtype.itemsize
+    rows = [KEPT[run.kernels], KEPT.get(run.config.activation_checkpointing, KEPT[run.kernels])]
+    sizes = text.hidden_size, text.num_key_value_heads * text.head_dim, text.intermediate_size
+    is_small = run.device.type == "cpu" and sum(map(torch.numel, run.model.parameters())) <= SMALL
+    most, name = 0.0, ""
+    for pack in packs:
+        tokens, patches = len(pack["labels"]) / run.config.context_parallel, len(pack.get("pixel_values", ()))
+        ends = 4 * tokens * sizes[0] + patches * vision.patch_dim
+        patches *= run.model.visual.patch_embed.proj.weight.requires_grad
+        layer, kept = (tokens * sum(map(mul, row, sizes)) for row in rows)
+        block, seen = (patches * (a * vision.hidden_size + b * vision.intermediate_size) for *_, a, b in rows)
+        again = layer - kept + tokens * (sizes[0] + 2 * sizes[2])
+        scored = min(int((pack["labels"] >= 0).sum()), LOGITS // text.vocab_size) * (run.kernels == "torch")
+        logits = 12 * scored * text.vocab_size / itemsize  # three in float32
+        whole = text.num_hidden_layers * layer + vision.depth * block
+        kept = text.num_hidden_layers * kept + vision.depth * seen
+        size = ends + kept + max(again, logits) + HOLES * is_small * (ends + whole + logits)
+        if size > most:
+            most, name = size, f"a pack of {len(pack['labels']):,} tokens"
+    return {name: itemsize * most} if most else {}
+
+
+def plan(parts: Mapping[str, float], device: torch.device, is_training: bool = False) -> str:
     """Says what is needed and how much of that is free.
 
-    Args: parts: bytes, by what they are for. present: bytes of them that are taken already.
-    Raises: UserError if it is more; `remedies` says what to do.
+    Args: parts: bytes, by what they are for. is_training: some of them may be taken already.
+    Raises: UserError if it is more.
     """
-    on_cpu = device.type == "cpu"
-    taken = resident() if on_cpu else present
-    # Of weights that are mapped little may be read yet. On a GPU: CUDA, and its libraries.
-    program = taken - present * (present < taken) if on_cpu else 6e8
-    held = {"program": program, **parts}
-    free, need = free_memory(device) + taken, sum(held.values())
-    shown = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in held.items())
+    if device.type == "cpu":
+        taken = 3e8
+        with suppress(OSError):  # where nobody counts, about what torch and its libraries take
+            taken = int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+        program = max(taken - sum(parts.values()), TORCH) if is_training else taken
+    else:
+        taken, program = torch.cuda.memory_reserved(device), CUDA
+    needed = {"program": program, **parts}
+    free, need = free_memory(device) + taken, sum(needed.values())
+    shown = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in needed.items())
     line = f"{need / 1e9:.2f} GB of {free / 1e9:.1f} free ({shown})"
     if need > free:
-        raise UserError(f"needs {line}; {remedies}")
+        raise UserError(f"needs {line}; {IN_TRAINING if is_training else REMEDIES}")
     return line

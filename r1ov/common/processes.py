@@ -17,11 +17,10 @@ import torch.distributed as dist
 
 from kernels import check_impl, unavailable, use
 from r1ov.common.files import one_line
-from r1ov.common.memory import free_memory
+from r1ov.common.memory import SMALL, free_memory
 from r1ov.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SMALL = 2**24  # numbers; models below gain nothing by bfloat16 on a CPU, where calls cost more than products
 # How long a rank waits for the others. One may save or decode for hours while the rest wait; a rank that dies
 # is not waited for, because torchrun ends the others.
 PATIENCE = timedelta(days=1)

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import token_logprobs
+from r1ov.common.memory import activations
 from r1ov.data.pack import Continuation, Part, make_packs, num_trained
 from r1ov.data.processor import IGNORED, Batch
 from r1ov.errors import UserError
@@ -173,7 +174,7 @@ def train(config: GRPOConfig) -> None:
             begun, policy, num_sampled = time.perf_counter(), run.answering_model(), 0
             groups = []
             for prompts, seed in until_enough(groups, run, encode, count):
-                sampled = sample(policy, run.processor, prompts, config, seed)[run.shared]
+                sampled = sample(policy, run.processor, prompts, config, seed, run.expect)[run.shared]
                 num_sampled += sum(one.completion_tokens for group in sampled for one in group.completions)
                 groups += [score(group) for group in sampled]
             rate = world.sum(num_sampled)[0] / (seconds := time.perf_counter() - begun)
@@ -196,6 +197,7 @@ def train(config: GRPOConfig) -> None:
             # 5. loss and 6. update
             steps = (minibatches * config.num_iterations)[: config.max_steps - run.step]
             for left, (packs, counts) in zip(reversed(range(len(steps))), steps, strict=True):
+                run.expect(activations(run, packs))
                 begun = time.perf_counter()
                 learned = {
                     **accumulate_gradients(run, packs, counts),

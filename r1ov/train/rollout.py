@@ -14,6 +14,7 @@ from r1ov.data.formats.records import BadRow, Record
 from r1ov.data.processor import Encoded, Processor
 from r1ov.data.steps import Source, encode_record, frame_of
 from r1ov.engine import Completion, decode, prepare
+from r1ov.engine.generate import needs
 from r1ov.errors import UserError
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.reward import Frame, Rules, grade, shape_reward, soft_overlong, total_reward
@@ -44,9 +45,17 @@ class Group:
 
 
 def sample(
-    model: Qwen2_5_VL, processor: Processor, prompts: Sequence[Group], config: GRPOConfig, seed: int
+    model: Qwen2_5_VL,
+    processor: Processor,
+    prompts: Sequence[Group],
+    config: GRPOConfig,
+    seed: int,
+    expect: Callable | None = None,
 ) -> list[Group]:
-    """The prompts with G completions each, which depend on seed and prompt, not on the rest of the batch."""
+    """The prompts with G completions each, which depend on seed and prompt, not on the rest of the batch.
+
+    Args: expect: `Run.expect`, told what they take if all are as long as they may be.
+    """
     if not prompts:
         return []
     plan = prepare(
@@ -62,6 +71,8 @@ def sample(
         top_k=0,
         repetition_penalty=1.0,
     )
+    if expect:
+        expect(needs(model.config, *plan.sizes(), model.model.config, model.head_weight.itemsize))
     completions = iter(decode(model, processor, plan)[0])
     return [
         replace(group, completions=[next(completions) for _ in range(plan.num_samples)]) for group in prompts

@@ -164,6 +164,11 @@ class TrainConfig:
         return tuple(part.strip() for part in (self.freeze or "").split(",") if part.strip())
 
     @property
+    def asks(self) -> bool:
+        """Whether there are held-out questions."""
+        return bool(self.eval_data or self.data == PLAYGROUND)
+
+    @property
     def reading(self) -> dict:
         """Arguments of `open_data`."""
         return {name: getattr(self, name) for name in ("clean", "image_folder", "box_unit")}

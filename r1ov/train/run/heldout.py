@@ -44,7 +44,7 @@ def evaluate(run: Run) -> None:
         trainers = run.trainers
         steps = Steps(source, run.processor, count, config.max_length, trainers.rank, trainers.size)
         result |= held_out_loss(run, steps[0])
-    if config.eval_data or config.data == PLAYGROUND:
+    if config.asks:
         result |= answer_questions(run, *held_out(run, "solution"))
     if run.log and result:
         run.log.event({"step": run.step, **result})

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from r1ov.common.files import one_line, say, write_text
-from r1ov.common.memory import plan
+from r1ov.common.memory import held, plan
 from r1ov.common.processes import dtype_name
 from r1ov.common.shares import wilson
 from r1ov.errors import UserError
-from r1ov.train.run.config import PLAYGROUND
 
 WIDTH = 120  # columns of the console
 COLUMNS = {  # metric -> how its step shows it; where a line is full, the last are left out
@@ -112,33 +111,22 @@ def rollout_lines(run: Any) -> list[str]:
 def introduction(run: Any, rows: str) -> list[str]:
     """What a run is about to do. Args: run: open.py's `Run`. rows: how many the data has, for people."""
     config, size, copies = run.config, run.world.size, run.config.replicate
-    counted = run.model.parameters(), run.parameters, run.model.visual.parameters()
-    total, trained, vision = (sum(map(torch.numel, parameters)) for parameters in counted)
-    # weights, gradients and AdamW's two moments; of what does not learn weights alone, so of a reference
-    weights = sum(tensor.nbytes for tensor in run.masters.state_dict().values())
-    memory, held = (weights + 12 * trained) * copies / size, "weights, gradients and optimizer"
-    copy, is_copied = run.dtype.itemsize * total, run.model is not run.masters
-    is_grpo = config.stage == "grpo"
-    if is_grpo and config.beta and not config.is_lora:
-        memory += copy if is_copied else 4 * total * copies / size
-        held += ", reference"
-    is_asked = config.eval_data or config.data == PLAYGROUND
-    if is_copied or (size > 1 and (is_grpo or (config.eval_steps and is_asked))):
-        memory += run.dtype.itemsize * (vision + (total - vision) / config.tensor_parallel)
-        held += ", a copy that answers"
-    fitting = "--lora-r 16, more processes (--nproc-per-node) or --beta 0 takes less"
-    taken = plan({held: memory}, run.device, fitting, present=weights / size + copy * is_copied)
+    total, trained = (sum(map(torch.numel, some)) for some in (run.model.parameters(), run.parameters))
+    parts = held(run)
+    taken = plan(parts, run.device, is_training=True)
     learn = "" if trained == total else f", {trained / 1e6:,.2f} M of them learn"
     name = config.model or f"from scratch, as {config.config_name}"
     sharding = "whole in each" if size == 1 else f"sharded over {size // copies}"
     sharding += f", {copies} times" if copies > 1 else ""
+    is_grpo = config.stage == "grpo"
     unit = "completions" if is_grpo else "conversations"
     lines = [
         f"{config.stage:<8}{name}, {total / 1e6:,.2f} M parameters{learn}, on {config.data}{rows} "
         f"-> {run.out}/",
         f"run     {run.device}, {dtype_name(run.dtype)}, {run.kernels} kernels, processes: {size}, "
         f"threads of each: {torch.get_num_threads()}, model {sharding}, seed {config.seed}",
-        f"memory  {memory / 1e9:.2f} GB a process for {held}; activations on top: {taken}",
+        f"memory  {sum(parts.values()) / 1e9:.2f} GB a process for {', '.join(parts)}; "
+        f"activations on top: {taken}",
         f"step    {config.train_batch_size} {unit} in packs of up to {config.max_length:,} tokens, "
         f"{config.optim}, peak learning rate {config.learning_rate:g}, steps: {config.max_steps:,}",
     ]

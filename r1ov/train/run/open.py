@@ -15,8 +15,8 @@ import torch
 
 from r1ov.cli import flag, marked
 from r1ov.common.files import earlier_options, is_finished, locked, say, write_json
-from r1ov.common.memory import return_freed
-from r1ov.common.processes import SMALL, World, choose_kernels, joined, share_cores
+from r1ov.common.memory import SMALL, held, plan, return_freed
+from r1ov.common.processes import World, choose_kernels, joined, share_cores
 from r1ov.common.stopping import stopping
 from r1ov.data.formats.reader import Endless, open_data
 from r1ov.data.formats.records import Record
@@ -197,6 +197,7 @@ class Run:
 
     def begin(self) -> None:
         """Makes the folder this run's, says what is about to be done, and starts the clocks."""
+        self.held, self.most = held(self), 0.0
         if self.world.is_main:
             rows = f", {len(self.source):,} rows" if isinstance(self.source, Endless) else ""
             lines = introduction(self, rows)
@@ -209,6 +210,15 @@ class Run:
                 os.replace(self.out / "final", self.out / f"final-step-{self.step}")
             write_json(self.out / "config.json", self.options)
         self.started = self.begun = self.since = time.perf_counter()
+
+    def expect(self, parts: Mapping[str, float]) -> None:
+        """Says what is needed with a part of a step, if that is a twentieth more than was said before.
+        Raises: UserError if it does not fit. Args: parts: bytes beside those that are held all the time.
+        """
+        if (size := sum(parts.values())) > 1.05 * self.most:
+            self.most, line = size, plan(self.held | parts, self.device, is_training=True)
+            if self.log:
+                tell(f"memory  {line}")
 
     def is_due(self, every: int) -> bool:
         """Whether what is done every so many steps, and at the end, is done now; 0: never."""
