@@ -69,9 +69,9 @@ WALKS = {
     ),
 }
 # Budgets that are not met yet are reported as expected failures. Until they are, nothing may move further
-# away than what was measured on 29 November 2026, after adapters, weights of 4 bits, the memory plan, also of
-# a step of training, and kernels for small operations had come in. (Which rules of the rewards a GRPO step enters depends on what was
-# sampled, and so a little on the CPU.)
+# away than what was measured on 29 November 2026, after adapters, weights of 4 bits, the memory plan, also
+# of a step of training, and kernels for small operations had come in. (Which rules of the rewards a GRPO
+# step enters depends on what was sampled, and so a little on the CPU.)
 SO_FAR = dict(zip(WALKS, ((22, 125, 15_140), (30, 168, 19_000), (43, 238, 30_770)), strict=True))
 LAYOUT = {
     tokenize.COMMENT,

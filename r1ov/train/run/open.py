@@ -92,10 +92,11 @@ class Run:
         processor = pretrained.read_processor(self.folders.settings)
         self.processor = processor.with_pixel_limits(config.min_pixels, config.max_pixels)
         parameters = sum(parameter.numel() for parameter in pretrained.build(processor.config).parameters())
-        config = replace(config, adapter=self.folders.adapter and str(self.folders.adapter))
+        adapter, rate = self.folders.adapter, config.peak_learning_rate(parameters)
+        config = replace(config, adapter=adapter and str(adapter), learning_rate=rate)
         if parameters > SMALL:
             return_freed()
-        before, config = settle(config, parameters, num_rows, files, world, device)
+        before, config = settle(config, num_rows, files, world, device)
         self.config, self.out, self.log = config, Path(config.out), None
         is_longer = is_finished(self.out)
         if is_longer and before["max_steps"] == config.max_steps:
@@ -302,22 +303,17 @@ class Run:
 
 
 def settle(
-    config: TrainConfig,
-    parameters: int,
-    num_rows: int | None,
-    files: Sequence[str],
-    world: World,
-    device: torch.device,
+    config: TrainConfig, num_rows: int | None, files: Sequence[str], world: World, device: torch.device
 ) -> tuple[dict, TrainConfig]:
     """The options of the run to go on with, {} if there is none, and those of this one, all resolved. Without
     --out its folder is the first of runs/sft, runs/sft-2, ... that is free or holds this very run. Raises:
-    UserError if the folder given holds another. Args: parameters: of the model.
+    UserError if the folder given holds another.
     """
     numbered = (Path("runs", f"{config.stage}-{number}") for number in count(2))
     for out in [Path(config.out)] if config.out else chain([Path("runs", config.stage)], numbered):
         before = earlier_options(out / "config.json") or {}
         resumed = before if is_finished(out) or any(out.glob("checkpoints/step-*")) else {}
-        settled = resolve(replace(config, out=str(out)), num_rows, world, device, resumed, parameters)
+        settled = resolve(replace(config, out=str(out)), num_rows, world, device, resumed)
         try:
             if "stage" not in before and (before or is_finished(out)):
                 raise UserError(f"--out {out}: holds a model, and no run; choose another folder")
@@ -331,14 +327,9 @@ def settle(
 
 
 def resolve(
-    config: TrainConfig,
-    num_rows: int | None,
-    world: World,
-    device: torch.device,
-    before: Mapping,
-    parameters: int,
+    config: TrainConfig, num_rows: int | None, world: World, device: torch.device, before: Mapping
 ) -> TrainConfig:
-    """Every option resolved. Args: before: options of the run to be resumed. parameters: of the model."""
+    """Every option resolved. Args: before: options of the run to be resumed."""
     of_batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
     is_as_before = before and all(before.get(name) == getattr(config, name) for name in of_batch)
     fresh = config.per_device_train_batch_size * config.gradient_accumulation_steps * world.size
@@ -352,7 +343,6 @@ def resolve(
     return replace(
         config,
         device=str(device),
-        learning_rate=config.peak_learning_rate(parameters),
         train_batch_size=batch_size,
         max_steps=max_steps,
         activation_checkpointing=config.activation_checkpointing
