@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,7 +59,8 @@ TINY = 2_654_592  # parameters of r1ov-tiny
 
 
 def settled(config, num_rows=None, files=()):
-    return settle(config, TINY, num_rows, files, World(), torch.device("cpu"))
+    config = replace(config, learning_rate=config.peak_learning_rate(TINY))
+    return settle(config, num_rows, files, World(), torch.device("cpu"))
 
 
 def begun(config, num_rows=None, finished=False):

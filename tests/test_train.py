@@ -219,7 +219,7 @@ def test_a_run_leaves_a_model_that_loads_and_a_log_with_the_fields_names(tmp_pat
 )
 def test_a_gpu_recomputes_some_activations_unless_told(given, device, expected):
     config = SFTConfig(activation_checkpointing=given)
-    settled = run_open.resolve(config, None, World(), torch.device(device), {}, parameters=10)
+    settled = run_open.resolve(config, None, World(), torch.device(device), {})
     assert settled.activation_checkpointing == expected
 
 
