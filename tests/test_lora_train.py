@@ -189,6 +189,15 @@ def test_a_run_goes_on_with_an_adapter_of_its_own_rank_and_settings(base, whole,
         assert all(torch.allclose(again[name], tensors[name], atol=1e-6) for name in tensors)
 
 
+def test_an_adapter_that_is_given_as_the_model_learns_at_an_adapters_rate(base, whole, tmp_path):
+    rates = {}
+    for name, model in (("all weights", base), ("adapter", whole[0])):
+        options = {"lora_r": None, "learning_rate": None, "max_steps": 1}
+        sft.train(SFTConfig(model=str(model), out=str(tmp_path / name), **COMMON | options))
+        rates[name] = json.loads((tmp_path / name / "config.json").read_text())["learning_rate"]
+    assert rates["adapter"] == pytest.approx(10 * rates["all weights"], rel=0.1)  # each to two digits
+
+
 def test_the_reference_of_grpo_is_the_model_without_its_adapter(base, tmp_path, monkeypatch):
     built, scored = [], []
     build, add_logprobs = grpo.Run.build, grpo.add_logprobs

@@ -92,8 +92,8 @@ class Run:
         processor = pretrained.read_processor(self.folders.settings)
         self.processor = processor.with_pixel_limits(config.min_pixels, config.max_pixels)
         parameters = sum(parameter.numel() for parameter in pretrained.build(processor.config).parameters())
-        adapter, rate = self.folders.adapter, config.peak_learning_rate(parameters)
-        config = replace(config, adapter=adapter and str(adapter), learning_rate=rate)
+        config = replace(config, adapter=self.folders.adapter and str(self.folders.adapter))
+        config = replace(config, learning_rate=config.peak_learning_rate(parameters))
         if parameters > SMALL:
             return_freed()
         before, config = settle(config, num_rows, files, world, device)
