@@ -19,6 +19,7 @@ from r1ov.errors import UserError
 from r1ov.folder.pretrained import read_config
 from r1ov.folder.weights import init_weights
 from r1ov.model.model import Qwen2_5_VL
+from r1ov.train import sft
 from r1ov.train.loss import sft_loss_and_correct
 from r1ov.train.run import sharding
 from r1ov.train.run.config import SFTConfig
@@ -195,3 +196,14 @@ def test_a_pack_that_does_not_fit_is_refused_in_one_line_before_it_is_trained(tm
     assert re.match(r"needs [\d.]+ GB of [\d.]+ free \(program .*, a pack of 5,\d\d\d tokens", message)
     assert all(word in message for word in ("--activation-checkpointing full", "--max-length", "--lora-r"))
     assert "\n" not in message
+
+
+def test_no_foresight_ends_a_run_that_is_on_its_way(tmp_path, monkeypatch, capsys):
+    """A pack of the second step is said not to fit, and tried."""
+    counts = iter([1e6, 1e12])
+    monkeypatch.setattr(sft, "activations", lambda run, packs: {"a pack": next(counts)})
+    options = {"max_steps": 2, "eval_steps": 0, "dataloader_num_workers": 0, "device": "cpu"}
+    train(SFTConfig(**options, out=str(tmp_path / "run")))
+    said = "".join(capsys.readouterr())
+    assert re.search(r"memory  1,?000\.\d\d GB of [\d.]+ free", said)
+    assert (tmp_path / "run" / "final").is_dir()

@@ -112,11 +112,13 @@ def activations(run: Any, packs: Iterable[Mapping[str, torch.Tensor]]) -> dict[s
     return {name: itemsize * most} if most else {}
 
 
-def plan(parts: Mapping[str, float], device: torch.device, is_training: bool = False) -> str:
+def plan(
+    parts: Mapping[str, float], device: torch.device, is_training: bool = False, refuses: bool = True
+) -> str:
     """Says what is needed and how much of that is free.
 
     Args: parts: bytes, by what they are for. is_training: some of them may be taken already.
-    Raises: UserError if it is more.
+    Raises: UserError if it is more, and `refuses`.
     """
     if device.type == "cpu":
         taken = 3e8
@@ -129,6 +131,6 @@ def plan(parts: Mapping[str, float], device: torch.device, is_training: bool = F
     free, need = free_memory(device) + taken, sum(needed.values())
     shown = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in needed.items())
     line = f"{need / 1e9:.2f} GB of {free / 1e9:.1f} free ({shown})"
-    if need > free:
+    if need > free and refuses:
         raise UserError(f"needs {line}; {IN_TRAINING if is_training else REMEDIES}")
     return line

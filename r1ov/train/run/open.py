@@ -214,10 +214,10 @@ class Run:
 
     def expect(self, parts: Mapping[str, float]) -> None:
         """Says what is needed with a part of a step, if that is a twentieth more than was said before.
-        Raises: UserError if it does not fit. Args: parts: bytes beside those that are held all the time.
+        Raises: UserError if it does not fit, at the first step alone. Args: parts: bytes beside `held`.
         """
         if (size := sum(parts.values())) > 1.05 * self.most:
-            self.most, line = size, plan(self.held | parts, self.device, is_training=True)
+            self.most, line = size, plan(self.held | parts, self.device, True, self.step == self.first_step)
             if self.log:
                 tell(f"memory  {line}")
 
