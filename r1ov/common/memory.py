@@ -57,7 +57,7 @@ def return_freed() -> None:
     for the next one as large (glibc before 2.38): SFT of 0.5B with LoRA took 12.3 GB, now 6.5. Not for a
     small model, whose steps would be 1.4 times slower, for the pages that the system clears.
     """
-    with suppress(AttributeError):  # a C library without it
+    with suppress(AttributeError, TypeError):  # a C library without it, or Windows
         ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 2**20)
 
 

@@ -126,7 +126,7 @@ def introduction(run: Any, rows: str) -> list[str]:
         f"run     {run.device}, {dtype_name(run.dtype)}, {run.kernels} kernels, processes: {size}, "
         f"threads of each: {torch.get_num_threads()}, model {sharding}, seed {config.seed}",
         f"memory  {sum(parts.values()) / 1e9:.2f} GB a process for {', '.join(parts)}; "
-        f"activations on top: {taken}",
+        f"in all, before a step's activations: {taken}",
         f"step    {config.train_batch_size} {unit} in packs of up to {config.max_length:,} tokens, "
         f"{config.optim}, peak learning rate {config.learning_rate:g}, steps: {config.max_steps:,}",
     ]
