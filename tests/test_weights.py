@@ -141,17 +141,13 @@ def test_every_float_format_on_disk_loads_as_either_dtype(stored, wanted, tmp_pa
 
 
 @torch.no_grad()
-def test_a_model_maps_its_files_never_writes_to_them_and_outlives_them(tmp_path):
+def test_a_model_keeps_no_file_open_never_writes_to_one_and_outlives_it(tmp_path):
     write_checkpoint(tmp_path, "untied")
     file = tmp_path / "model.safetensors"
-    before, tensors = file.read_bytes(), load_file(file)
+    before, tensors = file.read_bytes(), {name: value.clone() for name, value in load_file(file).items()}
     model = loaded(tmp_path)
-    mapped = [
-        line.split()[:2] for line in Path("/proc/self/maps").read_text().splitlines() if str(file) in line
-    ]
-    begins = [int(span.split("-")[0], 16) for span, _ in mapped]
-    assert all(access.endswith("p") for _, access in mapped)  # private: what is written stays in the process
-    assert begins[0] < model.lm_head.weight.data_ptr() < begins[0] + 2 * len(before)
+    if (maps := Path("/proc/self/maps")).exists():
+        assert str(file) not in maps.read_text()
     for parameter in model.parameters():
         parameter.add_(1)
     assert file.read_bytes() == before
@@ -210,7 +206,7 @@ MEMORY = """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
-def test_loading_takes_no_memory_in_the_files_dtype_and_in_another_the_model_and_part_of_a_file(tmp_path):
+def test_loading_takes_memory_for_the_model_and_part_of_a_file(tmp_path):
     raw = config_dict("untied") | {
         "hidden_size": 1024,
         "intermediate_size": 4096,
@@ -231,15 +227,16 @@ def test_loading_takes_no_memory_in_the_files_dtype_and_in_another_the_model_and
     run = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(MEMORY), tmp_path], capture_output=True, text=True, check=True
     )
-    (mapped, stored), (growth, size) = (map(int, line.split()) for line in run.stdout.splitlines())
-    # 32 MB for the allocator and the code that is first run here
-    assert mapped < 32e6
+    (least, stored), (growth, size) = (map(int, line.split()) for line in run.stdout.splitlines())
     assert size == 2 * stored
-    assert size <= growth + 32e6
-    assert growth < size + 2**28 + 64e6 < size + stored  # 256 MB of the file, and the tensor that passed them
+    for peak, model_size in ((least, stored), (growth, size)):
+        assert model_size <= peak + 32e6
+        # 256 MB of the file, the tensor that passed them, and 32 MB for the allocator and code that runs first
+        assert peak < model_size + 2**28 + 64e6
+    assert 2**28 + 64e6 < stored  # so that this is less than the file
 
 
-def test_a_file_is_opened_anew_for_what_is_copied_and_once_for_what_is_mapped(tmp_path, monkeypatch):
+def test_a_file_is_opened_anew_so_that_what_was_read_of_it_takes_no_memory(tmp_path, monkeypatch):
     write_checkpoint(tmp_path, "untied")
     opened, real = [], weights._opened
     monkeypatch.setattr(weights, "MOST_OPEN", 2**10)  # bytes
@@ -249,5 +246,4 @@ def test_a_file_is_opened_anew_for_what_is_copied_and_once_for_what_is_mapped(tm
         opened.clear()
         loaded(tmp_path, dtype=dtype)
         counts[dtype] = len(opened)
-    assert counts[torch.float32] == 2  # the header's is the other one
-    assert counts[torch.bfloat16] > 20
+    assert min(counts.values()) > 20

@@ -102,9 +102,9 @@ def load_weights(
     """Gives a model made on the meta device its weights from a folder, each straight to its device and dtype;
     a sharded model has its dtypes already.
 
-    On a CPU a tensor that has the dtype already is the mapped file itself; all else, and of a quantised model
-    all but the embedding, is copied, tensor by tensor, and what is quantised some rows at a time, so that
-    peak memory is the model and 64 MB of a file, or its largest tensor of those that are not quantised. Of a
+    They are copied, tensor by tensor, and what is quantised some rows at a time, so that peak memory is the
+    model and 64 MB of a file, or its largest tensor of those that are not quantised. A mapped file would be
+    there at once, but it comes in small pages: each token that reads it took 1.2 to 1.9 times as long. Of a
     sharded model each process reads its own rows only.
 
     Args: quantize: "int4" or "int8": the language model's linear layers, and the head, unless
@@ -120,15 +120,8 @@ def load_weights(
         if packs:
             with _Reader() as alone:
                 stored = load_quantized(model, stored, read, alone, device, dtype, quantize, quantizes_head)
-        # A tensor that is the file keeps all that was read beside it in memory.
-        maps = device.type == "cpu" and not (packs or model.split)
         for name, tensor in stored.items():
-            value = read(tensor, model.split and model.split.own(name))
-            if maps and value.dtype == dtype:
-                read.left += value.nbytes  # it stays, so that nothing is won by opening its file anew
-            else:
-                value = _copied(value, device, dtype)
-            values[name] = value
+            values[name] = _copied(read(tensor, model.split and model.split.own(name)), device, dtype)
     model.load_state_dict(values, strict=False, assign=True)
 
 
@@ -144,7 +137,7 @@ def _load_rows(model: Qwen2_5_VL, stored: dict[str, Stored], device: torch.devic
 def _copied(value: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     if device.type != "cpu":
         return value.to(device, dtype)
-    # Making pages takes longer than filling them, so large ones, where the system has them.
+    # Making small pages takes longer than filling them, and reading them at every token longer than large ones.
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     memory = mmap.mmap(-1, max(1, value.numel()) * dtype.itemsize, flags)
     if hasattr(mmap, "MADV_HUGEPAGE"):
