@@ -168,8 +168,7 @@ def make_step(model: Qwen2_5_VL, cache: KVCache) -> Step:
     """Returns the faster of two equal steps, for a cache that is still empty."""
     weight = model.model.embed_tokens.weight
     is_small = sum(parameter.nbytes for parameter in model.model.parameters()) <= MOST_COPIED
-    is_small &= weight.dtype == torch.float32
-    is_plain = weight.device.type == "cpu" and cache.has_bias
+    is_plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and cache.has_bias
     is_watched = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     if is_small and is_plain and not is_watched:
         return FlatStep(model, cache)

@@ -276,7 +276,7 @@ def read_model(
     adapter = read_adapter(folders.adapter, model, device) if folders.adapter else None
     if tensor_parallel > 1:
         split(model, tensor_parallel, quantize)
-    numbers = sum(parameter.numel() for parameter in model.parameters())
+    numbers = sum(map(torch.numel, model.parameters()))
     stored = sum(file.stat().st_size for file in folders.weights.glob("*.safetensors"))
     size = weight_bytes(model, 1, quantize) if quantize else min(numbers, stored / 2)  # AWQ's are smaller
     dtype, reason = choose_dtype(dtype, device, config.torch_dtype, size)

@@ -24,6 +24,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.types import Device
 
 from r1ov.common.files import read_json, write_json
 from r1ov.common.processes import World
@@ -34,6 +35,7 @@ from r1ov.folder.quantized import QuantizedLinear, awq_shapes, load_quantized
 from r1ov.model.model import Qwen2_5_VL
 
 MOST_OPEN = 2**26  # bytes that are read of a file before it is opened anew
+LARGE = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux asks for large pages by this number
 _OURS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?(\.tmp)?")
 
 
@@ -94,7 +96,7 @@ def init_weights(model: Qwen2_5_VL, generator: torch.Generator) -> None:
 def load_weights(
     model: Qwen2_5_VL,
     folder: str | Path,
-    device: torch.device | str,
+    device: Device,
     dtype: torch.dtype,
     quantize: str | None = None,
     quantizes_head: bool = True,
@@ -112,20 +114,20 @@ def load_weights(
     Raises: UserError, in one line, if the files are damaged or do not hold exactly the model's tensors; then
         nothing was read.
     """
-    stored, device = _contents(Path(folder), model), torch.device(device)
+    stored = _contents(Path(folder), model)
     if is_sharded(model):
         return _load_rows(model, stored, device)
-    values, packs = {}, quantize or ".qweight" in " ".join(stored)  # AWQ's
-    with _Reader() as read:
-        if packs:
-            with _Reader() as alone:
-                stored = load_quantized(model, stored, read, alone, device, dtype, quantize, quantizes_head)
-        for name, tensor in stored.items():
-            values[name] = _copied(read(tensor, model.split and model.split.own(name)), device, dtype)
+    with _Reader() as read, _Reader() as alone:
+        if quantize or ".qweight" in " ".join(stored):  # AWQ's
+            stored = load_quantized(model, stored, read, alone, device, dtype, quantize, quantizes_head)
+        values = {
+            name: _copied(read(tensor, model.split and model.split.own(name)), device, dtype)
+            for name, tensor in stored.items()
+        }
     model.load_state_dict(values, strict=False, assign=True)
 
 
-def _load_rows(model: Qwen2_5_VL, stored: dict[str, Stored], device: torch.device) -> None:
+def _load_rows(model: Qwen2_5_VL, stored: dict[str, Stored], device: Device) -> None:
     """Of a sharded model each process reads its own rows."""
     model.to_empty(device=device)
     with _Reader() as read:
@@ -134,15 +136,13 @@ def _load_rows(model: Qwen2_5_VL, stored: dict[str, Stored], device: torch.devic
             local(parameter).copy_(read(tensor, local_rows(parameter)))
 
 
-def _copied(value: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    if device.type != "cpu":
-        return value.to(device, dtype)
-    # Making small pages takes longer than filling them, and reading them at every token longer than large ones.
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    memory = mmap.mmap(-1, max(1, value.numel()) * dtype.itemsize, flags)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype, count=value.numel()).view(value.shape).copy_(value)
+def _copied(value: Tensor, device: Device, dtype: torch.dtype) -> Tensor:
+    if str(device) != "cpu" or LARGE is None:
+        return value.to(device, dtype, copy=True)
+    # Small pages take longer to make than to fill, and longer to read at every token than large ones.
+    memory = mmap.mmap(-1, value.numel() * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(LARGE)
+    return torch.frombuffer(memory, dtype=dtype).view_as(value).copy_(value)
 
 
 class _Reader(ExitStack):
@@ -167,8 +167,7 @@ def _contents(folder: Path, model: Qwen2_5_VL) -> dict[str, Stored]:
     single = folder / SINGLE
     tensors = _headers(single) if single.is_file() else _indexed(folder)
     stored = {tensor.parameter: tensor for tensor in tensors}
-    are_readable = all(tensor.dtype in READABLE or tensor.is_packed for tensor in tensors)
-    are_sound = are_readable and len(stored) == len(tensors)
+    are_sound = len(stored) == len(tensors) and all(one.dtype in READABLE or one.is_packed for one in tensors)
     parameters = (model.split or model).named_parameters()
     shapes = {name: tuple(one.shape) for name, one in parameters if "lora_" not in name}
     if ".qweight" in " ".join(stored):  # config.json says that it is AWQ's
