@@ -22,8 +22,9 @@ from r1ov.folder.pretrained import resolve
 from r1ov.reward.rules.workers import one_at_a_time
 from r1ov.train import grpo, sft
 from r1ov.train.export import export
+from r1ov.train.optim import by_size, peak_learning_rate
 from r1ov.train.run import heldout
-from r1ov.train.run.config import GRPOConfig, SFTConfig, by_size
+from r1ov.train.run.config import GRPOConfig, SFTConfig
 from r1ov.train.run.log import COLUMNS, WIDTH, Log, smoothed
 from r1ov.train.run.open import settle
 
@@ -59,7 +60,7 @@ TINY = 2_654_592  # parameters of r1ov-tiny
 
 
 def settled(config, num_rows=None, files=()):
-    config = replace(config, learning_rate=config.peak_learning_rate(TINY))
+    config = replace(config, learning_rate=peak_learning_rate(config, TINY))
     return settle(config, num_rows, files, World(), torch.device("cpu"))
 
 

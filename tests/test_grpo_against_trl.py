@@ -27,11 +27,10 @@ from r1ov.data.formats.records import Record
 from r1ov.data.pack import num_trained
 from r1ov.data.processor import IGNORED, Encoded
 from r1ov.engine import Completion
-from r1ov.reward.combine import total_reward
 from r1ov.train import grpo
 from r1ov.train.grpo import COUNTS, completion_logprobs, policy_loss
 from r1ov.train.loss import group_advantages
-from r1ov.train.rollout import Group
+from r1ov.train.rollout import Group, total_reward
 from r1ov.train.run.config import GRPOConfig
 from r1ov.train.run.observe import combine_metrics
 from tests.grpo_worker import Bare, compared, packs_of

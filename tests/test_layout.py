@@ -206,7 +206,7 @@ CORE = [
     *(f"r1ov/model/{name}.py" for name in ("config", "rope", "vision", "language", "model", "lora")),
     *(f"r1ov/data/{name}.py" for name in ("image", "messages", "processor", "pack")),
     *(f"r1ov/engine/{name}.py" for name in ("sampling", "cache", "decode", "generate")),
-    *(f"r1ov/reward/{name}.py" for name in ("format", "accuracy", "combine")),
+    *(f"r1ov/reward/{name}.py" for name in ("format", "accuracy")),
     *(f"r1ov/train/{name}.py" for name in ("loss", "optim", "rollout", "sft", "grpo")),
 ]
 FOLDERS = [

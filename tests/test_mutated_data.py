@@ -8,9 +8,8 @@ import random
 from collections import Counter
 
 from r1ov.data.formats.reader import open_data
-from r1ov.data.formats.records import Record
+from r1ov.data.formats.records import Record, Tally
 from r1ov.data.formats.rows import open_rows
-from r1ov.data.formats.tally import Tally
 from r1ov.data.steps import Steps
 from r1ov.folder.pretrained import read_processor, resolve
 from tests.make_data import BLUE, RED, png

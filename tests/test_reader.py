@@ -22,9 +22,8 @@ from r1ov.data.__main__ import LookConfig, look
 from r1ov.data.formats.files import find_files
 from r1ov.data.formats.layouts import LAYOUTS
 from r1ov.data.formats.reader import Endless, Reader, open_data, shuffled
-from r1ov.data.formats.records import BadRow, Record
+from r1ov.data.formats.records import BadRow, Record, Tally
 from r1ov.data.formats.rows import GROUPS_AT_HAND, open_rows
-from r1ov.data.formats.tally import Tally
 from r1ov.errors import UserError
 from r1ov.folder.pretrained import read_processor, resolve
 

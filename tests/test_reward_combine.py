@@ -3,9 +3,10 @@
 import pytest
 
 from r1ov.errors import UserError
-from r1ov.reward import Rules, soft_overlong, total_reward
+from r1ov.reward import Rules
 from r1ov.reward.rules.boxes import Frame
 from r1ov.reward.rules.check import Gold, check_golds, unscorable
+from r1ov.train.rollout import soft_overlong, total_reward
 
 
 def test_scores_are_summed_by_their_weights():

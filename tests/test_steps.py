@@ -19,8 +19,7 @@ from PIL import Image
 
 from r1ov.data.formats.files import find_files
 from r1ov.data.formats.reader import Endless, Reader
-from r1ov.data.formats.records import BadRow, Record
-from r1ov.data.formats.tally import Tally
+from r1ov.data.formats.records import BadRow, Record, Tally
 from r1ov.data.image import LazyImage
 from r1ov.data.pack import blank_sequence
 from r1ov.data.playground import SPLITS, messages, sample

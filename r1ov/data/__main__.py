@@ -13,8 +13,7 @@ import numpy as np
 from r1ov.cli import option, parse_cli, placed, run
 from r1ov.common.files import one_line, printable
 from r1ov.data.formats.reader import open_data
-from r1ov.data.formats.records import BadRow, Record
-from r1ov.data.formats.tally import Tally, counted
+from r1ov.data.formats.records import BadRow, Record, Tally, counted
 from r1ov.errors import UserError
 from r1ov.reward.rules.boxes import Unit
 

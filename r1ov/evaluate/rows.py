@@ -15,8 +15,7 @@ from r1ov.data.formats.choices import LETTERS, labelled, take_options, with_opti
 from r1ov.data.formats.columns import MEANING, Columns, is_place
 from r1ov.data.formats.layouts import read_row
 from r1ov.data.formats.pictures import lazy_picture
-from r1ov.data.formats.records import text_of
-from r1ov.data.formats.tally import counted
+from r1ov.data.formats.records import counted, text_of
 from r1ov.errors import UserError
 from r1ov.evaluate.item import Item
 from r1ov.evaluate.report import Metric

@@ -4,7 +4,6 @@
 
 from r1ov.common.files import split_reply
 from r1ov.reward.accuracy import KINDS, Grade, accuracy_reward, grade, score_answer
-from r1ov.reward.combine import soft_overlong, total_reward
 from r1ov.reward.format import format_reward, shape_reward
 from r1ov.reward.rules.boxes import BOX_UNITS, Frame
 from r1ov.reward.rules.numbers import Rules

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from r1ov.data.processor import Batch
 from r1ov.folder.weights import is_sharded, local, rows_of_each
-from r1ov.train.run.config import TrainConfig
+from r1ov.train.run.config import PLAYGROUND, TrainConfig
 
 MOMENTUM, NEWTON_SCHULZ = 0.95, 5  # of Muon: the share of the gradients before, and steps
+SIZE_7B = 8.3e9  # parameters of Qwen2.5-VL-7B
 
 
 class Muon(torch.optim.Optimizer):
@@ -122,6 +123,25 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
     if inner:
         optimizers.append(Muon(inner, lr=config.muon_learning_rate, weight_decay=decay))
     return optimizers
+
+
+def peak_learning_rate(config: TrainConfig, parameters: int) -> float:
+    """What --learning-rate is, or would best be for a model of this size."""
+    if config.learning_rate:
+        return config.learning_rate
+    if config.stage == "grpo":
+        return 1e-4 if config.data == PLAYGROUND else by_size(1e-6, parameters, config.is_lora)
+    return by_size(1e-5, parameters, config.is_lora) if config.model else 2e-3
+
+
+def by_size(at_7b: float, parameters: int, is_lora: bool = False) -> float:
+    """A learning rate known to be right for 7B, for a model of another size, to two digits.
+
+    It goes with 1 / width, as muP's for Adam (arXiv 2203.03466), and width with the root of the size.
+    """
+    if is_lora:
+        at_7b *= 10  # Schulman et al. 2025, "LoRA Without Regret"
+    return float(f"{at_7b * math.sqrt(SIZE_7B / parameters):.1e}")
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:

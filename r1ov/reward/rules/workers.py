@@ -9,6 +9,7 @@ import resource
 import signal
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -64,9 +65,10 @@ class Worker:
             return
         context = get_context("spawn")  # a fork would inherit the locks of torch's threads
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, self.target, self.memory_bytes))
+        process = context.Process(target=serve, args=(theirs, self.target, self.memory_bytes))
         with theirs, shielded():
-            self.process.start()
+            process.start()
+        self.process, self._end = process, weakref.finalize(self, end, process, self.pipe)
         try:
             self._exchange(START_SECONDS)
         except WorkerError:
@@ -74,16 +76,10 @@ class Worker:
             raise
 
     def close(self) -> None:
-        """Kills the process and everything in its session, and waits for its end."""
-        process, self.process = self.process, None
-        if process:
-            with suppress(ProcessLookupError, PermissionError):  # it has no session yet, or is gone already
-                os.killpg(process.pid, signal.SIGKILL)
-            process.kill()
-            process.join()
-            self.pipe.close()
-
-    __del__ = close
+        """Ends the process, if there is one."""
+        if self.process:
+            self.process = None
+            self._end()
 
     def _exchange(self, seconds: float, arguments: Any = None) -> Any:
         try:
@@ -101,6 +97,15 @@ class Worker:
         if isinstance(reply, WorkerError):
             raise reply
         return reply
+
+
+def end(process: Process, pipe: Connection) -> None:
+    """Kills the process and everything in its session, and waits for its end."""
+    with suppress(ProcessLookupError, PermissionError):  # it has no session yet, or is gone already
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.join()
+    pipe.close()
 
 
 def serve(pipe: Connection, target: str, memory_bytes: int) -> None:

@@ -22,7 +22,6 @@ LossType = Literal["grpo", "dapo", "dr_grpo", "cispo"]
 ScaleRewards = Literal["group", "batch", "none"]
 ImportanceSamplingLevel = Literal["token", "sequence"]
 STAGES = "sft: supervised fine-tuning; grpo: reinforcement learning with rewards by rule"
-SIZE_7B = 8.3e9  # parameters of Qwen2.5-VL-7B
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,12 +146,7 @@ class TrainConfig:
         "none", "also log there; must be installed"
     )
 
-    def __post_init__(self):
-        check_bounds(self)
-
-    def peak_learning_rate(self, parameters: int) -> float:
-        """What --learning-rate is, or would best be for a model of this size."""
-        return self.learning_rate or (by_size(1e-5, parameters, self.is_lora) if self.model else 2e-3)
+    __post_init__ = check_bounds
 
     @property
     def steps_per_row(self) -> int:
@@ -288,11 +282,6 @@ class GRPOConfig(LoraOptions, TrainConfig):
                 f"--overlong-cache is {self.overlong_cache}; it must be from 1 to --max-completion-length"
             )
 
-    def peak_learning_rate(self, parameters: int) -> float:
-        return self.learning_rate or (
-            1e-4 if self.data == PLAYGROUND else by_size(1e-6, parameters, self.is_lora)
-        )
-
     @property
     def steps_per_row(self) -> int:
         return self.num_iterations * self.steps_per_generation
@@ -301,16 +290,6 @@ class GRPOConfig(LoraOptions, TrainConfig):
     def loss_options(self) -> dict:
         """Those of `grpo_loss`."""
         return marked(self, "of_loss")
-
-
-def by_size(at_7b: float, parameters: int, is_lora: bool = False) -> float:
-    """A learning rate known to be right for 7B, for a model of another size, to two digits.
-
-    It goes with 1 / width, as muP's for Adam (arXiv 2203.03466), and width with the root of the size.
-    """
-    if is_lora:
-        at_7b *= 10  # Schulman et al. 2025, "LoRA Without Regret"
-    return float(f"{at_7b * math.sqrt(SIZE_7B / parameters):.1e}")
 
 
 def check_loss_options(

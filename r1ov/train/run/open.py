@@ -19,8 +19,7 @@ from r1ov.common.memory import SMALL, held, plan, return_freed
 from r1ov.common.processes import World, choose_kernels, joined, share_cores
 from r1ov.common.stopping import stopping
 from r1ov.data.formats.reader import Endless, open_data
-from r1ov.data.formats.records import Record
-from r1ov.data.formats.tally import Tally, counted
+from r1ov.data.formats.records import Record, Tally, counted
 from r1ov.data.playground.source import Playground
 from r1ov.data.steps import Source, recognise_boxes
 from r1ov.errors import UserError
@@ -29,7 +28,7 @@ from r1ov.folder.adapter import merge
 from r1ov.folder.weights import init_weights, is_sharded, load_weights
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.model.parallel import form_teams
-from r1ov.train.optim import build_optimizers
+from r1ov.train.optim import build_optimizers, peak_learning_rate
 from r1ov.train.run import sharding
 from r1ov.train.run.checkpoint import Checkpoints
 from r1ov.train.run.config import PLAYGROUND, TrainConfig
@@ -93,7 +92,7 @@ class Run:
         self.processor = processor.with_pixel_limits(config.min_pixels, config.max_pixels)
         parameters = sum(parameter.numel() for parameter in pretrained.build(processor.config).parameters())
         config = replace(config, adapter=self.folders.adapter and str(self.folders.adapter))
-        config = replace(config, learning_rate=config.peak_learning_rate(parameters))
+        config = replace(config, learning_rate=peak_learning_rate(config, parameters))
         if parameters > SMALL:
             return_freed()
         before, config = settle(config, num_rows, files, world, device)
