@@ -16,7 +16,12 @@ from r1ov.common.files import one_line
 from r1ov.errors import UserError
 
 C = TypeVar("C")
-BOUNDS = {"least": operator.ge, "above": operator.gt, "most": operator.le, "below": operator.lt}
+BOUNDS = {  # of a number: how it is said, and when it holds
+    "least": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "most": ("at most", operator.le),
+    "below": ("below", operator.lt),
+}
 
 
 def option(default: Any = dataclasses.MISSING, help: str = "", **more: Any) -> Any:
@@ -71,10 +76,9 @@ def check_bounds(options: C) -> C:
     """The same. Raises UserError for the first number that is outside the bounds of its declaration."""
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        for name, holds in BOUNDS.items():
+        for name, (words, holds) in BOUNDS.items():
             bound = field.metadata.get(name)
             if None not in (value, bound) and not holds(value, bound):
-                words = f"at {name}" if name in ("least", "most") else name
                 raise UserError(f"{flag(field.name)} is {value}; it must be {words} {bound}")
     return options
 
