@@ -28,8 +28,8 @@ def option(default: Any = dataclasses.MISSING, help: str = "", **more: Any) -> A
     """A dataclass field that declares a flag with all its properties; without a default the flag is required.
 
     Args:
-        more: `least`, `above`, `most`, `below`: bounds of a number, for `check_bounds`; `metavar`: for
-            argparse; anything else, `resumable=True` say, is a mark that `marked` looks for.
+        more: `least`, `above`, `most`, `below`: bounds of a number, for `check_bounds`; anything else,
+            `resumable=True` say, is a mark that `marked` looks for.
     """
     return dataclasses.field(default=default, metadata={"help": help, **more})
 
@@ -135,8 +135,6 @@ def parse_cli(
     types = get_type_hints(cls)
     for field in dataclasses.fields(cls):
         text, more = field.metadata["help"], dict(_argument(types[field.name]))
-        if "metavar" in field.metadata:
-            more["metavar"] = field.metadata["metavar"]
         if field.default is dataclasses.MISSING:
             more["required"] = True
         elif field.default not in (None, (), False):

@@ -170,7 +170,7 @@ class Options:
     limit: int = option(1000, "questions of each of the two seeds", least=1)
     samples: int = option(1, "answers a question: 1 is greedy, more are at temperature 1", least=1, most=64)
     swap: bool = option(False, "control: every question with another question's picture")
-    out: str | None = option(None, "also write the tables there, as Markdown", metavar="FILE")
+    out: str | None = option(None, "also write the tables there, as Markdown")
 
     def __post_init__(self):
         check_bounds(self)

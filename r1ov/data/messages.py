@@ -101,11 +101,10 @@ def split_images(messages: Any, where: str) -> tuple[list[dict], list[tuple[Lazy
                 if part["type"] == "image":
                     if "detail" in part:
                         raise UserError(f"{at}: a picture's detail is not used; give its max_pixels")
-                    limits = {name: part[name] for name in LIMITS if name in part}
                     image = part["image"]
                     if not isinstance(image, LazyImage):  # those of data sets and the playground are open
                         image = lazy_image(image, f"{where}picture {len(images) + 1}")
-                    images.append((image, limits))
+                    images.append((image, {name: part[name] for name in LIMITS if name in part}))
                     part = {"type": "image"}
                 parts.append(part)
             content = parts

@@ -23,7 +23,7 @@ _ENGINE = "a URL (OpenAI's protocol), a model folder or name, or playground, its
 
 
 def _key() -> str | None:
-    return option(None, _KEY, metavar="NAME", may_change=True)
+    return option(None, _KEY, may_change=True)
 
 
 @dataclass(frozen=True, kw_only=True)

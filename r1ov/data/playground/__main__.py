@@ -18,7 +18,7 @@ from r1ov.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class SheetConfig:
-    show: str | None = option(None, "where to write the sheet (PNG)", metavar="FILE")
+    show: str | None = option(None, "where to write the sheet (PNG)")
     questions: bool = option(False, "print every question, {blanks} as they are")
     split: Literal[tuple(SPLITS)] = option("train", "the samples' split")
     seed: int = option(0, "the samples' seed")
