@@ -9,7 +9,6 @@ log-prob is transformers', below.
 import json
 import math
 import subprocess
-import sys
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -32,6 +31,7 @@ from r1ov.train.grpo import add_logprobs
 from r1ov.train.rollout import Group, encode_prompt, sample
 from r1ov.train.run.config import GRPOConfig
 from tests import grpo_worker as worker
+from tests import warm
 
 ROOT = Path(__file__).parent.parent
 SIZES = (1, 2, 4)
@@ -84,7 +84,7 @@ def results(folder):
             done[1] = [worker.check(folder, World(), is_sharded=False)]
         elif size not in done:
             several = [str(size) for size in SIZES if size > 1]
-            command = [sys.executable, "-m", "tests.ranks", "grpo_worker", str(folder), *several]
+            command = [warm.python(), "-m", "tests.ranks", "grpo_worker", str(folder), *several]
             run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
             assert run.returncode == 0, run.stderr[-4000:]
             for size_of in map(int, several):

@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
+from tests import warm
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
 # What README says -> what is played: no hub, no GPU, no hour of training.
@@ -72,7 +74,7 @@ class Hour:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
         environment.pop("TRITON_INTERPRET", None)
         return subprocess.Popen(
-            [sys.executable, *words[1:]],
+            [warm.python(), *words[1:]],
             cwd=self.folder,
             env=environment,
             stdin=stdin or subprocess.DEVNULL,

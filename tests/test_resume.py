@@ -17,6 +17,7 @@ import train
 from r1ov import cli
 from r1ov.data.formats import files
 from r1ov.train.run.log import Log
+from tests import warm
 from tests.small import small_architecture
 
 ROOT = Path(__file__).parent.parent
@@ -47,7 +48,7 @@ def command(out: Path, processes: int, *flags: str) -> list[str]:
         if processes > 1
         else []
     )
-    return [sys.executable, *launcher, "train.py", "--stage", "sft", "--out", str(out), *FLAGS, *flags]
+    return [warm.python(), *launcher, "train.py", "--stage", "sft", "--out", str(out), *FLAGS, *flags]
 
 
 def run(words: list[str]) -> subprocess.CompletedProcess[str]:
@@ -113,7 +114,7 @@ def small(tmp_path_factory):
 
 
 def test_killed_20_times_at_random_a_run_ends_with_the_same_bits(tmp_path):
-    done = run([sys.executable, "-m", "tests.killed_runs", "sft", str(tmp_path), "20", "1"])
+    done = run([warm.python(), "-m", "tests.killed_runs", "sft", str(tmp_path), "20", "1"])
     assert done.returncode == 0, done.stderr[-4000:]
     assert int(done.stdout.split()[1]) >= 15, done.stdout  # kills that met a run at work
     assert done.stderr.count("resume  after step") >= 8

@@ -8,7 +8,6 @@ for the tests here.
 import json
 import math
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from r1ov.model.model import Qwen2_5_VL
 from r1ov.train.optim import clip_grad_norm
 from r1ov.train.run.sharding import KEPT, _policy, checkpoint_activations, freeze, make_mesh, replica
 from tests import sharding_worker as worker
+from tests import warm
 
 ROOT = Path(__file__).parent.parent
 LAYOUTS = [(size, name) for size, layouts in worker.LAYOUTS.items() for name in layouts]
@@ -90,7 +90,7 @@ def results(folder):
             dist.destroy_process_group()
         elif size not in done:
             several = [str(size) for size in worker.LAYOUTS if size > 1]
-            command = [sys.executable, "-m", "tests.ranks", "sharding_worker", str(folder), *several]
+            command = [warm.python(), "-m", "tests.ranks", "sharding_worker", str(folder), *several]
             run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
             assert run.returncode == 0, run.stderr[-4000:]
             for size_of in map(int, several):
