@@ -26,6 +26,7 @@ import r1ov.data.formats.open_image
 from r1ov.cli import run
 from r1ov.common.fetch import fetch
 from r1ov.errors import UserError
+from tests import warm
 from tests.checkpoint import TINY
 
 ROOT = Path(__file__).parent.parent
@@ -429,7 +430,7 @@ PROCESSES = {
 def shell(
     line: str, files: dict[str, str], environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    line = line.format(generate=f"{sys.executable} generate.py", **files)
+    line = line.format(generate=f"{warm.python()} generate.py", **files)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     return subprocess.run(
         ["bash", "-c", line], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120

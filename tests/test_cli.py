@@ -21,6 +21,7 @@ import generate
 from r1ov.cli import check_bounds, marked, option, parse_cli, placed, run
 from r1ov.engine.terminal import BOLD, DIM, RESET, Painter
 from r1ov.errors import UserError
+from tests import warm
 from tests.checkpoint import write_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -357,7 +358,7 @@ print(json.dumps([algebra, {path: count for path, count in opened.items() if pat
 """
     words = ["--model", str(folder), "--image", str(folder / "x.png"), "--max-new-tokens", "2"]
     shown = subprocess.run(
-        [sys.executable, "-c", watched, *words], cwd=ROOT, capture_output=True, text=True, check=True
+        [warm.python(), "-c", watched, *words], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     algebra, opened = json.loads(shown.splitlines()[-1])
     assert algebra == []
@@ -403,7 +404,7 @@ def test_nothing_is_written_when_there_was_no_text():
 def on_a_terminal(folder: Path, interrupt: bool, **environment: str) -> tuple[int, str]:
     """`generate.py` with its stdout on a terminal of its own: exit status, and what the terminal got."""
     master, slave = pty.openpty()
-    argv = [sys.executable, "generate.py", "--model", str(folder), "--prompt", "hi", "--device", "cpu"]
+    argv = [warm.python(), "generate.py", "--model", str(folder), "--prompt", "hi", "--device", "cpu"]
     # At random it hardly ever stops, and with this seed not before this process gets its turn, even on a busy
     # machine.
     argv += ["--temperature", "3", "--max-new-tokens", "480", "--seed", "1"]

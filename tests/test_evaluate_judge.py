@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ from r1ov.errors import UserError
 from r1ov.evaluate import judge
 from r1ov.evaluate.item import Item, Prediction, Verdict
 from r1ov.evaluate.judge import needs_judge
+from tests import warm
 
 ROOT = Path(__file__).parent.parent
 
@@ -200,7 +200,7 @@ def test_offline_is_about_the_hub_and_not_about_a_judge_on_this_machine(server, 
     url = f"http://127.0.0.1:{server.server_port}/v1"
     words = ["--bench", "q.jsonl", "--predictions", "p.jsonl", "--judge", url, "--judge-model", "m"]
     done = subprocess.run(
-        [sys.executable, "-m", "r1ov.evaluate", *words, "--out", "o"],
+        [warm.python(), "-m", "r1ov.evaluate", *words, "--out", "o"],
         cwd=tmp_path,
         env={**os.environ, **dict.fromkeys(OFFLINE, "1"), "PYTHONPATH": str(ROOT)},
         capture_output=True,

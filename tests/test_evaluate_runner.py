@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from r1ov.evaluate.benchmarks import playground_items
 from r1ov.evaluate.item import read_predictions
 from r1ov.evaluate.prompts import messages_of, swap_pictures
 from r1ov.evaluate.runner import answer, run
+from tests import warm
 
 ROOT = Path(__file__).parent.parent
 GREEDY = Asking(prompt="none", max_new_tokens=24)
@@ -54,7 +54,7 @@ def texts(rows) -> list:
 
 
 def test_killed_ten_times_on_one_process_and_on_two_it_ends_with_the_same_answers(tmp_path):
-    words = [sys.executable, "-m", "tests.killed_evaluation", str(tmp_path), "1"]
+    words = [warm.python(), "-m", "tests.killed_evaluation", str(tmp_path), "1"]
     done = subprocess.run(
         words,
         cwd=ROOT,

@@ -51,7 +51,6 @@ import json
 import math
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from statistics import stdev
 
@@ -70,6 +69,7 @@ from r1ov.train.rollout import Group, encode_prompt, gather_outcomes, sample
 from r1ov.train.run import observe
 from r1ov.train.run.config import GRPOConfig
 from tests import grpo_worker as worker
+from tests import warm
 from tests.test_grpo_run import (
     REWARDS,
     SMALL,
@@ -394,7 +394,7 @@ def test_two_processes_roll_out_and_learn_what_one_does_and_one_goes_on_from_the
     ]
     launcher = ["-m", "tests.ranks", "train", "2", "--stage", "grpo"]
     done = subprocess.run(
-        [sys.executable, *launcher, *words],
+        [warm.python(), *launcher, *words],
         cwd=ROOT,
         env=ENVIRONMENT,
         capture_output=True,

@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -23,6 +22,7 @@ from r1ov.folder.weights import init_weights
 from r1ov.train import grpo
 from r1ov.train.run import observe
 from r1ov.train.run.config import GRPOConfig
+from tests import warm
 from tests.test_evaluate_page import read
 from tests.test_resume import ENVIRONMENT, ROOT
 
@@ -456,7 +456,7 @@ def test_two_processes_go_back_to_where_they_began_as_one_does(tmp_path):
     for name, share in (("plain", "0"), ("back", "0.25")):
         command = "train.py --stage grpo --max-steps 1 --per-device-train-batch-size 16 --eval-steps 0"
         command += f" --sample-steps 0 --nproc-per-node 2 --start-share {share} --out {tmp_path / name}"
-        subprocess.run([sys.executable, *command.split()], cwd=ROOT, env=ENVIRONMENT, check=True)
+        subprocess.run([warm.python(), *command.split()], cwd=ROOT, env=ENVIRONMENT, check=True)
         made[name] = weights_of(tmp_path / name / "final")
     start = {name: weight.float() for name, weight in weights_of(resolve("r1ov-tiny-sft")).items()}
     for name, weight in made["plain"].items():
@@ -480,7 +480,7 @@ def test_too_many_golds_that_cannot_be_scored_a_broken_reward_and_no_rows_refuse
 def test_a_flag_of_the_other_stage_or_a_wrong_one_is_one_line_from_the_command_line():
     for words in (["--num-generations", "1"], ["--num-generation", "4"], ["--reward-funcs", "bleu"]):
         done = subprocess.run(
-            [sys.executable, "train.py", "--stage", "grpo", *words],
+            [warm.python(), "train.py", "--stage", "grpo", *words],
             cwd=ROOT,
             env=ENVIRONMENT,
             capture_output=True,
@@ -500,7 +500,7 @@ def test_killed_six_times_at_random_a_run_ends_with_the_same_bits(tmp_path):
     rollout half learned from.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "tests.killed_runs", "grpo", str(tmp_path), "6", "1"],
+        [warm.python(), "-m", "tests.killed_runs", "grpo", str(tmp_path), "6", "1"],
         cwd=ROOT,
         env=ENVIRONMENT,
         capture_output=True,

@@ -8,12 +8,13 @@ playground's drawing is left out.
 import ast
 import io
 import subprocess
-import sys
 import textwrap
 import tokenize
 from pathlib import Path
 
 import pytest
+
+from tests import warm
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [
@@ -142,7 +143,7 @@ finally:
 def walked(command: str, out: Path) -> dict[str, list[tuple[str, int]]]:
     """The functions that a command enters, with their tokens of code, by file."""
     own_folder = ["--out", str(out)] if "train" in command else []
-    words = [sys.executable, "-c", WATCH, str(ROOT), *command.split(), *own_folder]
+    words = [warm.python(), "-c", WATCH, str(ROOT), *command.split(), *own_folder]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
     places = [place.split(":") for place in done.stderr.rpartition("ENTERED ")[2].split()]
     found: dict[str, list[tuple[str, int]]] = {}

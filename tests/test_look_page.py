@@ -24,6 +24,7 @@ from r1ov.look.__main__ import main
 from r1ov.look.cost import cache_bytes, parts
 from r1ov.look.page import from_patches, write_page
 from r1ov.model.model import Qwen2_5_VL
+from tests import warm
 from tests.reference import SHAPES, config_dict, prompt
 from tests.test_look import conversation
 from tests.test_model import pack
@@ -207,7 +208,7 @@ document.body.append(p)</script></html>"""
 
 
 def test_the_command_writes_a_page_and_prints_the_answer(tmp_path):
-    command = [sys.executable, "-m", "r1ov.look", "--image", "r1ov/data/playground/examples/counting.png"]
+    command = [warm.python(), "-m", "r1ov.look", "--image", "r1ov/data/playground/examples/counting.png"]
     command += ["--prompt", "How many yellow triangles are there?", "--out", str(tmp_path / "look.html")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "That makes 3." in done.stdout

@@ -17,6 +17,7 @@ from r1ov.look.step import NUMBERS, gradient_weights, measured, prefix_tree, rea
 from r1ov.train import grpo
 from r1ov.train.grpo import completion_logprobs
 from r1ov.train.run.config import GRPOConfig
+from tests import warm
 from tests.grpo_batch import LOSS_TYPES
 from tests.test_look import conversation
 from tests.test_look_page import CHROMIUM, ROOT
@@ -170,7 +171,7 @@ def test_the_page_shows_every_token_and_a_step_that_was_not_kept_names_its_neare
 
 
 def test_the_command(finished, tmp_path):
-    command = [sys.executable, "-m", "r1ov.look", str(finished), "--step"]
+    command = [warm.python(), "-m", "r1ov.look", str(finished), "--step"]
     done = subprocess.run(
         [*command, "0", "--out", str(tmp_path / "a.html")],
         cwd=ROOT,

@@ -31,6 +31,7 @@ from r1ov.train.export import main as export_main
 from r1ov.train.run.config import GRPOConfig, SFTConfig
 from r1ov.train.run.log import Log
 from r1ov.train.run.sharding import build_adapted
+from tests import warm
 from tests.checkpoint import write_checkpoint
 from tests.test_lora import MESSAGES
 from tests.test_resume import ENVIRONMENT, ROOT
@@ -115,7 +116,7 @@ def test_killed_in_a_run_with_dropout_it_ends_with_the_same_bits(base, whole, tm
 def in_two_processes(stage: str, base: Path, out: Path, options: dict, *flags: str) -> None:
     options = {"model": base, "out": out, **options}
     words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    command = [sys.executable, "-m", "tests.ranks", "train", "2", "--stage", stage, *words, *flags]
+    command = [warm.python(), "-m", "tests.ranks", "train", "2", "--stage", stage, *words, *flags]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -31,6 +31,7 @@ from r1ov.model.parallel import Context, Split, heads
 from r1ov.train import sft
 from tests import grpo_worker as grpo
 from tests import parallel_worker as worker
+from tests import warm
 
 ROOT = Path(__file__).parent.parent
 SHAPES = {  # query heads, key heads, columns of an MLP, tied
@@ -87,7 +88,7 @@ def folder(tmp_path_factory):
 def results(folder):
     """size -> the results of each of so many processes."""
     sizes = [size for size, work in worker.WORK.items() for _ in work]
-    words = [sys.executable, "-m", "tests.ranks", "parallel_worker", str(folder), *sizes]
+    words = [warm.python(), "-m", "tests.ranks", "parallel_worker", str(folder), *sizes]
     run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-4000:]
     return {

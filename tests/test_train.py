@@ -5,7 +5,6 @@ end to end.
 import json
 import math
 import subprocess
-import sys
 import threading
 from contextlib import nullcontext
 from copy import deepcopy
@@ -32,6 +31,7 @@ from r1ov.train.run import log
 from r1ov.train.run import open as run_open
 from r1ov.train.run.config import GRPOConfig, SFTConfig
 from r1ov.train.sft import train
+from tests import warm
 
 ROOT = Path(__file__).parent.parent
 
@@ -311,7 +311,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     alone = {name.replace("-", "_"): value for name, value in options.items() if name != "stage"}
     train(SFTConfig(**alone, gradient_accumulation_steps=2, out=str(tmp_path / "one")))
-    two = [sys.executable, "-m", "tests.ranks", "train", "2", *flags, "--out", str(tmp_path / "two")]
+    two = [warm.python(), "-m", "tests.ranks", "train", "2", *flags, "--out", str(tmp_path / "two")]
     done = subprocess.run(two, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     logs = [

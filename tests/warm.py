@@ -32,8 +32,10 @@ from typing import NoReturn
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 SHOWN = (0, 1, 2)  # stdin, stdout, stderr
-IMPORTED = (  # in this order
+IMPORTED = (
+    "filelock",
     "jinja2.sandbox",
+    "matplotlib.pyplot",
     "PIL.Image",
     "safetensors.torch",
     "tokenizers",
@@ -70,9 +72,13 @@ def python() -> str:
 
 def ask(address: str, words: list[str]) -> NoReturn:
     """Has the server start a program, and ends as that does."""
+    shown = [fd for fd in SHOWN if os.path.exists(f"/dev/fd/{fd}")]  # as `>&-` closes one
+    while os.open(os.devnull, os.O_RDWR) <= max(SHOWN):
+        pass  # those are taken, and nothing else comes in their place
     with socket.socket(socket.AF_UNIX) as line:
         line.connect(address)
-        asked = json.dumps({"words": words, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
+        more = {"folder": os.getcwd(), "environment": dict(os.environ)}
+        asked = json.dumps({"words": words, "shown": shown, **more}).encode()
         socket.send_fds(line, [len(asked).to_bytes(8)], SHOWN)
         line.sendall(asked)
         program = int.from_bytes(received(line, 8))
@@ -165,12 +171,22 @@ def begin(asked: dict, shown: list[int], script: str) -> None:
     os.chdir(asked["folder"])
     os.environ.clear()
     os.environ.update(asked["environment"] | {"PYTHON_EXEC": script})  # what torchrun starts
-    is_direct = asked["words"][0] == "-u"
-    sys.stdin = sys.__stdin__ = os.fdopen(0, encoding="utf-8", errors="surrogateescape")
-    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", encoding="utf-8")
-    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace")
-    sys.stdout.reconfigure(line_buffering=sys.stdout.isatty(), write_through=is_direct)
-    sys.stderr.reconfigure(line_buffering=True)
+    sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    encoding, _, errors = asked["environment"].get("PYTHONIOENCODING", "utf-8").partition(":")
+    streams = []
+    for number, mode in zip(SHOWN, "rww", strict=True):
+        if number in asked["shown"]:
+            how = "backslashreplace" if number == 2 else errors or "strict"
+            streams.append(os.fdopen(number, mode, encoding=encoding, errors=how))
+        else:
+            os.close(number)
+            streams.append(None)
+    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__ = streams
+    if sys.stdout:
+        is_direct = asked["words"][0] == "-u" or bool(os.environ.get("PYTHONUNBUFFERED"))
+        sys.stdout.reconfigure(line_buffering=sys.stdout.isatty(), write_through=is_direct)
+    if sys.stderr:
+        sys.stderr.reconfigure(line_buffering=True)
 
 
 def play(words: list[str]) -> None:
@@ -184,7 +200,8 @@ def play(words: list[str]) -> None:
         status = end.code or 0
     threading._shutdown()
     atexit._run_exitfuncs()
-    sys.stdout.flush()
+    if sys.stdout:
+        sys.stdout.flush()
     os._exit(status & 255)
 
 
