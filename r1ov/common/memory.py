@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.types import Device
 
 from r1ov.errors import UserError
 
@@ -20,6 +21,7 @@ IN_TRAINING = (
     "--max-length, --max-num-seqs or --max-completion-length take less"
 )
 SMALL = 2**24  # numbers; models below gain nothing by bfloat16 on a CPU, where calls cost more than products
+LARGE = getattr(mmap, "MADV_HUGEPAGE", None)  # how Linux is asked for large pages
 MMAP_THRESHOLD = -3  # glibc's number of the option
 CUDA, TORCH = 6e8, 4.7e8  # with their libraries; the second on a CPU, in training
 LOGITS = 2**26  # that kernels/logprobs.py makes at once where torch computes
@@ -59,6 +61,17 @@ def return_freed() -> None:
     """
     with suppress(AttributeError, TypeError):  # a C library without it, or Windows
         ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 2**20)
+
+
+def copied(value: torch.Tensor, device: Device, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of its own; on a CPU in large pages, where the system has them: small ones take longer to make
+    than to fill, and longer to read.
+    """
+    if str(device) != "cpu" or LARGE is None:
+        return value.to(device, dtype, copy=True)
+    memory = mmap.mmap(-1, value.numel() * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(LARGE)
+    return torch.frombuffer(memory, dtype=dtype).view_as(value).copy_(value)
 
 
 def held(run: Any) -> dict[str, float]:

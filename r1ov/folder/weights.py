@@ -10,7 +10,6 @@ prefix. Loading is strict: every parameter is there once, in its shape, and noth
 are never opened, because opening a pickle runs the code in it.
 """
 
-import mmap
 import os
 import re
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from r1ov.common.files import read_json, write_json
+from r1ov.common.memory import copied
 from r1ov.common.processes import World
 from r1ov.errors import UserError
 from r1ov.folder import faults
@@ -35,7 +35,6 @@ from r1ov.folder.quantized import QuantizedLinear, awq_shapes, load_quantized
 from r1ov.model.model import Qwen2_5_VL
 
 MOST_OPEN = 2**26  # bytes that are read of a file before it is opened anew
-LARGE = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux asks for large pages by this number
 _OURS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?(\.tmp)?")
 
 
@@ -104,10 +103,10 @@ def load_weights(
     """Gives a model made on the meta device its weights from a folder, each straight to its device and dtype;
     a sharded model has its dtypes already.
 
-    They are copied, tensor by tensor, and what is quantised some rows at a time, so that peak memory is the
-    model and 64 MB of a file, or its largest tensor of those that are not quantised. A mapped file would be
-    there at once, but it comes in small pages: each token that reads it took 1.2 to 1.9 times as long. Of a
-    sharded model each process reads its own rows only.
+    On a CPU a tensor that has the dtype already is the mapped file itself, until decoding copies it (the
+    engine's `step`); all else, and of a quantised model all but the embedding, is copied, tensor by tensor,
+    and what is quantised some rows at a time, so that peak memory is the model and 64 MB of a file, or its
+    largest tensor of those that are not quantised. Of a sharded model each process reads its own rows only.
 
     Args: quantize: "int4" or "int8": the language model's linear layers, and the head, unless
         quantizes_head is False.
@@ -117,14 +116,20 @@ def load_weights(
     stored = _contents(Path(folder), model)
     if is_sharded(model):
         return _load_rows(model, stored, device)
+    values, mapped, packs = {}, [], quantize or ".qweight" in " ".join(stored)  # AWQ's
+    maps = str(device) == "cpu" and not (packs or model.split)
     with _Reader() as read, _Reader() as alone:
-        if quantize or ".qweight" in " ".join(stored):  # AWQ's
+        if packs:
             stored = load_quantized(model, stored, read, alone, device, dtype, quantize, quantizes_head)
-        values = {
-            name: _copied(read(tensor, model.split and model.split.own(name)), device, dtype)
-            for name, tensor in stored.items()
-        }
+        for name, tensor in stored.items():
+            value = read(tensor, model.split and model.split.own(name))
+            if maps and value.dtype == dtype:
+                mapped.append(name)
+            else:
+                value = copied(value, device, dtype)
+            values[name] = value
     model.load_state_dict(values, strict=False, assign=True)
+    model.mapped = mapped
 
 
 def _load_rows(model: Qwen2_5_VL, stored: dict[str, Stored], device: Device) -> None:
@@ -134,15 +139,6 @@ def _load_rows(model: Qwen2_5_VL, stored: dict[str, Stored], device: Device) -> 
         for name, tensor in stored.items():
             parameter = model.get_parameter(name)
             local(parameter).copy_(read(tensor, local_rows(parameter)))
-
-
-def _copied(value: Tensor, device: Device, dtype: torch.dtype) -> Tensor:
-    if str(device) != "cpu" or LARGE is None:
-        return value.to(device, dtype, copy=True)
-    # Small pages take longer to make than to fill, and longer to read at every token than large ones.
-    memory = mmap.mmap(-1, value.numel() * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(LARGE)
-    return torch.frombuffer(memory, dtype=dtype).view_as(value).copy_(value)
 
 
 class _Reader(ExitStack):

@@ -22,9 +22,10 @@ T = TypeVar("T")
 
 
 class Qwen2_5_VL(nn.Module):
-    # What may be put on it from outside: an adapter (lora.py's `Lora`), and how several processes hold it
-    # together (parallel.py's `Split`).
+    # What may be put on it from outside: an adapter (lora.py's `Lora`), how several processes hold it
+    # together (parallel.py's `Split`), and the names of the weights that are still pages of their file.
     lora = split = None
+    mapped = ()
 
     def __init__(self, config: Config):
         super().__init__()
