@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
+
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node 2 "
@@ -36,8 +38,9 @@ def score(prompt, completion, row, info):
 def processes_below(process: int) -> list[int]:
     found = []
     for task in Path(f"/proc/{process}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += [*processes_below(int(child)), int(child)]
+        for child in map(int, (task / "children").read_text().split()):
+            child = warm.program(child) or child
+            found += [*processes_below(child), child]
     return found
 
 
@@ -46,9 +49,12 @@ def started(command: str, out: Path) -> subprocess.Popen:
     reward = out.with_suffix(".py")
     reward.write_text(REWARD)
     words = command.replace("REWARD", f"{reward}:score").replace("OUT", str(out)).split()
+    quick = warm.python()
+    # Alone, a program starts as users start it; how torchrun's processes start is not what is tried.
+    python = quick if words[1].startswith("torch.") else sys.executable
     with out.with_suffix(".txt").open("w") as told:
         return subprocess.Popen(
-            [sys.executable, *words],
+            [python, *words],
             cwd=ROOT,
             env=ENVIRONMENT,
             stdout=subprocess.DEVNULL,
@@ -71,7 +77,7 @@ def signalled(
     while not is_at_work(told.read_text()):
         assert process.poll() is None, told.read_text()
         time.sleep(0.01)
-    below = processes_below(process.pid)
+    below = processes_below(warm.program(process.pid) or process.pid)
     assert len(below) >= helpers, below
     for each in [*below, process.pid]:
         os.kill(each, number)

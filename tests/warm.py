@@ -42,7 +42,8 @@ IMPORTED = (
     "torch",
     "torch._dynamo",
     "torch.distributed.fsdp",
-    "torch.distributed.run",
+    "torch.distributed.elastic.multiprocessing.errors",
+    "torch.distributed.launcher.api",
 )
 
 
@@ -67,6 +68,12 @@ def python() -> str:
     return str(script)
 
 
+def program(client: int) -> int | None:
+    """The process id of the program that a process stands for; None if it is no client."""
+    note = Path(python()).with_name(f"{client}")
+    return int(note.read_text()) if note.exists() else None
+
+
 # -- the client
 
 
@@ -77,7 +84,7 @@ def ask(address: str, words: list[str]) -> NoReturn:
         pass  # those are taken, and nothing else comes in their place
     with socket.socket(socket.AF_UNIX) as line:
         line.connect(address)
-        more = {"folder": os.getcwd(), "environment": dict(os.environ)}
+        more = {"client": os.getpid(), "folder": os.getcwd(), "environment": dict(os.environ)}
         asked = json.dumps({"words": words, "shown": shown, **more}).encode()
         socket.send_fds(line, [len(asked).to_bytes(8)], SHOWN)
         line.sendall(asked)
@@ -150,6 +157,8 @@ def mind(line: socket.socket, script: str) -> list[str]:
     signal.set_wakeup_fd(ended)
     for fd in (*shown, *SHOWN):  # a reader waits until nobody can write any more
         os.close(fd)
+    note = Path(script).with_name(str(asked["client"]))
+    note.write_text(str(program))
     line.sendall(program.to_bytes(8))
     while not (done := os.waitpid(program, os.WNOHANG))[0]:
         if line in select.select([line, ends], [], [])[0]:
@@ -157,6 +166,7 @@ def mind(line: socket.socket, script: str) -> list[str]:
             done = os.waitpid(program, 0)
             break
         os.read(ends, 64)
+    note.unlink()
     with contextlib.suppress(BrokenPipeError):
         line.sendall(os.waitstatus_to_exitcode(done[1]).to_bytes(8, signed=True))
     os._exit(0)
