@@ -18,22 +18,27 @@ if not torch.cuda.is_available():
 
 # The files that take longest. With --dist loadfile they come first, so that all processes end together.
 SLOWEST = (
-    "test_hour",
-    "test_resume",
-    "test_kernels_triton_attention",
-    "test_sharding",
     "test_kernels_gate",
-    "test_signals",
-    "test_grpo_update",
+    "test_parallel",
     "test_grpo_run",
+    "test_sharding",
+    "test_kernels_triton_attention",
+    "test_hour",
+    "test_grpo_update",
+    "test_resume",
+    "test_memory",
+    "test_grpo_pitfalls",
+    "test_signals",
+    "test_lora_train",
     "test_kernels_model",
+    "test_train",
+    "test_bf16",
+    "test_look_step",
+    "test_look_page",
+    "test_bad_input",
     "test_checkpoint",
     "test_evaluate_runner",
-    "test_train",
-    "test_learners_path",
-    "test_bad_input",
     "test_hub",
-    "test_grpo_pitfalls",
 )
 
 
