@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -26,7 +27,6 @@ from r1ov.train.run import storage
 from r1ov.train.run.checkpoint import Checkpoints
 from r1ov.train.run.config import SFTConfig
 from r1ov.train.run.state import random_state, set_random_state, state_tensors
-from tests import warm
 from tests.checkpoint_worker import make, same, train_step
 
 ROOT = Path(__file__).parent.parent
@@ -415,7 +415,7 @@ def test_options_that_change_the_mathematics_must_be_the_same():
 
 def worker(mode, folder):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [warm.python(), "-m", "tests.checkpoint_worker", mode, str(folder)]
+    command = [sys.executable, "-m", "tests.checkpoint_worker", mode, str(folder)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
