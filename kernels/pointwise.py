@@ -52,7 +52,9 @@ def silu_mul(gate: Tensor, up: Tensor, impl: str | None = None) -> Tensor:
     """silu(gate) * up, of one shape."""
     if check_impl(impl, gate.device) == "triton":
         return _in_triton("silu_mul", gate, up)
-    return F.silu(gate) * up
+    gated = F.silu(gate)
+    # In its own memory where nobody wants its gradient: pages for another take longer than the product.
+    return gated * up if torch.is_grad_enabled() else gated.mul_(up)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
