@@ -187,6 +187,9 @@ def test_a_step_takes_no_more_rows_than_there_are(here):
     _, config = settled(GRPOConfig(num_generations=4, num_iterations=2, steps_per_generation=2), 12 * 4 * 2)
     assert (config.train_batch_size, config.max_steps) == (24, 4)
     assert settled(SFTConfig(per_device_train_batch_size=5), 12)[1].train_batch_size == 5
+    assert begun(SFTConfig(train_batch_size=64, out="x"), 12)[1].train_batch_size == 12
+    before, config = settled(SFTConfig(train_batch_size=64, out="x"), 12)  # the same command goes on
+    assert before["train_batch_size"] == config.train_batch_size == 12
 
 
 def test_the_learning_rate_goes_with_the_size_of_the_model(here):

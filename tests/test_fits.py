@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from r1ov.common import memory
 from r1ov.common.processes import World
 from r1ov.errors import UserError
 from r1ov.folder.pretrained import build, config_from_dict
@@ -78,6 +79,7 @@ def planned(release, options, preset, more, size):
         step=0,
         processor=SimpleNamespace(encode=lambda messages: SimpleNamespace(opened="")),
     )
+    run.held = memory.held(run)
     [line] = (line for line in log.introduction(run, "") if line.startswith("memory"))
     return run, float(re.match(r"memory  ([0-9.]+) GB a process", line)[1]) * 1e9
 

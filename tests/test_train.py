@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from r1ov.common import memory
 from r1ov.common.processes import World
 from r1ov.data.playground import messages, sample
 from r1ov.data.playground.source import Playground
@@ -279,6 +280,7 @@ def test_the_memory_that_is_announced_counts_reference_and_the_copy_that_answers
         changed=[],
         step=0,
     )
+    run.held = memory.held(run)
     (line,) = [line for line in log.introduction(run, "") if line.startswith("memory")]
     assert line.startswith(f"memory  {held / 100:.2f} GB a process")
     assert ("reference" in line, "copy" in line) == (beta > 0, size > 1 or is_copied == 1)

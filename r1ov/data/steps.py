@@ -24,6 +24,8 @@ from r1ov.reward.rules.boxes import TOKENS, Frame, Unit, corners, is_marked, rec
 class Source(Protocol):
     """Rows without end, a function of the number alone. `Endless` is one, `Playground` another."""
 
+    fingerprint: tuple[str, ...]  # a line for each file
+
     def __getitem__(self, number: int) -> Record | BadRow: ...
 
 

@@ -58,18 +58,16 @@ def deal(run: Run, groups: Sequence[Group], outcomes: Sequence[Outcome], advanta
     places = {one.number: place for place, one in enumerate(outcomes)}
     dealt = [[] for _ in range(parts)]
     for group in groups:
-        place, own = places[group.number], [[] for _ in range(parts)]
-        numbered = enumerate(group.completions, place * config.num_generations)  # among the rollout's
-        for (number, completion), advantage in zip(numbered, advantages[place], strict=True):
+        place, own = places[group.number], []
+        for completion, advantage in zip(group.completions, advantages[place], strict=True):
             ids = torch.tensor(completion.token_ids)
             is_trained = completion.finish_reason == "stop" or not config.mask_truncated_completions
             labels = ids if is_trained else torch.full_like(ids, IGNORED)
             logprobs = torch.tensor(completion.logprobs)
-            own[number % parts].append(
-                Continuation(input_ids=ids, labels=labels, logprobs=logprobs, advantage=advantage)
-            )
-        for part, some in zip(dealt, own, strict=True):
-            part.append((group.prompt, some))
+            own.append(Continuation(input_ids=ids, labels=labels, logprobs=logprobs, advantage=advantage))
+        first = place * config.num_generations  # of its completions, among the rollout's
+        for number, part in enumerate(dealt):
+            part.append((group.prompt, own[(number - first) % parts :: parts]))
     return dealt
 
 

@@ -133,25 +133,26 @@ class Scorer:
 
     def __call__(self, group: Group) -> Group:
         """The group with scores and rewards."""
-        config, record, scores, rewards = self.config, group.record, [], []
-        for completion in group.completions:
-            text, own = completion.text, {}
-            for name in config.reward_funcs:
-                if name == "accuracy":
-                    gold, finished = record.solution or "", completion.finish_reason == "stop"
-                    graded = grade(text, gold, record.kind, self.rules, self.verify, finished, group.frame)
-                    own[name] = graded.score
-                else:
-                    own[name] = shape_reward(text, FORMATS[name], group.prompt.opened)
-            if cache := config.overlong_cache:
-                limit = config.max_completion_length
-                own["overlong"] = soft_overlong(completion.completion_tokens, limit, cache)
-            if self.user:
-                own |= self._users(record, text, completion.completion_tokens, completion.finish_reason)
-            reward = total_reward(own, self.weights, config.wrong_reward)
-            scores.append(own)
-            rewards.append(math.nan if reward is None else reward)
-        return replace(group, scores=scores, rewards=torch.tensor(rewards, dtype=torch.float64))
+        scores = [self._scores(group, completion) for completion in group.completions]
+        rewards = [total_reward(own, self.weights, self.config.wrong_reward) for own in scores]
+        values = [math.nan if reward is None else reward for reward in rewards]
+        return replace(group, scores=scores, rewards=torch.tensor(values, dtype=torch.float64))
+
+    def _scores(self, group: Group, completion: Completion) -> Scores:
+        config, record, text, scores = self.config, group.record, completion.text, {}
+        for name in config.reward_funcs:
+            if name == "accuracy":
+                gold, finished = record.solution or "", completion.finish_reason == "stop"
+                graded = grade(text, gold, record.kind, self.rules, self.verify, finished, group.frame)
+                scores[name] = graded.score
+            else:
+                scores[name] = shape_reward(text, FORMATS[name], group.prompt.opened)
+        tokens, limit = completion.completion_tokens, config.max_completion_length
+        if config.overlong_cache:
+            scores["overlong"] = soft_overlong(tokens, limit, config.overlong_cache)
+        if self.user:
+            scores |= self._users(record, text, tokens, completion.finish_reason)
+        return scores
 
     def _users(self, record: Record, text: str, completion_tokens: int, finish_reason: str) -> Scores:
         row = {"id": record.id, "solution": record.solution, "kind": record.kind, "where": record.where}
@@ -225,6 +226,14 @@ def next_prompts(run: Run, encode: Encode, count: int) -> list[Group]:
     return prompts
 
 
+def first_of(flat: list[Group], run: Run, count: int) -> list[Group]:
+    """This rank's among the first `count` of all ranks. Raises UserError if there are none. Collective."""
+    numbers = sorted(chain(*run.world.gather([group.number for group in flat])))[:count]
+    if not numbers:
+        raise UserError(f"none of the prompts of this rollout can be used; {run.tally.summary()}")
+    return [group for group in flat if group.number in numbers]
+
+
 def until_enough(
     groups: list[Group], run: Run, encode: Encode, count: int
 ) -> Iterator[tuple[list[Group], int]]:
@@ -250,10 +259,7 @@ def until_enough(
         if not missing:
             return
     if missing == count:
-        numbers = sorted(chain(*world.gather([group.number for group in flat])))[:count]
-        if not numbers:
-            raise UserError(f"none of the prompts of this rollout can be used; {run.tally.summary()}")
-        groups += [group for group in flat if group.number in numbers]
+        groups += first_of(flat, run, count)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ class Playground:
 
     split: str = "train"
     seed: int = 0
+    fingerprint = ()  # of no files
 
     def __getitem__(self, number: int) -> Record:
         family, scene = invent(self.split, number, self.seed)

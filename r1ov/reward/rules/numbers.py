@@ -75,8 +75,11 @@ def read_number(text: str) -> Number | None:
     """
     if re.fullmatch(rf"-?[0-9]{{1,{MAX_DIGITS}}}", text):
         return Number(Fraction(text))
-    if len(text) > 1_000:
-        return None
+    return read_written(text) if len(text) <= 1_000 else None
+
+
+def read_written(text: str) -> Number | None:
+    """The same of what is not simply an integer."""
     text = re.sub(r"^\(([^(),]*)\)$", r"\1", unwrap(plain(text)))
     text = re.sub(r"^([-+]?)10\s*(?=\^|\*\*)", r"\g<1>1*10", text)
     match = _NUMBER.match(text)

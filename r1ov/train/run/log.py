@@ -4,6 +4,7 @@ import json
 import math
 import textwrap
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from operator import mul, sub
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 
 import torch
 
-from r1ov.common.files import one_line, say, write_text
-from r1ov.common.memory import held, plan
+from r1ov.common.files import one_line, say, write_lines
+from r1ov.common.memory import plan
 from r1ov.common.processes import dtype_name
 from r1ov.common.shares import wilson
 from r1ov.errors import UserError
@@ -112,8 +113,7 @@ def introduction(run: Any, rows: str) -> list[str]:
     """What a run is about to do. Args: run: open.py's `Run`. rows: how many the data has, for people."""
     config, size, copies = run.config, run.world.size, run.config.replicate
     total, trained = (sum(map(torch.numel, some)) for some in (run.model.parameters(), run.parameters))
-    parts = held(run)
-    taken = plan(parts, run.device, is_training=True)
+    taken = plan(run.held, run.device, is_training=True)
     learn = "" if trained == total else f", {trained / 1e6:,.2f} M of them learn"
     name = config.model or f"from scratch, as {config.config_name}"
     sharding = "whole in each" if size == 1 else f"sharded over {size // copies}"
@@ -125,7 +125,7 @@ def introduction(run: Any, rows: str) -> list[str]:
         f"-> {run.out}/",
         f"run     {run.device}, {dtype_name(run.dtype)}, {run.kernels} kernels, processes: {size}, "
         f"threads of each: {torch.get_num_threads()}, model {sharding}, seed {config.seed}",
-        f"memory  {sum(parts.values()) / 1e9:.2f} GB a process for {', '.join(parts)}; "
+        f"memory  {sum(run.held.values()) / 1e9:.2f} GB a process for {', '.join(run.held)}; "
         f"in all, before a step's activations: {taken}",
         f"step    {config.train_batch_size} {unit} in packs of up to {config.max_length:,} tokens, "
         f"{config.optim}, peak learning rate {config.learning_rate:g}, steps: {config.max_steps:,}",
@@ -163,9 +163,8 @@ class Log:
         self._report = _reporter(report_to, folder) if report_to != "none" else None
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
-        earlier = path.read_text("utf-8").splitlines() if step and path.exists() else []
-        self.rows = [row for line in earlier if (row := _row(line)) and row["step"] <= step]
-        write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self.rows = _rows(path, step) if step and path.exists() else []
+        write_lines(path, self.rows)
         self._file = path.open("a", encoding="utf-8")
 
     def step(self, metrics: dict[str, float], seconds_left: float) -> None:
@@ -275,13 +274,15 @@ class Log:
         return panels
 
 
-def _row(line: str) -> dict | None:
-    """A line of log.jsonl; None for one that a killed process left half written."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+def _rows(path: Path, step: int) -> list[dict]:
+    """Those of log.jsonl up to a step, without a line that a killed process left half written."""
+    rows = []
+    for line in path.read_text("utf-8").splitlines():
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step:
+                rows.append(row)
+    return rows
 
 
 def _reporter(report_to: str, folder: Path) -> Callable[[dict], None]:

@@ -85,8 +85,8 @@ class Run:
     ):
         self.world = self.askers = self.trainers = world  # all; to whom prompts, and to whom packs are dealt
         self.device, self.stack, self.source, self.num_rows = device, stack, source, num_rows
-        files = open_data(config.eval_data, split="test").fingerprint if config.eval_data else ()
-        files = (*(source.fingerprint if isinstance(source, Endless) else ()), *files)
+        held_out = open_data(config.eval_data, split="test").fingerprint if config.eval_data else ()
+        files = (*source.fingerprint, *held_out)
         self.folders = pretrained.find(config.model or config.config_name, config.adapter)
         processor = pretrained.read_processor(self.folders.settings)
         self.processor = processor.with_pixel_limits(config.min_pixels, config.max_pixels)
@@ -331,9 +331,11 @@ def resolve(
     """Every option resolved. Args: before: options of the run to be resumed."""
     of_batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
     is_as_before = before and all(before.get(name) == getattr(config, name) for name in of_batch)
-    fresh = config.per_device_train_batch_size * config.gradient_accumulation_steps * world.size
-    batch_size = config.train_batch_size or (before["train_batch_size"] if is_as_before else fresh)
-    if num_rows and not before:  # a resumed run keeps a step's rows
+    batch_size = config.train_batch_size
+    if not batch_size:
+        fresh = config.per_device_train_batch_size * config.gradient_accumulation_steps * world.size
+        batch_size = before["train_batch_size"] if is_as_before else fresh
+    if num_rows and (config.train_batch_size or not before):  # a resumed run keeps a step's rows
         batch_size = min(batch_size, max(1, num_rows // config.steps_per_row))
     max_steps = config.max_steps
     if max_steps is None:

@@ -26,17 +26,20 @@ RECORD = "checkpoint.json"
 def write_synced(path: Path, tensors: dict[str, Tensor]) -> str:
     """Writes a file of contiguous CPU tensors to the disk; returns its digest. Raises: OSError."""
     write_tensors(path, tensors)
+    sync(path)
+    return digest_of(path)
+
+
+def digest_of(path: Path) -> str:
     with path.open("rb") as file:
-        os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(folder: Path, digests: Mapping[str, str]) -> None:
     """Raises OSError at the first file whose digest is not that of `write_synced`."""
     for name, digest in digests.items():
-        with (folder / name).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise OSError(f"{name} is damaged: its checksum is another")
+        if digest_of(folder / name) != digest:
+            raise OSError(f"{name} is damaged: its checksum is another")
 
 
 class Stored:
@@ -73,10 +76,8 @@ def open_tensors(folder: Path, files: Iterable[str]) -> dict[str, Stored]:
 
 def write_record(folder: Path, record: dict) -> None:
     text = json.dumps(record | {"sha256": _digest(record)}, indent=1)
-    with (folder / RECORD).open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    (folder / RECORD).write_text(text + "\n", "utf-8")
+    sync(folder / RECORD)
 
 
 def read_record(folder: Path) -> dict:
@@ -92,11 +93,11 @@ def read_record(folder: Path) -> dict:
 
 def publish(temporary: Path, final: Path) -> None:
     """Makes a complete folder visible under its name, in one step; another of that name is hidden first."""
-    sync_folder(temporary)
+    sync(temporary)
     if final.exists():
         hide(final)
     os.rename(temporary, final)
-    sync_folder(final.parent)
+    sync(final.parent)
 
 
 def hide(path: Path) -> None:
@@ -104,8 +105,8 @@ def hide(path: Path) -> None:
     os.rename(path, path.with_name(f".{path.name}.old"))
 
 
-def sync_folder(path: Path) -> None:
-    """Without it a file's name may be lost in a power cut, though its bytes are on the disk."""
+def sync(path: Path) -> None:
+    """Takes a file's bytes, or the names in a folder, to the disk: a power cut loses what is not there."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
