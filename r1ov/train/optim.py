@@ -115,10 +115,9 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
             inner.append(parameter)
         else:
             outer.append(parameter)
-    pairs = (outer, decay), (vectors, 0.0)
-    groups = [{"params": params, "weight_decay": own} for params, own in pairs if params]
+    groups = [{"params": outer, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizers = []
-    if groups:
+    if outer or vectors:
         optimizers.append(torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True))
     if inner:
         optimizers.append(Muon(inner, lr=config.muon_learning_rate, weight_decay=decay))

@@ -108,9 +108,16 @@ def answer_questions(run: Run, source: Source, count: int) -> dict[str, float]:
         with suppress(BadRow):
             if isinstance(record, Record):
                 asked.append((number, record, encode_prompt(run.processor, record, longest)))
-    options = {"max_new_tokens": config.eval_max_new_tokens, "temperature": 0.0, "repetition_penalty": 1.0}
-    model = run.answering_model()
-    done = generate(model, run.processor, [prompt for *_, prompt in asked], **options) if asked else []
+    model, done = run.answering_model(), []
+    if asked:
+        done = generate(
+            model,
+            run.processor,
+            [prompt for *_, prompt in asked],
+            max_new_tokens=config.eval_max_new_tokens,
+            temperature=0.0,
+            repetition_penalty=1.0,
+        )
     own = []
     for (number, record, prompt), completion in zip(asked, done, strict=True):
         frame = frame_of(run.processor, prompt, record.box_unit)

@@ -163,9 +163,8 @@ class Log:
         self._report = _reporter(report_to, folder) if report_to != "none" else None
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
-        self.rows = _rows(path, step) if step and path.exists() else []
-        write_lines(path, self.rows)
-        self._file = path.open("a", encoding="utf-8")
+        self.rows = _kept(path, step) if step and path.exists() else []
+        self._file = path.open("a" if self.rows else "w", encoding="utf-8")
 
     def step(self, metrics: dict[str, float], seconds_left: float) -> None:
         """`metrics` holds `step` and any of TRL's names; those of COLUMNS are shown."""
@@ -274,14 +273,17 @@ class Log:
         return panels
 
 
-def _rows(path: Path, step: int) -> list[dict]:
-    """Those of log.jsonl up to a step, without a line that a killed process left half written."""
+def _kept(path: Path, step: int) -> list[dict]:
+    """The rows of log.jsonl up to a step, which stay in it: no later one, and no line that a killed process
+    left half written.
+    """
     rows = []
     for line in path.read_text("utf-8").splitlines():
         with suppress(ValueError):
             row = json.loads(line)
             if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step:
                 rows.append(row)
+    write_lines(path, rows)
     return rows
 
 

@@ -90,7 +90,7 @@ class Run:
         self.folders = pretrained.find(config.model or config.config_name, config.adapter)
         processor = pretrained.read_processor(self.folders.settings)
         self.processor = processor.with_pixel_limits(config.min_pixels, config.max_pixels)
-        parameters = sum(parameter.numel() for parameter in pretrained.build(processor.config).parameters())
+        parameters = sum(map(torch.numel, pretrained.build(processor.config).parameters()))
         config = replace(config, adapter=self.folders.adapter and str(self.folders.adapter))
         config = replace(config, learning_rate=peak_learning_rate(config, parameters))
         if parameters > SMALL:
