@@ -134,13 +134,16 @@ def parse_cli(
     parser = _Parser(prog=prog, description=description, allow_abbrev=False)
     types = get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        text, more = field.metadata["help"], dict(_argument(types[field.name]))
-        if field.default is dataclasses.MISSING:
-            more["required"] = True
-        elif field.default not in (None, (), False):
-            text += f" (default: {field.default})"
-        more["help"] = text.replace("%", "%%")
-        parser.add_argument(flag(field.name), default=argparse.SUPPRESS, **more)
+        text, default = field.metadata["help"], field.default
+        if default not in (dataclasses.MISSING, None, (), False):
+            text += f" (default: {default})"
+        parser.add_argument(
+            flag(field.name),
+            default=argparse.SUPPRESS,
+            required=default is dataclasses.MISSING,
+            help=text.replace("%", "%%"),
+            **_argument(types[field.name]),
+        )
     known, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{_hint(unknown[0], cls, elsewhere)}")
