@@ -331,10 +331,8 @@ def resolve(
     """Every option resolved. Args: before: options of the run to be resumed."""
     of_batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
     is_as_before = before and all(before.get(name) == getattr(config, name) for name in of_batch)
-    batch_size = config.train_batch_size
-    if not batch_size:
-        fresh = config.per_device_train_batch_size * config.gradient_accumulation_steps * world.size
-        batch_size = before["train_batch_size"] if is_as_before else fresh
+    fresh = config.per_device_train_batch_size * config.gradient_accumulation_steps * world.size
+    batch_size = config.train_batch_size or (before["train_batch_size"] if is_as_before else fresh)
     if num_rows and (config.train_batch_size or not before):  # a resumed run keeps a step's rows
         batch_size = min(batch_size, max(1, num_rows // config.steps_per_row))
     max_steps = config.max_steps
