@@ -114,7 +114,7 @@ def main(device: Any = None) -> None:
         )
 
     # Only now: every mistake above is reported before anything large is loaded.
-    beside = partial(needs, plan, processor.config)
+    beside = partial(needs, processor.config, *plan.sizes())
     model, said = read_model(
         folders, processor.config, device, options.dtype, options.quantize, beside, options.tensor_parallel
     )

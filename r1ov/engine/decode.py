@@ -37,6 +37,13 @@ class Plan:
     banned: Tensor  # (b,) ids that are never sampled
     max_num_batched_tokens: int = 8192  # of the prompts that are prefilled together, if they are several
 
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Rows, their most tokens, and the tokens and patches of the prompts that are prefilled first."""
+        rows = min(self.max_num_seqs, len(self.limits))
+        first = self.prompts[: rows // self.num_samples]
+        patches = sum(len(patches) for prompt in first for patches in prompt.pixel_values or ())
+        return rows, max(map(len, self.prompts)) + max(self.limits), sum(map(len, first)), patches
+
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:

@@ -80,21 +80,22 @@ def prepare(
     )
 
 
-def needs(plan: Plan, config: Config, text: TextConfig, itemsize: int) -> dict[str, float]:
-    """Bytes of memory beside the weights, by what they are for, if every answer is as long as it may be.
+def needs(
+    config: Config, rows: int, columns: int, tokens: int, patches: int, text: TextConfig, itemsize: int
+) -> dict[str, float]:
+    """Bytes of memory beside the weights, by what they are for.
 
-    Args: text: the sizes of what this process holds. itemsize: bytes of a number.
+    Args: rows and columns of the cache, if every answer is as long as it may be. tokens, patches: of the
+        prompts that are prefilled together. text: the sizes of what this process holds. itemsize: bytes of a
+        number.
     """
-    vision, rows = config.vision, min(plan.max_num_seqs, len(plan.limits))
-    columns = max(map(len, plan.prompts)) + max(plan.limits)
+    vision = config.vision
     cached = 2 * rows * columns * text.num_key_value_heads * text.head_dim * text.num_hidden_layers
-    first = plan.prompts[: rows // plan.num_samples]  # those that are prefilled together
-    read = sum(map(len, first)) * (3 * text.intermediate_size + 4 * text.hidden_size)
-    patches = sum(len(patches) for prompt in first for patches in prompt.pixel_values or ())
+    read = tokens * (3 * text.intermediate_size + 4 * text.hidden_size)
     seen = patches * (3 * vision.intermediate_size + 6 * vision.hidden_size + 2 * vision.patch_dim)
     # Scores, log-probs, and the distribution that is drawn from: some in float32, some in float64.
     chosen = rows * text.vocab_size * 40
-    return {"cache": cached * itemsize, "activations": max(max(read, seen) * itemsize, chosen)}
+    return {"cache": cached * itemsize, "activations": max(read * itemsize, seen * itemsize, chosen)}
 
 
 def _digest(prompt: Encoded) -> bytes:

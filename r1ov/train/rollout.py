@@ -72,7 +72,7 @@ def sample(
         repetition_penalty=1.0,
     )
     if expect:
-        expect(needs(plan, model.config, model.model.config, model.head_weight.itemsize))
+        expect(needs(model.config, *plan.sizes(), model.model.config, model.head_weight.itemsize))
     completions = iter(decode(model, processor, plan)[0])
     return [
         replace(group, completions=[next(completions) for _ in range(plan.num_samples)]) for group in prompts
