@@ -160,6 +160,32 @@ def test_activations_are_those_that_live_at_the_same_time(shape, mode):
     assert sum(memory.activations(run, [pack]).values()) == pytest.approx(found, rel=0.1)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gradients_of_a_single_pack_come_as_its_activations_go(shape):
+    text, vision = SHAPES[shape]
+    config = read_config(Path("r1ov/model/r1ov-tiny/config.json"))
+    config = replace(config, text=replace(config.text, **text), vision=replace(config.vision, **vision))
+    model, pack = Qwen2_5_VL(config), pack_of(config, [300, 200, 260, 240], 6)
+    init_weights(model, torch.Generator().manual_seed(0))
+    run = SimpleNamespace(
+        model=model,
+        parameters=[*model.parameters()],
+        config=SimpleNamespace(activation_checkpointing="off", context_parallel=1, replicate=1),
+        world=SimpleNamespace(size=1),
+        dtype=torch.float32,
+        kernels="torch",
+        device=torch.device("meta"),
+    )
+    then = partial(sft_loss_and_correct, labels=pack["labels"], num_items_in_batch=1)
+    living = count_step.Living("cpu")
+    with living:
+        model(**{name: tensor for name, tensor in pack.items() if name != "labels"}, then=then)[0].backward()
+    gradients = sum(parameter.grad.nbytes for parameter in model.parameters())
+    found = living.most + pack["pixel_values"].nbytes
+    assert sum(memory.of_step(run, [pack]).values()) + gradients == pytest.approx(found, rel=0.1)
+    assert memory.of_step(run, [pack, pack]) == memory.activations(run, [pack])
+
+
 @pytest.mark.parametrize("mode", ["off", "selective", "full"])
 def test_activations_with_the_kernels_are_those_counted_on_the_meta_device(mode):
     model = count_step.build("3B")
@@ -211,7 +237,7 @@ def test_a_pack_that_does_not_fit_is_refused_in_one_line_before_it_is_trained(tm
 def test_no_foresight_ends_a_run_that_is_on_its_way(tmp_path, monkeypatch, capsys):
     """A pack of the second step is said not to fit, and tried."""
     counts = iter([1e6, 1e12])
-    monkeypatch.setattr(sft, "activations", lambda run, packs: {"a pack": next(counts)})
+    monkeypatch.setattr(sft, "of_step", lambda run, packs: {"a pack": next(counts)})
     options = {"max_steps": 2, "eval_steps": 0, "dataloader_num_workers": 0, "device": "cpu"}
     train(SFTConfig(**options, out=str(tmp_path / "run")))
     said = "".join(capsys.readouterr())

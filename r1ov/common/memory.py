@@ -125,6 +125,19 @@ def activations(run: Any, packs: Iterable[Mapping[str, torch.Tensor]]) -> dict[s
     return {name: itemsize * most} if most else {}
 
 
+def of_step(run: Any, packs: list[Mapping[str, torch.Tensor]]) -> dict[str, float]:
+    """What a step holds at its worst moment beside `held`: activations, and of a single pack the gradients,
+    which `held` counts, come as those go, the head's first.
+    """
+    needed = activations(run, packs)
+    if len(packs) > 1:
+        return needed
+    learn = sum(map(torch.numel, run.parameters))
+    head = run.model.head_weight
+    later = 4 * (learn - head.numel() * head.requires_grad) * run.config.replicate / run.world.size
+    return {name: max(0.0, size - later) for name, size in needed.items()}
+
+
 def plan(
     parts: Mapping[str, float], device: torch.device, is_training: bool = False, refuses: bool = True
 ) -> str:

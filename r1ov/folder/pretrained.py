@@ -276,12 +276,14 @@ def read_model(
     adapter = read_adapter(folders.adapter, model, device) if folders.adapter else None
     if tensor_parallel > 1:
         split(model, tensor_parallel, quantize)
-    numbers = sum(map(torch.numel, model.parameters()))
+    sizes = [parameter.numel() for parameter in model.parameters()]
     stored = sum(file.stat().st_size for file in folders.weights.glob("*.safetensors"))
-    size = weight_bytes(model, 1, quantize) if quantize else min(numbers, stored / 2)  # AWQ's are smaller
+    size = weight_bytes(model, 1, quantize) if quantize else min(sum(sizes), stored / 2)  # AWQ's are smaller
     dtype, reason = choose_dtype(dtype, device, config.torch_dtype, size)
     is_mapped = (device.type, dtype) == ("cpu", torch.bfloat16)
-    weights = weight_bytes(model, dtype.itemsize, quantize, is_mapped) if quantize else size * dtype.itemsize
+    is_whole = size == sum(sizes)  # while decoding takes such a tensor from its file, it is there twice
+    weights = dtype.itemsize * (size + is_mapped * is_whole * max(sizes))
+    weights = weight_bytes(model, dtype.itemsize, quantize, is_mapped) if quantize else weights
     line = plan({"weights": weights, **needs(model.model.config, dtype.itemsize)}, device)
     load_weights(model, folders.weights, device, dtype, quantize)
     if adapter:

@@ -116,20 +116,20 @@ def load_weights(
     stored = _contents(Path(folder), model)
     if is_sharded(model):
         return _load_rows(model, stored, device)
-    values, mapped, packs = {}, [], quantize or ".qweight" in " ".join(stored)  # AWQ's
+    values, packs = {}, quantize or ".qweight" in " ".join(stored)  # AWQ's
     maps = str(device) == "cpu" and not (packs or model.split)
+    model.mapped = []
     with _Reader() as read, _Reader() as alone:
         if packs:
             stored = load_quantized(model, stored, read, alone, device, dtype, quantize, quantizes_head)
         for name, tensor in stored.items():
             value = read(tensor, model.split and model.split.own(name))
             if maps and value.dtype == dtype:
-                mapped.append(name)
+                model.mapped.append(name)
             else:
                 value = copied(value, device, dtype)
             values[name] = value
     model.load_state_dict(values, strict=False, assign=True)
-    model.mapped = mapped
 
 
 def _load_rows(model: Qwen2_5_VL, stored: dict[str, Stored], device: Device) -> None:

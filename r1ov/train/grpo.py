@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import token_logprobs
-from r1ov.common.memory import activations
+from r1ov.common.memory import of_step
 from r1ov.data.pack import Continuation, Part, make_packs, num_trained
 from r1ov.data.processor import IGNORED, Batch
 from r1ov.errors import UserError
@@ -195,7 +195,7 @@ def train(config: GRPOConfig) -> None:
             # 5. loss and 6. update
             steps = (minibatches * config.num_iterations)[: config.max_steps - run.step]
             for left, (packs, counts) in zip(reversed(range(len(steps))), steps, strict=True):
-                run.expect(activations(run, packs))
+                run.expect(of_step(run, packs))
                 begun = time.perf_counter()
                 learned = {
                     **accumulate_gradients(run, packs, counts),

@@ -5,7 +5,7 @@ from itertools import chain
 
 import torch
 
-from r1ov.common.memory import activations
+from r1ov.common.memory import of_step
 from r1ov.data.pack import num_trained
 from r1ov.data.steps import Steps, load_steps
 from r1ov.errors import UserError
@@ -45,7 +45,7 @@ def train(config: SFTConfig) -> None:
                     f"{run.tally.summary()}"
                 )
 
-            run.expect(activations(run, data.batches))
+            run.expect(of_step(run, data.batches))
             loss = correct = torch.zeros((), device=run.device)  # read once, after the packs
             for pack in each_pack(data.batches, run.model, run.device):
                 then = partial(sft_loss_and_correct, labels=pack["labels"], num_items_in_batch=num_items)
