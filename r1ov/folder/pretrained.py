@@ -267,8 +267,7 @@ def read_model(
     tensor_parallel: int = 1,
 ) -> tuple[Qwen2_5_VL, str]:
     """The model in folders whose config is known already, and what there is to say of its dtype and memory.
-    Args: needs: bytes beside the weights, by what they are for, of numbers of so many bytes. tensor_parallel:
-        how many processes hold the model together.
+    Args: needs: bytes beside the weights, of numbers of so many bytes. tensor_parallel: how many processes.
     """
     if quantize not in (None, *BITS):
         raise UserError(f"quantize is {quantize!r}; there are {', '.join(BITS)}")
@@ -281,9 +280,8 @@ def read_model(
     size = weight_bytes(model, 1, quantize) if quantize else min(sum(sizes), stored / 2)  # AWQ's are smaller
     dtype, reason = choose_dtype(dtype, device, config.torch_dtype, size)
     is_mapped = (device.type, dtype) == ("cpu", torch.bfloat16)
-    is_whole = size == sum(sizes)  # while decoding takes such a tensor from its file, it is there twice
-    weights = dtype.itemsize * (size + is_mapped * is_whole * max(sizes))
-    weights = weight_bytes(model, dtype.itemsize, quantize, is_mapped) if quantize else weights
+    size += is_mapped * (size == sum(sizes)) * max(sizes)  # while decoding takes it from its file: two of it
+    weights = weight_bytes(model, dtype.itemsize, quantize, is_mapped) if quantize else size * dtype.itemsize
     line = plan({"weights": weights, **needs(model.model.config, dtype.itemsize)}, device)
     load_weights(model, folders.weights, device, dtype, quantize)
     if adapter:
