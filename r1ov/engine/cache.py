@@ -186,7 +186,8 @@ def take_from_file(model: Qwen2_5_VL) -> None:
         name = model.mapped.pop()
         parameter = model.get_parameter(name)
         # All that a step reads: not the vision encoder, and of an embedding that is no head a few rows.
-        if name.startswith("model.layers.") or parameter is head:
+        is_read = name.startswith("model.layers.") or parameter is head
+        if is_read and parameter.is_cpu:  # a model may have been moved since
             with torch.inference_mode(False):
                 parameter.data = copied(parameter.data, "cpu", parameter.dtype)
             taken += parameter.nbytes
