@@ -87,7 +87,8 @@ def run(folder: Path, steps: int, save_steps: int) -> int:
         checkpoints.save(step, model, optimizers, extra)
     assert extra["steps_seen"] == list(range(1, step + 1)), extra
     if step == steps:
-        torch.save(state_tensors(model, optimizers), folder / "final.pt")
+        torch.save(state_tensors(model, optimizers), folder / "final.tmp")
+        os.replace(folder / "final.tmp", folder / "final.pt")  # a kill may come as soon as it is there
     return step
 
 
