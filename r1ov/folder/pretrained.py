@@ -280,7 +280,7 @@ def read_model(
     size = weight_bytes(model, 1, quantize) if quantize else min(sum(sizes), stored / 2)  # AWQ's are smaller
     dtype, reason = choose_dtype(dtype, device, config.torch_dtype, size)
     is_mapped = device.type == "cpu" and dtype == torch.bfloat16
-    size += is_mapped * (size == sum(sizes)) * max(sizes)  # while decoding takes it from its file: two of it
+    size += is_mapped * (size == sum(sizes)) * max(sizes)  # there twice when decoding takes it from its file
     weights = weight_bytes(model, dtype.itemsize, quantize, is_mapped) if quantize else size * dtype.itemsize
     line = plan({"weights": weights, **needs(model.model.config, dtype.itemsize)}, device)
     load_weights(model, folders.weights, device, dtype, quantize)
