@@ -3,9 +3,9 @@
 import ctypes
 import mmap
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from math import inf
+from math import inf, prod
 from operator import mul
 from pathlib import Path
 from typing import Any
@@ -63,15 +63,15 @@ def return_freed() -> None:
         ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 2**20)
 
 
-def copied(value: torch.Tensor, device: Device, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor of its own; on a CPU in large pages, where the system has them: small ones take longer to make
-    than to fill, and longer to read.
+def roomy(shape: Sequence[int], dtype: torch.dtype, device: Device) -> torch.Tensor:
+    """An empty tensor, on a CPU in large pages, where the system has them: small ones take longer to make than
+    to fill, and longer to read.
     """
-    if str(device) != "cpu" or LARGE is None:
-        return value.to(device, dtype, copy=True)
-    memory = mmap.mmap(-1, value.numel() * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if torch.device(device).type != "cpu" or LARGE is None:
+        return torch.empty(shape, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, prod(shape) * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(LARGE)
-    return torch.frombuffer(memory, dtype=dtype).view_as(value).copy_(value)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def held(run: Any) -> dict[str, float]:

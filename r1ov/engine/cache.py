@@ -13,7 +13,7 @@ from torch import Tensor
 from kernels import attention, check_impl, decode_attention
 from kernels.attention import decode_attention_torch
 from kernels.dispatch import has_amx
-from r1ov.common.memory import LARGE, copied
+from r1ov.common.memory import LARGE, roomy
 from r1ov.data.processor import Batch
 from r1ov.errors import UserError
 from r1ov.model.language import LanguageModel
@@ -190,7 +190,7 @@ def take_from_file(model: Qwen2_5_VL) -> None:
         is_read = name.startswith("model.layers.") or parameter is head
         if is_read and parameter.is_cpu:  # a model may have been moved since
             with torch.inference_mode(False):
-                parameter.data = copied(parameter.data, "cpu", parameter.dtype)
+                parameter.data = roomy(parameter.shape, parameter.dtype, "cpu").copy_(parameter.data)
             taken += parameter.nbytes
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from r1ov.common.memory import roomy
 from r1ov.common.processes import computes_bfloat16
 from r1ov.errors import UserError
 from r1ov.folder.faults import EMBEDDING, HEAD, Stored
@@ -80,7 +81,7 @@ class QuantizedLinear(nn.Module):
                 continue
             tile = torch.empty(inputs, packed.shape[1], 2, BLOCK // 2, device=packed.device)
             tile[:, :, 0], tile[:, :, 1] = packed & 15, packed >> 4
-            scale, zero = scale.unbind(-1)  # (K/g, 1, n)
+            scale, zero = (part.contiguous() for part in scale.unbind(-1))  # (K/g, 1, n)
             tile = tile.view(len(scale), -1, scale.shape[2])  # (K/g, g, n)
             yield columns, tile.sub_(8).mul_(scale).add_(zero).flatten(0, 1).to(dtype)
 
@@ -124,8 +125,8 @@ def quantized(
     step, blocks = max(BLOCK, TILE // inputs // BLOCK * BLOCK), -(-outputs // each)
     first, scale = work(rows(slice(BLOCK)).float())
     # Made whole and filled part by part: a list of parts would be there twice when it is joined.
-    packed = first.new_empty(blocks, *first.shape[1:])
-    scales = scale.new_empty(len(scale), blocks * each, *scale.shape[2:])
+    packed = roomy((blocks, *first.shape[1:]), first.dtype, first.device)
+    scales = roomy((len(scale), blocks * each, *scale.shape[2:]), scale.dtype, scale.device)
     for begin in range(0, outputs, step):
         end = begin + step
         packed[begin // each : end // each], scales[:, begin:end] = work(rows(slice(begin, end)).float())
@@ -134,16 +135,18 @@ def quantized(
 
 def _to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     scale = (weight.abs().amax(1) / 127).clamp(min=1e-30).bfloat16()
-    return (weight / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale[None]
+    return (weight / scale[:, None]).round_().clamp_(-127, 127).to(torch.int8), scale[None]
 
 
 def _to_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
     """From the least to the largest of a group in 15 equal steps; rows of zeros fill up the last block."""
-    weight = F.pad(weight, (0, 0, 0, -len(weight) % BLOCK)).unflatten(1, (-1, GROUP))
-    least, largest = weight.aminmax(dim=-1, keepdim=True)  # (N, K/g, 1)
+    if filling := -len(weight) % BLOCK:
+        weight = F.pad(weight, (0, 0, 0, filling))
+    weight = weight.unflatten(1, (-1, GROUP))
+    least, largest = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)  # (N, K/g, 1)
     scale = ((largest - least) / 15).clamp(min=1e-30).bfloat16()
     zero = (least + 8 * scale.float()).bfloat16()
-    q = ((weight - zero) / scale + 8).round().clamp(0, 15)
+    q = (weight - zero).div_(scale).add_(8).round_().clamp_(0, 15)
     return pack(q.flatten(1)), torch.cat((scale, zero), dim=-1).transpose(0, 1).contiguous()
 
 
@@ -161,14 +164,16 @@ def from_awq(qweight: Tensor, qzeros: Tensor, scales: Tensor, bias: nn.Parameter
     outputs, filling = q.shape[1], -q.shape[1] % BLOCK
     q, z, scale = (F.pad(x, (0, filling)) for x in (q, z, scales.float()))
     affine = torch.stack((scale, (8 - z.float()) * scale), dim=-1)
-    return QuantizedLinear(pack(q.t()).contiguous(), affine, outputs, bias)
+    packed = pack(q.t())
+    packed = roomy(packed.shape, packed.dtype, packed.device).copy_(packed)
+    return QuantizedLinear(packed, affine, outputs, bias)
 
 
 def load_quantized(
     model: Qwen2_5_VL,
     stored: Mapping[str, Stored],
     read: Callable,
-    alone: Callable,
+    alone: Any,
     device: torch.device,
     dtype: torch.dtype,
     quantize: str | None,
@@ -194,7 +199,8 @@ def load_quantized(
         ):
             rest[name] = tensor
     embedding = model.get_parameter(EMBEDDING)
-    value = alone(rest.pop(EMBEDDING)).to(device, dtype)
+    with alone:
+        value = alone(rest.pop(EMBEDDING)).to(device, dtype)
     model.model.embed_tokens.weight = nn.Parameter(value, embedding.requires_grad)
     return rest
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from r1ov.common.files import read_json, write_json
-from r1ov.common.memory import copied
+from r1ov.common.memory import roomy
 from r1ov.common.processes import World
 from r1ov.errors import UserError
 from r1ov.folder import faults
@@ -119,15 +119,15 @@ def load_weights(
     values, packs = {}, quantize or ".qweight" in " ".join(stored)  # AWQ's
     maps = str(device) == "cpu" and not (packs or model.split)
     model.mapped = []
-    with _Reader() as read, _Reader() as alone:
+    with _Reader() as read:
         if packs:
-            stored = load_quantized(model, stored, read, alone, device, dtype, quantize, quantizes_head)
+            stored = load_quantized(model, stored, read, _Reader(), device, dtype, quantize, quantizes_head)
         for name, tensor in stored.items():
             value = read(tensor, model.split and model.split.own(name))
             if maps and value.dtype == dtype:
                 model.mapped.append(name)
             else:
-                value = copied(value, device, dtype)
+                value = roomy(value.shape, dtype, device).copy_(value)
             values[name] = value
     model.load_state_dict(values, strict=False, assign=True)
 
