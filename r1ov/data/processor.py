@@ -2,6 +2,7 @@
 jinja2 alone.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -71,13 +72,26 @@ class Processor:
     generation_config: dict
     config: Config  # for the token ids that frame an image and end a reply
     special_tokens: dict[str, str]  # what the template may use by name: eos_token, ...
-    files: dict[str, bytes]  # the checkpoint's own files that this was read from
+    files: dict[str, bytes]  # the checkpoint's own, that this was read from, to be written back
 
     def with_pixel_limits(self, min_pixels: int | None = None, max_pixels: int | None = None) -> Self:
-        """The same processor with other limits on an image's size; None: as it is."""
+        """The same processor with other limits on an image's size, in its files too; None: as it is."""
         given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
         limits = {name: value for name, value in given.items() if value is not None}
-        return replace(self, image_processor=replace(self.image_processor, **limits))
+        return self._limited(replace(self.image_processor, **limits)) if limits else self
+
+    def _limited(self, images: ImageProcessor) -> Self:
+        """With these limits also in the files that hold an image processor's settings."""
+        files = dict(self.files)
+        for name in {"preprocessor_config.json", "processor_config.json"} & files.keys():
+            raw = json.loads(files[name])
+            if settings := raw.get("image_processor") if name == "processor_config.json" else raw:
+                settings |= {"min_pixels": images.min_pixels, "max_pixels": images.max_pixels}
+                if settings.get("size"):
+                    edges = {"shortest_edge": images.min_pixels, "longest_edge": images.max_pixels}
+                    settings["size"] = edges
+                files[name] = json.dumps(raw, indent=2).encode()
+        return replace(self, image_processor=images, files=files)
 
     def __getstate__(self) -> dict:
         """Without what is cached: a compiled template cannot be sent to another process."""

@@ -6,7 +6,6 @@ fine-tunes saved by older transformers). Nested: text fields in `text_config`, r
 they do there. Settings that r1ov does not compute are refused by name, not ignored.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
@@ -238,16 +237,9 @@ def _chat_template(folder: Path, files: Mapping[str, bytes], parsed: Mapping) ->
 
 
 def write_processor(processor: Processor, folder: str | Path) -> None:
-    """Writes the files that were read, with the processor's own pixel limits in them."""
+    """Writes a processor's files."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    least, most = processor.image_processor.min_pixels, processor.image_processor.max_pixels
     for name, data in processor.files.items():
-        raw = json.loads(data) if name in ("preprocessor_config.json", "processor_config.json") else {}
-        settings = raw.get("image_processor", {}) if name == "processor_config.json" else raw
-        if settings and image_processor_from_dict(settings) != processor.image_processor:
-            new = {"size": {"shortest_edge": least, "longest_edge": most}} if settings.get("size") else {}
-            settings |= {"min_pixels": least, "max_pixels": most} | new
-            data = json.dumps(raw, indent=2).encode()
         (Path(folder) / name).write_bytes(data)
 
 
