@@ -10,8 +10,6 @@ from math import prod
 import torch
 from torch import Tensor
 
-from r1ov.errors import UserError
-
 
 def frequencies(count: int, theta: float, device: torch.device | None = None) -> Tensor:
     """(count,) float32: theta^(-k/count), radians per position."""
@@ -56,20 +54,15 @@ def mrope_positions(
     Args:
         input_ids: (T,). image_grid_thw: (N, 3) patch grids of this sequence's images in order, or None.
             The placeholders of an image lie in one run.
-    Raises: UserError if there are more placeholders than the images need, or fewer.
+    Raises: RuntimeError if there are more placeholders than the images need, or fewer; of a user's messages
+        `Processor.encode` tells that in better words.
     """
     grids = [] if image_grid_thw is None else image_grid_thw.tolist()
     sizes = [(t, h // spatial_merge_size, w // spatial_merge_size) for t, h, w in grids]
-    lengths = [*map(prod, sizes)]
     placeholders = (input_ids == image_token_id).nonzero().squeeze(1)
-    if len(placeholders) != sum(lengths):
-        raise UserError(
-            f"the prompt has {len(placeholders)} image placeholders but its {len(sizes)} picture(s) need "
-            f"{sum(lengths)}; do not write <|image_pad|> in the text, and pass text and pictures together"
-        )
     steps = torch.ones_like(input_ids)  # (T,) from each token's start to the next one's
     places = input_ids.new_zeros(3, len(input_ids))  # within an image, which has one start
-    for size, run in zip(sizes, placeholders.split(lengths), strict=True):
+    for size, run in zip(sizes, placeholders.split([*map(prod, sizes)]), strict=True):
         steps[run] = 0
         steps[run[-1]] = max(size)
         places[:, run] = torch.cartesian_prod(*map(torch.arange, size)).T
