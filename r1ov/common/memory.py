@@ -64,8 +64,8 @@ def return_freed() -> None:
 
 
 def roomy(shape: Sequence[int], dtype: torch.dtype, device: Device) -> torch.Tensor:
-    """An empty tensor, on a CPU in large pages, where the system has them: small ones take longer to make than
-    to fill, and longer to read.
+    """An empty tensor, on a CPU in large pages, where the system has them: small ones take longer to make
+    than to fill, and longer to read.
     """
     if torch.device(device).type != "cpu" or LARGE is None:
         return torch.empty(shape, dtype=dtype, device=device)
