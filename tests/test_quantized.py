@@ -117,6 +117,17 @@ def test_a_tied_head_of_4_bits_gives_the_likeliest_words_their_own_logits(monkey
     assert (coarse[likeliest] - whole[likeliest]).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("quantize", ["int4", "int8"])
+def test_no_step_of_decoding_unpacks_a_whole_weight(quantize, awq, monkeypatch):
+    model, processor = r1ov.load(awq[1], dtype="bfloat16", quantize=quantize)
+    assert isinstance(model.lm_head, QuantizedLinear)
+    monkeypatch.setattr(
+        QuantizedLinear, "weight", property(lambda linear: pytest.fail(f"{linear.packed.shape} unpacked"))
+    )
+    question = [{"role": "user", "content": "w1"}]
+    assert r1ov.generate(model, processor, question, max_new_tokens=3).completion_tokens == 3
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="what is mapped is read from Linux's /proc")
 @pytest.mark.parametrize("quantize", [None, "int8"])
 def test_beside_quantised_weights_an_embedding_is_its_file_alone(quantize, awq):

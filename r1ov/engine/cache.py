@@ -182,12 +182,12 @@ def take_from_file(model: Qwen2_5_VL) -> None:
     fifth or more. Each step takes a few, so that the first word does not wait for all. A parameter stays the
     same object, with the same numbers; no other thread may be computing with it.
     """
-    taken, head = 0, model.head_weight
+    taken = 0
     while LARGE and model.mapped and taken < AT_ONCE:
         name = model.mapped.pop()
         parameter = model.get_parameter(name)
         # All that a step reads: not the vision encoder, and of an embedding that is no head a few rows.
-        is_read = name.startswith("model.layers.") or parameter is head
+        is_read = name.startswith("model.layers.") or parameter is model.head_weight
         if is_read and parameter.is_cpu:  # a model may have been moved since
             with torch.inference_mode(False):
                 parameter.data = roomy(parameter.shape, parameter.dtype, "cpu").copy_(parameter.data)

@@ -52,7 +52,7 @@ class QuantizedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """(N, K) float32, dequantised."""
+        """(N, K) float32, dequantised anew each time it is asked for."""
         return torch.cat([tile for _, tile in self.tiles(torch.float32)], dim=1).t()[: self.out_features]
 
     def product(self, x: Tensor) -> Tensor:
