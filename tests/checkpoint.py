@@ -5,6 +5,7 @@ template and settings.
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -12,7 +13,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 TINY = Path(__file__).parent.parent / "r1ov" / "model" / "r1ov-tiny"
 
 
-def write_checkpoint(folder: Path, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
+def write_checkpoint(folder: Path, seed: int = 0, **settings: Any) -> Qwen2_5_VLForConditionalGeneration:
     """Fills the folder and returns the model that wrote it. All weights are random, biases and norms too."""
     for path in TINY.iterdir():
         if path.suffix != ".safetensors":
@@ -32,6 +33,7 @@ def write_checkpoint(folder: Path, seed: int = 0) -> Qwen2_5_VLForConditionalGen
         "num_heads": 2,
         "out_hidden_size": 64,
     }
+    config |= settings
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config)).eval().float()
     with torch.no_grad():

@@ -118,9 +118,12 @@ def test_a_tied_head_of_4_bits_gives_the_likeliest_words_their_own_logits(monkey
 
 
 @pytest.mark.parametrize("quantize", ["int4", "int8"])
-def test_no_step_of_decoding_unpacks_a_whole_weight(quantize, awq, monkeypatch):
-    model, processor = r1ov.load(awq[1], dtype="bfloat16", quantize=quantize)
+@pytest.mark.parametrize("tied", [False, True])
+def test_no_step_of_decoding_unpacks_a_whole_weight(quantize, tied, tmp_path, monkeypatch):
+    write_checkpoint(tmp_path, tie_word_embeddings=tied)
+    model, processor = r1ov.load(tmp_path, dtype="bfloat16", quantize=quantize)
     assert isinstance(model.lm_head, QuantizedLinear)
+    assert model.config.tie_word_embeddings == tied
     monkeypatch.setattr(
         QuantizedLinear, "weight", property(lambda linear: pytest.fail(f"{linear.packed.shape} unpacked"))
     )
