@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r1ov.data.processor import Batch
-from r1ov.folder.weights import is_sharded, local, rows_of_each
+from r1ov.folder.weights import is_sharded, local, rows_of_each, whole
 from r1ov.train.run.config import PLAYGROUND, TrainConfig
 
 MOMENTUM, NEWTON_SCHULZ = 0.95, 5  # of Muon: the share of the gradients before, and steps
@@ -170,31 +170,17 @@ def each_pack(packs: Sequence[Batch], model: nn.Module, device: torch.device) ->
         yield pack.to(device)
 
 
-@torch.no_grad()
 def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
     """The length of all gradients as one vector; longer ones than `max_norm` are scaled down to it, in place.
 
     For sharded parameters it is the length of the gradients that all ranks hold together, the same float on
-    each of them. One non-finite value on any rank makes it inf or nan on all, and nothing is scaled.
+    each of them. One non-finite value on any rank makes it inf or nan on all.
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients:
-        return 0.0
-    shares = [local(gradient) for gradient in gradients]
-    squares = torch.nn.utils.get_total_norm(shares).double().square()
-    if is_sharded(gradients[0]):
-        squares = over_all_ranks(squares, gradients[0])
-    norm = squares.sqrt().item()
-    if norm > max_norm and math.isfinite(norm):
-        torch._foreach_mul_(shares, max_norm / norm)
-    return norm
-
-
-def over_all_ranks(squares: Tensor, sharded: Tensor) -> Tensor:
-    """The sum over all ranks, so that all have one number; of groups that each hold the whole, one counts."""
-    dist.all_reduce(squares)
-    mesh = sharded.device_mesh
-    return squares / (dist.get_world_size() / mesh.size(mesh.ndim - 1))
+    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+    if dist.is_initialized():  # so that all have one number, also groups that each hold the whole
+        dist.all_reduce(norm)
+        norm /= dist.get_world_size()
+    return norm.item()
 
 
 def update(
