@@ -6,6 +6,7 @@ are those of the published checkpoint files.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from types import EllipsisType
 from typing import TypeVar
 
@@ -122,14 +123,11 @@ def keys_with_prefixes(cu_seqlens: Tensor, prefixes: Tensor, device: torch.devic
     Example: sequences of lengths (3, 2, 2) with prefixes (-1, 0, 0) see the keys
     0 1 2 | 0 1 2 3 4 | 0 1 2 5 6, which start at 0 3 8 13.
 
-    Args:    as in `forward`. A prefix of -1 means none; it indexes the last one below, masked by `where`.
+    Args:    as in `forward`; a prefix of -1 means none.
     Returns: (S,) int64 indices of packed tokens, and (B+1,) int32 starts.
     """
-    own, ends = cu_seqlens.diff().long(), cu_seqlens[1:].long()
-    seen = own + torch.where(prefixes < 0, 0, own[prefixes])  # (B,) how many keys
-    cu_seqlens_k = starts(seen)
-    sequence = torch.repeat_interleave(seen)  # (S,) whose key
-    # The place among all that the sequence sees, from the start of its own; below 0 it is in the prefix.
-    place = torch.arange(len(sequence), device=own.device) - (cu_seqlens_k[1:] - own)[sequence]
-    begin = torch.where(place < 0, ends[prefixes][sequence], (ends - own)[sequence])
-    return tuple(one.to(device, non_blocking=True) for one in (begin + place, cu_seqlens_k))
+    spans = [torch.arange(*span) for span in pairwise(cu_seqlens.tolist())]
+    pairs = zip(prefixes.tolist(), spans, strict=True)
+    seen = [own if prefix < 0 else torch.cat((spans[prefix], own)) for prefix, own in pairs]
+    keys, cu_seqlens_k = torch.cat(seen), starts(torch.tensor([*map(len, seen)]))
+    return keys.to(device, non_blocking=True), cu_seqlens_k.to(device, non_blocking=True)

@@ -203,7 +203,7 @@ def grpo_loss(
     assert len(index) <= num_items_in_batch, (
         f"{len(index)} trained tokens here, {num_items_in_batch} in the whole step"
     )
-    sequence = torch.searchsorted(cu_seqlens.long(), index, right=True) - 1  # (N,) whose each token is
+    sequence = torch.repeat_interleave(cu_seqlens.diff())[index]  # (N,) whose each token is
     lengths = sequence.bincount(minlength=len(cu_seqlens) - 1)  # (B,)
     num_items, num_sequences = max(num_items_in_batch, 1), max(num_sequences_in_batch, 1)
     index, sequence, lengths, trained = (
