@@ -99,33 +99,24 @@ def pack(
             raise ValueError(f"sequence {index} has {length} tokens, but a pack holds {max_length}")
     if not lengths:
         return []
-    costliest = sorted(range(len(lengths)), key=lambda index: -costs[index])  # stable: ties by index
-    longest = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     for k in count(-(-sum(lengths) // (max_length * num_bins_multiple)) or 1):
         num_bins = k * num_bins_multiple
-        bins = _deal(costliest, lengths, max_length, costs, num_bins) or _deal(
-            longest, lengths, max_length, None, num_bins
-        )
-        if bins is not None:
+        if bins := _deal(lengths, costs, max_length, num_bins) or _deal(lengths, None, max_length, num_bins):
             return sorted(
                 map(sorted, bins), key=lambda members: (-sum(costs[index] for index in members), members)
             )
 
 
 def _deal(
-    order: Sequence[int],
-    lengths: Sequence[int],
-    max_length: int,
-    costs: Sequence[float] | None,
-    num_bins: int,
+    lengths: Sequence[int], costs: Sequence[float] | None, max_length: int, num_bins: int
 ) -> list[list[int]] | None:
-    """Each sequence in turn to the cheapest pack that has room, or without costs to the fullest; None if one
-    finds no room.
+    """The costliest sequence left to the cheapest pack that has room, or without costs the longest to the
+    fullest; None if one finds no room.
     """
     bins = [[] for _ in range(num_bins)]
     room = [max_length] * num_bins
     rank = [0] * num_bins if costs else room  # the lowest is chosen
-    for index in order:
+    for index in sorted(range(len(lengths)), key=lambda index: -(costs or lengths)[index]):  # ties: the first
         fitting = [number for number in range(num_bins) if lengths[index] <= room[number]]
         if not fitting:
             return None
