@@ -534,6 +534,7 @@ def test_mistakes_are_told_in_one_line(tmp_path):
         '{"question": "q", "answer": "a"}\n{"question"\n', encoding="utf-8"
     )
     (tmp_path / "list.json").write_text("[1, 2]", encoding="utf-8")
+    (tmp_path / "twice.tsv").write_text("question\tanswer\tanswer\nHow many?\t4\t5\n", encoding="utf-8")
     (tmp_path / "kind.jsonl").write_text(
         '{"question": "q", "answer": "a", "kind": "int"}\n', encoding="utf-8"
     )
@@ -544,6 +545,7 @@ def test_mistakes_are_told_in_one_line(tmp_path):
         (("mathvision", str(tmp_path / "none")), "no such file or folder"),
         (("mathvista", str(tmp_path / "test-00000-of-00001.parquet")), "no column pid"),
         ((str(tmp_path / "ragged.tsv"),), "row 1 has 2 cells, the head line 3"),
+        ((str(tmp_path / "twice.tsv"),), "row 1 has 3 cells, the head line 2 names"),
         ((str(tmp_path / "broken.jsonl"),), "not JSON"),
         ((str(tmp_path / "list.json"),), "expected rows with named columns"),
         ((str(tmp_path / "kind.jsonl"),), "kind is 'int'"),

@@ -173,8 +173,8 @@ def read_rows(path: Path) -> list[dict]:
     if not found:
         raise UserError(f"{path}: it has no rows")
     for number, line in enumerate(found, 1):
-        if len(line) != len(head):
-            raise UserError(f"{path}: row {number} has {len(line)} cells, the head line {len(head)}")
+        if len(line) != (names := len({*head})):
+            raise UserError(f"{path}: row {number} has {len(line)} cells, the head line {names} names")
     return [dict(zip(head, line, strict=True)) for line in found]
 
 

@@ -61,7 +61,15 @@ def _parse_json(text: str) -> Any:
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is not JSON")
 
-    return json.loads(text.removeprefix("\ufeff"), parse_constant=refuse)
+    return json.loads(text.removeprefix("\ufeff"), parse_constant=refuse, object_pairs_hook=named)
+
+
+def named(cells: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A row of its cells. Raises ValueError for a name that is there twice: one of the two would be lost."""
+    row = dict(cells)
+    if len(row) < len(cells):
+        raise ValueError(f"a name is there twice among {', '.join(name for name, _ in cells)}")
+    return row
 
 
 class JsonLines:
@@ -112,8 +120,8 @@ class Parquet:
         except (OSError, ValueError) as error:  # pyarrow's own are one or the other
             short = one_line(str(error))
             raise UserError(f"{path}: not a complete parquet file ({short}); download it again") from error
-        groups = range(self._metadata.num_row_groups)
-        self.group_sizes = [self._metadata.row_group(group).num_rows for group in groups]
+        groups = map(self._metadata.row_group, range(self._metadata.num_row_groups))
+        self.group_sizes = [group.num_rows for group in groups]
         self._begins = list(accumulate(self.group_sizes, initial=0))
 
     def __getstate__(self) -> dict:
