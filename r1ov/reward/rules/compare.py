@@ -69,7 +69,9 @@ def _equal(a: Value, b: Value, rules: Rules) -> bool | None:
         case Form(), Equation(name=str()):
             return _same_form(a, b.right, rules)
         case Group(), Group() if a.brackets == b.brackets and len(a.items) == len(b.items):
-            is_ordered = a.brackets not in UNORDERED
+            names = {one.name for one in b.items if isinstance(one, Equation)}
+            is_bare = Equation not in map(type, a.items)
+            is_ordered = a.brackets not in UNORDERED or (is_bare and len(names) > 1)
         case _:
             return False
     rest, is_open = list(b.items), False
