@@ -350,6 +350,10 @@ FOLDERS = {
         write("generation_config.json", b"\0"),
         "generation_config.json: not readable as JSON",
     ),
+    "generation config of beams": (
+        change("generation_config.json", num_beams=4),
+        "generation_config.json: num_beams is 4; r1ov decodes without it",
+    ),
     "generation config with a text for a stop id": (
         change("generation_config.json", eos_token_id="<|im_end|>"),
         "eos_token_id",

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoTokenizer, GenerationConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import r1ov
@@ -19,7 +19,7 @@ from r1ov.common.files import write_json
 from r1ov.common.processes import choose_device, choose_dtype
 from r1ov.errors import UserError
 from r1ov.folder.adapter import Folders
-from r1ov.folder.pretrained import find
+from r1ov.folder.pretrained import find, read_processor
 from tests.weight_files import SMALL, assert_logits_equal, write_checkpoint
 
 SPECIAL = [
@@ -224,6 +224,32 @@ def test_save_refuses_what_it_cannot_do_in_one_line(checkpoint, tmp_path):
             r1ov.save(model, processor, **arguments)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+# Settings of generation_config.json that r1ov reads, or that choose no token without one that it refuses.
+READ = "do_sample temperature top_k top_p repetition_penalty max_new_tokens eos_token_id"
+WITHOUT_EFFECT = """bos_token_id pad_token_id decoder_start_token_id max_length early_stopping length_penalty
+    diversity_penalty remove_invalid_values renormalize_logits low_memory is_assistant return_dict_in_generate
+    use_mtp use_cache speculation_type prompt_lookup_num_tokens max_matching_ngram_size target_lookbehind
+    transformers_version"""
+OF_SPEED = ("assistant_", "num_assistant_", "output_", "cache_", "compile_", "continuous_", "disable_")
+OF_SPEED += ("prefill_", "max_cache_len", "_from")
+
+
+def test_a_generation_setting_of_transformers_is_read_or_refused_or_chooses_no_token(checkpoint):
+    folder, _ = checkpoint
+    path = folder / "generation_config.json"
+    settings = vars(GenerationConfig())
+    for name in settings.keys() - {*READ.split(), *WITHOUT_EFFECT.split()}:
+        if name.startswith(OF_SPEED):
+            continue
+        for value in (settings[name], 0, 1):  # as transformers writes it where it does nothing
+            path.write_text(json.dumps({name: value}))
+            read_processor(folder)
+        for value in (3, 0.5, [[5]]):
+            path.write_text(json.dumps({name: value}))
+            with pytest.raises(UserError, match=rf"generation_config.json: {name} is .*set it to null"):
+                read_processor(folder)
 
 
 def test_importing_r1ov_imports_nothing_heavy():

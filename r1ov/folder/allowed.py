@@ -34,6 +34,7 @@ OBJECT = (lambda value: isinstance(value, dict), "expected an object")
 MAYBE_OBJECT = (lambda value: isinstance(value, dict | None), "expected an object")
 NAME = (lambda value: isinstance(value, str | None), "expected a name")
 ROPE = (lambda value: value in ("default", "mrope"), "r1ov computes plain multimodal rope only")
+UNUSED = (lambda value: not value or value == 1, "r1ov decodes without it; remove it, or set it to null")
 STEP = (lambda value: value is True, "r1ov resizes, rescales and normalises images, and makes them RGB")
 AWQ = {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}
 EDGES = {"shortest_edge", "longest_edge", "min_pixels", "max_pixels"}
@@ -50,6 +51,14 @@ NAMED = (
     (MAYBE_OBJECT, "rope_scaling rope_parameters"),
     (NAME, "dtype torch_dtype"),
     (ROPE, "type rope_type"),
+    (
+        UNUSED,
+        "num_beams num_beam_groups penalty_alpha min_p typical_p epsilon_cutoff eta_cutoff sequence_bias "
+        "no_repeat_ngram_size encoder_no_repeat_ngram_size encoder_repetition_penalty stop_strings "
+        "bad_words_ids suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id "
+        "min_length min_new_tokens constraints force_words_ids dola_layers guidance_scale top_h max_time "
+        "exponential_decay_length_penalty watermarking_config num_return_sequences token_healing",
+    ),
     (STEP, "do_resize do_rescale do_normalize do_convert_rgb"),
 )
 RULES: dict[str, Rule] = {

@@ -99,7 +99,6 @@ def config_from_dict(raw: Mapping) -> Config:
     _check(vision, "vision_config.")
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     _check(rope, "rope_scaling.")
-    tied = raw.get("tie_word_embeddings") or text.get("tie_word_embeddings") or False
     dtypes = [owner.get(name) for owner in (raw, text) for name in ("dtype", "torch_dtype")]
     config = _made(
         Config,
@@ -108,7 +107,7 @@ def config_from_dict(raw: Mapping) -> Config:
         | {
             "text": _made(TextConfig, text | rope),
             "vision": _made(VisionConfig, {"in_channels": vision.get("in_chans", 3)} | vision),
-            "tie_word_embeddings": tied,
+            "tie_word_embeddings": raw.get("tie_word_embeddings") or text.get("tie_word_embeddings") or False,
             "torch_dtype": next(filter(None, dtypes), "bfloat16"),
         },
     )
@@ -126,8 +125,8 @@ def _check(settings: Mapping, prefix: str = "") -> None:
 
 def _made(cls: type, settings: Mapping) -> Any:
     """Makes a dataclass from the settings that are its fields."""
-    values = {field.name: settings[field.name] for field in fields(cls) if field.name in settings}
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    given = [(field.name, settings[field.name]) for field in fields(cls) if field.name in settings]
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given})
 
 
 def config_to_dict(config: Config) -> dict:
@@ -173,6 +172,8 @@ def read_processor(folder: str | Path) -> Processor:
         if ours != (theirs := (vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)):
             sizes = "patch_size, temporal_patch_size and merge_size"
             raise UserError(f"{sizes} are {ours}, but those of config.json are {theirs}")
+    generation = parsed.get("generation_config.json", {})
+    _check(generation, f"{folder}/generation_config.json: ")
     special = {}
     for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
         token = parsed.get("tokenizer_config.json", {}).get(name)
@@ -183,7 +184,7 @@ def read_processor(folder: str | Path) -> Processor:
         tokenizer=_tokenizer(folder / "tokenizer.json", config),
         image_processor=images,
         chat_template=_chat_template(folder, files, parsed),
-        generation_config=parsed.get("generation_config.json", {}),
+        generation_config=generation,
         config=config,
         special_tokens=special,
         files=files,
@@ -194,7 +195,7 @@ def _tokenizer(path: Path, config: Config) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises plain Exception
-        fault = "not a tokenizer" if path.exists() else "no such file"
+        fault = "not a tokenizer" if path.exists() else "no such file; save_pretrained writes it"
         raise UserError(f"{path}: {fault} ({one_line(str(error))[:200]})") from error
     # Files saved during a training can ask for both.
     tokenizer.no_truncation()
