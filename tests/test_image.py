@@ -582,5 +582,6 @@ def test_what_datasets_writes_is_an_image(tmp_path) -> None:
         bytearray(saved("PNG")),
     ):
         assert open_image(source).tobytes() == noise(64, 64, 0).tobytes()
-    with pytest.raises(UserError, match="in no form that is known"):
-        open_image({"bytes": None, "path": None})
+    for source in ({"bytes": None, "path": None}, np.zeros((4, 4, 3), np.uint8), torch.zeros(3, 4, 4), ""):
+        with pytest.raises(UserError, match="path is empty, or in no form that is known"):
+            open_image(source)

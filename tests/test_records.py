@@ -262,6 +262,7 @@ PAIR = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
         ({"problem": "x", "answer": True}, "neither a text, nor a number"),
         ({"problem": "x", "answer": float("nan")}, "neither a text, nor a number"),
         ({"problem": "x", "solution": "<answer></answer>"}, "the gold answer is empty"),
+        ({"problem": "x", "answer": float("inf")}, "neither a text, nor a number"),
         ({"problem": 3, "answer": "x"}, "problem is not a text"),
         ({"prompt": "x", "reward_model": {"style": "rule"}}, "no ground_truth"),
         (
@@ -273,6 +274,10 @@ PAIR = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
 def test_a_row_that_cannot_be_used_says_why(row, reason):
     with pytest.raises(BadRow, match=reason):
         read_row(row)
+
+
+def test_a_whole_number_is_a_gold_answer_however_long():
+    assert read_row({"problem": "What is 10 to the 400th?", "answer": 10**400}).solution == "1" + 400 * "0"
 
 
 def png(size: tuple[int, int] = (40, 30), colour: str = "red", form: str = "PNG") -> bytes:

@@ -60,8 +60,11 @@ def read_part(part: Any, where: str = "") -> dict:
         read = {"type": "image", "image": f"data:;base64,{source}" if key == "base64" else source, **limits}
         if (detail := given.pop("detail", "auto")) != "auto":
             read["detail"] = detail  # OpenAI's, which nobody here uses
+    elif kind in ("video", "video_url") or "video" in given:
+        raise UserError(f"{where}videos are not supported; give pictures or text")
     else:
-        raise UserError(f"{where}{_no_part(part)}")
+        expected = "expected an object of type 'text' or 'image'"
+        raise UserError(f"{where}a part of its content is {part!r:.60}, {expected}")
     if given:
         known = ", ".join(("text",) if kind == "text" else (*SOURCES, *LIMITS))
         raise UserError(f"{where}a part of type {kind!r} has {', '.join(map(repr, given))}; known: {known}")
@@ -116,12 +119,6 @@ def split_images(messages: Any, where: str) -> tuple[list[dict], list[tuple[Lazy
                 f"{at}: it holds something besides text, numbers, lists and objects ({error})"
             ) from error
     return plain, images
-
-
-def _no_part(part: Any) -> str:
-    if isinstance(part, Mapping) and (part.get("type") in ("video", "video_url") or "video" in part):
-        return "videos are not supported; give pictures or text"
-    return f"a part of its content is {part!r:.60}, expected an object of type 'text' or 'image'"
 
 
 class _Generation(Extension):

@@ -138,7 +138,10 @@ class Columns(dict):
                     meaning = "choices"
             is_shown = all(isinstance(leaf, str) and leaf.strip() in text for leaf in leaves(value))
             if meaning not in BESIDE and not is_shown:
-                raise BadRow(f"the column {name} holds {meaning}, which is not used")
+                raise BadRow(
+                    f"the column {name} holds {meaning}, which is not used",
+                    "leave it out, or write what it says into the question or the messages",
+                )
             unread.append(name)
         return (*unread, *(f"{name} (empty)" for name in self.empty if not images))
 

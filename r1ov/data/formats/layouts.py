@@ -202,7 +202,7 @@ def _gold(value: Any) -> str:
         if not text:
             raise BadRow("the gold answer is empty, or its tags do not pair", shortened(value))
         return text
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
         raise BadRow("the gold answer is neither a text, nor a number, nor a box", shortened(value))
     return str(value)
 

@@ -77,10 +77,9 @@ def lazy_image(
             place = unquote(place[url.end() :])
         source = locate(place)
     if not isinstance(source, bytes | bytearray | Path | Image.Image):
-        found = f"a {type(source).__name__}" if source else "one without a source, or its path is empty"
         raise UserError(
-            f"{name}: in no form that is known: found {found}; expected a path, a URL, bytes, base64 or a "
-            "PIL image"
+            f"{name}: without a source, or its path is empty, or in no form that is known: found a "
+            f"{type(source).__name__}; expected a path, a URL, bytes, base64 or a PIL image"
         )
     return LazyImage(_look(source, name, _upright_size), partial(_look, source, name, _to_rgb), name)
 
@@ -191,7 +190,7 @@ def _fault(error: Exception) -> str:
         case Image.DecompressionBombError():
             return f"too large a picture ({one_line(str(error))})"
         case Image.UnidentifiedImageError():
-            return "not a picture in any format that Pillow knows, or the file is empty"
+            return "not a picture in any format that Pillow knows, or the file is empty; convert it to PNG"
         case OSError(errno=int()):
             return f"cannot be read ({error.strerror})"
         case _:

@@ -35,9 +35,12 @@ def lazy_picture(source: Any, folder: Path, inside: Path | None, name: str = "th
             reason = getattr(error, "strerror", None) or error
             raise BadRow("a picture's path cannot be read", f"{shown(place)} ({reason})") from error
         if is_outside:
-            raise BadRow("a picture lies outside the data's folder", f"{shown(place)} leads out of {inside}")
+            beyond = f"{shown(place)} leads out of {inside}; --image-folder says another"
+            raise BadRow("a picture lies outside the data's folder", beyond)
         if is_missing:
-            raise BadRow("a picture's file is missing", f"{shown(place)} in {folder}")
+            raise BadRow(
+                "a picture's file is missing", f"{shown(place)} in {folder}; --image-folder says another"
+            )
         return path
 
     def opened(open_it: Callable[[], Any]) -> Any:
