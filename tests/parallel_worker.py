@@ -198,7 +198,7 @@ def one_step(folder: Path, size: int | None, mode: str = "off") -> dict:
     model = build(read_config(folder / "config.json"))
     checkpoint_activations(model, mode)
     if size:
-        shard(model, make_mesh(world, torch.device("cpu")), torch.float32)
+        shard(model, make_mesh(world, torch.device("cpu"), 1), torch.float32)
         Context(model, size)
     load_weights(model, folder, "cpu", torch.float32)
     rows = steps(model.config)[0]

@@ -140,7 +140,7 @@ def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path):
         ({"model": "nowhere"}, "nowhere: not a model"),
         ({"eval_data": "none.json"}, "none.json: no such file"),
         ({"report_to": "wandb"}, "pip install wandb"),
-        ({"eval_data": "bad.json"}, "--eval-data bad.json: none of its rows can be used"),
+        ({"eval_data": "bad.json"}, "2 of 2 rows cannot be read, more than 5.0%; 2: bad.json, row 1"),
         ({"data": "bad.json"}, "2 of 2 rows cannot be read, more than 5.0%; .* raise --max-bad-share"),
         ({"max_length": 20}, "none of 12 rows can be used; 12: .* more than the limit of 20"),
     ],
@@ -217,7 +217,8 @@ def test_own_drawings_with_a_bad_row_are_learned_evaluated_exported_and_told_in_
     shown, out = capsys.readouterr().err, here / "runs/sft"
     lines = shown.splitlines()
     assert max(map(len, lines)) <= WIDTH
-    assert len([line for line in lines if line.startswith("bad row ")]) == 1
+    told = [line.split(":")[0] for line in lines if line.startswith("bad row ")]
+    assert told == [f"bad row  {name}, row 6" for name in ("grpo.jsonl", "sharegpt.json")]
     assert "a step takes all conversations of an epoch" in shown
     assert "left out: 1: " in shown
     assert "of 11 right (" in shown

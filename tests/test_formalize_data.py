@@ -271,7 +271,7 @@ def test_what_is_written_is_read_alike_by_pyarrow_our_reader_and_datasets(tmp_pa
 
     assert [plain(row) for row in pq.read_table(tmp_path / "out/train.parquet").to_pylist()] == expected
 
-    read = open_data(str(tmp_path / "out"), shuffle=False, need="reply")
+    read = open_data(str(tmp_path / "out"), need="reply").reader
     assert len(read) == len(rows)
     for number, row in enumerate(rows):
         record = read[number]

@@ -306,8 +306,17 @@ def test_a_qlora_run_resumes_and_its_adapter_is_merged_into_the_weights_as_they_
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"freeze": "vision"}, {"model": None}, {"adapter": "given"}],
-    ids=lambda wrong: next(iter(wrong)),
+    [
+        {"freeze": "vision"},
+        {"model": None},
+        {"adapter": "given"},
+        # Without a rank these would change nothing: all weights would learn.
+        {"lora_r": None, "lora_alpha": 16},
+        {"lora_r": None, "lora_target": "q_proj"},
+        {"lora_r": None, "lora_dropout": 0.1},
+        {"lora_r": None, "merge": True},
+    ],
+    ids=lambda wrong: [*wrong][-1],
 )
 def test_what_does_not_go_together_is_refused(base, whole, tmp_path, wrong):
     wrong = {name: str(whole[0]) if value == "given" else value for name, value in wrong.items()}

@@ -55,7 +55,7 @@ def test_each_row_of_200_damaged_files_is_trained_or_counted_as_bad(tmp_path):
         damage = mutated if seed % 2 else with_damaged_pictures
         path = tmp_path / f"{seed}.json"
         path.write_text(json.dumps([damage(rng, row) for row in rows]))
-        data = open_data(str(path), need="reply", image_folder=DATA, shuffle=False)
+        data = open_data(str(path), need="reply", image_folder=DATA).reader
         step = Steps(data, processor, len(rows), 200)[0]
 
         tally = Tally(max_bad_share=1.0)

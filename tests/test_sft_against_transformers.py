@@ -236,7 +236,7 @@ def test_twenty_steps_follow_transformers_and_the_exported_model_is_read_by_it(f
     )
     assert not any(report.values()), report
     model, processor = pretrained.load(str(tmp_path / "run" / "final"))
-    source = open_data(spec(MIXED), need="reply", shuffle=False)
+    source = open_data(spec(MIXED), need="reply").reader
     batch = padded(MIXED, tmp_path / "run" / "final")
     labels = batch.pop("labels")
     with torch.no_grad():

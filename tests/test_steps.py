@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from r1ov.data.formats.files import find_files
-from r1ov.data.formats.reader import Endless, Reader
+from r1ov.data.formats.reader import Reader
 from r1ov.data.formats.records import BadRow, Record, Tally
 from r1ov.data.image import LazyImage
 from r1ov.data.pack import blank_sequence
@@ -247,7 +247,7 @@ def damaged(tmp_path: Path) -> Reader:
 def test_a_picture_that_cannot_be_decoded_takes_its_row_out_on_the_rank_that_finds_it(
     world_size, damaged, processor
 ):
-    source = Endless(damaged, shuffle=False)
+    source = damaged
     ranks = [
         Steps(source, processor, 6, 60 if world_size < 6 else 4096, rank, world_size)[0]
         for rank in range(world_size)

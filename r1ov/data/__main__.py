@@ -12,10 +12,9 @@ import numpy as np
 
 from r1ov.cli import option, parse_cli, placed, run
 from r1ov.common.files import one_line, printable
-from r1ov.data.formats.reader import open_data
+from r1ov.data.formats.reader import ReadingOptions, open_data
 from r1ov.data.formats.records import BadRow, Record, Tally, counted
 from r1ov.errors import UserError
-from r1ov.reward.rules.boxes import Unit
 
 if TYPE_CHECKING:
     from r1ov.data.processor import Batch, Processor
@@ -24,7 +23,7 @@ KINDS = {"with pictures": "images", "with a reply": "reply", "with a solution": 
 
 
 @dataclass(frozen=True, kw_only=True)
-class LookConfig:
+class LookConfig(ReadingOptions):
     data: str = option(
         help="file, folder or hub data set, or several: a.parquet,b.jsonl; it may also come first, "
         "without --data"
@@ -36,13 +35,7 @@ class LookConfig:
     need: Literal["any", "reply", "solution"] = option(
         "any", "what a row must have: a reply for SFT, a solution for GRPO"
     )
-    clean: bool = option(False, "bring replies to <think>...</think> and <answer>...</answer>")
     limit: int = option(1000, "rows looked at, evenly spread; 0: all", least=0)
-    image_folder: str | None = option(
-        None, "folder that image paths are relative to and may not leave; default: each data file's own"
-    )
-    box_unit: Unit | None = option(None, "what boxes are measured in, as for train.py")
-    max_bad_share: float = option(0.05, "more bad rows than this share are an error", least=0, most=1)
 
 
 def look(config: LookConfig) -> None:
@@ -55,9 +48,7 @@ def look(config: LookConfig) -> None:
         config.data,
         split=config.split,
         need=None if config.need == "any" else config.need,
-        clean=config.clean,
-        image_folder=config.image_folder,
-        box_unit=config.box_unit,
+        **config.reading,
     )
     recognise_boxes(data.reader, processor)
     for file in data.reader.files:

@@ -173,7 +173,7 @@ def recognised_unit(records: Iterable[Record | BadRow], processor: Processor) ->
     return recognised(found)
 
 
-def load_steps(steps: Steps, start: int, stop: int, num_workers: int = 0) -> Iterator[StepData]:
+def load_steps(steps: Steps, start: int, stop: int, num_workers: int) -> Iterator[StepData]:
     """steps[start], ..., steps[stop - 1] in order, prepared ahead by `num_workers` processes."""
     if not num_workers:
         return map(steps.__getitem__, range(start, stop))

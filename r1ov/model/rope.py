@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def frequencies(count: int, theta: float, device: torch.device | None = None) -> Tensor:
+def frequencies(count: int, theta: float, device: torch.device | None) -> Tensor:
     """(count,) float32: theta^(-k/count), radians per position."""
     return theta ** -(torch.arange(count, dtype=torch.float32, device=device) / count)
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from r1ov.cli import option
 from r1ov.data.formats.files import DataFile, find_files, fingerprint
 from r1ov.data.formats.layouts import read_row
 from r1ov.data.formats.onevision import clean
@@ -21,6 +22,25 @@ from r1ov.data.formats.records import BadRow, Record, refused
 from r1ov.data.formats.rows import GROUPS_AT_HAND, open_rows
 from r1ov.errors import UserError
 from r1ov.reward.rules.boxes import Unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """Of the commands that read data."""
+
+    clean: bool = option(
+        False, "rewrite replies as <think>, <answer>: for R1-Onevision's own data, which mixes four layouts"
+    )
+    image_folder: str | None = option(None, "where image paths begin and must be; default: the file's folder")
+    box_unit: Unit | None = option(None, "boxes' frame; default: what rows say, else the one that they fill")
+    max_bad_share: float = option(
+        0.05, "stop when a larger share of the rows is unusable", least=0, most=1, resumable=True
+    )
+
+    @property
+    def reading(self) -> dict:
+        """Arguments of `open_data`."""
+        return {name: getattr(self, name) for name in ("clean", "image_folder", "box_unit")}
 
 
 @dataclass(eq=False)
@@ -112,7 +132,6 @@ class Endless:
 
     reader: Reader
     seed: int = 0
-    shuffle: bool = True
 
     def __post_init__(self):
         self.group_sizes = []  # in rows
@@ -125,8 +144,6 @@ class Endless:
 
     def __getitem__(self, number: int) -> Record | BadRow:
         epoch, place = divmod(number, len(self))
-        if not self.shuffle:
-            return self.reader[place]
         if self._order[0] != epoch:
             self._order = epoch, shuffled(self.group_sizes, (self.seed % 2**63, epoch))
         return self.reader[int(self._order[1][place])]
@@ -136,19 +153,15 @@ class Endless:
         """A line for each file, which changes with it."""
         return tuple(fingerprint(file.path) for file in self.reader.files)
 
-    def check_some(self, count: int, name: str) -> None:
-        """Raises UserError if none of the first rows can be used. Args: name: for the message."""
-        first = [self[number] for number in range(min(len(self), count))]
-        if all(isinstance(row, BadRow) for row in first):
-            raise UserError(f"{name}: none of its rows can be used; {first[0]}")
-
-    def survey(self, encode: Callable[[Record], Any], limit: int) -> Iterator[tuple[Record | BadRow, Any]]:
+    def survey(
+        self, encode: Callable[[Record], Any] | None, limit: int
+    ) -> Iterator[tuple[Record | BadRow, Any]]:
         """Up to `limit` rows, evenly spread, 0: all; and what `encode` makes of each, None of a BadRow, which
         is also what `encode` refuses with a UserError.
         """
         for number in range(0, len(self), max(1, len(self) // limit) if limit else 1):
             item, encoded = self.reader[number], None
-            if isinstance(item, Record):
+            if encode and isinstance(item, Record):
                 try:
                     encoded = encode(item)
                 except UserError as error:
@@ -156,9 +169,7 @@ class Endless:
             yield item, encoded
 
 
-def open_data(
-    text: str, *, split: str = "train", seed: int = 0, shuffle: bool = True, **options: Any
-) -> Endless:
+def open_data(text: str, *, split: str = "train", seed: int = 0, **options: Any) -> Endless:
     """The files, folders and hub data sets that `--data` names, joined.
 
     Args:    text: names separated by commas; those inside parentheses belong to a name. split: see
@@ -169,4 +180,4 @@ def open_data(
     if not all(names):
         raise UserError(f"--data {text[:200]!r}: a name is empty; expected names separated by commas")
     files = [file for name in names for file in find_files(name, split)]
-    return Endless(Reader(files, **options), seed, shuffle)
+    return Endless(Reader(files, **options), seed)

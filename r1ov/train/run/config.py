@@ -10,8 +10,8 @@ from functools import partial
 from typing import Literal, get_args
 
 from r1ov.cli import check_bounds, marked, option
+from r1ov.data.formats.reader import ReadingOptions
 from r1ov.errors import UserError
-from r1ov.reward.rules.boxes import Unit
 from r1ov.train.run.lora import LoraOptions
 
 resumable = partial(option, resumable=True)
@@ -54,15 +54,7 @@ class TrainConfig:
         None,
         "data whose replies are scored and whose questions are answered; default: on the playground its own",
     )
-    clean: bool = option(
-        False, "rewrite replies as <think>, <answer>: for R1-Onevision's own data, which mixes four layouts"
-    )
-    image_folder: str | None = option(None, "where image paths begin and must be; default: the file's folder")
-    box_unit: Unit | None = option(None, "boxes' frame; default: what rows say, else the one that they fill")
     allow_changed_data: bool = resumable(False, "resume although the data files are not as they were")
-    max_bad_share: float = resumable(
-        0.05, "stop when a larger share of the rows is unusable", least=0, most=1
-    )
     min_pixels: int | None = option(
         None, "enlarge smaller images to this many pixels; default: the checkpoint's", least=1
     )
@@ -162,19 +154,14 @@ class TrainConfig:
         """Whether there are held-out questions."""
         return bool(self.eval_data or self.data == PLAYGROUND)
 
-    @property
-    def reading(self) -> dict:
-        """Arguments of `open_data`."""
-        return {name: getattr(self, name) for name in ("clean", "image_folder", "box_unit")}
-
 
 @dataclass(frozen=True, kw_only=True)
-class SFTConfig(LoraOptions, TrainConfig):  # --help lists those of the last first
+class SFTConfig(LoraOptions, ReadingOptions, TrainConfig):  # --help lists those of the last first
     """Options of supervised fine-tuning."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPOConfig(LoraOptions, TrainConfig):
+class GRPOConfig(LoraOptions, ReadingOptions, TrainConfig):
     """Options of reinforcement learning."""
 
     endless_steps = 300

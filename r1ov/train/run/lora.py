@@ -1,6 +1,6 @@
 """The options of LoRA, in both stages; what they do is in r1ov/model/lora.py."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from r1ov.cli import option
@@ -25,3 +25,7 @@ class LoraOptions:
     @property
     def is_lora(self) -> bool:
         return bool(self.lora_r or self.adapter)
+
+
+# Any other value asks for an adapter: without --lora-r or --adapter it would change nothing.
+LORA_DEFAULTS = {field.name: field.default for field in fields(LoraOptions)}

@@ -33,6 +33,7 @@ from r1ov.train.run import sharding
 from r1ov.train.run.checkpoint import Checkpoints
 from r1ov.train.run.config import PLAYGROUND, TrainConfig
 from r1ov.train.run.log import Log, duration, gpu_metrics, introduction, tell
+from r1ov.train.run.lora import LORA_DEFAULTS
 from r1ov.train.run.state import check_same_run
 
 SURVEYED, MAX_SKIPPED = 1000, 10  # rows of each file that are read before training; steps in a row
@@ -119,8 +120,8 @@ class Run:
             self._resume(before, is_longer)
         self.model = self.masters
         if is_bf16 and world.size == 1 and not self.model.lora:
-            mode, last = config.activation_checkpointing, self.optimizers[-1]
-            self.model = sharding.computing_copy(self.model, self.dtype, mode, last)
+            mode = config.activation_checkpointing
+            self.model = sharding.computing_copy(self.model, self.dtype, mode, self.optimizers[-1])
         if config.tensor_parallel * config.context_parallel > 1:
             form_teams(self)
         self.first_step, self.is_save_due = self.step, False
@@ -131,7 +132,7 @@ class Run:
     def build(self) -> Qwen2_5_VL:
         """The model to train, in float32 and sharded over all processes, loaded or drawn."""
         config, world, device, sizes = self.config, self.world, self.device, self.processor.config
-        if config.lora_r or config.adapter or config.quantize:
+        if vars(config) | LORA_DEFAULTS != vars(config):
             return sharding.build_adapted(config, self.folders, sizes, world, device, self.dtype)
         model = pretrained.build(sizes)
         if config.freeze:
@@ -173,15 +174,14 @@ class Run:
         """
         config = self.config
         if config.eval_data:
-            held = open_data(config.eval_data, split="test", **config.reading)
-            held.check_some(config.eval_samples, f"--eval-data {config.eval_data}")
+            self._surveyed(open_data(config.eval_data, split="test", **config.reading), None, "eval")
         self.tally = Tally(config.max_bad_share, tell if self.world.is_main else None)
         if not self.step and isinstance(self.source, Endless):
-            self.tally.first = self._surveyed(encode).first  # told there
+            self.tally.first = self._surveyed(self.source, encode, "data").first  # told there
 
-    def _surveyed(self, encode: Callable[[Record], Any]) -> Tally:
+    def _surveyed(self, source: Endless, encode: Callable[[Record], Any] | None, name: str) -> Tally:
         tally, pictured = Tally(1.0), 0
-        for item, _ in self.source.survey(encode, SURVEYED):
+        for item, _ in source.survey(encode, SURVEYED):
             tally.add(item)
             pictured += isinstance(item, Record) and bool(item.images)
         tally.max_bad_share = self.config.max_bad_share
@@ -190,8 +190,8 @@ class Run:
             for reason, row in tally.first.items():
                 tell(f"{'dropped' if reason in tally.dropped else 'bad row'}  {row}")
             unread = f"; not read: {counted(tally.unread)}" if tally.unread else ""
-            tell(f"data    of {tally.rows:,} rows {pictured:,} have images{unread}")
-            if (unit := self.source.reader.box_unit) and not self.config.box_unit:
+            tell(f"{name}    of {tally.rows:,} rows {pictured:,} have images{unread}")
+            if (unit := source.reader.box_unit) and not self.config.box_unit:
                 tell(f"note    the boxes of {self.config.data} fill the frame {unit}: they are read so")
         return tally
 
@@ -337,8 +337,9 @@ def resolve(
         batch_size = min(batch_size, max(1, num_rows // config.steps_per_row))
     max_steps = config.max_steps
     if max_steps is None:
-        epochs = config.num_train_epochs
-        max_steps = config.endless_steps if num_rows is None else math.ceil(epochs * num_rows / batch_size)
+        max_steps = config.endless_steps
+        if num_rows is not None:
+            max_steps = math.ceil(config.num_train_epochs * num_rows / batch_size)
     return replace(
         config,
         device=str(device),

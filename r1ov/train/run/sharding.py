@@ -78,7 +78,7 @@ def checkpoint_activations(model: Qwen2_5_VL, mode: str) -> None:
         block.forward = partial(checkpoint, block.forward, **options)
 
 
-def make_mesh(world: World, device: torch.device, replicate: int = 1) -> DeviceMesh:
+def make_mesh(world: World, device: torch.device, replicate: int) -> DeviceMesh:
     """The processes in `replicate` groups that each hold the whole model: (shard,), or (replicate, shard) for
     more than one group.
 
