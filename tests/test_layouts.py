@@ -613,7 +613,17 @@ def test_an_image_is_read_under_any_of_its_names(name):
         ({"clip": "a.mp4"}, "the column clip holds an image or video"),
         ({"image": "a.png", "bbox": [1, 2, 3, 4]}, "the column bbox holds boxes"),
         ({"tools": [{"name": "f"}]}, "the column tools holds tool calls"),
+        (
+            {
+                "images": ["red.png", "blue.png"],
+                "messages": [{"role": "user", "content": [{"type": "image", "index": n} for n in (1, 0)]}],
+                "question": None,
+            },
+            "take the row's pictures out of order",
+        ),
         ({"options": 3}, "the choices are in no form that is known"),
+        ({"options": "['red' 'blue']"}, "the choices are in no form that is known"),  # as numpy prints them
+        ({"options": ["red"]}, "the choices are in no form that is known"),
         ({"options": ["a.png", "b.png"]}, "the choices are in no form that is known"),
         ({"options": ["red", "blue"], "answer": 2}, "the gold answer is not one of the choices"),
         ({"options": ["1", "2", "3"], "answer": 1}, "the gold answer is not one of the choices"),

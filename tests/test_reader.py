@@ -133,6 +133,10 @@ def test_a_folder_gives_its_training_split_and_refuses_to_guess(tmp_path):
     assert [file.path.name for file in find_files(str(tmp_path), "test")] == ["test-00000-of-00001.jsonl"]
     with pytest.raises(UserError, match="no split 'dev', only test, train"):
         find_files(str(tmp_path), "dev")
+    write_lines(tmp_path / "b/more.jsonl", [row(0)])
+    with pytest.raises(UserError, match=r"named after splits it holds more\.jsonl; name the files"):
+        find_files(str(tmp_path))
+    assert [file.path.name for file in find_files(str(tmp_path / "b/more.jsonl"))] == ["more.jsonl"]
     write_lines(tmp_path / "other.json", ["[]"])
     with pytest.raises(UserError, match=r"holds \.json and \.jsonl files; name"):
         find_files(str(tmp_path))
@@ -162,6 +166,27 @@ def test_a_file_that_is_no_data_is_one_line_for_the_user(tmp_path, name, content
     with pytest.raises(UserError, match=message) as caught:
         open_data(str(tmp_path / name))
     assert "\n" not in str(caught.value)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    pq.write_table(
+        pa.table([["q"], ["4"], ["5"]], names=["question", "answer", "answer"]), tmp_path / "a.parquet"
+    )
+    with pytest.raises(UserError, match="two of its columns have one name: question, answer, answer"):
+        open_data(str(tmp_path / "a.parquet"))
+
+
+def test_lines_in_another_encoding_say_so(tmp_path):
+    for encoding in ("gb18030", "latin-1", "shift-jis", "utf-8"):
+        letter = "ü" if encoding == "latin-1" else "中"
+        text = json.dumps({"question": f"{letter}?", "answer": letter}, ensure_ascii=False)
+        (tmp_path / "a.jsonl").write_bytes(text.encode(encoding))
+        found = open_data(str(tmp_path / "a.jsonl"))[0]
+        if encoding == "utf-8":
+            assert found.solution == letter
+        else:
+            assert found.reason == "the line is not UTF-8"
+            assert found.detail.endswith("save the file as UTF-8")
 
 
 def test_a_hub_data_set_is_looked_for_by_name_and_its_cache_is_the_limit(tmp_path, monkeypatch):

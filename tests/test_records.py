@@ -276,6 +276,12 @@ def test_a_row_that_cannot_be_used_says_why(row, reason):
         read_row(row)
 
 
+def test_a_reply_that_names_a_choice_is_the_gold_letter_of_it():
+    row = {"question": "Which?", "options": ["red", "blue"]}
+    golds = {"blue": "B", "(A)": "A", "B. blue": "B", "It looks blue to me": "It looks blue to me"}
+    assert {reply: read_row({**row, "response": reply}).solution for reply in golds} == golds
+
+
 def test_a_whole_number_is_a_gold_answer_however_long():
     assert read_row({"problem": "What is 10 to the 400th?", "answer": 10**400}).solution == "1" + 400 * "0"
 

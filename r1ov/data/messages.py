@@ -45,7 +45,7 @@ def read_part(part: Any, where: str = "") -> dict:
     """
     items = part.items() if isinstance(part, Mapping) else ()
     given = {key: value for key, value in items if value is not None}
-    given.pop("index", None)  # of an image in the row's column: they are in order
+    index = given.pop("index", None)  # of an image in the row's column
     key = next((key for key in SOURCES if key in given), None)
     kind = given.pop("type", "text" if "text" in given else "image" if key else None)
     limits = {}
@@ -58,6 +58,8 @@ def read_part(part: Any, where: str = "") -> dict:
             given |= source
             source = given.pop("url")
         read = {"type": "image", "image": f"data:;base64,{source}" if key == "base64" else source, **limits}
+        if index is not None:
+            read["index"] = index
         if (detail := given.pop("detail", "auto")) != "auto":
             read["detail"] = detail  # OpenAI's, which nobody here uses
     elif kind in ("video", "video_url") or "video" in given:

@@ -67,7 +67,7 @@ def take_options(columns: Columns) -> dict[str, str]:
     """
     if value := columns.take("choices"):
         options = labelled(value)
-        if not options or media(value):
+        if len(options) < 2 or media(value):
             raise BadRow("the choices are in no form that is known", repr(value)[:100])
         return options
     for prefix in ("", "option_", "option", "choice_", "choice", "op", "ending"):

@@ -81,6 +81,11 @@ def find_files(name: str, split: str = "train") -> list[DataFile]:
             f"{shown(name)}: it has no split {split!r}, only {', '.join(sorted(named))}; "
             "name the file that is meant"
         )
+    if named and (strays := [file.name for file, splits in found.items() if not splits]):
+        raise UserError(
+            f"{shown(name)}: beside files named after splits it holds {', '.join(strays)[:200]}; "
+            "name the files that are meant, parted by commas"
+        )
     return [DataFile(file, inside) for file, splits in found.items() if not named or split in splits]
 
 

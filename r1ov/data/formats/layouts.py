@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from reprlib import repr as shortened
 from typing import Any
 
@@ -80,6 +81,9 @@ def read_row(row: Any, where: str = "") -> Record:
         reply = messages[-1]["content"]
         is_answer = "think>" not in reply and (layout == "vlm-r1" or "\n" not in reply.strip())
         gold = split_reply(reply)[1] or (reply.strip() if is_answer else None)
+        if options and gold:
+            with suppress(BadRow):  # a reply may say more than a choice
+                gold = gold_letter(gold, options)
     text = "\n".join(text_of(parts) for _, parts, _ in turns)
     return Record(
         messages=messages,
@@ -218,6 +222,9 @@ def _messages(turns: Sequence[Turn], images: Sequence) -> list[dict]:
     slots = [part["image"] for part in parts if part["type"] == "image"]
     marks = [] if slots else [mark for part in parts for mark in re.findall(PLACE, part["text"])]
     numbers = sorted({int(mark) for mark in marks}) if all(marks) else []
+    indices = [part["index"] for part in parts if "index" in part and not part["image"]]
+    if indices != [*range(len(indices))]:
+        raise BadRow("the messages take the row's pictures out of order, or one twice", shortened(indices))
     # Slots that hold their images themselves count where the row's columns repeat them.
     places = slots.count(None) or len((images and slots) or numbers or marks or images)
     if places != len(images) or (numbers and numbers[-1] - numbers[0] >= places):

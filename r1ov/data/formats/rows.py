@@ -97,7 +97,9 @@ class JsonLines:
             raise UserError(f"{self.path}: cannot be read any more ({error.strerror or error})") from error
         try:
             return _parse_json(line.decode())
-        except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        except UnicodeDecodeError as error:
+            raise BadRow("the line is not UTF-8", f"{error.reason}; save the file as UTF-8") from error
+        except (ValueError, RecursionError) as error:
             raise BadRow("the line is not JSON", one_line(str(error))) from error
 
     def _open(self) -> BinaryIO:
@@ -120,6 +122,9 @@ class Parquet:
         except (OSError, ValueError) as error:  # pyarrow's own are one or the other
             short = one_line(str(error))
             raise UserError(f"{path}: not a complete parquet file ({short}); download it again") from error
+        names = self._metadata.schema.to_arrow_schema().names
+        if len({*names}) < len(names):
+            raise UserError(f"{path}: two of its columns have one name: {', '.join(names)}; rename one")
         groups = map(self._metadata.row_group, range(self._metadata.num_row_groups))
         self.group_sizes = [group.num_rows for group in groups]
         self._begins = list(accumulate(self.group_sizes, initial=0))
