@@ -15,6 +15,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from kernels.dispatch import check_impl
 
@@ -103,20 +104,17 @@ def _plan(
         if length:
             groups.setdefault(key, []).append(row)
     plan, order = [], []
+    tokens, tokens_k = (torch.arange(sum(lengths)).split(lengths) for lengths in (spans, spans_k))
     for rows in groups.values():
-        (index, real), (index_k, _) = (_padded(torch.tensor(one), rows) for one in (spans, spans_k))
+        padded = [
+            pad_sequence([one[row] for row in rows], batch_first=True, padding_value=-1)
+            for one in (tokens, tokens_k)
+        ]
+        real = (padded[0].flatten() >= 0).nonzero().squeeze(1)
+        index, index_k = (one.cummax(1).values for one in padded)  # each padded with its last token
         plan.append((index.to(device), index_k.to(device), real.to(device)))
         order.append(index.flatten()[real])
     return plan, torch.cat(order).argsort().to(device)
-
-
-def _padded(lengths: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
-    """The tokens of some sequences as a rectangle (B, L), its padding their last ones, and which of its B*L
-    are real.
-    """
-    begins, spans = (lengths.cumsum(0) - lengths)[rows, None], lengths[rows, None]
-    ranks = torch.arange(spans.max())
-    return begins + torch.minimum(ranks, spans - 1), (ranks < spans).flatten().nonzero().squeeze(1)
 
 
 def _spans(cu_seqlens: Tensor, tokens: int) -> tuple[int, ...]:
