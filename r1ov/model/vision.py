@@ -156,15 +156,13 @@ def layout(
     m = config.spatial_merge_size
     side = config.window_size // m // config.patch_size  # of a window, in blocks
     frames = [(h, w) for t, h, w in grids for _ in range(t)]
-    positions, order, windows = [], [], []
-    for h, w in frames:
+    positions, windows = [], []
+    for number, (h, w) in enumerate(frames):
         places = torch.cartesian_prod(torch.arange(h), torch.arange(w)).view(h // m, m, w // m, m, 2)
         places = places.transpose(1, 2).reshape(h * w, 2)
         positions.append(places)
-
         rows, columns = (places[:: m * m] // m // side).unbind(1)  # of each block's window, (h * w / m^2,)
-        window = rows * -(-(w // m) // side) + columns
-        order.append(window.argsort(stable=True) + sum(map(len, order)))
-        windows.append(window.bincount() * m * m)
+        windows.append((number << 32) + (rows << 16) + columns)
+    _, window, sizes = torch.cat(windows).unique(return_inverse=True, return_counts=True)
     cu_full = starts(torch.tensor([h * w for h, w in frames]))
-    return torch.cat(positions), torch.cat(order), starts(torch.cat(windows)), cu_full
+    return torch.cat(positions), window.argsort(stable=True), starts(sizes * m * m), cu_full
