@@ -46,30 +46,22 @@ def sequence_cost(
     """
     text, vision = config.text, config.vision
     width, heads = text.hidden_size, text.num_attention_heads * text.head_dim
-    layer = width * (
-        2 * heads + 2 * text.num_key_value_heads * text.head_dim + 3 * text.intermediate_size
-    )  # weights
-    forward = 2 * (num_tokens * text.num_hidden_layers * layer + num_trained * width * text.vocab_size)
-    forward += 2 * num_tokens * num_tokens * heads * text.num_hidden_layers
+    keys = text.num_key_value_heads * text.head_dim
+    layer = width * (2 * heads + 2 * keys + 3 * text.intermediate_size)  # weights
+    products = text.num_hidden_layers * num_tokens * (layer + num_tokens * heads)
+    products += num_trained * width * text.vocab_size
 
-    width = vision.hidden_size
+    width, merge = vision.hidden_size, vision.spatial_merge_size**2
     block = width * (4 * width + 3 * vision.intermediate_size)  # weights
-    merged_width = vision.spatial_merge_size**2 * width
+    merger = merge * width * (merge * width + vision.out_hidden_size)
     num_full = sum(index < vision.depth for index in vision.fullatt_block_indexes)
     for t, h, w in grids:
         patches, frame = t * h * w, h * w
-        window = min(
-            frame, (vision.window_size // vision.patch_size) ** 2
-        )  # at a picture's edge they are smaller
-        forward += 2 * patches * (vision.patch_dim * width + vision.depth * block)
-        forward += (
-            2
-            * (patches // vision.spatial_merge_size**2)
-            * merged_width
-            * (merged_width + vision.out_hidden_size)
-        )
-        forward += 4 * patches * width * (num_full * frame + (vision.depth - num_full) * window)
-    return 3 * forward
+        window = min(frame, (vision.window_size // vision.patch_size) ** 2)  # at an edge they are smaller
+        seen = num_full * frame + (vision.depth - num_full) * window
+        products += patches * (vision.patch_dim * width + vision.depth * block + 2 * width * seen)
+        products += patches // merge * merger
+    return 6 * products  # two operations each, three times
 
 
 def pack(
