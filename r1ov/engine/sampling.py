@@ -77,10 +77,11 @@ def sample(
     Returns:
         (B,) int64 tokens and (B,) float32 log-probs, in nats.
     """
-    logits = logits.float()
+    scores = logits.to(torch.float32, copy=True)
     if params.temperature not in (0.0, 1.0):
-        logits = logits / params.temperature
-    scores = logits.index_fill(-1, banned, -math.inf)
+        scores /= params.temperature
+    logprobs = scores.log_softmax(-1)
+    scores.index_fill_(-1, banned, -math.inf)
     if params.repetition_penalty != 1.0:
         scores = penalise_repetition(scores, seen, params.repetition_penalty)
     if params.temperature == 0.0:
@@ -91,7 +92,7 @@ def sample(
         if params.top_p < 1.0:
             scores = keep_top_p(scores, params.top_p)
         tokens = draw(scores, uniforms)
-    return tokens, logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+    return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
 
 
 def penalise_repetition(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
