@@ -264,11 +264,8 @@ class Run:
             metrics |= {f"{name}_per_second": count / seconds for name, count in counts.items()}
             if self.device.type == "cuda":
                 metrics |= gpu_metrics(self.device, self.dtype, flops / seconds / self.world.size)
-            timed = self.step - self.first_step - 1  # the first step also waited for the data's workers
-            pace = (now - self.begun) / timed if timed else seconds
+            pace = (now - self.begun) / (self.step - self.first_step)
             self.log.step(metrics, (config.max_steps - self.step) * pace)
-        if self.step == self.first_step + 1:
-            self.begun = now
         is_stopped = self.world.sum(self.stop.is_set())[0] > 0 and may_stop and self.step < config.max_steps
         self.is_save_due |= config.save_steps > 0 and self.step % config.save_steps == 0
         if is_stopped or (may_stop and self.is_save_due):
