@@ -65,18 +65,16 @@ class Steps:
     def __getitem__(self, step: int) -> StepData:
         """Raises UserError for an over-long row where that is an error, and for what the source raises."""
         items = []  # records and bad rows
-        rows = []  # (where, the sequence)
+        rows, costs = [], []  # (where, the sequence), and what it costs
         for number in range(step * self.rows_per_step, (step + 1) * self.rows_per_step):
             item = self.source[number]
             try:
                 encoded = self.encoded(item)
-                rows.append((item.where, encoded))
                 items.append(replace(item, messages=[]))
             except BadRow as error:
                 items.append(error)
-
-        costs = []
-        for _, encoded in rows:
+                continue
+            rows.append((item.where, encoded))
             grids = () if encoded.image_grid_thw is None else encoded.image_grid_thw.tolist()
             trained = num_trained(encoded.labels)
             costs.append(sequence_cost(self.processor.config, len(encoded), trained, grids))
