@@ -86,6 +86,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
         '{"id": "a"}',
         '{"text": "a"}',
         '{"id": "a", "text": "b", "sample": "one"}',
+        '{"id": "a", "text": ["one reply", "and another"]}',
         "[" * 50_000,
     ],
 )

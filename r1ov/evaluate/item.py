@@ -91,6 +91,8 @@ def read_predictions(path: Path, may_be_torn: bool = False) -> list[Prediction]:
 
 
 def _prediction(row: Mapping) -> Prediction:
+    if not isinstance(row["text"], str):
+        raise TypeError
     kinds = {**Prediction.__annotations__, "resized": list, "box_unit": str, "error": str}
     values = {name: kind(row[name]) for name, kind in kinds.items() if row.get(name) is not None}
     if values.get("finish_reason") not in ("length", "error"):
