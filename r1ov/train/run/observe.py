@@ -107,7 +107,7 @@ def combine_metrics(parts: Sequence[Mapping[str, Tensor | float]]) -> dict[str, 
     for name in dict.fromkeys(name for part in parts for name in part):
         values = [float(part[name]) for part in parts if name in part]
         if not name.endswith(("min", "max")):
-            combined[name] = math.fsum(values) if all(map(math.isfinite, values)) else sum(values)
+            combined[name] = sum(values)
         elif values := [value for value in values if not math.isnan(value)]:
             combined[name] = (min if name.endswith("min") else max)(values)
     return combined
