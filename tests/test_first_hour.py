@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file
 
 import train as program
 from r1ov import cli
@@ -236,6 +237,49 @@ def test_own_drawings_with_a_bad_row_are_learned_evaluated_exported_and_told_in_
     (final / "config.json").unlink()
     with pytest.raises(UserError, match=r"has not finished; `python -m r1ov.train.export runs/sft FOLDER`"):
         resolve("runs/sft")
+
+
+@pytest.mark.parametrize(
+    "frozen", [{"freeze": "language"}, {"lora_r": 2, "lora_target": "attn.qkv", "lora_vision": True}]
+)
+def test_a_pack_without_an_image_changes_nothing_where_only_the_reading_of_images_is_trained(here, frozen):
+    """The same rows in one pack, and in two of which one has no image."""
+    drawings(here, rows=1)
+    image = json.loads((here / "sharegpt.json").read_text())
+    words = [
+        {"messages": [{"role": "user", "content": "word " * 20}, {"role": "assistant", "content": "So."}]}
+    ]
+    (here / "mixed.json").write_text(json.dumps([*image, *words]))
+    (here / "words.json").write_text(json.dumps(words))
+    options = {
+        "model": "r1ov-tiny",
+        "max_steps": 2,
+        "train_batch_size": 2,
+        **QUICK,
+        **frozen,
+        "merge": "lora_r" in frozen,
+    }
+    results = []
+    for length in (1000, 100):
+        sft.train(
+            SFTConfig(
+                data="mixed.json",
+                out=f"runs/{length}",
+                max_length=length,
+                **options,
+            )
+        )
+        results.append(load_file(here / f"runs/{length}/final/model.safetensors"))
+        assert [row["grad_norm"] > 0 for row in rows(here / f"runs/{length}", "grad_norm")] == [True, True]
+    before = load_file(resolve("r1ov-tiny") / "model.safetensors")
+    assert any(not torch.equal(results[0][name], before[name].float()) for name in before)
+    one, two = (rows(here / f"runs/{length}", "grad_norm") for length in (1000, 100))
+    for name in ("loss", "grad_norm"):
+        assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=1e-4)
+    for name, value in results[0].items():  # AdamW makes much of a small gradient's last digits: 1e-5 seen
+        torch.testing.assert_close(results[1][name], value, rtol=0, atol=5e-5)
+    with pytest.raises(UserError, match="none of 1 rows has an image"):
+        sft.train(SFTConfig(data="words.json", **options))
 
 
 def test_grpo_answers_own_held_out_questions_and_its_pages_stay(here, capsys):

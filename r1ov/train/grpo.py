@@ -140,7 +140,8 @@ def accumulate_gradients(run: Run, packs: Sequence[Batch], counts: Mapping[str, 
         then = partial(completion_logprobs, labels=pack["labels"], temperature=run.config.temperature)
         scored = run.model(**pack.inputs, then=then)
         loss, metrics = policy_loss(*scored, pack, counts, run.config)
-        loss.backward()
+        if loss.requires_grad:  # not without an image, where only its reading is trained
+            loss.backward()
         shares.append({"loss": loss.detach(), **metrics})
     return combine_metrics(run.trainers.gather(combine_metrics(shares)))
 

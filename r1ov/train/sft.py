@@ -50,7 +50,8 @@ def train(config: SFTConfig) -> None:
             for pack in each_pack(data.batches, run.model, run.device):
                 then = partial(sft_loss_and_correct, labels=pack["labels"], num_items_in_batch=num_items)
                 own_loss, own_correct = run.model(**pack.inputs, then=then)
-                own_loss.backward()
+                if own_loss.requires_grad:  # not without an image, where only its reading is trained
+                    own_loss.backward()
                 loss, correct = loss + own_loss.detach(), correct + own_correct
             loss, correct = run.world.sum(loss.item(), correct.item())
             metrics = update(run.optimizers, run.parameters, config, run.step)

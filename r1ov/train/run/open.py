@@ -186,6 +186,8 @@ class Run:
             pictured += isinstance(item, Record) and bool(item.images)
         tally.max_bad_share = self.config.max_bad_share
         tally.finish()
+        if encode and not (pictured or any(one.requires_grad for one in self.masters.model.parameters())):
+            raise UserError(f"none of {tally.rows:,} rows has an image, and only its reading is trained")
         if self.world.is_main:
             for reason, row in tally.first.items():
                 tell(f"{'dropped' if reason in tally.dropped else 'bad row'}  {row}")
