@@ -78,9 +78,7 @@ def attention_torch(
         k, v = (x.unflatten(0, (len(spans), spans_k[0])) for x in (k, v))
         return _sdpa(q.unflatten(0, (len(spans), spans[0])), k, v, causal).flatten(0, 1)
     groups, order = _plan(spans, spans_k, causal, q.device)
-    outputs = [
-        _sdpa(q[index], k[index_k], v[index_k], causal).flatten(0, 1)[real] for index, index_k, real in groups
-    ]
+    outputs = [_sdpa(q[index], k[index_k], v[index_k], causal).flatten(0, 1) for index, index_k in groups]
     return torch.cat(outputs)[order]
 
 
@@ -88,15 +86,15 @@ def attention_torch(
 @torch.inference_mode(False)
 def _plan(
     spans: tuple[int, ...], spans_k: tuple[int, ...], causal: bool, device: torch.device
-) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     """How sequences of these lengths are gathered into batches.
 
     A group's sequences are padded to its longest. Where attention is causal and the first queries see equally
     many keys, the padding is hidden by itself (it comes after every real query), so lengths up to a factor of
     two share a group; all others need equal lengths.
 
-    Returns: for each group the tokens to gather for queries (B, L) and for keys (B, S), and which of its B*L
-        outputs are real; and (T,) the order that brings the real outputs of all groups back in place.
+    Returns: for each group the tokens to gather for queries (B, L) and for keys (B, S); and (T,) where each
+        token is among the B*L outputs of all groups end to end.
     """
     groups = {}
     for row, (length, length_k) in enumerate(zip(spans, spans_k, strict=True)):
@@ -110,11 +108,10 @@ def _plan(
             pad_sequence([one[row] for row in rows], batch_first=True, padding_value=-1)
             for one in (tokens, tokens_k)
         ]
-        real = (padded[0].flatten() >= 0).nonzero().squeeze(1)
-        index, index_k = (one.cummax(1).values for one in padded)  # each padded with its last token
-        plan.append((index.to(device), index_k.to(device), real.to(device)))
-        order.append(index.flatten()[real])
-    return plan, torch.cat(order).argsort().to(device)
+        order.append(padded[0].flatten())
+        # each padded with its last token
+        plan.append(tuple(one.cummax(1).values.to(device) for one in padded))
+    return plan, torch.cat(order).argsort()[-sum(spans) :].to(device)  # the padding, -1, comes first
 
 
 def _spans(cu_seqlens: Tensor, tokens: int) -> tuple[int, ...]:

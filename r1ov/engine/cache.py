@@ -259,12 +259,15 @@ class FlatStep:
         cache.append(rows)
         x = self.embedding.index_select(0, tokens)  # (B, C)
         turns = self.turns.index_select(0, positions)  # (B, 1, D/2)
+        # All layers write into one place, whose views are made once: a call costs as much as a small product.
+        qkv = x.new_empty(rows, len(self.layers[0][0]))
+        heads = qkv.view(rows, -1, 2 * turns.shape[2])
+        q, kv = heads.tensor_split([self.heads], 1)
+        pairs = torch.view_as_complex(heads.unflatten(2, (-1, 2)))[:, : -self.key_heads]
         for index, (bias, qkv_proj, o_proj, gate_up_proj, down_proj) in enumerate(self.layers):
-            qkv = torch.addmm(bias, self.norm(x), qkv_proj).view(rows, self.heads + 2 * self.key_heads, -1)
-            pairs = torch.view_as_complex(qkv.view(rows, -1, turns.shape[2], 2))
-            pairs[:, : -self.key_heads].mul_(turns)  # queries and keys, where they are in `qkv`
-            out = cache.attend(index, qkv[:, : self.heads], qkv[:, self.heads :])
-            x = torch.addmm(x, out.flatten(1), o_proj)
-            gate, up = (self.norm(x) @ gate_up_proj).chunk(2, dim=-1)
-            x = torch.addmm(x, F.silu(gate).mul_(up), down_proj)
+            torch.addmm(bias, self.norm(x), qkv_proj, out=qkv)
+            pairs.mul_(turns)  # queries and keys, where they are in `qkv`
+            x.addmm_(cache.attend(index, q, kv).flatten(1), o_proj)
+            gate, up = (self.norm(x) @ gate_up_proj).chunk(2, 1)
+            x.addmm_(F.silu(gate).mul_(up), down_proj)
         return self.norm(x) @ self.head
