@@ -282,6 +282,14 @@ def test_a_pack_without_an_image_changes_nothing_where_only_the_reading_of_image
         sft.train(SFTConfig(data="words.json", **options))
 
 
+def test_held_out_questions_that_leave_no_room_for_an_answer_are_told(here, capsys):
+    drawings(here, rows=4)
+    data = {"data": "sharegpt.json", "eval_data": "grpo.jsonl", "model": "r1ov-tiny", "max_steps": 1}
+    sft.train(SFTConfig(**data, **QUICK | {"eval_max_new_tokens": 2048}))
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "note held-out questions that are not asked: 4; the prompt is too long: grpo.jsonl, row 1" in shown
+
+
 def test_grpo_answers_own_held_out_questions_and_its_pages_stay(here, capsys):
     drawings(here, rows=4)
     path = here / "mine.py"

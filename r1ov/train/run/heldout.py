@@ -2,7 +2,6 @@
 
 import time
 from collections import defaultdict
-from contextlib import suppress
 from functools import partial
 from statistics import fmean
 from typing import Literal
@@ -102,12 +101,15 @@ def answer_questions(run: Run, source: Source, count: int) -> dict[str, float]:
     """
     config, world, started = run.config, run.askers, time.perf_counter()
     longest = run.processor.config.text.max_position_embeddings - config.eval_max_new_tokens
-    asked = []  # (number, Record, Encoded)
+    asked, lost = [], []  # (number, Record, Encoded); BadRow
     for number in range(world.rank, count, world.size):
-        record = source[number]
-        with suppress(BadRow):
-            if isinstance(record, Record):
+        if isinstance(record := source[number], Record):
+            try:
                 asked.append((number, record, encode_prompt(run.processor, record, longest)))
+            except BadRow as error:
+                lost.append(error)
+    if lost and world.is_main:
+        tell(f"note    held-out questions that are not asked: {len(lost)}; {lost[0]}")
     model, done = run.answering_model(), []
     if asked:
         done = generate(
