@@ -28,6 +28,7 @@ from r1ov.model.lora import adapted, targets
 from r1ov.train import grpo, sft
 from r1ov.train.export import export
 from r1ov.train.export import main as export_main
+from r1ov.train.run import open as open_run
 from r1ov.train.run.config import GRPOConfig, SFTConfig
 from r1ov.train.run.log import Log
 from r1ov.train.run.sharding import build_adapted
@@ -64,6 +65,22 @@ def trained(base: Path, out: Path, **options) -> dict[str, torch.Tensor]:
 def whole(base, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "run"
     return out, trained(base, out, save_steps=2)
+
+
+@pytest.mark.parametrize("is_made_for_it", [False, True])
+@pytest.mark.parametrize("is_real", [False, True])
+@pytest.mark.parametrize("r", [None, 4])
+def test_a_base_of_real_size_is_held_in_bfloat16_on_a_cpu_made_for_it(
+    base, tmp_path, capsys, monkeypatch, is_made_for_it, is_real, r
+):
+    monkeypatch.setattr(open_run, "computes_bfloat16", lambda device: is_made_for_it)
+    monkeypatch.setattr(open_run, "SMALL", 1000 if is_real else 2**24)
+    options = COMMON | {"lora_r": r, "max_steps": 1}
+    sft.train(SFTConfig(model=str(base), out=str(tmp_path / "run"), **options))
+    narrow = is_made_for_it and is_real and r is not None
+    assert f"cpu, {'bfloat16' if narrow else 'float32'}, torch kernels" in capsys.readouterr().err
+    saved = load_file(tmp_path / "run" / "final" / (WEIGHTS if r else "model.safetensors"))
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}  # what learns
 
 
 def test_a_run_leaves_an_adapter_that_peft_and_we_load_on_an_untouched_base(base, whole):

@@ -110,7 +110,9 @@ class TrainConfig:
     kernels: Literal["torch", "triton"] | None = resumable(
         None, "attention and log-probs; default: triton on a GPU, torch elsewhere"
     )
-    bf16: bool | None = overridable(None, "compute in bfloat16, learn in float32; default: on a GPU")
+    bf16: bool | None = overridable(
+        None, "compute in bfloat16, learn in float32; default: on a GPU, and with LoRA on CPUs made for it"
+    )
     activation_checkpointing: Literal["off", "selective", "full"] | None = resumable(
         None, "recompute activations, to save memory; default: selective on a GPU, else off"
     )

@@ -16,7 +16,7 @@ import torch
 from r1ov.cli import flag, marked
 from r1ov.common.files import earlier_options, is_finished, locked, say, write_json
 from r1ov.common.memory import SMALL, held, plan, return_freed
-from r1ov.common.processes import World, choose_kernels, joined, share_cores
+from r1ov.common.processes import World, choose_kernels, computes_bfloat16, joined, share_cores
 from r1ov.common.stopping import stopping
 from r1ov.data.formats.reader import Endless, open_data
 from r1ov.data.formats.records import Record, Tally, counted
@@ -108,7 +108,10 @@ class Run:
             if not before and (self.out / "config.json").exists():
                 say(f"note    {self.out}/ holds a run without a checkpoint; it begins anew")
         self.kernels = choose_kernels(config.kernels, device)
-        is_bf16 = device.type == "cuda" if config.bf16 is None else config.bf16
+        is_bf16 = config.bf16
+        if is_bf16 is None:  # on a CPU it is faster and smaller where nothing wide is kept beside it
+            is_lean = config.is_lora and parameters > SMALL and computes_bfloat16(device)
+            is_bf16 = device.type == "cuda" or is_lean
         self.dtype = torch.bfloat16 if is_bf16 else torch.float32  # of the arithmetic
         self.masters = self.build()
         if isinstance(source, Endless):
