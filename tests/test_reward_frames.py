@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import random
-import re
 from contextlib import nullcontext
 
 import pytest
@@ -13,7 +12,6 @@ from PIL import Image
 from r1ov.data.formats.layouts import read_row
 from r1ov.data.formats.reader import open_data
 from r1ov.data.formats.records import BadRow
-from r1ov.data.playground.source import Playground
 from r1ov.data.processor import Processor
 from r1ov.data.steps import Steps, encode_record, frame_of, recognise_boxes
 from r1ov.engine.generate import generate
@@ -90,15 +88,6 @@ def test_a_prompts_box_and_a_replys_point_move_with_their_image_too(processor):
     point = '[{"point_2d": [112, 112], "label": "2"}]'
     assert seen(processor, "Where?", point) == 'Where? / [{"point_2d": [35, 28], "label": "2"}]'
     assert seen(processor, "Where?", "112, 112, 224, 168", kind="bbox") == "Where? / 35, 28, 70, 42"
-
-
-def test_the_playgrounds_boxes_stay_while_its_images_do_and_shrink_with_them(processor):
-    record = next(one for one in map(Playground().__getitem__, range(7)) if one.kind == "bbox")
-    ((x1, y1, x2, y2),) = (one.box for one in read_boxes(record.solution))
-    smaller = processor.with_pixel_limits(max_pixels=56 * 56)  # half as wide and high
-    for how, scale in ((processor, 1), (smaller, 2)):
-        reply = how.decode(encode_record(record, how).input_ids).partition("<answer>")[2]
-        assert re.findall(r"\d+", reply) == [str(round(float(x) / scale)) for x in (x1, y1, x2, y2)]
 
 
 def spread(count: int, width: int, height: int, seed: int = 0) -> list[tuple[float, float]]:

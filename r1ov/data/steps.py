@@ -120,12 +120,9 @@ def frame_of(processor: Processor, encoded: Encoded, unit: Unit | None) -> Frame
 
 
 def encode_record(record: Record, processor: Processor, **options: Any) -> Encoded:
-    """The record's messages as `Processor.encode`, their boxes measured as the model measures its own, as are
-    those in pixels of an image that keeps its size.
-    """
+    """The record's messages as `Processor.encode`, their boxes measured as the model measures its own."""
     encoded = processor.encode(record.messages, **options)
-    frame = frame_of(processor, encoded, record.box_unit)
-    if frame is None or frame == Frame(frame.resized, frame.resized, "original"):
+    if not (frame := frame_of(processor, encoded, record.box_unit)):
         return encoded
     messages = with_boxes(record, lambda text: resized(text, frame))
     return encoded if messages == record.messages else processor.encode(messages, **options)

@@ -28,7 +28,6 @@ class Playground:
             ),
             solution=scene.answer,
             kind=scene.kind,
-            box_unit="original",
             id=str(number),
             format=family,
             where=f"playground, {self.split}, seed {self.seed}, sample {number}",
