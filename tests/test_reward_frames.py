@@ -63,6 +63,10 @@ def test_a_target_is_trained_in_the_pixels_that_the_model_sees(processor):
     assert "[20, 20, 40, 40]" in target(processor, row("[20, 20, 40, 40]", box_unit="resized"))
     with pytest.raises(BadRow, match="outside its image of 448 x 224; give its box_unit"):
         target(processor, row("[250, 500, 500, 750]"))
+    keeps_its_size = processor.with_pixel_limits(min_pixels=448 * 224, max_pixels=448 * 224)
+    for unit in ("original", "resized"):
+        with pytest.raises(BadRow, match="outside its image of 448 x 224; give its box_unit"):
+            target(keeps_its_size, row("[250, 500, 500, 750]", box_unit=unit))
 
 
 def seen(processor: Processor, user: str, reply: str, **columns) -> str:

@@ -110,7 +110,7 @@ class Run:
         self.kernels = choose_kernels(config.kernels, device)
         is_bf16 = config.bf16
         if is_bf16 is None:  # on a CPU it is faster and smaller where nothing wide is kept beside it
-            is_lean = config.is_lora and parameters > SMALL and computes_bfloat16(device)
+            is_lean = parameters > SMALL and config.is_lora and computes_bfloat16(device)
             is_bf16 = device.type == "cuda" or is_lean
         self.dtype = torch.bfloat16 if is_bf16 else torch.float32  # of the arithmetic
         self.masters = self.build()
