@@ -108,10 +108,8 @@ class Run:
             if not before and (self.out / "config.json").exists():
                 say(f"note    {self.out}/ holds a run without a checkpoint; it begins anew")
         self.kernels = choose_kernels(config.kernels, device)
-        is_bf16 = config.bf16
-        if is_bf16 is None:  # on a CPU it is faster and smaller where nothing wide is kept beside it
-            is_lean = parameters > SMALL and config.is_lora and computes_bfloat16(device)
-            is_bf16 = device.type == "cuda" or is_lean
+        is_lean = parameters > SMALL and config.is_lora and computes_bfloat16(device)  # no float32 is kept
+        is_bf16 = config.bf16 if config.bf16 is not None else is_lean or device.type == "cuda"
         self.dtype = torch.bfloat16 if is_bf16 else torch.float32  # of the arithmetic
         self.masters = self.build()
         if isinstance(source, Endless):
