@@ -20,6 +20,7 @@ from r1ov.folder.pretrained import read_config
 from r1ov.folder.weights import init_weights
 from r1ov.model.model import Qwen2_5_VL
 from r1ov.train import sft
+from r1ov.train.grpo import completion_logprobs
 from r1ov.train.loss import sft_loss_and_correct
 from r1ov.train.run import sharding
 from r1ov.train.run.config import SFTConfig
@@ -132,9 +133,10 @@ SHAPES = {  # changes of r1ov-tiny's text and vision
 }
 
 
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
 @pytest.mark.parametrize("mode", ["off", "selective", "full"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_activations_are_those_that_live_at_the_same_time(shape, mode):
+def test_activations_are_those_that_live_at_the_same_time(shape, mode, stage):
     config = read_config(Path("r1ov/model/r1ov-tiny/config.json"))
     text, vision = SHAPES[shape]
     config = replace(config, text=replace(config.text, **text), vision=replace(config.vision, **vision))
@@ -146,16 +148,18 @@ def test_activations_are_those_that_live_at_the_same_time(shape, mode):
     pack = pack_of(config, [300, 200, 260, 240], 6)
     run = SimpleNamespace(
         model=model,
-        config=SimpleNamespace(activation_checkpointing=mode, context_parallel=1),
+        config=SimpleNamespace(activation_checkpointing=mode, context_parallel=1, stage=stage),
         dtype=torch.float32,
         kernels="torch",
         device=torch.device("meta"),  # which has no heap with holes
     )
     given = {name: tensor for name, tensor in pack.items() if name != "labels"}
     then = partial(sft_loss_and_correct, labels=pack["labels"], num_items_in_batch=1)
+    if stage == "grpo":
+        then = partial(completion_logprobs, labels=pack["labels"], temperature=1.0)
     living = count_step.Living("cpu")
     with living:
-        model(**given, then=then)[0].backward()
+        model(**given, then=then)[0].sum().backward()
     found = living.most + pack["pixel_values"].nbytes
     assert sum(memory.activations(run, [pack]).values()) == pytest.approx(found, rel=0.1)
 
@@ -170,7 +174,7 @@ def test_the_gradients_of_a_single_pack_come_as_its_activations_go(shape):
     run = SimpleNamespace(
         model=model,
         parameters=[*model.parameters()],
-        config=SimpleNamespace(activation_checkpointing="off", context_parallel=1, replicate=1),
+        config=SimpleNamespace(activation_checkpointing="off", context_parallel=1, replicate=1, stage="sft"),
         world=SimpleNamespace(size=1),
         dtype=torch.float32,
         kernels="torch",
@@ -205,7 +209,7 @@ def test_activations_with_the_kernels_are_those_counted_on_the_meta_device(mode)
     pack = {"labels": torch.zeros(4096), "pixel_values": torch.empty(4 * 1024, 0)}
     run = SimpleNamespace(
         model=model,
-        config=SimpleNamespace(activation_checkpointing=mode, context_parallel=1),
+        config=SimpleNamespace(activation_checkpointing=mode, context_parallel=1, stage="grpo"),
         dtype=torch.bfloat16,
         kernels="triton",
         device=torch.device("meta"),

@@ -97,7 +97,7 @@ def activations(run: Any, packs: Iterable[Mapping[str, torch.Tensor]]) -> dict[s
     """Bytes that the forward and backward pass of the largest pack hold at the worst moment, beside weights,
     gradients and the optimizer's moments; {} without packs.
 
-    That is when all that is KEPT is there, and the backward pass is at the loss, with its logits three times,
+    That is when all that is KEPT is there, and the backward pass is at the loss, with its logits some times,
     or at the last layer, of which what was not kept is made again, beside the gradients of its MLP.
 
     Args: run: open.py's `Run`. packs: with labels.
@@ -107,6 +107,7 @@ def activations(run: Any, packs: Iterable[Mapping[str, torch.Tensor]]) -> dict[s
     rows = [KEPT[run.kernels], KEPT.get(run.config.activation_checkpointing, KEPT[run.kernels])]
     sizes = text.hidden_size, text.num_key_value_heads * text.head_dim, text.intermediate_size
     is_small = run.device.type == "cpu" and sum(map(torch.numel, run.model.parameters())) <= SMALL
+    wide = 20 if run.config.stage == "grpo" else 12  # bytes of a logit: three, with the entropy five float32
     most, name = 0.0, ""
     for pack in packs:
         tokens, patches = len(pack["labels"]) / run.config.context_parallel, len(pack.get("pixel_values", ()))
@@ -116,7 +117,7 @@ def activations(run: Any, packs: Iterable[Mapping[str, torch.Tensor]]) -> dict[s
         block, seen = (patches * (a * vision.hidden_size + b * vision.intermediate_size) for *_, a, b in rows)
         again = layer - kept + tokens * (sizes[0] + 2 * sizes[2])
         scored = min(int((pack["labels"] >= 0).sum()), LOGITS // text.vocab_size) * (run.kernels == "torch")
-        logits = 12 * scored * text.vocab_size / itemsize  # three in float32
+        logits = wide * scored * text.vocab_size / itemsize
         whole = text.num_hidden_layers * layer + vision.depth * block
         kept = text.num_hidden_layers * kept + vision.depth * seen
         size = ends + kept + max(again, logits) + HOLES * is_small * (ends + whole + logits)
