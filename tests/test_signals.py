@@ -108,6 +108,7 @@ def test_training_saves_and_exits_0(command, helpers, number, tmp_path):
 def test_under_torchrun_every_rank_saves(command, helpers, number, tmp_path):
     _, told = signalled(TORCHRUN + command, tmp_path / "run", number, is_training, 2 + 2 * helpers)
     assert told.count("Traceback") == told.count("SignalException: "), told  # torchrun's own
+    assert (tmp_path / "run" / "checkpoints").exists(), told
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert len(list(checkpoint.glob("rank-*"))) == 2
     assert told.count(f"stop    after {checkpoint.name.replace('-', ' ')}, saved") == 1
