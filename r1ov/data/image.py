@@ -115,12 +115,17 @@ class ImageProcessor:
             if image.size != size:
                 image = image.resize(size, Image.Resampling.BICUBIC)
         pixels = np.asarray(image).reshape(rows // m, m, p, columns // m, m, p, 3)
-        pixels = pixels.transpose(0, 3, 1, 4, 6, 2, 5)  # patches in blocks of m x m
-        # in Hugging Face's order and precision
-        scaled = (pixels.reshape(-1, 3, 1, p * p) * self.rescale_factor).astype(np.float32)
-        mean, std = np.array([self.image_mean, self.image_std], dtype=np.float32)[..., None, None]
-        # A still image is a film of t equal frames.
-        return ((scaled - mean) / std).repeat(t, axis=2).reshape(rows * columns, -1)
+        # (3, P, p*p), patches in blocks of m x m
+        pixels = pixels.transpose(6, 0, 3, 1, 4, 2, 5).reshape(3, rows * columns, p * p)
+        # What each byte becomes in each channel, (3, 256), in Hugging Face's order and precision.
+        scaled = (np.arange(256, dtype=np.float64) * self.rescale_factor).astype(np.float32)
+        mean, std = np.array([self.image_mean, self.image_std], dtype=np.float32)[..., None]  # (3, 1) each
+        normalised = (scaled - mean) / std
+        patches = np.empty((rows * columns, 3, t, p * p), dtype=np.float32)
+        for channel in range(3):
+            # A still image is a film of t equal frames.
+            patches[:, channel] = normalised[channel][pixels[channel]][:, None]
+        return patches.reshape(rows * columns, -1)
 
 
 def _wrong_limits(least: int, most: int) -> str:
