@@ -97,8 +97,8 @@ def activations(run: Any, packs: Iterable[Mapping[str, torch.Tensor]]) -> dict[s
     """Bytes that the forward and backward pass of the largest pack hold at the worst moment, beside weights,
     gradients and the optimizer's moments; {} without packs.
 
-    That is when all that is KEPT is there, and the backward pass is at the loss, with its logits some times,
-    or at the last layer, of which what was not kept is made again, beside the gradients of its MLP.
+    That is when all that is KEPT is there, and the backward pass is at the loss, with its logits three or
+    five times, or at the last layer, of which what was not kept is made again, beside its MLP's gradients.
 
     Args: run: open.py's `Run`. packs: with labels.
     Source: what autograd saves, tensor by tensor (tests/test_memory.py).
@@ -107,7 +107,7 @@ def activations(run: Any, packs: Iterable[Mapping[str, torch.Tensor]]) -> dict[s
     rows = [KEPT[run.kernels], KEPT.get(run.config.activation_checkpointing, KEPT[run.kernels])]
     sizes = text.hidden_size, text.num_key_value_heads * text.head_dim, text.intermediate_size
     is_small = run.device.type == "cpu" and sum(map(torch.numel, run.model.parameters())) <= SMALL
-    wide = 20 if run.config.stage == "grpo" else 12  # bytes of a logit: three, with the entropy five float32
+    wide = 20 if run.config.stage == "grpo" else 12  # bytes a logit: three times, with the entropy five
     most, name = 0.0, ""
     for pack in packs:
         tokens, patches = len(pack["labels"]) / run.config.context_parallel, len(pack.get("pixel_values", ()))

@@ -181,8 +181,8 @@ def load_quantized(
 ) -> dict[str, Stored]:
     """Loads what is quantised in a model's files, or is to be, and the embedding; returns what else there is.
 
-    Args: stored: of each parameter. read: reads one, or some rows of it. alone: the same, of a file that is
-        opened for the embedding alone: on a CPU it stays in its file, and only the rows in use are read.
+    Args: stored: of each parameter. read: reads one, or some rows of it. alone: another such reader, entered
+        here, for the embedding alone: on a CPU it stays in its file, and only the rows in use are read.
     """
     rest = {}
     for name, tensor in stored.items():

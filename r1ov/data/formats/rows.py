@@ -68,7 +68,7 @@ def named(cells: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """A row of its cells. Raises ValueError for a name that is there twice: one of the two would be lost."""
     row = dict(cells)
     if len(row) < len(cells):
-        raise ValueError(f"a name is there twice among {', '.join(name for name, _ in cells)}")
+        raise ValueError(f"a name is there twice among {', '.join(name for name, _ in cells)}; rename one")
     return row
 
 

@@ -101,13 +101,14 @@ def answer_questions(run: Run, source: Source, count: int) -> dict[str, float]:
     """
     config, world, started = run.config, run.askers, time.perf_counter()
     longest = run.processor.config.text.max_position_embeddings - config.eval_max_new_tokens
-    asked, lost = [], []  # (number, Record, Encoded); BadRow
+    asked, lost = [], []  # (number, Record, Encoded); why not
     for number in range(world.rank, count, world.size):
         if isinstance(record := source[number], Record):
             try:
                 asked.append((number, record, encode_prompt(run.processor, record, longest)))
             except BadRow as error:
-                lost.append(error)
+                lost.append(str(error))
+    lost = [fault for part in world.gather(lost) for fault in part]
     if lost and world.is_main:
         tell(f"note    held-out questions that are not asked: {len(lost)}; {lost[0]}")
     model, done = run.answering_model(), []
