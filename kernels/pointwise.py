@@ -61,13 +61,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` of x (T, K) and weight (N, K).
 
     For a few rows on a CPU with AMX the weight is the left factor, which oneDNN reads as it lies; a right one
-    it rearranges at every call. A single row goes as two, or it takes a slower way made for vectors.
+    it rearranges at every call. The result then lies column by column, unless there is a bias.
     """
     if len(x) > FEW or x.dtype != torch.bfloat16 or not has_amx(x.device):
         return F.linear(x, weight, bias)
-    rows = x if len(x) > 1 else x.expand(2, -1)
-    y = weight @ rows.mT if bias is None else torch.addmm(bias[:, None], weight, rows.mT)
-    return y.mT[: len(x)].contiguous()
+    y = (weight @ x.mT).mT if len(x) > 1 else (weight @ x[0])[None]
+    return y if bias is None else y.contiguous() + bias
 
 
 def _in_triton(name: str, x: Tensor, *others: Any) -> Any:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from kernels import attention, check_impl, decode_attention
 from kernels.attention import decode_attention_torch
-from kernels.dispatch import has_amx
 from r1ov.common.memory import LARGE, roomy
 from r1ov.data.processor import Batch
 from r1ov.errors import UserError
@@ -203,15 +202,8 @@ def step(model: Qwen2_5_VL, cache: KVCache, tokens: Tensor, positions: Tensor) -
     take_from_file(model)
     cache.append(len(tokens))
     x = model.model.embed_tokens(tokens)
-    # oneDNN rearranges bfloat16 weights before each product; for a single row PyTorch's own product, which
-    # reads them once, takes half the time where there is no AMX.
-    has_onednn, is_single = torch.backends.mkldnn.enabled, x.dtype == torch.bfloat16 and len(tokens) == 1
-    torch.backends.mkldnn.enabled = has_onednn and not (is_single and not has_amx(x.device))
-    try:
-        # A new token has the same position on all three streams.
-        return model.logits(model.model(x, positions.expand(3, -1), attend))
-    finally:
-        torch.backends.mkldnn.enabled = has_onednn
+    # A new token has the same position on all three streams.
+    return model.logits(model.model(x, positions.expand(3, -1), attend))
 
 
 class FlatStep:
@@ -264,10 +256,12 @@ class FlatStep:
         heads = qkv.view(rows, -1, 2 * turns.shape[2])
         q, kv = heads.tensor_split([self.heads], 1)
         pairs = torch.view_as_complex(heads.unflatten(2, (-1, 2)))[:, : -self.key_heads]
+        gate_up = x.new_empty(rows, self.layers[0][3].shape[1])
+        gate, up = gate_up.chunk(2, 1)
         for index, (bias, qkv_proj, o_proj, gate_up_proj, down_proj) in enumerate(self.layers):
             torch.addmm(bias, self.norm(x), qkv_proj, out=qkv)
             pairs.mul_(turns)  # queries and keys, where they are in `qkv`
             x.addmm_(cache.attend(index, q, kv).flatten(1), o_proj)
-            gate, up = (self.norm(x) @ gate_up_proj).chunk(2, 1)
+            torch.mm(self.norm(x), gate_up_proj, out=gate_up)
             x.addmm_(F.silu(gate).mul_(up), down_proj)
         return self.norm(x) @ self.head

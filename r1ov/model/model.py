@@ -80,7 +80,8 @@ class Qwen2_5_VL(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(T, C) -> (T, V)."""
-        return self.lm_head(hidden) if hasattr(self, "lm_head") else linear(hidden, self.head_weight)
+        made = self.lm_head(hidden) if hasattr(self, "lm_head") else linear(hidden, self.head_weight)
+        return made.contiguous()
 
     def forward(
         self,

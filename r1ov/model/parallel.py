@@ -95,7 +95,8 @@ class Split:
         return (slice(None),) * dim + (part,)
 
     def sum(self, x: Tensor) -> Tensor:
-        """Over the processes, in place."""
+        """Over the processes."""
+        x = x.contiguous()
         dist.all_reduce(x, group=self.world.group)
         return x
 
