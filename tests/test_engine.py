@@ -19,7 +19,7 @@ from transformers.generation import (
 )
 
 from kernels import pointwise
-from r1ov.engine import cache, decode, generate, prepare
+from r1ov.engine import decode, generate, prepare
 from r1ov.engine.cache import FlatStep, KVCache, prefill, step
 from r1ov.engine.decode import TextStream
 from r1ov.engine.generate import banned_ids
