@@ -33,21 +33,28 @@ OPERATORS = {
 UNITS = {
     "cm": "centimeter centimeters centimetre centimetres cm", "m": "meter meters metre metres m",
     "km": "km kilometers", "kg": "kg",
-    "": "degree degrees deg dollar dollars euro euros unit units C F", "s": "s sec second seconds",
+    "": "unit units C F", "°": "degree degrees deg degs", "$": "dollar dollars USD", "€": "euro euros",
+    "¥": "yuan", "s": "s sec second seconds",
     "h": "h hour hours hr hrs",
     "mi": "mi mile miles", "in": "in inch inches inche",
+    "rad": "rad radian radians", "MHz": "MHz megahertz",
 }  # fmt: skip
 UNIT = {word: unit for unit, words in UNITS.items() for word in words.split()}
 CHINESE = {
     "厘米": "cm",
     "平方米": "m2",
     "米": "m",
-    "度": "",
+    "度": "°",
     "个": "",
     "公里": "km",
     "千米": "km",
     "分钟": "min",
     "摄氏度": "",
+    "弧度": "rad",
+    "元": "¥",
+    "美元": "$",
+    "美金": "$",
+    "度角": "°",
 }
 # Spellings of the same, for `unspaced`.
 ALIKE = {
@@ -68,6 +75,7 @@ ALIKE = {
     r"(?<=\d)\s*亿": "*100000000",
     r"(?<=\d)\s*[和或及与與]\s*(?=[-\dx$])": " and ",
     "负": "-",
+    "¢": " cents",
     "[【】「」]": " ",
     r"\\(?=[¼-¾⅐-⅞])": "",
     r"(?<=per)\$(?=cent)|(?<=frac)\$": " ",
@@ -82,7 +90,7 @@ FRAME_CHINESE = re.compile(
 )
 CHANGING = re.compile(  # a word after a number that makes it another one, or none
     r"(?i)and|or|not|plus|minus|times|over|per|hal(f|ves)|thirds?|quarters?|fourth|fifth|tenth|hundredth|thousandth|ten|dozen|hundred|"
-    r"thousand|[mbtr]+illion|percent|squared|cubed|factorial|root|sqrt|log|sin|cos|tan|exp|ln|mod|more|less|most|least|maybe|yes|no|none"
+    r"thousand|[mbtr]+illion|lakh|crore|quadrillion|mil|sixths|percent|squared|cubed|factorial|root|sqrt|log|sin|cos|tan|exp|ln|mod|more|less|most|least|maybe|yes|no|none"
 )
 
 
@@ -353,7 +361,9 @@ def measured(text: str, is_known: bool = False) -> tuple[str, str | None]:
     """What comes before the words at the end, and those words as a unit; None: none there. is_known: only one
     of UNITS is a unit.
     """
-    text = re.sub(r"^[$€£¥₹]\s*|(?<=\s)\s+", "", spelled(re.sub(r"(?i)\b\w*per\s?\w*cent\w*", "%", text)))
+    text = re.sub(
+        r"^[$€£¥₹]\s*|(?<=\s)\s+", "", spelled(re.sub(r"(?i)\b\w*per\s?\w*cent\w*|\bpct$", "%", text))
+    )
     text = re.sub(r"(?<=[a-z])\s+per\s+(?=[a-z])", "/", text)
     text = re.sub(r"^\(([^,]*\d[^,]*\s[a-z]{2,})\s*\)$", r"\1", text)  # brackets around value and unit
     if chinese := re.search(r"(?<=[\d)])\s*([一-鿿]{1,6})$", text):
@@ -381,6 +391,12 @@ def measured(text: str, is_known: bool = False) -> tuple[str, str | None]:
 
 def same_number(body: str, gold: str) -> bool:
     if re.search(r"[;?]|\b(?:or|and|not)\b", body):
+        return False
+    # A sign after or before a number as the word for it; what lost its "$" to TeX may be anything.
+    body, gold = (re.sub(r"(?:°|\^\s*\{?\s*\\circ\s*\}?)\$?$", " degrees", text) for text in (body, gold))
+    body, gold = (re.sub(r"^€\s*([\d.,]+)$", r"\1 euros", text) for text in (body, gold))
+    body, gold = (re.sub(r"^\\\$\s*([\d.,]+)\$?$", r"\1 dollars", text) for text in (body, gold))
+    if re.search(r"\d(?:M|(?<=(?:19|20)\d0)s)$", body) and body != gold:
         return False
     sides = []
     for text in (body, gold):

@@ -93,6 +93,24 @@ def test_units_have_one_spelling():
     assert split_unit("2x") == ("2x", "")  # a letter may be a variable
 
 
+def test_a_sine_of_degrees_or_a_variable_states_no_unit():
+    scores = {
+        ("3m", r"(3m)^\circ"): 1.0,
+        (r"\sin 30°", "50%"): 1.0,
+        (r"\sin 30^\circ", "0.5 radians"): 1.0,
+        ("30°", "30 radians"): 0.0,
+    }
+    assert {pair: score_answer(*pair, "math") for pair in scores} == scores
+
+
+def test_a_choice_is_not_picked_by_the_value_of_another_unit():
+    rules = Rules(choices=("60°", "$6", "12 cm"))
+    for answer, gold in {"60 degrees": "A", "6 dollars": "B", "6": "B"}.items():
+        assert score_answer(answer, gold, "mcq", rules) == 1.0, answer
+    for answer, gold in {"60 radians": "A", "6 cents": "B"}.items():
+        assert score_answer(answer, gold, "mcq", rules) == 0.0, answer
+
+
 def test_percent_is_a_hundredth_and_bare_only_where_the_gold_says_percent():
     scores = {("12%", "0.12"): 1.0, ("0.12", "12%"): 1.0, ("12", "12%"): 1.0, ("12%", "12"): 0.0}
     assert {pair: score_answer(*pair, "number") for pair in scores} == scores

@@ -45,9 +45,9 @@ _SYMBOL = (
     r"(?:\^?-?\d)?\)?"
 )
 # a number and its unit, if any, such as kg/m^3, N\cdot m or J/(kg*K); or a Chinese one ("7个"), unless it
-# multiplies ("7万")
+# multiplies ("7万"); no decade
 _QUANTITY = (
-    r"([-+]?\d[\d,.]*(?:/\d+)?(?:\s*(?:\\times|\*)\s*10\s*\^\s*-?\d+)?)"
+    r"(?!(?:19|20)\d0s$)([-+]?\d[\d,.]*(?:/\d+)?(?:\s*(?:\\times|\*)\s*10\s*\^\s*-?\d+)?)"
     rf"\s*({_SYMBOL}(?:(?:\s*(?:\\cdot|\\times|[*/])\s*\(?|\s+){_SYMBOL})*"
     r"|(?![十百千万亿半倍分])[一-鿿]{1,6})?"
 )

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from r1ov.reward.rules.boxes import Frame, is_marked, read_boxes, score_boxes
 from r1ov.reward.rules.compare import UNORDERED, same_math
 from r1ov.reward.rules.expression import FUNCTIONS, Group, Unreadable, read
-from r1ov.reward.rules.numbers import Rules, read_number, same_number
+from r1ov.reward.rules.numbers import Rules, is_other_unit, read_number, same_number
 from r1ov.reward.rules.reading import (
     boxed,
     extract_answer,
@@ -92,12 +92,15 @@ def score_answer(
     if kind in ("bbox", "boxes"):
         threshold = rules.iou_threshold if rules.iou_mode == "threshold" else None
         return score_boxes(answer, gold, kind, threshold, frame)
-    readers = {"yes_no": read_yes_no, "number": read_number, "mcq": lambda text: choice_of(text, rules)}
+    readers = {"yes_no": read_yes_no, "number": read_number, "mcq": partial(choice_of, rules=rules)}
     right, found = (readers.get(kind, read_text)(text) for text in (gold, answer))
-    if right is None or found is None:
-        return None if right is None else 0.0
+    if right is None:
+        return None
+    if found is None:
+        return 0.0
     if kind == "number":
-        return float(same_number(found, right, rules))
+        is_same = same_number(found, right, rules)
+        return float(is_same and (answer == gold or not is_other_unit(answer, gold)))
     if kind == "mcq" and is_declared:
         right, found = sorted(right), sorted(found)
     if kind == "text" and is_formula(gold):
@@ -114,8 +117,8 @@ def kind_of(gold: str) -> str:
     """
     if re.fullmatch(r"(?i)\W*(?:yes|no)\W*", gold):
         return "yes_no"
-    if re.fullmatch(r"0\d+|\d[\d.]*(?:\s*-\s*\d[\d.]*)+|\d+(?:/\d+){2,}", plain(gold)):
-        return "text"  # a code, a range or a date: no number, and no difference
+    if re.fullmatch(r"0\d+|\d[\d.]*(?:\s*-\s*\d[\d.]*)+|\d+(?:/\d+){2,}|(?:19|20)\d0s", plain(gold)):
+        return "text"  # a code, a range, a date or a decade: no number, and no difference
     letters = read_letters(gold) or ""
     if re.fullmatch(r"[*\s(\[]*[A-Za-z][*\s)\].:]*", gold) or (
         letters == "".join(sorted(letters)) and "" < letters < "I"
@@ -161,6 +164,8 @@ def choice_of(text: str, rules: Rules) -> str | None:
 
 def _score_math(answer: str, gold: str, kind: str, rules: Rules, verify: Verify | None) -> float | None:
     """By our rules; a gold that our parser cannot read needs the judge, or has no score."""
+    if is_other_unit(answer, gold):
+        answer = ""
     try:
         verdict = same_math(answer or "0", gold, rules, kind)
     except Unreadable:
@@ -181,7 +186,7 @@ def _score_formula(answer: str, gold: str, verify: Verify | None) -> float:
 
 def _unboxed(text: str) -> str:
     """The body of the text's only `\\boxed{}`, the text without one, nothing with several different ones."""
-    if "boxed" not in text and "fbox" not in text:
+    if "box" not in text:
         return text.strip()
     bodies = set(boxed(text)) or {text.strip()}
     return bodies.pop() if len(bodies) == 1 else ""

@@ -4,7 +4,6 @@ percent, currency, units.
 
 import re
 from fractions import Fraction
-from itertools import product
 from typing import Literal, NamedTuple
 
 from r1ov.reward.rules.reading import AnswerFrom, plain, unwrap
@@ -24,6 +23,7 @@ _NUMBER = re.compile(
     rf"(?:(?:(?P<whole>\d+)(?:\s+(?=\d)|\s*(?=\\)))?(?:(?P<top>{_DIGITS})\s*/\s*(?P<bottom>{_DIGITS})"
     rf"|\\frac\s*\{{\s*(?P<tex_top>-?{_DIGITS})\s*\}}\s*\{{\s*(?P<tex_bottom>-?{_DIGITS})\s*\}})"
     rf"|(?P<digits>{_DIGITS}){_POWER}?)"
+    r"(?!M\b|(?<=\b(?:19|20)\d0)s\b)"  # 5M are millions, and the 1990s no seconds
 )
 _UNIT = re.compile(  # Chinese: not the "万" of "7万", nor the "或8" of "7或8"
     r"(?P<power_word>(?:square|sq\.?|cubic)\s+|平方|立方)?(?P<name>[A-Za-zμΩ]+\.?(?:\s*/\s*[A-Za-z]+)?"
@@ -35,31 +35,50 @@ _TRAILING = re.compile(
     r"(?:\^\{?(?P<power>\d)\}?)?\.?$"
 )
 _PREFIXES = "kilo k, centi c, milli m, mega M, micro μ, nano n, deci d"
-_BASES = "meter m, metre m, gram g, liter L, litre L, second s, watt W, joule J, newton N"
+_BASES = """meter m, metre m, gram g, liter L, litre L, second s, watt W, joule J, newton N, hertz Hz,
+    pascal Pa, mole mol, electronvolt eV"""
 _OTHERS = """inch in, inche in, foot ft, feet ft, yard yd, mile mi, pound lb, lbs lb, ounce oz, minute min,
-    hour h, hr h, sec s, volt V, ohm Ω, hertz Hz, pascal Pa, ampere A, mole mol, l L, ml mL, celsius C,
-    fahrenheit F, 摄氏度 C, 华氏度 F, 米 m, 厘米 cm, 毫米 mm, 分米 dm, 千米 km, 公里 km, 克 g, 千克 kg,
+    hour h, hr h, sec s, volt V, ohm Ω, ampere A, l L, ml mL, celsius C, fahrenheit F, radian rad, 弧度 rad,
+    摄氏度 C, 华氏度 F, 米 m, 厘米 cm, 毫米 mm, 分米 dm, 千米 km, 公里 km, 克 g, 千克 kg,
     公斤 kg, 毫克 mg, 秒 s, 分钟 min, 小时 h, 升 L, 毫升 mL"""
-_NAMELESS = "degree deg dollar euro unit 度 元"  # they say nothing of the number
+_NAMELESS = "degree deg dollar euro unit 度 元"  # a number alone means them too
+# What a text's end says of its unit: 60 degrees are not 60 of anything else, though a mere 60 may be either.
+_STATED = re.compile(
+    r"""(?ix)(?:(?!(?:sin|cos|tan|cot)(?![a-z])).)*?(?<![a-z一-鿿\\])(?:  # sin 30° is a mere number
+      (?P<degree>°|deg(?:ree)?s?|度角?)
+    | (?P<percent>%|percent|per\ cent)
+    | (?P<dollar>dollars?|usd|bucks?|美[元金])
+    | (?P<euro>€.*|euros?|欧元)
+    | (?P<pound>£.*|pounds?|lbs?|英镑)
+    | (?P<rupee>₹.*|rupees?)
+    | (?P<yuan_or_yen>¥.*|元钱?|块钱?|yuan|rmb|cny|yen|日元)
+    | (?!units?\b|celsius|fahrenheit|摄氏度|华氏度)  # which leave it open
+      (?P<other>[a-z]{3,}|[cdkm]m|[km]g|ml|ft|in|mi|k?m/[hs]|[一-鿿]+
+        |(?-i:(?<=\d)[gLWJNVA]|(?<=\d\ )[mgshLWJNVA]))
+    )(?:\^\{?\d\}?)?$"""
+)
+_RATES = "m/s m/h m/L km/s km/h km/L cm/s cm/h cm/L mi/s mi/h mi/L g/s g/h g/L"
 
 
 SYMBOLS = dict(pair.split() for pair in f"{_BASES}, {_OTHERS}".split(","))
 SYMBOLS |= dict.fromkeys(_NAMELESS.split(), "")
-for _prefix, _base in product(_PREFIXES.split(", "), _BASES.split(", ")):
-    (_name, _short_name), (_unit, _symbol) = _prefix.split(), _base.split()
-    SYMBOLS[_name + _unit] = _short_name + _symbol
-_SHORT = {*SYMBOLS.values(), *(f"{a}/{b}" for a in ("m", "km", "cm", "mi", "g") for b in ("s", "h", "L"))}
+for _prefix in _PREFIXES.split(","):
+    for _base in _BASES.split(","):
+        (_name, _short_name), (_unit, _symbol) = _prefix.split(), _base.split()
+        SYMBOLS[_name + _unit] = _short_name + _symbol
+_SHORT = {*SYMBOLS.values(), *_RATES.split()}
 # Words after a number that change it, instead of saying of what it is the number.
 _CHANGING = re.compile(
-    r"""(?x)and|or|not|plus|minus|times|over|per|half|halves|third|quarter|fourth|fifth|tenth|hundredth|thousandth
-    |ten|dozen|hundred|thousand|million|billion|trillion|percent|squared|cubed|factorial|root|mod|more|less|most
-    |least|maybe|yes|none|ish|odd|(?:sqrt|log|ln|sin|cos|tan|exp)[nxyz]?"""
+    r"""(?x)and|or|not|plus|minus|times|over|per|half|halves|third|quarter|fourth|fifth|sixth|seventh|eighth
+    |ninth|tenth|twelfth|[a-z]+(?:teen|tie|dred|sand|ion)th|ten|dozen|hundred|thousand|[a-z]*illion|mil|mln
+    |lakh|crore|percent|squared|cubed|factorial|root|mod|more|less|most|least|maybe|yes|none|ish|odd
+    |(?:sqrt|log|ln|sin|cos|tan|exp)[nxyz]?"""
 )
 
 
 class Number(NamedTuple):
-    """decimals: places after the point, None for an exact number. unit: "" for none, or one that does not
-    matter (degrees, currency).
+    """decimals: places after the point, None for an exact number. unit: "" for none, or one that a number
+    alone means too (degrees, currency), see `is_other_unit`.
     """
 
     value: Fraction
@@ -75,11 +94,13 @@ def read_number(text: str) -> Number | None:
     """
     if re.fullmatch(rf"-?[0-9]{{1,{MAX_DIGITS}}}", text):
         return Number(Fraction(text))
-    return read_written(text) if len(text) <= 1_000 else None
+    return read_written(text)
 
 
 def read_written(text: str) -> Number | None:
     """The same of what is not simply an integer."""
+    if len(text) > 1_000:
+        return None
     text = re.sub(r"^\(([^(),]*)\)$", r"\1", unwrap(plain(text)))
     text = re.sub(r"^([-+]?)10\s*(?=\^|\*\*)", r"\g<1>1*10", text)
     match = _NUMBER.match(text)
@@ -172,6 +193,15 @@ class Rules(NamedTuple):
     iou_threshold: float = 0.5
     choices: tuple[str, ...] = ()
     precision: int | None = None
+
+
+def is_other_unit(found: str, gold: str) -> bool:
+    """Whether both texts state a unit, one of those that a number alone means too, and these differ.
+
+    Example: "$5" and "5 cents"
+    """
+    ends = {match.lastgroup for text in (found, gold) if (match := _STATED.match(unwrap(plain(text))))}
+    return len(ends) > 1
 
 
 def same_number(found: Number, gold: Number, rules: Rules) -> bool:

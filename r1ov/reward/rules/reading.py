@@ -18,6 +18,7 @@ for _line in r"""
     ∞   -> \infty␣
     √   -> \sqrt␣
     ℃   -> °C
+    ¢   -> ␣cents
     ≈   -> =
     ±   -> \pm␣
     ≠   -> \neq␣
@@ -37,11 +38,13 @@ for _line in r"""
     _before, _, _after = _line.partition("->")
     _CHARACTERS |= dict.fromkeys(_before.strip(), _after.strip().replace("␣", " "))
 _CHARACTERS = str.maketrans(_CHARACTERS)
-_LATEX = []  # in this order
+_LATEX = []  # in this order; one "$" before a number is money, two around it are TeX's
 for _line in r"""
     Â° -> °
     ⁄ -> /
     − -> -
+    ^(\$?)(-?)\\?\$\s*(\d[\d.,]*)\1$ -> \2\3 dollars
+    (?<=\d)\s*pct$ -> %
     \\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])|\\hspace\*?\s*\{[^{}]*\} ->
     \\(?:text|mbox|mathord|mathpunct)\s*(?=\{,\}) ->
     \\thinspace(?![A-Za-z]) -> \\,
