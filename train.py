@@ -10,6 +10,7 @@ import os
 import sys
 
 from r1ov.cli import parse_cli, run
+from r1ov.errors import UserError
 from r1ov.train.run.config import GRPOConfig, SFTConfig
 from r1ov.train.run.presets import GRPO, SFT
 
@@ -19,8 +20,10 @@ def main() -> None:
     parser.add_argument("--stage", nargs="?")
     is_grpo = parser.parse_known_args()[0].stage == "grpo"
     options, presets = (GRPOConfig, GRPO) if is_grpo else (SFTConfig, SFT)
-    other = {"--stage sft": SFTConfig} if is_grpo else {"--stage grpo": GRPOConfig}
-    config = parse_cli(options, prog="train.py", description=__doc__, presets=presets, elsewhere=other)
+    stages = {"--stage sft": SFTConfig, "--stage grpo": GRPOConfig}
+    config = parse_cli(options, prog="train.py", description=__doc__, presets=presets, elsewhere=stages)
+    if config.preset not in (None, *presets):
+        raise UserError(f"--preset is {config.preset!r}; there are {', '.join(presets)}")
     if config.nproc_per_node > 1 and "WORLD_SIZE" not in os.environ:
         from r1ov.common.processes import launch
 

@@ -10,9 +10,9 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
-from r1ov.common.files import one_line
+from r1ov.common.files import one_line, say
 from r1ov.errors import UserError
 
 C = TypeVar("C")
@@ -28,10 +28,13 @@ def option(default: Any = dataclasses.MISSING, help: str = "", **more: Any) -> A
     """A dataclass field that declares a flag with all its properties; without a default the flag is required.
 
     Args:
-        more: `least`, `above`, `most`, `below`: bounds of a number, for `check_bounds`; anything else,
-            `resumable=True` say, is a mark that `marked` looks for.
+        more: `least`, `above`, `most`, `below`: bounds of a number, for `check_bounds`; `idle`: with which
+            other option this one has no effect: "optim adamw", by its value, or "max_steps", whenever it is
+            given; anything else, `resumable=True` say, is a mark that `marked` looks for.
     """
-    return dataclasses.field(default=default, metadata={"help": help, **more})
+    if default and default is not dataclasses.MISSING:
+        help += f" (default: {default})"
+    return dataclasses.field(default=default, metadata=more | {"help": help})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,21 +75,20 @@ class AskingOptions:
     )
 
 
-def check_bounds(options: C) -> C:
-    """The same. Raises UserError for the first number that is outside the bounds of its declaration."""
+def check_bounds(options: Any) -> None:
+    """Raises UserError for the first number that is outside the bounds of its declaration."""
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         for name, (words, holds) in BOUNDS.items():
             bound = field.metadata.get(name)
             if None not in (value, bound) and not holds(value, bound):
                 raise UserError(f"{flag(field.name)} is {value}; it must be {words} {bound}")
-    return options
 
 
 def marked(options: Any, mark: str) -> dict:
     """The options whose declaration has this mark, with their values."""
-    names = (field.name for field in dataclasses.fields(options) if mark in field.metadata)
-    return {name: getattr(options, name) for name in names}
+    fields = dataclasses.fields(options)
+    return {field.name: getattr(options, field.name) for field in fields if mark in field.metadata}
 
 
 def flag(name: str) -> str:
@@ -111,10 +113,9 @@ def parse_cli(
     cls: type[C],
     argv: list[str] | None = None,
     *,
-    prog: str,
-    description: str,
-    presets: Mapping[str, Mapping] = {},
-    elsewhere: Mapping[str, type] = {},
+    presets: Mapping = {},
+    elsewhere: Mapping = {},
+    **about: str,
 ) -> C:
     """The instance of the keyword-only dataclass `cls` that the command line describes.
 
@@ -126,34 +127,40 @@ def parse_cli(
         presets: what the field `preset` may name: values of other fields, which flags on the command line
             override.
         elsewhere: dataclasses whose flags belong to another command, by what that is called.
+        about: `prog` and `description`, of the program.
     Raises:
-        SystemExit: status 2 and one line on stderr for an unknown, abbreviated, missing, or malformed flag; 0
-            after `--help`.
+        SystemExit: status 2 and one line on stderr for a flag that is unknown, abbreviated, missing,
+            malformed, or without effect (`idle`); 0 after `--help`.
         UserError: whatever `cls.__post_init__` finds wrong.
     """
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
-    types = get_type_hints(cls)
+    parser = _Parser(**about, allow_abbrev=False)
     for field in dataclasses.fields(cls):
-        text, default = field.metadata["help"], field.default
-        if default not in (dataclasses.MISSING, None, (), False):
-            text += f" (default: {default})"
         parser.add_argument(
             flag(field.name),
             default=argparse.SUPPRESS,
-            required=default is dataclasses.MISSING,
-            help=text.replace("%", "%%"),
-            **_argument(types[field.name]),
+            required=field.default is dataclasses.MISSING,
+            help=field.metadata["help"].replace("%", "%%"),
+            **_argument(field.type),
         )
     known, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{_hint(unknown[0], cls, elsewhere)}")
     given = vars(known)
-    if (preset := given.get("preset")) is not None:
-        if preset not in presets:
-            parser.error(f"--preset is {preset!r}; there are {', '.join(presets) or 'none'}")
-        given = {**presets[preset], **given}
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    return check_bounds(cls(**options))
+    for name, value in given.items():
+        if isinstance(value, list):
+            given[name] = tuple(value)
+    options = {**presets.get(given.get("preset"), {}), **given}
+    config = cls(**options)
+    check_bounds(config)
+    facts = {*options, *(f"{name} {value}" for name, value in vars(config).items())}
+    for field in dataclasses.fields(cls):
+        idle = field.metadata.get("idle")
+        if idle in facts and field.name in given:
+            parser.error(
+                f"{flag(field.name)} has no effect with {flag(idle)} (given, the preset's, or the default); "
+                "leave it out, or change that"
+            )
+    return config
 
 
 def run(main: Callable[[], None]) -> int:
@@ -164,19 +171,20 @@ def run(main: Callable[[], None]) -> int:
     and propagates.
     """
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the shell (`>&-`)
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        # None: closed by the shell (`>&-`)
+        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         # A pipe or console that is not UTF-8 shows what it cannot write as \\uXXXX; Python would stop in
         # mid-answer.
-        getattr(sys, name).reconfigure(errors="backslashreplace")
+        stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, stream)
     try:
         main()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print(file=sys.stderr)
+        say("")
         return 130
     except UserError as error:
-        print("error:", one_line(str(error)), file=sys.stderr)
+        say(f"error: {one_line(str(error))}")
         return 2
     except OSError as error:
         return _broken_output(error)
@@ -192,7 +200,7 @@ def _broken_output(error: OSError) -> int:
     if error.errno == errno.EPIPE:
         return 141
     where = error.filename or "the output"
-    print("error:", one_line(f"{error.strerror}, writing {where}"), file=sys.stderr)
+    say(f"error: {one_line(f'{error.strerror}, writing {where}')}")
     return 2
 
 
@@ -215,22 +223,21 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {one_line(message)} (see {self.prog} --help)\n")
 
 
-def _number(kind: type[int | float], text: str) -> float:
+def _number(kind: type, name: str, text: str) -> float:
     """The number, or an error that argparse reports: `nan` and `inf` are no setting of anything here."""
     try:
-        if math.isfinite(value := kind(text)):
-            return value
-    except (ValueError, OverflowError):
+        if math.isfinite(float(text)):
+            return kind(text)
+    except ValueError:
         pass
-    name = "whole number" if kind is int else "number"
     raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a {name}")
 
 
 ARGUMENTS = {  # what `add_argument` needs to read a value of this type
     str: {},
     bool: {"action": argparse.BooleanOptionalAction},
-    int: {"type": partial(_number, int), "metavar": "N"},
-    float: {"type": partial(_number, float), "metavar": "X"},
+    int: {"type": partial(_number, int, "whole number"), "metavar": "N"},
+    float: {"type": partial(_number, float, "number"), "metavar": "X"},
 }
 
 
@@ -240,5 +247,5 @@ def _argument(kind: Any) -> dict:
     if get_origin(kind) is Literal:
         return {"choices": members}
     if get_origin(kind) is tuple:
-        return {**_argument(members[0]), "action": "append"}
+        return _argument(members[0]) | {"action": "append"}
     return _argument(members[0]) if members else ARGUMENTS[kind]

@@ -136,6 +136,116 @@ def test_a_number_outside_the_bounds_of_its_declaration_is_refused():
             Bounded(**{name: value})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Dependent:
+    preset: str | None = option(None, "")
+    optim: Literal["adamw", "muon"] = option("adamw", "")
+    muon_rate: float = option(0.1, "", idle="optim adamw")
+    max_steps: int | None = option(None, "")
+    epochs: float = option(1.0, "", idle="max_steps")
+    judge: str | None = option(None, "")
+    judge_model: str | None = option(None, "", idle="judge None")
+    beta: float = option(0.0, "")
+    corrected: bool = option(True, "", idle="beta 0.0")
+
+
+PRESETS = {"short": {"max_steps": 3}, "corrected": {"corrected": False, "muon_rate": 1.0, "epochs": 2.0}}
+
+
+def dependent(words: str) -> Dependent:
+    return parse_cli(Dependent, words.split(), prog="p.py", description="d", presets=PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "other"),
+    [
+        ("--muon-rate 0.1", "--muon-rate", "--optim adamw"),
+        ("--muon-rate=2 --optim adamw", "--muon-rate", "--optim adamw"),
+        ("--epochs 3 --max-steps 5", "--epochs", "--max-steps"),
+        ("--epochs 3 --preset short", "--epochs", "--max-steps"),
+        ("--judge-model m", "--judge-model", "--judge None"),
+        ("--no-corrected", "--corrected", "--beta 0.0"),
+        ("--corrected --beta 0", "--corrected", "--beta 0.0"),
+    ],
+)
+def test_an_option_that_is_given_and_does_nothing_is_refused_in_one_line(words, name, other, capsys):
+    with pytest.raises(SystemExit) as stop:
+        dependent(words)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: {name} has no effect with {other} (given, the preset's, or the default); leave it out, or "
+        "change that (see p.py --help)\n"
+    )
+
+
+def test_what_has_an_effect_or_comes_from_a_preset_or_by_default_passes():
+    assert dependent("") == Dependent()
+    assert dependent("--optim muon --muon-rate 2") == Dependent(optim="muon", muon_rate=2)
+    assert dependent("--epochs 3 --beta 0.1 --no-corrected") == Dependent(epochs=3, beta=0.1, corrected=False)
+    assert dependent("--judge j --judge-model m") == Dependent(judge="j", judge_model="m")
+    assert dependent("--preset corrected") == Dependent(preset="corrected", **PRESETS["corrected"])
+    assert dependent("--preset short --max-steps 4") == Dependent(preset="short", max_steps=4)
+
+
+COMMANDS = {
+    "--muon-learning-rate 0.02": "--optim adamw",
+    "--optim muon --lr-scheduler-type constant --min-lr-rate 0.1": "--lr-scheduler-type constant",
+    "--max-steps 5 --num-train-epochs 2": "--max-steps",
+    "--train-batch-size 8 --gradient-accumulation-steps 2": "--train-batch-size",
+    "--preset r1-onevision --per-device-train-batch-size 2": "--train-batch-size",
+    "--stage grpo --train-batch-size 8 --per-device-train-batch-size 8": "--train-batch-size",
+    "--model r1ov-tiny --config-name r1ov-tiny": "--model",
+    "--eval-steps 0 --eval-samples 5": "--eval-steps 0",
+    "--stage grpo --eval-steps 0 --eval-split test": "--eval-steps 0",
+    "--adapter somewhere --lora-alpha 64": "--lora-r None",
+    "--stage grpo --overlong error": "--stage grpo",
+    "--stage grpo --dataloader-num-workers 2": "--stage grpo",
+    "--stage grpo --importance-sampling-cap 4": "--importance-sampling-correction False",
+    "--stage grpo --no-use-bias-correction-kl": "--beta 0.0",
+}
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_training_refuses_what_would_do_nothing(words, monkeypatch, capsys):
+    import train
+
+    monkeypatch.setattr(sys, "argv", ["train.py", *words.split()])
+    with pytest.raises(SystemExit) as stop:
+        run(train.main)
+    assert stop.value.code == 2
+    assert f" has no effect with {COMMANDS[words]} (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("adapter", [[], ["--model", "r1ov-tiny", "--lora-r", "2"]])
+def test_groups_of_processes_are_refused_where_there_is_one_process(adapter, tmp_path, monkeypatch, capsys):
+    import train
+
+    words = ["--replicate", "2", "--max-steps", "1", "--device", "cpu", "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["train.py", *words, *adapter])
+    assert run(train.main) == 2
+    told = "error: --replicate is 2; it must divide the number of processes, 1\n"
+    assert capsys.readouterr().err.endswith(told)
+
+
+def test_a_preset_that_is_not_there_is_refused(monkeypatch, capsys):
+    import train
+
+    monkeypatch.setattr(sys, "argv", ["train.py", "--preset", "dapo"])
+    assert run(train.main) == 2
+    assert capsys.readouterr().err.startswith("error: --preset is 'dapo'; there are lora-24gb, ")
+
+
+@pytest.mark.parametrize("words", ["--top-p 0.5", "--temperature 0 --top-k 5", "--judge-model m"])
+def test_evaluation_refuses_what_would_do_nothing(words, monkeypatch, capsys):
+    from r1ov.evaluate.__main__ import main
+
+    monkeypatch.setattr(sys, "argv", ["r1ov.evaluate", *words.split()])
+    with pytest.raises(SystemExit) as stop:
+        run(main)
+    assert stop.value.code == 2
+    assert " has no effect with --" in capsys.readouterr().err
+
+
 def test_marks_of_a_declaration_find_its_options():
     assert marked(Bounded(steps=3), "resumable") == {"steps": 3, "beta": 0.5}
 

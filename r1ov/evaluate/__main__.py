@@ -45,16 +45,22 @@ class EvaluateConfig(AskingOptions):
     )
     temperature: float = option(0.0, "0 is greedy", least=0)
     top_p: float = option(
-        1.0, "sample from the likeliest tokens that make up this probability", above=0, most=1
+        1.0,
+        "sample from the likeliest tokens that make up this probability",
+        above=0,
+        most=1,
+        idle="temperature 0.0",
     )
-    top_k: int = option(0, "sample from this many likeliest tokens, 0 for all", least=0)
+    top_k: int = option(
+        0, "sample from this many likeliest tokens, 0 for all", least=0, idle="temperature 0.0"
+    )
     repetition_penalty: float = option(1.0, "above 1, tokens that were there become less likely", above=0)
     max_num_seqs: int = option(64, "answers decoded together", least=1)
     swap_pictures: bool = option(False, "control: every question with another question's image")
     judge: str | None = option(
         None, "URL of an OpenAI-compatible endpoint, asked if rules cannot decide; key from OPENAI_API_KEY"
     )
-    judge_model: str | None = option(None, "the judge's name there")
+    judge_model: str | None = option(None, "the judge's name there", idle="judge None")
     num_threads: int | None = option(None, "CPU threads (default: torch's own choice)", least=1)
 
     def __post_init__(self) -> None:

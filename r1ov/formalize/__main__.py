@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from shlex import quote
 
@@ -21,9 +22,7 @@ _MODEL = "the model's name there, where that is a URL"
 _KEY = "environment variable with the key (default: HF_TOKEN for Hugging Face, OPENAI_API_KEY for OpenAI)"
 _ENGINE = "a URL (OpenAI's protocol), a model folder or name, or playground, its own truth"
 
-
-def _key() -> str | None:
-    return option(None, _KEY, may_change=True)
+changeable = partial(option, may_change=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,21 +30,20 @@ class FormalizeConfig:
     """A run may change the options marked `may_change` when it goes on; all others decide what comes out."""
 
     data: str = option("playground", "playground[:split], a file, a folder, or a hub data set")
-    out: str = option(
+    out: str = changeable(
         "runs/formalize",
         "folder for what comes out; the same command again goes on where it stopped",
-        may_change=True,
     )
-    limit: int | None = option(None, "only the first N rows", least=1, may_change=True)
+    limit: int | None = changeable(None, "only the first N rows", least=1)
     describer: str | None = option(None, _ENGINE)
     describer_model: str | None = option(None, _MODEL)
-    describer_key_env: str | None = _key()
+    describer_key_env: str | None = changeable(None, _KEY)
     reasoner: str | None = option(None, "the same choices (default with the playground: r1ov-tiny)")
     reasoner_model: str | None = option(None, _MODEL)
-    reasoner_key_env: str | None = _key()
+    reasoner_key_env: str | None = changeable(None, _KEY)
     judge: str | None = option(None, "a URL, a model, or rules: no judge (default: rules)")
     judge_model: str | None = option(None, _MODEL)
-    judge_key_env: str | None = _key()
+    judge_key_env: str | None = changeable(None, _KEY)
     rounds: int = option(1, "times that the image is looked at again for what the thought lacks", least=0)
     detector: str = option(
         "IDEA-Research/grounding-dino-tiny",
@@ -55,22 +53,17 @@ class FormalizeConfig:
     max_tokens: int = option(2048, "most tokens of one answer", least=1)
     temperature: float | None = option(None, "of sampling (default: the model's own)", least=0, most=10)
     max_pixels: int = option(2_000_000, "larger images are scaled down to this before they are sent", least=1)
-    concurrency: int = option(8, "rows, and so requests, at once", least=1, most=64, may_change=True)
-    timeout: float = option(120.0, "seconds for one request", above=0, most=3600, may_change=True)
-    attempts: int = option(
-        6, "requests for one answer while the server fails or is busy", least=1, may_change=True
-    )
-    max_tokens_spent: int | None = option(
+    concurrency: int = changeable(8, "rows, and so requests, at once", least=1, most=64)
+    timeout: float = changeable(120.0, "seconds for one request", above=0, most=3600)
+    attempts: int = changeable(6, "requests for one answer while the server fails or is busy", least=1)
+    max_tokens_spent: int | None = changeable(
         None,
         "budget: tokens of all endpoints, in and out, over all starts of the run; looked at before each "
         "request, so those under way may exceed it",
         least=1,
-        may_change=True,
     )
-    retry_failed: bool = option(False, "try rows again that failed in an earlier start", may_change=True)
-    device: str | None = option(
-        None, "for r1ov's engine (default: cuda if there is one, else cpu)", may_change=True
-    )
+    retry_failed: bool = changeable(False, "try rows again that failed in an earlier start")
+    device: str | None = changeable(None, "for r1ov's engine (default: cuda if there is one, else cpu)")
 
 
 def formalize_all(config: FormalizeConfig) -> None:

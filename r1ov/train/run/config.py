@@ -16,6 +16,7 @@ from r1ov.train.run.lora import LoraOptions
 
 resumable = partial(option, resumable=True)
 overridable = partial(option, overridable=True)
+evaluating = partial(resumable, idle="eval_steps 0")
 
 PLAYGROUND = "playground"
 LossType = Literal["grpo", "dapo", "dr_grpo", "cispo"]
@@ -33,7 +34,9 @@ class TrainConfig:
     preset: str | None = option(None, "recipe under other flags: r1-onevision, lora-24gb, 72b-4-nodes")
     model: str | None = option(None, "model folder, hub name or r1ov-tiny to begin with; default: none")
     config_name: str = option(
-        "r1ov-tiny", "from scratch: the model whose architecture and processor, but not weights, are used"
+        "r1ov-tiny",
+        "from scratch: the model whose architecture and processor, but not weights, are used",
+        idle="model",
     )
     freeze: str | None = option(None, "parts that are not trained: any of vision,merger,language")
     seed: int = option(0, "of initial weights, of the order of samples, and of sampling")
@@ -50,7 +53,7 @@ class TrainConfig:
         False,
         "resume with another --learning-rate, --max-steps or the like than the run was begun with",
     )
-    eval_data: str | None = resumable(
+    eval_data: str | None = evaluating(
         None,
         "data whose replies are scored and whose questions are answered; default: on the playground its own",
     )
@@ -63,10 +66,10 @@ class TrainConfig:
     )
     max_length: int = option(8192, "most tokens of a conversation, and of a pack", least=8)
     overlong: Literal["drop", "error"] = option(
-        "drop", "longer conversations: drop and count them, or stop the run"
+        "drop", "longer conversations: drop and count them, or stop the run", idle="stage grpo"
     )
     dataloader_num_workers: int = resumable(
-        1, "processes that prepare the next steps' data; 0: none", least=0
+        1, "processes that prepare the next steps' data; 0: none", least=0, idle="stage grpo"
     )
 
     max_steps: int | None = overridable(
@@ -74,13 +77,18 @@ class TrainConfig:
         "optimiser steps; default: --num-train-epochs; on the playground 200, with grpo 300",
         least=1,
     )
-    num_train_epochs: float = overridable(1.0, "passes over the data, unless --max-steps is given", above=0)
+    num_train_epochs: float = overridable(
+        1.0, "passes over the data, unless --max-steps is given", above=0, idle="max_steps"
+    )
     per_device_train_batch_size: int = resumable(
         64,
         "conversations per process and step; --max-length decides how many run at once",
         least=1,
+        idle="train_batch_size",
     )
-    gradient_accumulation_steps: int = resumable(1, "multiplies the batch of an optimiser step", least=1)
+    gradient_accumulation_steps: int = resumable(
+        1, "multiplies the batch of an optimiser step", least=1, idle="train_batch_size"
+    )
     train_batch_size: int | None = option(None, "global batch size; replaces the two flags above", least=1)
 
     optim: Literal["adamw", "muon"] = option(
@@ -93,10 +101,16 @@ class TrainConfig:
         above=0,
     )
     muon_learning_rate: float = overridable(
-        0.008, "peak of muon; at 0.02 a small model's attention saturates", above=0
+        0.008, "peak of muon; at 0.02 a small model's attention saturates", above=0, idle="optim adamw"
     )
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = option("cosine", "after the warm-up")
-    min_lr_rate: float = option(0.0, "end of cosine and linear, as a share of the peak", least=0, most=1)
+    min_lr_rate: float = option(
+        0.0,
+        "end of cosine and linear, as a share of the peak",
+        least=0,
+        most=1,
+        idle="lr_scheduler_type constant",
+    )
     warmup_ratio: float = option(0.05, "share of the steps with a rising learning rate", least=0, most=1)
     weight_decay: float = option(0.0, "of matrices and embeddings", least=0)
     adam_beta1: float = option(0.9, "first moment", least=0, below=1)
@@ -131,9 +145,9 @@ class TrainConfig:
     )
     save_total_limit: int | None = resumable(2, "keep this many checkpoints, the newest", least=1)
     eval_steps: int = resumable(50, "held-out loss and answers every N steps; 0: never", least=0)
-    eval_samples: int = resumable(35, "held-out samples per evaluation", least=1)
-    eval_max_new_tokens: int = resumable(256, "most tokens of a held-out answer", least=1)
-    eval_split: Literal["test", "rl", "generalisation"] = resumable(
+    eval_samples: int = evaluating(35, "held-out samples per evaluation", least=1)
+    eval_max_new_tokens: int = evaluating(256, "most tokens of a held-out answer", least=1)
+    eval_split: Literal["test", "rl", "generalisation"] = evaluating(
         "test", "split of the playground whose questions are answered"
     )
     report_to: Literal["none", "tensorboard", "wandb"] = resumable(
@@ -173,14 +187,15 @@ class GRPOConfig(LoraOptions, ReadingOptions, TrainConfig):
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = option("linear", "after the warm-up")
     warmup_ratio: float = option(0.0, "share of the steps with a rising learning rate", least=0, most=1)
     adam_beta2: float = option(0.999, "second moment", least=0, below=1)
-    eval_samples: int = resumable(210, "held-out questions per evaluation", least=1)
-    eval_split: Literal["test", "rl", "generalisation"] = resumable(
+    eval_samples: int = evaluating(210, "held-out questions per evaluation", least=1)
+    eval_split: Literal["test", "rl", "generalisation"] = evaluating(
         "rl", "split of the playground whose questions are answered, with other scenes"
     )
     per_device_train_batch_size: int = resumable(
         128,
         "completions per process and step; --max-length decides how many run at once",
         least=1,
+        idle="train_batch_size",
     )
 
     num_generations: int = option(8, "G, completions per prompt")
@@ -218,12 +233,16 @@ class GRPOConfig(LoraOptions, ReadingOptions, TrainConfig):
     importance_sampling_level: ImportanceSamplingLevel = option(
         "token", "one ratio per token, or per completion (GSPO)", of_loss=True
     )
-    use_bias_correction_kl: bool = option(True, "multiply the KL term by the ratio", of_loss=True)
+    use_bias_correction_kl: bool = option(
+        True, "multiply the KL term by the ratio", of_loss=True, idle="beta 0.0"
+    )
     mask_truncated_completions: bool = option(False, "do not train on completions cut off at the limit")
     dynamic_sampling: bool = option(False, "replace groups whose rewards are all equal")
     max_resamplings: int = option(3, "most rounds of replacement per rollout, of bad prompts too", least=0)
     importance_sampling_correction: bool = option(False, "weight tokens by trainer / sampler probability")
-    importance_sampling_cap: float = option(2.0, "of that weight")
+    importance_sampling_cap: float = option(
+        2.0, "of that weight", idle="importance_sampling_correction False"
+    )
     start_share: float = option(
         0.0, "share of the weights that training began from in the final ones", least=0, below=1
     )
@@ -300,15 +319,17 @@ def check_loss_options(
     for name, number in (("epsilon", epsilon), ("epsilon_high", epsilon_high), ("beta", beta)):
         if number is not None and not 0 <= number < math.inf:
             raise UserError(f"{name} is {number}; it must be 0 or more")
-    if loss_type == "cispo" and (epsilon_high is None or epsilon_high < 1):
+    if loss_type == "cispo" and (epsilon_high or 0) < 1:
         raise UserError(
             f"epsilon_high is {epsilon_high}; with loss_type cispo it caps the ratio itself and must be 1 or "
             "more (ScaleRL: 5.0)"
         )
-    if delta is not None and loss_type == "cispo":
+    if delta is None:
+        return
+    if loss_type == "cispo":
         raise UserError(f"delta is {delta}; loss_type cispo has no second clip, leave delta out")
     high = epsilon if epsilon_high is None else epsilon_high
-    if delta is not None and not 1 + high < delta < math.inf:
+    if not 1 + high < delta < math.inf:
         raise UserError(
             f"delta is {delta}; it caps the ratio where the clip at {1 + high:g} does not: it must be above"
         )

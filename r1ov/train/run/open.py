@@ -140,7 +140,7 @@ class Run:
             sharding.freeze(model, config.frozen_parts)
         if config.activation_checkpointing != "off":
             sharding.checkpoint_activations(model, config.activation_checkpointing)
-        if world.size > 1:
+        if world.size * config.replicate > 1:
             sharding.share_out(model, world, device, config.replicate, self.dtype)
         if config.model:
             load_weights(model, self.folders.weights, device, torch.float32)

@@ -232,7 +232,7 @@ def build_adapted(
         load_weights(model, folders.weights, device, dtype, config.quantize, quantizes_head=False)
     attach(model, values, lora)
     checkpoint_activations(model, config.activation_checkpointing)
-    if world.size > 1:
+    if world.size * config.replicate > 1:
         share_out(model, world, device, config.replicate, dtype)
         load_weights(model, folders.weights, device, dtype)
         for name, value in values.items():
