@@ -45,14 +45,15 @@ _NAMELESS = "degree deg dollar euro unit 度 元"  # a number alone means them t
 # What a text's end says of its unit: 60 degrees are not 60 of anything else, though a mere 60 may be either.
 _STATED = re.compile(
     r"""(?ix)(?:(?!(?:sin|cos|tan|cot)(?![a-z])).)*?(?<![a-z一-鿿\\])(?:  # sin 30° is a mere number
-      (?P<degree>°|deg(?:ree)?s?|度角?)
-    | (?P<percent>%|percent|per\ cent)
-    | (?P<dollar>dollars?|usd|bucks?|美[元金])
-    | (?P<euro>€.*|euros?|欧元)
-    | (?P<pound>£.*|pounds?|lbs?|英镑)
-    | (?P<rupee>₹.*|rupees?)
-    | (?P<yuan_or_yen>¥.*|元钱?|块钱?|yuan|rmb|cny|yen|日元)
-    | (?!units?\b|celsius|fahrenheit|摄氏度|华氏度)  # which leave it open
+      (?:(?P<degree>°|deg(?:ree)?s?|度角?)
+        | (?P<percent>%|percent|per\ cent)
+        | (?P<dollar>dollars?|usd|bucks?|美[元金])
+        | (?P<euro>€.*|euros?|欧元)
+        | (?P<pound>£.*|pounds?|lbs?|英镑)
+        | (?P<rupee>₹.*|rupees?)
+        | (?P<yuan_or_yen>¥.*|元钱?|块钱?|yuan|rmb|cny|yen|日元)
+      )(?:\s(?!celsius|fahrenheit)[a-z]{3,})?  # "60° clockwise"
+    | (?!(?:units?|celsius|fahrenheit|摄氏度|华氏度)\b|(?:each|apiece|total|altogether|left|more|back)$)
       (?P<other>[a-z]{3,}|[cdkm]m|[km]g|ml|ft|in|mi|k?m/[hs]|[一-鿿]+
         |(?-i:(?<=\d)[gLWJNVA]|(?<=\d\ )[mgshLWJNVA]))
     )(?:\^\{?\d\}?)?$"""
