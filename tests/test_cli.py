@@ -199,7 +199,6 @@ COMMANDS = {
     "--stage grpo --eval-steps 0 --eval-split test": "--eval-steps 0",
     "--adapter somewhere --lora-alpha 64": "--lora-r None",
     "--stage grpo --overlong error": "--stage grpo",
-    "--stage grpo --dataloader-num-workers 2": "--stage grpo",
     "--stage grpo --importance-sampling-cap 4": "--importance-sampling-correction False",
     "--stage grpo --no-use-bias-correction-kl": "--beta 0.0",
 }

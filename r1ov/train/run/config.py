@@ -69,7 +69,7 @@ class TrainConfig:
         "drop", "longer conversations: drop and count them, or stop the run", idle="stage grpo"
     )
     dataloader_num_workers: int = resumable(
-        1, "processes that prepare the next steps' data; 0: none", least=0, idle="stage grpo"
+        1, "processes that prepare the next steps' data; 0: none", least=0
     )
 
     max_steps: int | None = overridable(
