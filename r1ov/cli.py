@@ -156,10 +156,11 @@ def parse_cli(
     for field in dataclasses.fields(cls):
         idle = field.metadata.get("idle")
         if idle in facts and field.name in given:
-            parser.error(
-                f"{flag(field.name)} has no effect with {flag(idle)} (given, the preset's, or the default); "
-                "leave it out, or change that"
-            )
+            name, _, value = idle.partition(" ")
+            how = f"with {flag(idle)} (given, the preset's, or the default)"
+            if value in ("None", "False"):
+                how = f"without {flag(name)}"
+            parser.error(f"{flag(field.name)} has no effect {how}; leave it out, or change that")
     return config
 
 
